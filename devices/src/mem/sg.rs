@@ -1,0 +1,404 @@
+//! Scatter-gather lists: guest ranges, checked once, ready for the kernel.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
+
+use super::{DmaError, GuestRam};
+
+/// Lists kept for reuse by each thread, so that a warm command allocates nothing.
+const POOLED_LISTS: usize = 256;
+/// A list that grew beyond this many segments is freed, not kept.
+const POOLED_SEGMENTS: usize = 512;
+
+thread_local! {
+    static POOL: RefCell<Vec<Vec<libc::iovec>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What keeps the memory behind a list mapped: held, never read.
+#[derive(Clone)]
+#[expect(dead_code, reason = "held for its Drop")]
+enum Backing {
+    Nothing,
+    Ram(Arc<GuestRam>),
+    Host(Arc<HostBuffer>),
+}
+
+/// An owned list of memory segments: guest RAM, resolved to host addresses, or a host bounce buffer.
+///
+/// The segments stay valid as long as the list lives. The bytes are shared with the guest and may change at
+/// any time, so they are only reached by volatile copies here or by the kernel.
+pub struct SgList {
+    backing: Backing,
+    iov: Vec<libc::iovec>,
+    len: u64,
+}
+
+// SAFETY: the pointers lead into memory that `backing` keeps mapped and that has no thread affinity; access
+// is by volatile copies or by the kernel, both of which allow concurrent use by other threads and the guest.
+#[allow(unsafe_code)]
+unsafe impl Send for SgList {}
+
+impl SgList {
+    /// A list of no bytes.
+    pub fn empty() -> Self {
+        Self { backing: Backing::Nothing, iov: Vec::new(), len: 0 }
+    }
+
+    /// A zeroed host buffer of `len` bytes whose address is a multiple of `align` (a power of two).
+    ///
+    /// Returns `None` when the host has no memory for it.
+    pub fn host(len: usize, align: usize) -> Option<Self> {
+        let buffer = Arc::new(HostBuffer::new(len, align)?);
+        let mut iov = take_list();
+        iov.push(libc::iovec { iov_base: buffer.start.cast(), iov_len: len });
+        Some(Self { backing: Backing::Host(buffer), iov, len: len as u64 })
+    }
+
+    pub(super) fn resolve(
+        ram: &Arc<GuestRam>,
+        parts: impl IntoIterator<Item = (u64, u32)>,
+    ) -> Result<Self, DmaError> {
+        let mut list = Self { backing: Backing::Ram(ram.clone()), iov: take_list(), len: 0 };
+        for (addr, len) in parts {
+            list.add_guest(ram, addr, len)?;
+        }
+        Ok(list)
+    }
+
+    fn add_guest(&mut self, ram: &GuestRam, addr: u64, len: u32) -> Result<(), DmaError> {
+        let not_ram = || DmaError::NotRam { addr, len: u64::from(len) };
+        if len == 0 {
+            return Ok(());
+        }
+        for slice in ram.get_slices(GuestAddress(addr), len as usize) {
+            let slice = slice.map_err(|_| not_ram())?;
+            let start = slice.ptr_guard_mut().as_ptr();
+            self.push(start.cast(), slice.len());
+        }
+        Ok(())
+    }
+
+    /// Appends a segment, merged with the last one where they touch in host memory.
+    fn push(&mut self, start: *mut libc::c_void, len: usize) {
+        self.len += len as u64;
+        if let Some(last) = self.iov.last_mut()
+            && last.iov_base.wrapping_byte_add(last.iov_len) == start
+        {
+            last.iov_len += len;
+            return;
+        }
+        self.iov.push(libc::iovec { iov_base: start, iov_len: len });
+    }
+
+    /// Length of all segments in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether the list has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Number of segments.
+    pub fn segments(&self) -> usize {
+        self.iov.len()
+    }
+
+    /// The segments as the kernel takes them. Valid while the list lives.
+    pub fn iovecs(&self) -> &[libc::iovec] {
+        &self.iov
+    }
+
+    /// Whether each segment's address and length are multiples of `align` (a power of two): O_DIRECT's rule.
+    pub fn is_aligned(&self, align: usize) -> bool {
+        let mask = align.wrapping_sub(1);
+        self.iov.iter().all(|v| (v.iov_base.addr() | v.iov_len) & mask == 0)
+    }
+
+    /// Cuts the list in two at `at` bytes: `self` keeps what is before. `at` beyond the end leaves an empty rest.
+    pub fn split_off(&mut self, at: u64) -> SgList {
+        let mut rest = Self { backing: self.backing.clone(), iov: take_list(), len: 0 };
+        let mut before = 0u64;
+        let mut keep = self.iov.len();
+        for (i, v) in self.iov.iter_mut().enumerate() {
+            let len = v.iov_len as u64;
+            if before + len <= at {
+                before += len;
+                continue;
+            }
+            // The segment at which the cut falls stays only if a part of it is before the cut.
+            let head = at.saturating_sub(before) as usize;
+            rest.push(v.iov_base.wrapping_byte_add(head), v.iov_len - head);
+            keep = keep.min(if head == 0 { i } else { i + 1 });
+            v.iov_len = head;
+            before += len;
+        }
+        self.iov.truncate(keep);
+        self.len -= rest.len;
+        rest
+    }
+
+    /// Drops all bytes from `len` on.
+    pub fn truncate(&mut self, len: u64) {
+        drop(self.split_off(len));
+    }
+
+    /// Drops the first `count` bytes.
+    pub fn advance(&mut self, count: u64) {
+        let rest = self.split_off(count);
+        *self = rest;
+    }
+
+    /// A second list over the same bytes from `offset` on, at most `len` of them.
+    pub fn window(&self, offset: u64, len: u64) -> SgList {
+        let mut out = Self { backing: self.backing.clone(), iov: take_list(), len: 0 };
+        let (mut skip, mut left) = (offset, len);
+        for v in &self.iov {
+            let seg = v.iov_len as u64;
+            if skip >= seg {
+                skip -= seg;
+                continue;
+            }
+            let take = (seg - skip).min(left);
+            if take == 0 {
+                break;
+            }
+            out.push(v.iov_base.wrapping_byte_add(skip as usize), take as usize);
+            skip = 0;
+            left -= take;
+        }
+        out
+    }
+
+    /// Copies from `bytes` into the list at `offset`; returns how many bytes fitted.
+    fn copy_in(&self, offset: u64, bytes: &[u8]) -> usize {
+        let mut done = 0;
+        self.for_each(offset, bytes.len(), |slice| {
+            let end = done + slice.len();
+            if let Some(part) = bytes.get(done..end) {
+                slice.copy_from(part);
+            }
+            done = end;
+        });
+        done
+    }
+
+    /// Copies from the list at `offset` into `bytes`; returns how many bytes there were.
+    fn copy_out(&self, offset: u64, bytes: &mut [u8]) -> usize {
+        let mut done = 0;
+        let wanted = bytes.len();
+        self.for_each(offset, wanted, |slice| {
+            let end = done + slice.len();
+            if let Some(part) = bytes.get_mut(done..end) {
+                slice.copy_to(part);
+            }
+            done = end;
+        });
+        done
+    }
+
+    fn for_each(&self, offset: u64, len: usize, mut each: impl FnMut(&VolatileSlice<'_>)) {
+        let (mut skip, mut left) = (offset, len);
+        for v in &self.iov {
+            if skip >= v.iov_len as u64 {
+                skip -= v.iov_len as u64;
+                continue;
+            }
+            let start = v.iov_base.cast::<u8>().wrapping_add(skip as usize);
+            let take = (v.iov_len - skip as usize).min(left);
+            skip = 0;
+            if take == 0 {
+                break;
+            }
+            // SAFETY: `start..start+take` lies within a segment that `resolve` or `host` obtained from the
+            // mapping that `self.backing` keeps alive; VolatileSlice makes no claim of exclusive access.
+            #[allow(unsafe_code)]
+            let slice = unsafe { VolatileSlice::new(start, take) };
+            each(&slice);
+            left -= take;
+        }
+    }
+}
+
+impl Drop for SgList {
+    fn drop(&mut self) {
+        let mut iov = std::mem::take(&mut self.iov);
+        if iov.capacity() == 0 || iov.capacity() > POOLED_SEGMENTS {
+            return;
+        }
+        iov.clear();
+        // A thread that is going away has no pool any more: then the list is simply freed.
+        let _ = POOL.try_with(|pool| {
+            if let Ok(mut pool) = pool.try_borrow_mut()
+                && pool.len() < POOLED_LISTS
+            {
+                pool.push(iov);
+            }
+        });
+    }
+}
+
+fn take_list() -> Vec<libc::iovec> {
+    POOL.try_with(|pool| pool.try_borrow_mut().ok().and_then(|mut p| p.pop()))
+        .ok()
+        .flatten()
+        .unwrap_or_default()
+}
+
+impl fmt::Debug for SgList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SgList({} bytes in {} segments)", self.len, self.iov.len())
+    }
+}
+
+macro_rules! direction {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub struct $name(pub(super) SgList);
+
+        impl $name {
+            /// A list of no bytes.
+            pub fn empty() -> Self {
+                Self(SgList::empty())
+            }
+            /// Gives the segments a direction: for bounce buffers and for windows over other lists.
+            pub fn new(list: SgList) -> Self {
+                Self(list)
+            }
+            /// A second list over the same bytes from `offset` on, at most `len` of them.
+            pub fn window(&self, offset: u64, len: u64) -> Self {
+                Self(self.0.window(offset, len))
+            }
+            /// Takes the direction off.
+            pub fn into_inner(self) -> SgList {
+                self.0
+            }
+        }
+        impl Deref for $name {
+            type Target = SgList;
+            fn deref(&self) -> &SgList {
+                &self.0
+            }
+        }
+        impl DerefMut for $name {
+            fn deref_mut(&mut self) -> &mut SgList {
+                &mut self.0
+            }
+        }
+    };
+}
+
+direction! {
+    /// Memory that a device fills: the data-in buffer of a command.
+    ToGuest
+}
+direction! {
+    /// Memory that a device reads: the data-out buffer of a command.
+    FromGuest
+}
+
+impl ToGuest {
+    /// Copies `bytes` to the list at `offset` (bytes); returns how many fitted.
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> usize {
+        self.0.copy_in(offset, bytes)
+    }
+}
+
+impl FromGuest {
+    /// Fills `bytes` from the list at `offset` (bytes); returns how many there were.
+    pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> usize {
+        self.0.copy_out(offset, bytes)
+    }
+}
+
+/// Page-aligned or better host memory, zeroed.
+struct HostBuffer {
+    start: *mut u8,
+    layout: std::alloc::Layout,
+}
+
+// SAFETY: plain memory without thread affinity, only reached through volatile copies and the kernel.
+#[allow(unsafe_code)]
+unsafe impl Send for HostBuffer {}
+// SAFETY: as above; there is no safe way to a reference into the buffer.
+#[allow(unsafe_code)]
+unsafe impl Sync for HostBuffer {}
+
+impl HostBuffer {
+    fn new(len: usize, align: usize) -> Option<Self> {
+        let layout = std::alloc::Layout::from_size_align(len.max(1), align.max(16)).ok()?;
+        // SAFETY: the layout has a non-zero size.
+        #[allow(unsafe_code)]
+        let start = unsafe { std::alloc::alloc_zeroed(layout) };
+        (!start.is_null()).then_some(Self { start, layout })
+    }
+}
+
+impl Drop for HostBuffer {
+    fn drop(&mut self) {
+        // SAFETY: `start` came from `alloc_zeroed` with this very layout and is freed once.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::alloc::dealloc(self.start, self.layout);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list() -> ToGuest {
+        let mut all = SgList::host(64, 16).unwrap();
+        // Two segments with a gap of 8 bytes between them.
+        let tail = all.window(24, 40);
+        all.truncate(16);
+        all.iov.extend(tail.iov.iter().copied());
+        all.len += 40;
+        ToGuest::new(all)
+    }
+
+    #[test]
+    fn copies_cross_segments() {
+        let sg = list();
+        assert_eq!((sg.len(), sg.segments()), (56, 2));
+        assert_eq!(sg.write_at(14, &[1, 2, 3, 4]), 4);
+        let out = FromGuest::new(sg.into_inner());
+        let mut got = [9; 6];
+        assert_eq!(out.read_at(13, &mut got), 6);
+        assert_eq!(got, [0, 1, 2, 3, 4, 0]);
+        assert_eq!(out.read_at(54, &mut got), 2);
+    }
+
+    #[test]
+    fn split_at_every_point_keeps_every_byte() {
+        for at in 0..60 {
+            let mut head = list().into_inner();
+            let all: Vec<u8> = (0..56).collect();
+            assert_eq!(head.copy_in(0, &all), 56);
+            let tail = head.split_off(at);
+            assert_eq!(head.len(), at.min(56));
+            assert_eq!(head.len() + tail.len(), 56);
+            let (mut a, mut b) = (vec![0; head.len() as usize], vec![0; tail.len() as usize]);
+            head.copy_out(0, &mut a);
+            tail.copy_out(0, &mut b);
+            a.extend(b);
+            assert_eq!(a, all, "cut at {at}");
+            assert!(head.iov.iter().chain(&tail.iov).all(|v| v.iov_len > 0), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn alignment_is_of_address_and_length() {
+        let sg = SgList::host(1024, 512).unwrap();
+        assert!(sg.is_aligned(512));
+        assert!(!sg.window(4, 512).is_aligned(512));
+        assert!(!sg.window(0, 100).is_aligned(512));
+    }
+}

@@ -1,0 +1,87 @@
+//! Storage: bytes at offsets, on images and block devices. Knows no SCSI.
+//!
+//! # Contract of a backend
+//! - A transfer is whole or an error: short reads and writes of the host are resumed inside.
+//! - Offsets are bytes. A range beyond [`Geometry::len`] is refused with [`BlockErrorKind::OutOfRange`], never a panic.
+//! - A write is in the image when it completes; it is stable after a `flush` that started later, or at once
+//!   with [`Durability::Stable`].
+//! - Operations own their memory until the kernel is done with it. Dropping a future abandons the result, not the
+//!   buffer: memory is released when the kernel's completion has come.
+
+mod error;
+
+pub use error::{BlockError, BlockErrorKind};
+
+use crate::iothread::Io;
+use crate::mem::{FromGuest, ToGuest};
+
+/// Offset of a byte in an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteOffset(pub u64);
+
+/// A range of bytes of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// First byte.
+    pub at: ByteOffset,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// What a write promises when it completes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// In the image; stable after a flush.
+    Cached,
+    /// On stable storage (force unit access).
+    Stable,
+}
+
+/// How zeroing may be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmap {
+    /// Space must stay allocated.
+    Keep,
+    /// Space may be given back to the host.
+    Allowed,
+}
+
+/// What an image is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Length in bytes that the guest may use, a multiple of 512.
+    pub len: u64,
+    /// Smallest unit the host writes without read-modify-write, in bytes (a power of two).
+    pub physical_block: u32,
+    /// Address and length alignment that transfers need without bouncing, in bytes (1 when buffered).
+    pub dma_align: u32,
+    /// Unit in which space can be given back, in bytes; 0 when it cannot.
+    pub discard_granularity: u32,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Whether completed writes may be lost by a host power failure before a flush.
+    pub volatile_cache: bool,
+}
+
+/// An image or block device. No default bodies: a wrapper forwards everything or does not compile.
+///
+/// Futures are local to the I/O thread whose handle they were given.
+#[allow(async_fn_in_trait)]
+pub trait BlockBackend {
+    /// The geometry now; the length may grow at run time.
+    fn geometry(&self) -> Geometry;
+    /// Reads `into.len()` bytes at `at`.
+    async fn read(&self, io: &Io, at: ByteOffset, into: ToGuest) -> Result<(), BlockError>;
+    /// Writes all of `from` at `at`.
+    async fn write(
+        &self,
+        io: &Io,
+        at: ByteOffset,
+        from: FromGuest,
+        durability: Durability,
+    ) -> Result<(), BlockError>;
+    /// Makes every write that completed before this call stable.
+    async fn flush(&self, io: &Io) -> Result<(), BlockError>;
+    /// Makes `span` read as zeros.
+    async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError>;
+}

@@ -1,0 +1,1 @@
+//! Fakes for tests: what the hypervisor and the host would provide.
