@@ -16,6 +16,7 @@
 pub mod bus;
 pub mod iothread;
 pub mod irq;
+pub mod log;
 pub mod mem;
 pub mod pci;
 pub mod platform;
