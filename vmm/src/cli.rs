@@ -1,0 +1,185 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::error::ErrorKind;
+use clap::{Parser, ValueEnum};
+
+use crate::exit;
+
+/// Runs a virtual machine on Linux KVM.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "vmm", version, max_term_width = 100, after_help = exit::HELP)]
+pub struct Cli {
+    /// The machine's configuration, a TOML file; docs/configuration.md describes its keys
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+
+    /// Check the configuration and the files it names, print one line and start nothing
+    #[arg(long)]
+    pub check: bool,
+
+    /// Set a key of the configuration, as if the file had it so: vm.cpus=4, hba.0.lun.1.image=b.img,
+    /// hba.scsi0.queues=2. VALUE is TOML or, failing that, plain text. May be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+
+    /// How much to log; without it the filter in VMM_LOG decides, such as "info" or "warn,devices=debug"
+    #[arg(long, value_name = "LEVEL", ignore_case = true)]
+    pub log_level: Option<LogLevel>,
+
+    /// Append the log to FILE instead of writing it to standard error
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+
+    /// End the process when the guest resets or crashes, whatever the configuration says
+    #[arg(long)]
+    pub no_reboot: bool,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    /// Nothing.
+    Off,
+    /// What ends the machine or loses data.
+    Error,
+    /// What the operator should look at (the default).
+    Warn,
+    /// The life of the machine.
+    Info,
+    /// For developers.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl LogLevel {
+    /// The level as a filter.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// Why there is nothing to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The help or the version was asked for: the text for standard output.
+    Told(String),
+    /// The command line is wrong: one line that says how.
+    Usage(String),
+}
+
+/// Reads the process's command line.
+///
+/// # Errors
+/// [`Stop`] when no machine was asked for.
+pub fn parse() -> Result<Cli, Stop> {
+    parse_from(std::env::args_os())
+}
+
+/// Reads a command line, which begins with the name of the program.
+///
+/// # Errors
+/// [`Stop`] when no machine was asked for.
+pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Stop> {
+    Cli::try_parse_from(arguments).map_err(|error| {
+        let text = error.to_string();
+        match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Told(text),
+            _ => Stop::Usage(one_line(&text)),
+        }
+    })
+}
+
+/// The message of a usage error as one line: what stands before the usage, and where to read more.
+fn one_line(text: &str) -> String {
+    let text = text.split("\n\nUsage:").next().unwrap_or(text);
+    let text = text.split("\n\nFor more").next().unwrap_or(text);
+    let words: Vec<&str> = text.strip_prefix("error: ").unwrap_or(text).split_whitespace().collect();
+    format!("{}; see vmm --help", words.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(arguments: &[&str]) -> Result<Cli, Stop> {
+        parse_from(["vmm"].iter().chain(arguments).map(OsString::from))
+    }
+
+    fn usage(arguments: &[&str]) -> String {
+        match read(arguments) {
+            Err(Stop::Usage(line)) => line,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn clap_accepts_the_definition() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_is_read() {
+        let cli = read(&[
+            "--config",
+            "a.toml",
+            "--set",
+            "vm.cpus=2",
+            "--set",
+            "boot.cmdline=a=b",
+            "--check",
+            "--no-reboot",
+            "--log-level",
+            "DEBUG",
+            "--log-file",
+            "l",
+        ])
+        .unwrap();
+        assert_eq!(cli.config, PathBuf::from("a.toml"));
+        assert_eq!(cli.set, ["vm.cpus=2", "boot.cmdline=a=b"]);
+        assert!(cli.check && cli.no_reboot);
+        assert_eq!(cli.log_level.map(LogLevel::name), Some("debug"));
+        assert_eq!(cli.log_file, Some(PathBuf::from("l")));
+        let cli = read(&["--config", "a.toml"]).unwrap();
+        assert!(!cli.check && !cli.no_reboot && cli.log_level.is_none() && cli.log_file.is_none());
+    }
+
+    #[test]
+    fn usage_errors_are_one_line() {
+        assert_eq!(
+            usage(&[]),
+            "the following required arguments were not provided: --config <FILE>; see vmm --help"
+        );
+        assert_eq!(
+            usage(&["--confg", "x"]),
+            "unexpected argument '--confg' found tip: a similar argument exists: '--config'; see vmm --help"
+        );
+        assert_eq!(
+            usage(&["--config", "x", "--log-level", "loud"]),
+            "invalid value 'loud' for '--log-level <LEVEL>' \
+             [possible values: off, error, warn, info, debug, trace]; see vmm --help"
+        );
+        assert_eq!(usage(&["--config", "x", "y"]), "unexpected argument 'y' found; see vmm --help");
+    }
+
+    #[test]
+    fn help_names_every_exit_code() {
+        let Err(Stop::Told(help)) = read(&["--help"]) else { panic!() };
+        for line in ["  0  the guest powered off", "  1  ", "  2  ", "  3  ", "--config <FILE>", "VMM_LOG"] {
+            assert!(help.contains(line), "{line}\n{help}");
+        }
+        let Err(Stop::Told(version)) = read(&["--version"]) else { panic!() };
+        assert_eq!(version, format!("vmm {}\n", env!("CARGO_PKG_VERSION")));
+    }
+}

@@ -1,0 +1,239 @@
+//! `[[hba]]` and `[[hba.lun]]`: from the sections of the file to the checked types.
+
+use std::path::Path;
+
+use super::error::{Errors, Origin};
+use super::host;
+use super::machine::path;
+use super::section::Section;
+use super::types::{
+    Cache, Cd, Controller, Device, Discard, Disk, Format, Hba, HbaType, Identity, Lun, LunType, MegasasMode,
+    MegasasModel,
+};
+
+/// Most targets of a MegaRAID SAS board: its firmware interface has 64 logical drives.
+const MEGASAS_TARGETS: u64 = 64;
+/// Targets of a virtio-scsi device: one byte of its LUN field (virtio 1.3, 5.6.6.1).
+const VIRTIO_TARGETS: u64 = 256;
+
+/// Reads every `[[hba]]` of the file, for a machine with `cpus` vCPUs.
+pub(super) fn hbas(root: &Section<'_>, directory: &Path, cpus: u8, errors: &mut Errors) -> Option<Vec<Hba>> {
+    let sections = root.sections("hba");
+    let ids = ids(sections, errors);
+    let read: Vec<Option<Hba>> =
+        sections.iter().zip(ids).map(|(section, id)| hba(section, id, directory, cpus, errors)).collect();
+    read.into_iter().collect()
+}
+
+/// The identity of each HBA: as written, else `hba0`, `hba1` and so on.
+fn ids(sections: &[Section<'_>], errors: &mut Errors) -> Vec<String> {
+    let mut ids: Vec<Option<String>> = Vec::new();
+    for section in sections {
+        let id = section.text("id");
+        if let Some(id) = id {
+            if !id.starts_with(|first: char| first.is_ascii_alphabetic())
+                || !id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+            {
+                section.refuse("id", "expected a letter followed by letters, digits, `-` and `_`", errors);
+            }
+            let same = ids.iter().position(|other| other.as_deref() == Some(id));
+            if let Some(other) = same.and_then(|same| sections.get(same)) {
+                let hint = format!("which the [[hba]] {} has already", place(&other.origin("id")));
+                section.refuse("id", &hint, errors);
+            }
+        }
+        ids.push(id.map(str::to_owned));
+    }
+    let written: Vec<String> = ids.iter().flatten().cloned().collect();
+    let mut free = (0_usize..).map(|n| format!("hba{n}")).filter(|id| !written.contains(id));
+    ids.into_iter().map(|id| id.or_else(|| free.next()).unwrap_or_default()).collect()
+}
+
+/// Where something else was written, for the middle of a sentence.
+fn place(origin: &Origin) -> String {
+    match origin {
+        Origin::File => "of the file".into(),
+        Origin::Line(line) => format!("of line {line}"),
+        Origin::Set(argument) => format!("of --set {argument}"),
+    }
+}
+
+fn hba(section: &Section<'_>, id: String, directory: &Path, cpus: u8, errors: &mut Errors) -> Option<Hba> {
+    let kind = match section.written("type") {
+        Some(_) => section.text("type").and_then(HbaType::named),
+        None => Some(HbaType::VirtioScsi),
+    };
+    // With an unknown type the logical units are checked against the wider limits.
+    let luns = luns(section, kind.unwrap_or(HbaType::VirtioScsi), directory, errors);
+    let controller = match kind? {
+        HbaType::VirtioScsi => {
+            section.meaningless(&["model", "mode"], "for type = \"virtio-scsi\"", errors);
+            let queues = section.integer("queues").map_or(Some(cpus), |queues| u8::try_from(queues).ok())?;
+            Controller::VirtioScsi { queues }
+        }
+        HbaType::Megasas => {
+            section.meaningless(&["queues"], "for type = \"megasas\"", errors);
+            Controller::Megasas {
+                model: section.text("model").and_then(MegasasModel::named).unwrap_or(MegasasModel::Gen2),
+                mode: section.text("mode").and_then(MegasasMode::named).unwrap_or(MegasasMode::Raid),
+            }
+        }
+    };
+    Some(Hba { id, controller, luns: luns? })
+}
+
+fn luns(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Errors) -> Option<Vec<Lun>> {
+    let sections = section.sections("lun");
+    let targets = match hba {
+        HbaType::VirtioScsi => VIRTIO_TARGETS,
+        HbaType::Megasas => MEGASAS_TARGETS,
+    };
+    let mut taken: Vec<u64> = sections.iter().filter_map(|lun| lun.integer("target")).collect();
+    let mut addresses: Vec<(u64, u64)> = Vec::new();
+    let mut luns = Vec::new();
+    for section in sections {
+        let target = match section.integer("target") {
+            Some(target) => Some(target),
+            None => (0..targets).find(|target| !taken.contains(target)),
+        };
+        let Some(target) = target.filter(|target| *target < targets) else {
+            let hint = format!("expected at most {targets} targets, numbered from 0");
+            section.refuse("target", &hint, errors);
+            addresses.push((u64::MAX, 0));
+            luns.push(None);
+            continue;
+        };
+        taken.push(target);
+        let lun = section.integer("lun").unwrap_or(0);
+        if hba == HbaType::Megasas && lun != 0 {
+            section.refuse("lun", "expected 0: each disk of a megasas HBA is a target", errors);
+        }
+        let same = addresses.iter().position(|address| *address == (target, lun));
+        if let Some(other) = same.and_then(|same| sections.get(same)) {
+            let other = place(&other.origin);
+            let message = format!("target {target} lun {lun} is already the [[hba.lun]] {other}");
+            errors.add(&section.origin, message);
+        }
+        addresses.push((target, lun));
+        let device = device(section, directory, errors);
+        luns.push((|| {
+            Some(Lun { target: target.try_into().ok()?, lun: lun.try_into().ok()?, device: device? })
+        })());
+    }
+    luns.into_iter().collect()
+}
+
+fn device(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Option<Device> {
+    let kind = match section.written("type") {
+        Some(_) => LunType::named(section.text("type")?)?,
+        None => LunType::Disk,
+    };
+    let with = format!("for type = \"{}\"", kind.name());
+    match kind {
+        LunType::Disk => disk(section, directory, errors).map(Device::Disk),
+        LunType::Cd => {
+            let keys = ["readonly", "block_size", "physical_block_size", "rotation_rate", "discard"];
+            section.meaningless(&keys, &with, errors);
+            let cache = cache(section);
+            let image = path(section, "image", directory);
+            if let Some(Err(reason)) =
+                image.as_deref().map(|image| host::check_image(image, true, cache.direct()))
+            {
+                section.reject("image", &reason, errors);
+            }
+            let identity = identity(section);
+            Some(Device::Cd(Cd { format: format(section, image.as_deref(), errors), image, cache, identity }))
+        }
+        LunType::Generic | LunType::Block => {
+            let keys = [
+                "format",
+                "cache",
+                "readonly",
+                "serial",
+                "wwn",
+                "vendor",
+                "product",
+                "revision",
+                "block_size",
+                "physical_block_size",
+                "rotation_rate",
+                "discard",
+            ];
+            section.meaningless(&keys, &with, errors);
+            section.require("image", "a device of the host", errors);
+            let image = path(section, "image", directory)?;
+            if let Err(reason) = host::check_device(&image) {
+                section.reject("image", &reason, errors);
+            }
+            Some(if kind == LunType::Generic { Device::Generic(image) } else { Device::Block(image) })
+        }
+    }
+}
+
+fn disk(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Option<Disk> {
+    section.require("image", "an image file or a block device", errors);
+    let image = path(section, "image", directory);
+    let read_only = section.boolean("readonly").unwrap_or(false);
+    let cache = cache(section);
+    if let Some(Err(reason)) =
+        image.as_deref().map(|image| host::check_image(image, read_only, cache.direct()))
+    {
+        section.reject("image", &reason, errors);
+    }
+    let block_size = section.integer("block_size").unwrap_or(512);
+    let physical = section.integer("physical_block_size");
+    if physical.is_some_and(|physical| !physical.is_power_of_two() || physical < block_size) {
+        let hint = format!("expected a power of two, at least the logical block size {block_size}");
+        section.refuse("physical_block_size", &hint, errors);
+    }
+    // SBC-4, 6.6.2: 2 to 0400h and FFFFh are reserved.
+    let rotation_rate = section.integer("rotation_rate").unwrap_or(0);
+    if (2..=0x400).contains(&rotation_rate) {
+        let hint = "expected 0 (not reported), 1 (solid state) or 1025 to 65534 revolutions per minute";
+        section.refuse("rotation_rate", hint, errors);
+    }
+    let discard = match section.text("discard").and_then(Discard::named) {
+        Some(discard) => discard == Discard::Unmap,
+        None => section.boolean("discard").unwrap_or(false),
+    };
+    let image = image?;
+    Some(Disk {
+        format: format(section, Some(&image), errors),
+        image,
+        cache,
+        read_only,
+        identity: identity(section),
+        block_size: block_size.try_into().ok()?,
+        physical_block_size: physical.and_then(|physical| physical.try_into().ok()),
+        rotation_rate: rotation_rate.try_into().ok()?,
+        discard,
+    })
+}
+
+/// The format, by the image's suffix where it is not written; never by its content, which the guest controls.
+fn format(section: &Section<'_>, image: Option<&Path>, errors: &mut Errors) -> Format {
+    if let Some(format) = section.text("format").and_then(Format::named) {
+        return format;
+    }
+    let suffix = image.and_then(Path::extension).is_some_and(|suffix| suffix == "qcow2");
+    if suffix && !section.supports("format", Format::Qcow2.name()) {
+        let reason = "`format = \"qcow2\"`, which the suffix stands for, is not supported yet";
+        section.reject("image", reason, errors);
+    }
+    if suffix { Format::Qcow2 } else { Format::Raw }
+}
+
+fn cache(section: &Section<'_>) -> Cache {
+    section.text("cache").and_then(Cache::named).unwrap_or(Cache::Writeback)
+}
+
+fn identity(section: &Section<'_>) -> Identity {
+    let text = |key| section.text(key).map(str::to_owned);
+    Identity {
+        vendor: text("vendor"),
+        product: text("product"),
+        revision: text("revision"),
+        serial: text("serial"),
+        wwn: section.wide("wwn").and_then(|wwn| wwn.try_into().ok()),
+    }
+}

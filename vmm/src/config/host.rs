@@ -1,0 +1,145 @@
+//! What the host can give, and whether it has the files that a configuration names.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+/// What the host can give to a machine.
+#[derive(Clone, Debug, Default)]
+pub struct Host {
+    /// Memory and swap in bytes; `None` when unknown.
+    pub memory: Option<u64>,
+    /// The sizes of huge pages in bytes that the host knows, and how many of each are free.
+    pub huge_pages: Vec<(u64, u64)>,
+}
+
+impl Host {
+    /// Looks at the host that this runs on.
+    pub fn probe() -> Self {
+        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let amount = |name: &str| {
+            let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+            line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+        };
+        let memory = amount("MemTotal").and_then(|total| total.checked_add(amount("SwapTotal").unwrap_or(0)));
+        Self { memory, huge_pages: huge_pages().unwrap_or_default() }
+    }
+}
+
+/// The pools of huge pages: directories called `hugepages-2048kB`.
+fn huge_pages() -> io::Result<Vec<(u64, u64)>> {
+    let mut pools = Vec::new();
+    for entry in fs::read_dir("/sys/kernel/mm/hugepages")? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let kib = name.to_str().and_then(|name| name.strip_prefix("hugepages-")?.strip_suffix("kB"));
+        let Some(size) = kib.and_then(|kib| kib.parse::<u64>().ok()?.checked_mul(1024)) else { continue };
+        let count = |file: &str| -> u64 {
+            let text = fs::read_to_string(entry.path().join(file)).unwrap_or_default();
+            text.trim().parse().unwrap_or(0)
+        };
+        pools.push((size, count("free_hugepages").saturating_sub(count("resv_hugepages"))));
+    }
+    pools.sort_unstable();
+    Ok(pools)
+}
+
+/// Why an error of the host happened, without the number.
+pub fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.split_once(" (os error") {
+        Some((reason, _)) => reason.to_owned(),
+        None => text,
+    }
+}
+
+/// What is at `path`, for people.
+fn kind(path: &Path) -> Result<&'static str, String> {
+    let found = fs::metadata(path);
+    let found = found.map_err(|error| format!("cannot open {}: {}", path.display(), reason(&error)))?;
+    let kind = found.file_type();
+    Ok(if kind.is_file() {
+        "file"
+    } else if kind.is_dir() {
+        "directory"
+    } else if kind.is_block_device() {
+        "block device"
+    } else if kind.is_char_device() {
+        "character device"
+    } else if kind.is_fifo() {
+        "named pipe"
+    } else {
+        "socket"
+    })
+}
+
+fn open(path: &Path, write: bool, flags: i32) -> io::Result<File> {
+    OpenOptions::new().read(true).write(write).custom_flags(flags | libc::O_NONBLOCK).open(path)
+}
+
+/// Checks that `path` is a file that can be read.
+pub(super) fn check_file(path: &Path) -> Result<(), String> {
+    let kind = kind(path)?;
+    if kind != "file" {
+        return Err(format!("{} is a {kind}, expected a file", path.display()));
+    }
+    open(path, false, 0)
+        .map(drop)
+        .map_err(|error| format!("cannot open {}: {}", path.display(), reason(&error)))
+}
+
+/// Checks that `path` is an image that can be opened as wanted. Changes nothing.
+pub(super) fn check_image(path: &Path, read_only: bool, direct: bool) -> Result<(), String> {
+    let shown = path.display();
+    let kind = kind(path)?;
+    if !matches!(kind, "file" | "block device") {
+        return Err(format!("{shown} is a {kind}, expected an image file or a block device"));
+    }
+    if kind == "file" && fs::metadata(path).is_ok_and(|found| found.len() == 0) {
+        return Err(format!("{shown} is empty, expected an image of the disk's size"));
+    }
+    open(path, false, 0).map_err(|error| format!("cannot open {shown}: {}", reason(&error)))?;
+    if !read_only {
+        open(path, true, 0).map_err(|error| {
+            format!(
+                "cannot write {shown}: {}; expected a writable image or `readonly = true`",
+                reason(&error)
+            )
+        })?;
+    }
+    if direct && open(path, false, libc::O_DIRECT).is_err() {
+        return Err(format!(
+            "the file system of {shown} has no direct I/O, expected `cache` to be \"writeback\" or \"writethrough\""
+        ));
+    }
+    Ok(())
+}
+
+/// Checks that `path` is a device node of the host.
+pub(super) fn check_device(path: &Path) -> Result<(), String> {
+    match kind(path)? {
+        "character device" | "block device" => Ok(()),
+        kind => Err(format!("{} is a {kind}, expected a device", path.display())),
+    }
+}
+
+/// Checks that a file could be made at `path`, or that what is there is called `replaced`.
+pub(super) fn check_creatable(path: &Path, replaced: &str) -> Result<(), String> {
+    let shown = path.display();
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    match (kind(parent), kind(path)) {
+        (Err(_), _) => Err(format!("cannot create {shown}: no directory {}", parent.display())),
+        (Ok("directory"), Err(_)) => Ok(()),
+        (Ok("directory"), Ok(found)) if found == replaced => Ok(()),
+        // A terminal or /dev/null takes output as a file does.
+        (Ok("directory"), Ok("character device")) if replaced == "file" => Ok(()),
+        (Ok("directory"), Ok(found)) => {
+            Err(format!("{shown} is a {found}, expected a {replaced} or nothing"))
+        }
+        (Ok(_), _) => Err(format!("cannot create {shown}: {} is no directory", parent.display())),
+    }
+}

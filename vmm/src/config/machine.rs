@@ -1,0 +1,179 @@
+//! `[vm]`, `[boot]` and `[serial]`: from the sections of the file to the checked types.
+
+use std::path::{Path, PathBuf};
+
+use super::error::Errors;
+use super::host::{self, Host};
+use super::section::Section;
+use super::types::{Boot, BootDevice, Hba, Restart, RtcBase, Serial, SerialMode, Uuid, Vm};
+use super::{size, spell};
+
+/// Size in bytes of the pages that guest memory is made of.
+const PAGE: u64 = 4 << 10;
+/// Least guest memory in bytes: what lies below the end of the first megabyte has fixed uses.
+const LEAST_MEMORY: u64 = 1 << 20;
+/// Size in bytes of the huge pages that `hugepages = true` means.
+const HUGE_PAGE: u64 = 2 << 20;
+/// Longest path of a UNIX socket in bytes (unix(7)), its NUL not counted.
+const LONGEST_SOCKET: usize = 107;
+
+/// Reads `[vm]`. The name of the file `file` is the default for the machine's.
+pub(super) fn vm(section: &Section<'_>, file: &Path, host: &Host, errors: &mut Errors) -> Option<Vm> {
+    let named = |key| section.text(key);
+    let restart = |key| named(key).and_then(Restart::named).unwrap_or(Restart::Restart);
+    let huge_pages = huge_pages(section, host, errors);
+    let memory = memory(section, huge_pages, host, errors);
+    let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    Some(Vm {
+        name: named("name").map(str::to_owned).or(stem).unwrap_or_else(|| "vm".into()),
+        cpus: section.integer("cpus").map_or(Some(1), |cpus| u8::try_from(cpus).ok())?,
+        memory: memory?,
+        uuid: section.wide("uuid").map(|uuid| Uuid(uuid.to_be_bytes())),
+        huge_pages,
+        hyperv: section.boolean("hyperv").unwrap_or(false),
+        rtc: named("rtc").and_then(RtcBase::named).unwrap_or(RtcBase::Utc),
+        on_reset: restart("on_reset"),
+        on_crash: restart("on_crash"),
+    })
+}
+
+fn memory(section: &Section<'_>, huge_pages: Option<u64>, host: &Host, errors: &mut Errors) -> Option<u64> {
+    section.require("memory", "the size of guest memory such as \"1GiB\"", errors);
+    let memory = section.integer("memory")?;
+    let page = huge_pages.unwrap_or(PAGE);
+    if memory < LEAST_MEMORY || !memory.is_multiple_of(page) {
+        let page = size::show(page);
+        section.refuse("memory", &format!("expected a multiple of {page}, at least 1MiB"), errors);
+        return None;
+    }
+    if let Some(most) = host.memory.filter(|most| memory > *most) {
+        let hint = format!("expected at most the {} of memory and swap that this host has", size::show(most));
+        section.refuse("memory", &hint, errors);
+        return None;
+    }
+    let free = host.huge_pages.iter().find(|(size, _)| Some(*size) == huge_pages).map(|(_, free)| *free);
+    if let Some(free) = free.filter(|free| memory / page > *free) {
+        let hint = format!(
+            "but this host has free pages of {}: {free}, needed: {}; see /proc/sys/vm/nr_hugepages",
+            size::show(page),
+            memory / page
+        );
+        section.refuse("hugepages", &hint, errors);
+    }
+    Some(memory)
+}
+
+fn huge_pages(section: &Section<'_>, host: &Host, errors: &mut Errors) -> Option<u64> {
+    let wanted = match section.boolean("hugepages") {
+        Some(true) => HUGE_PAGE,
+        Some(false) => return None,
+        None => section.integer("hugepages")?,
+    };
+    if !host.huge_pages.iter().any(|(size, _)| *size == wanted) {
+        let sizes: Vec<String> = host.huge_pages.iter().map(|(bytes, _)| size::show(*bytes)).collect();
+        let sizes: Vec<&str> = sizes.iter().map(String::as_str).collect();
+        let hint = match sizes.is_empty() {
+            true => "but this host has no huge pages".to_owned(),
+            false => format!("expected a size of this host: {}", spell::any_of(&sizes, '"')),
+        };
+        section.refuse("hugepages", &hint, errors);
+        return None;
+    }
+    Some(wanted)
+}
+
+/// The path that `key` gives, against the directory of the configuration file.
+pub(super) fn path(section: &Section<'_>, key: &str, directory: &Path) -> Option<PathBuf> {
+    section.text(key).map(|path| directory.join(path))
+}
+
+/// Reads `[boot]`. Boot devices are looked up among `hbas` if those could be read.
+pub(super) fn boot(
+    section: &Section<'_>,
+    directory: &Path,
+    hbas: Option<&[Hba]>,
+    errors: &mut Errors,
+) -> Option<Boot> {
+    let mut file = |key| {
+        let path = path(section, key, directory)?;
+        if let Err(reason) = host::check_file(&path) {
+            section.reject(key, &reason, errors);
+        }
+        Some(path)
+    };
+    let (kernel, initrd, firmware, vars) = (file("kernel"), file("initrd"), file("firmware"), file("vars"));
+    if section.written("firmware").is_none() {
+        section.require("kernel", "the Linux kernel to boot", errors);
+        section.meaningless(&["vars", "order"], "without `firmware`", errors);
+        let cmdline = section.text("cmdline").unwrap_or_default().to_owned();
+        return kernel.map(|kernel| Boot::Kernel { kernel, initrd, cmdline });
+    }
+    section.meaningless(&["kernel", "initrd", "cmdline"], "with `firmware`, which finds them itself", errors);
+    let order = section.strings("order").iter().filter_map(|text| {
+        let found = boot_device(text, hbas);
+        if let Err(reason) = &found {
+            section.reject("order", reason, errors);
+        }
+        found.ok()
+    });
+    let order = order.collect();
+    firmware.map(|firmware| Boot::Firmware { firmware, vars, order })
+}
+
+/// Reads `hba:target[:lun]`, which must be there.
+fn boot_device(text: &str, hbas: Option<&[Hba]>) -> Result<BootDevice, String> {
+    let mut parts = text.split(':');
+    let hba = parts.next().unwrap_or_default().to_owned();
+    let target = parts.next().and_then(|target| target.parse().ok());
+    let lun = parts.next().map_or(Some(0), |lun| lun.parse().ok());
+    let (Some(target), Some(lun), None) = (target, lun, parts.next()) else {
+        return Err(format!("\"{text}\" is no device, expected \"hba:target\" or \"hba:target:lun\""));
+    };
+    let device = BootDevice { hba, target, lun };
+    let Some(hbas) = hbas else { return Ok(device) };
+    let Some(adapter) = hbas.iter().find(|adapter| adapter.id == device.hba) else {
+        let ids: Vec<&str> = hbas.iter().map(|adapter| adapter.id.as_str()).collect();
+        return Err(format!("\"{text}\" names no [[hba]], expected {}", spell::any_of(&ids, '`')));
+    };
+    if !adapter.luns.iter().any(|unit| unit.target == target && unit.lun == lun) {
+        return Err(format!("\"{text}\" names no [[hba.lun]] of `{}`", device.hba));
+    }
+    Ok(device)
+}
+
+/// Reads `[serial]`.
+pub(super) fn serial(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Option<Serial> {
+    let mode = match section.written("mode") {
+        Some(_) => SerialMode::named(section.text("mode")?)?,
+        None => SerialMode::Stdio,
+    };
+    let with = format!("with mode = \"{}\"", mode.name());
+    let path = path(section, "path", directory);
+    let mut needed = |replaced: &str, expected: &str| {
+        section.require("path", expected, errors);
+        let path = path.clone()?;
+        if let Err(reason) = host::check_creatable(&path, replaced) {
+            section.reject("path", &reason, errors);
+        }
+        Some(path)
+    };
+    match mode {
+        SerialMode::File => needed("file", "the file that takes the output").map(Serial::File),
+        SerialMode::Socket => {
+            let path = needed("socket", "the UNIX socket to listen on")?;
+            if path.as_os_str().len() > LONGEST_SOCKET {
+                section.reject(
+                    "path",
+                    &format!("expected at most {LONGEST_SOCKET} bytes for a socket"),
+                    errors,
+                );
+            }
+            Some(Serial::Socket(path))
+        }
+        SerialMode::Pty => Some(Serial::Pty(path)),
+        SerialMode::Stdio | SerialMode::Off => {
+            section.meaningless(&["path"], &with, errors);
+            Some(if mode == SerialMode::Off { Serial::Off } else { Serial::Stdio })
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! The configuration of a virtual machine: a TOML file and `--set` options, read into a checked [`Config`].
+//!
+//! ```text
+//!   file, --set ──> tree ──> section ──────> machine, hba ──────> Config
+//!                (values and (schema: names, (defaults, relations,
+//!                 origins)    types, support) files of the host)
+//! ```
+//!
+//! Every stage collects its errors and goes on, so that the user sees all of them, each on one line that names
+//! the file, the line, the key and what would be right. Names, types and what this version supports are one
+//! table, [`schema`].
+
+mod error;
+mod hba;
+mod host;
+mod machine;
+mod overrides;
+pub mod schema;
+mod section;
+mod size;
+mod spell;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod types;
+
+use std::path::Path;
+
+pub use error::{ConfigError, Origin};
+pub use host::{Host, reason};
+pub use types::*;
+
+use error::Errors;
+use section::Section;
+
+/// Reads the file at `path`, applies the arguments of `--set` and checks everything against the host.
+///
+/// # Errors
+/// Everything that is wrong, in the order of the file.
+pub fn load(path: &Path, set: &[String]) -> Result<Config, Vec<ConfigError>> {
+    let file = path.display().to_string();
+    let bytes = std::fs::read(path)
+        .map_err(|error| vec![ConfigError::new(&file, format!("cannot read: {}", reason(&error)))])?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let good = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
+        let line = 1 + good.iter().filter(|&&byte| byte == b'\n').count();
+        vec![ConfigError::new(format!("{file}:{line}"), "not TOML: not UTF-8")]
+    })?;
+    parse(&text, path, set, &Host::probe())
+}
+
+/// [`load`] for the text of a file that is, or could be, at `path`, on the given host.
+///
+/// # Errors
+/// Everything that is wrong, in the order of the file.
+pub fn parse(text: &str, path: &Path, set: &[String], host: &Host) -> Result<Config, Vec<ConfigError>> {
+    let mut errors = Errors::default();
+    let mut tree = tree::parse(text, &mut errors);
+    if !errors.is_empty() {
+        // What a broken file means is a guess: no more than its syntax errors are worth reading.
+        return Err(errors.finish(&path.display().to_string()));
+    }
+    overrides::apply(&mut tree, set, &mut errors);
+    let mut root = Section::root(&tree, &mut errors);
+    let config = build(&mut root, path, host, &mut errors);
+    match config {
+        Some(config) if errors.is_empty() => Ok(config),
+        _ => Err(errors.finish(&path.display().to_string())),
+    }
+}
+
+impl Config {
+    /// The machine in a few words.
+    pub fn summary(&self) -> String {
+        let count =
+            |number: usize, one: &str| format!("{number} {one}{}", if number == 1 { "" } else { "s" });
+        let luns = self.hbas.iter().map(|hba| hba.luns.len()).sum();
+        format!(
+            "{}: {}, {}, {}, {}",
+            self.vm.name,
+            count(self.vm.cpus.into(), "vCPU"),
+            size::show(self.vm.memory),
+            count(self.hbas.len(), "HBA"),
+            count(luns, "logical unit"),
+        )
+    }
+}
+
+fn build(root: &mut Section<'_>, path: &Path, host: &Host, errors: &mut Errors) -> Option<Config> {
+    let directory = path.parent().unwrap_or(Path::new(""));
+    let vm = machine::vm(&root.take("vm"), path, host, errors);
+    let hbas = hba::hbas(root, directory, vm.as_ref().map_or(1, |vm| vm.cpus), errors);
+    let boot = machine::boot(&root.take("boot"), directory, hbas.as_deref(), errors);
+    let serial = machine::serial(&root.take("serial"), directory, errors);
+    Some(Config { vm: vm?, boot: boot?, serial: serial?, hbas: hbas? })
+}

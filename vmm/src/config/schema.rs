@@ -1,0 +1,148 @@
+//! The format of the file as one table: every key, what it takes, and whether this version builds it.
+//!
+//! This is the only place that says what is supported. A key, a value or a table that is [`NotYet`](Status::NotYet)
+//! is parsed like any other and then refused by name, never ignored.
+
+use super::types::{
+    Cache, Discard, Format, HbaType, LunType, MegasasMode, MegasasModel, Restart, RtcBase, SerialMode,
+};
+
+/// Whether this version builds what a key asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// It does.
+    Built,
+    /// It will: refused with "is not supported yet".
+    NotYet,
+}
+
+use Status::{Built, NotYet};
+
+/// One key of a table.
+#[derive(Debug)]
+pub struct Key {
+    /// Its name.
+    pub name: &'static str,
+    /// What it takes.
+    pub kind: Kind,
+    /// Whether it is supported.
+    pub status: Status,
+}
+
+/// What a key takes.
+#[derive(Debug)]
+pub enum Kind {
+    /// `true` or `false`.
+    Bool,
+    /// An integer within these bounds.
+    Integer(u64, u64),
+    /// Bytes as an integer, or a string with a binary unit.
+    Size,
+    /// `true`, `false`, or a size.
+    BoolOrSize,
+    /// Printable ASCII, not empty and at most so many characters.
+    Ascii(usize),
+    /// Text of at least so many characters, none of them a control character.
+    Text(usize),
+    /// One of these integers.
+    OneOf(&'static [u64]),
+    /// A UUID.
+    Uuid,
+    /// A world wide name of 16 hexadecimal digits.
+    Wwn,
+    /// A path, relative to the file.
+    Path,
+    /// One of a set of names.
+    Choice(Choices),
+    /// `true`, `false`, or one of a set of names.
+    BoolOrChoice(Choices),
+    /// A list of strings.
+    Strings,
+    /// `[key]`
+    Table(&'static [Key]),
+    /// `[[key]]`
+    Tables(&'static [Key]),
+    /// A table of later versions, which this one does not look into.
+    Later,
+}
+
+/// The names that a key takes.
+#[derive(Debug)]
+pub struct Choices {
+    /// All of them.
+    pub names: &'static [&'static str],
+    /// Those that are not supported yet.
+    pub not_yet: &'static [&'static str],
+}
+
+const fn key(name: &'static str, kind: Kind, status: Status) -> Key {
+    Key { name, kind, status }
+}
+
+const fn choice(names: &'static [&'static str], not_yet: &'static [&'static str]) -> Kind {
+    Kind::Choice(Choices { names, not_yet })
+}
+
+/// The tables of the file.
+pub const ROOT: &[Key] = &[
+    key("vm", Kind::Table(VM), Built),
+    key("boot", Kind::Table(BOOT), Built),
+    key("serial", Kind::Table(SERIAL), Built),
+    key("hba", Kind::Tables(HBA), Built),
+    key("net", Kind::Later, NotYet),
+    key("display", Kind::Later, NotYet),
+    key("control", Kind::Later, NotYet),
+];
+
+const VM: &[Key] = &[
+    key("name", Kind::Text(1), Built),
+    key("cpus", Kind::Integer(1, 255), Built),
+    key("memory", Kind::Size, Built),
+    key("uuid", Kind::Uuid, Built),
+    key("hugepages", Kind::BoolOrSize, Built),
+    key("hyperv", Kind::Bool, NotYet),
+    key("rtc", choice(RtcBase::NAMES, &[]), Built),
+    key("on_reset", choice(Restart::NAMES, &[]), Built),
+    key("on_crash", choice(Restart::NAMES, &[]), Built),
+];
+
+const BOOT: &[Key] = &[
+    key("kernel", Kind::Path, Built),
+    key("initrd", Kind::Path, Built),
+    key("cmdline", Kind::Text(0), Built),
+    key("firmware", Kind::Path, NotYet),
+    key("vars", Kind::Path, NotYet),
+    key("order", Kind::Strings, NotYet),
+];
+
+const SERIAL: &[Key] = &[key("mode", choice(SerialMode::NAMES, &[]), Built), key("path", Kind::Path, Built)];
+
+const HBA: &[Key] = &[
+    key("id", Kind::Ascii(32), Built),
+    key("type", choice(HbaType::NAMES, &["megasas"]), Built),
+    key("queues", Kind::Integer(1, 255), Built),
+    key("model", choice(MegasasModel::NAMES, &[]), Built),
+    key("mode", choice(MegasasMode::NAMES, &[]), Built),
+    key("lun", Kind::Tables(LUN), Built),
+    key("fc", Kind::Later, NotYet),
+];
+
+const LUN: &[Key] = &[
+    key("target", Kind::Integer(0, 255), Built),
+    key("lun", Kind::Integer(0, 16383), Built),
+    key("type", choice(LunType::NAMES, &["cd", "generic", "block"]), Built),
+    key("image", Kind::Path, Built),
+    key("format", choice(Format::NAMES, &["qcow2"]), Built),
+    key("cache", choice(Cache::NAMES, &[]), Built),
+    key("readonly", Kind::Bool, Built),
+    key("serial", Kind::Ascii(36), Built),
+    key("wwn", Kind::Wwn, Built),
+    key("vendor", Kind::Ascii(8), Built),
+    key("product", Kind::Ascii(16), Built),
+    key("revision", Kind::Ascii(4), Built),
+    key("block_size", Kind::OneOf(&[512, 4096]), Built),
+    key("physical_block_size", Kind::Integer(512, 2 << 20), Built),
+    key("rotation_rate", Kind::Integer(0, 65534), Built),
+    key("discard", Kind::BoolOrChoice(Choices { names: Discard::NAMES, not_yet: &[] }), Built),
+    key("throttle", Kind::Later, NotYet),
+];

@@ -1,0 +1,245 @@
+//! Files that mean a machine.
+
+use super::*;
+
+#[test]
+fn the_smallest_file_has_every_default() {
+    let (fixture, config) = good(SMALLEST, &[]);
+    let image = fixture.path("a.img");
+    assert_eq!(
+        config,
+        Config {
+            vm: Vm {
+                name: "vm".into(),
+                cpus: 1,
+                memory: 1_073_741_824,
+                uuid: None,
+                huge_pages: None,
+                hyperv: false,
+                rtc: RtcBase::Utc,
+                on_reset: Restart::Restart,
+                on_crash: Restart::Restart,
+            },
+            boot: Boot::Kernel { kernel: fixture.path("vmlinuz"), initrd: None, cmdline: String::new() },
+            serial: Serial::Stdio,
+            hbas: vec![Hba {
+                id: "hba0".into(),
+                controller: Controller::VirtioScsi { queues: 1 },
+                luns: vec![Lun {
+                    target: 0,
+                    lun: 0,
+                    device: Device::Disk(Disk {
+                        image,
+                        format: Format::Raw,
+                        cache: Cache::Writeback,
+                        read_only: false,
+                        identity: Identity::default(),
+                        block_size: 512,
+                        physical_block_size: None,
+                        rotation_rate: 0,
+                        discard: false,
+                    }),
+                }],
+            }],
+        }
+    );
+    assert_eq!(config.summary(), "vm: 1 vCPU, 1GiB, 1 HBA, 1 logical unit");
+}
+
+#[test]
+fn every_supported_key_is_read() {
+    let text = r#"
+        [vm]
+        name = "deb13"
+        cpus = 4
+        memory = 1073741824
+        uuid = "123E4567-e89b-12d3-a456-426614174000"
+        hugepages = "2MiB"
+        rtc = "localtime"
+        on_reset = "exit"
+        on_crash = "exit"
+        [boot]
+        kernel = "vmlinuz"
+        initrd = "initrd"
+        cmdline = "console=ttyS0 root=/dev/sda rw"
+        [serial]
+        mode = "file"
+        path = "serial.log"
+        [[hba]]
+        id = "scsi0"
+        type = "virtio-scsi"
+        queues = 2
+        [[hba.lun]]
+        target = 7
+        lun = 300
+        type = "disk"
+        image = "d.qcow2"
+        format = "raw"
+        cache = "directsync"
+        readonly = true
+        serial = "S3R1AL"
+        wwn = "0x5000c500a1b2c3d4"
+        vendor = "ACME"
+        product = "FAST DISK"
+        revision = "1.0"
+        block_size = 4096
+        physical_block_size = 8192
+        rotation_rate = 7200
+        discard = "unmap"
+    "#;
+    let (fixture, config) = good(text, &[]);
+    assert_eq!(config.vm.name, "deb13");
+    assert_eq!((config.vm.cpus, config.vm.memory), (4, 1 << 30));
+    let uuid = config.vm.uuid.unwrap();
+    assert_eq!(uuid.0, *b"\x12\x3e\x45\x67\xe8\x9b\x12\xd3\xa4\x56\x42\x66\x14\x17\x40\x00");
+    assert_eq!(uuid.to_string(), "123e4567-e89b-12d3-a456-426614174000");
+    assert_eq!(config.vm.huge_pages, Some(2_097_152));
+    assert_eq!(config.vm.rtc, RtcBase::LocalTime);
+    assert_eq!((config.vm.on_reset, config.vm.on_crash), (Restart::Exit, Restart::Exit));
+    assert_eq!(
+        config.boot,
+        Boot::Kernel {
+            kernel: fixture.path("vmlinuz"),
+            initrd: Some(fixture.path("initrd")),
+            cmdline: "console=ttyS0 root=/dev/sda rw".into(),
+        }
+    );
+    assert_eq!(config.serial, Serial::File(fixture.path("serial.log")));
+    let hba = &config.hbas[0];
+    assert_eq!((hba.id.as_str(), &hba.controller), ("scsi0", &Controller::VirtioScsi { queues: 2 }));
+    assert_eq!((hba.luns[0].target, hba.luns[0].lun), (7, 300));
+    let disk = Disk {
+        image: fixture.path("d.qcow2"),
+        format: Format::Raw,
+        cache: Cache::Directsync,
+        read_only: true,
+        identity: Identity {
+            vendor: Some("ACME".into()),
+            product: Some("FAST DISK".into()),
+            revision: Some("1.0".into()),
+            serial: Some("S3R1AL".into()),
+            wwn: Some(0x5000_c500_a1b2_c3d4),
+        },
+        block_size: 4096,
+        physical_block_size: Some(8192),
+        rotation_rate: 7200,
+        discard: true,
+    };
+    assert_eq!(hba.luns[0].device, Device::Disk(disk));
+    assert_eq!(config.summary(), "deb13: 4 vCPUs, 1GiB, 1 HBA, 1 logical unit");
+}
+
+#[test]
+fn defaults_depend_on_what_is_written() {
+    let more = "cache = \"none\"\n[[hba.lun]]\nimage = \"b.img\"\ndiscard = true\n[[hba.lun]]\ntarget = 1\nlun = 3\n\
+                image = \"c.img\"\n[[hba]]\nid = \"hba0\"\n[[hba]]\n[[hba.lun]]\nimage = \"b.img\"";
+    let (_fixture, config) = good(&format!("{SMALLEST}{more}"), &["vm.cpus=3"]);
+    let addresses: Vec<_> = config.hbas[0].luns.iter().map(|lun| (lun.target, lun.lun)).collect();
+    assert_eq!(addresses, [(0, 0), (2, 0), (1, 3)], "the next free target is none that is written");
+    let ids: Vec<_> = config.hbas.iter().map(|hba| hba.id.as_str()).collect();
+    assert_eq!(ids, ["hba1", "hba0", "hba2"], "a default id is none that is written");
+    for hba in &config.hbas {
+        assert_eq!(hba.controller, Controller::VirtioScsi { queues: 3 }, "one queue for each vCPU");
+    }
+    let Device::Disk(disk) = &config.hbas[0].luns[1].device else { panic!() };
+    assert!(disk.discard);
+}
+
+#[test]
+fn every_cache_mode_and_serial_mode_is_read() {
+    for (name, cache, direct) in [
+        ("none", Cache::None, true),
+        ("writeback", Cache::Writeback, false),
+        ("writethrough", Cache::Writethrough, false),
+        ("directsync", Cache::Directsync, true),
+        ("unsafe", Cache::Unsafe, false),
+    ] {
+        let (_fixture, config) = good(SMALLEST, &[&format!("hba.0.lun.0.cache={name}")]);
+        let Device::Disk(disk) = &config.hbas[0].luns[0].device else { panic!() };
+        assert_eq!((disk.cache, disk.cache.direct()), (cache, direct));
+    }
+    let serial = |text: &str| {
+        let (fixture, config) = good(&format!("{SMALLEST}[serial]\n{text}"), &[]);
+        (config.serial, fixture.path("p"))
+    };
+    assert_eq!(serial("mode = \"stdio\"").0, Serial::Stdio);
+    assert_eq!(serial("mode = \"off\"").0, Serial::Off);
+    assert_eq!(serial("mode = \"pty\"").0, Serial::Pty(None));
+    let (found, path) = serial("mode = \"pty\"\npath = \"p\"");
+    assert_eq!(found, Serial::Pty(Some(path)));
+    let (found, path) = serial("mode = \"socket\"\npath = \"p\"");
+    assert_eq!(found, Serial::Socket(path));
+    assert_eq!(serial("mode = \"file\"\npath = \"/dev/null\"").0, Serial::File("/dev/null".into()));
+}
+
+#[test]
+fn the_host_is_known() {
+    let host = Host::probe();
+    assert!(host.memory.unwrap() > 64 << 20);
+    assert!(host.huge_pages.iter().all(|(size, _)| size.is_power_of_two()));
+}
+/// What is refused is parsed all the same, so that supporting it is one entry of the schema.
+#[test]
+fn unsupported_parts_are_parsed() {
+    let text = r#"
+        [vm]
+        memory = "1GiB"
+        hyperv = true
+        [boot]
+        firmware = "vmlinuz"
+        vars = "initrd"
+        order = ["raid0:3", "hba0:1:0"]
+        [[hba]]
+        id = "raid0"
+        type = "megasas"
+        model = "1078"
+        mode = "jbod"
+        [[hba.lun]]
+        target = 3
+        image = "d.qcow2"
+        [[hba]]
+        [[hba.lun]]
+        type = "cd"
+        [[hba.lun]]
+        type = "generic"
+        image = "/dev/null"
+        [[hba.lun]]
+        type = "block"
+        image = "/dev/null"
+        [[hba]]
+        type = "megasas"
+    "#;
+    let (fixture, errors, config) = parsed(text);
+    for error in &errors {
+        assert!(error.ends_with("is not supported yet"), "{error}");
+    }
+    let config = config.unwrap();
+    assert!(config.vm.hyperv);
+    let device = |hba: &str, target| BootDevice { hba: hba.into(), target, lun: 0 };
+    assert_eq!(
+        config.boot,
+        Boot::Firmware {
+            firmware: fixture.path("vmlinuz"),
+            vars: Some(fixture.path("initrd")),
+            order: vec![device("raid0", 3), device("hba0", 1)],
+        }
+    );
+    let controllers: Vec<_> = config.hbas.iter().map(|hba| hba.controller.clone()).collect();
+    assert_eq!(
+        controllers,
+        [
+            Controller::Megasas { model: MegasasModel::Sas1078, mode: MegasasMode::Jbod },
+            Controller::VirtioScsi { queues: 1 },
+            Controller::Megasas { model: MegasasModel::Gen2, mode: MegasasMode::Raid },
+        ]
+    );
+    let Device::Disk(disk) = &config.hbas[0].luns[0].device else { panic!() };
+    assert_eq!(disk.format, Format::Qcow2);
+    let devices: Vec<_> = config.hbas[1].luns.iter().map(|lun| lun.device.clone()).collect();
+    let empty =
+        Cd { image: None, format: Format::Raw, cache: Cache::Writeback, identity: Identity::default() };
+    assert_eq!(
+        devices,
+        [Device::Cd(empty), Device::Generic("/dev/null".into()), Device::Block("/dev/null".into())]
+    );
+}

@@ -1,0 +1,383 @@
+//! The configuration of a virtual machine, complete and checked: what the machine is built from.
+//!
+//! Every default is filled in and every path is resolved against the file that named it.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// An enumeration whose values have names in the file.
+macro_rules! named {
+    ($(#[$attr:meta])* $name:ident { $($(#[$value_attr:meta])* $value:ident = $text:literal),+ $(,)? }) => {
+        $(#[$attr])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$value_attr])* $value),+ }
+
+        impl $name {
+            /// The names, in the order of the documentation.
+            pub const NAMES: &[&str] = &[$($text),+];
+
+            /// The value called `name`.
+            pub fn named(name: &str) -> Option<Self> {
+                match name {
+                    $($text => Some(Self::$value),)+
+                    _ => None,
+                }
+            }
+
+            /// The name in the file.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$value => $text),+
+                }
+            }
+        }
+    };
+}
+
+/// A whole machine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// `[vm]`
+    pub vm: Vm,
+    /// `[boot]`
+    pub boot: Boot,
+    /// `[serial]`
+    pub serial: Serial,
+    /// `[[hba]]`, in the order of the file
+    pub hbas: Vec<Hba>,
+}
+
+/// `[vm]`: the machine itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vm {
+    /// What the machine is called in logs and in the guest's SMBIOS tables.
+    pub name: String,
+    /// Number of vCPUs, 1 to 255.
+    pub cpus: u8,
+    /// Size of guest RAM in bytes, a multiple of 4 KiB.
+    pub memory: u64,
+    /// The machine's identity, bytes in the order of the text form.
+    pub uuid: Option<Uuid>,
+    /// Size in bytes of the huge pages to back guest RAM with; `None` for ordinary pages.
+    pub huge_pages: Option<u64>,
+    /// Whether the guest is shown the Hyper-V interface.
+    pub hyperv: bool,
+    /// What the real-time clock counts.
+    pub rtc: RtcBase,
+    /// What a reset by the guest does.
+    pub on_reset: Restart,
+    /// What a triple fault does.
+    pub on_crash: Restart,
+}
+
+/// A UUID (RFC 9562), bytes in the order of the text form.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Uuid(pub [u8; 16]);
+
+impl Uuid {
+    /// Reads the form 8-4-4-4-12.
+    pub fn parse(text: &str) -> Option<Self> {
+        let groups: Vec<&str> = text.split('-').collect();
+        if groups.iter().map(|group| group.len()).ne([8, 4, 4, 4, 12]) {
+            return None;
+        }
+        hex(&groups.concat()).map(|value| Self(value.to_be_bytes()))
+    }
+}
+
+impl fmt::Display for Uuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, byte) in self.0.iter().enumerate() {
+            let dash = if matches!(i, 4 | 6 | 8 | 10) { "-" } else { "" };
+            write!(f, "{dash}{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Uuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The value of `digits`, hexadecimal digits and nothing else.
+pub(super) fn hex(digits: &str) -> Option<u128> {
+    let all = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    all.then(|| u128::from_str_radix(digits, 16).ok()).flatten()
+}
+
+named! {
+    /// What the real-time clock counts.
+    RtcBase {
+        /// Universal time, as Linux expects.
+        Utc = "utc",
+        /// The host's local time, as Windows expects.
+        LocalTime = "localtime",
+    }
+}
+
+named! {
+    /// What happens when the guest resets or crashes.
+    Restart {
+        /// The machine starts again.
+        Restart = "restart",
+        /// The process ends with the exit code for it.
+        Exit = "exit",
+    }
+}
+
+/// `[boot]`: what runs first.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Boot {
+    /// A Linux kernel, loaded without firmware.
+    Kernel {
+        /// Kernel image (bzImage or ELF).
+        kernel: PathBuf,
+        /// Initial RAM disk.
+        initrd: Option<PathBuf>,
+        /// Kernel command line.
+        cmdline: String,
+    },
+    /// A firmware image.
+    Firmware {
+        /// SeaBIOS or OVMF code.
+        firmware: PathBuf,
+        /// OVMF's variable store, written by the guest.
+        vars: Option<PathBuf>,
+        /// Devices to try, first to last; empty for the firmware's own order.
+        order: Vec<BootDevice>,
+    },
+}
+
+/// A boot device: `hba:target[:lun]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BootDevice {
+    /// The HBA's `id`.
+    pub hba: String,
+    /// Target.
+    pub target: u8,
+    /// Logical unit number.
+    pub lun: u16,
+}
+
+/// `[serial]`: where the first serial port leads.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Serial {
+    /// The process's standard input and output.
+    Stdio,
+    /// Output to a file, which is emptied first; no input.
+    File(PathBuf),
+    /// A pseudoterminal, with an optional symbolic link to it.
+    Pty(Option<PathBuf>),
+    /// A UNIX stream socket that the process listens on.
+    Socket(PathBuf),
+    /// Nowhere: the port is there, output is lost.
+    Off,
+}
+
+named! {
+    /// `serial.mode` as it is written.
+    SerialMode {
+        /// [`Serial::Stdio`]
+        Stdio = "stdio",
+        /// [`Serial::File`]
+        File = "file",
+        /// [`Serial::Pty`]
+        Pty = "pty",
+        /// [`Serial::Socket`]
+        Socket = "socket",
+        /// [`Serial::Off`]
+        Off = "off",
+    }
+}
+
+/// `[[hba]]`: a host bus adapter and what is behind it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hba {
+    /// Its name, unique in the machine.
+    pub id: String,
+    /// What the guest sees.
+    pub controller: Controller,
+    /// `[[hba.lun]]`, in the order of the file; no two with the same target and LUN.
+    pub luns: Vec<Lun>,
+}
+
+/// The kind of an HBA.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Controller {
+    /// virtio-scsi
+    VirtioScsi {
+        /// Number of request queues.
+        queues: u8,
+    },
+    /// MegaRAID SAS
+    Megasas {
+        /// The board.
+        model: MegasasModel,
+        /// How disks are presented.
+        mode: MegasasMode,
+    },
+}
+
+named! {
+    /// `hba.type` as it is written.
+    HbaType {
+        /// [`Controller::VirtioScsi`]
+        VirtioScsi = "virtio-scsi",
+        /// [`Controller::Megasas`]
+        Megasas = "megasas",
+    }
+}
+
+named! {
+    /// A MegaRAID SAS board.
+    MegasasModel {
+        /// Second generation (SAS2108 family).
+        Gen2 = "gen2",
+        /// First generation (SAS1078).
+        Sas1078 = "1078",
+    }
+}
+
+named! {
+    /// How a MegaRAID SAS board presents its disks.
+    MegasasMode {
+        /// Each as a RAID volume.
+        Raid = "raid",
+        /// Each as itself.
+        Jbod = "jbod",
+    }
+}
+
+/// `[[hba.lun]]`: a logical unit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lun {
+    /// Target number on the HBA.
+    pub target: u8,
+    /// Logical unit number at the target.
+    pub lun: u16,
+    /// What it is.
+    pub device: Device,
+}
+
+/// The kind of a logical unit.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Device {
+    /// An emulated disk.
+    Disk(Disk),
+    /// An emulated CD drive.
+    Cd(Cd),
+    /// A SCSI device of the host, every command passed through (`/dev/sg*`).
+    Generic(PathBuf),
+    /// A block device of the host, every command passed through.
+    Block(PathBuf),
+}
+
+named! {
+    /// `hba.lun.type` as it is written.
+    LunType {
+        /// [`Device::Disk`]
+        Disk = "disk",
+        /// [`Device::Cd`]
+        Cd = "cd",
+        /// [`Device::Generic`]
+        Generic = "generic",
+        /// [`Device::Block`]
+        Block = "block",
+    }
+}
+
+/// An emulated disk.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Disk {
+    /// Image file or block device.
+    pub image: PathBuf,
+    /// Format of the image.
+    pub format: Format,
+    /// How the host caches it.
+    pub cache: Cache,
+    /// The guest may not write.
+    pub read_only: bool,
+    /// What INQUIRY tells.
+    pub identity: Identity,
+    /// Logical block size in bytes: 512 or 4096.
+    pub block_size: u32,
+    /// Physical block size in bytes, a power of two not below [`Self::block_size`]; `None` to follow the image.
+    pub physical_block_size: Option<u32>,
+    /// Medium rotation rate (SBC-4, 6.6.2): 0 not reported, 1 solid state, else revolutions per minute.
+    pub rotation_rate: u16,
+    /// UNMAP gives space back to the host.
+    pub discard: bool,
+}
+
+/// An emulated CD drive.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cd {
+    /// The medium; `None` for an empty drive.
+    pub image: Option<PathBuf>,
+    /// Format of the image.
+    pub format: Format,
+    /// How the host caches it.
+    pub cache: Cache,
+    /// What INQUIRY tells.
+    pub identity: Identity,
+}
+
+/// What a logical unit tells about itself. `None` leaves the SCSI layer's own value.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Identity {
+    /// T10 VENDOR IDENTIFICATION, up to 8 printable ASCII characters.
+    pub vendor: Option<String>,
+    /// PRODUCT IDENTIFICATION, up to 16.
+    pub product: Option<String>,
+    /// PRODUCT REVISION LEVEL, up to 4.
+    pub revision: Option<String>,
+    /// PRODUCT SERIAL NUMBER, up to 36.
+    pub serial: Option<String>,
+    /// World wide name: an NAA designator of 8 bytes.
+    pub wwn: Option<u64>,
+}
+
+named! {
+    /// Format of an image.
+    Format {
+        /// The bytes of the disk.
+        Raw = "raw",
+        /// QEMU's format with snapshots, backing files and allocation on demand.
+        Qcow2 = "qcow2",
+    }
+}
+
+named! {
+    /// How the host caches an image: the modes of QEMU.
+    Cache {
+        /// Past the host's page cache (`O_DIRECT`); flushes reach the disk.
+        None = "none",
+        /// Through the page cache; flushes reach the disk.
+        Writeback = "writeback",
+        /// Through the page cache; each write is stable when it completes.
+        Writethrough = "writethrough",
+        /// Past the page cache; each write is stable when it completes.
+        Directsync = "directsync",
+        /// Through the page cache; flushes are ignored.
+        Unsafe = "unsafe",
+    }
+}
+
+named! {
+    /// `hba.lun.discard` as it is written, where it is not a boolean.
+    Discard {
+        /// UNMAP is not offered.
+        Ignore = "ignore",
+        /// UNMAP gives space back to the host.
+        Unmap = "unmap",
+    }
+}
+
+impl Cache {
+    /// Whether transfers go past the host's page cache (`O_DIRECT`).
+    pub fn direct(self) -> bool {
+        matches!(self, Self::None | Self::Directsync)
+    }
+}

@@ -1,0 +1,6 @@
+//! The virtual machine monitor: everything of the `vmm` command that is not its `main`.
+
+pub mod cli;
+pub mod config;
+pub mod exit;
+pub mod logging;

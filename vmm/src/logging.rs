@@ -1,0 +1,125 @@
+//! Log lines: which are written, and where.
+//!
+//! Levels: `error` for what ends the machine or loses data, `warn` for what the operator should look at, `info`
+//! for the life of the machine, `debug` and `trace` for developers. What a guest can cause is limited by
+//! [`devices::log_limited`].
+
+use std::fs::OpenOptions;
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock};
+
+use anyhow::{Context, Result};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::config::reason;
+
+/// The environment variable with a filter, such as `info` or `warn,hba_virtio_scsi=trace`.
+pub const VARIABLE: &str = "VMM_LOG";
+
+/// What is logged when nobody says otherwise.
+const DEFAULT: &str = "warn";
+
+/// Whether the terminal is raw: a line feed alone would not go back to the first column.
+static RAW_TERMINAL: AtomicBool = AtomicBool::new(false);
+
+/// Says whether the console has put the terminal into raw mode.
+pub fn set_raw_terminal(raw: bool) {
+    RAW_TERMINAL.store(raw, Ordering::Relaxed);
+}
+
+/// What ends a line on standard error now, before its line feed.
+pub(crate) fn line_end() -> &'static str {
+    static TERMINAL: OnceLock<bool> = OnceLock::new();
+    let raw = RAW_TERMINAL.load(Ordering::Relaxed) && *TERMINAL.get_or_init(|| io::stderr().is_terminal());
+    if raw { "\r" } else { "" }
+}
+
+/// Starts logging for the whole process: `level` wins over the environment. Lines go to the end of `file`,
+/// or to standard error.
+///
+/// # Errors
+/// A filter in the environment that means nothing, or a file that cannot be opened.
+pub fn start(level: Option<&str>, file: Option<&Path>) -> Result<()> {
+    let filter = filter(level, std::env::var_os(VARIABLE).as_deref())?;
+    let log = tracing_subscriber::fmt().compact().with_ansi(false).with_env_filter(filter);
+    let started = match file {
+        None => log.with_writer(StandardError).try_init(),
+        Some(path) => {
+            let file = OpenOptions::new().append(true).create(true).open(path);
+            let file = file.map_err(|error| anyhow::anyhow!(reason(&error)));
+            let file = file.with_context(|| format!("--log-file {}: cannot open", path.display()))?;
+            log.with_writer(Mutex::new(file)).try_init()
+        }
+    };
+    started.map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))
+}
+
+fn filter(level: Option<&str>, variable: Option<&std::ffi::OsStr>) -> Result<EnvFilter> {
+    let text = match (level, variable) {
+        (Some(level), _) => level,
+        (None, Some(text)) => text.to_str().with_context(|| format!("{VARIABLE}: not UTF-8"))?,
+        (None, None) => DEFAULT,
+    };
+    let text = if text.trim().is_empty() { DEFAULT } else { text };
+    EnvFilter::try_new(text).map_err(|error| {
+        let what = format!("{VARIABLE}={text}: {error}");
+        anyhow::anyhow!(
+            "{what}; expected a level such as \"info\", or a filter such as \"warn,devices=debug\""
+        )
+    })
+}
+
+/// Standard error, each event one write, with the line end that the terminal needs.
+struct StandardError;
+
+impl<'a> MakeWriter<'a> for StandardError {
+    type Writer = Self;
+    fn make_writer(&'a self) -> Self {
+        Self
+    }
+}
+
+impl Write for StandardError {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match (line_end(), line.strip_suffix(b"\n")) {
+            ("", _) | (_, None) => io::stderr().write_all(line)?,
+            (end, Some(text)) => io::stderr().write_all(&[text, end.as_bytes(), b"\n"].concat())?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(level: Option<&str>, variable: Option<&str>) -> String {
+        match filter(level, variable.map(std::ffi::OsStr::new)) {
+            Ok(filter) => filter.to_string(),
+            Err(error) => format!("{error:#}"),
+        }
+    }
+
+    #[test]
+    fn the_flag_wins_over_the_environment() {
+        assert_eq!(shown(None, None), "warn");
+        assert_eq!(shown(None, Some("")), "warn");
+        assert_eq!(shown(None, Some("info")), "info");
+        assert_eq!(shown(Some("trace"), Some("info")), "trace");
+        assert_eq!(shown(Some("off"), Some("no such = filter")), "off");
+    }
+
+    #[test]
+    fn a_filter_that_means_nothing_is_an_error() {
+        let error = shown(None, Some("devices=loud"));
+        assert!(error.starts_with("VMM_LOG=devices=loud: "), "{error}");
+        assert!(error.contains("expected a level such as \"info\""), "{error}");
+    }
+}
