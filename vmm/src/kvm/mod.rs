@@ -1,0 +1,129 @@
+//! The hypervisor: KVM through kvm-ioctls. The only place, with `vcpu`, that knows it.
+
+mod doorbell;
+mod irq;
+mod ram;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+
+use boot::layout;
+use kvm_bindings::{KVM_API_VERSION, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use thiserror::Error;
+
+pub use doorbell::KvmDoorbells;
+pub use irq::{InterruptRouter, KvmLine, Vectors};
+pub use ram::{Backing, RamError, allocate as allocate_ram};
+
+/// Why the hypervisor cannot be used: each message is one clear line with the remedy.
+#[derive(Debug, Error)]
+pub enum KvmError {
+    #[error("{path}: does not exist; load the kvm_intel or kvm_amd module, or enable virtualization in the firmware")]
+    Missing { path: String },
+    #[error("{path}: permission denied; add this user to the group that owns the device (usually `kvm`)")]
+    Permission { path: String },
+    #[error("{path}: cannot open: {source}")]
+    Open { path: String, source: io::Error },
+    #[error("{path}: not KVM, or of an unknown version ({version}; {KVM_API_VERSION} is needed)")]
+    Version { path: String, version: i32 },
+    #[error("this host's KVM lacks {0}; a newer host kernel is needed")]
+    Capability(&'static str),
+    #[error(
+        "this host has /dev/kvm but neither svm nor vmx: its KVM runs real-mode and simple 32-bit code only, and a \
+         64-bit guest would hang. Run on hardware with virtualization, enable nested virtualization for this \
+         machine, or boot firmware or a 32-bit PVH kernel"
+    )]
+    No64Bit,
+    #[error("KVM: {what}: {source}")]
+    Call { what: &'static str, source: io::Error },
+}
+
+/// Turns an errno of an ioctl into an error that names what was being done.
+pub fn call(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
+    move |e| KvmError::Call { what, source: e.into() }
+}
+
+/// An open, checked /dev/kvm.
+pub struct Hypervisor {
+    kvm: Kvm,
+}
+
+impl Hypervisor {
+    /// Opens and checks the device at `path`, usually /dev/kvm.
+    pub fn open(path: &Path) -> Result<Self, KvmError> {
+        let name = || path.display().to_string();
+        let device = File::options().read(true).write(true).open(path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => KvmError::Missing { path: name() },
+            io::ErrorKind::PermissionDenied => KvmError::Permission { path: name() },
+            _ => KvmError::Open { path: name(), source },
+        })?;
+        let kvm = kvm_from_file(device);
+        let version = kvm.get_api_version();
+        if version != KVM_API_VERSION as i32 {
+            return Err(KvmError::Version { path: name(), version });
+        }
+        for (cap, what) in [
+            (Cap::Irqchip, "an in-kernel interrupt controller (KVM_CAP_IRQCHIP)"),
+            (Cap::Irqfd, "irqfd (KVM_CAP_IRQFD)"),
+            (Cap::Ioeventfd, "ioeventfd (KVM_CAP_IOEVENTFD)"),
+            (Cap::IrqRouting, "interrupt routing (KVM_CAP_IRQ_ROUTING)"),
+            (Cap::UserMemory, "user memory (KVM_CAP_USER_MEMORY)"),
+            (Cap::ExtCpuid, "KVM_GET_SUPPORTED_CPUID"),
+            (Cap::ImmediateExit, "immediate exit (KVM_CAP_IMMEDIATE_EXIT)"),
+        ] {
+            if !kvm.check_extension(cap) {
+                return Err(KvmError::Capability(what));
+            }
+        }
+        Ok(Self { kvm })
+    }
+
+    /// The underlying handle, for the calls of vCPU set-up.
+    pub fn kvm(&self) -> &Kvm {
+        &self.kvm
+    }
+
+    /// Refuses to go on when this KVM cannot run a 64-bit guest.
+    pub fn require_64bit(&self) -> Result<(), KvmError> {
+        if cpu_has_virtualization() { Ok(()) } else { Err(KvmError::No64Bit) }
+    }
+
+    /// A virtual machine with interrupt controllers and interval timer in the kernel, and no memory yet.
+    pub fn create_vm(&self) -> Result<Arc<VmFd>, KvmError> {
+        let vm = loop {
+            match self.kvm.create_vm() {
+                // The kernel gives EINTR when a signal comes in while it allocates.
+                Err(e) if e.errno() == libc::EINTR => {}
+                other => break other.map_err(call("creating the virtual machine"))?,
+            }
+        };
+        vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(call("placing the identity map"))?;
+        vm.set_tss_address(layout::KVM_TSS as usize).map_err(call("placing the task state segment"))?;
+        vm.create_irq_chip().map_err(call("creating the interrupt controllers"))?;
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        vm.create_pit2(pit).map_err(call("creating the interval timer"))?;
+        Ok(Arc::new(vm))
+    }
+}
+
+fn kvm_from_file(device: File) -> Kvm {
+    use std::os::fd::{FromRawFd, IntoRawFd};
+    // SAFETY: the descriptor is open, owned by us and handed over whole.
+    #[allow(unsafe_code)]
+    unsafe {
+        Kvm::from_raw_fd(device.into_raw_fd())
+    }
+}
+
+/// Whether the processor has SVM or VMX and the kernel kept it: the first processor's flags tell.
+fn cpu_has_virtualization() -> bool {
+    let mut head = [0u8; 4096];
+    let Ok(n) = File::open("/proc/cpuinfo").and_then(|mut f| f.read(&mut head)) else { return true };
+    let text = String::from_utf8_lossy(head.get(..n).unwrap_or_default()).into_owned();
+    let Some(flags) = text.lines().find(|l| l.starts_with("flags")) else { return true };
+    flags.split_ascii_whitespace().any(|f| f == "svm" || f == "vmx")
+}
+

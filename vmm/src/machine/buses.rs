@@ -1,0 +1,48 @@
+//! Where the accesses of vCPUs go.
+
+use std::sync::Arc;
+
+use devices::bus::Bus;
+use devices::mem::GuestRam;
+use vm_memory::{Bytes, GuestAddress};
+
+/// The two address spaces of devices, and RAM for looking at.
+pub struct Buses {
+    /// I/O ports.
+    pub ports: Arc<Bus>,
+    /// Memory-mapped I/O.
+    pub memory: Arc<Bus>,
+    /// Guest RAM.
+    pub ram: Arc<GuestRam>,
+}
+
+impl Buses {
+    /// A read of 1, 2 or 4 bytes from a port.
+    pub fn port_read(&self, port: u16, data: &mut [u8]) {
+        self.ports.read(u64::from(port), data);
+        tracing::trace!(target: "vmm::access", "in  {port:#06x} = {data:02x?}");
+    }
+
+    /// A write of 1, 2 or 4 bytes to a port.
+    pub fn port_write(&self, port: u16, data: &[u8]) {
+        tracing::trace!(target: "vmm::access", "out {port:#06x} = {data:02x?}");
+        self.ports.write(u64::from(port), data);
+    }
+
+    /// A read of 1 to 8 bytes from memory that is not RAM.
+    pub fn memory_read(&self, addr: u64, data: &mut [u8]) {
+        self.memory.read(addr, data);
+        tracing::trace!(target: "vmm::access", "rd  {addr:#010x} = {data:02x?}");
+    }
+
+    /// A write of 1 to 8 bytes to memory that is not RAM.
+    pub fn memory_write(&self, addr: u64, data: &[u8]) {
+        tracing::trace!(target: "vmm::access", "wr  {addr:#010x} = {data:02x?}");
+        self.memory.write(addr, data);
+    }
+
+    /// Copies RAM for a report; returns whether there is RAM.
+    pub fn peek(&self, addr: u64, into: &mut [u8]) -> bool {
+        self.ram.read_slice(into, GuestAddress(addr)).is_ok()
+    }
+}

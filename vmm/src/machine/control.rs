@@ -1,0 +1,276 @@
+//! Running, pausing, resetting: the one place where the threads of a machine agree on what happens next.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use boot::Entry;
+use devices::platform::{MachineControl, MachineRequest};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::vcpu::VcpuThread;
+
+/// How long a kicked vCPU may take before the kick is repeated.
+const KICK_AGAIN: Duration = Duration::from_millis(1);
+/// When a vCPU that does not stop is worth a line in the log.
+const SLOW_STOP: Duration = Duration::from_secs(5);
+
+/// Why a machine cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Crash {
+    /// The guest's processor shut down: triple fault.
+    Guest(String),
+    /// The host cannot run the guest.
+    Host(String),
+}
+
+/// Something for the main thread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The guest powered off.
+    PowerOff,
+    /// The guest asked for a reset; by which register.
+    Reset(&'static str),
+    /// It cannot go on.
+    Crash(Crash),
+    /// The operator wants it to end; the reason.
+    Stop(String),
+}
+
+/// What a vCPU thread is to do.
+pub enum Order {
+    /// Run the guest until [`Control::is_running`] says no.
+    Run,
+    /// Return to the state after power-on, then enter the kernel if there is an entry.
+    Reset(Option<Arc<Entry>>),
+    /// End the thread.
+    Exit,
+}
+
+#[derive(Clone)]
+enum Goal {
+    Pause,
+    Run,
+    Reset { generation: u64, entry: Option<Arc<Entry>> },
+    Exit,
+}
+
+struct Seat {
+    parked: bool,
+    /// The last reset that this vCPU did.
+    generation: u64,
+}
+
+struct State {
+    goal: Goal,
+    seats: Vec<Seat>,
+    generation: u64,
+    events: VecDeque<Event>,
+}
+
+/// The agreement between the main thread and the vCPU threads.
+pub struct Control {
+    running: AtomicBool,
+    state: Mutex<State>,
+    changed: Condvar,
+    wake: EventFd,
+}
+
+impl Control {
+    /// For `cpus` vCPUs, which wait at first.
+    pub fn new(cpus: u32) -> io::Result<Arc<Self>> {
+        let seats = (0..cpus).map(|_| Seat { parked: false, generation: 0 }).collect();
+        let state = State { goal: Goal::Pause, seats, generation: 0, events: VecDeque::new() };
+        Ok(Arc::new(Self {
+            running: AtomicBool::new(false),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            wake: EventFd::new(EFD_NONBLOCK)?,
+        }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether vCPUs may run: asked after every exit.
+    pub fn is_running(&self) -> bool {
+        self.running.load(Ordering::Acquire)
+    }
+
+    /// Readable when [`Control::take_event`] has something.
+    pub fn wake(&self) -> &EventFd {
+        &self.wake
+    }
+
+    /// The oldest event, if there is one.
+    pub fn take_event(&self) -> Option<Event> {
+        self.lock().events.pop_front()
+    }
+
+    /// Hands `event` to the main thread.
+    pub fn post(&self, event: Event) {
+        self.lock().events.push_back(event);
+        if let Err(e) = self.wake.write(1) {
+            tracing::error!("waking the main thread: {e}");
+        }
+    }
+
+    /// Stops the calling vCPU at once and lets the main thread decide.
+    pub fn crashed(&self, crash: Crash) {
+        self.running.store(false, Ordering::Release);
+        self.post(Event::Crash(crash));
+    }
+
+    /// A reset wished by the guest through `register`.
+    pub fn reset_requested(&self, register: &'static str) {
+        self.running.store(false, Ordering::Release);
+        self.post(Event::Reset(register));
+    }
+
+    /// Parks vCPU `index` until there is something for it to do.
+    pub fn next(&self, index: u32) -> Order {
+        let mut state = self.lock();
+        let index = index as usize;
+        loop {
+            let goal = state.goal.clone();
+            let Some(seat) = state.seats.get_mut(index) else { return Order::Exit };
+            match goal {
+                Goal::Exit => return Order::Exit,
+                // A request that came between the goal and now has cleared `running`: park until it is handled.
+                Goal::Run if self.is_running() => {
+                    seat.parked = false;
+                    return Order::Run;
+                }
+                Goal::Reset { generation, entry } if seat.generation < generation => {
+                    seat.generation = generation;
+                    seat.parked = false;
+                    return Order::Reset(entry);
+                }
+                _ => {}
+            }
+            seat.parked = true;
+            self.changed.notify_all();
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Stops all vCPUs and returns when each has left the guest.
+    pub fn pause(&self, threads: &[VcpuThread]) {
+        self.running.store(false, Ordering::Release);
+        let mut state = self.lock();
+        state.goal = Goal::Pause;
+        let begin = Instant::now();
+        let mut said = false;
+        loop {
+            // Wakes a parked vCPU that has yet to see its seat.
+            let waiting: Vec<usize> =
+                state.seats.iter().enumerate().filter(|(_, s)| !s.parked).map(|(i, _)| i).collect();
+            if waiting.is_empty() {
+                return;
+            }
+            for thread in waiting.iter().filter_map(|&i| threads.get(i)) {
+                thread.kick();
+            }
+            if begin.elapsed() > SLOW_STOP && !said {
+                said = true;
+                tracing::warn!("vCPUs {waiting:?} do not stop; still waiting");
+            }
+            state = self.changed.wait_timeout(state, KICK_AGAIN).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Resets paused vCPUs and returns when all are done.
+    pub fn reset(&self, entry: Option<Arc<Entry>>) {
+        let mut state = self.lock();
+        state.generation += 1;
+        let generation = state.generation;
+        state.goal = Goal::Reset { generation, entry };
+        self.changed.notify_all();
+        while state.seats.iter().any(|s| s.generation < generation || !s.parked) {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.goal = Goal::Pause;
+    }
+
+    /// Lets paused vCPUs run.
+    pub fn resume(&self) {
+        let mut state = self.lock();
+        state.goal = Goal::Run;
+        self.running.store(true, Ordering::Release);
+        self.changed.notify_all();
+    }
+
+    /// Ends paused vCPU threads.
+    pub fn exit(&self) {
+        self.lock().goal = Goal::Exit;
+        self.changed.notify_all();
+    }
+}
+
+impl MachineControl for Control {
+    fn request(&self, what: MachineRequest) {
+        match what {
+            MachineRequest::PowerOff => {
+                self.running.store(false, Ordering::Release);
+                self.post(Event::PowerOff);
+            }
+            MachineRequest::Reset(register) => self.reset_requested(register),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU64;
+
+    /// Threads that act like vCPUs: count rounds while they run, count resets.
+    fn spawn(control: &Arc<Control>, n: u32, rounds: &Arc<AtomicU64>, resets: &Arc<AtomicU64>) -> Vec<std::thread::JoinHandle<()>> {
+        (0..n)
+            .map(|i| {
+                let (control, rounds, resets) = (control.clone(), rounds.clone(), resets.clone());
+                std::thread::spawn(move || loop {
+                    match control.next(i) {
+                        Order::Run => {
+                            while control.is_running() {
+                                rounds.fetch_add(1, Ordering::Relaxed);
+                            }
+                        }
+                        Order::Reset(_) => {
+                            resets.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Order::Exit => return,
+                    }
+                })
+            })
+            .collect()
+    }
+
+    #[test]
+    fn pause_reset_resume_exit() {
+        let control = Control::new(3).unwrap();
+        let (rounds, resets) = (Arc::default(), Arc::new(AtomicU64::new(0)));
+        let threads = spawn(&control, 3, &rounds, &resets);
+        control.pause(&[]);
+        assert_eq!(rounds.load(Ordering::Relaxed), 0, "nothing runs before resume");
+        for turn in 1..=200 {
+            control.resume();
+            if turn % 3 == 0 {
+                control.request(MachineRequest::Reset("test"));
+                assert_eq!(control.take_event(), Some(Event::Reset("test")));
+            }
+            control.pause(&[]);
+            let before = rounds.load(Ordering::Relaxed);
+            control.reset(None);
+            assert_eq!(resets.load(Ordering::Relaxed), turn * 3, "each vCPU resets once");
+            assert_eq!(rounds.load(Ordering::Relaxed), before, "nothing runs while paused");
+        }
+        control.exit();
+        for t in threads {
+            t.join().unwrap();
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! What a vCPU stopped for, without a borrow of the vCPU, and the report when it cannot go on.
+
+use std::io;
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use crate::machine::Buses;
+
+/// What the run loop does next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Run on.
+    Continue,
+    /// A signal came: look at what the machine wants.
+    Kicked,
+    /// The guest's processor is in shutdown (triple fault).
+    Shutdown,
+    /// KVM cannot run this guest any further: the reason.
+    Fatal(String),
+    /// The hypervisor asks for a reset in the guest's name (a Hyper-V reset register).
+    SystemReset,
+}
+
+/// A port access in the terms of the port map.
+struct PortAccess {
+    port: u16,
+    width: usize,
+    len: usize,
+}
+
+/// Runs the vCPU until its next exit and answers that exit.
+pub fn run_once(vcpu: &mut VcpuFd, buses: &Buses) -> Outcome {
+    let access = match vcpu.run() {
+        Ok(VcpuExit::IoIn(port, data)) => (PortAccess { port, width: 0, len: data.len() }, true),
+        Ok(VcpuExit::IoOut(port, data)) => (PortAccess { port, width: 0, len: data.len() }, false),
+        Ok(VcpuExit::MmioRead(addr, data)) => {
+            buses.memory_read(addr, data);
+            return Outcome::Continue;
+        }
+        Ok(VcpuExit::MmioWrite(addr, data)) => {
+            buses.memory_write(addr, data);
+            return Outcome::Continue;
+        }
+        Ok(exit) => return other(exit),
+        Err(e) => return failed(&e.into()),
+    };
+    let (mut access, is_read) = access;
+    access.width = port_width(vcpu);
+    port_access(vcpu, &access, is_read, buses);
+    Outcome::Continue
+}
+
+fn failed(e: &io::Error) -> Outcome {
+    match e.raw_os_error() {
+        // EAGAIN: an application processor that waits for its start-up message was woken by a signal.
+        Some(libc::EINTR | libc::EAGAIN) => Outcome::Kicked,
+        _ => Outcome::Fatal(format!("KVM_RUN failed: {e}")),
+    }
+}
+
+fn other(exit: VcpuExit<'_>) -> Outcome {
+    let fatal = |what: String| Outcome::Fatal(what);
+    match exit {
+        VcpuExit::Intr => Outcome::Kicked,
+        // With controllers in the kernel, halting is the kernel's business: an exit here only means "look again".
+        VcpuExit::Hlt | VcpuExit::IrqWindowOpen | VcpuExit::SetTpr | VcpuExit::TprAccess => Outcome::Continue,
+        VcpuExit::IoapicEoi(_) | VcpuExit::Debug(_) => Outcome::Continue,
+        VcpuExit::Shutdown => Outcome::Shutdown,
+        VcpuExit::SystemEvent(kvm_bindings::KVM_SYSTEM_EVENT_RESET, _) => Outcome::SystemReset,
+        VcpuExit::SystemEvent(kvm_bindings::KVM_SYSTEM_EVENT_CRASH, _) => {
+            tracing::error!("the guest reported a crash through the hypervisor interface");
+            Outcome::Continue
+        }
+        VcpuExit::SystemEvent(kind, data) => fatal(format!("system event {kind} {data:x?}")),
+        VcpuExit::InternalError => fatal("KVM internal error: an instruction that it cannot emulate".into()),
+        VcpuExit::FailEntry(reason, cpu) => {
+            fatal(format!("the processor refused to enter the guest: reason {reason:#x} on host CPU {cpu}"))
+        }
+        VcpuExit::MemoryFault { flags, gpa, size } => {
+            fatal(format!("memory fault at guest address {gpa:#x}, {size} bytes, flags {flags:#x}"))
+        }
+        VcpuExit::Hypercall(_) => fatal("a hypercall that KVM does not answer".into()),
+        VcpuExit::Unknown => fatal("an exit that KVM itself does not know".into()),
+        exit => fatal(format!("an exit this machine does not have: {exit:?}")),
+    }
+}
+
+/// Width in bytes of one element of the port access that the vCPU stopped for: 1, 2 or 4.
+fn port_width(vcpu: &mut VcpuFd) -> usize {
+    let run = vcpu.get_kvm_run();
+    // SAFETY: the exit reason was KVM_EXIT_IO, so the `io` member of the union is the one that KVM filled.
+    #[allow(unsafe_code)]
+    let io = unsafe { run.__bindgen_anon_1.io };
+    usize::from(io.size).clamp(1, 4)
+}
+
+/// The bytes of the port access that the vCPU stopped for, behind the run structure.
+fn port_data(vcpu: &mut VcpuFd, len: usize) -> &mut [u8] {
+    let run: *mut kvm_bindings::kvm_run = vcpu.get_kvm_run();
+    // SAFETY: as in `port_width`.
+    #[allow(unsafe_code)]
+    let offset = unsafe { (*run).__bindgen_anon_1.io.data_offset } as usize;
+    // SAFETY: KVM put `len` bytes (count times size, as `VcpuFd::run` computed it) at this offset of the mapping
+    // that begins with the run structure; the borrow of `vcpu` keeps the mapping and excludes other use.
+    #[allow(unsafe_code)]
+    unsafe {
+        std::slice::from_raw_parts_mut(run.cast::<u8>().add(offset), len)
+    }
+}
+
+/// A string instruction (`rep insb` and its kin) brings several elements for one port.
+fn port_access(vcpu: &mut VcpuFd, access: &PortAccess, is_read: bool, buses: &Buses) {
+    for element in port_data(vcpu, access.len).chunks_mut(access.width.max(1)) {
+        if is_read {
+            buses.port_read(access.port, element);
+        } else {
+            buses.port_write(access.port, element);
+        }
+    }
+}
+
+/// Where the guest was when it stopped: instruction pointer and the bytes there, for the operator.
+pub fn whereabouts(vcpu: &mut VcpuFd, buses: &Buses) -> String {
+    let Ok(regs) = vcpu.get_regs() else { return "its registers cannot be read".into() };
+    let mode = match vcpu.get_sregs() {
+        Ok(s) => format!("cs {:#x} cr0 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}", s.cs.base, s.cr0, s.cr3, s.cr4, s.efer),
+        Err(_) => String::new(),
+    };
+    let base = vcpu.get_sregs().map_or(0, |s| s.cs.base);
+    let linear = base.wrapping_add(regs.rip);
+    let mut bytes = [0u8; 16];
+    let code = match vcpu.translate_gva(linear) {
+        Ok(t) if t.valid != 0 && buses.peek(t.physical_address, &mut bytes) => format!("{bytes:02x?}"),
+        _ => "not readable".into(),
+    };
+    format!("rip {:#x}, bytes there {code}, rsp {:#x} {mode}", regs.rip, regs.rsp)
+}

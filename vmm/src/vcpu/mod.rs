@@ -1,0 +1,137 @@
+//! vCPU threads.
+
+mod cpuid;
+mod exit;
+mod state;
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use boot::Entry;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+pub use cpuid::CpuidTemplate;
+
+use crate::kvm::{KvmError, call};
+use crate::machine::{Buses, Control, Crash, Order};
+use exit::Outcome;
+use state::PowerOnState;
+
+/// Stack of a vCPU thread: device accesses run on it.
+const STACK: usize = 256 << 10;
+
+/// A vCPU, set up, with its state after power-on.
+pub struct Vcpu {
+    index: u32,
+    fd: VcpuFd,
+    power_on: PowerOnState,
+    physical_bits: u8,
+}
+
+impl Vcpu {
+    /// Creates vCPU `index`; its APIC id is the index.
+    pub fn new(kvm: &Kvm, vm: &VmFd, cpuid: &CpuidTemplate, index: u32) -> Result<Self, KvmError> {
+        let fd = vm.create_vcpu(u64::from(index)).map_err(call("creating a vCPU"))?;
+        fd.set_cpuid2(&cpuid.for_vcpu(index)?).map_err(call("setting CPUID"))?;
+        let power_on = PowerOnState::capture(kvm, &fd)
+            .map_err(|source| KvmError::Call { what: "reading the state of a new vCPU", source })?;
+        Ok(Self { index, fd, power_on, physical_bits: cpuid.physical_bits() })
+    }
+
+    /// Sets the registers for a direct boot: the first vCPU enters the kernel, the others wait.
+    pub fn prepare(&self, entry: Option<&Entry>) -> io::Result<()> {
+        let Some(entry) = entry else { return Ok(()) };
+        state::after_firmware(&self.fd, entry, self.physical_bits, self.index == 0)?;
+        if self.index == 0 {
+            state::enter(&self.fd, entry)?;
+        }
+        Ok(())
+    }
+
+    /// Starts the thread. It waits until [`Control`] lets the machine run.
+    pub fn start(self, control: Arc<Control>, buses: Arc<Buses>) -> io::Result<VcpuThread> {
+        let index = self.index;
+        let join = std::thread::Builder::new()
+            .name(format!("vcpu{index}"))
+            .stack_size(STACK)
+            .spawn(move || self.serve(&control, &buses))?;
+        Ok(VcpuThread { join })
+    }
+
+    fn serve(mut self, control: &Control, buses: &Buses) {
+        loop {
+            match control.next(self.index) {
+                Order::Run => self.run(control, buses),
+                Order::Reset(entry) => {
+                    let done = self.power_on.restore(&self.fd).and_then(|()| self.prepare(entry.as_deref()));
+                    if let Err(e) = done {
+                        control.crashed(Crash::Host(format!("vCPU {}: resetting: {e}", self.index)));
+                    }
+                }
+                Order::Exit => return,
+            }
+        }
+    }
+
+    /// Runs the guest until the machine wants something else.
+    fn run(&mut self, control: &Control, buses: &Buses) {
+        if self.index == 0 {
+            tracing::debug!(target: "vmm::start", "first guest instruction next");
+        }
+        while control.is_running() {
+            match exit::run_once(&mut self.fd, buses) {
+                Outcome::Continue | Outcome::Kicked => {}
+                Outcome::SystemReset => control.reset_requested("hypervisor register"),
+                Outcome::Shutdown => {
+                    let at = exit::whereabouts(&mut self.fd, buses);
+                    control.crashed(Crash::Guest(format!("vCPU {}: triple fault: {at}", self.index)));
+                    return;
+                }
+                Outcome::Fatal(reason) => {
+                    let at = exit::whereabouts(&mut self.fd, buses);
+                    control.crashed(Crash::Host(format!("vCPU {}: {reason}: {at}", self.index)));
+                    return;
+                }
+            }
+        }
+        self.complete_access();
+    }
+
+    /// Lets KVM finish the access that the last exit was for. Without this it would do so at the next KVM_RUN, on
+    /// top of whatever state was set in between.
+    fn complete_access(&mut self) {
+        self.fd.set_kvm_immediate_exit(1);
+        // Ends with EINTR before any guest instruction; other ends show up again at the next real run.
+        let _ = self.fd.run().is_ok();
+        self.fd.set_kvm_immediate_exit(0);
+    }
+}
+
+/// A running vCPU thread.
+pub struct VcpuThread {
+    join: JoinHandle<()>,
+}
+
+impl VcpuThread {
+    /// Makes KVM_RUN return. A kick that comes just before KVM_RUN is lost: the caller repeats it until the
+    /// thread has answered.
+    pub fn kick(&self) {
+        // The thread may have ended already.
+        let _ = self.join.kill(SIGRTMIN());
+    }
+
+    /// Waits for the end of the thread.
+    pub fn join(self) {
+        if self.join.join().is_err() {
+            tracing::error!("a vCPU thread panicked");
+        }
+    }
+}
+
+/// Installs the handler of the signal that kicks vCPUs: its arrival alone ends KVM_RUN.
+pub fn install_kick() -> io::Result<()> {
+    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    register_signal_handler(SIGRTMIN(), nothing).map_err(Into::into)
+}
