@@ -1,0 +1,87 @@
+//! Scan codes: what keyboards send (set 2), what the PC's controller makes of it (set 1), and back.
+
+/// The controller's translation of set 2 codes below 80h to set 1 (IBM PS/2 Technical Reference, keyboard/auxiliary
+/// device controller).
+#[rustfmt::skip]
+const SET2_TO_SET1: [u8; 128] = [
+    0xff, 0x43, 0x41, 0x3f, 0x3d, 0x3b, 0x3c, 0x58, 0x64, 0x44, 0x42, 0x40, 0x3e, 0x0f, 0x29, 0x59,
+    0x65, 0x38, 0x2a, 0x70, 0x1d, 0x10, 0x02, 0x5a, 0x66, 0x71, 0x2c, 0x1f, 0x1e, 0x11, 0x03, 0x5b,
+    0x67, 0x2e, 0x2d, 0x20, 0x12, 0x05, 0x04, 0x5c, 0x68, 0x39, 0x2f, 0x21, 0x14, 0x13, 0x06, 0x5d,
+    0x69, 0x31, 0x30, 0x23, 0x22, 0x15, 0x07, 0x5e, 0x6a, 0x72, 0x32, 0x24, 0x16, 0x08, 0x09, 0x5f,
+    0x6b, 0x33, 0x25, 0x17, 0x18, 0x0b, 0x0a, 0x60, 0x6c, 0x34, 0x35, 0x26, 0x27, 0x19, 0x0c, 0x61,
+    0x6d, 0x73, 0x28, 0x74, 0x1a, 0x0d, 0x62, 0x6e, 0x3a, 0x36, 0x1c, 0x1b, 0x75, 0x2b, 0x63, 0x76,
+    0x55, 0x56, 0x77, 0x78, 0x79, 0x7a, 0x0e, 0x7b, 0x7c, 0x4f, 0x7d, 0x4b, 0x47, 0x7e, 0x7f, 0x6f,
+    0x52, 0x53, 0x50, 0x4c, 0x4d, 0x48, 0x01, 0x45, 0x57, 0x4e, 0x51, 0x4a, 0x37, 0x49, 0x46, 0x54,
+];
+
+/// Set 2 codes by set 1 code; 0 where there is none.
+const SET1_TO_SET2: [u8; 128] = invert();
+
+#[allow(clippy::indexing_slicing, reason = "runs at compile time")]
+const fn invert() -> [u8; 128] {
+    let mut table = [0; 128];
+    let mut code = 1;
+    while code < 128 {
+        table[SET2_TO_SET1[code] as usize] = code as u8;
+        code += 1;
+    }
+    // Two keys that send codes above 7Fh: F7 and SysRq.
+    table[0x41] = 0x83;
+    table[0x54] = 0x84;
+    table
+}
+
+/// Prefix of a released key in set 2.
+pub(super) const BREAK: u8 = 0xf0;
+
+/// Prefix of the keys that the 101-key keyboard added.
+pub(super) const EXTENDED: u8 = 0xe0;
+
+/// A byte from the keyboard as the controller passes it on with translation on. Answers to commands pass unchanged.
+pub(super) fn translate(byte: u8) -> u8 {
+    match byte {
+        0x83 => 0x41,
+        0x84 => 0x54,
+        _ => SET2_TO_SET1.get(usize::from(byte)).copied().unwrap_or(byte),
+    }
+}
+
+/// The set 2 code of a key, by its set 1 code.
+pub(super) fn set2_of(set1: u8) -> Option<u8> {
+    SET1_TO_SET2.get(usize::from(set1)).copied().filter(|code| *code != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn well_known_keys() {
+        // Esc, A, Enter, space, F1, F7, F12, left shift: set 1 and set 2 codes.
+        for (set1, set2) in [
+            (0x01, 0x76),
+            (0x1e, 0x1c),
+            (0x1c, 0x5a),
+            (0x39, 0x29),
+            (0x3b, 0x05),
+            (0x41, 0x83),
+            (0x58, 0x07),
+            (0x2a, 0x12),
+        ] {
+            assert_eq!(set2_of(set1), Some(set2), "{set1:#x}");
+            assert_eq!(translate(set2), set1, "{set2:#x}");
+        }
+    }
+
+    #[test]
+    fn translation_is_one_to_one_and_leaves_answers_alone() {
+        for set1 in 1..0x80 {
+            let set2 = set2_of(set1).unwrap();
+            assert_eq!(translate(set2), set1);
+        }
+        for answer in [0xfa, 0xaa, 0xab, 0xee, 0xfe, 0xe0, 0xe1] {
+            assert_eq!(translate(answer), answer);
+        }
+        assert_eq!((set2_of(0), set2_of(0x80)), (None, None));
+    }
+}
