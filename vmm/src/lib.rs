@@ -3,4 +3,7 @@
 pub mod cli;
 pub mod config;
 pub mod exit;
+mod kvm;
 pub mod logging;
+pub mod machine;
+mod vcpu;

@@ -1,9 +1,12 @@
 //! `vmm --config FILE`: runs a virtual machine.
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use vmm::cli::{self, LogLevel, Stop};
+use vmm::config::Restart;
 use vmm::exit::{Outcome, complain, tell};
+use vmm::machine::Machine;
 use vmm::{config, logging};
 
 fn main() -> ExitCode {
@@ -11,6 +14,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Outcome {
+    let start = Instant::now();
     let cli = match cli::parse() {
         Ok(cli) => cli,
         Err(Stop::Told(text)) => {
@@ -37,6 +41,16 @@ fn run() -> Outcome {
         tell(&format!("{}: OK, {}\n", cli.config.display(), config.summary()));
         return Outcome::PoweredOff;
     }
-    complain("this build checks configurations only");
-    Outcome::Failed
+    let mut config = config;
+    if cli.no_reboot {
+        config.vm.on_reset = Restart::Exit;
+        config.vm.on_crash = Restart::Exit;
+    }
+    match Machine::build(config, start) {
+        Ok(machine) => machine.run(),
+        Err(error) => {
+            complain(format!("{error:#}"));
+            Outcome::Failed
+        }
+    }
 }

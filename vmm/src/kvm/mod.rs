@@ -1,5 +1,6 @@
 //! The hypervisor: KVM through kvm-ioctls. The only place, with `vcpu`, that knows it.
 
+mod chips;
 mod doorbell;
 mod irq;
 mod ram;
@@ -14,6 +15,7 @@ use kvm_bindings::{KVM_API_VERSION, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use thiserror::Error;
 
+pub use chips::InitialChips;
 pub use doorbell::KvmDoorbells;
 pub use irq::{InterruptRouter, KvmLine, Vectors};
 pub use ram::{Backing, RamError, allocate as allocate_ram};

@@ -47,7 +47,7 @@ struct Block {
 }
 
 /// Maps the RAM of `layout`, below and above the hole under 4 GiB, and gives it to the VM.
-pub fn allocate(vm: &VmFd, layout: &RamLayout, backing: Backing, huge: bool) -> Result<Arc<GuestRam>, RamError> {
+pub fn allocate(vm: &VmFd, layout: &RamLayout, backing: Backing, huge: Option<u64>) -> Result<Arc<GuestRam>, RamError> {
     let blocks: Vec<Block> =
         layout.regions().into_iter().map(|(addr, len)| Block { addr: addr.0, len: len as u64 }).collect();
     let size = layout.total();
@@ -86,10 +86,10 @@ fn pieces(block: &Block) -> Vec<(u64, u64)> {
     parts
 }
 
-fn memory_file(size: u64, huge: bool) -> Result<File, RamError> {
+fn memory_file(size: u64, huge: Option<u64>) -> Result<File, RamError> {
     let fail = |source| RamError::Map { len: size, pages: pages(huge), source };
     let name = CString::new("guest-ram").map_err(|e| fail(e.into()))?;
-    let flags = libc::MFD_CLOEXEC | if huge { libc::MFD_HUGETLB } else { 0 };
+    let flags = libc::MFD_CLOEXEC | huge_flags(huge, libc::MFD_HUGETLB);
     // SAFETY: a plain system call with a valid string; the result is checked.
     #[allow(unsafe_code)]
     let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
@@ -103,13 +103,18 @@ fn memory_file(size: u64, huge: bool) -> Result<File, RamError> {
     Ok(file)
 }
 
-fn pages(huge: bool) -> &'static str {
-    if huge { " in huge pages (is vm.nr_hugepages large enough?)" } else { "" }
+/// Flags for huge pages of this size: the flag itself and the size's logarithm in bits 26 to 31 (mmap(2)).
+fn huge_flags(huge: Option<u64>, flag: u32) -> u32 {
+    huge.map_or(0, |size| flag | (size.trailing_zeros() << libc::MAP_HUGE_SHIFT))
+}
+
+fn pages(huge: Option<u64>) -> &'static str {
+    if huge.is_some() { " in huge pages (is vm.nr_hugepages large enough?)" } else { "" }
 }
 
 /// Maps `len` bytes at a huge-page boundary. The mapping lives as long as the process: guest RAM is never freed
 /// while I/O could still be under way.
-fn map_block(len: usize, file: Option<&File>, offset: u64, huge: bool) -> Result<*mut u8, RamError> {
+fn map_block(len: usize, file: Option<&File>, offset: u64, huge: Option<u64>) -> Result<*mut u8, RamError> {
     use std::os::fd::AsRawFd;
     let fail = || RamError::Map { len: len as u64, pages: pages(huge), source: io::Error::last_os_error() };
     // Reserve more than needed, so that the start can be moved to a boundary.
@@ -129,8 +134,8 @@ fn map_block(len: usize, file: Option<&File>, offset: u64, huge: bool) -> Result
         None => (-1, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
     };
     flags |= libc::MAP_FIXED | libc::MAP_NORESERVE;
-    if huge && file.is_none() {
-        flags |= libc::MAP_HUGETLB;
+    if file.is_none() {
+        flags |= huge_flags(huge, libc::MAP_HUGETLB as u32) as i32;
     }
     // SAFETY: replaces a part of our own reservation: `aligned + len` ends within it.
     #[allow(unsafe_code)]

@@ -11,15 +11,15 @@ use devices::pci::{
     Bdf, BusWindows, ConfigPorts, IntxRouter, Lpc, LpcWiring, Mch, PciError, PciFunction, PciHost, PciSeat,
 };
 use devices::platform::clock::{HostAlarm, HostClock, local_utc_offset_secs};
-use devices::platform::cmos::{Cmos, CmosConfig};
-use devices::platform::i8042::{I8042, KEYBOARD_IRQ, MOUSE_IRQ};
+use devices::platform::cmos::{BootDevice, CMOS_BASE, CMOS_LEN, Cmos, CmosConfig, RTC_IRQ};
+use devices::platform::i8042::{I8042, I8042_BASE, I8042_LEN, KEYBOARD_IRQ, MOUSE_IRQ};
 use devices::platform::pm::{PowerManagement, SCI_GSI};
 use devices::platform::ports::{
     APM_BASE, ApmPorts, DMA_PAGE_BASE, DebugConsole, DmaPagePorts, LineLog, SystemControlPortA,
 };
-use devices::platform::serial::Serial;
+use devices::platform::serial::{COM1_BASE, COM1_IRQ, SERIAL_LEN, Serial};
 use devices::platform::sink::Sink;
-use devices::platform::{Machine as MachineHandle, cmos, i8042, serial};
+use devices::platform::Machine as MachineHandle;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 
@@ -103,9 +103,9 @@ impl Chipset {
         let machine = &parts.machine;
         let pm =
             Arc::new(PowerManagement::new(line(SCI_GSI)?, machine.clone(), clock.clone(), pm_alarm.clone()));
-        let cmos = Arc::new(Cmos::new(&cmos_config(parts), line(cmos::IRQ)?, clock.clone(), cmos_alarm.clone()));
+        let cmos = Arc::new(Cmos::new(&cmos_config(parts), line(RTC_IRQ)?, clock.clone(), cmos_alarm.clone()));
         let serial = Arc::new(
-            Serial::new(line(serial::COM1_IRQ)?, parts.console.clone()).map_err(no_descriptor("the serial port"))?,
+            Serial::new(line(COM1_IRQ)?, parts.console.clone()).map_err(no_descriptor("the serial port"))?,
         );
         let keyboard = Arc::new(I8042::new(line(KEYBOARD_IRQ)?, line(MOUSE_IRQ)?, machine.clone()));
         let intx = IntxRouter::new(pirq_lines(&router)?, isa_lines(&router)?);
@@ -152,11 +152,10 @@ impl Chipset {
     fn map_ports(&self) -> Result<(), ChipsetError> {
         let map = |base: u64, len: u64, device: Arc<dyn BusDevice>| self.buses.ports.map(base, len, device);
         map(ConfigPorts::BASE, ConfigPorts::LEN, self.config_ports.clone())?;
-        map(serial::COM1_BASE, serial::LEN, self.serial.clone())?;
-        map(cmos::BASE, cmos::LEN, self.cmos.clone())?;
-        for port in i8042::PORTS {
-            map(port, 1, Arc::new(i8042::Port::new(self.i8042.clone(), port)))?;
-        }
+        map(COM1_BASE, SERIAL_LEN, self.serial.clone())?;
+        map(CMOS_BASE, CMOS_LEN, self.cmos.clone())?;
+        // The speaker port between them, 61h, is answered in the kernel.
+        map(I8042_BASE, I8042_LEN, self.i8042.clone())?;
         map(SystemControlPortA::PORT, 1, self.port92.clone())?;
         map(APM_BASE, self.apm.len(), self.apm.clone())?;
         // Port 92h lies among the DMA page registers' neighbours, not among them: 80h to 8Fh.
@@ -207,7 +206,8 @@ fn cmos_config(parts: &Parts<'_>) -> CmosConfig {
             RtcBase::Utc => 0,
             RtcBase::LocalTime => local_utc_offset_secs(),
         },
-        cpus: u32::from(parts.config.vm.cpus),
+        vcpus: u32::from(parts.config.vm.cpus),
+        boot_order: [BootDevice::HardDisk, BootDevice::CdRom, BootDevice::None],
         ram_below_4g: parts.layout.low_top(),
         ram_above_4g: parts.layout.high().map_or(0, |high| high.size),
     }

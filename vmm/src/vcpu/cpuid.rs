@@ -11,7 +11,6 @@ use crate::kvm::{KvmError, call};
 /// CPUID of every vCPU before its own ids are filled in.
 pub struct CpuidTemplate {
     entries: Vec<kvm_cpuid_entry2>,
-    cpus: u32,
 }
 
 impl CpuidTemplate {
@@ -20,7 +19,7 @@ impl CpuidTemplate {
         let supported =
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(call("asking for supported CPUID leaves"))?;
         let tsc_deadline = kvm.check_extension(kvm_ioctls::Cap::TscDeadlineTimer);
-        Ok(Self { entries: arrange(supported.as_slice().to_vec(), cpus, tsc_deadline), cpus })
+        Ok(Self { entries: arrange(supported.as_slice().to_vec(), cpus, tsc_deadline) })
     }
 
     /// Width of guest physical addresses in bits, as the guest is told.
@@ -33,12 +32,6 @@ impl CpuidTemplate {
         let entries: Vec<_> = self.entries.iter().map(|e| personalize(*e, apic_id)).collect();
         CpuId::from_entries(&entries)
             .map_err(|e| KvmError::Call { what: "collecting CPUID leaves", source: std::io::Error::other(e.to_string()) })
-    }
-
-    /// Number of vCPUs the topology was made for.
-    #[cfg(test)]
-    fn cpus(&self) -> u32 {
-        self.cpus
     }
 }
 
@@ -158,8 +151,7 @@ mod tests {
     }
 
     fn at(cpus: u32, apic_id: u32, vendor: &[u8; 12], function: u32, index: u32) -> [u32; 4] {
-        let t = CpuidTemplate { entries: arrange(host(vendor), cpus, true), cpus };
-        assert_eq!(t.cpus(), cpus);
+        let t = CpuidTemplate { entries: arrange(host(vendor), cpus, true) };
         let all = t.for_vcpu(apic_id).unwrap();
         let e = all.as_slice().iter().find(|e| e.function == function && e.index == index).unwrap();
         [e.eax, e.ebx, e.ecx, e.edx]
