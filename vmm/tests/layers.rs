@@ -1,5 +1,7 @@
 //! Dependencies run one way: between crates by their manifests, within `devices` by every path from the root.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
