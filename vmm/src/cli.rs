@@ -10,7 +10,7 @@ use crate::exit;
 
 /// Runs a virtual machine on Linux KVM.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "vmm", version, max_term_width = 100, after_help = exit::HELP)]
+#[command(name = "vmm", version, after_help = exit::HELP)]
 pub struct Cli {
     /// The machine's configuration, a TOML file; docs/configuration.md describes its keys
     #[arg(long, value_name = "FILE")]

@@ -1,0 +1,154 @@
+//! The command as a user and a script meet it: streams, lines and exit codes.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+const CONFIG: &str = "\
+[vm]
+memory = \"64MiB\"
+cpus = 2
+[boot]
+kernel = \"vmlinuz\"
+[[hba]]
+[[hba.lun]]
+image = \"disk.img\"
+";
+
+/// A directory with a machine's files in it.
+fn machine() -> TempDir {
+    let directory = TempDir::new().unwrap();
+    fs::write(directory.path().join("vm.toml"), CONFIG).unwrap();
+    fs::write(directory.path().join("vmlinuz"), "kernel").unwrap();
+    fs::write(directory.path().join("disk.img"), [0; 512]).unwrap();
+    directory
+}
+
+fn vmm(directory: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
+    command.current_dir(directory).env_remove("VMM_LOG").stdin(Stdio::null());
+    command
+}
+
+/// Exit code, standard output and standard error.
+fn run(command: &mut Command) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+const CHECK: [&str; 3] = ["--config", "vm.toml", "--check"];
+
+#[track_caller]
+fn fails(arguments: &[&str], errors: &[&str]) {
+    let directory = machine();
+    let expected: String = errors.iter().map(|error| format!("vmm: error: {error}\n")).collect();
+    let got = run(vmm(directory.path()).args(arguments));
+    assert_eq!(got, (Some(1), String::new(), expected), "{arguments:?}");
+}
+
+#[test]
+fn a_good_configuration_is_one_line() {
+    let directory = machine();
+    let check = |arguments: &[&str]| run(vmm(directory.path()).args(CHECK).args(arguments));
+    let ok = |text: &str| (Some(0), format!("vm.toml: OK, {text}\n"), String::new());
+    assert_eq!(check(&[]), ok("vm: 2 vCPUs, 64MiB, 1 HBA, 1 logical unit"));
+    let set = ["--set", "vm.cpus=1", "--set", "vm.name=x", "--set", "hba.0.lun.1.image=disk.img"];
+    assert_eq!(check(&set), ok("x: 1 vCPU, 64MiB, 1 HBA, 2 logical units"));
+}
+
+#[test]
+fn paths_are_relative_to_the_file() {
+    let directory = machine();
+    let file = directory.path().join("vm.toml");
+    let (code, _, errors) = run(vmm(Path::new("/")).arg("--config").arg(&file).arg("--check"));
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn configuration_errors_are_a_line_each_and_exit_with_1() {
+    let with = |more: &[&'static str]| [&CHECK[..], more].concat();
+    fails(
+        &with(&["--set", "vm.cpus=300", "--set", "boot.kernel=gone"]),
+        &[
+            "--set boot.kernel=gone: `kernel` in [boot]: cannot open gone: No such file or directory",
+            "--set vm.cpus=300: `cpus` in [vm] is 300, expected an integer from 1 to 255",
+        ],
+    );
+    fails(&["--config", "gone.toml"], &["gone.toml: cannot read: No such file or directory"]);
+    fails(&["--config", "."], &[".: cannot read: Is a directory"]);
+}
+
+#[test]
+fn usage_errors_are_one_line_and_exit_with_1() {
+    fails(&[], &["the following required arguments were not provided: --config <FILE>; see vmm --help"]);
+    fails(&["vm.toml"], &["unexpected argument 'vm.toml' found; see vmm --help"]);
+    fails(
+        &["--config", "vm.toml", "--log-level", "loud"],
+        &["invalid value 'loud' for '--log-level <LEVEL>' \
+           [possible values: off, error, warn, info, debug, trace]; see vmm --help"],
+    );
+    fails(
+        &["--config", "vm.toml", "--check", "--log-file", "gone/log"],
+        &["--log-file gone/log: cannot open: No such file or directory"],
+    );
+}
+
+#[test]
+fn a_log_filter_that_means_nothing_is_an_error() {
+    let directory = machine();
+    let mut command = vmm(directory.path());
+    let (code, output, errors) = run(command.args(CHECK).env("VMM_LOG", "devices=loud"));
+    assert_eq!((code, output.as_str()), (Some(1), ""));
+    assert!(errors.starts_with("vmm: error: VMM_LOG=devices=loud: "), "{errors}");
+    assert_eq!(errors.lines().count(), 1, "{errors}");
+    let (code, _, _) = run(command.args(["--log-level", "info"]));
+    assert_eq!(code, Some(0), "the flag wins");
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    let directory = machine();
+    let (code, output, errors) = run(vmm(directory.path()).arg("--help"));
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+    assert!(output.contains("Usage: vmm") && output.contains("Exit codes:"), "{output}");
+    let expected = (Some(0), format!("vmm {}\n", env!("CARGO_PKG_VERSION")), String::new());
+    assert_eq!(run(vmm(directory.path()).arg("--version")), expected);
+}
+
+#[test]
+fn a_reader_that_went_away_is_no_crash() {
+    let directory = machine();
+    let mut child = vmm(directory.path()).arg("--help").stdout(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn files_without_permission_are_named() {
+    let directory = machine();
+    let path = |name: &str| directory.path().join(name);
+    fs::copy(env!("CARGO_BIN_EXE_vmm"), path("vmm")).unwrap();
+    let modes = [("", 0o755), ("vmm", 0o755), ("vm.toml", 0o644), ("vmlinuz", 0o000), ("disk.img", 0o444)];
+    for (name, mode) in modes {
+        fs::set_permissions(path(name), Permissions::from_mode(mode)).unwrap();
+    }
+    let mut command = Command::new(path("vmm"));
+    command.current_dir(directory.path()).env_remove("VMM_LOG").args(CHECK);
+    if File::open(path("vmlinuz")).is_ok() {
+        // The superuser may open anything: be somebody else.
+        command.uid(65534).gid(65534);
+    }
+    let expected = "vmm: error: vm.toml:5: `kernel` in [boot]: cannot open vmlinuz: Permission denied\n\
+                    vmm: error: vm.toml:8: `image` in [[hba.lun]]: cannot write disk.img: Permission denied; \
+                    expected a writable image or `readonly = true`\n";
+    assert_eq!(run(&mut command), (Some(1), String::new(), expected.into()));
+    fs::set_permissions(path("vmlinuz"), Permissions::from_mode(0o444)).unwrap();
+    let (code, _, errors) = run(command.args(["--set", "hba.0.lun.0.readonly=true"]));
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+}
