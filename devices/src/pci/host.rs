@@ -98,7 +98,7 @@ fn pieces(offset: u16, len: usize) -> impl Iterator<Item = (u16, Range<usize>)> 
 const ADDRESS_ENABLE: u32 = 1 << 31;
 const ADDRESS_BITS: u32 = 0x80ff_fffc;
 
-/// Reset Control at port 0xCF9: system reset kind, reset on the rising edge, full reset (ICH9, 13.7.5).
+/// Reset Control at port 0xCF9 (ICH9 datasheet, RST_CNT): reset on the rising edge; the stored kind of reset.
 const RESET_CPU: u8 = 1 << 2;
 const RESET_STORED: u8 = 1 << 1 | 1 << 3;
 

@@ -1,5 +1,5 @@
-//! The ICH9 LPC bridge, device 00:1f.0 (Intel ICH9 datasheet, chapter 13): where power management and the
-//! interrupt routes are programmed.
+//! The ICH9 LPC bridge, device 00:1f.0 (Intel ICH9 datasheet, LPC interface bridge registers, D31:F0):
+//! where power management and the interrupt routes are programmed.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,16 +9,16 @@ use super::decode::Decode;
 use super::{Bdf, IntxRouter, PciFunction};
 use crate::bus::{Bus, BusDevice};
 
-/// ACPI base address: ports of the power management block (13.1.11).
+/// ACPI base address: ports of the power management block (PMBASE).
 const PMBASE: u16 = 0x40;
-/// ACPI control: enable, SCI select (13.1.12).
+/// ACPI control: enable, SCI select (ACPI_CNTL).
 const ACPI_CNTL: u16 = 0x44;
 const ACPI_ENABLE: u8 = 1 << 7;
-/// PIRQ A to D and E to H route control (13.1.13, 13.1.15).
+/// PIRQ A to D and E to H route control (PIRQ[n]_ROUT).
 const PIRQ_ROUTES: [u16; 2] = [0x60, 0x68];
-/// General power management configuration 1 (13.8.1.1); storage.
+/// General power management configuration 1 (GEN_PMCON_1); storage.
 const GEN_PMCON_1: u16 = 0xa0;
-/// Root complex base address: 16 KiB of chipset registers (13.1.35).
+/// Root complex base address: 16 KiB of chipset registers (RCBA).
 const RCBA: u16 = 0xf0;
 
 /// Ports of the power management block.
@@ -126,7 +126,7 @@ fn range(base: u64, len: u64) -> Range<u64> {
     base..base + len
 }
 
-/// SCI select: IRQ 9, 10, 11, 20 or 21; reserved values stay with 9 (ICH9, 13.1.12).
+/// SCI select: IRQ 9, 10, 11, 20 or 21; reserved values stay with 9 (ACPI_CNTL).
 fn sci_gsi(control: u8) -> u32 {
     match control & 7 {
         1 => 10,

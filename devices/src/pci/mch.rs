@@ -1,4 +1,5 @@
-//! The q35 host bridge, device 00:00.0 (Intel 3 Series Express Chipset datasheet, chapter 5).
+//! The q35 host bridge, device 00:00.0 (Intel 3 Series Express Chipset datasheet, DRAM controller
+//! registers, D0:F0).
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,11 +10,11 @@ use super::host::{EcamWindow, PciHost};
 use super::{Bdf, PciFunction};
 use crate::bus::Bus;
 
-/// PCI Express register range base: enable, length, base (5.1.19).
+/// PCI Express register range base: enable, length, base (PCIEXBAR).
 const PCIEXBAR: u16 = 0x60;
-/// Programmable attribute maps of the ROM areas (5.1.20 to 5.1.26): read and write enables.
+/// Programmable attribute maps of the ROM areas (PAM0 to PAM6): read and write enables.
 const PAM: u16 = 0x90;
-/// System management RAM control (5.1.30). Storage: there is no system management mode.
+/// System management RAM control (SMRAM). Storage: there is no system management mode.
 const SMRAM: u16 = 0x9d;
 
 /// Memory controller hub: its registers are storage for firmware, but for the base of ECAM.
