@@ -58,7 +58,7 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         if let Some(key) = self.armed {
-            self.io.core.ring.borrow_mut().abandon(key);
+            self.io.core.abandon(key);
         }
     }
 }

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::blocking::Helpers;
 use super::op::Op;
-use super::ring::{Key, Ring};
+use super::ring::{Key, Reaped, Ring};
 use super::wake::{Inbox, Shared, TaskWaker};
 use super::{Io, RING_ENTRIES};
 
@@ -116,6 +116,11 @@ impl Core {
         self.ring.borrow_mut().start(op)
     }
 
+    pub(super) fn abandon(&self, key: Key) {
+        let op = self.ring.borrow_mut().abandon(key);
+        drop(op);
+    }
+
     /// Serves tasks until another thread asks to stop.
     pub(super) fn run(self: &Rc<Self>) -> io::Result<()> {
         CURRENT.set(Some(self.clone()));
@@ -124,7 +129,7 @@ impl Core {
         let bell = io.clone();
         self.spawn(async move { while bell.wait(&bell.core.shared.bell).await.is_ok() {} });
         let mut inbox = Inbox::default();
-        let mut woken = Vec::new();
+        let mut reaped = Reaped::default();
         let end = loop {
             if self.shared.take(&mut inbox) {
                 if inbox.stop {
@@ -143,8 +148,8 @@ impl Core {
             if let Err(e) = entered {
                 break Err(e);
             }
-            self.ring.borrow_mut().reap(&mut woken);
-            woken.drain(..).for_each(Waker::wake);
+            self.ring.borrow_mut().reap(&mut reaped);
+            reaped.settle();
         };
         drop(inbox);
         end
@@ -162,8 +167,10 @@ impl Core {
             }
             tasks.slots.iter().flatten().for_each(|task| task.cancel());
         }
-        if let Err(e) = self.ring.borrow_mut().drain() {
-            tracing::error!("an I/O thread could not drain its ring: {e}");
+        let drained = self.ring.borrow_mut().drain();
+        match drained {
+            Ok(mut reaped) => reaped.settle(),
+            Err(e) => tracing::error!("an I/O thread could not drain its ring: {e}"),
         }
         CURRENT.set(None);
     }

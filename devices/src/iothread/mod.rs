@@ -17,6 +17,7 @@
 mod blocking;
 mod event;
 mod executor;
+mod hold;
 mod op;
 mod pool;
 mod ring;
@@ -43,6 +44,7 @@ use ring::{Key, Outcome};
 use wake::Shared;
 
 pub use event::Watch;
+pub use hold::{Claims, Hold};
 pub use pool::TaskPool;
 
 /// Submission entries of a thread's ring.
@@ -146,7 +148,18 @@ impl Io {
 
     /// Reads at `at`; gives back how many bytes came (short at end of file) and the memory.
     pub async fn read(&self, file: &Arc<File>, at: u64, into: ToGuest) -> (io::Result<u64>, ToGuest) {
-        let op = |mem, first, at| Op::Read { file: file.clone(), at, mem, first };
+        self.read_held(file, at, into, &Hold::none()).await
+    }
+
+    /// As [`Io::read`], with a claim that lasts until the kernel is done.
+    pub async fn read_held(
+        &self,
+        file: &Arc<File>,
+        at: u64,
+        into: ToGuest,
+        hold: &Hold,
+    ) -> (io::Result<u64>, ToGuest) {
+        let op = |mem, first, at| Op::Read { file: file.clone(), at, mem, first, hold: hold.clone() };
         let (result, mem) = self.transfer(at, into.into_inner(), op).await;
         (result, ToGuest::new(mem))
     }
@@ -161,7 +174,20 @@ impl Io {
         from: FromGuest,
         stable: bool,
     ) -> (io::Result<u64>, FromGuest) {
-        let op = |mem, first, at| Op::Write { file: file.clone(), at, mem, first, stable };
+        self.write_held(file, at, from, stable, &Hold::none()).await
+    }
+
+    /// As [`Io::write`], with a claim that lasts until the kernel is done.
+    pub async fn write_held(
+        &self,
+        file: &Arc<File>,
+        at: u64,
+        from: FromGuest,
+        stable: bool,
+        hold: &Hold,
+    ) -> (io::Result<u64>, FromGuest) {
+        let op =
+            |mem, first, at| Op::Write { file: file.clone(), at, mem, first, stable, hold: hold.clone() };
         let (result, mem) = self.transfer(at, from.into_inner(), op).await;
         (result, FromGuest::new(mem))
     }
@@ -173,7 +199,20 @@ impl Io {
 
     /// fallocate(2) with `mode` as of the system call.
     pub async fn allocate(&self, file: &Arc<File>, mode: i32, at: u64, len: u64) -> io::Result<()> {
-        check(self.run(Op::Allocate { file: file.clone(), mode, at, len }).await.result).map(drop)
+        self.allocate_held(file, mode, at, len, &Hold::none()).await
+    }
+
+    /// As [`Io::allocate`], with a claim that lasts until the kernel is done.
+    pub async fn allocate_held(
+        &self,
+        file: &Arc<File>,
+        mode: i32,
+        at: u64,
+        len: u64,
+        hold: &Hold,
+    ) -> io::Result<()> {
+        let op = Op::Allocate { file: file.clone(), mode, at, len, hold: hold.clone() };
+        check(self.run(op).await.result).map(drop)
     }
 
     /// Waits until `file` can be read without blocking (poll(2), POLLIN): for devices that are not block devices.
@@ -284,7 +323,7 @@ struct Running<'a> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         if let Some(key) = self.key {
-            self.core.ring.borrow_mut().abandon(key);
+            self.core.abandon(key);
         }
     }
 }

@@ -11,21 +11,25 @@ use io_uring::types::{Fd, FsyncFlags, Timespec};
 use io_uring::{opcode, squeue};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::Hold;
 use crate::mem::SgList;
 
 /// Segments of one vectored transfer at most (UIO_MAXIOV of Linux).
 pub(super) const SEGMENTS_MAX: usize = 1024;
 
 /// What the kernel shall do, with everything it needs for it.
+///
+/// A `hold` is not looked at: it ends with the operation.
+#[expect(dead_code, reason = "holds are kept for their Drop")]
 pub(super) enum Op {
     /// Fills the segments of `mem` from number `first` on, at most [`SEGMENTS_MAX`] of them.
-    Read { file: Arc<File>, at: u64, mem: SgList, first: usize },
+    Read { file: Arc<File>, at: u64, mem: SgList, first: usize, hold: Hold },
     /// Writes the segments of `mem` from number `first` on, at most [`SEGMENTS_MAX`] of them.
-    Write { file: Arc<File>, at: u64, mem: SgList, first: usize, stable: bool },
+    Write { file: Arc<File>, at: u64, mem: SgList, first: usize, stable: bool, hold: Hold },
     /// fdatasync(2).
     Sync { file: Arc<File> },
     /// fallocate(2).
-    Allocate { file: Arc<File>, mode: i32, at: u64, len: u64 },
+    Allocate { file: Arc<File>, mode: i32, at: u64, len: u64, hold: Hold },
     /// Waits until the descriptor can be read.
     Readable { file: Arc<File> },
     /// Waits for the event and takes its count.
@@ -52,13 +56,13 @@ impl Op {
     pub(super) fn entry(&self, count: &AtomicU64, time: &Cell<Timespec>) -> squeue::Entry {
         let fd = |file: &Arc<File>| Fd(file.as_raw_fd());
         match self {
-            Self::Read { file, at, mem, first } => match segments(mem, *first) {
+            Self::Read { file, at, mem, first, .. } => match segments(mem, *first) {
                 [one] if let Ok(len) = u32::try_from(one.iov_len) => {
                     opcode::Read::new(fd(file), one.iov_base.cast(), len).offset(*at).build()
                 }
                 list => opcode::Readv::new(fd(file), list.as_ptr(), list.len() as u32).offset(*at).build(),
             },
-            Self::Write { file, at, mem, first, stable } => {
+            Self::Write { file, at, mem, first, stable, .. } => {
                 let flags = if *stable { libc::RWF_DSYNC } else { 0 };
                 match segments(mem, *first) {
                     [one] if let Ok(len) = u32::try_from(one.iov_len) => {
@@ -72,7 +76,7 @@ impl Op {
                 }
             }
             Self::Sync { file } => opcode::Fsync::new(fd(file)).flags(FsyncFlags::DATASYNC).build(),
-            Self::Allocate { file, mode, at, len } => {
+            Self::Allocate { file, mode, at, len, .. } => {
                 opcode::Fallocate::new(fd(file), *len).offset(*at).mode(*mode).build()
             }
             Self::Readable { file } => opcode::PollAdd::new(fd(file), libc::POLLIN as u32).build(),

@@ -87,6 +87,22 @@ pub(super) struct Outcome {
     pub(super) op: Op,
 }
 
+/// What came out of the ring, to be dealt with when the ring is not borrowed any more.
+#[derive(Default)]
+pub(super) struct Reaped {
+    pub(super) wakers: Vec<Waker>,
+    /// Abandoned operations that the kernel has let go of.
+    pub(super) ops: Vec<Op>,
+}
+
+impl Reaped {
+    /// Wakes and drops all of it.
+    pub(super) fn settle(&mut self) {
+        self.ops.clear();
+        self.wakers.drain(..).for_each(Waker::wake);
+    }
+}
+
 /// An io_uring and the operations in it. Used by the thread that made it only.
 pub(super) struct Ring {
     uring: IoUring,
@@ -172,11 +188,13 @@ impl Ring {
     }
 
     /// Gives up on an operation: cancels it, and frees what it owns when the kernel is done.
-    pub(super) fn abandon(&mut self, key: Key) {
-        let Some(slot) = self.named(key) else { return };
-        drop(slot.waker.take());
+    ///
+    /// Gives it back if the kernel does not have it; the caller drops it without borrowing the ring.
+    pub(super) fn abandon(&mut self, key: Key) -> Option<Op> {
+        let slot = self.named(key)?;
+        slot.waker.set(None);
         match slot.stage.get() {
-            Stage::Queued | Stage::Done => drop(self.release(key)),
+            Stage::Queued | Stage::Done => self.release(key),
             Stage::InFlight => {
                 slot.stage.set(Stage::Detached);
                 let (transfer, event) = match slot.op.borrow().as_ref() {
@@ -188,8 +206,9 @@ impl Ring {
                     self.cancels.push_back(key.user_data() | PART);
                 }
                 self.cancels.push_back(key.user_data());
+                None
             }
-            Stage::Free | Stage::Detached => {}
+            Stage::Free | Stage::Detached => None,
         }
     }
 
@@ -229,8 +248,8 @@ impl Ring {
         }
     }
 
-    /// Takes all completions; the wakers of those who wait for them go to `woken`.
-    pub(super) fn reap(&mut self, woken: &mut Vec<Waker>) {
+    /// Takes all completions; whom to wake and what to drop goes to `reaped`.
+    pub(super) fn reap(&mut self, reaped: &mut Reaped) {
         let mut batch = [const { MaybeUninit::<cqueue::Entry>::uninit() }; 64];
         loop {
             let got = self.uring.completion().fill(&mut batch);
@@ -238,13 +257,13 @@ impl Ring {
                 return;
             }
             for entry in got {
-                self.complete(entry.user_data(), entry.result(), entry.flags(), woken);
+                self.complete(entry.user_data(), entry.result(), entry.flags(), reaped);
             }
         }
     }
 
     /// Cancels everything and waits until the kernel has let go of all memory.
-    pub(super) fn drain(&mut self) -> io::Result<()> {
+    pub(super) fn drain(&mut self) -> io::Result<Reaped> {
         let all: Vec<Key> = self
             .slots
             .iter()
@@ -253,13 +272,13 @@ impl Ring {
             .filter(|(slot, _)| slot.stage.get() != Stage::Free)
             .map(|(slot, index)| Key { index, generation: slot.generation.get() })
             .collect();
-        all.into_iter().for_each(|key| self.abandon(key));
-        let mut woken = Vec::new();
+        let mut reaped = Reaped::default();
+        reaped.ops.extend(all.into_iter().filter_map(|key| self.abandon(key)));
         while self.in_flight > 0 {
             self.enter(true)?;
-            self.reap(&mut woken);
+            self.reap(&mut reaped);
         }
-        Ok(())
+        Ok(reaped)
     }
 
     fn at(&self, index: u32) -> Option<&Slot> {
@@ -351,7 +370,7 @@ impl Ring {
         }
     }
 
-    fn complete(&mut self, user_data: u64, result: i32, flags: u32, woken: &mut Vec<Waker>) {
+    fn complete(&mut self, user_data: u64, result: i32, flags: u32, reaped: &mut Reaped) {
         if user_data == CANCEL {
             return;
         }
@@ -359,7 +378,7 @@ impl Ring {
         let Some(slot) = self.named(key) else { return };
         if cqueue::more(flags) {
             slot.count.fetch_add(1, Ordering::AcqRel);
-            woken.extend(slot.waker.take());
+            reaped.wakers.extend(slot.waker.take());
             return;
         }
         if user_data & PART == 0 {
@@ -379,22 +398,23 @@ impl Ring {
             return;
         }
         if stage == Stage::Detached {
-            self.let_go(key, woken);
+            self.let_go(key, reaped);
         } else if let Some(slot) = self.at(key.index) {
             slot.stage.set(Stage::Done);
-            woken.extend(waker);
+            reaped.wakers.extend(waker);
         }
     }
 
     /// Frees an abandoned operation whose last completion has come.
-    fn let_go(&mut self, key: Key, woken: &mut Vec<Waker>) {
+    fn let_go(&mut self, key: Key, reaped: &mut Reaped) {
         let Some(op) = self.release(key) else { return };
         if op.is_transfer() {
             self.detached = self.detached.saturating_sub(1);
             if self.detached == 0 {
-                woken.append(&mut self.quiet);
+                reaped.wakers.append(&mut self.quiet);
             }
         }
+        reaped.ops.push(op);
     }
 }
 
