@@ -144,11 +144,9 @@ impl Io {
     /// A handle without a thread, for futures that never wait for the ring.
     #[cfg(test)]
     pub(crate) fn for_test() -> Self {
-        Self { _inner: Rc::new(()) }
+        let shared = wake::Shared::new().expect("an event descriptor");
+        Self { core: executor::Core::new(shared.into()).expect("io_uring") }
     }
-
-    /// Waits until the kernel is done with every operation whose future was dropped.
-    pub async fn quiesce(&self) {}
 
     /// Runs another task on this thread. Allocates; per-command tasks go through a [`TaskPool`].
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
