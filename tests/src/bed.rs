@@ -32,11 +32,11 @@ struct Release {
 }
 
 impl Prepared {
-    /// Fetches and builds what is not in the cache yet.
-    pub fn new() -> Result<Self> {
+    /// Fetches and builds what guests of these releases need and is not in the cache yet.
+    pub fn new(wanted: &[Debian]) -> Result<Self> {
         let tools = Tools::prepare()?;
         let mut releases = Vec::new();
-        for debian in Debian::ALL {
+        for &debian in wanted {
             let kernel = Kernel::prepare(debian, &tools)?;
             let quick = quick_initramfs(debian, &kernel, &tools)?;
             let root = RootImage::prepare(debian, &tools)?;
@@ -105,7 +105,11 @@ pub struct Bed {
 impl Bed {
     /// Prepares everything and starts level 1, unless one runs already or the processor needs none.
     pub fn new() -> Result<Self> {
-        let prepared = report::step("preparing the test bed", Prepared::new)?;
+        Self::with(report::step("preparing the test bed", || Prepared::new(&Debian::ALL))?)
+    }
+
+    /// Starts level 1 with what is prepared. It runs Debian 13.
+    pub fn with(prepared: Prepared) -> Result<Self> {
         let lock = lock()?;
         let begin = Instant::now();
         let (level1, host, dir, base) = if has_virtualization() {
@@ -160,6 +164,11 @@ impl Bed {
         let dir = format!("{}/{}", self.dir, self.counter.fetch_add(1, Ordering::Relaxed));
         self.host.shell(&format!("mkdir {dir}"), 30)?;
         Ok(dir)
+    }
+
+    /// Removes all files of guests that are gone.
+    pub fn clear(&self) -> Result<()> {
+        self.host.shell(&format!("rm -rf {0}/*", self.dir), 120).map(|_| ())
     }
 
     /// Copies a release's root image to `path` where guests run. Copies share blocks where that is possible.

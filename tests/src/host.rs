@@ -80,6 +80,11 @@ impl Host {
         Ok(process)
     }
 
+    fn send(&self, kind: Kind, job: u32, payload: &[u8]) -> Result<()> {
+        let mut out = lock(&self.shared.out);
+        wire::write(&mut *out, kind, job, payload).context("sending to the agent")
+    }
+
     /// Starts a command.
     pub fn start(&self, launch: &Launch) -> Result<Process> {
         let mut process = self.request(Kind::Launch, toml::to_string(launch)?.as_bytes())?;
@@ -162,6 +167,11 @@ impl Process {
         if bytes.is_empty() { Ok(()) } else { self.send(Kind::Input, bytes) }
     }
 
+    /// Something that other threads can write to its standard input with.
+    pub fn keyboard(&self) -> Keyboard {
+        Keyboard { host: self.host.clone(), job: self.job }
+    }
+
     /// Closes its standard input.
     pub fn end_input(&self) -> Result<()> {
         self.send(Kind::Input, &[])
@@ -213,8 +223,20 @@ impl Process {
     }
 
     fn send(&self, kind: Kind, payload: &[u8]) -> Result<()> {
-        let mut out = lock(&self.host.shared.out);
-        wire::write(&mut *out, kind, self.job, payload).context("sending to the agent")
+        self.host.send(kind, self.job, payload)
+    }
+}
+
+/// The standard input of a running command.
+pub struct Keyboard {
+    host: Host,
+    job: u32,
+}
+
+impl Keyboard {
+    /// Types these bytes.
+    pub fn input(&self, bytes: &[u8]) -> Result<()> {
+        if bytes.is_empty() { Ok(()) } else { self.host.send(Kind::Input, self.job, bytes) }
     }
 }
 

@@ -42,7 +42,7 @@ echo "/dev/sda / ext4 defaults 0 1" > "$1/etc/fstab""#;
 const ROOT_SIZE: u64 = 4 << 30;
 
 const QUICK_MODULES: &[&str] =
-    &["virtio_pci", "virtio_scsi", "megaraid_sas", "sd_mod", "sr_mod", "sg", "ext4", "crc32c_generic"];
+    &["virtio_pci", "virtio_scsi", "megaraid_sas", "sd_mod", "sr_mod", "sg", "crc32c_generic", "ext4"];
 
 /// Programs of the quick initramfs beyond those of busybox.
 const QUICK_PROGRAMS: &[&str] = &["mke2fs", "lscpu", "sg_inq", "sg_raw"];

@@ -22,8 +22,16 @@ use crate::packages::{capture, require};
 use crate::tools::Tools;
 use crate::{cache, paths, report};
 
-const MODULES: &[&str] =
-    &["virtio_pci", "virtio_console", "virtio_blk", "virtio_rng", "9pnet_virtio", "9p", "xfs"];
+const MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_console",
+    "virtio_blk",
+    "virtio_rng",
+    "9pnet_virtio",
+    "9p",
+    "crc32c_generic",
+    "xfs",
+];
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
 /// What level 1 is made of.

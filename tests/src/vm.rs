@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::bed::Bed;
-use crate::host::{Event, Process};
+use crate::host::{Event, Keyboard, Process};
 use crate::report::last_lines;
 use crate::wire::Launch;
 
@@ -130,6 +130,11 @@ impl<'a> Vm<'a> {
     /// Types bytes on the console.
     pub fn send_bytes(&self, bytes: &[u8]) -> Result<()> {
         self.process.input(bytes)
+    }
+
+    /// Something that other threads can type on the console with.
+    pub fn keyboard(&self) -> Keyboard {
+        self.process.keyboard()
     }
 
     /// Logs in at a login prompt that was waited for, and makes the shell one that is easy to talk to.
