@@ -178,13 +178,13 @@ fn command(parts: &Parts<'_>, socket: &Path, log: &Path, stay: bool) -> Result<C
     command.args(words).args(parts.tools.qemu_data());
     let kmod = parts.tools.words("kmod", "modprobe", None)?.join(":");
     let cmdline = format!(
-        "console=ttyS0 quiet panic=-1 mitigations=off testbed.program={} testbed.kernel={} testbed.kmod={kmod}",
+        "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable clocksource=tsc kvm.halt_poll_ns=0 testbed.program={} testbed.kernel={} testbed.kmod={kmod}",
         paths::program()?.display(),
         parts.kernel.dir().display()
     );
     let out = paths::runs()?;
     command.args(["-name", "level1", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-    command.args(["-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,+svm"]);
+    command.args(["-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,+svm,+invtsc"]);
     command.args(["-smp", "2", "-m", "10G", "-serial", &format!("file:{}", log.display())]);
     command.arg("-kernel").arg(parts.kernel.image()).arg("-initrd").arg(initramfs(parts)?);
     command.args(["-append", &cmdline]);

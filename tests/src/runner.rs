@@ -33,7 +33,7 @@ impl Count {
             Ok(()) => self.passed += 1,
             Err(error) => {
                 self.failed += 1;
-                println!("{error:?}");
+                println!("{error:#}");
             }
         }
         let word = if result.is_ok() { "PASS" } else { "FAIL" };
@@ -69,7 +69,7 @@ pub fn run(bed: &Bed, vmm: Vmm, tests: &[&Test], count: &mut Count) {
         }
         count.add(test.name, begin.elapsed().as_secs_f64(), &result);
         if let Err(error) = bed.clear() {
-            println!("{error:?}");
+            println!("{error:#}");
         }
     }
 }
