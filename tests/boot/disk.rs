@@ -21,7 +21,7 @@ pub(crate) fn ext4_kernel13(bed: &Bed, vmm: Vmm) -> Result<()> {
 fn ext4(bed: &Bed, vmm: Vmm, debian: Debian) -> Result<()> {
     let script = format!(
         "set -e
-         mke2fs -q -F -t ext4 /dev/sdb
+         mkfs.ext4 -q -F /dev/sdb
          mount -t ext4 /dev/sdb /mnt
          for i in 1 2 3 4 5 6 7 8; do
              dd if=/dev/urandom of=/mnt/file$i bs=1M count=$i 2>/dev/null
@@ -58,7 +58,7 @@ pub(crate) fn kill_writeback(bed: &Bed, vmm: Vmm) -> Result<()> {
 fn kill(bed: &Bed, vmm: Vmm, cache: &str) -> Result<()> {
     let script = format!(
         "set -e
-         mke2fs -q -F -t ext4 /dev/sda
+         mkfs.ext4 -q -F /dev/sda
          mount -t ext4 /dev/sda /mnt
          i=0
          while :; do

@@ -38,7 +38,7 @@ fn remove(dir: &Path) -> Result<()> {
 }
 
 /// FNV-1a with 64 bits: the same in every build, which the standard library's hashes do not promise.
-fn hash(bytes: &[u8]) -> u64 {
+pub(crate) fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })

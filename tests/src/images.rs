@@ -108,7 +108,7 @@ pub fn quick_initramfs(debian: Debian, kernel: &Kernel, tools: &Tools) -> Result
     let init = include_str!("quick-init.sh");
     let name = format!("quick{}", debian.number());
     let recipe = format!(
-        "quick 1 {} {} {QUICK_MODULES:?} {QUICK_PROGRAMS:?} {init}",
+        "quick 2 {} {} {QUICK_MODULES:?} {QUICK_PROGRAMS:?} {init}",
         kernel.dir().display(),
         tools.dir().display()
     );
@@ -117,6 +117,8 @@ pub fn quick_initramfs(debian: Debian, kernel: &Kernel, tools: &Tools) -> Result
         add_base(&mut archive, tools, init)?;
         add_modules(&mut archive, kernel, tools, QUICK_MODULES)?;
         add_programs(&mut archive, tools, QUICK_PROGRAMS)?;
+        // Under this name busybox's shell does not take it for its own, lesser mke2fs.
+        archive.link("bin/mkfs.ext4", "mke2fs");
         Ok(std::fs::write(dir.join("initrd"), archive.finish())?)
     })?;
     Ok(dir.join("initrd"))

@@ -136,8 +136,14 @@ impl Drop for Level1 {
     }
 }
 
+/// The socket is in the cache, so that there is one for each; a path too long for a socket's address is cut short.
 fn socket() -> Result<PathBuf> {
-    Ok(paths::cache()?.join("level1.socket"))
+    let socket = paths::cache()?.join("level1.socket");
+    if socket.as_os_str().len() < 100 {
+        return Ok(socket);
+    }
+    let hash = cache::hash(socket.as_os_str().as_encoded_bytes());
+    Ok(std::env::temp_dir().join(format!("level1-{hash:016x}.socket")))
 }
 
 /// The process that has this socket in its command line.
