@@ -1,1 +1,32 @@
-//! Placeholder.
+//! The test bed: boots stock guests with the vmm binary, on machines with and without virtualization.
+//!
+//! ```text
+//! packages, tools, kernel ── what is fetched        cpio, images ── what is built from it
+//!            └──────── cache: each built once ────────┘
+//! level1 ── a machine with KVM, where there is none     agent, wire, host ── running commands in it
+//! bed ── all of the above, ready       guest, config, qemu ── describe and start a guest
+//!                                      vm ── talk to it
+//! runner, ci, demo, bench ── the commands; the boot tests themselves are in ../boot
+//! ```
+
+pub mod agent;
+pub mod bed;
+pub mod bench;
+pub mod cache;
+pub mod ci;
+pub mod config;
+pub mod cpio;
+pub mod demo;
+pub mod guest;
+pub mod host;
+pub mod images;
+pub mod kernel;
+pub mod level1;
+pub mod packages;
+pub mod paths;
+pub mod qemu;
+pub mod report;
+pub mod runner;
+pub mod tools;
+pub mod vm;
+pub mod wire;

@@ -1,0 +1,245 @@
+//! The bed a test lies in: everything prepared, and a place where 64-bit guests run.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::guest::Guest;
+use crate::host::Host;
+use crate::images::{RootImage, quick_initramfs, scratch};
+use crate::kernel::{Debian, Kernel};
+use crate::level1::{Level1, Parts};
+use crate::tools::Tools;
+use crate::{paths, report};
+
+/// Everything tests need that is built once and kept in the cache.
+pub struct Prepared {
+    tools: Tools,
+    releases: Vec<Release>,
+    scratch: PathBuf,
+}
+
+struct Release {
+    debian: Debian,
+    kernel: Kernel,
+    quick: PathBuf,
+    root: RootImage,
+}
+
+impl Prepared {
+    /// Fetches and builds what guests of these releases need and is not in the cache yet.
+    pub fn new(wanted: &[Debian]) -> Result<Self> {
+        let tools = Tools::prepare()?;
+        let mut releases = Vec::new();
+        for &debian in wanted {
+            let kernel = Kernel::prepare(debian, &tools)?;
+            let quick = quick_initramfs(debian, &kernel, &tools)?;
+            let root = RootImage::prepare(debian, &tools)?;
+            releases.push(Release { debian, kernel, quick, root });
+        }
+        let images: Vec<_> =
+            releases.iter().map(|release| (base_name(release.debian), release.root.image())).collect();
+        let scratch = scratch(&images, &tools)?;
+        Ok(Self { tools, releases, scratch })
+    }
+
+    fn release(&self, debian: Debian) -> Result<&Release> {
+        self.releases.iter().find(|release| release.debian == debian).context("a release is not prepared")
+    }
+
+    /// The pinned tools.
+    pub fn tools(&self) -> &Tools {
+        &self.tools
+    }
+
+    /// A release's kernel as its package ships it.
+    pub fn kernel(&self, debian: Debian) -> Result<&Kernel> {
+        Ok(&self.release(debian)?.kernel)
+    }
+
+    /// A release's quick initramfs.
+    pub fn quick(&self, debian: Debian) -> Result<&PathBuf> {
+        Ok(&self.release(debian)?.quick)
+    }
+
+    /// A release's root file system.
+    pub fn root(&self, debian: Debian) -> Result<&RootImage> {
+        Ok(&self.release(debian)?.root)
+    }
+
+    /// Starts level 1.
+    pub fn level1(&self, stay: bool) -> Result<(Level1, Host)> {
+        let kernel = self.kernel(Debian::Trixie)?;
+        let parts = Parts { tools: &self.tools, kernel, scratch: &self.scratch };
+        Level1::start(&parts, stay)
+    }
+}
+
+fn base_name(debian: Debian) -> &'static str {
+    match debian {
+        Debian::Bookworm => "debian12",
+        Debian::Trixie => "debian13",
+    }
+}
+
+/// The prepared bed. Only one exists at a time on a machine; others wait.
+pub struct Bed {
+    prepared: Prepared,
+    host: Host,
+    dir: String,
+    base: Option<String>,
+    counter: AtomicU32,
+    vmm: Mutex<Option<PathBuf>>,
+    start: Duration,
+    diagnostics: Mutex<Vec<String>>,
+    // Dropped in this order: level 1 ends before the lock is free.
+    _level1: Option<Level1>,
+    _lock: File,
+}
+
+impl Bed {
+    /// Prepares everything and starts level 1, unless one runs already or the processor needs none.
+    pub fn new() -> Result<Self> {
+        Self::with(report::step("preparing the test bed", || Prepared::new(&Debian::ALL))?)
+    }
+
+    /// Starts level 1 with what is prepared. It runs Debian 13.
+    pub fn with(prepared: Prepared) -> Result<Self> {
+        let lock = lock()?;
+        let begin = Instant::now();
+        let (level1, host, dir, base) = if has_virtualization() {
+            let dir = paths::runs()?.join("scratch");
+            paths::make_dir(&dir)?;
+            (None, local_agent()?, dir.to_string_lossy().into_owned(), None)
+        } else {
+            let (level1, host) = match Level1::find()? {
+                Some(found) => found,
+                None => report::step("starting level 1", || prepared.level1(false))?,
+            };
+            let base = "/run/testbed/scratch".to_string();
+            (Some(level1), host, format!("{base}/run"), Some(base))
+        };
+        host.shell(&format!("rm -rf {dir}; mkdir -p {dir}"), 120)?;
+        Ok(Self {
+            prepared,
+            host,
+            dir,
+            base,
+            counter: AtomicU32::new(0),
+            vmm: Mutex::new(None),
+            start: begin.elapsed(),
+            diagnostics: Mutex::default(),
+            _level1: level1,
+            _lock: lock,
+        })
+    }
+
+    /// A guest to describe and start.
+    pub fn guest(&self) -> Guest<'_> {
+        Guest::new(self)
+    }
+
+    /// What was prepared.
+    pub fn prepared(&self) -> &Prepared {
+        &self.prepared
+    }
+
+    /// The place where guests run.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// How long level 1 took to start.
+    pub fn start_time(&self) -> Duration {
+        self.start
+    }
+
+    /// A new, empty folder where guests run, on storage that can do direct I/O.
+    pub fn new_dir(&self) -> Result<String> {
+        let dir = format!("{}/{}", self.dir, self.counter.fetch_add(1, Ordering::Relaxed));
+        self.host.shell(&format!("mkdir {dir}"), 30)?;
+        Ok(dir)
+    }
+
+    /// Removes all files of guests that are gone.
+    pub fn clear(&self) -> Result<()> {
+        self.host.shell(&format!("rm -rf {0}/*", self.dir), 120).map(|_| ())
+    }
+
+    /// Copies a release's root image to `path` where guests run. Copies share blocks where that is possible.
+    pub fn copy_root(&self, debian: Debian, path: &str) -> Result<()> {
+        let from = match &self.base {
+            Some(base) => format!("{base}/{}.img", base_name(debian)),
+            None => self.prepared.root(debian)?.image().to_string_lossy().into_owned(),
+        };
+        self.host.shell(&format!("cp --reflink=auto --sparse=always {from} {path}"), 300).map(|_| ())
+    }
+
+    /// Our VMM: the file `VMM_BIN` names, or the workspace's release build, which is built first.
+    pub fn vmm(&self) -> Result<PathBuf> {
+        let mut known = self.vmm.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.is_none() {
+            *known = Some(build_vmm()?);
+        }
+        known.clone().context("there is no VMM")
+    }
+
+    pub(crate) fn add_diagnostics(&self, text: String) {
+        self.diagnostics.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+    }
+
+    /// What guests that did not end well since the last call left to say.
+    pub fn take_diagnostics(&self) -> Vec<String> {
+        std::mem::take(&mut *self.diagnostics.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Builds our VMM, unless `VMM_BIN` names one.
+pub fn build_vmm() -> Result<PathBuf> {
+    if let Some(file) = std::env::var_os("VMM_BIN") {
+        let file = PathBuf::from(file);
+        return file.canonicalize().with_context(|| format!("VMM_BIN: {}", file.display()));
+    }
+    let target = paths::target()?;
+    report::step("building the release vmm", || {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut build = Command::new(cargo);
+        build.current_dir(paths::workspace()).args(["build", "--quiet", "--release", "--package", "vmm"]);
+        let status = build.arg("--target-dir").arg(&target).status()?;
+        anyhow::ensure!(status.success(), "the vmm does not build");
+        Ok(())
+    })?;
+    Ok(target.join("release/vmm"))
+}
+
+/// Whether KVM here can run 64-bit guests by itself.
+pub fn has_virtualization() -> bool {
+    let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = cpus.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    flags.split_whitespace().any(|flag| flag == "svm" || flag == "vmx")
+}
+
+/// Waits until nothing else on this machine uses a bed with this cache.
+pub fn lock() -> Result<File> {
+    let file = File::create(paths::cache()?.join("bed.lock"))?;
+    if file.try_lock().is_err() {
+        report::note("waiting for another run of the test bed to end");
+        file.lock()?;
+    }
+    Ok(file)
+}
+
+/// An agent on this machine itself, for processors with virtualization.
+fn local_agent() -> Result<Host> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    let theirs = std::os::fd::OwnedFd::from(theirs);
+    let mut agent = Command::new(paths::program()?);
+    agent.arg("agent").stdin(Stdio::from(theirs)).stdout(Stdio::null());
+    agent.spawn().context("starting the agent")?;
+    Host::connect(ours, Duration::from_secs(10))
+}

@@ -1,0 +1,309 @@
+//! Describes a guest and starts it under our VMM or under QEMU.
+
+use anyhow::{Result, bail};
+
+use crate::bed::Bed;
+use crate::config::{Boot, Config, Hba, Lun, Machine, Serial};
+use crate::images::script_archive;
+use crate::kernel::Debian;
+use crate::qemu;
+use crate::vm::Vm;
+use crate::wire::Launch;
+
+/// What runs the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vmm {
+    /// The vmm binary of this workspace.
+    Ours,
+    /// The pinned QEMU, with KVM.
+    Qemu,
+}
+
+impl Vmm {
+    /// Its name on the screen.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "vmm",
+            Self::Qemu => "qemu",
+        }
+    }
+}
+
+/// The kind of HBA a disk is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HbaKind {
+    /// virtio-scsi.
+    Virtio,
+    /// MegaRAID SAS.
+    Megasas,
+}
+
+#[derive(Clone, Debug)]
+enum Source {
+    Root(Debian),
+    Empty(String),
+    File(String),
+}
+
+/// A disk of a guest: a virtio-scsi one in raw format with direct I/O, unless told otherwise.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    source: Source,
+    hba: HbaKind,
+    kind: &'static str,
+    format: &'static str,
+    cache: String,
+    more: toml::Table,
+}
+
+impl Disk {
+    fn new(source: Source) -> Self {
+        let more = toml::Table::new();
+        Self { source, hba: HbaKind::Virtio, kind: "disk", format: "raw", cache: "none".into(), more }
+    }
+
+    /// A fresh copy of a stock Debian root file system.
+    pub fn debian_root(debian: Debian) -> Self {
+        Self::new(Source::Root(debian))
+    }
+
+    /// An empty disk of this size, such as "2G".
+    pub fn empty(size: &str) -> Self {
+        Self::new(Source::Empty(size.to_string()))
+    }
+
+    /// A file or device that is there already.
+    pub fn file(path: &str) -> Self {
+        Self::new(Source::File(path.to_string()))
+    }
+
+    /// Puts the disk on another HBA.
+    pub fn on(mut self, hba: HbaKind) -> Self {
+        self.hba = hba;
+        self
+    }
+
+    /// Sets the cache mode.
+    pub fn cache(mut self, mode: &str) -> Self {
+        self.cache = mode.to_string();
+        self
+    }
+
+    /// Makes it a qcow2 image.
+    pub fn qcow2(mut self) -> Self {
+        self.format = "qcow2";
+        self
+    }
+
+    /// Makes it a CD.
+    pub fn cd(mut self) -> Self {
+        self.kind = "cd";
+        self
+    }
+
+    /// Adds a key of `[[hba.lun]]`.
+    pub fn set(mut self, key: &str, value: impl Into<toml::Value>) -> Self {
+        self.more.insert(key.to_string(), value.into());
+        self
+    }
+}
+
+#[derive(Clone, Debug)]
+enum System {
+    /// The kernel package's image with the quick initramfs and this script.
+    Quick(Option<String>),
+    /// The root image's own kernel and initrd.
+    Debian,
+}
+
+/// A guest to be started.
+pub struct Guest<'a> {
+    bed: &'a Bed,
+    vmm: Vmm,
+    debian: Debian,
+    system: System,
+    cmdline: String,
+    machine: Machine,
+    disks: Vec<Disk>,
+    options: Vec<String>,
+    terminal: Option<(u16, u16)>,
+}
+
+impl<'a> Guest<'a> {
+    pub(crate) fn new(bed: &'a Bed) -> Self {
+        Self {
+            bed,
+            vmm: Vmm::Ours,
+            debian: Debian::Trixie,
+            system: System::Debian,
+            cmdline: String::new(),
+            machine: Machine { name: "guest".into(), cpus: 1, memory: "1GiB".into() },
+            disks: Vec::new(),
+            options: Vec::new(),
+            terminal: None,
+        }
+    }
+
+    /// What runs it; ours by default.
+    pub fn vmm(mut self, vmm: Vmm) -> Self {
+        self.vmm = vmm;
+        self
+    }
+
+    /// The release whose kernel and initrd it boots; Debian 13 by default.
+    pub fn kernel(mut self, debian: Debian) -> Self {
+        self.debian = debian;
+        self
+    }
+
+    /// Boots the quick initramfs and runs this script in it.
+    pub fn script(mut self, script: &str) -> Self {
+        self.system = System::Quick(Some(script.to_string()));
+        self
+    }
+
+    /// Boots the quick initramfs to a shell on the console.
+    pub fn quick_shell(mut self) -> Self {
+        self.system = System::Quick(None);
+        self
+    }
+
+    /// Number of vCPUs; 1 by default.
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.machine.cpus = cpus;
+        self
+    }
+
+    /// Memory, such as "512MiB"; 1 GiB by default.
+    pub fn memory(mut self, size: &str) -> Self {
+        self.machine.memory = size.to_string();
+        self
+    }
+
+    /// Adds a disk. They get targets 0, 1, 2, ... of their HBA in this order.
+    pub fn disk(mut self, disk: Disk) -> Self {
+        self.disks.push(disk);
+        self
+    }
+
+    /// Adds words to the kernel's command line.
+    pub fn cmdline(mut self, words: &str) -> Self {
+        self.cmdline = format!("{} {words}", self.cmdline);
+        self
+    }
+
+    /// Adds an option of the vmm's own command line. QEMU gets those it knows under the same meaning.
+    pub fn option(mut self, option: &str) -> Self {
+        self.options.push(option.to_string());
+        self
+    }
+
+    /// Gives the console a terminal of this size instead of pipes.
+    pub fn terminal(mut self, size: Option<(u16, u16)>) -> Self {
+        self.terminal = size;
+        self
+    }
+
+    /// Starts it.
+    pub fn spawn(&self) -> Result<Vm<'a>> {
+        let dir = self.bed.new_dir()?;
+        let config = self.config(&dir)?;
+        let text = config.to_toml()?;
+        let file = format!("{dir}/vm.toml");
+        self.bed.host().put(&file, text.as_bytes())?;
+        let words = self.words(&config, &file)?;
+        let launch = Launch { words, env: vec![], dir: Some(dir.clone()), terminal: self.terminal };
+        Vm::start(self.bed, &launch, dir, text)
+    }
+
+    fn words(&self, config: &Config, file: &str) -> Result<Vec<String>> {
+        if self.vmm == Vmm::Ours {
+            let vmm = self.bed.vmm()?.to_string_lossy().into_owned();
+            let mut words = vec![vmm, "--config".into(), file.into()];
+            words.extend(self.options.iter().cloned());
+            return Ok(words);
+        }
+        let mut words = qemu::command_line(config, self.bed.prepared().tools())?;
+        for option in &self.options {
+            match option.as_str() {
+                "--no-reboot" => words.push("-no-reboot".into()),
+                _ => bail!("QEMU has nothing like {option}"),
+            }
+        }
+        Ok(words)
+    }
+
+    fn config(&self, dir: &str) -> Result<Config> {
+        let prepared = self.bed.prepared();
+        let path = |path: &std::path::Path| Some(path.to_string_lossy().into_owned());
+        let (kernel, initrd, cmdline) = match &self.system {
+            System::Debian => {
+                let root = prepared.root(self.debian)?;
+                (path(&root.kernel()), path(&root.initrd()), "console=ttyS0 root=/dev/sda rw")
+            }
+            System::Quick(script) => {
+                let mut initrd = prepared.quick(self.debian)?.to_string_lossy().into_owned();
+                if let Some(script) = script {
+                    let (more, both) = (format!("{dir}/script.cpio"), format!("{dir}/initrd"));
+                    self.bed.host().put(&more, &script_archive(script))?;
+                    self.bed.host().shell(&format!("cat {initrd} {more} > {both}"), 60)?;
+                    initrd = both;
+                }
+                (path(&prepared.kernel(self.debian)?.image()), Some(initrd), "console=ttyS0 quiet panic=-1")
+            }
+        };
+        let cmdline = Some(format!("{cmdline}{}", self.cmdline));
+        Ok(Config {
+            vm: self.machine.clone(),
+            boot: Boot { kernel, initrd, cmdline, firmware: None },
+            serial: Serial { mode: "stdio".into() },
+            hba: self.hbas(dir)?,
+        })
+    }
+
+    /// Makes the disks' images and returns the HBAs with them.
+    fn hbas(&self, dir: &str) -> Result<Vec<Hba>> {
+        let mut virtio =
+            Hba { id: "scsi0".into(), kind: "virtio-scsi".into(), more: toml::Table::new(), lun: vec![] };
+        let mut megasas =
+            Hba { id: "raid0".into(), kind: "megasas".into(), more: toml::Table::new(), lun: vec![] };
+        for (index, disk) in self.disks.iter().enumerate() {
+            let image = self.image(disk, &format!("{dir}/disk{index}.{}", disk.format))?;
+            let hba = match disk.hba {
+                HbaKind::Virtio => &mut virtio,
+                HbaKind::Megasas => &mut megasas,
+            };
+            hba.lun.push(Lun {
+                target: u32::try_from(hba.lun.len())?,
+                kind: disk.kind.into(),
+                image,
+                format: disk.format.into(),
+                cache: disk.cache.clone(),
+                more: disk.more.clone(),
+            });
+        }
+        Ok([virtio, megasas].into_iter().filter(|hba| !hba.lun.is_empty()).collect())
+    }
+
+    fn image(&self, disk: &Disk, path: &str) -> Result<String> {
+        let host = self.bed.host();
+        match &disk.source {
+            Source::File(path) => return Ok(path.clone()),
+            Source::Root(debian) if disk.format == "raw" => self.bed.copy_root(*debian, path)?,
+            Source::Root(debian) => {
+                let raw = format!("{path}.raw");
+                self.bed.copy_root(*debian, &raw)?;
+                let convert = self.bed.prepared().tools().words("qemu-img", "qemu-img", None)?.join(" ");
+                host.shell(&format!("{convert} convert -O {} {raw} {path}", disk.format), 600)?;
+            }
+            Source::Empty(size) if disk.format == "raw" => {
+                host.shell(&format!("truncate -s {size} {path}"), 30)?;
+            }
+            Source::Empty(size) => {
+                let create = self.bed.prepared().tools().words("qemu-img", "qemu-img", None)?.join(" ");
+                host.shell(&format!("{create} create -f {} {path} {size}", disk.format), 60)?;
+            }
+        }
+        Ok(path.to_string())
+    }
+}

@@ -1,0 +1,234 @@
+//! Level 1: a small Debian machine under QEMU's software emulation, whose /dev/kvm can run 64-bit guests.
+//!
+//! Only needed where the processor itself offers no virtualization. QEMU emulates a processor with SVM and
+//! nested paging; level 1 is a stock kernel with this machine's file system as its root, shared read-only,
+//! so every built program is there at once.
+
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::cpio::Archive;
+use crate::host::Host;
+use crate::images::{add_base, add_modules};
+use crate::kernel::Kernel;
+use crate::packages::{capture, require};
+use crate::tools::Tools;
+use crate::{cache, paths, report};
+
+const MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_console",
+    "virtio_blk",
+    "virtio_rng",
+    "9pnet_virtio",
+    "9p",
+    "crc32c_generic",
+    "xfs",
+];
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
+
+/// What level 1 is made of.
+pub struct Parts<'a> {
+    /// QEMU and more.
+    pub tools: &'a Tools,
+    /// The kernel it runs.
+    pub kernel: &'a Kernel,
+    /// The disk with the root images and space for more.
+    pub scratch: &'a Path,
+}
+
+/// A running level 1, which ends when this is dropped.
+pub struct Level1 {
+    child: Option<Child>,
+    pid: u32,
+    socket: PathBuf,
+}
+
+impl Level1 {
+    /// Starts it and waits for its agent. With `stay` it outlives this process.
+    pub fn start(parts: &Parts<'_>, stay: bool) -> Result<(Self, Host)> {
+        let dir = paths::runs()?;
+        let socket = socket()?;
+        fs::remove_file(&socket).ok();
+        let log = dir.join("level1.log");
+        let mut command = command(parts, &socket, &log, stay)?;
+        let messages = dir.join("level1-qemu.log");
+        command.stdin(Stdio::null()).stdout(File::create(&messages)?).stderr(File::create(&messages)?);
+        let child = if stay { command.spawn()? } else { spawn_with_lasting_parent(command)? };
+        let pid = child.id();
+        let mut level1 = Self { child: Some(child), pid, socket };
+        match level1.wait_for_agent() {
+            Ok(host) => Ok((level1, host)),
+            Err(error) => {
+                let read = |path| fs::read_to_string(path).unwrap_or_default();
+                let text = read(&log) + &read(&messages);
+                Err(error.context(format!("level 1 said:\n{}", report::last_lines(&text, 40))))
+            }
+        }
+    }
+
+    /// Finds one that was started to stay.
+    pub fn find() -> Result<Option<(Self, Host)>> {
+        let socket = socket()?;
+        let Some(pid) = running(&socket) else { return Ok(None) };
+        let stream = UnixStream::connect(&socket)?;
+        let host = Host::connect(stream, Duration::from_secs(20)).context("the running level 1")?;
+        Ok(Some((Self { child: None, pid, socket }, host)))
+    }
+
+    /// The process that is level 1.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Leaves it running when this is dropped.
+    pub fn leave(mut self) {
+        self.child = None;
+    }
+
+    /// Ends it even if it was started to stay.
+    pub fn stop(mut self) -> Result<()> {
+        if self.child.is_none() {
+            let pid =
+                rustix::process::Pid::from_raw(self.pid.cast_signed()).context("level 1 has no process")?;
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+        }
+        self.end();
+        fs::remove_file(&self.socket).ok();
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+
+    fn wait_for_agent(&mut self) -> Result<Host> {
+        let end = Instant::now() + BOOT_LIMIT;
+        loop {
+            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().transpose()) {
+                bail!("level 1 ended before it was up: {}", status?);
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                bail!("level 1 is not up after {} s", BOOT_LIMIT.as_secs());
+            }
+            match UnixStream::connect(&self.socket) {
+                Ok(stream) => return Host::connect(stream, left),
+                Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            }
+        }
+    }
+}
+
+impl Drop for Level1 {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The socket is in the cache, so that there is one for each; a path too long for a socket's address is cut short.
+fn socket() -> Result<PathBuf> {
+    let socket = paths::cache()?.join("level1.socket");
+    if socket.as_os_str().len() < 100 {
+        return Ok(socket);
+    }
+    let hash = cache::hash(socket.as_os_str().as_encoded_bytes());
+    Ok(std::env::temp_dir().join(format!("level1-{hash:016x}.socket")))
+}
+
+/// The process that has this socket in its command line.
+fn running(socket: &Path) -> Option<u32> {
+    let wanted = format!("path={},", socket.display());
+    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let words = fs::read(entry.path().join("cmdline")).ok()?;
+        let mine = String::from_utf8_lossy(&words).contains(&wanted);
+        mine.then_some(pid)
+    })
+}
+
+/// Makes the child's parent thread live as long as this process: the child asks to be killed when that
+/// thread ends.
+fn spawn_with_lasting_parent(mut command: Command) -> Result<Child> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        sender.send(command.spawn()).ok();
+        loop {
+            std::thread::park();
+        }
+    });
+    Ok(receiver.recv().context("the thread that starts level 1 ended")??)
+}
+
+fn command(parts: &Parts<'_>, socket: &Path, log: &Path, stay: bool) -> Result<Command> {
+    let preload = preload()?;
+    let words = parts.tools.words("qemu-system-x86_64", "qemu-system-x86_64", Some(&preload))?;
+    let mut command = if stay {
+        Command::new("setsid")
+    } else {
+        let mut command = Command::new("setpriv");
+        // A group of its own: Ctrl-C on the terminal is for us, not for QEMU.
+        command.args(["--pdeathsig", "KILL", "--"]).process_group(0);
+        command
+    };
+    command.args(words).args(parts.tools.qemu_data());
+    let kmod = parts.tools.words("kmod", "modprobe", None)?.join(":");
+    let cmdline = format!(
+        "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable clocksource=tsc kvm.halt_poll_ns=0 testbed.program={} testbed.kernel={} testbed.kmod={kmod}",
+        paths::program()?.display(),
+        parts.kernel.dir().display()
+    );
+    let out = paths::runs()?;
+    command.args(["-name", "level1", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+    command.args(["-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,+svm,+invtsc"]);
+    command.args(["-smp", "2", "-m", "10G", "-serial", &format!("file:{}", log.display())]);
+    command.arg("-kernel").arg(parts.kernel.image()).arg("-initrd").arg(initramfs(parts)?);
+    command.args(["-append", &cmdline]);
+    command.args(["-virtfs", "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"]);
+    command.arg("-virtfs");
+    command.arg(format!("local,path={},mount_tag=out,security_model=none,multidevs=remap", out.display()));
+    command.arg("-drive").arg(format!(
+        "if=none,id=scratch,file={},format=raw,snapshot=on,cache=unsafe,discard=unmap",
+        parts.scratch.display()
+    ));
+    command.args(["-device", "virtio-blk-pci,drive=scratch", "-device", "virtio-rng-pci"]);
+    command.arg("-chardev").arg(format!("socket,id=agent,path={},server=on,wait=off", socket.display()));
+    command.args(["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent,name=testbed"]);
+    Ok(command)
+}
+
+fn initramfs(parts: &Parts<'_>) -> Result<PathBuf> {
+    let init = include_str!("level1-init.sh");
+    let recipe = format!("level1 1 {} {MODULES:?} {init}", parts.kernel.dir().display());
+    let dir = cache::build("level1", &recipe, |dir| {
+        let mut archive = Archive::default();
+        add_base(&mut archive, parts.tools, init)?;
+        add_modules(&mut archive, parts.kernel, parts.tools, MODULES)?;
+        Ok(fs::write(dir.join("initrd"), archive.finish())?)
+    })?;
+    Ok(dir.join("initrd"))
+}
+
+/// The library that keeps QEMU from aborting when a nested guest writes CR8; see its source.
+fn preload() -> Result<PathBuf> {
+    let source = include_str!("../preload/bql.c");
+    let dir = cache::build("preload", source, |dir| {
+        require("cc", "gcc")?;
+        let file = dir.join("bql.c");
+        fs::write(&file, source)?;
+        let mut cc = Command::new("cc");
+        cc.args(["-shared", "-fPIC", "-O2", "-Wall", "-o"]).arg(dir.join("bql.so")).arg(file);
+        capture(&mut cc).map(|_| ())
+    })?;
+    Ok(dir.join("bql.so"))
+}

@@ -1,0 +1,192 @@
+//! The commands of the test bed.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use testbed::bed::{self, Bed, Prepared};
+use testbed::guest::Vmm;
+use testbed::host::{Event, Process};
+use testbed::kernel::Debian;
+use testbed::level1::Level1;
+use testbed::runner::{self, Count};
+use testbed::wire::Launch;
+use testbed::{agent, bench, ci, demo, report};
+
+#[path = "../boot/mod.rs"]
+mod boot;
+
+/// Prepares and runs everything needed to test the vmm with stock guests.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Cmd,
+}
+
+#[derive(Subcommand)]
+enum Cmd {
+    /// Fetch and build all that is needed, into the cache.
+    Prepare,
+    /// Keep the machine in which guests run alive between runs.
+    Level1 {
+        #[command(subcommand)]
+        action: Level1Action,
+    },
+    /// Run a command where guests run.
+    Exec {
+        /// The command and its arguments.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+    /// Boot Debian 13 and attach this terminal to it.
+    Demo {
+        /// Boot a small initramfs to a shell instead.
+        #[arg(long)]
+        quick: bool,
+        /// Run the guest under QEMU instead of our VMM.
+        #[arg(long)]
+        qemu: bool,
+    },
+    /// Run boot tests.
+    BootTests {
+        /// Only list them.
+        #[arg(long)]
+        list: bool,
+        /// Run the guests under QEMU instead of our VMM.
+        #[arg(long)]
+        qemu: bool,
+        /// Run only tests whose name holds one of these.
+        filters: Vec<String>,
+    },
+    /// Measure our VMM against QEMU.
+    Bench {
+        /// What to measure.
+        what: Measure,
+        /// How often to measure each.
+        #[arg(long, default_value_t = 3)]
+        rounds: u32,
+        /// Measure only QEMU.
+        #[arg(long)]
+        qemu: bool,
+    },
+    /// Run everything that has to pass before a change is taken.
+    Ci,
+    /// Serve a test bed (used by the test bed itself).
+    #[command(hide = true)]
+    Agent {
+        /// Name of the virtio-serial port; without it, standard input is a socket.
+        #[arg(long)]
+        port: Option<String>,
+    },
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Measure {
+    /// Time to the login prompt.
+    Boot,
+    /// Memory beyond the guest's own.
+    Memory,
+}
+
+#[derive(Clone, Copy, Subcommand)]
+enum Level1Action {
+    /// Start it, to stay.
+    Start,
+    /// Stop it.
+    Stop,
+    /// Say whether it runs.
+    Status,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("testbed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Cmd) -> Result<ExitCode> {
+    match command {
+        Cmd::Prepare => Prepared::new(&Debian::ALL).map(|_| ExitCode::SUCCESS),
+        Cmd::Level1 { action } => level1(action),
+        Cmd::Exec { words } => exec(words),
+        Cmd::Demo { quick, qemu } => demo::run(quick, which(qemu)).map(|()| ExitCode::SUCCESS),
+        Cmd::BootTests { list, qemu, filters } => Ok(boot_tests(list, which(qemu), &filters)?),
+        Cmd::Bench { what, rounds, qemu } => {
+            let bed = Bed::new()?;
+            let which: &[Vmm] = if qemu { &[Vmm::Qemu] } else { &[Vmm::Ours, Vmm::Qemu] };
+            match what {
+                Measure::Boot => bench::boot(&bed, rounds, which)?,
+                Measure::Memory => bench::memory(&bed, rounds, which)?,
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Cmd::Ci => Ok(if ci::run(boot::TESTS) { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        Cmd::Agent { port: Some(name) } => agent::serve_port(&name).map(|()| ExitCode::SUCCESS),
+        Cmd::Agent { port: None } => agent::serve_input().map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn which(qemu: bool) -> Vmm {
+    if qemu { Vmm::Qemu } else { Vmm::Ours }
+}
+
+fn boot_tests(list: bool, vmm: Vmm, filters: &[String]) -> Result<ExitCode> {
+    let tests = runner::select(boot::TESTS, filters);
+    if list {
+        tests.iter().for_each(|test| println!("{}", test.name));
+        return Ok(ExitCode::SUCCESS);
+    }
+    if vmm == Vmm::Ours {
+        bed::build_vmm()?;
+    }
+    let bed = Bed::new()?;
+    let mut count = Count::default();
+    runner::run(&bed, vmm, &tests, &mut count);
+    println!("{}", count.summary());
+    Ok(if count.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn level1(action: Level1Action) -> Result<ExitCode> {
+    let _lock = bed::lock()?;
+    let found = Level1::find()?;
+    match (action, found) {
+        (Level1Action::Start, None) => {
+            let prepared = Prepared::new(&Debian::ALL)?;
+            let (level1, _host) = report::step("starting level 1", || prepared.level1(true))?;
+            report::note(&format!("level 1 is process {}", level1.pid()));
+            level1.leave();
+        }
+        (Level1Action::Stop, Some((level1, host))) => {
+            drop(host);
+            level1.stop()?;
+        }
+        (_, Some((level1, _))) => report::note(&format!("level 1 is process {}", level1.pid())),
+        (_, None) => report::note("level 1 does not run"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn exec(words: Vec<String>) -> Result<ExitCode> {
+    let bed = Bed::new()?;
+    let mut process = bed.host().start(&Launch { words, ..Launch::default() })?;
+    process.end_input()?;
+    let code = copy_out(&mut process)?;
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
+
+fn copy_out(process: &mut Process) -> Result<i32> {
+    use std::io::Write;
+    loop {
+        match process.next(Duration::from_secs(3600))? {
+            Event::Output(bytes) => std::io::stdout().lock().write_all(&bytes).context("writing")?,
+            Event::Errors(bytes) => std::io::stderr().lock().write_all(&bytes).context("writing")?,
+            Event::Ended(status) => return Ok(status.code().unwrap_or(1)),
+            Event::Nothing => (),
+        }
+    }
+}

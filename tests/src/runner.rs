@@ -1,0 +1,96 @@
+//! Runs boot tests one after the other on one bed, and counts.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use anyhow::{Result, anyhow};
+
+use crate::bed::Bed;
+use crate::guest::Vmm;
+use crate::report::Heartbeat;
+
+/// A test that boots guests.
+pub struct Test {
+    /// Its name, made of words that filters find.
+    pub name: &'static str,
+    /// The test itself.
+    pub run: fn(&Bed, Vmm) -> Result<()>,
+}
+
+/// How many tests ended how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Those that passed.
+    pub passed: u32,
+    /// Those that did not.
+    pub failed: u32,
+}
+
+impl Count {
+    /// Counts one more test, and prints its line.
+    pub fn add(&mut self, name: &str, seconds: f64, result: &Result<()>) {
+        match result {
+            Ok(()) => self.passed += 1,
+            Err(error) => {
+                self.failed += 1;
+                println!("{error:#}");
+            }
+        }
+        let word = if result.is_ok() { "PASS" } else { "FAIL" };
+        println!("{word} {name} ({seconds:.1} s)");
+    }
+
+    /// The line that ends a run.
+    pub fn summary(&self) -> String {
+        format!("{} passed, {} failed", self.passed, self.failed)
+    }
+}
+
+/// The tests whose name holds one of the filters; all, if there is none.
+pub fn select<'a>(tests: &'a [Test], filters: &[String]) -> Vec<&'a Test> {
+    let wanted =
+        |test: &&Test| filters.is_empty() || filters.iter().any(|filter| test.name.contains(filter.as_str()));
+    tests.iter().filter(wanted).collect()
+}
+
+/// Runs the tests in their order.
+pub fn run(bed: &Bed, vmm: Vmm, tests: &[&Test], count: &mut Count) {
+    for (index, test) in tests.iter().enumerate() {
+        println!("RUN  {} ({} of {}, {})", test.name, index + 1, tests.len(), vmm.name());
+        let beat = Heartbeat::start(test.name);
+        let begin = Instant::now();
+        let result = catch_unwind(AssertUnwindSafe(|| (test.run)(bed, vmm)));
+        let result = result.unwrap_or_else(|_| Err(anyhow!("the test panicked")));
+        drop(beat);
+        for text in bed.take_diagnostics() {
+            if result.is_err() {
+                println!("{text}");
+            }
+        }
+        count.add(test.name, begin.elapsed().as_secs_f64(), &result);
+        if let Err(error) = bed.clear() {
+            println!("{error:#}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nothing(_: &Bed, _: Vmm) -> Result<()> {
+        Ok(())
+    }
+
+    #[test]
+    fn filters_by_parts_of_names() {
+        let tests = [Test { name: "disk-none", run: nothing }, Test { name: "boot", run: nothing }];
+        assert_eq!(select(&tests, &[]).len(), 2);
+        assert_eq!(select(&tests, &["disk".into()]).len(), 1);
+    }
+
+    #[test]
+    fn summary_line() {
+        assert_eq!(Count { passed: 3, failed: 0 }.summary(), "3 passed, 0 failed");
+    }
+}
