@@ -18,7 +18,7 @@ mod signals;
 mod sys;
 mod terminal;
 
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -96,6 +96,8 @@ impl Console {
 
     fn on_pty(link: Option<&Path>) -> Result<Self, ConsoleError> {
         let (link, path) = Link::pty(link)?;
+        // Not a log line: the user needs it at any log level. Without standard error nobody can be told.
+        let _ = writeln!(io::stderr(), "vmm: the serial console is {path}");
         let mut console = Self::with(link, Patience::Limited(SLOW_READER), false, false)?;
         console.pty = Some(path);
         Ok(console)
@@ -115,7 +117,7 @@ impl Console {
         }
     }
 
-    /// The path of the pseudoterminal, for the user to open. It is not known in advance.
+    /// The path of the pseudoterminal, which is not known in advance; [`Self::open`] has told it on standard error.
     pub fn pty_path(&self) -> Option<&str> {
         self.pty.as_deref()
     }
