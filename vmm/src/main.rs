@@ -1,12 +1,14 @@
 //! `vmm --config FILE`: runs a virtual machine.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use vmm::cli::{self, LogLevel, Stop};
 use vmm::config::Restart;
+use vmm::console::{Signals, die};
 use vmm::exit::{Outcome, complain, tell};
-use vmm::machine::Machine;
+use vmm::machine::{End, Machine};
 use vmm::{config, logging};
 
 fn main() -> ExitCode {
@@ -15,6 +17,14 @@ fn main() -> ExitCode {
 
 fn run() -> Outcome {
     let start = Instant::now();
+    // Before any thread, so that all inherit it.
+    let signals = match Signals::block() {
+        Ok(signals) => Arc::new(signals),
+        Err(error) => {
+            complain(format!("blocking signals: {error}"));
+            return Outcome::Failed;
+        }
+    };
     let cli = match cli::parse() {
         Ok(cli) => cli,
         Err(Stop::Told(text)) => {
@@ -46,11 +56,15 @@ fn run() -> Outcome {
         config.vm.on_reset = Restart::Exit;
         config.vm.on_crash = Restart::Exit;
     }
-    match Machine::build(config, start) {
-        Ok(machine) => machine.run(),
+    let machine = match Machine::build(config, signals, start) {
+        Ok(machine) => machine,
         Err(error) => {
             complain(format!("{error:#}"));
-            Outcome::Failed
+            return Outcome::Failed;
         }
+    };
+    match machine.run() {
+        End::Exit(outcome) => outcome,
+        End::Signal(number) => die(number),
     }
 }

@@ -23,7 +23,9 @@ pub use ram::{Backing, RamError, allocate as allocate_ram};
 /// Why the hypervisor cannot be used: each message is one clear line with the remedy.
 #[derive(Debug, Error)]
 pub enum KvmError {
-    #[error("{path}: does not exist; load the kvm_intel or kvm_amd module, or enable virtualization in the firmware")]
+    #[error(
+        "{path}: does not exist; load the kvm_intel or kvm_amd module, or enable virtualization in the firmware"
+    )]
     Missing { path: String },
     #[error("{path}: permission denied; add this user to the group that owns the device (usually `kvm`)")]
     Permission { path: String },
@@ -57,11 +59,12 @@ impl Hypervisor {
     /// Opens and checks the device at `path`, usually /dev/kvm.
     pub fn open(path: &Path) -> Result<Self, KvmError> {
         let name = || path.display().to_string();
-        let device = File::options().read(true).write(true).open(path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => KvmError::Missing { path: name() },
-            io::ErrorKind::PermissionDenied => KvmError::Permission { path: name() },
-            _ => KvmError::Open { path: name(), source },
-        })?;
+        let device =
+            File::options().read(true).write(true).open(path).map_err(|source| match source.kind() {
+                io::ErrorKind::NotFound => KvmError::Missing { path: name() },
+                io::ErrorKind::PermissionDenied => KvmError::Permission { path: name() },
+                _ => KvmError::Open { path: name(), source },
+            })?;
         let kvm = kvm_from_file(device);
         let version = kvm.get_api_version();
         if version != KVM_API_VERSION as i32 {
@@ -128,4 +131,3 @@ fn cpu_has_virtualization() -> bool {
     let Some(flags) = text.lines().find(|l| l.starts_with("flags")) else { return true };
     flags.split_ascii_whitespace().any(|f| f == "svm" || f == "vmx")
 }
-

@@ -47,7 +47,12 @@ struct Block {
 }
 
 /// Maps the RAM of `layout`, below and above the hole under 4 GiB, and gives it to the VM.
-pub fn allocate(vm: &VmFd, layout: &RamLayout, backing: Backing, huge: Option<u64>) -> Result<Arc<GuestRam>, RamError> {
+pub fn allocate(
+    vm: &VmFd,
+    layout: &RamLayout,
+    backing: Backing,
+    huge: Option<u64>,
+) -> Result<Arc<GuestRam>, RamError> {
     let blocks: Vec<Block> =
         layout.regions().into_iter().map(|(addr, len)| Block { addr: addr.0, len: len as u64 }).collect();
     let size = layout.total();
@@ -139,7 +144,9 @@ fn map_block(len: usize, file: Option<&File>, offset: u64, huge: Option<u64>) ->
     }
     // SAFETY: replaces a part of our own reservation: `aligned + len` ends within it.
     #[allow(unsafe_code)]
-    let host = unsafe { libc::mmap(aligned, len, libc::PROT_READ | libc::PROT_WRITE, flags, fd, offset as libc::off_t) };
+    let host = unsafe {
+        libc::mmap(aligned, len, libc::PROT_READ | libc::PROT_WRITE, flags, fd, offset as libc::off_t)
+    };
     if host == libc::MAP_FAILED {
         return Err(fail());
     }
@@ -163,7 +170,8 @@ fn region(
     // SAFETY: `host..host+len` is a part of a mapping of `map_block`, which is never unmapped.
     #[allow(unsafe_code)]
     let mapping = unsafe { MmapRegion::build_raw(host, len as usize, prot, flags) }?;
-    GuestRegionMmap::new(mapping, GuestAddress(addr)).ok_or_else(|| RamError::Layout(format!("{addr:#x} wraps")))
+    GuestRegionMmap::new(mapping, GuestAddress(addr))
+        .ok_or_else(|| RamError::Layout(format!("{addr:#x} wraps")))
 }
 
 fn give_to_vm(vm: &VmFd, slot: u32, region: &GuestRegionMmap<()>) -> Result<(), RamError> {

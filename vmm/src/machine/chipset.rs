@@ -10,6 +10,7 @@ use devices::mem::{Dma, GuestRam};
 use devices::pci::{
     Bdf, BusWindows, ConfigPorts, IntxRouter, Lpc, LpcWiring, Mch, PciError, PciFunction, PciHost, PciSeat,
 };
+use devices::platform::Machine as MachineHandle;
 use devices::platform::clock::{HostAlarm, HostClock, local_utc_offset_secs};
 use devices::platform::cmos::{BootDevice, CMOS_BASE, CMOS_LEN, Cmos, CmosConfig, RTC_IRQ};
 use devices::platform::i8042::{I8042, I8042_BASE, I8042_LEN, KEYBOARD_IRQ, MOUSE_IRQ};
@@ -19,7 +20,6 @@ use devices::platform::ports::{
 };
 use devices::platform::serial::{COM1_BASE, COM1_IRQ, SERIAL_LEN, Serial};
 use devices::platform::sink::Sink;
-use devices::platform::Machine as MachineHandle;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 
@@ -98,12 +98,15 @@ impl Chipset {
             ram: parts.ram.clone(),
         });
         let clock = Arc::new(HostClock::new());
-        let alarm = || Ok::<_, ChipsetError>(Arc::new(HostAlarm::new(clock.clone()).map_err(no_descriptor("a timer"))?));
+        let alarm = || {
+            Ok::<_, ChipsetError>(Arc::new(HostAlarm::new(clock.clone()).map_err(no_descriptor("a timer"))?))
+        };
         let (pm_alarm, cmos_alarm) = (alarm()?, alarm()?);
         let machine = &parts.machine;
         let pm =
             Arc::new(PowerManagement::new(line(SCI_GSI)?, machine.clone(), clock.clone(), pm_alarm.clone()));
-        let cmos = Arc::new(Cmos::new(&cmos_config(parts), line(RTC_IRQ)?, clock.clone(), cmos_alarm.clone()));
+        let cmos =
+            Arc::new(Cmos::new(&cmos_config(parts), line(RTC_IRQ)?, clock.clone(), cmos_alarm.clone()));
         let serial = Arc::new(
             Serial::new(line(COM1_IRQ)?, parts.console.clone()).map_err(no_descriptor("the serial port"))?,
         );

@@ -35,8 +35,10 @@ pub enum Event {
     Reset(&'static str),
     /// It cannot go on.
     Crash(Crash),
-    /// The operator wants it to end; the reason.
-    Stop(String),
+    /// The user quit from the console.
+    Quit,
+    /// A signal that ends the process.
+    Signal(i32),
 }
 
 /// What a vCPU thread is to do.
@@ -228,21 +230,28 @@ mod tests {
     use std::sync::atomic::AtomicU64;
 
     /// Threads that act like vCPUs: count rounds while they run, count resets.
-    fn spawn(control: &Arc<Control>, n: u32, rounds: &Arc<AtomicU64>, resets: &Arc<AtomicU64>) -> Vec<std::thread::JoinHandle<()>> {
+    fn spawn(
+        control: &Arc<Control>,
+        n: u32,
+        rounds: &Arc<AtomicU64>,
+        resets: &Arc<AtomicU64>,
+    ) -> Vec<std::thread::JoinHandle<()>> {
         (0..n)
             .map(|i| {
                 let (control, rounds, resets) = (control.clone(), rounds.clone(), resets.clone());
-                std::thread::spawn(move || loop {
-                    match control.next(i) {
-                        Order::Run => {
-                            while control.is_running() {
-                                rounds.fetch_add(1, Ordering::Relaxed);
+                std::thread::spawn(move || {
+                    loop {
+                        match control.next(i) {
+                            Order::Run => {
+                                while control.is_running() {
+                                    rounds.fetch_add(1, Ordering::Relaxed);
+                                }
                             }
+                            Order::Reset(_) => {
+                                resets.fetch_add(1, Ordering::Relaxed);
+                            }
+                            Order::Exit => return,
                         }
-                        Order::Reset(_) => {
-                            resets.fetch_add(1, Ordering::Relaxed);
-                        }
-                        Order::Exit => return,
                     }
                 })
             })

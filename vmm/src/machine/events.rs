@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 
-use super::control::{Control, Event};
+use super::control::{Control, Crash, Event};
 
 /// A descriptor and what to do when it is readable.
 struct Source<D> {
@@ -61,7 +61,7 @@ impl MainLoop {
                 return event;
             }
             if let Err(e) = self.manager.run() {
-                return Event::Stop(format!("the main loop failed: {e}"));
+                return Event::Crash(Crash::Host(format!("the main loop failed: {e}")));
             }
         }
     }

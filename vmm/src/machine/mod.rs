@@ -4,9 +4,7 @@ mod buses;
 mod chipset;
 mod control;
 mod events;
-mod signals;
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,15 +14,16 @@ use boot::linux::Source;
 use boot::{AddrRange, Entry, RamLayout, layout};
 use devices::mem::GuestRam;
 use devices::pci::{Resources, assign_resources, gsi_for, program_chipset};
-use devices::platform::sink::{NoSink, Sink};
 use kvm_ioctls::VmFd;
 
 pub(crate) use buses::Buses;
 pub(crate) use control::{Control, Crash, Event, Order};
 
 use crate::config::{Boot, Config, Restart};
+use crate::console::{Console, Request, Signals};
 use crate::exit::{Outcome, complain};
 use crate::kvm::{Backing, Hypervisor, InitialChips, allocate_ram};
+use crate::logging;
 use crate::vcpu::{CpuidTemplate, Vcpu, VcpuThread, install_kick};
 use chipset::{Chipset, Parts};
 use events::MainLoop;
@@ -32,20 +31,19 @@ use events::MainLoop;
 /// Where the power management registers are when no firmware moves them.
 const PM_BASE: u16 = 0x600;
 
-struct Tmp;
-impl Sink for Tmp {
-    fn put(&self, b: &[u8]) {
-        use std::io::Write;
-        let mut o = std::io::stdout();
-        let _ = o.write_all(b);
-        let _ = o.flush();
-    }
-}
-
 /// What a direct boot starts from, again after each reset.
 struct DirectBoot {
     source: Source,
     tables: boot::acpi::TableSet,
+}
+
+/// How a machine ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// With this outcome.
+    Exit(Outcome),
+    /// By this signal, of which the process is to die.
+    Signal(i32),
 }
 
 /// A machine with everything plugged in, not yet running.
@@ -60,13 +58,14 @@ pub struct Machine {
     boot: DirectBoot,
     chips: InitialChips,
     vcpus: Vec<Vcpu>,
-    signals: File,
+    signals: Arc<Signals>,
+    console: Console,
 }
 
 impl Machine {
-    /// Builds the machine that `config` describes. `start` is when the process began, for the trace of times.
-    pub fn build(config: Config, start: Instant) -> Result<Self> {
-        let signals = signals::block().context("signals")?;
+    /// Builds the machine that `config` describes. `start` is when the process began, for the trace of times;
+    /// `signals` were blocked before the first thread.
+    pub fn build(config: Config, signals: Arc<Signals>, start: Instant) -> Result<Self> {
         install_kick().context("signals")?;
         let hypervisor = Hypervisor::open(Path::new("/dev/kvm"))?;
         let layout = RamLayout::new(config.vm.memory)?;
@@ -77,7 +76,7 @@ impl Machine {
         let cpus = u32::from(config.vm.cpus);
         let cpuid = CpuidTemplate::new(hypervisor.kvm(), cpus)?;
         let control = Control::new(cpus).context("machine control")?;
-        let console: Arc<dyn Sink> = Arc::new(Tmp);
+        let console = Console::open(&config.serial, logging::set_raw_terminal)?;
         let chipset = Chipset::new(&Parts {
             vm: &vm,
             ram: &ram,
@@ -85,7 +84,7 @@ impl Machine {
             physical_bits: cpuid.physical_bits(),
             config: &config,
             machine: control.clone(),
-            console,
+            console: console.sink(),
         })?;
         let chips = InitialChips::capture(&vm)?;
         let boot = direct_boot(&config, &layout, cpuid.physical_bits())?;
@@ -94,8 +93,20 @@ impl Machine {
             .map(|index| Vcpu::new(hypervisor.kvm(), &vm, &cpuid, index))
             .collect::<std::result::Result<Vec<_>, _>>()?;
         let physical_bits = cpuid.physical_bits();
-        let machine =
-            Self { config, vm, ram, layout, physical_bits, chipset, control, boot, chips, vcpus, signals };
+        let machine = Self {
+            config,
+            vm,
+            ram,
+            layout,
+            physical_bits,
+            chipset,
+            control,
+            boot,
+            chips,
+            vcpus,
+            signals,
+            console,
+        };
         let entry = machine.load()?;
         if entry.needs_64bit {
             hypervisor.require_64bit()?;
@@ -122,38 +133,41 @@ impl Machine {
     }
 
     /// Runs the machine to its end.
-    pub fn run(mut self) -> Outcome {
-        let threads = match self.start_vcpus() {
-            Ok(threads) => threads,
-            Err(e) => {
-                complain(format!("starting vCPU threads: {e:#}"));
-                return Outcome::Failed;
-            }
-        };
-        let mut events = match self.main_loop() {
-            Ok(events) => events,
-            Err(e) => {
-                complain(format!("{e:#}"));
-                return Outcome::Failed;
-            }
-        };
+    pub fn run(mut self) -> End {
+        let outcome = self.start().and_then(|(threads, events)| self.serve(threads, events));
+        self.console.close();
+        outcome.unwrap_or_else(|e| {
+            complain(format!("{e:#}"));
+            End::Exit(Outcome::Failed)
+        })
+    }
+
+    fn start(&mut self) -> Result<(Vec<VcpuThread>, MainLoop)> {
+        let events = self.main_loop()?;
+        let control = self.control.clone();
+        self.console.start(self.chipset.serial.clone(), move || control.post(Event::Quit))?;
+        Ok((self.start_vcpus().context("starting vCPU threads")?, events))
+    }
+
+    fn serve(&self, threads: Vec<VcpuThread>, mut events: MainLoop) -> Result<End> {
         self.control.resume();
-        let outcome = loop {
+        let end = loop {
             let event = events.next();
+            if !matches!(event, Event::Reset(_)) {
+                // A vCPU that waits for a reader of the console would never stop.
+                self.console.release();
+            }
             self.control.pause(&threads);
             match self.handle(event) {
                 Ok(None) => self.control.resume(),
-                Ok(Some(outcome)) => break outcome,
-                Err(e) => {
-                    complain(format!("{e:#}"));
-                    break Outcome::Failed;
-                }
+                other => break other,
             }
         };
         self.control.exit();
         threads.into_iter().for_each(VcpuThread::join);
+        // Ends what the devices still do: no request is in flight when the process goes.
         self.chipset.host.reset();
-        outcome
+        end.map(|end| end.unwrap_or(End::Exit(Outcome::Failed)))
     }
 
     fn start_vcpus(&mut self) -> Result<Vec<VcpuThread>> {
@@ -168,8 +182,14 @@ impl Machine {
         let failed = |e| anyhow!("cannot make the main loop: {e}");
         let mut events = MainLoop::new(self.control.clone()).map_err(failed)?;
         let control = self.control.clone();
-        let signals = self.signals.try_clone().context("signals")?;
-        events.watch(signals, "signals", move |descriptor| signals::take(descriptor, &control));
+        events.watch(self.signals.clone(), "signals", move |signals| {
+            // Stop and continue are done with inside.
+            while let Ok(Some(request)) = signals.next() {
+                if let Request::Terminate(number) = request {
+                    control.post(Event::Signal(number));
+                }
+            }
+        });
         let pm = self.chipset.pm.clone();
         events.watch(self.chipset.pm_alarm.clone(), "the ACPI timer", move |_| pm.timer_expired());
         let cmos = self.chipset.cmos.clone();
@@ -178,31 +198,36 @@ impl Machine {
     }
 
     /// Acts on an event while the vCPUs are stopped: `None` to run on.
-    fn handle(&self, event: Event) -> Result<Option<Outcome>> {
+    fn handle(&self, event: Event) -> Result<Option<End>> {
+        let end = |outcome| Ok(Some(End::Exit(outcome)));
+        let exits = |policy| policy == Restart::Exit;
         match event {
             Event::PowerOff => {
                 tracing::info!("the guest powered off");
-                Ok(Some(Outcome::PoweredOff))
+                end(Outcome::PoweredOff)
             }
-            Event::Stop(why) => {
-                tracing::info!("stopping: {why}");
-                Ok(Some(Outcome::PoweredOff))
+            Event::Quit => {
+                tracing::info!("quit from the console");
+                end(Outcome::PoweredOff)
             }
-            Event::Reset(register) if self.config.vm.on_reset == Restart::Exit => {
-                tracing::info!("the guest reset ({register}), and resets end this machine");
-                Ok(Some(Outcome::Reset))
+            Event::Signal(number) => {
+                tracing::info!("ended by signal {number}");
+                Ok(Some(End::Signal(number)))
             }
             Event::Reset(register) => {
                 tracing::info!("the guest reset ({register})");
+                if exits(self.config.vm.on_reset) {
+                    return end(Outcome::Reset);
+                }
                 self.reset()?;
                 Ok(None)
             }
             Event::Crash(Crash::Host(what)) => Err(anyhow!("{what}")),
-            Event::Crash(Crash::Guest(what)) if self.config.vm.on_crash == Restart::Exit => {
-                complain(what);
-                Ok(Some(Outcome::Crashed))
-            }
             Event::Crash(Crash::Guest(what)) => {
+                if exits(self.config.vm.on_crash) {
+                    complain(what);
+                    return end(Outcome::Crashed);
+                }
                 tracing::warn!("{what}; restarting");
                 self.reset()?;
                 Ok(None)

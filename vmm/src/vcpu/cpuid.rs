@@ -16,8 +16,9 @@ pub struct CpuidTemplate {
 impl CpuidTemplate {
     /// Asks KVM what this host supports and arranges it for `cpus` vCPUs (1 to 255).
     pub fn new(kvm: &Kvm, cpus: u32) -> Result<Self, KvmError> {
-        let supported =
-            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(call("asking for supported CPUID leaves"))?;
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(call("asking for supported CPUID leaves"))?;
         let tsc_deadline = kvm.check_extension(kvm_ioctls::Cap::TscDeadlineTimer);
         Ok(Self { entries: arrange(supported.as_slice().to_vec(), cpus, tsc_deadline) })
     }
@@ -30,8 +31,10 @@ impl CpuidTemplate {
     /// The leaves of the vCPU with this APIC id.
     pub fn for_vcpu(&self, apic_id: u32) -> Result<CpuId, KvmError> {
         let entries: Vec<_> = self.entries.iter().map(|e| personalize(*e, apic_id)).collect();
-        CpuId::from_entries(&entries)
-            .map_err(|e| KvmError::Call { what: "collecting CPUID leaves", source: std::io::Error::other(e.to_string()) })
+        CpuId::from_entries(&entries).map_err(|e| KvmError::Call {
+            what: "collecting CPUID leaves",
+            source: std::io::Error::other(e.to_string()),
+        })
     }
 }
 

@@ -123,7 +123,10 @@ fn port_access(vcpu: &mut VcpuFd, access: &PortAccess, is_read: bool, buses: &Bu
 pub fn whereabouts(vcpu: &mut VcpuFd, buses: &Buses) -> String {
     let Ok(regs) = vcpu.get_regs() else { return "its registers cannot be read".into() };
     let mode = match vcpu.get_sregs() {
-        Ok(s) => format!("cs {:#x} cr0 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}", s.cs.base, s.cr0, s.cr3, s.cr4, s.efer),
+        Ok(s) => format!(
+            "cs {:#x} cr0 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",
+            s.cs.base, s.cr0, s.cr3, s.cr4, s.efer
+        ),
         Err(_) => String::new(),
     };
     let base = vcpu.get_sregs().map_or(0, |s| s.cs.base);

@@ -56,8 +56,7 @@ pub(super) fn contents(config: &CmosConfig) -> [u8; SIZE] {
     put(0x30, &above_1m);
     put(0x34, &word(config.ram_below_4g.saturating_sub(16 * MIB) / (64 * KIB)));
     let [first, second, third] = config.boot_order.map(|device| device as u8);
-    // Bit 0 of 38h: take a floppy without boot signature too.
-    put(0x38, &[third << 4 | 1]);
+    put(0x38, &[third << 4]);
     put(0x3d, &[second << 4 | first]);
     let [low, middle, high, ..] = (config.ram_above_4g / (64 * KIB)).min(0xff_ffff).to_le_bytes();
     put(0x5b, &[low, middle, high]);
@@ -87,7 +86,7 @@ mod tests {
         assert_eq!(memory[0x34..0x36], [0x00, 0x7f], "(2 GiB - 16 MiB) / 64 KiB");
         assert_eq!(memory[0x5b..0x5e], [0x00, 0x80, 0x01], "6 GiB / 64 KiB");
         assert_eq!(memory[0x5f], 7);
-        assert_eq!((memory[0x3d], memory[0x38]), (0x32, 0x41));
+        assert_eq!((memory[0x3d], memory[0x38]), (0x32, 0x40));
         assert_eq!(memory[0x0f], 0, "no shutdown code");
     }
 

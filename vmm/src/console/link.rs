@@ -1,0 +1,295 @@
+//! Where the serial line leads: what there is to read from and to write to at the moment.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::error::ConsoleError;
+use super::sys;
+use super::terminal::RawTerminal;
+
+/// How often a pseudoterminal is asked whether somebody opened it (nothing tells), and a terminal whether it is ours.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
+/// The other end of the serial line.
+pub(super) enum Link {
+    /// Two descriptors, usually standard input and output.
+    Stdio(Stdio),
+    /// Output only.
+    File(File),
+    /// The master side of a pseudoterminal.
+    Pty(Pty),
+    /// A server for one client at a time.
+    Socket(Socket),
+}
+
+pub(super) struct Stdio {
+    input: Option<File>,
+    output: File,
+    terminal: Option<RawTerminal>,
+}
+
+pub(super) struct Pty {
+    master: File,
+    link: Option<PathBuf>,
+    connected: bool,
+}
+
+pub(super) struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+    client: Option<UnixStream>,
+    /// The client will send nothing more, but may still read.
+    input_ended: bool,
+}
+
+/// What came of reading.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Input {
+    /// So many bytes.
+    Bytes(usize),
+    /// Nothing yet.
+    Nothing,
+    /// Nothing ever again from this peer.
+    Ended,
+    /// The peer left; another may come.
+    Left,
+}
+
+impl Link {
+    /// Input and output of the process, a terminal being made raw. `changed` is told when that begins and ends.
+    pub(super) fn stdio(
+        input: BorrowedFd<'_>,
+        output: BorrowedFd<'_>,
+        changed: fn(bool),
+    ) -> Result<Self, ConsoleError> {
+        let output = private_output(output).map_err(ConsoleError::Resources)?;
+        let terminal = RawTerminal::enter(input, changed).map_err(ConsoleError::Resources)?;
+        let input = sys::duplicate(input).map_err(ConsoleError::Resources)?;
+        Ok(Self::Stdio(Stdio { input: Some(input), output, terminal }))
+    }
+
+    /// A file, emptied first.
+    pub(super) fn file(path: &Path) -> Result<Self, ConsoleError> {
+        // Non-blocking for a FIFO, which without a reader cannot be opened at all; a regular file does not care.
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)
+            .map_err(|source| ConsoleError::File { path: path.into(), source })?;
+        Ok(Self::File(file))
+    }
+
+    /// A new pseudoterminal, and its path. `link` is to become a symbolic link to it.
+    pub(super) fn pty(link: Option<&Path>) -> Result<(Self, String), ConsoleError> {
+        let master = sys::open_pty_master().map_err(ConsoleError::Pty)?;
+        let slave = sys::pty_slave_path(&master).map_err(ConsoleError::Pty)?;
+        // Opened and closed once: only then does the master show a hang-up while nobody is there.
+        let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(&slave);
+        let opened = opened.map_err(ConsoleError::Pty)?;
+        let settings = sys::get_terminal(opened.as_raw_fd()).map_err(ConsoleError::Pty)?;
+        sys::set_terminal(opened.as_raw_fd(), &sys::raw_settings(settings)).map_err(ConsoleError::Pty)?;
+        if let Some(link) = link {
+            place_link(link, &slave)?;
+        }
+        Ok((Self::Pty(Pty { master, link: link.map(Into::into), connected: false }), slave))
+    }
+
+    /// A listening socket. One that a dead process left behind is replaced.
+    pub(super) fn socket(path: &Path) -> Result<Self, ConsoleError> {
+        let failed = |source| ConsoleError::Socket { path: path.into(), source };
+        if let Ok(found) = fs::symlink_metadata(path) {
+            if !found.file_type().is_socket() {
+                return Err(ConsoleError::Occupied { path: path.into(), expected: "socket" });
+            }
+            match UnixStream::connect(path) {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    fs::remove_file(path).map_err(failed)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error)),
+                Ok(_) => return Err(ConsoleError::SocketInUse { path: path.into() }),
+            }
+        }
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        Ok(Self::Socket(Socket { listener, path: path.into(), client: None, input_ended: false }))
+    }
+
+    /// Where to read, now.
+    pub(super) fn input_fd(&self) -> Option<RawFd> {
+        match self {
+            Self::Stdio(stdio) if stdio.terminal.as_ref().is_some_and(RawTerminal::in_background) => None,
+            Self::Stdio(stdio) => stdio.input.as_ref().map(AsRawFd::as_raw_fd),
+            Self::File(_) => None,
+            Self::Pty(pty) => pty.connected.then(|| pty.master.as_raw_fd()),
+            Self::Socket(socket) => socket.client.as_ref().map(AsRawFd::as_raw_fd),
+        }
+    }
+
+    /// Whether the input has more than hang-ups to offer.
+    pub(super) fn input_open(&self) -> bool {
+        !matches!(self, Self::Socket(Socket { input_ended: true, .. }))
+    }
+
+    /// Where to write, now.
+    pub(super) fn output_fd(&self) -> Option<RawFd> {
+        match self {
+            Self::Stdio(stdio) => Some(stdio.output.as_raw_fd()),
+            Self::File(file) => Some(file.as_raw_fd()),
+            Self::Pty(_) | Self::Socket(_) => self.input_fd(),
+        }
+    }
+
+    /// Where clients come, while there is none.
+    pub(super) fn listener_fd(&self) -> Option<RawFd> {
+        match self {
+            Self::Socket(socket) if socket.client.is_none() => Some(socket.listener.as_raw_fd()),
+            _ => None,
+        }
+    }
+
+    /// After which time to call [`Self::ask`] because no descriptor will tell.
+    pub(super) fn ask_again(&self) -> Option<Duration> {
+        match self {
+            Self::Pty(pty) if !pty.connected => Some(ASK_AGAIN),
+            Self::Stdio(stdio) if stdio.input.is_some() && self.input_fd().is_none() => Some(ASK_AGAIN),
+            _ => None,
+        }
+    }
+
+    /// Looks for what no descriptor tells. Returns whether somebody has connected.
+    pub(super) fn ask(&mut self) -> bool {
+        match self {
+            Self::Pty(pty) if !pty.connected => {
+                let mut entries = [sys::entry(Some(pty.master.as_raw_fd()), 0)];
+                let asked = sys::poll(&mut entries, Some(Duration::ZERO));
+                let [entry] = entries;
+                pty.connected = asked.is_ok() && entry.revents & libc::POLLHUP == 0;
+                pty.connected
+            }
+            Self::Stdio(_) => {
+                super::terminal::renew();
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes a client that waits. Returns whether there was one.
+    pub(super) fn accept(&mut self) -> bool {
+        let Self::Socket(socket) = self else { return false };
+        match socket.listener.accept() {
+            Ok((client, _)) if client.set_nonblocking(true).is_ok() => {
+                socket.client = Some(client);
+                socket.input_ended = false;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Reads what is there. `hung_up`: polling showed that the other side is gone altogether.
+    pub(super) fn read(&mut self, buffer: &mut [u8], hung_up: bool) -> Input {
+        let result = match self {
+            Self::Stdio(Stdio { input: Some(input), .. }) => input.read(buffer),
+            Self::Stdio(_) | Self::File(_) => Ok(0),
+            Self::Pty(pty) => pty.master.read(buffer),
+            Self::Socket(Socket { client: Some(client), .. }) => client.read(buffer),
+            Self::Socket(_) => Ok(0),
+        };
+        match result {
+            Ok(0) => {}
+            Ok(count) => return Input::Bytes(count),
+            Err(error) if is_temporary(&error) => return Input::Nothing,
+            Err(_) => {}
+        }
+        match self {
+            Self::Stdio(stdio) => {
+                stdio.input = None;
+                Input::Ended
+            }
+            Self::File(_) => Input::Ended,
+            Self::Socket(socket) if !hung_up => {
+                socket.input_ended = true;
+                Input::Ended
+            }
+            Self::Pty(_) | Self::Socket(_) => self.leave(),
+        }
+    }
+
+    /// Writes some of `bytes`; returns how many, 0 when the reader is slow. An error means that the reader is gone.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let result = match self {
+            Self::Stdio(stdio) => stdio.output.write(bytes),
+            Self::File(file) => file.write(bytes),
+            Self::Pty(pty) => pty.master.write(bytes),
+            Self::Socket(Socket { client: Some(client), .. }) => client.write(bytes),
+            Self::Socket(_) => Ok(bytes.len()),
+        };
+        match result {
+            Err(error) if is_temporary(&error) => Ok(0),
+            result => result,
+        }
+    }
+
+    /// Lets go of the peer.
+    pub(super) fn leave(&mut self) -> Input {
+        match self {
+            Self::Pty(pty) => pty.connected = false,
+            Self::Socket(socket) => socket.client = None,
+            Self::Stdio(_) | Self::File(_) => {}
+        }
+        Input::Left
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let ours = match self {
+            Self::Socket(socket) => Some(&socket.path),
+            Self::Pty(pty) => pty.link.as_ref(),
+            _ => None,
+        };
+        if let Some(path) = ours {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+fn is_temporary(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+fn place_link(link: &Path, target: &str) -> Result<(), ConsoleError> {
+    let failed = |source| ConsoleError::Link { path: link.into(), source };
+    if let Ok(found) = fs::symlink_metadata(link) {
+        if !found.file_type().is_symlink() {
+            return Err(ConsoleError::Occupied { path: link.into(), expected: "symbolic link" });
+        }
+        fs::remove_file(link).map_err(failed)?;
+    }
+    std::os::unix::fs::symlink(target, link).map_err(failed)
+}
+
+/// Standard output under a file description of our own, so that making it non-blocking does not change it for the
+/// shell and others who share it. What cannot be reopened (a socket), or must not be because the position is shared
+/// (a regular file), is used as it is: the console polls before it writes.
+fn private_output(output: BorrowedFd<'_>) -> io::Result<File> {
+    let shared = sys::duplicate(output)?;
+    let kind = shared.metadata()?.file_type();
+    if kind.is_fifo() || kind.is_char_device() {
+        let path = format!("/proc/self/fd/{}", output.as_fd().as_raw_fd());
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        if let Ok(file) = OpenOptions::new().write(true).custom_flags(flags).open(path) {
+            return Ok(file);
+        }
+    }
+    Ok(shared)
+}

@@ -1,0 +1,165 @@
+//! The console: the other end of the first serial port, as `[serial]` configures it.
+//!
+//! ```text
+//!   vCPU threads -> Serial -> Output (ring) -> console thread -> terminal, file, pseudoterminal or socket
+//!                   Serial <----------------- console thread <-
+//! ```
+//!
+//! A terminal on standard input is raw while the machine runs: every key goes to the guest, Ctrl-C too. Ctrl-A starts
+//! the keys that do not: Ctrl-A x quits, Ctrl-A h lists them. The terminal is given back when the console closes, and
+//! also by a panic, a fatal signal, and while the process is stopped ([`Signals`]).
+
+mod error;
+mod escape;
+mod link;
+mod output;
+mod pump;
+mod signals;
+mod sys;
+mod terminal;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use devices::platform::serial::Serial;
+use devices::platform::sink::{NoSink, Sink};
+
+use crate::config::Serial as Mode;
+
+use self::link::Link;
+use self::output::{Output, Patience};
+use self::pump::Pump;
+
+pub use self::error::ConsoleError;
+pub use self::signals::{Request, Signals, die};
+
+/// How long a connected but silent reader of a pseudoterminal or socket may hold up the guest.
+const SLOW_READER: Duration = Duration::from_secs(1);
+/// How long the end waits for the thread, which itself gives up on a reader earlier unless a write blocks.
+const LAST_WAIT: Duration = Duration::from_secs(5);
+/// The thread's stack: enough for its buffers and a log line.
+const STACK: usize = 64 << 10;
+
+/// The console. Dropping it does what [`Self::close`] does.
+pub struct Console {
+    output: Option<Arc<Output>>,
+    waiting: Option<Waiting>,
+    pty: Option<String>,
+    thread: Option<(JoinHandle<()>, Receiver<()>)>,
+}
+
+/// What the thread will need.
+struct Waiting {
+    link: Link,
+    escapes: bool,
+}
+
+impl Console {
+    /// Opens the line's other end and, if that is a terminal, makes it raw. Output is gathered until [`Self::start`].
+    ///
+    /// `raw_terminal` is told when the terminal becomes raw and when it is given back; it may run in a signal handler.
+    pub fn open(mode: &Mode, raw_terminal: fn(bool)) -> Result<Self, ConsoleError> {
+        let limited = Patience::Limited(SLOW_READER);
+        let (link, patience) = match mode {
+            Mode::Off => return Ok(Self { output: None, waiting: None, pty: None, thread: None }),
+            Mode::Stdio => return Self::on_stdio(raw_terminal),
+            Mode::File(path) => (Link::file(path)?, Patience::Endless),
+            Mode::Pty(link) => return Self::on_pty(link.as_deref()),
+            Mode::Socket(path) => (Link::socket(path)?, limited),
+        };
+        let connected = matches!(mode, Mode::File(_));
+        Self::with(link, patience, connected, false)
+    }
+
+    fn on_stdio(raw_terminal: fn(bool)) -> Result<Self, ConsoleError> {
+        use std::os::fd::AsFd;
+        let link = Link::stdio(io::stdin().as_fd(), io::stdout().as_fd(), raw_terminal)?;
+        Self::with(link, Patience::Endless, true, true)
+    }
+
+    fn on_pty(link: Option<&Path>) -> Result<Self, ConsoleError> {
+        let (link, path) = Link::pty(link)?;
+        // Not a log line: the user needs it at any log level. Without standard error nobody can be told.
+        let _ = writeln!(io::stderr(), "vmm: the serial console is {path}");
+        let mut console = Self::with(link, Patience::Limited(SLOW_READER), false, false)?;
+        console.pty = Some(path);
+        Ok(console)
+    }
+
+    fn with(link: Link, patience: Patience, connected: bool, escapes: bool) -> Result<Self, ConsoleError> {
+        let output = Output::new(patience, connected).map_err(ConsoleError::Resources)?;
+        let waiting = Some(Waiting { link, escapes });
+        Ok(Self { output: Some(Arc::new(output)), waiting, pty: None, thread: None })
+    }
+
+    /// Where the serial port sends its bytes.
+    pub fn sink(&self) -> Arc<dyn Sink> {
+        match &self.output {
+            Some(output) => output.clone(),
+            None => Arc::new(NoSink),
+        }
+    }
+
+    /// The path of the pseudoterminal, which is not known in advance; [`Self::open`] has told it on standard error.
+    pub fn pty_path(&self) -> Option<&str> {
+        self.pty.as_deref()
+    }
+
+    /// Connects the serial port. `quit` is called, on the console's thread, when the user types Ctrl-A x; it returns
+    /// at once and lets the machine end.
+    pub fn start(
+        &mut self,
+        serial: Arc<Serial>,
+        quit: impl Fn() + Send + 'static,
+    ) -> Result<(), ConsoleError> {
+        let (Some(output), Some(Waiting { link, escapes })) = (&self.output, self.waiting.take()) else {
+            return Ok(());
+        };
+        let pump = Pump::new(link, output.clone(), serial, Box::new(quit), escapes);
+        let (done, finished) = mpsc::sync_channel(1);
+        let run = move || {
+            pump.run();
+            let _ = done.send(());
+        };
+        let thread = thread::Builder::new().name("console".into()).stack_size(STACK).spawn(run);
+        self.thread = Some((thread.map_err(ConsoleError::Resources)?, finished));
+        Ok(())
+    }
+
+    /// From now on output never makes a vCPU wait. To be called before vCPUs are stopped for good.
+    pub fn release(&self) {
+        if let Some(output) = &self.output {
+            output.release();
+        }
+    }
+
+    /// Writes out what is left, as long as the reader takes it, ends the thread and gives the terminal back. To be
+    /// called when no vCPU runs any more.
+    pub fn close(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        if let Some(output) = &self.output {
+            output.close();
+        }
+        if let Some((thread, finished)) = self.thread.take() {
+            if finished.recv_timeout(LAST_WAIT) == Err(RecvTimeoutError::Timeout) {
+                tracing::warn!("console: the reader blocks; the last output is lost");
+            } else if thread.join().is_err() {
+                tracing::error!("console: the console thread failed");
+            }
+        }
+        // Also where the thread still hangs in a write.
+        terminal::leave();
+    }
+}
+
+#[cfg(test)]
+mod tests;

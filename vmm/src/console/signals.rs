@@ -1,0 +1,136 @@
+//! Signals as events: the process learns of them in its event loop, where it can end in good order.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use super::{sys, terminal};
+
+/// Signals that ask the process to end.
+const TERMINATING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// End in good order, then [`die`] of this signal.
+    Terminate(i32),
+    /// Already done: the process was stopped, or continued, and the terminal follows.
+    Handled,
+}
+
+/// The signals SIGTERM, SIGINT, SIGHUP, SIGTSTP and SIGCONT.
+pub struct Signals {
+    file: File,
+}
+
+impl Signals {
+    /// Blocks the signals in this thread and all threads that it starts later. To be called first in `main`.
+    ///
+    /// A terminating signal that the process was told to ignore (by `nohup`, or a shell that starts it in the
+    /// background) stays ignored.
+    pub fn block() -> io::Result<Self> {
+        let mut set = empty_set();
+        for signal in TERMINATING.into_iter().filter(|signal| !ignored(*signal)) {
+            add(&mut set, signal);
+        }
+        add(&mut set, libc::SIGTSTP);
+        add(&mut set, libc::SIGCONT);
+        change_mask(libc::SIG_BLOCK, &set)?;
+        open(&set).map(|file| Self { file })
+    }
+
+    /// Takes the next signal that has arrived, if any. Stops the process right here when asked to.
+    pub fn next(&self) -> io::Result<Option<Request>> {
+        let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
+        match (&self.file).read(&mut info) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error),
+            Ok(_) => {}
+        }
+        // The signal's number is the first field.
+        let number = info.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes)).cast_signed();
+        Ok(Some(match number {
+            libc::SIGTSTP => {
+                terminal::leave();
+                stop();
+                terminal::renew();
+                Request::Handled
+            }
+            libc::SIGCONT => {
+                terminal::renew();
+                Request::Handled
+            }
+            number => Request::Terminate(number),
+        }))
+    }
+}
+
+impl AsRawFd for Signals {
+    /// Readable when a signal has arrived.
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+/// Ends the process by the signal, as its parent expects. Gives the terminal back first.
+#[allow(unsafe_code)]
+pub fn die(signal: i32) -> ! {
+    terminal::leave();
+    let mut set = empty_set();
+    add(&mut set, signal);
+    // SAFETY: the default action is no function of ours.
+    unsafe { libc::signal(signal, libc::SIG_DFL) };
+    // SAFETY: no pointers. The signal is blocked here and waits.
+    unsafe { libc::raise(signal) };
+    let _ = change_mask(libc::SIG_UNBLOCK, &set);
+    // A signal that does not end processes.
+    std::process::exit(128 + signal)
+}
+
+#[allow(unsafe_code)]
+fn stop() {
+    // SAFETY: no pointers.
+    unsafe { libc::raise(libc::SIGSTOP) };
+}
+
+#[allow(unsafe_code)]
+fn ignored(signal: libc::c_int) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: a null new action only asks; the old one goes to a live value.
+    let result = unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: all-zero bytes are a valid `sigaction`, and the call at most filled it.
+    result == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
+}
+
+#[allow(unsafe_code)]
+fn empty_set() -> libc::sigset_t {
+    let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: the pointer is to a live value.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    // SAFETY: the call initialised it.
+    unsafe { set.assume_init() }
+}
+
+#[allow(unsafe_code)]
+fn add(set: &mut libc::sigset_t, signal: libc::c_int) {
+    // SAFETY: the set is initialised; a wrong number is an error without effect.
+    unsafe { libc::sigaddset(set, signal) };
+}
+
+#[allow(unsafe_code)]
+fn change_mask(how: libc::c_int, set: &libc::sigset_t) -> io::Result<()> {
+    // SAFETY: the set is initialised; the old mask is not asked for.
+    match unsafe { libc::pthread_sigmask(how, set, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+#[allow(unsafe_code)]
+fn open(set: &libc::sigset_t) -> io::Result<File> {
+    // SAFETY: the set is initialised.
+    let fd = sys::check(unsafe { libc::signalfd(-1, set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) })?;
+    // SAFETY: the call just gave us this descriptor, which nobody else owns.
+    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
