@@ -21,8 +21,8 @@ const CR4_PAE: u64 = 1 << 5;
 const EFER_LME_LMA: u64 = 1 << 8 | 1 << 10;
 /// RFLAGS bit 1 is always set; everything else clear, interrupts disabled.
 const RFLAGS: u64 = 1 << 1;
-/// IA32_MTRR_DEF_TYPE: MTRRs enabled (bit 11), default type write-back (6). Firmware leaves it so; without it Linux
-/// believes that all memory is uncached and turns PAT off.
+/// IA32_MTRR_DEF_TYPE: MTRRs enabled (bit 11), default type write-back (6). Firmware leaves it so; without it
+/// Linux believes that all memory is uncached and turns PAT off.
 const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
 /// Page table entry: present, writable.
 const PTE_PRESENT_WRITE: u64 = 0b11;

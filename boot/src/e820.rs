@@ -1,5 +1,5 @@
-//! The memory map, in the order and with the type numbers of the e820 BIOS call (ACPI 15.1), used alike by the
-//! zero page, PVH and fw_cfg.
+//! The memory map, in the order and with the type numbers of the e820 BIOS call (ACPI 15.1), used alike by
+//! the zero page, PVH and fw_cfg.
 
 use crate::layout::{AddrRange, BIOS, EBDA, ECAM, FOUR_GIB, HIGH_RAM, KVM_PAGES, RamLayout};
 
@@ -33,7 +33,8 @@ pub struct E820Map {
 impl E820Map {
     /// The map of a directly booted machine. `acpi` is what the ACPI tables occupy: the end of low RAM.
     ///
-    /// The legacy window 0xa0000-0xdffff is in no entry, as on any PC: nothing lives there, and PCI may use it.
+    /// The legacy window 0xa0000-0xdffff is in no entry, as on any PC: nothing lives there, and PCI may use
+    /// it.
     pub fn direct_boot(ram: &RamLayout, acpi: AddrRange) -> Self {
         let mut map = Self { entries: Vec::with_capacity(10) };
         map.push(AddrRange::new(0, EBDA), E820Type::Ram);

@@ -174,7 +174,8 @@ impl RamLayout {
     }
 
     /// The 64-bit PCI window for a processor with `phys_bits` physical address bits: the top eighth of the
-    /// address space like OVMF, or what lies above RAM when RAM reaches into that. `None` when nothing is left.
+    /// address space like OVMF, or what lies above RAM when RAM reaches into that. `None` when nothing is
+    /// left.
     pub fn mem64_window(&self, phys_bits: u8) -> Option<AddrRange> {
         const ALIGN: u64 = 1 << 30;
         let top = 1u64 << phys_bits.clamp(32, 52);

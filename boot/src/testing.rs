@@ -1,7 +1,7 @@
 //! Hand-made kernels for tests (feature "testing").
 //!
-//! [`pvh_elf32`] wraps machine code in the smallest 32-bit ELF file with a PVH entry note. Such a kernel needs no
-//! 64-bit guest support, so it runs even where KVM can only emulate simple 32-bit code:
+//! [`pvh_elf32`] wraps machine code in the smallest 32-bit ELF file with a PVH entry note. Such a kernel
+//! needs no 64-bit guest support, so it runs even where KVM can only emulate simple 32-bit code:
 //!
 //! ```
 //! use boot::linux::{Source, load};
@@ -13,7 +13,8 @@
 //!
 //! let layout = boot::RamLayout::new(16 << 20)?;
 //! let ram = devices::mem::GuestRam::from_ranges(&layout.regions())?;
-//! let machine = boot::acpi::Machine::direct_boot(&layout, 40, vec![0], |slot, pin| 16 + u32::from(slot + pin) % 8);
+//! let gsi = |slot, pin| 16 + u32::from(slot + pin) % 8;
+//! let machine = boot::acpi::Machine::direct_boot(&layout, 40, vec![0], gsi);
 //! let source = Source::new(Some(file.clone()), None, Some("quiet".into()))?.ok_or("no kernel")?;
 //! let entry = load(&ram, &layout, &source, &machine.tables()?)?;
 //! assert!(!entry.needs_64bit);
@@ -23,8 +24,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! At the first instruction the processor is in flat 32-bit protected mode: paging and interrupts off, a small stack in
-//! ESP, EBX pointing to the start info. The code must be position-independent or expect address 1 MiB.
+//! At the first instruction the processor is in flat 32-bit protected mode: paging and interrupts off, a
+//! small stack in ESP, EBX pointing to the start info. The code must be position-independent or expect
+//! address 1 MiB.
 
 /// Where [`pvh_elf32`] links its code.
 pub const CODE_ADDRESS: u32 = 0x10_0000;
@@ -34,8 +36,8 @@ pub const BSS_SIZE: u32 = 4096;
 const ELF_HEADER: u32 = 52;
 const PROGRAM_HEADER: u32 = 32;
 
-/// A 32-bit ELF file that loads `code` to 1 MiB, with [`BSS_SIZE`] zero bytes behind it, and is entered at the first byte of
-/// `code` by the PVH protocol.
+/// A 32-bit ELF file that loads `code` to 1 MiB, with [`BSS_SIZE`] zero bytes behind it, and is entered at
+/// the first byte of `code` by the PVH protocol.
 pub fn pvh_elf32(code: &[u8]) -> Vec<u8> {
     // Note: name size, value size, type XEN_ELFNOTE_PHYS32_ENTRY (18), name, value.
     let note: Vec<u8> = [4, 4, 18]
@@ -56,7 +58,8 @@ pub fn pvh_elf32(code: &[u8]) -> Vec<u8> {
     file.extend(
         [ELF_HEADER as u16, PROGRAM_HEADER as u16, 2, 0, 0, 0].into_iter().flat_map(u16::to_le_bytes),
     );
-    // PT_LOAD and PT_NOTE: type, offset, virtual and physical address, file and memory size, flags, alignment.
+    // PT_LOAD and PT_NOTE: type, offset, virtual and physical address, file and memory size, flags,
+    // alignment.
     let load = [1, code_at, CODE_ADDRESS, CODE_ADDRESS, size, size.saturating_add(BSS_SIZE), 7, 4];
     let notes = [4, note_at, 0, 0, note.len() as u32, note.len() as u32, 4, 4];
     file.extend(load.into_iter().chain(notes).flat_map(u32::to_le_bytes));
@@ -65,9 +68,11 @@ pub fn pvh_elf32(code: &[u8]) -> Vec<u8> {
     file
 }
 
-/// A bzImage with boot protocol 2.12 whose protected-mode part is `payload`. The 64-bit entry is at `payload[0x200]`.
+/// A bzImage with boot protocol 2.12 whose protected-mode part is `payload`. The 64-bit entry is at
+/// `payload[0x200]`.
 ///
-/// It is relocatable, prefers address 16 MiB, takes 2047 bytes of command line, and asks for `init_size` bytes of memory.
+/// It is relocatable, prefers address 16 MiB, takes 2047 bytes of command line, and asks for `init_size`
+/// bytes of memory.
 pub fn bzimage(payload: &[u8], init_size: u32) -> Vec<u8> {
     const SETUP_SECTORS: u8 = 1;
     let mut file = vec![0u8; (usize::from(SETUP_SECTORS) + 1) * 512];

@@ -16,7 +16,8 @@ use crate::layout;
 const REVISION: u8 = 2;
 /// PCI host bridge capabilities (PCI Firmware Specification 3.3, 4.5.1).
 const OSC_UUID: &str = "33DB4D5B-1FF7-401C-9657-7441C03DD766";
-/// What the operating system may control: SHPC hot-plug, PME, AER, PCI Express capabilities; not native hot-plug.
+/// What the operating system may control: SHPC hot-plug, PME, AER, PCI Express capabilities; not native
+/// hot-plug.
 const OSC_GRANTED: u8 = 0x1e;
 /// _OSC result bits in the first dword (ACPI 6.2.11.1): unknown UUID, unknown revision, some request denied.
 const OSC_BAD_UUID: u8 = 1 << 2;

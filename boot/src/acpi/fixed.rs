@@ -44,8 +44,8 @@ fn io(port: u16, length: u8, access: AccessSize) -> GAS {
     GAS::new(AddressSpace::SystemIo, length * 8, 0, access, u64::from(port))
 }
 
-/// The FADT with FACS and DSDT as offsets (see [`fadt_pointers`]). X_FIRMWARE_CTRL stays 0: only one of the two FACS fields may
-/// be used, and the FACS lies below 4 GiB.
+/// The FADT with FACS and DSDT as offsets (see [`fadt_pointers`]). X_FIRMWARE_CTRL stays 0: only one of the
+/// two FACS fields may be used, and the FACS lies below 4 GiB.
 pub(super) fn fadt(machine: &Machine, facs: u32, dsdt: u32) -> Table {
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     fadt.firmware_ctrl = facs.into();
@@ -74,7 +74,8 @@ pub(super) fn fadt(machine: &Machine, facs: u32, dsdt: u32) -> Table {
     fadt.iapc_boot_arch = if machine.i8042 { BOOT_8042 } else { 0 }.into();
     fadt.reset_reg = GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, RESET_PORT);
     fadt.reset_value = RESET_VALUE;
-    // A clear PwrButton bit announces the fixed power button; a set SlpButton bit denies the fixed sleep button.
+    // A clear PwrButton bit announces the fixed power button; a set SlpButton bit denies the fixed sleep
+    // button.
     let mut flags = Flags::Wbinvd as u32
         | Flags::ProcC1 as u32
         | Flags::SlpButton as u32

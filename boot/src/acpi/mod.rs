@@ -64,7 +64,8 @@ pub struct Machine {
     pub i8042: bool,
     /// fw_cfg at 0x510 is visible to the operating system.
     pub fw_cfg: bool,
-    /// ISA IRQ 0 arrives at I/O APIC pin 2 instead of pin 0. Must match the interrupt routing of the hypervisor.
+    /// ISA IRQ 0 arrives at I/O APIC pin 2 instead of pin 0. Must match the interrupt routing of the
+    /// hypervisor.
     pub irq0_to_gsi2: bool,
     /// GSI of PCI slot (0 to 31) and pin (0 = INTA# to 3 = INTD#) on bus 0.
     pub intx_gsi: fn(slot: u8, pin: u8) -> u32,

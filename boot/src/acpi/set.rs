@@ -59,8 +59,8 @@ impl Blob {
 /// A change to make once the blobs' addresses are known. Fixups apply in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fixup {
-    /// Adds the address of `target` to the little-endian number of `size` bytes (4 or 8) at `offset` of `blob`,
-    /// which holds the offset in `target`.
+    /// Adds the address of `target` to the little-endian number of `size` bytes (4 or 8) at `offset` of
+    /// `blob`, which holds the offset in `target`.
     Pointer {
         /// Blob to change.
         blob: Blob,
@@ -71,8 +71,8 @@ pub enum Fixup {
         /// Blob whose address is added.
         target: Blob,
     },
-    /// Makes the bytes from `start`, `length` long, sum up to zero modulo 256 through the byte at `offset`, which
-    /// holds zero.
+    /// Makes the bytes from `start`, `length` long, sum up to zero modulo 256 through the byte at `offset`,
+    /// which holds zero.
     Checksum {
         /// Blob to change.
         blob: Blob,
@@ -205,8 +205,8 @@ impl TableSet {
         Ok((tables, rsdp))
     }
 
-    /// The same as a fw_cfg table loader script: 128-byte little-endian commands ALLOCATE (1), ADD_POINTER (2) and
-    /// ADD_CHECKSUM (3).
+    /// The same as a fw_cfg table loader script: 128-byte little-endian commands ALLOCATE (1), ADD_POINTER
+    /// (2) and ADD_CHECKSUM (3).
     pub fn loader_script(&self) -> Vec<u8> {
         let allocations = [Blob::Rsdp, Blob::Tables].map(|blob| {
             LoaderCommand::new(1).name(blob).bytes(&blob.align().to_le_bytes()).bytes(&[blob.zone()])
@@ -328,7 +328,8 @@ impl Builder {
         self.table_with(table, |_, _| ())
     }
 
-    /// Appends a table with pointers, which `pointers` adds given the table's offset: the checksum must come last.
+    /// Appends a table with pointers, which `pointers` adds given the table's offset: the checksum must come
+    /// last.
     pub(super) fn table_with(&mut self, table: Table, pointers: impl FnOnce(&mut Vec<Fixup>, u32)) -> u32 {
         let bytes = table.finish();
         let at = self.raw(&bytes);

@@ -1,5 +1,6 @@
 //! Table contents against the ACPI specification, and acceptance by the reference compiler.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
@@ -331,9 +332,10 @@ fn iasl_accepts_every_table() {
             let file = format!("{name}.dat");
             std::fs::write(directory.path().join(&file), &table).unwrap();
             let Some(text) = iasl(directory.path(), &["-d", &file]) else {
-                eprintln!(
-                    "SKIPPED: iasl is not installed, tables were not checked with it (package acpica-tools)"
-                );
+                // Straight to the stream: the test harness hides what the print macros of a passing test say.
+                let skipped =
+                    "SKIPPED: iasl is not installed, so it has not checked the tables (acpica-tools)";
+                writeln!(std::io::stderr(), "\n{skipped}").unwrap();
                 return;
             };
             for word in ["Warning", "Error", "error", "Invalid", "Incorrect"] {

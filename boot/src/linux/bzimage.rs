@@ -1,4 +1,5 @@
-//! bzImage: the setup header (boot protocol, "The Real-Mode Kernel Header") and where the kernel behind it goes.
+//! bzImage: the setup header (boot protocol, "The Real-Mode Kernel Header") and where the kernel behind it
+//! goes.
 
 use linux_loader::loader::bootparam::setup_header;
 use vm_memory::ByteValued;

@@ -25,7 +25,8 @@ const NOTE_PHYS32_ENTRY: u64 = 18;
 /// More program headers or note bytes than any kernel has.
 const MAX_SEGMENTS: u64 = 64;
 const MAX_NOTES: u64 = 1 << 16;
-/// Linux on x86 keeps this many bytes of command line, with the NUL; a PVH kernel cannot say how many it takes.
+/// Linux on x86 keeps this many bytes of command line, with the NUL; a PVH kernel cannot say how many it
+/// takes.
 const CMDLINE_SIZE: usize = 2048;
 /// Linux on x86-64 is linked to run in the upper half of the address space.
 const KERNEL_HALF: u64 = 0xffff_8000_0000_0000;
@@ -272,7 +273,8 @@ pub(super) fn plan(file: &BootFile, head: &[u8], limit: u64) -> Result<Plan, Loa
     })
 }
 
-/// A vmlinux carries no setup header; these are the fields it reads from one (boot protocol, "64-bit boot protocol").
+/// A vmlinux carries no setup header; these are the fields it reads from one (boot protocol, "64-bit boot
+/// protocol").
 fn vmlinux_header() -> setup_header {
     setup_header {
         boot_flag: 0xaa55,

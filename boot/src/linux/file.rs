@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
+use std::iter;
 use std::num::NonZero;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, ReadVolatile
 use super::error::{LoadError, Role};
 
 /// Piece one thread reads at a time: large enough for few system calls, small enough to share the work.
-const CHUNK: u64 = 4 << 20;
+const CHUNK: u64 = 2 << 20;
 /// More threads than this only contend for memory bandwidth.
 const MAX_THREADS: usize = 4;
 /// What memory is cleared with.
@@ -104,12 +105,16 @@ pub(super) struct Piece<'a> {
 }
 
 impl<'a> Piece<'a> {
+    /// Cut where the guest address is a multiple of [`CHUNK`], so that no two threads populate one huge page.
     fn chunks(self) -> impl Iterator<Item = Piece<'a>> {
-        (0..self.size.div_ceil(CHUNK)).map(move |n| Piece {
-            offset: self.offset + n * CHUNK,
-            address: self.address + n * CHUNK,
-            size: CHUNK.min(self.size - n * CHUNK),
-            ..self
+        let mut rest = self;
+        iter::from_fn(move || {
+            let size = rest.size.min(CHUNK - rest.address % CHUNK);
+            let chunk = Piece { size, ..rest };
+            rest.offset += size;
+            rest.address += size;
+            rest.size -= size;
+            (size != 0).then_some(chunk)
         })
     }
 
@@ -127,7 +132,8 @@ impl<'a> Piece<'a> {
     }
 }
 
-/// Reads every piece into guest RAM. Pieces must not overlap. On an error RAM holds an unspecified part of them.
+/// Reads every piece into guest RAM. Pieces must not overlap. On an error RAM holds an unspecified part of
+/// them.
 pub(super) fn read_all(ram: &GuestRam, pieces: &[Piece<'_>]) -> Result<(), LoadError> {
     let mut chunks: Vec<_> = pieces.iter().copied().flat_map(Piece::chunks).collect();
     let threads = thread::available_parallelism().map_or(1, NonZero::get).min(MAX_THREADS).min(chunks.len());

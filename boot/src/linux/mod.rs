@@ -108,9 +108,9 @@ struct Load {
 
 /// Puts a kernel with everything it needs into guest RAM.
 ///
-/// `ram` must be mapped as `layout` says and hold no running guest. Bytes that the kernel expects to be zero are
-/// cleared, so this may be called again for a reset. The ACPI tables go to the end of low RAM, the RSDP to
-/// [`layout::RSDP`].
+/// `ram` must be mapped as `layout` says and hold no running guest. Bytes that the kernel expects to be zero
+/// are cleared, so this may be called again for a reset. The ACPI tables go to the end of low RAM, the RSDP
+/// to [`layout::RSDP`].
 ///
 /// # Errors
 /// One line for the user, see [`LoadError`]; RAM then holds unspecified contents.
@@ -154,6 +154,7 @@ pub fn load(
     };
     let entry = Entry { kind: plan.kind, needs_64bit: plan.needs_64bit, cpu, kernel: plan.occupied, initrd };
     write_parameters(ram, layout, source, acpi, &tables, &plan.header, &entry)?;
+    tracing::debug!(kind = ?entry.kind, kernel = ?entry.kernel, initrd = ?entry.initrd, "kernel loaded");
     Ok(entry)
 }
 
