@@ -315,6 +315,7 @@ fn removable_media_can_be_ejected_unless_prevented() {
     check(&mut b, &READ, &[], BLOCK, (0x2, 0x3a, 0x00));
     check(&mut b, &[0x1b, 0, 0, 0, 1, 0], &[], 0, (0x2, 0x3a, 0x00));
     exact(&mut a, &[0x1b, 0, 0, 0, 3, 0], &[], 0);
+    check(&mut b, &READY, &[], 0, (0x6, 0x28, 0x00));
     good(&mut b, &READ, &[], BLOCK);
 }
 
@@ -328,7 +329,7 @@ fn identity_is_what_was_configured() {
     // Without serial number and name there is no page 80h and no NAA designator.
     let (_target, _, mut a, _) = rig(DiskConfig { serial: String::new(), wwn: None, ..config() });
     let data = good(&mut a, &[0x12, 1, 0, 0, 64, 0], &[], 64);
-    assert_eq!(data[..9], [0, 0, 0, 5, 0x00, 0x83, 0xb0, 0xb1, 0xb2]);
+    assert_eq!(data[..11], [0, 0, 0, 7, 0x00, 0x83, 0x86, 0x87, 0xb0, 0xb1, 0xb2]);
     assert_eq!(good(&mut a, &[0x12, 1, 0x83, 0, 64, 0], &[], 64)[4..6], [0x02, 0x01]);
     // From a serial number alone comes a locally assigned name, the same every time.
     let (_target, _, mut a, _) = rig(DiskConfig { wwn: None, ..config() });
