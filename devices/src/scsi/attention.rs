@@ -14,6 +14,8 @@ pub(crate) enum Attention {
     UnitReset,
     /// I_T NEXUS LOSS OCCURRED
     NexusLoss,
+    /// NOT READY TO READY CHANGE, MEDIUM MAY HAVE CHANGED
+    MediumChanged,
     /// COMMANDS CLEARED BY ANOTHER INITIATOR
     CommandsCleared,
     /// MODE PARAMETERS CHANGED
@@ -25,10 +27,11 @@ pub(crate) enum Attention {
 }
 
 impl Attention {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::PowerOn,
         Self::UnitReset,
         Self::NexusLoss,
+        Self::MediumChanged,
         Self::CommandsCleared,
         Self::ModeChanged,
         Self::CapacityChanged,
@@ -41,6 +44,7 @@ impl Attention {
             Self::PowerOn => (0x29, 0x00),
             Self::UnitReset => (0x29, 0x03),
             Self::NexusLoss => (0x29, 0x07),
+            Self::MediumChanged => (0x28, 0x00),
             Self::CommandsCleared => (0x2f, 0x00),
             Self::ModeChanged => (0x2a, 0x01),
             Self::CapacityChanged => (0x2a, 0x09),

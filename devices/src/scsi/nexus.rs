@@ -67,7 +67,8 @@ impl Nexus {
             return Ok(reply(absent::execute(self, &lun, &cdb, &data), offered, false));
         };
         let unit = &path.unit;
-        let outcome = match unit.tasks.enter(self.id, tag, attribute) {
+        let order = unit.logical.attribute(&cdb, attribute);
+        let outcome = match unit.tasks.enter(self.id, tag, order) {
             None => Err(Failure::Status(Status::TaskSetFull)),
             Some(task) => match task.run(self.serve(io, &path, attribute, &cdb, data)).await {
                 Ok(outcome) => outcome,

@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use super::attention::{Attention, Attentions};
-use super::disk::{Disk, Image};
+use super::disk::{self, Disk, Image};
 use super::nexus::Nexus;
 use super::outcome::Outcome;
 use super::tasks::{NexusId, TaskSet};
-use super::{Cdb, DataBuffers, Lun, PortEvents};
+use super::{Cdb, DataBuffers, Lun, PortEvents, TaskAttribute};
 use crate::iothread::Io;
 
 /// A device server. The CDB stays raw up to here, so a unit that passes commands through is one more variant.
@@ -29,6 +29,14 @@ impl LogicalUnit {
     pub(crate) async fn execute(&self, context: Context<'_>, cdb: &Cdb, data: DataBuffers) -> Outcome {
         match self {
             Self::Disk(disk) => disk.execute(context, cdb, data).await,
+        }
+    }
+
+    /// The task attribute that a command has here: some must run alone whatever the initiator says.
+    pub(crate) fn attribute(&self, cdb: &Cdb, asked: TaskAttribute) -> TaskAttribute {
+        match self {
+            Self::Disk(_) if disk::runs_alone(cdb) => TaskAttribute::Ordered,
+            Self::Disk(_) => asked,
         }
     }
 

@@ -1,9 +1,9 @@
-//! READ CAPACITY (SBC-4, 5.20 and 5.21).
+//! READ CAPACITY (SBC-4, 5.20 and 5.21) and READ DEFECT DATA (SBC-4, 5.23 and 5.24).
 
 use super::Disk;
 use crate::scsi::DataBuffers;
 use crate::scsi::opcode::field;
-use crate::scsi::outcome::{Done, Page, Writer};
+use crate::scsi::outcome::{Done, Outcome, Page, Writer};
 use crate::storage::BlockBackend;
 
 impl<B: BlockBackend> Disk<B> {
@@ -27,6 +27,21 @@ impl<B: BlockBackend> Disk<B> {
         let mut writer = Writer::new(&data.data_in, field(cdb, 10, 4));
         writer.put(page.as_bytes());
         writer.finish()
+    }
+
+    /// READ DEFECT DATA: empty lists in the format that was asked for.
+    pub(super) fn read_defect_data(&self, cdb: &[u8], data: &DataBuffers) -> Outcome {
+        let short = field(cdb, 0, 1) == 0x37;
+        // REQ_PLIST, REQ_GLIST and DEFECT LIST FORMAT come back as they are.
+        let asked = field(cdb, if short { 2 } else { 1 }, 1) as u8 & 0x1f;
+        let (header, allocation): (&[u8], _) = if short {
+            (&[0, asked, 0, 0], field(cdb, 7, 2))
+        } else {
+            (&[0, asked, 0, 0, 0, 0, 0, 0], field(cdb, 6, 4))
+        };
+        let mut writer = Writer::new(&data.data_in, allocation);
+        writer.put(header);
+        Ok(writer.finish())
     }
 
     fn last_lba(&self) -> u64 {

@@ -1,38 +1,84 @@
-//! LOG SENSE (SPC-5, 6.8).
+//! LOG SENSE (SPC-5, 6.8) and the log pages (SPC-5, 7.3; SBC-4, 6.4).
 
 use super::Disk;
 use crate::scsi::DataBuffers;
 use crate::scsi::opcode::field;
-use crate::scsi::outcome::{Outcome, Writer};
+use crate::scsi::outcome::{Outcome, Page, Writer};
 use crate::scsi::sense::SenseData;
 use crate::storage::BlockBackend;
 
-/// Supported log pages (SPC-5, 7.3.22).
-const PAGES: &[u8] = &[0x00];
+/// Supported log pages, ascending: the list itself, temperature, start-stop cycle counter, background scan,
+/// informational exceptions.
+const PAGES: &[u8] = &[0x00, 0x0d, 0x0e, 0x15, 0x2f];
+
+/// FORMAT AND LINKING 11b: the parameter is a binary list (SPC-5, 7.3.2.2.2.5).
+const BINARY_LIST: u8 = 0x03;
+/// A temperature that is not known (SPC-5, 7.3.24).
+const NO_TEMPERATURE: u8 = 0xff;
+
+type Body = Page<64>;
 
 impl<B: BlockBackend> Disk<B> {
     pub(super) fn log_sense(&self, cdb: &[u8], data: &DataBuffers) -> Outcome {
-        let mut writer = Writer::new(&data.data_in, field(cdb, 7, 2));
+        let (code, subpage) = (field(cdb, 2, 1) as u8 & 0x3f, field(cdb, 3, 1) as u8);
+        if !PAGES.contains(&code) {
+            return Err(SenseData::cdb_field(2, Some(5)).into());
+        }
+        if subpage != 0 && (code, subpage) != (0x00, 0xff) {
+            return Err(SenseData::cdb_field(3, Some(7)).into());
+        }
         if field(cdb, 5, 2) != 0 {
-            // PARAMETER POINTER: the lists of pages have no parameters.
+            // PARAMETER POINTER: no page is so long that one would start anywhere but at its beginning.
             return Err(SenseData::cdb_field(5, Some(7)).into());
         }
-        match (field(cdb, 2, 1) & 0x3f, field(cdb, 3, 1)) {
-            (0x00, 0x00) => {
-                writer.put(&[0x00, 0x00, 0, PAGES.len() as u8]);
-                writer.put(PAGES);
+        let mut body = Body::new();
+        match code {
+            0x00 if subpage == 0 => {
+                body.put(PAGES);
             }
-            (0x00, 0xff) => {
-                // With subpages: SPF is set, each entry is a page and a subpage (SPC-5, 7.3.21).
-                writer.put(&[0x40, 0xff, 0, PAGES.len() as u8 * 2 + 2]);
-                for page in PAGES {
-                    writer.put(&[*page, 0x00]);
+            0x00 => {
+                body.put(&[0x00, 0x00, 0x00, 0xff]);
+                for page in PAGES.iter().skip(1) {
+                    body.put(&[*page, 0x00]);
                 }
-                writer.put(&[0x00, 0xff]);
             }
-            (0x00, _) => return Err(SenseData::cdb_field(3, Some(7)).into()),
-            _ => return Err(SenseData::cdb_field(2, Some(5)).into()),
+            0x0d => temperature(&mut body),
+            0x0e => self.start_stop_cycles(&mut body),
+            0x15 => self.background_scan(&mut body),
+            _ => informational_exceptions(&mut body),
         }
+        // SPF is set where there is a subpage code.
+        let spf = if subpage == 0 { 0 } else { 0x40 };
+        let [high, low] = (body.len() as u16).to_be_bytes();
+        let mut writer = Writer::new(&data.data_in, field(cdb, 7, 2));
+        writer.put(&[spf | code, subpage, high, low]);
+        writer.put(body.as_bytes());
         Ok(writer.finish())
     }
+
+    /// Start-stop cycle counter: the accumulated cycles. When it was made is nobody's knowledge: blanks.
+    fn start_stop_cycles(&self, body: &mut Body) {
+        for code in [0x0001u16, 0x0002] {
+            // Year and week of manufacture; accounting date: ASCII lists.
+            body.u16(code).u8(0x01).u8(6).ascii("", 6);
+        }
+        body.u16(0x0004).u8(BINARY_LIST).u8(4).u32(self.power.cycles());
+    }
+
+    /// Background scan: none is ever made; the time since power on is told in minutes.
+    fn background_scan(&self, body: &mut Body) {
+        let minutes = u32::try_from(self.power.on_for().as_secs() / 60).unwrap_or(u32::MAX);
+        body.u16(0x0000).u8(BINARY_LIST).u8(12).u32(minutes).put(&[0; 8]);
+    }
+}
+
+fn temperature(body: &mut Body) {
+    for code in [0x0000u16, 0x0001] {
+        body.u16(code).u8(BINARY_LIST).u8(2).u8(0).u8(NO_TEMPERATURE);
+    }
+}
+
+/// Nothing to report: additional sense code 00/00.
+fn informational_exceptions(body: &mut Body) {
+    body.u16(0x0000).u8(BINARY_LIST).u8(4).put(&[0, 0, NO_TEMPERATURE, 0]);
 }

@@ -11,6 +11,7 @@ mod mode_select;
 mod power;
 mod provision;
 mod transfer;
+mod update;
 mod verify;
 mod vpd;
 
@@ -19,6 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use config::{DiskConfig, DiskError};
 pub use image::Image;
+pub(super) use update::runs_alone;
 
 use self::commands::{COMMANDS, Id};
 use self::mode::ModeParameters;
@@ -78,19 +80,21 @@ impl<B: BlockBackend> Disk<B> {
             Id::Write => self.write(io, bytes, command.usage.len(), data).await,
             Id::WriteAndVerify => self.write_and_verify(io, bytes, command.usage.len(), data).await,
             Id::Verify => self.verify(io, bytes, command.usage.len(), data).await,
+            Id::CompareAndWrite => self.compare_and_write(io, bytes, data).await,
+            Id::OrWrite => self.or_write(io, bytes, data).await,
             Id::SynchronizeCache => self.synchronize_cache(io, bytes, command.usage.len()).await,
             Id::WriteSame => self.write_same(io, bytes, command.usage.len(), data).await,
             Id::Unmap => self.unmap(io, bytes, data).await,
-            Id::StartStopUnit => self.start_stop(io, bytes).await,
+            Id::StartStopUnit => self.start_stop(context, bytes).await,
             Id::ModeSelect => self.mode_select(context, bytes, data).await,
-            _ => self.inform(context, command.id, bytes, &data),
+            _ => self.inform(context, command, bytes, &data),
         }
     }
 
     /// The commands that need no I/O.
-    fn inform(&self, context: Context<'_>, id: Id, cdb: &[u8], data: &DataBuffers) -> Outcome {
+    fn inform(&self, context: Context<'_>, command: &Command<Id>, cdb: &[u8], data: &DataBuffers) -> Outcome {
         let path = context.path;
-        match id {
+        match command.id {
             Id::TestUnitReady => self.power.check().map(|()| Done::good()),
             Id::RequestSense => Ok(self.request_sense(context, cdb, data)),
             Id::Inquiry => self.inquiry(cdb, data),
@@ -99,6 +103,8 @@ impl<B: BlockBackend> Disk<B> {
             Id::ReadCapacity10 => Ok(self.read_capacity_10(data)),
             Id::ReadCapacity16 => Ok(self.read_capacity_16(cdb, data)),
             Id::GetLbaStatus => self.get_lba_status(cdb, data),
+            Id::PreFetch => self.pre_fetch(cdb, command.usage.len()),
+            Id::ReadDefectData => self.read_defect_data(cdb, data),
             Id::PreventAllow => self.power.prevent(path.nexus, cdb),
             Id::Reserve if path.unit.reservation.reserve(path.nexus) => Ok(Done::good()),
             Id::Reserve => Err(Failure::Status(Status::ReservationConflict)),
@@ -116,6 +122,8 @@ impl<B: BlockBackend> Disk<B> {
             | Id::WriteAndVerify
             | Id::Verify
             | Id::SynchronizeCache
+            | Id::CompareAndWrite
+            | Id::OrWrite
             | Id::WriteSame
             | Id::Unmap
             | Id::StartStopUnit

@@ -1,16 +1,18 @@
 //! START STOP UNIT (SBC-4, 5.31) and PREVENT ALLOW MEDIUM REMOVAL (SBC-4, 5.15).
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::Disk;
-use crate::iothread::Io;
+use crate::scsi::attention::Attention;
 use crate::scsi::opcode::field;
 use crate::scsi::outcome::{Done, Outcome};
 use crate::scsi::sense::{
     Failure, INITIALIZING_COMMAND_REQUIRED, MEDIUM_NOT_PRESENT, MEDIUM_REMOVAL_PREVENTED, SenseData, SenseKey,
 };
 use crate::scsi::tasks::NexusId;
+use crate::scsi::unit::Context;
 use crate::storage::BlockBackend;
 
 const READY: u8 = 0;
@@ -18,10 +20,24 @@ const STOPPED: u8 = 1;
 const EJECTED: u8 = 2;
 
 /// Whether the medium can be used, and who wants it to stay.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Power {
     state: AtomicU8,
     preventing: Mutex<Vec<NexusId>>,
+    /// How often the medium was stopped.
+    stops: AtomicU32,
+    since: Instant,
+}
+
+impl Default for Power {
+    fn default() -> Self {
+        Self {
+            state: AtomicU8::new(READY),
+            preventing: Mutex::default(),
+            stops: AtomicU32::new(0),
+            since: Instant::now(),
+        }
+    }
 }
 
 impl Power {
@@ -33,6 +49,16 @@ impl Power {
             _ => MEDIUM_NOT_PRESENT,
         };
         Err(SenseData::new(SenseKey::NotReady, code).into())
+    }
+
+    /// Start-stop cycles so far.
+    pub(super) fn cycles(&self) -> u32 {
+        self.stops.load(Ordering::Relaxed)
+    }
+
+    /// How long the unit has existed.
+    pub(super) fn on_for(&self) -> Duration {
+        self.since.elapsed()
     }
 
     /// PREVENT ALLOW MEDIUM REMOVAL.
@@ -68,7 +94,7 @@ impl Power {
 impl<B: BlockBackend> Disk<B> {
     /// START STOP UNIT. IMMED makes no difference: nothing here takes long but writing the cache back, which must be
     /// done before the medium may be called stopped.
-    pub(super) async fn start_stop(&self, io: &Io, cdb: &[u8]) -> Outcome {
+    pub(super) async fn start_stop(&self, context: Context<'_>, cdb: &[u8]) -> Outcome {
         let bits = field(cdb, 4, 1);
         if bits & 0xf0 != 0 {
             // POWER CONDITION: there are no idle or standby conditions (mode page 1Ah).
@@ -86,16 +112,20 @@ impl<B: BlockBackend> Disk<B> {
             if !load_eject && state.load(Ordering::Acquire) == EJECTED {
                 return Err(SenseData::new(SenseKey::NotReady, MEDIUM_NOT_PRESENT).into());
             }
-            state.store(READY, Ordering::Release);
+            if state.swap(READY, Ordering::AcqRel) == EJECTED {
+                // What is there now may not be what was there before, as far as the other initiators know.
+                context.path.unit.raise(Attention::MediumChanged, Some(context.path.nexus));
+            }
             return Ok(Done::good());
         }
         if !no_flush && !self.is_read_only() {
-            self.image.flush(io).await?;
+            self.image.flush(context.io).await?;
         }
         if load_eject {
             state.store(EJECTED, Ordering::Release);
         } else {
-            let _ = state.compare_exchange(READY, STOPPED, Ordering::AcqRel, Ordering::Acquire);
+            let stopped = state.compare_exchange(READY, STOPPED, Ordering::AcqRel, Ordering::Acquire);
+            self.power.stops.fetch_add(u32::from(stopped.is_ok()), Ordering::Relaxed);
         }
         Ok(Done::good())
     }

@@ -79,7 +79,7 @@ impl<B: BlockBackend> Disk<B> {
     }
 
     /// What a write with these flags must promise.
-    fn durability(&self, flags: u8) -> Durability {
+    pub(super) fn durability(&self, flags: u8) -> Durability {
         let stable = flags & FUA != 0 || !self.mode.write_cache();
         if stable { Durability::Stable } else { Durability::Cached }
     }
@@ -114,6 +114,13 @@ impl<B: BlockBackend> Disk<B> {
     /// `len` without its last part of a block.
     pub(super) fn whole_blocks(&self, len: u64) -> u64 {
         len >> self.block_shift << self.block_shift
+    }
+
+    /// PRE-FETCH (SBC-4, 5.16): there is no cache here that could take the blocks: GOOD, not CONDITION MET. No blocks
+    /// stands for all up to the last.
+    pub(super) fn pre_fetch(&self, cdb: &[u8], len: usize) -> Outcome {
+        self.span(Extent::of(cdb, len))?;
+        Ok(Done::good())
     }
 
     /// SYNCHRONIZE CACHE: of everything, whatever the range. IMMED may be answered at the end as well.

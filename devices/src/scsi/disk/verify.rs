@@ -10,7 +10,12 @@ use crate::scsi::sense::{Failure, MISCOMPARE_DURING_VERIFY, SenseData, SenseKey}
 use crate::storage::{BlockBackend, ByteOffset, Durability, Span};
 
 /// Bytes read back at a time.
-const CHUNK: u64 = 64 << 10;
+pub(super) const CHUNK: u64 = 64 << 10;
+
+/// INFORMATION is the offset of the first differing byte in the data-out buffer (SBC-4, 4.18.4).
+fn miscompare(offset: u64) -> SenseData {
+    SenseData::new(SenseKey::Miscompare, MISCOMPARE_DURING_VERIFY).with_information(offset)
+}
 
 /// What the medium is compared with.
 enum Expected<'a> {
@@ -76,13 +81,22 @@ impl<B: BlockBackend> Disk<B> {
             let into = ToGuest::new(scratch.window(0, len));
             self.image.read(io, ByteOffset(span.at.0 + at), into).await?;
             if let Some(miss) = self.first_difference(&scratch, at, len, &expected) {
-                // INFORMATION is the offset of the first differing byte in the data-out buffer (SBC-4, 4.18.4).
-                let sense = SenseData::new(SenseKey::Miscompare, MISCOMPARE_DURING_VERIFY);
-                return Ok(done.but(sense.with_information(miss)));
+                return Ok(done.but(miscompare(miss)));
             }
             at += len;
         }
         Ok(done)
+    }
+
+    /// MISCOMPARE sense if the medium differs from the beginning of `expected`.
+    pub(super) async fn differs(
+        &self,
+        io: &Io,
+        span: Span,
+        expected: &FromGuest,
+    ) -> Result<Option<SenseData>, Failure> {
+        let done = self.compare(io, span, Expected::Data(expected), Done::good()).await?;
+        Ok(done.sense)
     }
 
     /// The offset in the data-out buffer of the first byte that differs from the `len` bytes of `medium`, which lie

@@ -28,7 +28,7 @@ impl<B: BlockBackend> Disk<B> {
                 if self.has_serial() {
                     body.u8(0x80);
                 }
-                body.put(&[0x83, 0xb0, 0xb1, 0xb2]);
+                body.put(&[0x83, 0x86, 0x87, 0xb0, 0xb1, 0xb2]);
                 true
             }
             0x80 => {
@@ -37,6 +37,16 @@ impl<B: BlockBackend> Disk<B> {
             }
             0x83 => {
                 self.designators(&mut body);
+                true
+            }
+            0x86 => {
+                // Extended INQUIRY data: HEADSUP, ORDSUP, SIMPSUP; V_SUP, a cache that forgets.
+                body.put(&[0, 0x07, 0x01]).pad_to(0x3c);
+                true
+            }
+            0x87 => {
+                // Mode page policy: all pages and subpages are shared by all initiators.
+                body.put(&[0x3f, 0xff, 0x00, 0]);
                 true
             }
             0xb0 => {
@@ -85,7 +95,7 @@ impl<B: BlockBackend> Disk<B> {
     fn block_limits(&self, body: &mut Body) {
         let blocks = |bytes: u64| (bytes >> self.block_shift) as u32;
         let geometry = self.image.geometry();
-        body.put(&[0x01, 0]); // WSNZ: WRITE SAME of no blocks is refused; no COMPARE AND WRITE
+        body.put(&[0x01, self.max_compare()]); // WSNZ: WRITE SAME of no blocks is refused
         body.u16(0); // OPTIMAL TRANSFER LENGTH GRANULARITY
         body.u32(blocks(MAX_TRANSFER));
         body.u32(0); // OPTIMAL TRANSFER LENGTH: none is better than others

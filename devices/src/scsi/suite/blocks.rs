@@ -17,6 +17,10 @@ pub(super) const TESTS: &[(&str, Test)] = &[
     ("verify with data", verify_data),
     ("verify one block", verify_one_block),
     ("write and verify", write_and_verify),
+    ("compare and write", compare_and_write),
+    ("orwrite", or_write),
+    ("pre-fetch", pre_fetch),
+    ("read defect data", read_defect_data),
     ("start and stop", start_stop),
     ("prevent and allow", prevent_allow),
     ("reserve and release", reserve_release),
@@ -216,6 +220,59 @@ fn write_and_verify(i: &mut dyn Initiator) {
         assert_eq!(read(i, 40, 2), data);
     }
     bad_field(i, &[0x2e, 0x06, 0, 0, 0, 40, 0, 0, 1, 0], &[0; BLOCK], 0, 1, Some(2));
+}
+
+fn compare_and_write(i: &mut dyn Initiator) {
+    settle(i);
+    let (old, new) = (blocks_of(1, 3), blocks_of(2, 3));
+    write(i, 20, &old);
+    let cdb = [0x89, 0, 0, 0, 0, 0, 0, 0, 0, 20, 0, 0, 0, 3, 0, 0];
+    let both = [&old[..], &new].concat();
+    exact(i, &cdb, &both, 0);
+    assert_eq!(read(i, 20, 3), new);
+    // The second time the medium differs; INFORMATION is where.
+    let sense = check(i, &cdb, &both, 0, (0xe, 0x1d, 0x00));
+    assert_eq!((sense[0], &sense[3..7]), (0xf0, &[0, 0, 0, 0][..]));
+    let mut almost = [&new[..], &old].concat();
+    almost[2 * BLOCK + 3] ^= 1;
+    let sense = check(i, &cdb, &almost, 0, (0xe, 0x1d, 0x00));
+    assert_eq!(sense[3..7], [0, 0, 4, 3]);
+    assert_eq!(read(i, 20, 3), new, "a miscompare writes nothing");
+    let outcome = i.command(&cdb, &both[..5 * BLOCK], 0);
+    assert!(matches!(outcome.residual, None | Some(Residual::Over(512))));
+    assert_eq!(read(i, 20, 3), new, "nothing is written unless all was sent");
+    exact(i, &[0x89, 0, 0, 0, 0, 0, 0, 0, 0, 20, 0, 0, 0, 0, 0, 0], &[], 0);
+    bad_field(i, &[0x89, 0, 0, 0, 0, 0, 0, 0, 0, 20, 0, 0, 0, 129, 0, 0], &both, 0, 13, None);
+    check(i, &[0x89, 0, 0, 0, 0, 0, 0, 0, 0x3f, 0xff, 0, 0, 0, 2, 0, 0], &both, 0, (0x5, 0x21, 0x00));
+}
+
+fn or_write(i: &mut dyn Initiator) {
+    settle(i);
+    let (old, more) = (blocks_of(0x21, 150), blocks_of(0x5c, 150));
+    write(i, 7, &old);
+    exact(i, &[0x8b, 0x08, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 150, 0, 0], &more, 0);
+    let wanted: Vec<_> = old.iter().zip(&more).map(|(a, b)| a | b).collect();
+    assert_eq!(read(i, 7, 150), wanted);
+    assert_eq!(read(i, 157, 1), vec![0; BLOCK]);
+}
+
+fn pre_fetch(i: &mut dyn Initiator) {
+    settle(i);
+    // GOOD or CONDITION MET: whether the blocks fit into a cache.
+    for cdb in [&[0x34, 2, 0, 0, 0, 5, 0, 0, 3, 0][..], &[0x90, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0]]
+    {
+        assert!(matches!(i.command(cdb, &[], 0).status, 0x00 | 0x04));
+    }
+    check(i, &[0x34, 0, 0, 0, 0x3f, 0xff, 0, 0, 2, 0], &[], 0, (0x5, 0x21, 0x00));
+}
+
+fn read_defect_data(i: &mut dyn Initiator) {
+    settle(i);
+    // Both lists in physical sector format, which have nothing in them.
+    let data = exact(i, &[0x37, 0, 0x1d, 0, 0, 0, 0, 0, 4, 0], &[], 4);
+    assert_eq!(data, [0, 0x1d, 0, 0]);
+    let data = exact(i, &[0xb7, 0x1d, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0], &[], 8);
+    assert_eq!(data, [0, 0x1d, 0, 0, 0, 0, 0, 0]);
 }
 
 fn start_stop(i: &mut dyn Initiator) {

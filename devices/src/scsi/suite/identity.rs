@@ -85,7 +85,7 @@ fn vpd_list(i: &mut dyn Initiator) {
     let pages = &data[4..4 + count];
     assert_eq!(data[..3], [0, 0, 0]);
     assert!(pages.windows(2).all(|pair| pair[0] < pair[1]), "ascending: {pages:02x?}");
-    for page in [0x00, 0x80, 0x83, 0xb0, 0xb1, 0xb2] {
+    for page in [0x00, 0x80, 0x83, 0x86, 0x87, 0xb0, 0xb1, 0xb2] {
         assert!(pages.contains(&page), "{page:02x}");
     }
     for page in 0..=0xff {
@@ -120,6 +120,7 @@ fn vpd_block_limits(i: &mut dyn Initiator) {
     let data = exact(i, &[0x12, 1, 0xb0, 0, 64, 0], &[], 64);
     assert_eq!(data[..4], [0x00, 0xb0, 0x00, 0x3c]);
     assert_eq!(data[4] & 1, 1, "WSNZ");
+    assert_eq!(data[5], 128, "64 KiB a COMPARE AND WRITE");
     assert_eq!(data[8..12], 65536u32.to_be_bytes(), "32 MiB a transfer");
     assert_eq!(data[20..24], (1u32 << 21).to_be_bytes(), "1 GiB an UNMAP");
     assert_eq!(data[24..28], 256u32.to_be_bytes());
@@ -131,6 +132,11 @@ fn vpd_block_limits(i: &mut dyn Initiator) {
 fn vpd_characteristics(i: &mut dyn Initiator) {
     let data = exact(i, &[0x12, 1, 0xb1, 0, 64, 0], &[], 64);
     assert_eq!(data[..6], [0x00, 0xb1, 0x00, 0x3c, 0x1c, 0x20]);
+    // Extended INQUIRY: all three ordering attributes, a volatile cache. Mode pages are shared.
+    let data = exact(i, &[0x12, 1, 0x86, 0, 64, 0], &[], 64);
+    assert_eq!(data[..8], [0x00, 0x86, 0x00, 0x3c, 0x00, 0x07, 0x01, 0x00]);
+    let data = exact(i, &[0x12, 1, 0x87, 0, 8, 0], &[], 8);
+    assert_eq!(data, [0x00, 0x87, 0x00, 0x04, 0x3f, 0xff, 0x00, 0x00]);
     let data = exact(i, &[0x12, 1, 0xb2, 0, 8, 0], &[], 8);
     // LBPU, LBPWS, LBPWS10, LBPRZ 001b; thin.
     assert_eq!(data, [0x00, 0xb2, 0x00, 0x04, 0x00, 0xe4, 0x02, 0x00]);
@@ -239,6 +245,18 @@ fn log_sense(i: &mut dyn Initiator) {
         let outcome = i.command(&[0x4d, 0, 0x40 | page, 0, 0, 0, 0, 1, 0, 0], &[], 256);
         assert_eq!(outcome.status == 0, pages.contains(&page), "{page:02x}");
     }
+    // Parameters have a code, a control byte and a length; they fill the page.
+    for page in pages.into_iter().skip(1) {
+        let data = good(i, &[0x4d, 0, 0x40 | page, 0, 0, 0, 0, 1, 0, 0], &[], 256);
+        let len = 4 + usize::from(u16::from_be_bytes([data[2], data[3]]));
+        let mut at = 4;
+        while at < len {
+            at += 4 + usize::from(data[at + 3]);
+        }
+        assert_eq!((data[0], data[1], at), (page, 0, len));
+    }
+    let data = good(i, &[0x4d, 0, 0x40, 0xff, 0, 0, 0, 0, 64, 0], &[], 64);
+    assert_eq!(data[..8], [0x40, 0xff, 0, 12, 0x00, 0x00, 0x00, 0xff]);
     bad_field(i, &[0x4d, 0, 0x7e, 0, 0, 0, 0, 0, 64, 0], &[], 64, 2, Some(5));
 }
 

@@ -11,6 +11,8 @@ mod fuzz;
 mod identity;
 #[cfg(test)]
 mod local;
+#[cfg(test)]
+mod management;
 mod modes;
 #[cfg(test)]
 mod nexuses;

@@ -94,7 +94,11 @@ impl RamImage {
         lock(&self.operations).push(operation);
         let mut first = true;
         poll_fn(|cx| {
+            if !self.held.load(Ordering::SeqCst) {
+                return Poll::Ready(());
+            }
             lock(&self.waiting).push(cx.waker().clone());
+            // Who opened the gate before the waker was there has woken nobody.
             if !self.held.load(Ordering::SeqCst) {
                 return Poll::Ready(());
             }

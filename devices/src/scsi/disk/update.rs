@@ -1,0 +1,87 @@
+//! Commands that read the medium, decide, and write it: COMPARE AND WRITE (SBC-4, 5.3) and ORWRITE (SBC-4, 5.14).
+//!
+//! No other command may come between the two halves. The task set sees to that: these commands enter it as ordered,
+//! whatever the initiator said, so they run alone.
+
+use super::Disk;
+use super::transfer::Extent;
+use super::verify::CHUNK;
+use crate::iothread::Io;
+use crate::mem::{FromGuest, SgList, ToGuest};
+use crate::scsi::opcode::field;
+use crate::scsi::outcome::{Done, Outcome};
+use crate::scsi::sense::SenseData;
+use crate::scsi::{Cdb, DataBuffers};
+use crate::storage::{BlockBackend, ByteOffset, Span};
+
+/// Most bytes that one COMPARE AND WRITE compares.
+const MAX_COMPARE: u64 = 64 << 10;
+
+/// Whether a command must have the unit for itself.
+pub(in crate::scsi) fn runs_alone(cdb: &Cdb) -> bool {
+    matches!(cdb.opcode(), 0x89 | 0x8b)
+}
+
+impl<B: BlockBackend> Disk<B> {
+    /// MAXIMUM COMPARE AND WRITE LENGTH, in blocks.
+    pub(super) fn max_compare(&self) -> u8 {
+        (MAX_COMPARE >> self.block_shift).min(0xff) as u8
+    }
+
+    /// COMPARE AND WRITE: the data-out buffer has the expected blocks, then the new ones.
+    pub(super) async fn compare_and_write(&self, io: &Io, cdb: &[u8], data: DataBuffers) -> Outcome {
+        let blocks = field(cdb, 13, 1);
+        if blocks > u64::from(self.max_compare()) {
+            return Err(SenseData::cdb_field(13, None).into());
+        }
+        let mut extent = Extent::of(cdb, 16);
+        extent.blocks = blocks;
+        let span = self.span(extent)?;
+        let done = Done::received(span.len * 2);
+        if span.len == 0 || data.data_out.len() < span.len * 2 {
+            // Without all the data nothing happens; the residual says why.
+            return Ok(done);
+        }
+        if let Some(miss) = self.differs(io, span, &data.data_out).await? {
+            return Ok(done.but(miss));
+        }
+        let new = data.data_out.window(span.len, span.len);
+        self.image.write(io, span.at, new, self.durability(extent.flags)).await?;
+        Ok(done)
+    }
+
+    /// ORWRITE: sets in the blocks the bits that are set in the data-out buffer.
+    pub(super) async fn or_write(&self, io: &Io, cdb: &[u8], data: DataBuffers) -> Outcome {
+        let extent = Extent::of(cdb, 16);
+        let span = self.transfer_span(extent)?;
+        let sent = self.whole_blocks(span.len.min(data.data_out.len()));
+        if sent > 0 {
+            let scratch = self.scratch(CHUNK.min(sent))?;
+            let mut at = 0;
+            while at < sent {
+                let part = Span { at: ByteOffset(span.at.0 + at), len: CHUNK.min(sent - at) };
+                self.image.read(io, part.at, ToGuest::new(scratch.window(0, part.len))).await?;
+                merge(&scratch, part.len, &data.data_out, at);
+                let new = FromGuest::new(scratch.window(0, part.len));
+                self.image.write(io, part.at, new, self.durability(extent.flags)).await?;
+                at += part.len;
+            }
+        }
+        Ok(Done::received(span.len))
+    }
+}
+
+/// Sets in the first `len` bytes of `medium` the bits that are set in `data` from `at` on.
+fn merge(medium: &SgList, len: u64, data: &FromGuest, at: u64) {
+    const STEP: u64 = 512;
+    let (source, target) = (FromGuest::new(medium.window(0, len)), ToGuest::new(medium.window(0, len)));
+    let (mut old, mut new) = ([0u8; STEP as usize], [0u8; STEP as usize]);
+    let mut done = 0;
+    while done < len {
+        source.read_at(done, &mut old);
+        data.read_at(at + done, &mut new);
+        old.iter_mut().zip(&new).for_each(|(old, new)| *old |= new);
+        target.write_at(done, &old);
+        done += STEP;
+    }
+}

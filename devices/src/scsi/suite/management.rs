@@ -1,0 +1,205 @@
+//! Task management functions, task attributes, and commands that end because something else happened.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use super::local::{Request, block_on};
+use super::nexuses::{LUN_0, READ, READY, WRITE, ram, rig};
+use super::{BLOCK, check, config, exact, good, settle};
+use crate::iothread::Io;
+use crate::scsi::{
+    Lun, Nexus, ScsiReply, Status, Tag, TaskAttribute, TaskManagement, TaskManagementReply, TransportFault,
+};
+
+pub(super) type Reply = Result<ScsiReply, TransportFault>;
+
+/// A command under way.
+pub(super) struct Running<'a>(Pin<Box<dyn Future<Output = (Reply, Vec<u8>)> + 'a>>);
+
+impl<'a> Running<'a> {
+    fn start(nexus: &'a Nexus, io: &'a Io, tag: u64, cdb: &[u8], data_out: &[u8]) -> Self {
+        let mut request = Request::new(cdb, data_out, BLOCK);
+        request.tag = tag;
+        let mut running = Self(Box::pin(request.send(nexus, io)));
+        assert!(running.poll().is_none(), "the command waits for the image");
+        running
+    }
+    fn poll(&mut self) -> Option<Reply> {
+        match self.0.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready((reply, _)) => Some(reply),
+            Poll::Pending => None,
+        }
+    }
+}
+
+/// Polls a task management function and the commands that it may end until all are done.
+pub(super) fn manage(nexus: &Nexus, function: TaskManagement, ending: &mut [&mut Running<'_>]) -> Vec<Reply> {
+    let io = Io::for_test();
+    let mut managing = Box::pin(nexus.manage(&io, function));
+    let mut poll = || managing.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    if ending.is_empty() {
+        assert_eq!(poll(), Poll::Ready(TaskManagementReply::Complete));
+        return Vec::new();
+    }
+    let mut replies = Vec::new();
+    for running in ending {
+        assert_eq!(poll(), Poll::Pending, "it waits until the commands have left");
+        replies.push(running.poll().expect("ended"));
+    }
+    assert_eq!(poll(), Poll::Ready(TaskManagementReply::Complete));
+    replies
+}
+
+fn query(nexus: &Nexus, function: TaskManagement) -> TaskManagementReply {
+    block_on(nexus.manage(&Io::for_test(), function))
+}
+
+#[test]
+fn abort_task_ends_one_command() {
+    let (_target, image, a, b) = rig(config());
+    let io = Io::for_test();
+    ram(&image).hold(true);
+    let mut one = Running::start(&a.nexus, &io, 1, &READ, &[]);
+    let mut two = Running::start(&a.nexus, &io, 2, &READ, &[]);
+    let mut other = Running::start(&b.nexus, &io, 1, &READ, &[]);
+    let task = TaskManagement::QueryTask(LUN_0, Tag(1));
+    assert_eq!(query(&a.nexus, task), TaskManagementReply::Succeeded);
+    let replies = manage(&a.nexus, TaskManagement::AbortTask(LUN_0, Tag(1)), &mut [&mut one]);
+    assert_eq!(replies[0].as_ref().unwrap_err(), &TransportFault::Aborted);
+    assert_eq!(query(&a.nexus, task), TaskManagementReply::Complete);
+    assert_eq!(query(&a.nexus, TaskManagement::QueryTaskSet(LUN_0)), TaskManagementReply::Succeeded);
+    // A tag that is not there is no error.
+    manage(&a.nexus, TaskManagement::AbortTask(LUN_0, Tag(77)), &mut []);
+    let replies = manage(&a.nexus, TaskManagement::AbortTaskSet(LUN_0), &mut [&mut two]);
+    assert_eq!(replies[0].as_ref().unwrap_err(), &TransportFault::Aborted);
+    ram(&image).hold(false);
+    assert_eq!(other.poll().unwrap().unwrap().status, Status::Good);
+    assert_eq!(query(&a.nexus, TaskManagement::ClearAca(LUN_0)), TaskManagementReply::Rejected);
+    let nowhere = Lun([0, 9, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(query(&a.nexus, TaskManagement::AbortTaskSet(nowhere)), TaskManagementReply::IncorrectLun);
+}
+
+#[test]
+fn clear_task_set_tells_the_other_initiator() {
+    let (_target, image, mut a, mut b) = rig(config());
+    let io = Io::for_test();
+    ram(&image).hold(true);
+    {
+        let mut mine = Running::start(&a.nexus, &io, 1, &READ, &[]);
+        let mut other = Running::start(&b.nexus, &io, 1, &READ, &[]);
+        let replies = manage(&a.nexus, TaskManagement::ClearTaskSet(LUN_0), &mut [&mut mine, &mut other]);
+        assert!(replies.iter().all(|reply| matches!(reply, Err(TransportFault::Aborted))));
+    }
+    ram(&image).hold(false);
+    good(&mut a, &READY, &[], 0);
+    check(&mut b, &READY, &[], 0, (0x6, 0x2f, 0x00));
+    // With TAS set the other has a status instead.
+    let mut list = vec![0; 4];
+    list.extend(&good(&mut a, &[0x1a, 8, 0x0a, 0, 16, 0], &[], 16)[4..]);
+    list[4 + 5] |= 0x40;
+    exact(&mut a, &[0x15, 0x10, 0, 0, 16, 0], &list, 0);
+    settle(&mut b);
+    ram(&image).hold(true);
+    let mut other = Running::start(&b.nexus, &io, 1, &READ, &[]);
+    let replies = manage(&a.nexus, TaskManagement::ClearTaskSet(LUN_0), &mut [&mut other]);
+    assert_eq!(replies[0].as_ref().unwrap().status, Status::TaskAborted);
+    drop(other);
+    ram(&image).hold(false);
+    good(&mut b, &READY, &[], 0);
+}
+
+#[test]
+fn logical_unit_reset_ends_everything_and_forgets_settings() {
+    let (_target, image, mut a, mut b) = rig(config());
+    let io = Io::for_test();
+    let mut list = vec![0; 4];
+    list.extend(&good(&mut a, &[0x1a, 8, 8, 0, 24, 0], &[], 24)[4..]);
+    list[4 + 2] &= !0x04;
+    exact(&mut a, &[0x15, 0x10, 0, 0, 24, 0], &list, 0);
+    settle(&mut b);
+    ram(&image).hold(true);
+    {
+        let mut mine = Running::start(&a.nexus, &io, 1, &READ, &[]);
+        let mut other = Running::start(&b.nexus, &io, 1, &READ, &[]);
+        let reset = TaskManagement::LogicalUnitReset(LUN_0);
+        let replies = manage(&a.nexus, reset, &mut [&mut mine, &mut other]);
+        assert!(replies.iter().all(|reply| matches!(reply, Err(TransportFault::Reset))));
+    }
+    ram(&image).hold(false);
+    for initiator in [&mut a, &mut b] {
+        check(initiator, &READY, &[], 0, (0x6, 0x29, 0x03));
+        assert_eq!(good(initiator, &[0x1a, 8, 8, 0, 24, 0], &[], 24)[4 + 2], 0x04);
+    }
+}
+
+#[test]
+fn nexus_reset_ends_only_its_own() {
+    let (_target, image, mut a, mut b) = rig(config());
+    let io = Io::for_test();
+    ram(&image).hold(true);
+    {
+        let mut mine = Running::start(&a.nexus, &io, 1, &READ, &[]);
+        let mut other = Running::start(&b.nexus, &io, 1, &READ, &[]);
+        let replies = manage(&a.nexus, TaskManagement::NexusReset, &mut [&mut mine]);
+        assert!(matches!(replies[0], Err(TransportFault::Reset)));
+        ram(&image).hold(false);
+        assert_eq!(other.poll().unwrap().unwrap().status, Status::Good);
+    }
+    check(&mut a, &READY, &[], 0, (0x6, 0x29, 0x07));
+    good(&mut b, &READY, &[], 0);
+}
+
+#[test]
+fn power_on_starts_a_stopped_medium() {
+    let (target, _, mut a, _) = rig(config());
+    exact(&mut a, &[0x1b, 0, 0, 0, 0, 0], &[], 0);
+    block_on(target.power_on());
+    check(&mut a, &READY, &[], 0, (0x6, 0x29, 0x00));
+    good(&mut a, &READY, &[], 0);
+}
+
+#[test]
+fn detaching_ends_commands_with_a_status() {
+    let (target, image, a, _) = rig(config());
+    let io = Io::for_test();
+    ram(&image).hold(true);
+    let mut running = Running::start(&a.nexus, &io, 1, &READ, &[]);
+    let mut detach = Box::pin(target.detach(LUN_0));
+    let mut poll = || detach.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    assert_eq!(poll(), Poll::Pending);
+    let reply = running.poll().unwrap().unwrap();
+    assert_eq!(reply.status, Status::CheckCondition);
+    assert_eq!(reply.sense.unwrap().as_bytes()[12..14], [0x25, 0x00]);
+    assert_eq!(poll(), Poll::Ready(true));
+}
+
+#[test]
+fn task_attributes_are_obeyed() {
+    let (_target, image, a, _) = rig(config());
+    let io = Io::for_test();
+    ram(&image).hold(true);
+    let mut first = Running::start(&a.nexus, &io, 1, &READ, &[]);
+    let mut ordered = Request::new(&WRITE, &[5; BLOCK], 0);
+    ordered.attribute = TaskAttribute::Ordered;
+    let mut ordered = Running(Box::pin(ordered.send(&a.nexus, &io)));
+    assert!(ordered.poll().is_none());
+    let mut last = Running::start(&a.nexus, &io, 3, &READ, &[]);
+    assert_eq!(ram(&image).arrived(), 1, "only the first has reached the image");
+    let mut head = Request::new(&READ, &[], BLOCK);
+    head.attribute = TaskAttribute::HeadOfQueue;
+    let mut head = Running(Box::pin(head.send(&a.nexus, &io)));
+    assert!(head.poll().is_none());
+    assert_eq!(ram(&image).arrived(), 2, "the head of the queue did not wait");
+    ram(&image).hold(false);
+    assert!(last.poll().is_none() && ordered.poll().is_none());
+    assert_eq!(first.poll().unwrap().unwrap().status, Status::Good);
+    assert!(ordered.poll().is_none());
+    assert_eq!(head.poll().unwrap().unwrap().status, Status::Good);
+    assert!(last.poll().is_none());
+    assert_eq!(ordered.poll().unwrap().unwrap().status, Status::Good);
+    assert_eq!(last.poll().unwrap().unwrap().status, Status::Good);
+    let mut aca = Request::new(&READ, &[], BLOCK);
+    aca.attribute = TaskAttribute::Aca;
+    let (reply, _) = block_on(aca.send(&a.nexus, &io));
+    assert_eq!(reply.unwrap().sense.unwrap().as_bytes()[12..14], [0x49, 0x00]);
+}
