@@ -1,8 +1,46 @@
 //! PCI: configuration space, BARs, capabilities, MSI-X, and the host bridge that routes to functions.
+//!
+//! ```text
+//!   ConfigPorts (CF8/CFC), EcamWindow          vCPU accesses to configuration space
+//!              \      /
+//!              PciHost                          bus 0: slots x functions
+//!            /    |     \
+//!         Mch    Lpc    an HBA's function       each a PciFunction
+//!                          |
+//!                       PciDevice               registers, BARs, interrupts of an endpoint
+//!                      /    |    \
+//!            ConfigSpace   Bar   Interrupt      -> BarWindow, Doorbells; MsiAllocator, IntxRouter
+//! ```
 
+pub mod config;
+
+mod bar;
+mod device;
+mod express;
+mod interrupt;
+mod intx;
+mod msi;
+mod msix;
 mod seat;
+mod vectors;
+mod window;
 
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use thiserror::Error;
+
+pub use bar::{Bar, BarDoorbell, BarIndex, BarKind, ROM_BAR};
+pub use config::{ConfigSpace, Header};
+pub use device::{ConfigChange, PciDevice, PciDeviceBuilder};
+pub use interrupt::{Interrupt, InterruptMode, InterruptSpec};
+pub use intx::{IntxRouter, gsi_for, pirq_for};
+pub use msi::MsiSpec;
+pub use msix::MsixSpec;
 pub use seat::{BarWindow, PciSeat};
+pub use window::BusWindows;
 
 /// A PCI function as the host bridge sees it: its configuration space.
 ///
@@ -17,4 +55,80 @@ pub trait PciFunction: Send + Sync {
     fn reset(&self);
     /// The name for traces and errors.
     fn name(&self) -> &str;
+}
+
+/// Bus, device and function number.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Bdf(u16);
+
+impl Bdf {
+    /// Device numbers have 5 bits and function numbers 3; higher bits are dropped.
+    pub const fn new(bus: u8, device: u8, function: u8) -> Self {
+        Self((bus as u16) << 8 | (device as u16 & 31) << 3 | function as u16 & 7)
+    }
+
+    /// The 16 bits of a requester ID.
+    pub const fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+
+    /// Bus number.
+    pub const fn bus(self) -> u8 {
+        (self.0 >> 8) as u8
+    }
+
+    /// Device number, the slot: 0 to 31.
+    pub const fn device(self) -> u8 {
+        (self.0 >> 3) as u8 & 31
+    }
+
+    /// Function number: 0 to 7.
+    pub const fn function(self) -> u8 {
+        self.0 as u8 & 7
+    }
+}
+
+impl fmt::Display for Bdf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:02x}:{:02x}.{}", self.bus(), self.device(), self.function())
+    }
+}
+
+impl fmt::Debug for Bdf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A function that cannot be built or plugged: a mistake in its description, never a guest's.
+#[derive(Debug, Error)]
+pub enum PciError {
+    /// Configuration space is full, or the wanted place is taken.
+    #[error("no room in configuration space for capability {id:#04x}")]
+    NoRoom {
+        /// Capability ID.
+        id: u8,
+    },
+    /// An unusable BAR.
+    #[error("BAR {index}: {why}")]
+    Bar {
+        /// Number of the BAR.
+        index: BarIndex,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A count of messages that MSI does not know.
+    #[error("MSI takes 1, 2, 4, 8, 16 or 32 messages")]
+    Msi,
+    /// MSI-X structures that cannot be.
+    #[error("MSI-X takes 1 to 2048 vectors, and table and pending bits at multiples of 8 inside memory BARs")]
+    Msix,
+    /// The slot is taken.
+    #[error("{bdf} already holds {other}")]
+    SlotTaken {
+        /// The place wanted.
+        bdf: Bdf,
+        /// The function already there.
+        other: String,
+    },
 }

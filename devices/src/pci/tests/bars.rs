@@ -1,0 +1,232 @@
+use proptest::prelude::*;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::*;
+use crate::bus::{Bus, Doorbell, Space};
+
+fn byte(bus: &Bus, addr: u64) -> u8 {
+    let mut b = [0];
+    bus.read(addr, &mut b);
+    b[0]
+}
+
+#[test]
+fn sizing_gives_the_masks() {
+    let seat = TestSeat::new(0x1000);
+    let f = hba(&seat);
+    for offset in (0x10..0x28).step_by(4) {
+        set_config_dword(&f, offset, 0xffff_ffff);
+    }
+    let read: Vec<u32> = (0x10..0x28).step_by(4).map(|o| config_dword(&f, o)).collect();
+    assert_eq!(read, [0xffff_ff01, 0xffff_c004, 0xffff_ffff, 0xfffc_0000, 0, 0]);
+    set_config_dword(&f, 0x30, 0xffff_ffff);
+    assert_eq!(config_dword(&f, 0x30), 0, "no expansion ROM");
+}
+
+#[test]
+fn prefetchable_and_rom() {
+    let seat = TestSeat::new(0x1000);
+    let mut b = PciDeviceBuilder::new("x", &header(), &InterruptSpec::default(), seat.seat.clone()).unwrap();
+    b.bar(2, Bar::new(BarKind::Memory64, 0x1000, Window::new(2)).prefetchable());
+    b.bar(ROM_BAR, Bar::new(BarKind::Rom, 0x1_0000, Window::new(6)));
+    let f = b.build().unwrap();
+    assert_eq!(config_dword(&f, 0x18), 0xc);
+    set_config_dword(&f, 0x30, 0xffff_fffe);
+    assert_eq!(config_dword(&f, 0x30), 0xffff_0000);
+    set_config_dword(&f, 0x30, 0xc000_0000);
+    set_config_word(&f, 4, 2);
+    assert_eq!(byte(&seat.memory, 0xc000_0000), 0xff, "ROM not enabled");
+    set_config_dword(&f, 0x30, 0xc000_0001);
+    assert_eq!(byte(&seat.memory, 0xc000_0000), 6);
+    set_config_word(&f, 4, 0);
+    assert_eq!(byte(&seat.memory, 0xc000_0000), 0xff);
+}
+
+#[test]
+fn decoding_follows_command_and_address() {
+    let seat = TestSeat::new(0x1000);
+    let f = hba(&seat);
+    set_config_dword(&f, 0x10, 0xc000);
+    set_config_dword(&f, 0x14, 0xd000_0000);
+    set_config_dword(&f, 0x18, 0);
+    assert_eq!(byte(&seat.memory, 0xd000_0000), 0xff);
+    set_config_word(&f, 4, 2);
+    assert_eq!(byte(&seat.memory, 0xd000_0000), 0x11);
+    assert_eq!(byte(&seat.memory, 0xd000_3fff), 0x11);
+    assert_eq!(byte(&seat.memory, 0xd000_4000), 0xff);
+    assert_eq!(byte(&seat.ports, 0xc000), 0xff, "I/O decoding is off");
+    set_config_word(&f, 4, 3);
+    assert_eq!(byte(&seat.ports, 0xc0ff), 0x10);
+
+    // Live: above 4 GiB in two steps, the first of which lands where the machine has no window.
+    set_config_dword(&f, 0x18, 0x80);
+    assert_eq!(byte(&seat.memory, 0xd000_0000), 0xff);
+    assert_eq!(byte(&seat.memory, 0x80_d000_0000), 0x11);
+    set_config_dword(&f, 0x14, 0);
+    assert_eq!(byte(&seat.memory, 0x80_0000_0000), 0x11);
+
+    f.reset();
+    assert_eq!(byte(&seat.memory, 0x80_0000_0000), 0xff);
+    assert_eq!(byte(&seat.ports, 0xc000), 0xff);
+    assert_eq!((config_dword(&f, 4) & 0xffff, config_dword(&f, 0x14), config_dword(&f, 0x18)), (0, 4, 0));
+}
+
+#[test]
+fn sizing_while_decoding_maps_nothing_odd() {
+    let seat = TestSeat::new(0x1000);
+    let f = hba(&seat);
+    set_config_dword(&f, 0x1c, 0xc000_0000);
+    set_config_word(&f, 4, 3);
+    assert_eq!(byte(&seat.memory, 0xc000_0000), 0x13);
+    for bar in [0x10, 0x14, 0x1c] {
+        set_config_dword(&f, bar, 0xffff_ffff);
+    }
+    for addr in [0xc000_0000, 0xfffc_0000, 0xffff_c000, 0xffff_ffff, 0, 0x1000] {
+        assert_eq!(byte(&seat.memory, addr), 0xff, "{addr:#x}");
+    }
+    assert_eq!(byte(&seat.ports, 0xff00), 0xff);
+    set_config_dword(&f, 0x1c, 0xc000_0000);
+    assert_eq!(byte(&seat.memory, 0xc000_0000), 0x13);
+}
+
+#[test]
+fn no_bar_over_ram_or_fixed_devices() {
+    let seat = TestSeat::new(0x1000);
+    let f = hba(&seat);
+    set_config_word(&f, 4, 3);
+    for addr in [0x10_0000, 0xbfff_0000, 0xfec0_0000_u32, 0xfee0_0000] {
+        set_config_dword(&f, 0x1c, addr);
+        assert_eq!(byte(&seat.memory, addr.into()), 0xff, "{addr:#x}");
+    }
+    set_config_dword(&f, 0x10, 0x400);
+    assert_eq!(byte(&seat.ports, 0x400), 0xff);
+}
+
+#[test]
+fn overlaps_are_refused_until_the_way_is_free() {
+    let seat = TestSeat::new(0x1000);
+    let f = hba(&seat);
+    set_config_dword(&f, 0x14, 0xc000_0000);
+    set_config_dword(&f, 0x1c, 0xc000_0000);
+    set_config_word(&f, 4, 2);
+    assert_eq!(byte(&seat.memory, 0xc000_0000), 0x11, "first come");
+    set_config_dword(&f, 0x14, 0xc010_0000);
+    assert_eq!(byte(&seat.memory, 0xc000_0000), 0x13);
+    assert_eq!(byte(&seat.memory, 0xc010_0000), 0x11);
+    // The loser being switched off must not take the winner with it.
+    set_config_dword(&f, 0x1c, 0xc010_0000);
+    assert_eq!(byte(&seat.memory, 0xc010_0000), 0x11);
+    set_config_dword(&f, 0x1c, 0xc020_0000);
+    assert_eq!(byte(&seat.memory, 0xc010_0000), 0x11);
+}
+
+#[test]
+fn doorbells_move_with_their_bar() {
+    let seat = TestSeat::new(0x1000);
+    let window = Window::new(1);
+    let event = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    let bell = BarDoorbell { offset: 0x3004, width: 2, value: None, event: event.clone() };
+    let mut b = PciDeviceBuilder::new("x", &header(), &InterruptSpec::default(), seat.seat.clone()).unwrap();
+    b.bar(0, Bar::new(BarKind::Memory32, 0x4000, window).doorbell(bell));
+    let f = b.build().unwrap();
+    let at = |addr| Doorbell { addr, space: Space::Memory, width: 2, value: None };
+    assert_eq!(seat.doorbells.attached(), []);
+    set_config_dword(&f, 0x10, 0xc000_0000);
+    set_config_word(&f, 4, 2);
+    assert_eq!(seat.doorbells.attached(), [at(0xc000_3004)]);
+    set_config_dword(&f, 0x10, 0xc001_0000);
+    assert_eq!(seat.doorbells.attached(), [at(0xc001_3004)]);
+    assert!(seat.doorbells.ring(Doorbell { value: Some(7), ..at(0xc001_3004) }));
+    assert_eq!(event.read().unwrap(), 1);
+    assert!(!seat.doorbells.ring(at(0xc000_3004)));
+    set_config_word(&f, 4, 0);
+    assert_eq!(seat.doorbells.attached(), []);
+}
+
+#[test]
+fn bus_master_opens_and_closes_dma() {
+    let seat = TestSeat::new(0x1000);
+    let f = hba(&seat);
+    let dma = &seat.seat.dma;
+    assert!(dma.ram().is_err());
+    assert_eq!(f.write(4, &4_u16.to_le_bytes()).bus_master, Some(true));
+    assert!(dma.ram().is_ok());
+    assert_eq!(f.write(4, &6_u16.to_le_bytes()).bus_master, None);
+    assert_eq!(f.write(4, &2_u16.to_le_bytes()).bus_master, Some(false));
+    assert!(dma.ram().is_err());
+    set_config_word(&f, 4, 4);
+    f.reset();
+    assert!(dma.ram().is_err());
+}
+
+#[test]
+fn express_capability() {
+    let seat = TestSeat::new(0x1000);
+    let f = hba(&seat);
+    assert_eq!(find_capability(&f, 0x10), Some(0xa0));
+    // Version 2, root complex integrated endpoint; role-based errors and Function Level Reset.
+    assert_eq!(config_dword(&f, 0xa0) >> 16, 0x0092);
+    assert_eq!(config_dword(&f, 0xa4), 0x1000_8000);
+    set_config_word(&f, 4, 4);
+    assert!(!f.write(0xa8, &0x2810_u16.to_le_bytes()).function_reset);
+    for (offset, data) in [(0xa8, &[0x10, 0xa8][..]), (0xa9, &[0x80]), (0xa8, &[0, 0x80, 0, 0])] {
+        assert!(f.write(offset, data).function_reset, "{offset:#x}");
+        assert_eq!(config_dword(&f, 0xa8) & 0x8000, 0);
+    }
+    f.config_write(0xa9, &[0x80]);
+    assert_eq!(config_dword(&f, 4) & 0xffff, 0, "reset by itself");
+}
+
+#[test]
+fn mistakes_of_the_description() {
+    let seat = TestSeat::new(0x1000);
+    let start = |spec: &InterruptSpec| PciDeviceBuilder::new("x", &header(), spec, seat.seat.clone());
+    let bad = |index, kind, size| {
+        let mut b = start(&InterruptSpec::default()).unwrap();
+        b.bar(index, Bar::empty(kind, size));
+        b.build().is_err()
+    };
+    assert!(bad(0, BarKind::Memory32, 0x1800) && bad(0, BarKind::Port, 512) && bad(0, BarKind::Memory32, 8));
+    assert!(bad(5, BarKind::Memory64, 0x1000) && bad(6, BarKind::Port, 16) && bad(7, BarKind::Rom, 0x1000));
+    assert!(bad(0, BarKind::Rom, 0x1000) && bad(200, BarKind::Port, 16));
+    let mut b = start(&InterruptSpec::default()).unwrap();
+    b.bar(1, Bar::empty(BarKind::Memory64, 0x1000)).bar(2, Bar::empty(BarKind::Port, 16));
+    assert!(b.build().is_err(), "BAR 2 is the upper half of BAR 1");
+    let msix = |vectors, table, pba| InterruptSpec {
+        msix: Some(MsixSpec { vectors, table: (0, table), pba: (0, pba), offset: None }),
+        msi: None,
+    };
+    for spec in [msix(0, 0, 0x800), msix(2049, 0, 0x8000), msix(1, 4, 0x800)] {
+        assert!(start(&spec).is_err());
+    }
+    for (spec, good) in [(msix(4, 0, 0x38), false), (msix(4, 0, 0x40), true), (msix(4, 0, 0x1000), false)] {
+        let mut b = start(&spec).unwrap();
+        b.bar(0, Bar::empty(BarKind::Memory32, 0x1000));
+        assert_eq!(b.build().is_ok(), good);
+    }
+}
+
+proptest! {
+    #[test]
+    fn random_config_writes_change_no_identity(
+        writes in prop::collection::vec((0_u16..0x120, prop::collection::vec(any::<u8>(), 1..9)), 0..200)
+    ) {
+        let seat = TestSeat::new(0x1000);
+        let f = hba(&seat);
+        for (offset, data) in writes {
+            f.config_write(offset, &data);
+        }
+        prop_assert_eq!(config_dword(&f, 0), 0x1048_1af4);
+        prop_assert_eq!(find_capability(&f, 0x11), Some(0x68));
+        // Nothing of it ever reaches below the windows of the machine.
+        for addr in [0, 0xa_0000, 0x10_0000, 0xfec0_0000, 0xfee0_0000, 0xffff_fff0] {
+            prop_assert!(seat.memory.find(addr).is_none());
+        }
+        f.reset();
+        prop_assert_eq!(config_dword(&f, 4), 0x0010_0000);
+        prop_assert!(seat.doorbells.attached().is_empty());
+        for base in [0xc000_0000_u64, 0xd000_0000] {
+            prop_assert!(seat.memory.find(base).is_none());
+        }
+    }
+}

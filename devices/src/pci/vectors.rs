@@ -1,0 +1,174 @@
+//! What MSI and MSI-X have in common: vectors with a message, a mask and a pending bit.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use tracing::warn;
+
+use crate::irq::{MsiAllocator, MsiMessage, MsiVector};
+
+/// The vectors of one capability. A vector costs a route of the hypervisor only once the guest unmasks it.
+///
+/// `trigger` takes no lock. The order that makes it safe against a vCPU that unmasks at the same time: a
+/// trigger sets the pending bit and then looks at the mask again, an unmask clears the mask and then looks
+/// at the pending bit. Sequentially consistent, so at least one of the two sees the other and delivers.
+pub(super) struct Vectors {
+    slots: Box<[Slot]>,
+    programs: Mutex<Box<[Program]>>,
+    /// Enabled, and not masked as a whole.
+    open: AtomicBool,
+    allocator: Arc<dyn MsiAllocator>,
+}
+
+struct Slot {
+    masked: AtomicBool,
+    pending: AtomicBool,
+    vector: OnceLock<Arc<dyn MsiVector>>,
+}
+
+/// What the guest wrote for one vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Program {
+    pub(super) message: MsiMessage,
+    pub(super) masked: bool,
+    /// What the hypervisor was told last.
+    routed: Option<MsiMessage>,
+}
+
+impl Vectors {
+    /// `count` vectors with no message; `masked` is the mask of each at power-on.
+    pub(super) fn new(count: u16, masked: bool, allocator: Arc<dyn MsiAllocator>) -> Self {
+        let slot = |_| Slot {
+            masked: AtomicBool::new(masked),
+            pending: AtomicBool::new(false),
+            vector: OnceLock::new(),
+        };
+        let program = Program { message: MsiMessage::default(), masked, routed: None };
+        Self {
+            slots: (0..count).map(slot).collect(),
+            programs: Mutex::new(vec![program; usize::from(count)].into()),
+            open: AtomicBool::new(false),
+            allocator,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Delivers vector `n`, or makes it pending while it is masked. From any thread.
+    pub(super) fn trigger(&self, n: usize) {
+        let Some(slot) = self.slots.get(n) else { return };
+        if self.delivers(slot) {
+            slot.fire();
+            return;
+        }
+        slot.pending.store(true, Ordering::SeqCst);
+        self.flush(slot);
+    }
+
+    pub(super) fn is_pending(&self, n: usize) -> bool {
+        self.slots.get(n).is_some_and(|slot| slot.pending.load(Ordering::SeqCst))
+    }
+
+    /// What the guest wrote for vector `n`.
+    pub(super) fn program(&self, n: usize) -> Option<Program> {
+        self.lock().get(n).copied()
+    }
+
+    /// The guest writes message and mask of vector `n`. Routes and delivers before it returns.
+    pub(super) fn set_program(&self, n: usize, message: MsiMessage, masked: bool) {
+        let mut programs = self.lock();
+        let (Some(program), Some(slot)) = (programs.get_mut(n), self.slots.get(n)) else { return };
+        (program.message, program.masked) = (message, masked);
+        if masked {
+            slot.masked.store(true, Ordering::SeqCst);
+            return;
+        }
+        if self.open.load(Ordering::SeqCst) {
+            self.route(slot, program);
+        }
+        slot.masked.store(false, Ordering::SeqCst);
+        self.flush(slot);
+    }
+
+    /// Enable and function mask changed. `open`: vectors that are not masked themselves deliver.
+    pub(super) fn set_open(&self, open: bool) {
+        let mut programs = self.lock();
+        if open == self.open.load(Ordering::SeqCst) {
+            return;
+        }
+        if !open {
+            self.open.store(false, Ordering::SeqCst);
+            return;
+        }
+        for (program, slot) in programs.iter_mut().zip(&self.slots) {
+            if !program.masked {
+                self.route(slot, program);
+            }
+        }
+        self.open.store(true, Ordering::SeqCst);
+        self.slots.iter().for_each(|slot| self.flush(slot));
+    }
+
+    /// Nothing waits any more: the capability was disabled.
+    pub(super) fn forget_pending(&self) {
+        for slot in &self.slots {
+            slot.pending.store(false, Ordering::SeqCst);
+        }
+    }
+
+    /// Back to power-on. Routes that exist stay for the next use.
+    pub(super) fn reset(&self, masked: bool) {
+        self.set_open(false);
+        let mut programs = self.lock();
+        for (program, slot) in programs.iter_mut().zip(&self.slots) {
+            (program.message, program.masked) = (MsiMessage::default(), masked);
+            slot.masked.store(masked, Ordering::SeqCst);
+            slot.pending.store(false, Ordering::SeqCst);
+        }
+    }
+
+    fn delivers(&self, slot: &Slot) -> bool {
+        self.open.load(Ordering::SeqCst) && !slot.masked.load(Ordering::SeqCst)
+    }
+
+    fn flush(&self, slot: &Slot) {
+        if self.delivers(slot) && slot.pending.swap(false, Ordering::SeqCst) {
+            slot.fire();
+        }
+    }
+
+    /// Makes the hypervisor know the message. A failure costs the interrupts of this vector, not the device.
+    fn route(&self, slot: &Slot, program: &mut Program) {
+        if program.routed == Some(program.message) {
+            return;
+        }
+        let vector = match slot.vector.get() {
+            Some(vector) => vector,
+            None => match self.allocator.allocate() {
+                Ok(vector) => slot.vector.get_or_init(|| vector),
+                Err(error) => {
+                    warn!(%error, "no route for a message-signalled interrupt");
+                    return;
+                }
+            },
+        };
+        match vector.route(program.message) {
+            Ok(()) => program.routed = Some(program.message),
+            Err(error) => warn!(%error, message = ?program.message, "interrupt message not routed"),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Box<[Program]>> {
+        self.programs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Slot {
+    fn fire(&self) {
+        if let Some(vector) = self.vector.get() {
+            vector.trigger();
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Where BARs may appear: the machine's buses behind [`BarWindow`].
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use tracing::debug;
+
+use super::BarWindow;
+use crate::bus::{Bus, BusDevice, Space};
+
+/// Maps BARs on the buses, within the ranges that the machine routes to PCI.
+pub struct BusWindows {
+    memory: Arc<Bus>,
+    ports: Arc<Bus>,
+    allowed_memory: Vec<Range<u64>>,
+    allowed_ports: Vec<Range<u64>>,
+}
+
+impl BusWindows {
+    /// `allowed_memory` and `allowed_ports` hold no RAM and no legacy range. A BAR has to lie within one of them.
+    pub fn new(
+        memory: Arc<Bus>,
+        ports: Arc<Bus>,
+        allowed_memory: Vec<Range<u64>>,
+        allowed_ports: Vec<Range<u64>>,
+    ) -> Self {
+        Self { memory, ports, allowed_memory, allowed_ports }
+    }
+
+    fn of(&self, space: Space) -> (&Bus, &[Range<u64>]) {
+        match space {
+            Space::Memory => (&self.memory, &self.allowed_memory),
+            Space::Port => (&self.ports, &self.allowed_ports),
+        }
+    }
+}
+
+impl BarWindow for BusWindows {
+    fn map(&self, space: Space, base: u64, len: u64, device: Arc<dyn BusDevice>) -> bool {
+        let (bus, allowed) = self.of(space);
+        let inside = |range: &Range<u64>| {
+            range.start <= base && base.checked_add(len).is_some_and(|end| end <= range.end)
+        };
+        if !allowed.iter().any(inside) {
+            debug!(device = device.name(), base, len, ?space, "no PCI window there");
+            return false;
+        }
+        bus.map(base, len, device).inspect_err(|error| debug!(%error, ?space, "BAR overlaps")).is_ok()
+    }
+
+    fn unmap(&self, space: Space, base: u64) {
+        self.of(space).0.unmap(base);
+    }
+}
