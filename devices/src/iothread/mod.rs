@@ -3,27 +3,84 @@
 //! Nothing blocks on an I/O thread. Tasks are futures that never leave it; they wait for the ring, for doorbells
 //! (event descriptors) and for timers. An operation moves its file and memory into the ring's slot and gets them
 //! back at completion, so a dropped future can never leave the kernel writing to freed memory.
+//!
+//! ```text
+//!   run ready tasks -> batch hooks -> enter the ring (submit, and wait if nothing is ready) -> reap -> ...
+//! ```
+//!
+//! # Dropping a future
+//! A future of this module may be dropped at any await point, for example by an abort of the command it serves.
+//! What the kernel has not got yet is simply forgotten. What it has is cancelled, which may come too late: the
+//! operation then runs to its end without anyone to tell. [`Io::quiesce`] waits for that end, after which no
+//! abandoned operation touches memory any more.
+
+mod blocking;
+mod event;
+mod executor;
+mod hold;
+mod op;
+mod pool;
+mod ring;
+mod setup;
+mod wake;
+
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::mem::{FromGuest, ToGuest};
+use crate::mem::{FromGuest, SgList, ToGuest};
+use executor::Core;
+use op::Op;
+use ring::{Key, Outcome};
+use wake::Shared;
+
+pub use event::Watch;
+pub use hold::{Claims, Hold};
+pub use pool::TaskPool;
+
+/// Submission entries of a thread's ring.
+const RING_ENTRIES: u32 = 256;
+/// How often a transfer that the host answers with "try again" is tried.
+const TRIES: usize = 16;
 
 /// A running I/O thread. Dropping it asks the thread to end, drains its ring and joins it.
+///
+/// Tasks that still run are dropped. Operations that the host does not finish hold the drop up.
 pub struct IoThread {
     remote: Remote,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl IoThread {
     /// Starts a thread called `name` (at most 15 bytes are visible in the system).
-    pub fn start(_name: &str) -> io::Result<Self> {
-        Err(io::ErrorKind::Unsupported.into())
+    ///
+    /// Fails, saying what to do, when the host offers no io_uring.
+    pub fn start(name: &str) -> io::Result<Self> {
+        let shared = Arc::new(Shared::new()?);
+        let remote = Remote { shared: shared.clone() };
+        let (started, result) = mpsc::sync_channel(1);
+        let main = move || match Core::new(shared) {
+            Ok(core) => {
+                let _ = started.send(Ok(()));
+                serve(core);
+            }
+            Err(e) => drop(started.send(Err(e))),
+        };
+        let thread = std::thread::Builder::new().name(name.into()).spawn(main)?;
+        let thread = Self { remote, thread: Some(thread) };
+        match result.recv() {
+            Ok(result) => result.map(|()| thread),
+            Err(_) => Err(io::Error::other("an I/O thread ended at once")),
+        }
     }
 
     /// A handle for other threads.
@@ -32,105 +89,251 @@ impl IoThread {
     }
 }
 
+impl Drop for IoThread {
+    fn drop(&mut self) {
+        self.remote.shared.post(|inbox| inbox.stop = true);
+        let ended = self.thread.take().map(JoinHandle::join);
+        if let Some(Err(panic)) = ended
+            && !std::thread::panicking()
+        {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+/// The body of an I/O thread. Cleans up also when a task panics.
+fn serve(core: Rc<Core>) {
+    struct ShutDown(Rc<Core>);
+    impl Drop for ShutDown {
+        fn drop(&mut self) {
+            self.0.shut_down();
+        }
+    }
+    let guard = ShutDown(core);
+    if let Err(e) = guard.0.run() {
+        tracing::error!("an I/O thread ends because its io_uring failed: {e}");
+    }
+}
+
 /// Reaches an I/O thread from any other.
 #[derive(Clone)]
-pub struct Remote {}
+pub struct Remote {
+    shared: Arc<Shared>,
+}
 
 impl Remote {
     /// Runs the future that `make` builds on the I/O thread. Allocates: for workers that live long.
-    pub fn spawn<M, F>(&self, _make: M)
+    ///
+    /// When the thread has ended, `make` is dropped.
+    pub fn spawn<M, F>(&self, make: M)
     where
         M: FnOnce(Io) -> F + Send + 'static,
         F: Future<Output = ()> + 'static,
     {
+        self.shared.post(|inbox| inbox.starts.push(Box::new(move |io: &Io| io.spawn(make(io.clone())))));
     }
 }
 
 /// The current I/O thread, for the tasks that run on it.
 #[derive(Clone)]
 pub struct Io {
-    _inner: Rc<()>,
+    core: Rc<Core>,
 }
 
 impl Io {
     /// Runs another task on this thread. Allocates; per-command tasks go through a [`TaskPool`].
-    pub fn spawn(&self, _task: impl Future<Output = ()> + 'static) {}
-
-    /// Reads at `at`; gives back how many bytes came (short at end of file) and the memory.
-    pub async fn read(&self, _file: &Arc<File>, _at: u64, into: ToGuest) -> (io::Result<u64>, ToGuest) {
-        (Ok(0), into)
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.core.spawn(task);
     }
 
-    /// Writes at `at`; with `stable` the data is on stable storage at completion (RWF_DSYNC).
+    /// Reads at `at`; gives back how many bytes came (short at end of file) and the memory.
+    pub async fn read(&self, file: &Arc<File>, at: u64, into: ToGuest) -> (io::Result<u64>, ToGuest) {
+        self.read_held(file, at, into, &Hold::none()).await
+    }
+
+    /// As [`Io::read`], with a claim that lasts until the kernel is done.
+    pub async fn read_held(
+        &self,
+        file: &Arc<File>,
+        at: u64,
+        into: ToGuest,
+        hold: &Hold,
+    ) -> (io::Result<u64>, ToGuest) {
+        let op = |mem, first, at| Op::Read { file: file.clone(), at, mem, first, hold: hold.clone() };
+        let (result, mem) = self.transfer(at, into.into_inner(), op).await;
+        (result, ToGuest::new(mem))
+    }
+
+    /// Writes at `at`; gives back how many bytes went and the memory.
+    ///
+    /// With `stable` the data is on stable storage at completion (RWF_DSYNC).
     pub async fn write(
         &self,
-        _file: &Arc<File>,
-        _at: u64,
+        file: &Arc<File>,
+        at: u64,
         from: FromGuest,
-        _stable: bool,
+        stable: bool,
     ) -> (io::Result<u64>, FromGuest) {
-        (Ok(0), from)
+        self.write_held(file, at, from, stable, &Hold::none()).await
+    }
+
+    /// As [`Io::write`], with a claim that lasts until the kernel is done.
+    pub async fn write_held(
+        &self,
+        file: &Arc<File>,
+        at: u64,
+        from: FromGuest,
+        stable: bool,
+        hold: &Hold,
+    ) -> (io::Result<u64>, FromGuest) {
+        let op =
+            |mem, first, at| Op::Write { file: file.clone(), at, mem, first, stable, hold: hold.clone() };
+        let (result, mem) = self.transfer(at, from.into_inner(), op).await;
+        (result, FromGuest::new(mem))
     }
 
     /// fdatasync(2).
-    pub async fn sync(&self, _file: &Arc<File>) -> io::Result<()> {
-        Ok(())
+    pub async fn sync(&self, file: &Arc<File>) -> io::Result<()> {
+        check(self.run(Op::Sync { file: file.clone() }).await.result).map(drop)
     }
 
     /// fallocate(2) with `mode` as of the system call.
-    pub async fn allocate(&self, _file: &Arc<File>, _mode: i32, _at: u64, _len: u64) -> io::Result<()> {
-        Ok(())
+    pub async fn allocate(&self, file: &Arc<File>, mode: i32, at: u64, len: u64) -> io::Result<()> {
+        self.allocate_held(file, mode, at, len, &Hold::none()).await
     }
 
-    /// Waits until `event` is signalled and takes its count.
-    pub async fn wait(&self, _event: &Arc<EventFd>) -> io::Result<u64> {
-        Ok(0)
+    /// As [`Io::allocate`], with a claim that lasts until the kernel is done.
+    pub async fn allocate_held(
+        &self,
+        file: &Arc<File>,
+        mode: i32,
+        at: u64,
+        len: u64,
+        hold: &Hold,
+    ) -> io::Result<()> {
+        let op = Op::Allocate { file: file.clone(), mode, at, len, hold: hold.clone() };
+        check(self.run(op).await.result).map(drop)
+    }
+
+    /// Waits until `file` can be read without blocking (poll(2), POLLIN): for devices that are not block devices.
+    pub async fn readable(&self, file: &Arc<File>) -> io::Result<()> {
+        check(self.run(Op::Readable { file: file.clone() }).await.result).map(drop)
+    }
+
+    /// Waits until `event` is signalled and takes its count. Dropping the future may lose a count it has taken.
+    pub async fn wait(&self, event: &Arc<EventFd>) -> io::Result<u64> {
+        loop {
+            let outcome = self.run(Op::Event(event.clone())).await;
+            match outcome.result {
+                // Another reader was faster.
+                again if again == -libc::EAGAIN => {}
+                result => return check(result).map(|_| outcome.count),
+            }
+        }
+    }
+
+    /// Watches `event` without taking its count: cheaper than [`Io::wait`] when it is signalled often.
+    pub fn watch(&self, event: &Arc<EventFd>) -> Watch {
+        Watch::new(self, event)
     }
 
     /// Waits for `time` to pass.
-    pub async fn sleep(&self, _time: Duration) {}
+    pub async fn sleep(&self, time: Duration) {
+        self.run(Op::Sleep(time)).await;
+    }
 
-    /// Runs `work` on a helper thread that may block.
+    /// Runs `work` on a helper thread that may block. Dropping the future does not stop the work.
     pub async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<T> {
-        Ok(work())
+        blocking::run(&self.core.helpers, work).await
+    }
+
+    /// Waits until no operation whose future was dropped is in flight on this thread any more: from then on the
+    /// host neither reads nor writes memory or files for any of them.
+    pub async fn quiesce(&self) {
+        poll_fn(|cx| self.core.ring.borrow_mut().poll_quiet(cx.waker())).await;
     }
 
     /// Calls `hook` at the end of every round of the executor, after all ready tasks ran and before the thread
     /// submits and sleeps, until the guard is dropped: one interrupt for a batch of completions.
     pub fn at_batch_end(&self, hook: impl Fn() + 'static) -> BatchHook {
-        BatchHook { _hook: Rc::new(hook) }
+        let hook: Rc<dyn Fn()> = Rc::new(hook);
+        self.core.add_hook(Rc::downgrade(&hook));
+        BatchHook { _hook: hook }
     }
+
+    /// Moves all of `mem`, in as many operations as its segments need; ends early when one comes short.
+    async fn transfer(
+        &self,
+        at: u64,
+        mut mem: SgList,
+        make: impl Fn(SgList, usize, u64) -> Op,
+    ) -> (io::Result<u64>, SgList) {
+        let (mut first, mut done, mut tries) = (0, 0u64, 0);
+        loop {
+            let wanted: u64 = op::segments(&mem, first).iter().map(|v| v.iov_len as u64).sum();
+            if wanted == 0 {
+                return (Ok(done), mem);
+            }
+            // The kernel takes an offset of all ones for "the current position".
+            let Some(here) = at.checked_add(done).filter(|&here| i64::try_from(here).is_ok()) else {
+                return (Err(io::ErrorKind::InvalidInput.into()), mem);
+            };
+            let outcome = self.run(make(mem, first, here)).await;
+            mem = match outcome.op {
+                Op::Read { mem, .. } | Op::Write { mem, .. } => mem,
+                _ => SgList::empty(),
+            };
+            match check(outcome.result) {
+                Ok(moved) => {
+                    done += moved;
+                    if moved < wanted {
+                        return (Ok(done), mem);
+                    }
+                    first += op::SEGMENTS_MAX;
+                    tries = 0;
+                }
+                Err(e) if tries < TRIES && matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => {
+                    tries += 1;
+                }
+                Err(_) if done > 0 => return (Ok(done), mem),
+                Err(e) => return (Err(e), mem),
+            }
+        }
+    }
+
+    /// Hands `op` to the ring and waits for its end.
+    async fn run(&self, op: Op) -> Outcome {
+        let mut running = Running { core: &self.core, key: None };
+        let key = *running.key.insert(self.core.start(op));
+        let outcome = poll_fn(|cx| self.core.ring.borrow_mut().poll(key, cx.waker())).await;
+        running.key = None;
+        outcome
+    }
+}
+
+/// Abandons its operation when dropped early.
+struct Running<'a> {
+    core: &'a Core,
+    key: Option<Key>,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            self.core.abandon(key);
+        }
+    }
+}
+
+/// A count, or the error that a negative completion stands for.
+fn check(result: i32) -> io::Result<u64> {
+    u64::try_from(result).map_err(|_| io::Error::from_raw_os_error(result.saturating_neg()))
 }
 
 /// Keeps a hook of [`Io::at_batch_end`] alive.
 pub struct BatchHook {
     _hook: Rc<dyn Fn()>,
-}
-
-/// A fixed number of reused task slots for futures of one type: a warm command spawns without allocating.
-pub struct TaskPool<F> {
-    _slots: Vec<F>,
-}
-
-impl<F: Future<Output = ()> + 'static> TaskPool<F> {
-    /// A pool on this thread with room for `capacity` tasks at once; slots are made when first used.
-    pub fn new(_io: &Io, _capacity: usize) -> Self {
-        Self { _slots: Vec::new() }
-    }
-
-    /// Starts `task`, or gives it back when the pool is full.
-    pub fn spawn(&self, task: F) -> Result<(), F> {
-        Err(task)
-    }
-
-    /// Number of tasks not yet finished.
-    pub fn running(&self) -> usize {
-        0
-    }
-
-    /// Waits until no task is running.
-    pub async fn drained(&self) {}
 }

@@ -1,0 +1,226 @@
+//! The local executor: tasks, the ready queue and the root loop of an I/O thread.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use super::blocking::Helpers;
+use super::op::Op;
+use super::ring::{Key, Reaped, Ring};
+use super::wake::{Inbox, Shared, TaskWaker};
+use super::{Io, RING_ENTRIES};
+
+/// Tasks polled before the thread looks at the ring again: a task that always wakes itself starves nobody.
+const POLLS_PER_ROUND: usize = 1024;
+
+thread_local! {
+    static CURRENT: RefCell<Option<Rc<Core>>> = const { RefCell::new(None) };
+}
+
+/// Queues a task slot if the calling thread is the I/O thread behind `shared`.
+pub(super) fn queue_here(shared: &Arc<Shared>, index: u32) -> bool {
+    let queue = |current: &RefCell<Option<Rc<Core>>>| match &*current.borrow() {
+        Some(core) if Arc::ptr_eq(&core.shared, shared) => {
+            core.ready.borrow_mut().push_back(index);
+            true
+        }
+        _ => false,
+    };
+    CURRENT.try_with(queue).unwrap_or(false)
+}
+
+/// A task slot as the executor sees it.
+pub(super) trait Run {
+    /// Polls the task if there is one; true when the slot is used up.
+    fn run(&self) -> bool;
+    /// Drops the task.
+    fn cancel(&self);
+}
+
+/// The state of one I/O thread.
+pub(super) struct Core {
+    pub(super) shared: Arc<Shared>,
+    pub(super) ring: RefCell<Ring>,
+    pub(super) helpers: Arc<Helpers>,
+    ready: RefCell<VecDeque<u32>>,
+    tasks: RefCell<Tasks>,
+    hooks: RefCell<Vec<Weak<dyn Fn()>>>,
+    closing: Cell<bool>,
+}
+
+#[derive(Default)]
+struct Tasks {
+    slots: Vec<Option<Rc<dyn Run>>>,
+    free: Vec<u32>,
+}
+
+impl Core {
+    pub(super) fn new(shared: Arc<Shared>) -> io::Result<Rc<Self>> {
+        Ok(Rc::new(Self {
+            shared,
+            ring: RefCell::new(Ring::new(RING_ENTRIES)?),
+            helpers: Arc::default(),
+            ready: RefCell::default(),
+            tasks: RefCell::default(),
+            hooks: RefCell::default(),
+            closing: Cell::new(false),
+        }))
+    }
+
+    /// Adds a task slot that `make` builds around its number; `None` when the thread is ending.
+    pub(super) fn add<T: Run + 'static>(&self, make: impl FnOnce(u32) -> Rc<T>) -> Option<Rc<T>> {
+        if self.closing.get() {
+            return None;
+        }
+        let mut tasks = self.tasks.borrow_mut();
+        let index = tasks.free.pop().unwrap_or(tasks.slots.len() as u32);
+        let task = make(index);
+        match tasks.slots.get_mut(index as usize) {
+            Some(slot) => *slot = Some(task.clone()),
+            None => tasks.slots.push(Some(task.clone())),
+        }
+        Some(task)
+    }
+
+    /// Takes a task slot out of use.
+    pub(super) fn remove(&self, index: u32) {
+        let mut tasks = self.tasks.borrow_mut();
+        let gone = tasks.slots.get_mut(index as usize).and_then(Option::take);
+        if gone.is_some() {
+            tasks.free.push(index);
+        }
+        drop(tasks);
+    }
+
+    pub(super) fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
+        let make = |index| {
+            let flag = Arc::new(TaskWaker::new(self.shared.clone(), index));
+            let future: Pin<Box<dyn Future<Output = ()>>> = Box::pin(task);
+            Rc::new(Boxed { waker: flag.clone().into(), flag, future: RefCell::new(Some(future)) })
+        };
+        if let Some(task) = self.add(make) {
+            task.waker.wake_by_ref();
+        }
+    }
+
+    pub(super) fn add_hook(&self, hook: Weak<dyn Fn()>) {
+        self.hooks.borrow_mut().push(hook);
+    }
+
+    pub(super) fn start(&self, op: Op) -> Key {
+        self.ring.borrow_mut().start(op)
+    }
+
+    pub(super) fn abandon(&self, key: Key) {
+        let op = self.ring.borrow_mut().abandon(key);
+        drop(op);
+    }
+
+    /// Serves tasks until another thread asks to stop.
+    pub(super) fn run(self: &Rc<Self>) -> io::Result<()> {
+        CURRENT.set(Some(self.clone()));
+        let io = Io { core: self.clone() };
+        // Other threads ring this bell; the task only has to make the ring return.
+        let bell = io.clone();
+        self.spawn(async move { while bell.wait(&bell.core.shared.bell).await.is_ok() {} });
+        let mut inbox = Inbox::default();
+        let mut reaped = Reaped::default();
+        let end = loop {
+            if self.shared.take(&mut inbox) {
+                if inbox.stop {
+                    break Ok(());
+                }
+                self.ready.borrow_mut().extend(inbox.wakes.drain(..));
+                inbox.starts.drain(..).for_each(|start| start(&io));
+            }
+            self.run_ready();
+            self.run_hooks();
+            let idle = self.ready.borrow().is_empty();
+            // Polling before sleeping would go here: look at the ring and the inbox for a while, then sleep.
+            let sleep = idle && self.shared.fall_asleep();
+            let entered = self.ring.borrow_mut().enter(sleep);
+            self.shared.wake_up();
+            if let Err(e) = entered {
+                break Err(e);
+            }
+            self.ring.borrow_mut().reap(&mut reaped);
+            reaped.settle();
+        };
+        drop(inbox);
+        end
+    }
+
+    /// Drops all tasks and waits until the kernel has let go of their memory.
+    pub(super) fn shut_down(&self) {
+        self.closing.set(true);
+        drop(self.shared.close());
+        self.helpers.close();
+        loop {
+            let tasks = std::mem::take(&mut *self.tasks.borrow_mut());
+            if tasks.slots.is_empty() {
+                break;
+            }
+            tasks.slots.iter().flatten().for_each(|task| task.cancel());
+        }
+        let drained = self.ring.borrow_mut().drain();
+        match drained {
+            Ok(mut reaped) => reaped.settle(),
+            Err(e) => tracing::error!("an I/O thread could not drain its ring: {e}"),
+        }
+        CURRENT.set(None);
+    }
+
+    fn run_ready(&self) {
+        for _ in 0..POLLS_PER_ROUND {
+            let Some(index) = self.ready.borrow_mut().pop_front() else { return };
+            let task = self.tasks.borrow().slots.get(index as usize).cloned().flatten();
+            if task.is_some_and(|task| task.run()) {
+                self.remove(index);
+            }
+        }
+    }
+
+    fn run_hooks(&self) {
+        let mut dead = false;
+        let count = self.hooks.borrow().len();
+        for i in 0..count {
+            let hook = self.hooks.borrow().get(i).and_then(Weak::upgrade);
+            match hook {
+                Some(hook) => hook(),
+                None => dead = true,
+            }
+        }
+        if dead {
+            self.hooks.borrow_mut().retain(|hook| hook.strong_count() > 0);
+        }
+    }
+}
+
+/// A task of its own kind, in its own allocation.
+struct Boxed {
+    flag: Arc<TaskWaker>,
+    waker: Waker,
+    future: RefCell<Option<Pin<Box<dyn Future<Output = ()>>>>>,
+}
+
+impl Run for Boxed {
+    fn run(&self) -> bool {
+        self.flag.clear();
+        let Some(mut future) = self.future.borrow_mut().take() else { return false };
+        if let Poll::Ready(()) = future.as_mut().poll(&mut Context::from_waker(&self.waker)) {
+            return true;
+        }
+        *self.future.borrow_mut() = Some(future);
+        false
+    }
+
+    fn cancel(&self) {
+        let future = self.future.borrow_mut().take();
+        drop(future);
+    }
+}

@@ -1,0 +1,102 @@
+//! Operations and their submission entries.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use io_uring::types::{Fd, FsyncFlags, Timespec};
+use io_uring::{opcode, squeue};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::Hold;
+use crate::mem::SgList;
+
+/// Segments of one vectored transfer at most (UIO_MAXIOV of Linux).
+pub(super) const SEGMENTS_MAX: usize = 1024;
+
+/// What the kernel shall do, with everything it needs for it.
+///
+/// A `hold` is not looked at: it ends with the operation.
+#[expect(dead_code, reason = "holds are kept for their Drop")]
+pub(super) enum Op {
+    /// Fills the segments of `mem` from number `first` on, at most [`SEGMENTS_MAX`] of them.
+    Read { file: Arc<File>, at: u64, mem: SgList, first: usize, hold: Hold },
+    /// Writes the segments of `mem` from number `first` on, at most [`SEGMENTS_MAX`] of them.
+    Write { file: Arc<File>, at: u64, mem: SgList, first: usize, stable: bool, hold: Hold },
+    /// fdatasync(2).
+    Sync { file: Arc<File> },
+    /// fallocate(2).
+    Allocate { file: Arc<File>, mode: i32, at: u64, len: u64, hold: Hold },
+    /// Waits until the descriptor can be read.
+    Readable { file: Arc<File> },
+    /// Waits for the event and takes its count.
+    Event(Arc<EventFd>),
+    /// Reports every signal of the event until cancelled; the count stays in the event.
+    Watch(Arc<EventFd>),
+    /// Waits for the time to pass.
+    Sleep(Duration),
+}
+
+impl Op {
+    /// Whether the kernel reads or writes memory that others see, and how much of it may be queued is bounded.
+    pub(super) fn is_transfer(&self) -> bool {
+        matches!(self, Self::Read { .. } | Self::Write { .. } | Self::Sync { .. } | Self::Allocate { .. })
+    }
+
+    /// Submission entries it takes.
+    pub(super) fn entries(&self) -> usize {
+        if matches!(self, Self::Event(_)) { 2 } else { 1 }
+    }
+
+    /// The submission entry. It points into the operation, to `count` and to `time`: all three must stay where they
+    /// are, and the operation unchanged, until the kernel has completed it.
+    pub(super) fn entry(&self, count: &AtomicU64, time: &Cell<Timespec>) -> squeue::Entry {
+        let fd = |file: &Arc<File>| Fd(file.as_raw_fd());
+        match self {
+            Self::Read { file, at, mem, first, .. } => match segments(mem, *first) {
+                [one] if let Ok(len) = u32::try_from(one.iov_len) => {
+                    opcode::Read::new(fd(file), one.iov_base.cast(), len).offset(*at).build()
+                }
+                list => opcode::Readv::new(fd(file), list.as_ptr(), list.len() as u32).offset(*at).build(),
+            },
+            Self::Write { file, at, mem, first, stable, .. } => {
+                let flags = if *stable { libc::RWF_DSYNC } else { 0 };
+                match segments(mem, *first) {
+                    [one] if let Ok(len) = u32::try_from(one.iov_len) => {
+                        let base = one.iov_base.cast_const().cast();
+                        opcode::Write::new(fd(file), base, len).offset(*at).rw_flags(flags).build()
+                    }
+                    list => opcode::Writev::new(fd(file), list.as_ptr(), list.len() as u32)
+                        .offset(*at)
+                        .rw_flags(flags)
+                        .build(),
+                }
+            }
+            Self::Sync { file } => opcode::Fsync::new(fd(file)).flags(FsyncFlags::DATASYNC).build(),
+            Self::Allocate { file, mode, at, len, .. } => {
+                opcode::Fallocate::new(fd(file), *len).offset(*at).mode(*mode).build()
+            }
+            Self::Readable { file } => opcode::PollAdd::new(fd(file), libc::POLLIN as u32).build(),
+            Self::Event(event) => {
+                opcode::Read::new(Fd(event.as_raw_fd()), count.as_ptr().cast(), size_of::<u64>() as u32)
+                    .build()
+            }
+            Self::Watch(event) => {
+                opcode::PollAdd::new(Fd(event.as_raw_fd()), libc::POLLIN as u32).multi(true).build()
+            }
+            Self::Sleep(span) => {
+                time.set(Timespec::new().sec(span.as_secs()).nsec(span.subsec_nanos()));
+                opcode::Timeout::new(time.as_ptr()).build()
+            }
+        }
+    }
+}
+
+/// The segments that one operation moves.
+pub(super) fn segments(mem: &SgList, first: usize) -> &[libc::iovec] {
+    let rest = mem.iovecs().get(first..).unwrap_or_default();
+    rest.get(..SEGMENTS_MAX).unwrap_or(rest)
+}

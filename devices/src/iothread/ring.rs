@@ -1,0 +1,433 @@
+//! The ring: operations that own what the kernel works on.
+//!
+//! An operation is moved into a slot and stays there until the kernel has posted its last completion. Its future
+//! holds the slot's key only. New operations queue here and reach the kernel when the thread enters it, so a
+//! full submission queue makes them wait in order and is never an error.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use super::op::Op;
+use super::setup;
+use io_uring::types::{Fd, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+
+/// Slots are made this many at a time and never move.
+const CHUNK: usize = 32;
+
+/// Bit of the user data that marks the poll before the read of [`Op::Event`].
+const PART: u64 = 1 << 31;
+/// User data of cancellations, whose own result is of no interest.
+const CANCEL: u64 = u64::MAX;
+
+/// Names a slot during one use of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Key {
+    index: u32,
+    generation: u32,
+}
+
+impl Key {
+    fn user_data(self) -> u64 {
+        (u64::from(self.generation) << 32) | u64::from(self.index)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Free,
+    Queued,
+    InFlight,
+    Detached,
+    Done,
+}
+
+/// One operation. All fields are cells: the kernel may write `count` while others are in use.
+struct Slot {
+    generation: Cell<u32>,
+    stage: Cell<Stage>,
+    /// Completions that the kernel still owes.
+    owed: Cell<u8>,
+    result: Cell<i32>,
+    op: RefCell<Option<Op>>,
+    waker: Cell<Option<Waker>>,
+    count: AtomicU64,
+    time: Cell<Timespec>,
+}
+
+impl Slot {
+    fn new() -> Self {
+        Self {
+            generation: Cell::new(0),
+            stage: Cell::new(Stage::Free),
+            owed: Cell::new(0),
+            result: Cell::new(0),
+            op: RefCell::new(None),
+            waker: Cell::new(None),
+            count: AtomicU64::new(0),
+            time: Cell::new(Timespec::new()),
+        }
+    }
+}
+
+/// What an operation ended with.
+pub(super) struct Outcome {
+    /// As of the completion entry: a count, or a negative error number.
+    pub(super) result: i32,
+    /// The count that [`Op::Event`] took.
+    pub(super) count: u64,
+    /// The operation, with its memory.
+    pub(super) op: Op,
+}
+
+/// What came out of the ring, to be dealt with when the ring is not borrowed any more.
+#[derive(Default)]
+pub(super) struct Reaped {
+    pub(super) wakers: Vec<Waker>,
+    /// Abandoned operations that the kernel has let go of.
+    pub(super) ops: Vec<Op>,
+}
+
+impl Reaped {
+    /// Wakes and drops all of it.
+    pub(super) fn settle(&mut self) {
+        self.ops.clear();
+        self.wakers.drain(..).for_each(Waker::wake);
+    }
+}
+
+/// An io_uring and the operations in it. Used by the thread that made it only.
+pub(super) struct Ring {
+    uring: IoUring,
+    slots: Vec<Rc<[Slot]>>,
+    free: Vec<u32>,
+    /// Waits and timers: they only wait for room in the submission queue.
+    waits: VecDeque<Key>,
+    /// Transfers: they also wait for room in the completion queue.
+    transfers: VecDeque<Key>,
+    cancels: VecDeque<u64>,
+    in_flight: usize,
+    in_flight_max: usize,
+    /// Transfers whose futures are gone while the kernel still works on them.
+    detached: usize,
+    quiet: Vec<Waker>,
+}
+
+impl Ring {
+    /// A ring of `entries` submission entries, with the best set-up that the kernel offers.
+    pub(super) fn new(entries: u32) -> io::Result<Self> {
+        let uring = setup::make(entries)?;
+        let in_flight_max = uring.params().cq_entries() as usize;
+        Ok(Self {
+            uring,
+            slots: Vec::new(),
+            free: Vec::new(),
+            waits: VecDeque::new(),
+            transfers: VecDeque::new(),
+            cancels: VecDeque::new(),
+            in_flight: 0,
+            in_flight_max,
+            detached: 0,
+            quiet: Vec::new(),
+        })
+    }
+
+    /// Queues an operation.
+    pub(super) fn start(&mut self, op: Op) -> Key {
+        let index = self.free.pop().unwrap_or_else(|| self.grow());
+        let mut key = Key { index, generation: 0 };
+        let transfer = op.is_transfer();
+        if let Some(slot) = self.at(index) {
+            key.generation = slot.generation.get();
+            slot.stage.set(Stage::Queued);
+            slot.result.set(0);
+            slot.count.store(0, Ordering::Relaxed);
+            *slot.op.borrow_mut() = Some(op);
+        }
+        if transfer {
+            self.transfers.push_back(key)
+        } else {
+            self.waits.push_back(key)
+        }
+        key
+    }
+
+    /// The outcome once it is there; before that, `waker` is woken when it comes.
+    pub(super) fn poll(&mut self, key: Key, waker: &Waker) -> Poll<Outcome> {
+        let Some(slot) = self.named(key) else { return Poll::Pending };
+        if slot.stage.get() != Stage::Done {
+            register(&slot.waker, waker);
+            return Poll::Pending;
+        }
+        let (result, count) = (slot.result.get(), slot.count.load(Ordering::Acquire));
+        match self.release(key) {
+            Some(op) => Poll::Ready(Outcome { result, count, op }),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Signals of an [`Op::Watch`] since the last call; `None` when it ended and must be released.
+    pub(super) fn poll_watch(&mut self, key: Key, waker: &Waker) -> Poll<Option<u64>> {
+        let Some(slot) = self.named(key) else { return Poll::Ready(None) };
+        let count = slot.count.swap(0, Ordering::AcqRel);
+        if count > 0 {
+            return Poll::Ready(Some(count));
+        }
+        if slot.stage.get() == Stage::Done {
+            return Poll::Ready(None);
+        }
+        register(&slot.waker, waker);
+        Poll::Pending
+    }
+
+    /// Gives up on an operation: cancels it, and frees what it owns when the kernel is done.
+    ///
+    /// Gives it back if the kernel does not have it; the caller drops it without borrowing the ring.
+    pub(super) fn abandon(&mut self, key: Key) -> Option<Op> {
+        let slot = self.named(key)?;
+        slot.waker.set(None);
+        match slot.stage.get() {
+            Stage::Queued | Stage::Done => self.release(key),
+            Stage::InFlight => {
+                slot.stage.set(Stage::Detached);
+                let (transfer, event) = match slot.op.borrow().as_ref() {
+                    Some(op) => (op.is_transfer(), op.entries() == 2),
+                    None => (false, false),
+                };
+                self.detached += usize::from(transfer);
+                if event {
+                    self.cancels.push_back(key.user_data() | PART);
+                }
+                self.cancels.push_back(key.user_data());
+                None
+            }
+            Stage::Free | Stage::Detached => None,
+        }
+    }
+
+    /// Whether the kernel is done with the memory of all abandoned transfers; else `waker` is woken then.
+    pub(super) fn poll_quiet(&mut self, waker: &Waker) -> Poll<()> {
+        if self.detached == 0 {
+            return Poll::Ready(());
+        }
+        if !self.quiet.iter().any(|w| w.will_wake(waker)) {
+            self.quiet.push(waker.clone());
+        }
+        Poll::Pending
+    }
+
+    /// Hands queued operations to the kernel; with `sleep`, waits until something completes.
+    pub(super) fn enter(&mut self, sleep: bool) -> io::Result<()> {
+        let room = self.fill();
+        let idle = self.uring.completion().is_empty();
+        let want = usize::from(sleep && room && idle);
+        let queue = self.uring.submission();
+        if want == 0 && queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
+            return Ok(());
+        }
+        drop(queue);
+        match self.uring.submit_and_wait(want) {
+            Ok(_) => Ok(()),
+            Err(e) => match e.raw_os_error() {
+                // A signal, or a completion queue that must be emptied first.
+                Some(libc::EINTR | libc::EBUSY) => Ok(()),
+                // The kernel is out of memory for requests: let others make progress.
+                Some(libc::EAGAIN | libc::ENOMEM) => {
+                    std::thread::sleep(Duration::from_millis(1));
+                    Ok(())
+                }
+                _ => Err(e),
+            },
+        }
+    }
+
+    /// Takes all completions; whom to wake and what to drop goes to `reaped`.
+    pub(super) fn reap(&mut self, reaped: &mut Reaped) {
+        let mut batch = [const { MaybeUninit::<cqueue::Entry>::uninit() }; 64];
+        loop {
+            let got = self.uring.completion().fill(&mut batch);
+            if got.is_empty() {
+                return;
+            }
+            for entry in got {
+                self.complete(entry.user_data(), entry.result(), entry.flags(), reaped);
+            }
+        }
+    }
+
+    /// Cancels everything and waits until the kernel has let go of all memory.
+    pub(super) fn drain(&mut self) -> io::Result<Reaped> {
+        let all: Vec<Key> = self
+            .slots
+            .iter()
+            .flat_map(|chunk| chunk.iter())
+            .zip(0u32..)
+            .filter(|(slot, _)| slot.stage.get() != Stage::Free)
+            .map(|(slot, index)| Key { index, generation: slot.generation.get() })
+            .collect();
+        let mut reaped = Reaped::default();
+        reaped.ops.extend(all.into_iter().filter_map(|key| self.abandon(key)));
+        while self.in_flight > 0 {
+            self.enter(true)?;
+            self.reap(&mut reaped);
+        }
+        Ok(reaped)
+    }
+
+    fn at(&self, index: u32) -> Option<&Slot> {
+        let index = index as usize;
+        self.slots.get(index / CHUNK)?.get(index % CHUNK)
+    }
+
+    fn named(&self, key: Key) -> Option<&Slot> {
+        self.at(key.index).filter(|slot| slot.generation.get() == key.generation)
+    }
+
+    fn grow(&mut self) -> u32 {
+        let first = (self.slots.len() * CHUNK) as u32;
+        self.slots.push((0..CHUNK).map(|_| Slot::new()).collect());
+        self.free.extend((first + 1..first + CHUNK as u32).rev());
+        first
+    }
+
+    fn release(&mut self, key: Key) -> Option<Op> {
+        let slot = self.named(key)?;
+        slot.generation.set(key.generation.wrapping_add(1));
+        slot.stage.set(Stage::Free);
+        let op = slot.op.borrow_mut().take();
+        self.free.push(key.index);
+        op
+    }
+
+    /// Moves queued operations to the submission queue; false when it became full.
+    fn fill(&mut self) -> bool {
+        while let Some(&target) = self.cancels.front() {
+            let entry = opcode::AsyncCancel::new(target).build().user_data(CANCEL);
+            if !self.push(&entry) {
+                return false;
+            }
+            self.cancels.pop_front();
+        }
+        while let Some(&key) = self.waits.front() {
+            if !self.submit(key) {
+                return false;
+            }
+            self.waits.pop_front();
+        }
+        while self.in_flight < self.in_flight_max
+            && let Some(&key) = self.transfers.front()
+        {
+            if !self.submit(key) {
+                return false;
+            }
+            self.transfers.pop_front();
+        }
+        true
+    }
+
+    /// Puts one operation into the submission queue; false when there is no room.
+    fn submit(&mut self, key: Key) -> bool {
+        let Some(chunk) = self.slots.get(key.index as usize / CHUNK).cloned() else { return true };
+        let Some(slot) = chunk.get(key.index as usize % CHUNK) else { return true };
+        if slot.generation.get() != key.generation || slot.stage.get() != Stage::Queued {
+            return true;
+        }
+        let op = slot.op.borrow();
+        let Some(op) = op.as_ref() else { return true };
+        let queue = self.uring.submission();
+        // The two entries of an event wait are linked, and a link must not be cut by a submission.
+        if queue.capacity() - queue.len() < op.entries() {
+            return false;
+        }
+        drop(queue);
+        if let Op::Event(event) = op {
+            let poll = opcode::PollAdd::new(Fd(event.as_raw_fd()), libc::POLLIN as u32).build();
+            self.push(&poll.flags(squeue::Flags::IO_LINK).user_data(key.user_data() | PART));
+        }
+        self.push(&op.entry(&slot.count, &slot.time).user_data(key.user_data()));
+        slot.stage.set(Stage::InFlight);
+        slot.owed.set(op.entries() as u8);
+        self.in_flight += op.entries();
+        true
+    }
+
+    fn push(&mut self, entry: &squeue::Entry) -> bool {
+        // SAFETY: entries are cancellations, which point nowhere, or come from [`Op::entry`] for a slot that goes to
+        // `InFlight`. Descriptors, segment lists and memory behind them belong to the slot's `op`, other
+        // pointers lead into the slot itself. A slot never moves and its `op` is neither changed nor dropped
+        // before the last completion was reaped: `release` is only reached from `Queued`, from `Done`, or
+        // with nothing owed any more; dropping the ring drains it or leaks the slots.
+        #[allow(unsafe_code)]
+        unsafe {
+            self.uring.submission().push(entry).is_ok()
+        }
+    }
+
+    fn complete(&mut self, user_data: u64, result: i32, flags: u32, reaped: &mut Reaped) {
+        if user_data == CANCEL {
+            return;
+        }
+        let key = Key { index: (user_data & (PART - 1)) as u32, generation: (user_data >> 32) as u32 };
+        let Some(slot) = self.named(key) else { return };
+        if cqueue::more(flags) {
+            slot.count.fetch_add(1, Ordering::AcqRel);
+            reaped.wakers.extend(slot.waker.take());
+            return;
+        }
+        if user_data & PART == 0 {
+            // After a failed poll the linked read is cancelled: the reason is the poll's.
+            if slot.result.get() >= 0 {
+                slot.result.set(result);
+            }
+        } else if result < 0 {
+            slot.result.set(result);
+        }
+        let owed = slot.owed.get().saturating_sub(1);
+        slot.owed.set(owed);
+        let stage = slot.stage.get();
+        let waker = if owed == 0 { slot.waker.take() } else { None };
+        self.in_flight = self.in_flight.saturating_sub(1);
+        if owed > 0 {
+            return;
+        }
+        if stage == Stage::Detached {
+            self.let_go(key, reaped);
+        } else if let Some(slot) = self.at(key.index) {
+            slot.stage.set(Stage::Done);
+            reaped.wakers.extend(waker);
+        }
+    }
+
+    /// Frees an abandoned operation whose last completion has come.
+    fn let_go(&mut self, key: Key, reaped: &mut Reaped) {
+        let Some(op) = self.release(key) else { return };
+        if op.is_transfer() {
+            self.detached = self.detached.saturating_sub(1);
+            if self.detached == 0 {
+                reaped.wakers.append(&mut self.quiet);
+            }
+        }
+        reaped.ops.push(op);
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        if self.drain().is_err() {
+            // The kernel may still write to what the slots own: better lost than reused.
+            std::mem::forget(std::mem::take(&mut self.slots));
+        }
+    }
+}
+
+fn register(place: &Cell<Option<Waker>>, waker: &Waker) {
+    let known = place.take();
+    place.set(Some(known.filter(|w| w.will_wake(waker)).unwrap_or_else(|| waker.clone())));
+}

@@ -1,0 +1,50 @@
+//! Making the ring: what the kernel offers, and what to do when it offers nothing.
+
+use std::io;
+
+use io_uring::IoUring;
+
+/// Completion entries per submission entry: this many transfers may be in flight before further ones wait.
+const COMPLETIONS_PER_ENTRY: u32 = 4;
+
+/// Tries set-ups from the best to the plainest (Linux 6.1, 5.19, 5.10).
+pub(super) fn make(entries: u32) -> io::Result<IoUring> {
+    type Flags = fn(&mut io_uring::Builder);
+    const SETUPS: [Flags; 3] = [
+        |b| {
+            b.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_submit_all();
+        },
+        |b| {
+            b.setup_coop_taskrun().setup_taskrun_flag().setup_submit_all();
+        },
+        |_| {},
+    ];
+    let mut last = io::Error::from(io::ErrorKind::Unsupported);
+    for setup in SETUPS {
+        let mut builder = IoUring::builder();
+        builder.dontfork().setup_clamp().setup_cqsize(entries.saturating_mul(COMPLETIONS_PER_ENTRY));
+        setup(&mut builder);
+        match builder.build(entries) {
+            Ok(uring) if uring.params().is_feature_nodrop() => return Ok(uring),
+            Ok(_) => return Err(explain(io::Error::from_raw_os_error(libc::ENOSYS))),
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => last = e,
+            Err(e) => return Err(explain(e)),
+        }
+    }
+    Err(explain(last))
+}
+
+/// Says what to do about a ring that could not be made.
+fn explain(e: io::Error) -> io::Error {
+    let remedy = match e.raw_os_error() {
+        Some(libc::ENOSYS | libc::EINVAL) => {
+            "this kernel has no usable io_uring; Linux 5.10 or newer is needed"
+        }
+        Some(libc::EPERM | libc::EACCES) => {
+            "io_uring is forbidden here; check the sysctl kernel.io_uring_disabled and seccomp filters"
+        }
+        Some(libc::ENOMEM) => "no memory for the io_uring; raise the limit on locked memory (ulimit -l)",
+        _ => "the io_uring could not be made",
+    };
+    io::Error::new(e.kind(), format!("{remedy} ({e})"))
+}

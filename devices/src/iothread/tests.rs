@@ -1,0 +1,625 @@
+use std::cell::{Cell, RefCell};
+use std::io::{Read as _, Write as _};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::pin::{Pin, pin};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use vm_memory::GuestAddress;
+
+use super::*;
+use crate::mem::{Dma, GuestRam};
+
+/// Runs `make`'s future on a fresh I/O thread and gives back its result.
+fn on_thread<T, F, M>(make: M) -> T
+where
+    T: Send + 'static,
+    F: Future<Output = T> + 'static,
+    M: FnOnce(Io) -> F + Send + 'static,
+{
+    let thread = IoThread::start("test").unwrap();
+    let (tx, rx) = mpsc::channel();
+    thread.remote().spawn(move |io| {
+        let future = make(io);
+        async move { tx.send(future.await).unwrap() }
+    });
+    rx.recv_timeout(Duration::from_secs(60)).expect("the task ended")
+}
+
+fn pipe() -> (Arc<File>, File) {
+    let mut ends = [0; 2];
+    // SAFETY: the array has room for both descriptors, which nobody else owns.
+    #[allow(unsafe_code, clippy::multiple_unsafe_ops_per_block)]
+    unsafe {
+        assert_eq!(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC), 0);
+        (Arc::new(File::from(OwnedFd::from_raw_fd(ends[0]))), File::from(OwnedFd::from_raw_fd(ends[1])))
+    }
+}
+
+fn buffer(len: usize) -> ToGuest {
+    ToGuest::new(SgList::host(len, 16).unwrap())
+}
+
+fn bytes_of(list: ToGuest) -> Vec<u8> {
+    let mut bytes = vec![0; list.len() as usize];
+    FromGuest::new(list.into_inner()).read_at(0, &mut bytes);
+    bytes
+}
+
+fn filled(bytes: &[u8]) -> FromGuest {
+    let list = buffer(bytes.len());
+    assert_eq!(list.write_at(0, bytes), bytes.len());
+    FromGuest::new(list.into_inner())
+}
+
+/// Polls `future` once with the caller's waker.
+async fn poll_once<T>(mut future: Pin<&mut impl Future<Output = T>>) -> Poll<T> {
+    poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
+}
+
+async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+fn random(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
+
+#[test]
+fn writes_and_reads_a_file() {
+    on_thread(|io| async move {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let (done, _) = io.write(&file, 10, filled(b"hello"), true).await;
+        assert_eq!(done.unwrap(), 5);
+        io.sync(&file).await.unwrap();
+        io.allocate(&file, libc::FALLOC_FL_KEEP_SIZE, 0, 4096).await.unwrap();
+        let (got, mem) = io.read(&file, 8, buffer(20)).await;
+        assert_eq!(got.unwrap(), 7, "short at the end of the file");
+        assert_eq!(&bytes_of(mem)[..8], b"\0\0hello\0");
+        let (got, _) = io.read(&file, 15, buffer(4)).await;
+        assert_eq!(got.unwrap(), 0);
+        let (got, mem) = io.read(&file, u64::MAX, buffer(4)).await;
+        assert_eq!((got.unwrap_err().kind(), mem.len()), (io::ErrorKind::InvalidInput, 4));
+        let (got, _) = io.read(&file, 0, ToGuest::empty()).await;
+        assert_eq!(got.unwrap(), 0);
+    });
+}
+
+#[test]
+fn errors_come_back_with_the_memory() {
+    on_thread(|io| async move {
+        let null = Arc::new(File::open("/dev/null").unwrap());
+        let (done, mem) = io.write(&null, 0, filled(b"x"), false).await;
+        assert_eq!((done.unwrap_err().raw_os_error(), mem.len()), (Some(libc::EBADF), 1));
+        assert_eq!(io.allocate(&null, 0, 0, 1).await.unwrap_err().raw_os_error(), Some(libc::EBADF));
+    });
+}
+
+#[test]
+fn lists_longer_than_the_system_takes_are_split() {
+    let ram = GuestRam::from_ranges(&[(GuestAddress(0), 16 << 20)]).unwrap();
+    let dma = Dma::new(Arc::new(ram));
+    dma.set_bus_master(true);
+    // Every other 512 bytes, so that nothing merges: 2500 segments.
+    let parts = |base: u64| (0..2500).map(move |i| (base + i * 1024, 512));
+    let data: Vec<u8> = (0..2500 * 512).map(|i: u32| (i / 512 + i) as u8).collect();
+    let out = dma.to_guest(parts(0)).unwrap();
+    assert_eq!(out.segments(), 2500);
+    assert_eq!(out.write_at(0, &data), data.len());
+    let back = on_thread(move |io| async move {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let (done, _) = io.write(&file, 0, FromGuest::new(out.into_inner()), false).await;
+        assert_eq!(done.unwrap(), 2500 * 512);
+        let (done, mem) = io.read(&file, 512, dma.to_guest(parts(8 << 20)).unwrap()).await;
+        assert_eq!((done.unwrap(), mem.len()), (2499 * 512, 2500 * 512));
+        bytes_of(mem)
+    });
+    assert!(back[..2499 * 512] == data[512..]);
+}
+
+#[test]
+fn events_wait_and_keep_their_count() {
+    for flags in [0, libc::EFD_NONBLOCK] {
+        on_thread(move |io| async move {
+            let event = Arc::new(EventFd::new(flags).unwrap());
+            event.write(3).unwrap();
+            event.write(4).unwrap();
+            assert_eq!(io.wait(&event).await.unwrap(), 7);
+            let later = event.clone();
+            let ringer = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(20));
+                later.write(5).unwrap();
+            });
+            assert_eq!(io.wait(&event).await.unwrap(), 5);
+            ringer.join().unwrap();
+            // An abandoned wait takes nothing from the next one.
+            {
+                let mut wait = pin!(io.wait(&event));
+                assert!(poll_once(wait.as_mut()).await.is_pending());
+                yield_now().await;
+                io.sleep(Duration::from_millis(5)).await;
+            }
+            io.sleep(Duration::from_millis(20)).await;
+            event.write(9).unwrap();
+            assert_eq!(io.wait(&event).await.unwrap(), 9);
+        });
+    }
+}
+
+#[test]
+fn a_watch_reports_every_signal_to_one_submission() {
+    on_thread(|io| async move {
+        let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let back = Arc::new(EventFd::new(0).unwrap());
+        let (bell, echo) = (event.clone(), back.clone());
+        let ringer = std::thread::spawn(move || {
+            for _ in 0..2000 {
+                bell.write(1).unwrap();
+                echo.read().unwrap();
+            }
+        });
+        let mut watch = io.watch(&event);
+        for _ in 0..2000 {
+            watch.next().await.unwrap();
+            back.write(1).unwrap();
+        }
+        ringer.join().unwrap();
+        // Nothing more came, and a dropped future loses nothing.
+        assert!(poll_once(pin!(watch.next())).await.is_pending());
+        event.write(1).unwrap();
+        watch.next().await.unwrap();
+        drop(watch);
+        while Arc::strong_count(&event) > 1 {
+            io.sleep(Duration::from_millis(1)).await;
+        }
+    });
+}
+
+#[test]
+fn timers_keep_their_order() {
+    let order = on_thread(|io| async move {
+        let order = Rc::new(RefCell::new(Vec::new()));
+        let pool = TaskPool::new(&io, 8);
+        let start = Instant::now();
+        for ms in [30u64, 10, 20, 0] {
+            let (io, order) = (io.clone(), order.clone());
+            let task = async move {
+                io.sleep(Duration::from_millis(ms)).await;
+                assert!(start.elapsed() >= Duration::from_millis(ms));
+                order.borrow_mut().push(ms);
+            };
+            assert!(pool.spawn(task).is_ok());
+        }
+        assert_eq!(pool.running(), 4);
+        pool.drained().await;
+        assert_eq!(pool.running(), 0);
+        order.take()
+    });
+    assert_eq!(order, [0, 10, 20, 30]);
+}
+
+#[test]
+fn an_abandoned_read_is_cancelled_and_its_memory_freed() {
+    on_thread(|io| async move {
+        let (file, mut writer) = pipe();
+        for polls in 0..4 {
+            let mut read = Box::pin(io.read(&file, 0, buffer(16)));
+            for _ in 0..polls {
+                assert!(poll_once(read.as_mut()).await.is_pending());
+                yield_now().await;
+            }
+            if polls == 3 {
+                // Let the kernel have it for certain.
+                io.sleep(Duration::from_millis(5)).await;
+            }
+            drop(read);
+            io.quiesce().await;
+            assert_eq!(Arc::strong_count(&file), 1, "after {polls} polls");
+        }
+        // What comes now belongs to the next reader.
+        writer.write_all(b"later").unwrap();
+        let (got, mem) = io.read(&file, 0, buffer(16)).await;
+        assert_eq!(got.unwrap(), 5);
+        assert_eq!(&bytes_of(mem)[..5], b"later");
+    });
+}
+
+#[test]
+fn a_thread_with_hanging_operations_ends() {
+    let thread = IoThread::start("test").unwrap();
+    let (file, _writer) = pipe();
+    let event = Arc::new(EventFd::new(0).unwrap());
+    let (here, bell) = (file.clone(), event.clone());
+    let (tx, rx) = mpsc::channel();
+    thread.remote().spawn(move |io| async move {
+        for _ in 0..600 {
+            let (io, file, bell) = (io.clone(), here.clone(), bell.clone());
+            let reader = io.clone();
+            io.spawn(async move { drop(reader.read(&file, 0, buffer(16)).await) });
+            let waiter = io.clone();
+            io.spawn(async move { drop(waiter.wait(&bell).await) });
+        }
+        io.sleep(Duration::from_millis(20)).await;
+        tx.send(()).unwrap();
+        std::future::pending().await
+    });
+    rx.recv().unwrap();
+    let remote = thread.remote();
+    drop(thread);
+    assert_eq!((Arc::strong_count(&file), Arc::strong_count(&event)), (1, 1));
+    // Too late: must be dropped, not kept.
+    let witness = Arc::new(());
+    let held = witness.clone();
+    remote.spawn(move |_| async move { drop(held) });
+    assert_eq!(Arc::strong_count(&witness), 1);
+}
+
+#[test]
+fn a_full_ring_makes_operations_wait_in_order() {
+    const OPS: usize = 5000;
+    on_thread(|io| async move {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        file.set_len(OPS as u64 * 8).unwrap();
+        let pool = TaskPool::new(&io, OPS);
+        let (done, bad) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let task = |i: usize| {
+            let (io, file, done, bad) = (io.clone(), file.clone(), done.clone(), bad.clone());
+            async move {
+                let (result, _) = io.write(&file, i as u64 * 8, filled(&i.to_le_bytes()), false).await;
+                let (again, mem) = io.read(&file, i as u64 * 8, buffer(8)).await;
+                if result.ok() != Some(8) || again.ok() != Some(8) || bytes_of(mem) != i.to_le_bytes() {
+                    bad.set(bad.get() + 1);
+                }
+                done.set(done.get() + 1);
+            }
+        };
+        for i in 0..OPS {
+            assert!(pool.spawn(task(i)).is_ok());
+        }
+        assert!(pool.spawn(task(0)).is_err(), "the pool is full");
+        pool.drained().await;
+        assert_eq!((done.get(), bad.get()), (OPS, 0));
+        assert!(pool.spawn(task(1)).is_ok(), "slots are free again");
+        pool.drained().await;
+    });
+}
+
+#[test]
+fn doorbells_are_armed_even_when_transfers_fill_the_ring() {
+    on_thread(|io| async move {
+        let (file, mut writer) = pipe();
+        for _ in 0..3000 {
+            let (io2, file) = (io.clone(), file.clone());
+            io.spawn(async move { drop(io2.read(&file, 0, buffer(1)).await) });
+        }
+        yield_now().await;
+        io.sleep(Duration::from_millis(10)).await;
+        let event = Arc::new(EventFd::new(0).unwrap());
+        let bell = event.clone();
+        let ringer = std::thread::spawn(move || bell.write(1).unwrap());
+        assert_eq!(io.wait(&event).await.unwrap(), 1);
+        ringer.join().unwrap();
+        writer.write_all(&[7; 3000]).unwrap();
+        while Arc::strong_count(&file) > 1 {
+            io.sleep(Duration::from_millis(1)).await;
+        }
+    });
+}
+
+/// A counter that other threads raise, waking whoever waits.
+#[derive(Default)]
+struct Signal {
+    count: AtomicU64,
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Signal {
+    fn raise(&self) {
+        self.count.fetch_add(1, Ordering::SeqCst);
+        let waker = self.waker.lock().unwrap().clone();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+    fn poll(&self, seen: u64, cx: &mut Context<'_>) -> Poll<u64> {
+        *self.waker.lock().unwrap() = Some(cx.waker().clone());
+        match self.count.load(Ordering::SeqCst) {
+            now if now > seen => Poll::Ready(now),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+#[test]
+fn wakes_from_other_threads_are_never_lost() {
+    const ROUNDS: u64 = 100_000;
+    let thread = IoThread::start("test").unwrap();
+    let (ping, pong) = (Arc::new(Signal::default()), Arc::new(AtomicU64::new(0)));
+    let (heard, echo) = (ping.clone(), pong.clone());
+    thread.remote().spawn(move |io| async move {
+        let (mut seen, mut state) = (0, 77);
+        while seen < ROUNDS {
+            seen = poll_fn(|cx| heard.poll(seen, cx)).await;
+            // Sometimes other work comes first, so that the wake meets a busy, a polling or a sleeping thread.
+            match random(&mut state) % 16 {
+                0 => yield_now().await,
+                1 => io.sleep(Duration::ZERO).await,
+                _ => {}
+            }
+            echo.store(seen, Ordering::SeqCst);
+        }
+    });
+    let mut state = 99;
+    for round in 1..=ROUNDS {
+        ping.raise();
+        let start = Instant::now();
+        while pong.load(Ordering::SeqCst) < round {
+            if random(&mut state).is_multiple_of(4) {
+                std::thread::yield_now();
+            }
+            assert!(start.elapsed() < Duration::from_secs(20), "wake {round} was lost");
+        }
+        for _ in 0..random(&mut state) % 64 {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+#[test]
+fn many_threads_wake_many_tasks() {
+    let thread = IoThread::start("test").unwrap();
+    let signals: Vec<_> = (0..8).map(|_| Arc::new(Signal::default())).collect();
+    let (tx, rx) = mpsc::channel();
+    let listeners = signals.clone();
+    thread.remote().spawn(move |io| async move {
+        for signal in listeners {
+            let tx = tx.clone();
+            io.spawn(async move {
+                let mut seen = 0;
+                while seen < 40_000 {
+                    seen = poll_fn(|cx| signal.poll(seen, cx)).await;
+                }
+                tx.send(seen).unwrap();
+            });
+        }
+    });
+    std::thread::scope(|scope| {
+        for seed in 1..=4u64 {
+            let signals = &signals;
+            scope.spawn(move || {
+                let mut state = seed * 7919;
+                for i in 0..80_000 {
+                    signals[i % 8].raise();
+                    if random(&mut state).is_multiple_of(256) {
+                        std::thread::sleep(Duration::from_micros(random(&mut state) % 50));
+                    }
+                }
+            });
+        }
+    });
+    for _ in 0..8 {
+        assert_eq!(rx.recv_timeout(Duration::from_secs(20)).unwrap(), 40_000);
+    }
+}
+
+#[test]
+fn futures_may_be_dropped_at_any_point() {
+    on_thread(|io| async move {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let (hang, _writer) = pipe();
+        let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let mut state = 4242;
+        let pattern = vec![0xa5; 4096];
+        for round in 0..20_000u32 {
+            let (file, io2, hang, event) = (file.clone(), io.clone(), hang.clone(), event.clone());
+            let data = filled(&pattern);
+            let kind = random(&mut state) % 5;
+            let mut command = Box::pin(async move {
+                drop(io2.write(&file, u64::from(round % 64) * 4096, data, false).await);
+                match kind {
+                    0 => drop(io2.read(&hang, 0, buffer(64)).await),
+                    1 => drop(io2.wait(&event).await),
+                    2 => io2.sleep(Duration::from_secs(1000)).await,
+                    3 => drop(io2.sync(&file).await),
+                    _ => drop(io2.read(&file, 0, buffer(4096)).await),
+                }
+                std::future::pending::<()>().await;
+            });
+            for _ in 0..random(&mut state) % 4 {
+                assert!(poll_once(command.as_mut()).await.is_pending());
+                if random(&mut state).is_multiple_of(2) {
+                    yield_now().await;
+                }
+            }
+            drop(command);
+            if round % 1000 == 0 {
+                io.quiesce().await;
+            }
+        }
+        io.quiesce().await;
+        while Arc::strong_count(&event) > 1 {
+            io.sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!((Arc::strong_count(&file), Arc::strong_count(&hang)), (1, 1));
+    });
+}
+
+#[test]
+fn spawned_tasks_run_in_the_same_round_and_hooks_after_them() {
+    let log = on_thread(|io| async move {
+        let log = Rc::new(RefCell::new(Vec::new()));
+        let pool = TaskPool::new(&io, 4);
+        let said = log.clone();
+        let hook = io.at_batch_end(move || said.borrow_mut().push("hook"));
+        for _ in 0..2 {
+            let log = log.clone();
+            assert!(pool.spawn(async move { log.borrow_mut().push("task") }).is_ok());
+        }
+        log.borrow_mut().push("spawned");
+        io.sleep(Duration::from_millis(5)).await;
+        drop(hook);
+        let so_far = log.borrow().clone();
+        yield_now().await;
+        io.sleep(Duration::from_millis(5)).await;
+        assert_eq!(log.borrow().len(), so_far.len(), "a dropped hook is not called");
+        so_far
+    });
+    assert_eq!(log[..4], ["spawned", "task", "task", "hook"]);
+}
+
+#[test]
+fn a_dropped_pool_drops_its_tasks() {
+    on_thread(|io| async move {
+        let witness = Rc::new(());
+        let pool = Rc::new(TaskPool::new(&io, 4));
+        type Owner = Rc<RefCell<Option<Rc<dyn std::any::Any>>>>;
+        let task = |io: Io, held: Rc<()>, pool: Option<Owner>| async move {
+            if let Some(pool) = pool {
+                // The task that drops its own pool lives to its next await.
+                drop(pool.take());
+            }
+            io.sleep(Duration::from_secs(1000)).await;
+            drop(held);
+        };
+        assert!(pool.spawn(task(io.clone(), witness.clone(), None)).is_ok());
+        yield_now().await;
+        let cell: Owner = Rc::new(RefCell::new(None));
+        assert!(pool.spawn(task(io.clone(), witness.clone(), Some(cell.clone()))).is_ok());
+        *cell.borrow_mut() = Some(pool);
+        assert_eq!(Rc::strong_count(&witness), 3);
+        io.sleep(Duration::from_millis(5)).await;
+        assert_eq!(Rc::strong_count(&witness), 1);
+    });
+}
+
+#[test]
+fn blocking_work_runs_elsewhere_and_its_panic_is_an_error() {
+    on_thread(|io| async move {
+        let here = std::thread::current().id();
+        let there = io.blocking(|| std::thread::current().id()).await.unwrap();
+        assert_ne!(here, there);
+        let pool = TaskPool::new(&io, 32);
+        let sum = Rc::new(Cell::new(0));
+        let start = Instant::now();
+        for i in 0..32 {
+            let (io, sum) = (io.clone(), sum.clone());
+            let task = async move {
+                let n = io.blocking(move || {
+                    std::thread::sleep(Duration::from_millis(5));
+                    i
+                });
+                let n = n.await.unwrap();
+                sum.set(sum.get() + n);
+            };
+            assert!(pool.spawn(task).is_ok());
+        }
+        pool.drained().await;
+        assert_eq!(sum.get(), (0..32).sum::<i32>());
+        assert!(start.elapsed() < Duration::from_millis(150), "helpers work side by side");
+        for _ in 0..6 {
+            assert!(
+                io.blocking(|| if true {
+                    panic!("on purpose")
+                })
+                .await
+                .is_err()
+            );
+        }
+        assert_eq!(io.blocking(|| 5).await.unwrap(), 5);
+        drop(Box::pin(io.blocking(|| ())));
+    });
+}
+
+#[test]
+fn a_task_that_never_rests_starves_nobody() {
+    on_thread(|io| async move {
+        let stop = Rc::new(Cell::new(false));
+        let (busy, stopped) = (io.clone(), stop.clone());
+        busy.spawn(async move {
+            while !stopped.get() {
+                yield_now().await;
+            }
+        });
+        let (file, mut writer) = pipe();
+        let late = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            writer.write_all(b"!").unwrap();
+        });
+        let (got, _) = io.read(&file, 0, buffer(1)).await;
+        assert_eq!(got.unwrap(), 1);
+        io.sleep(Duration::from_millis(5)).await;
+        late.join().unwrap();
+        stop.set(true);
+    });
+}
+
+#[test]
+fn a_panic_in_a_task_reaches_the_owner_and_frees_the_rest() {
+    let thread = IoThread::start("test").unwrap();
+    let (file, _writer) = pipe();
+    let (here, ran) = (file.clone(), Arc::new(AtomicBool::new(false)));
+    let flag = ran.clone();
+    thread.remote().spawn(move |io| async move {
+        let (io2, file) = (io.clone(), here);
+        io.spawn(async move { drop(io2.read(&file, 0, buffer(16)).await) });
+        io.sleep(Duration::from_millis(5)).await;
+        flag.store(true, Ordering::SeqCst);
+        panic!("on purpose");
+    });
+    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        while !ran.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        drop(thread);
+    }));
+    assert!(ended.is_err());
+    assert_eq!(Arc::strong_count(&file), 1);
+}
+
+#[test]
+fn warm_commands_allocate_no_new_slots() {
+    on_thread(|io| async move {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let pool = TaskPool::new(&io, 2);
+        let runs = Rc::new(AtomicUsize::new(0));
+        for i in 0..100 {
+            let (io, file, runs) = (io.clone(), file.clone(), runs.clone());
+            let task = async move {
+                let (done, _) = io.write(&file, 0, filled(b"x"), false).await;
+                assert_eq!(done.unwrap(), 1);
+                runs.fetch_add(1, Ordering::Relaxed);
+            };
+            assert!(pool.spawn(task).is_ok());
+            if i % 2 == 1 {
+                pool.drained().await;
+            }
+        }
+        assert_eq!(runs.load(Ordering::Relaxed), 100);
+    });
+}
+
+#[test]
+fn readable_waits_for_input() {
+    on_thread(|io| async move {
+        let (file, mut writer) = pipe();
+        assert!(poll_once(pin!(io.readable(&file))).await.is_pending());
+        writer.write_all(b"ab").unwrap();
+        io.readable(&file).await.unwrap();
+        let mut two = [0; 2];
+        (&*file).read_exact(&mut two).unwrap();
+        assert_eq!(&two, b"ab");
+    });
+}
