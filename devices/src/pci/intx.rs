@@ -69,7 +69,7 @@ pub fn gsi_for(slot: u8, pin: u8) -> u32 {
     16 + u32::from(pirq_for(slot, pin))
 }
 
-/// Bit of a PIRQ route register: not routed to an ISA interrupt (ICH9, 13.1.13).
+/// Bit of a PIRQ route register: not routed to an ISA interrupt (ICH9 datasheet, PIRQ[n]_ROUT).
 const ROUTE_DISABLED: u8 = 0x80;
 
 /// The wires between slots and interrupt controllers: ORs the functions that share one.
@@ -87,7 +87,8 @@ struct Routes {
 }
 
 impl IntxRouter {
-    /// `gsi` are GSI 16 to 23; `isa` the ISA interrupts a guest in PIC mode may route to, where there is a wire.
+    /// `gsi` are GSI 16 to 23; `isa` the ISA interrupts a guest in PIC mode may route to:
+    /// `None` for 0, 1, 2, 8 and 13, which the chipset reserves.
     pub fn new(gsi: [Arc<dyn IrqLine>; 8], isa: [Option<Arc<dyn IrqLine>>; 16]) -> Arc<Self> {
         let routes = Routes { drivers: [0; 8], route: [ROUTE_DISABLED; 8], isa_level: [false; 16] };
         Arc::new(Self { gsi, isa, state: Mutex::new(routes) })

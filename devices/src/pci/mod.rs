@@ -14,11 +14,16 @@
 
 pub mod config;
 
+mod assign;
 mod bar;
+mod decode;
 mod device;
 mod express;
+mod host;
 mod interrupt;
 mod intx;
+mod lpc;
+mod mch;
 mod msi;
 mod msix;
 mod seat;
@@ -32,11 +37,15 @@ use std::fmt;
 
 use thiserror::Error;
 
+pub use assign::{NoRoom, Resources, assign_resources, program_chipset};
 pub use bar::{Bar, BarDoorbell, BarIndex, BarKind, ROM_BAR};
 pub use config::{ConfigSpace, Header};
 pub use device::{ConfigChange, PciDevice, PciDeviceBuilder};
+pub use host::{ConfigPorts, PciHost};
 pub use interrupt::{Interrupt, InterruptMode, InterruptSpec};
 pub use intx::{IntxRouter, gsi_for, pirq_for};
+pub use lpc::{Lpc, LpcWiring};
+pub use mch::Mch;
 pub use msi::MsiSpec;
 pub use msix::MsixSpec;
 pub use seat::{BarWindow, PciSeat};

@@ -61,8 +61,13 @@ impl Vectors {
         let Some(slot) = self.slots.get(n) else { return };
         if self.delivers(slot) {
             slot.fire();
-            return;
+        } else {
+            self.defer(slot);
         }
+    }
+
+    /// The vector was seen masked. It may no longer be.
+    fn defer(&self, slot: &Slot) {
         slot.pending.store(true, Ordering::SeqCst);
         self.flush(slot);
     }
@@ -169,6 +174,67 @@ impl Slot {
     fn fire(&self) {
         if let Some(vector) = self.vector.get() {
             vector.trigger();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::irq::RecordingMsi;
+    use std::io;
+    use std::sync::Weak;
+    use vmm_sys_util::eventfd::EventFd;
+
+    const MESSAGE: MsiMessage = MsiMessage { address: 0xfee0_0000, data: 0x31 };
+
+    #[test]
+    fn a_trigger_that_loses_the_race_against_unmask_still_delivers() {
+        let msi = RecordingMsi::new();
+        let vectors = Vectors::new(1, true, msi.clone());
+        vectors.set_open(true);
+        vectors.set_program(0, MESSAGE, false);
+        // The trigger looked before the unmask and goes on after it.
+        vectors.defer(&vectors.slots[0]);
+        assert_eq!(msi.take(), [MESSAGE]);
+        assert!(!vectors.is_pending(0));
+    }
+
+    /// A vector that is triggered in the midst of its own routing.
+    #[derive(Default)]
+    struct Racing {
+        vectors: OnceLock<Weak<Vectors>>,
+        delivered: Mutex<usize>,
+    }
+    struct RacingVector(Arc<Racing>);
+    impl MsiAllocator for Arc<Racing> {
+        fn allocate(&self) -> io::Result<Arc<dyn MsiVector>> {
+            Ok(Arc::new(RacingVector(self.clone())))
+        }
+    }
+    impl MsiVector for RacingVector {
+        fn route(&self, _: MsiMessage) -> io::Result<()> {
+            self.0.vectors.get().and_then(Weak::upgrade).unwrap().trigger(0);
+            Ok(())
+        }
+        fn trigger(&self) {
+            *self.0.delivered.lock().unwrap() += 1;
+        }
+        fn eventfd(&self) -> Option<&EventFd> {
+            None
+        }
+    }
+
+    #[test]
+    fn a_trigger_amid_unmask_delivers_once() {
+        for open_first in [true, false] {
+            let racing = Arc::new(Racing::default());
+            let vectors = Arc::new(Vectors::new(1, true, Arc::new(racing.clone())));
+            racing.vectors.set(Arc::downgrade(&vectors)).unwrap();
+            vectors.set_open(open_first);
+            vectors.set_program(0, MESSAGE, false);
+            vectors.set_open(true);
+            assert_eq!((*racing.delivered.lock().unwrap(), vectors.is_pending(0)), (1, false));
         }
     }
 }

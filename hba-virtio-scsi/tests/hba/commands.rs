@@ -44,7 +44,8 @@ fn head_and_response_may_be_cut_anywhere() {
     for step in [1, 2, 7, 50] {
         let request = guest.alloc_with(&head);
         let response = guest.alloc_with(&[0xee; 108]);
-        let mut parts: Vec<_> = (0..51).step_by(step).map(|i| out(request + i, (51 - i).min(step as u64) as u32)).collect();
+        let mut parts: Vec<_> =
+            (0..51).step_by(step).map(|i| out(request + i, (51 - i).min(step as u64) as u32)).collect();
         parts.push(out(0, 0));
         parts.extend((0..108).step_by(step).map(|i| into(response + i, (108 - i).min(step as u64) as u32)));
         guest.add(2, &parts);

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use devices::bus::{Doorbell, Space};
 use devices::iothread::IoThread;
-use devices::pci::PciFunction;
 use devices::scsi::Nexus;
 use devices::testing::pci::{TestSeat, config_dword, find_capability, set_config_dword, set_config_word};
 use hba_virtio_scsi::{Options, VirtioScsi};
@@ -425,7 +424,14 @@ impl Guest {
     }
 
     /// Sends a command as Linux does (request, data-out, response, data-in) and waits for its end.
-    pub fn command(&mut self, queue: usize, lun: [u8; 8], cdb: &[u8], data_out: &[u8], data_in: usize) -> Reply {
+    pub fn command(
+        &mut self,
+        queue: usize,
+        lun: [u8; 8],
+        cdb: &[u8],
+        data_out: &[u8],
+        data_in: usize,
+    ) -> Reply {
         let head = Self::request_head(lun, 0x1234, cdb);
         let request = self.alloc_with(&head);
         let response = self.alloc_with(&[0xee; 108]);

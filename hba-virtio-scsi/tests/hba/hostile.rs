@@ -233,7 +233,7 @@ fn bus_mastering_off_stops_the_device_only() {
 
 #[test]
 fn nothing_is_taken_between_reset_and_driver_ok() {
-    let mut guest = started(0);
+    let guest = started(0);
     let q = guest.queues[2].clone();
     guest.set_status(0);
     guest.poke(q.avail + 2, &1_u16.to_le_bytes());

@@ -210,7 +210,9 @@ fn the_access_window_reaches_the_registers_without_a_mapped_bar() {
     hba.config_read(window + 16, &mut word);
     assert_eq!(word, [3, 0], "num_queues of the common configuration");
     // Accesses that cannot be do nothing.
-    for (bar, offset, length) in [(0, 0, 4), (7, 0, 4), (255, 0, 1), (4, 0x4000, 4), (4, 1, 2), (4, 0, 3), (4, u32::MAX, 4)] {
+    for (bar, offset, length) in
+        [(0, 0, 4), (7, 0, 4), (255, 0, 1), (4, 0x4000, 4), (4, 1, 2), (4, 0, 3), (4, u32::MAX, 4)]
+    {
         aim(bar, offset, length);
         hba.config_write(window + 16, &[0; 4]);
         assert_eq!(config_dword(hba, window + 16), 0, "{bar} {offset:#x} {length}");

@@ -103,6 +103,26 @@ fn no_bar_over_ram_or_fixed_devices() {
 }
 
 #[test]
+fn unassigned_addresses_decode_nothing_anywhere() {
+    let mut seat = TestSeat::new(0x1000);
+    let all = 0..u64::MAX;
+    let windows = BusWindows::new(seat.memory.clone(), seat.ports.clone(), vec![all.clone()], vec![all]);
+    seat.seat.bars = Arc::new(windows);
+    let f = hba(&seat);
+    set_config_word(&f, 4, 3);
+    for (low, high) in [(0, 0), (0xffff_ffff, 0xffff_ffff)] {
+        for (offset, value) in [(0x10, low), (0x14, low), (0x18, high), (0x1c, low)] {
+            set_config_dword(&f, offset, value);
+        }
+        for addr in [0, 0xff00, 0xffff_c000, 0xfffc_0000, 0xffff_ff00, u64::MAX - 0x3fff, u64::MAX] {
+            assert_eq!((byte(&seat.memory, addr), byte(&seat.ports, addr)), (0xff, 0xff), "{addr:#x}");
+        }
+    }
+    set_config_dword(&f, 0x10, 0xff00);
+    assert_eq!(byte(&seat.ports, 0xffff), 0x10, "the last ports are no sizing pattern");
+}
+
+#[test]
 fn overlaps_are_refused_until_the_way_is_free() {
     let seat = TestSeat::new(0x1000);
     let f = hba(&seat);

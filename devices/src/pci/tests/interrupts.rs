@@ -1,3 +1,4 @@
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use super::*;
@@ -185,6 +186,21 @@ fn many_vectors_cost_nothing_until_unmasked() {
     assert_eq!(dword(&seat, 0xc000_9000), 0, "nothing else in the BAR");
 }
 
+const ROUNDS: u32 = 1000;
+
+/// Spins, so that both threads go on at almost the same moment, unless that takes long.
+fn wait_for(counter: &AtomicU32, value: u32) {
+    for spins in 0_u32.. {
+        if counter.load(Ordering::SeqCst) >= value {
+            return;
+        }
+        if spins > 1000 {
+            thread::yield_now();
+        }
+        std::hint::spin_loop();
+    }
+}
+
 #[test]
 fn no_message_is_lost_between_mask_and_trigger() {
     let seat = TestSeat::new(0x1000);
@@ -192,16 +208,30 @@ fn no_message_is_lost_between_mask_and_trigger() {
     set_config_word(&f, 0x6a, 0x8000);
     program(&seat, 0, 1, 0);
     let irq = f.interrupt().clone();
-    for _ in 0..300 {
-        let mask = |on: u32| seat.memory.write(TABLE + 12, &on.to_le_bytes());
-        thread::scope(|s| {
-            s.spawn(|| irq.notify(0));
-            mask(1);
-            mask(0);
+    let mask = |on: u32| seat.memory.write(TABLE + 12, &on.to_le_bytes());
+    let (round, done) = (AtomicU32::new(0), AtomicU32::new(0));
+    let mut wrong = Vec::new();
+    thread::scope(|s| {
+        s.spawn(|| {
+            for n in 1..=ROUNDS {
+                wait_for(&round, n);
+                // Another moment of the unmask each time.
+                (0..n % 128).for_each(|_| _ = std::hint::black_box(n));
+                irq.notify(0);
+                done.store(n, Ordering::SeqCst);
+            }
         });
-        assert_eq!(seat.msi.take().len(), 1);
-        assert_eq!(dword(&seat, PBA), 0);
-    }
+        for n in 1..=ROUNDS {
+            mask(1);
+            round.store(n, Ordering::SeqCst);
+            mask(0);
+            wait_for(&done, n);
+            if seat.msi.take().len() != 1 || dword(&seat, PBA) != 0 {
+                wrong.push(n);
+            }
+        }
+    });
+    assert!(wrong.is_empty(), "rounds {wrong:?}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Whole functions driven through configuration space and their BARs, as firmware and drivers do.
 
 mod bars;
+mod board;
 mod interrupts;
 
 use std::sync::{Arc, Mutex};
