@@ -141,6 +141,12 @@ pub struct Io {
 }
 
 impl Io {
+    /// A handle without a thread, for futures that never wait for the ring.
+    #[cfg(test)]
+    pub(crate) fn for_test() -> Self {
+        Self { _inner: Rc::new(()) }
+    }
+
     /// Runs another task on this thread. Allocates; per-command tasks go through a [`TaskPool`].
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         self.core.spawn(task);

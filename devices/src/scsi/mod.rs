@@ -1,19 +1,40 @@
 //! The SCSI target layer that every host bus adapter shares.
 //!
 //! ```text
-//!   HBA ── ScsiRequest ──> Nexus ──> Target ──> LogicalUnit { Disk, Cd, Generic, Missing }
+//!   HBA ── ScsiRequest ──> Nexus ──> Target ──> LogicalUnit { Disk, ... }
 //!     <── ScsiReply ──       |          |             └─> storage (bytes)
 //!                       unit attentions, REPORT LUNS, task set
 //! ```
 //! The CDB stays raw up to the logical unit, so that pass-through is an ordinary unit. Addressing ends at the
 //! [`Nexus`]: one initiator port and one target port (SAM-6, 3.1). What a request moved and what it wanted to
 //! move is computed here, in one place; an HBA derives its own residual and overrun fields from the reply.
+//!
+//! - `nexus`, `target`, `unit`: who can reach what; `tasks`: what may run and how it is ended; `attention`.
+//! - `opcode`: one table a unit decodes CDBs, refuses reserved bits and reports supported commands.
+//! - `sense`, `outcome`: how commands end. `absent`: what answers where there is no unit.
+//! - `disk`: the direct access block device.
 
+mod absent;
+mod attention;
+mod disk;
+mod lun;
+mod nexus;
+mod opcode;
+mod outcome;
 mod request;
+mod sense;
+#[cfg(any(test, feature = "testing"))]
+pub mod suite;
+mod supported;
 mod target;
+mod tasks;
+mod unit;
 
+pub use disk::{Disk, DiskConfig, DiskError, Image};
+pub use nexus::Nexus;
 pub use request::{
     Cdb, DataBuffers, Lun, MAX_CDB, MAX_SENSE, Residual, ScsiReply, ScsiRequest, Sense, Status, Tag,
     TaskAttribute, TransportFault,
 };
-pub use target::{Nexus, PortEvents, Target, TaskManagement, TaskManagementReply};
+pub use target::{AttachError, PortEvents, Target, TaskManagement, TaskManagementReply};
+pub use unit::LogicalUnit;

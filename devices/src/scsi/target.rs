@@ -1,9 +1,16 @@
-//! Targets, and the nexus through which an initiator reaches one.
+//! Targets: the inventory of logical units, and the functions that act on them.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
-use super::{Lun, ScsiReply, ScsiRequest, Tag, TransportFault};
-use crate::iothread::Io;
+use thiserror::Error;
+
+use super::attention::Attention;
+use super::lun::MAX_LUNS;
+use super::nexus::Nexus;
+use super::tasks::Ended;
+use super::unit::{LogicalUnit, Unit};
+use super::{Lun, Tag};
 
 /// A task management function (SAM-6, 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,35 +54,126 @@ pub trait PortEvents: Send + Sync {
     fn inventory_changed(&self);
 }
 
+/// Why a logical unit was not attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum AttachError {
+    /// Not a single-level LUN below 16384.
+    #[error("not a logical unit number that a target can have")]
+    BadLun,
+    /// There is one already.
+    #[error("the logical unit number is in use")]
+    InUse,
+}
+
 /// A target device: logical units behind one target port.
-pub struct Target {}
+#[derive(Default)]
+pub struct Target {
+    inventory: RwLock<Inventory>,
+}
+
+#[derive(Default)]
+struct Inventory {
+    units: BTreeMap<u32, Arc<Unit>>,
+    nexuses: Vec<Weak<Nexus>>,
+}
+
+impl Inventory {
+    fn nexuses(&self) -> impl Iterator<Item = Arc<Nexus>> {
+        self.nexuses.iter().filter_map(Weak::upgrade)
+    }
+}
 
 impl Target {
     /// A target without logical units.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self {})
+        Arc::new(Self::default())
+    }
+
+    /// Adds a logical unit at `lun` (any addressing method). Every nexus finds it at once: REPORTED LUNS DATA HAS
+    /// CHANGED on the other units, POWER ON on the new one.
+    pub fn attach(&self, lun: Lun, logical: LogicalUnit) -> Result<(), AttachError> {
+        let number = lun.number().filter(|number| *number < MAX_LUNS).ok_or(AttachError::BadLun)?;
+        let mut inventory = self.write();
+        if inventory.units.contains_key(&number) {
+            return Err(AttachError::InUse);
+        }
+        let unit = Unit::new(Lun::from_number(number), logical);
+        let nexuses: Vec<_> = inventory.nexuses().collect();
+        for nexus in &nexuses {
+            nexus.connect(number, &unit);
+        }
+        let others: Vec<_> = inventory.units.values().cloned().collect();
+        inventory.units.insert(number, unit);
+        drop(inventory);
+        announce(&others, &nexuses);
+        Ok(())
+    }
+
+    /// Takes a logical unit away; false when there was none. Its commands end with LOGICAL UNIT NOT SUPPORTED and have
+    /// left when this returns.
+    pub async fn detach(&self, lun: Lun) -> bool {
+        let Some((unit, others, nexuses)) = self.remove(lun) else { return false };
+        let mark = unit.tasks.end(|_, _| Some(Ended::Detached));
+        announce(&others, &nexuses);
+        unit.tasks.left(mark).await;
+        true
+    }
+
+    #[expect(clippy::type_complexity, reason = "one caller takes it apart at once")]
+    fn remove(&self, lun: Lun) -> Option<(Arc<Unit>, Vec<Arc<Unit>>, Vec<Arc<Nexus>>)> {
+        let number = lun.number()?;
+        let mut inventory = self.write();
+        let unit = inventory.units.remove(&number)?;
+        let nexuses: Vec<_> = inventory.nexuses().collect();
+        for nexus in &nexuses {
+            nexus.disconnect(number);
+        }
+        Some((unit, inventory.units.values().cloned().collect(), nexuses))
+    }
+
+    /// Power on: ends every command of every nexus and puts all units in the state of a machine just switched on.
+    pub async fn power_on(&self) {
+        let units: Vec<_> = self.read().units.values().cloned().collect();
+        for unit in units {
+            let mark = unit.tasks.end(|_, _| Some(Ended::Reset));
+            unit.reset(Attention::PowerOn);
+            unit.tasks.left(mark).await;
+        }
+    }
+
+    /// Looks whether a unit's size changed and tells the initiators. Every command looks too; this is for the one
+    /// that made the change.
+    pub fn refresh(&self, lun: Lun) {
+        let unit = lun.number().and_then(|number| self.read().units.get(&number).cloned());
+        if let Some(unit) = unit {
+            unit.refresh();
+        }
+    }
+
+    pub(crate) fn join(&self, nexus: &Arc<Nexus>) {
+        let mut inventory = self.write();
+        inventory.nexuses.retain(|nexus| nexus.strong_count() > 0);
+        inventory.nexuses.push(Arc::downgrade(nexus));
+        for (number, unit) in &inventory.units {
+            nexus.connect(*number, unit);
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Inventory> {
+        self.inventory.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Inventory> {
+        self.inventory.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The relation of one initiator port and one target port.
-pub struct Nexus {
-    _target: Arc<Target>,
-}
-
-impl Nexus {
-    /// A nexus; the initiator finds a POWER ON unit attention on each logical unit.
-    pub fn new(target: Arc<Target>, _events: Option<Arc<dyn PortEvents>>) -> Arc<Self> {
-        Arc::new(Self { _target: target })
+/// Tells initiators and HBAs that the inventory changed.
+fn announce(units: &[Arc<Unit>], nexuses: &[Arc<Nexus>]) {
+    for unit in units {
+        unit.raise(Attention::LunsChanged, None);
     }
-
-    /// Executes a command to its end: exactly one result for each call.
-    pub async fn execute(&self, _io: &Io, _request: ScsiRequest) -> Result<ScsiReply, TransportFault> {
-        Err(TransportFault::NoTarget)
-    }
-
-    /// Executes a task management function. When it returns, tasks that it ended have returned to their callers
-    /// or are about to without touching guest memory any more.
-    pub async fn manage(&self, _io: &Io, _function: TaskManagement) -> TaskManagementReply {
-        TaskManagementReply::Rejected
+    for nexus in nexuses {
+        nexus.events().inventory_changed();
     }
 }

@@ -1,0 +1,42 @@
+//! READ CAPACITY (SBC-4, 5.20 and 5.21).
+
+use super::Disk;
+use crate::scsi::DataBuffers;
+use crate::scsi::opcode::field;
+use crate::scsi::outcome::{Done, Page, Writer};
+use crate::storage::BlockBackend;
+
+impl<B: BlockBackend> Disk<B> {
+    pub(super) fn read_capacity_10(&self, data: &DataBuffers) -> Done {
+        let last = self.last_lba();
+        let mut page = Page::<8>::new();
+        // A last LBA that does not fit reads as FFFFFFFFh: the initiator goes on to READ CAPACITY (16).
+        page.u32(u32::try_from(last).unwrap_or(u32::MAX)).u32(self.config.block_size);
+        // There is no allocation length: the data is always eight bytes.
+        let mut writer = Writer::new(&data.data_in, 8);
+        writer.put(page.as_bytes());
+        writer.finish()
+    }
+
+    pub(super) fn read_capacity_16(&self, cdb: &[u8], data: &DataBuffers) -> Done {
+        // LBPME and LBPRZ: space given back reads as zeros, by the contract of images.
+        let provisioning = if self.is_thin() { 0xc0 } else { 0 };
+        let mut page = Page::<32>::new();
+        page.u64(self.last_lba()).u32(self.config.block_size).u8(0);
+        page.u8(self.physical_exponent()).u8(provisioning).u8(0).pad_to(32);
+        let mut writer = Writer::new(&data.data_in, field(cdb, 10, 4));
+        writer.put(page.as_bytes());
+        writer.finish()
+    }
+
+    fn last_lba(&self) -> u64 {
+        self.blocks().saturating_sub(1)
+    }
+
+    /// LOGICAL BLOCKS PER PHYSICAL BLOCK EXPONENT. The first block is aligned.
+    fn physical_exponent(&self) -> u8 {
+        let physical = self.config.physical_block_size.unwrap_or(self.image.geometry().physical_block);
+        let physical = physical.checked_next_power_of_two().unwrap_or(1);
+        physical.trailing_zeros().saturating_sub(self.block_shift).min(15) as u8
+    }
+}

@@ -1,0 +1,158 @@
+//! The commands of a disk: SBC-4, table 34, and what SPC-5 adds.
+
+use super::super::absent::REPORT_LUNS_USAGE;
+use super::super::opcode::{Command, Properties};
+
+/// What a disk does with a CDB; the lengths of one command share a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Id {
+    TestUnitReady,
+    RequestSense,
+    Read,
+    Write,
+    Inquiry,
+    ModeSelect,
+    Reserve,
+    Release,
+    ModeSense,
+    StartStopUnit,
+    PreventAllow,
+    ReadCapacity10,
+    WriteAndVerify,
+    Verify,
+    SynchronizeCache,
+    WriteSame,
+    Unmap,
+    LogSense,
+    ReadCapacity16,
+    GetLbaStatus,
+    ReportLuns,
+    SupportedOperationCodes,
+    SupportedTaskManagement,
+}
+
+const NONE: Properties = Properties::NONE;
+const SHARED: Properties = Properties::SHARED;
+const MEDIUM: Properties = Properties::MEDIUM;
+const WRITE: Properties = MEDIUM.and(Properties::WRITE);
+const UNMAP: Properties = WRITE.and(Properties::THIN);
+
+const fn plain(id: Id, properties: Properties, usage: &'static [u8]) -> Command<Id> {
+    Command { id, action: None, usage, properties }
+}
+
+const fn action(id: Id, properties: Properties, action: u16, usage: &'static [u8]) -> Command<Id> {
+    Command { id, action: Some(action), usage, properties }
+}
+
+/// In order of operation codes and service actions.
+///
+/// RDPROTECT and its like are not in the masks: without protection information they are invalid fields (SBC-4, 5.13).
+/// RARC is, because it is ignored without rebuild assist; so is FUA_NV, which old initiators may still set.
+pub(super) const COMMANDS: &[Command<Id>] = &[
+    plain(Id::TestUnitReady, NONE, &[0x00, 0, 0, 0, 0, 0]),
+    plain(Id::RequestSense, SHARED, &[0x03, 0x01, 0, 0, 0xff, 0]),
+    plain(Id::Read, MEDIUM, &[0x08, 0x1f, 0xff, 0xff, 0xff, 0]),
+    plain(Id::Write, WRITE, &[0x0a, 0x1f, 0xff, 0xff, 0xff, 0]),
+    plain(Id::Inquiry, SHARED, &[0x12, 0x01, 0xff, 0xff, 0xff, 0]),
+    plain(Id::ModeSelect, NONE, &[0x15, 0x10, 0, 0, 0xff, 0]),
+    plain(Id::Reserve, NONE, &[0x16, 0, 0, 0, 0, 0]),
+    plain(Id::Release, SHARED, &[0x17, 0, 0, 0, 0, 0]),
+    plain(Id::ModeSense, NONE, &[0x1a, 0x08, 0xff, 0xff, 0xff, 0]),
+    plain(Id::StartStopUnit, NONE, &[0x1b, 0x01, 0, 0x0f, 0xf7, 0]),
+    plain(Id::PreventAllow, NONE, &[0x1e, 0, 0, 0, 0x03, 0]),
+    plain(Id::ReadCapacity10, MEDIUM, &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+    plain(Id::Read, MEDIUM, &[0x28, 0x1e, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0]),
+    plain(Id::Write, WRITE, &[0x2a, 0x1a, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0]),
+    plain(Id::WriteAndVerify, WRITE, &[0x2e, 0x16, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0]),
+    plain(Id::Verify, MEDIUM, &[0x2f, 0x16, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0]),
+    plain(Id::SynchronizeCache, MEDIUM, &[0x35, 0x06, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0]),
+    plain(Id::WriteSame, WRITE, &[0x41, 0x08, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0]),
+    plain(Id::Unmap, UNMAP, &[0x42, 0, 0, 0, 0, 0, 0x3f, 0xff, 0xff, 0]),
+    plain(Id::LogSense, SHARED, &[0x4d, 0, 0xff, 0xff, 0, 0xff, 0xff, 0xff, 0xff, 0]),
+    plain(Id::ModeSelect, NONE, &[0x55, 0x10, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    plain(Id::Reserve, NONE, &[0x56, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+    plain(Id::Release, SHARED, &[0x57, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+    plain(Id::ModeSense, NONE, &[0x5a, 0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0]),
+    action(Id::Read, MEDIUM, 0x0009, &LONG_READ),
+    action(Id::Verify, MEDIUM, 0x000a, &LONG_VERIFY),
+    action(Id::Write, WRITE, 0x000b, &LONG_WRITE),
+    action(Id::WriteAndVerify, WRITE, 0x000c, &LONG_WRITE_AND_VERIFY),
+    plain(Id::Read, MEDIUM, &long_lba(0x88, 0x1e)),
+    plain(Id::Write, WRITE, &long_lba(0x8a, 0x1a)),
+    plain(Id::WriteAndVerify, WRITE, &long_lba(0x8e, 0x16)),
+    plain(Id::Verify, MEDIUM, &long_lba(0x8f, 0x16)),
+    plain(Id::SynchronizeCache, MEDIUM, &long_lba(0x91, 0x06)),
+    plain(Id::WriteSame, WRITE, &long_lba(0x93, 0x09)),
+    action(
+        Id::ReadCapacity16,
+        MEDIUM,
+        0x10,
+        &[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
+    ),
+    action(
+        Id::GetLbaStatus,
+        MEDIUM,
+        0x12,
+        &[0x9e, 0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+    ),
+    plain(Id::ReportLuns, SHARED, REPORT_LUNS_USAGE),
+    action(
+        Id::SupportedOperationCodes,
+        SHARED,
+        0x0c,
+        &[0xa3, 0x0c, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+    ),
+    action(
+        Id::SupportedTaskManagement,
+        SHARED,
+        0x0d,
+        &[0xa3, 0x0d, 0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
+    ),
+    plain(Id::Read, MEDIUM, &[0xa8, 0x1e, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0]),
+    plain(Id::Write, WRITE, &[0xaa, 0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0]),
+    plain(Id::WriteAndVerify, WRITE, &[0xae, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0]),
+    plain(Id::Verify, MEDIUM, &[0xaf, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0]),
+];
+
+/// Usage of the 16-byte commands with an 8-byte LBA, a 4-byte count and a group number.
+const fn long_lba(opcode: u8, flags: u8) -> [u8; 16] {
+    let f = 0xff;
+    [opcode, flags, f, f, f, f, f, f, f, f, f, f, f, f, 0x3f, 0]
+}
+
+/// Usage of the 32-byte commands (SBC-4, 5.17): the fields of protection information are ignored without it.
+const fn variable(action: u8, flags: u8) -> [u8; 32] {
+    let f = 0xff;
+    [
+        0x7f, 0, 0, 0, 0, 0, 0x3f, f, 0, action, flags, 0, f, f, f, f, f, f, f, f, f, f, f, f, f, f, f, f, f,
+        f, f, f,
+    ]
+}
+
+const LONG_READ: [u8; 32] = variable(0x09, 0x1e);
+const LONG_VERIFY: [u8; 32] = variable(0x0a, 0x16);
+const LONG_WRITE: [u8; 32] = variable(0x0b, 0x1a);
+const LONG_WRITE_AND_VERIFY: [u8; 32] = variable(0x0c, 0x16);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_in_order_and_lengths_follow_the_group_code() {
+        let key = |c: &Command<Id>| (c.opcode(), c.action);
+        assert!(COMMANDS.windows(2).all(|pair| key(&pair[0]) < key(&pair[1])));
+        for command in COMMANDS {
+            // SPC-5, 4.2.5.1: the group code is the top three bits of the operation code.
+            let len = match command.opcode() >> 5 {
+                0 => 6,
+                1 | 2 => 10,
+                3 => 32,
+                4 => 16,
+                _ => 12,
+            };
+            assert_eq!(command.usage.len(), len, "{:#x}", command.opcode());
+        }
+    }
+}

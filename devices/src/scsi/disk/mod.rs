@@ -1,0 +1,212 @@
+//! A direct access block device (SBC-4): the device server of a disk.
+
+mod capacity;
+mod commands;
+mod config;
+mod image;
+mod inquiry;
+mod log;
+mod mode;
+mod mode_select;
+mod power;
+mod provision;
+mod transfer;
+mod verify;
+mod vpd;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub use config::{DiskConfig, DiskError};
+pub use image::Image;
+
+use self::commands::{COMMANDS, Id};
+use self::mode::ModeParameters;
+use self::power::Power;
+use super::opcode::{Command, Properties, decode};
+use super::outcome::{Done, Outcome};
+use super::sense::{Failure, SOFTWARE_WRITE_PROTECTED, SenseData, SenseKey, WRITE_PROTECTED};
+use super::tasks::NexusId;
+use super::unit::Context;
+use super::{Cdb, DataBuffers, Status, absent, supported};
+use crate::mem::SgList;
+use crate::storage::{BlockBackend, BlockErrorKind};
+
+/// A disk over an image.
+pub struct Disk<B> {
+    image: Arc<B>,
+    config: DiskConfig,
+    /// Log2 of the logical block length.
+    block_shift: u32,
+    /// Number of logical blocks that the initiators were last told of.
+    known_blocks: AtomicU64,
+    mode: ModeParameters,
+    power: Power,
+}
+
+impl<B: BlockBackend> Disk<B> {
+    /// A disk that shows `image` as `config` says.
+    pub fn new(image: Arc<B>, config: DiskConfig) -> Result<Self, DiskError> {
+        config.check()?;
+        let disk = Self {
+            block_shift: config.block_size.trailing_zeros(),
+            known_blocks: AtomicU64::new(0),
+            mode: ModeParameters::new(config.write_cache),
+            power: Power::default(),
+            image,
+            config,
+        };
+        let blocks = disk.blocks();
+        if blocks == 0 {
+            return Err(DiskError::Empty);
+        }
+        disk.known_blocks.store(blocks, Ordering::Relaxed);
+        Ok(disk)
+    }
+
+    /// The image below.
+    pub fn image(&self) -> &Arc<B> {
+        &self.image
+    }
+
+    pub(super) async fn execute(&self, context: Context<'_>, cdb: &Cdb, data: DataBuffers) -> Outcome {
+        let command = decode(COMMANDS, |command| self.supports(command), cdb)?;
+        self.admit(context, command)?;
+        let (io, bytes) = (context.io, cdb.padded().as_slice());
+        match command.id {
+            Id::Read => self.read(io, bytes, command.usage.len(), data).await,
+            Id::Write => self.write(io, bytes, command.usage.len(), data).await,
+            Id::WriteAndVerify => self.write_and_verify(io, bytes, command.usage.len(), data).await,
+            Id::Verify => self.verify(io, bytes, command.usage.len(), data).await,
+            Id::SynchronizeCache => self.synchronize_cache(io, bytes, command.usage.len()).await,
+            Id::WriteSame => self.write_same(io, bytes, command.usage.len(), data).await,
+            Id::Unmap => self.unmap(io, bytes, data).await,
+            Id::StartStopUnit => self.start_stop(io, bytes).await,
+            Id::ModeSelect => self.mode_select(context, bytes, data).await,
+            _ => self.inform(context, command.id, bytes, &data),
+        }
+    }
+
+    /// The commands that need no I/O.
+    fn inform(&self, context: Context<'_>, id: Id, cdb: &[u8], data: &DataBuffers) -> Outcome {
+        let path = context.path;
+        match id {
+            Id::TestUnitReady => self.power.check().map(|()| Done::good()),
+            Id::RequestSense => Ok(self.request_sense(context, cdb, data)),
+            Id::Inquiry => self.inquiry(cdb, data),
+            Id::ModeSense => self.mode_sense(cdb, data),
+            Id::LogSense => self.log_sense(cdb, data),
+            Id::ReadCapacity10 => Ok(self.read_capacity_10(data)),
+            Id::ReadCapacity16 => Ok(self.read_capacity_16(cdb, data)),
+            Id::GetLbaStatus => self.get_lba_status(cdb, data),
+            Id::PreventAllow => self.power.prevent(path.nexus, cdb),
+            Id::Reserve if path.unit.reservation.reserve(path.nexus) => Ok(Done::good()),
+            Id::Reserve => Err(Failure::Status(Status::ReservationConflict)),
+            Id::Release => {
+                path.unit.reservation.release(path.nexus);
+                Ok(Done::good())
+            }
+            Id::ReportLuns => absent::report_luns(context.nexus, cdb, data),
+            Id::SupportedOperationCodes => {
+                supported::operation_codes(COMMANDS, |command| self.supports(command), cdb, data)
+            }
+            Id::SupportedTaskManagement => supported::task_management(cdb, data),
+            Id::Read
+            | Id::Write
+            | Id::WriteAndVerify
+            | Id::Verify
+            | Id::SynchronizeCache
+            | Id::WriteSame
+            | Id::Unmap
+            | Id::StartStopUnit
+            | Id::ModeSelect => Ok(Done::good()),
+        }
+    }
+
+    fn supports(&self, command: &Command<Id>) -> bool {
+        !command.properties.has(Properties::THIN) || self.is_thin()
+    }
+
+    /// What stands between a valid CDB and its execution: reservations, the medium, write protection.
+    fn admit(&self, context: Context<'_>, command: &Command<Id>) -> Result<(), Failure> {
+        let path = context.path;
+        let properties = command.properties;
+        if !properties.has(Properties::SHARED) && !path.unit.reservation.allows(path.nexus) {
+            return Err(Failure::Status(Status::ReservationConflict));
+        }
+        if properties.has(Properties::MEDIUM) {
+            self.power.check()?;
+        }
+        if properties.has(Properties::WRITE) {
+            let protected = |code| Err(SenseData::new(SenseKey::DataProtect, code).into());
+            if self.is_read_only() {
+                return protected(WRITE_PROTECTED);
+            }
+            if self.mode.software_write_protected() {
+                return protected(SOFTWARE_WRITE_PROTECTED);
+            }
+        }
+        Ok(())
+    }
+
+    /// REQUEST SENSE: a pending unit attention, else why the medium is not ready, else nothing.
+    fn request_sense(&self, context: Context<'_>, cdb: &[u8], data: &DataBuffers) -> Done {
+        let sense = match (context.nexus.take_attention(context.path), self.power.check()) {
+            (Some(attention), _) => attention.sense(),
+            (None, Err(Failure::Check(sense))) => sense,
+            _ => SenseData::new(SenseKey::NoSense, super::sense::NO_ADDITIONAL_SENSE),
+        };
+        absent::request_sense(cdb, sense, data)
+    }
+
+    /// Logical block length in bytes.
+    fn block_size(&self) -> u64 {
+        1 << self.block_shift
+    }
+
+    /// Number of logical blocks; a last part of a block is not one.
+    fn blocks(&self) -> u64 {
+        self.image.geometry().len >> self.block_shift
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.config.read_only || self.image.geometry().read_only
+    }
+
+    /// Whether space can be given back.
+    fn is_thin(&self) -> bool {
+        self.config.discard && self.image.geometry().discard_granularity != 0
+    }
+
+    /// A host buffer for data that no initiator sees.
+    fn scratch(&self, len: u64) -> Result<SgList, Failure> {
+        let align = self.image.geometry().dma_align.next_power_of_two().max(512);
+        SgList::host(len as usize, align as usize).ok_or_else(|| {
+            let error = crate::storage::BlockError {
+                kind: BlockErrorKind::HostResources,
+                context: "allocating a buffer".into(),
+                source: None,
+            };
+            error.into()
+        })
+    }
+
+    pub(super) fn mode(&self) -> &ModeParameters {
+        &self.mode
+    }
+
+    pub(super) fn take_capacity_change(&self) -> bool {
+        let blocks = self.blocks();
+        self.known_blocks.load(Ordering::Relaxed) != blocks
+            && self.known_blocks.swap(blocks, Ordering::AcqRel) != blocks
+    }
+
+    pub(super) fn reset(&self, power: bool) {
+        self.mode.reset();
+        self.power.reset(power);
+    }
+
+    pub(super) fn forget(&self, nexus: NexusId) {
+        self.power.forget(nexus);
+    }
+}

@@ -1,0 +1,131 @@
+//! Logical block provisioning: UNMAP (SBC-4, 5.35), WRITE SAME (SBC-4, 5.49), GET LBA STATUS (SBC-4, 5.6).
+
+use super::Disk;
+use super::transfer::Extent;
+use super::vpd::{MAX_PROVISION, MAX_UNMAP_DESCRIPTORS};
+use crate::iothread::Io;
+use crate::mem::FromGuest;
+use crate::scsi::DataBuffers;
+use crate::scsi::opcode::field;
+use crate::scsi::outcome::{Done, Outcome, Page, Writer};
+use crate::scsi::sense::{Failure, LBA_OUT_OF_RANGE, PARAMETER_LIST_LENGTH_ERROR, SenseData};
+use crate::storage::{BlockBackend, ByteOffset, Durability, Span, Unmap};
+
+/// Bytes of a pattern written at a time.
+const CHUNK: u64 = 64 << 10;
+/// Header of the UNMAP parameter list, and each of its block descriptors.
+const UNMAP_HEADER: u64 = 8;
+const UNMAP_DESCRIPTOR: u64 = 16;
+
+impl<B: BlockBackend> Disk<B> {
+    pub(super) async fn unmap(&self, io: &Io, cdb: &[u8], data: DataBuffers) -> Outcome {
+        let len = field(cdb, 7, 2);
+        if len == 0 {
+            return Ok(Done::good());
+        }
+        let descriptors = self.check_unmap_list(len, &data.data_out)?;
+        for index in 0..descriptors {
+            // Read anew and checked anew: what the initiator changes meanwhile is its own affair.
+            let span = self.unmap_span(&data.data_out, index)?;
+            if span.len > 0 {
+                self.image.zero(io, span, Unmap::Allowed).await?;
+            }
+        }
+        self.settle(io).await?;
+        Ok(Done::received(len))
+    }
+
+    /// Checks the whole list before anything is unmapped; returns the number of descriptors.
+    fn check_unmap_list(&self, len: u64, list: &FromGuest) -> Result<u64, SenseData> {
+        let mut header = [0; UNMAP_HEADER as usize];
+        if len.min(list.len()) < UNMAP_HEADER {
+            return Err(SenseData::illegal(PARAMETER_LIST_LENGTH_ERROR));
+        }
+        list.read_at(0, &mut header);
+        // A last part of a descriptor is ignored, and so is a length beyond the list.
+        let room = len.min(list.len()) - UNMAP_HEADER;
+        let descriptors = field(&header, 2, 2).min(room) / UNMAP_DESCRIPTOR;
+        if descriptors > MAX_UNMAP_DESCRIPTORS {
+            return Err(SenseData::parameter_field(2, None));
+        }
+        let mut total = 0u64;
+        for index in 0..descriptors {
+            total = total.saturating_add(self.unmap_span(list, index)?.len);
+            if total > MAX_PROVISION {
+                let at = UNMAP_HEADER + index * UNMAP_DESCRIPTOR + 8;
+                return Err(SenseData::parameter_field(at as u16, None));
+            }
+        }
+        Ok(descriptors)
+    }
+
+    fn unmap_span(&self, list: &FromGuest, index: u64) -> Result<Span, SenseData> {
+        let mut descriptor = [0; UNMAP_DESCRIPTOR as usize];
+        list.read_at(UNMAP_HEADER + index * UNMAP_DESCRIPTOR, &mut descriptor);
+        let (lba, blocks) = (field(&descriptor, 0, 8), field(&descriptor, 8, 4));
+        let capacity = self.blocks();
+        if lba > capacity || blocks > capacity - lba {
+            let first = lba.max(capacity);
+            return Err(SenseData::illegal(LBA_OUT_OF_RANGE).with_information(first));
+        }
+        Ok(Span { at: ByteOffset(lba << self.block_shift), len: blocks << self.block_shift })
+    }
+
+    pub(super) async fn write_same(&self, io: &Io, cdb: &[u8], len: usize, data: DataBuffers) -> Outcome {
+        let extent = Extent::of(cdb, len);
+        if extent.blocks == 0 {
+            // WSNZ: no blocks would mean all up to the last, which is over any limit.
+            return Err(SenseData::cdb_field(if len == 10 { 7 } else { 10 }, None).into());
+        }
+        let span = self.at_most(extent, MAX_PROVISION)?;
+        let (unmap, no_data) = (extent.flags & 0x08 != 0, extent.flags & 0x01 != 0);
+        if unmap && !self.is_thin() {
+            return Err(SenseData::cdb_field(1, Some(3)).into());
+        }
+        let pattern = if no_data {
+            None
+        } else if data.data_out.len() < self.block_size() {
+            // Nothing is written of a block that was not sent; the residual says so.
+            return Ok(Done::received(self.block_size()));
+        } else {
+            self.pattern(&data.data_out, CHUNK.min(span.len))?
+        };
+        match pattern {
+            None => self.image.zero(io, span, if unmap { Unmap::Allowed } else { Unmap::Keep }).await?,
+            Some(pattern) => {
+                let mut at = 0;
+                while at < span.len {
+                    let part = FromGuest::new(pattern.window(0, CHUNK.min(span.len - at)));
+                    let len = part.len();
+                    self.image.write(io, ByteOffset(span.at.0 + at), part, Durability::Cached).await?;
+                    at += len;
+                }
+            }
+        }
+        self.settle(io).await?;
+        Ok(Done::received(if no_data { 0 } else { self.block_size() }))
+    }
+
+    /// Without a write cache, what was written is stable before the command ends.
+    async fn settle(&self, io: &Io) -> Result<(), Failure> {
+        if !self.mode.write_cache() {
+            self.image.flush(io).await?;
+        }
+        Ok(())
+    }
+
+    /// GET LBA STATUS. Images do not tell what they have allocated: all blocks are "mapped or unknown".
+    pub(super) fn get_lba_status(&self, cdb: &[u8], data: &DataBuffers) -> Outcome {
+        let (lba, capacity) = (field(cdb, 2, 8), self.blocks());
+        if lba >= capacity {
+            return Err(SenseData::illegal(LBA_OUT_OF_RANGE).with_information(lba).into());
+        }
+        let blocks = u32::try_from(capacity - lba).unwrap_or(u32::MAX);
+        let mut page = Page::<24>::new();
+        // PARAMETER DATA LENGTH counts from the byte after it.
+        page.u32(20).u32(0).u64(lba).u32(blocks).u32(0);
+        let mut writer = Writer::new(&data.data_in, field(cdb, 10, 4));
+        writer.put(page.as_bytes());
+        Ok(writer.finish())
+    }
+}

@@ -1,0 +1,261 @@
+//! The I_T nexus: where commands and task management functions of one initiator port arrive.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::attention::Attention;
+use super::lun::Address;
+use super::outcome::{Offered, Outcome, reply};
+use super::sense::{Failure, INVALID_MESSAGE_ERROR, LUN_NOT_SUPPORTED, SenseData};
+use super::tasks::{Ended, NexusId};
+use super::unit::{Context, Events, Path, Unit};
+use super::{
+    Cdb, DataBuffers, Lun, PortEvents, ScsiReply, ScsiRequest, Status, Tag, Target, TaskAttribute,
+    TaskManagement, TaskManagementReply, TransportFault, absent,
+};
+use crate::iothread::Io;
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+/// The relation of one initiator port and one target port.
+pub struct Nexus {
+    id: NexusId,
+    target: Arc<Target>,
+    paths: RwLock<BTreeMap<u32, Arc<Path>>>,
+    events: Arc<Events>,
+}
+
+impl Nexus {
+    /// A nexus; the initiator finds a POWER ON unit attention on each logical unit.
+    pub fn new(target: Arc<Target>, events: Option<Arc<dyn PortEvents>>) -> Arc<Self> {
+        let sink = Arc::new(Events::default());
+        sink.set(events);
+        let nexus = Arc::new(Self {
+            id: NexusId(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
+            target,
+            paths: RwLock::default(),
+            events: sink,
+        });
+        nexus.target.join(&nexus);
+        nexus
+    }
+
+    /// Says where changes are reported from now on.
+    pub fn set_events(&self, events: Option<Arc<dyn PortEvents>>) {
+        self.events.set(events);
+    }
+
+    /// The target of this nexus.
+    pub fn target(&self) -> &Arc<Target> {
+        &self.target
+    }
+
+    /// The LUNs that have a logical unit, ascending.
+    pub fn luns(&self) -> Vec<Lun> {
+        self.read().values().map(|path| path.unit.lun).collect()
+    }
+
+    /// Executes a command to its end: exactly one result for each call.
+    ///
+    /// A caller that drops the future has no result; memory that the kernel still works on then lives until it is
+    /// done, see [`Io::quiesce`].
+    pub async fn execute(&self, io: &Io, request: ScsiRequest) -> Result<ScsiReply, TransportFault> {
+        let ScsiRequest { tag, lun, cdb, attribute, priority: _, data } = request;
+        let offered = Offered::of(&data);
+        let Some(path) = self.path(&lun) else {
+            return Ok(reply(absent::execute(self, &lun, &cdb, &data), offered, false));
+        };
+        let unit = &path.unit;
+        let outcome = match unit.tasks.enter(self.id, tag, attribute) {
+            None => Err(Failure::Status(Status::TaskSetFull)),
+            Some(task) => match task.run(self.serve(io, &path, attribute, &cdb, data)).await {
+                Ok(outcome) => outcome,
+                Err(why) => {
+                    // The command's work is dropped, the kernel's part of it perhaps not yet done.
+                    io.quiesce().await;
+                    drop(task);
+                    ended(why)?
+                }
+            },
+        };
+        Ok(reply(outcome, offered, unit.logical.descriptor_sense()))
+    }
+
+    async fn serve(
+        &self,
+        io: &Io,
+        path: &Path,
+        attribute: TaskAttribute,
+        cdb: &Cdb,
+        data: DataBuffers,
+    ) -> Outcome {
+        if attribute == TaskAttribute::Aca {
+            // No ACA is ever established here (SAM-6, 8.9.5).
+            return Err(SenseData::illegal(INVALID_MESSAGE_ERROR).into());
+        }
+        path.unit.refresh();
+        if !passes_attention(cdb.opcode())
+            && let Some(attention) = self.take_attention(path)
+        {
+            return Err(attention.sense().into());
+        }
+        path.unit.logical.execute(Context { io, nexus: self, path }, cdb, data).await
+    }
+
+    /// Takes the unit attention condition to report next.
+    pub(crate) fn take_attention(&self, path: &Path) -> Option<Attention> {
+        let attention = path.attentions.take()?;
+        if attention == Attention::LunsChanged {
+            // Reported once for the target, not once for each unit (SPC-5, 6.33).
+            self.clear_luns_changed();
+        }
+        Some(attention)
+    }
+
+    /// The initiator knows the inventory.
+    pub(crate) fn clear_luns_changed(&self) {
+        for path in self.read().values() {
+            path.attentions.clear(Attention::LunsChanged);
+        }
+    }
+
+    /// Calls `each` for the LUN of every logical unit, ascending.
+    pub(crate) fn for_each_lun(&self, mut each: impl FnMut(Lun)) {
+        for path in self.read().values() {
+            each(path.unit.lun);
+        }
+    }
+
+    /// Executes a task management function. When it returns, tasks that it ended have returned to their callers
+    /// or are about to without touching guest memory any more.
+    pub async fn manage(&self, _io: &Io, function: TaskManagement) -> TaskManagementReply {
+        use TaskManagement as Function;
+        let lun = match function {
+            Function::NexusReset => {
+                self.reset().await;
+                return TaskManagementReply::Complete;
+            }
+            Function::AbortTask(lun, _)
+            | Function::AbortTaskSet(lun)
+            | Function::ClearAca(lun)
+            | Function::ClearTaskSet(lun)
+            | Function::LogicalUnitReset(lun)
+            | Function::QueryTask(lun, _)
+            | Function::QueryTaskSet(lun) => lun,
+        };
+        let Some(path) = self.path(&lun) else {
+            // The well known unit has no commands that last, hence none to manage.
+            return match (lun.address(), function) {
+                (Address::ReportLuns, Function::ClearAca(_)) => TaskManagementReply::Rejected,
+                (Address::ReportLuns, _) => TaskManagementReply::Complete,
+                _ => TaskManagementReply::IncorrectLun,
+            };
+        };
+        let unit = &path.unit;
+        let mine = |nexus| nexus == self.id;
+        let mark = match function {
+            Function::AbortTask(_, tag) => {
+                unit.tasks.end(|n, t| (mine(n) && t == tag).then_some(Ended::Aborted))
+            }
+            Function::AbortTaskSet(_) => unit.tasks.end(|n, _| mine(n).then_some(Ended::Aborted)),
+            Function::ClearTaskSet(_) => self.clear_task_set(unit),
+            Function::LogicalUnitReset(_) => {
+                let mark = unit.tasks.end(|_, _| Some(Ended::Reset));
+                unit.reset(Attention::UnitReset);
+                mark
+            }
+            Function::QueryTask(_, tag) => return found(unit.tasks.holds(|n, t| mine(n) && t == tag)),
+            Function::QueryTaskSet(_) => return found(unit.tasks.holds(|n, _| mine(n))),
+            Function::ClearAca(_) | Function::NexusReset => return TaskManagementReply::Rejected,
+        };
+        unit.tasks.left(mark).await;
+        TaskManagementReply::Complete
+    }
+
+    /// CLEAR TASK SET (SAM-6, 7.5): commands of all initiators. The others learn of it by status or by attention.
+    fn clear_task_set(&self, unit: &Unit) -> u64 {
+        let status = unit.logical.task_aborted_status();
+        let mut others: Vec<NexusId> = Vec::new();
+        let mark = unit.tasks.end(|nexus, _: Tag| {
+            if nexus == self.id {
+                return Some(Ended::Aborted);
+            }
+            others.push(nexus);
+            Some(if status { Ended::TaskAborted } else { Ended::Aborted })
+        });
+        if !status {
+            unit.raise_for(Attention::CommandsCleared, &others);
+        }
+        mark
+    }
+
+    async fn reset(&self) {
+        let paths: Vec<_> = self.read().values().cloned().collect();
+        let mut marks = Vec::with_capacity(paths.len());
+        for path in &paths {
+            marks.push(path.unit.tasks.end(|nexus, _| (nexus == self.id).then_some(Ended::Reset)));
+            path.unit.forget(self.id);
+            path.attentions.raise(Attention::NexusLoss);
+        }
+        for (path, mark) in paths.iter().zip(marks) {
+            path.unit.tasks.left(mark).await;
+        }
+    }
+
+    pub(crate) fn connect(&self, number: u32, unit: &Arc<Unit>) {
+        let path = unit.connect(self.id, &self.events);
+        self.write().insert(number, path);
+    }
+
+    pub(crate) fn disconnect(&self, number: u32) {
+        self.write().remove(&number);
+    }
+
+    pub(crate) fn events(&self) -> &Events {
+        &self.events
+    }
+
+    fn path(&self, lun: &Lun) -> Option<Arc<Path>> {
+        match lun.address() {
+            Address::Unit(number) => self.read().get(&number).cloned(),
+            _ => None,
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<u32, Arc<Path>>> {
+        self.paths.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<u32, Arc<Path>>> {
+        self.paths.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Nexus {
+    fn drop(&mut self) {
+        for path in self.read().values() {
+            path.unit.forget(self.id);
+        }
+    }
+}
+
+/// Commands that neither report a unit attention condition by CHECK CONDITION nor are stopped by one (SAM-6, 5.14):
+/// REQUEST SENSE, INQUIRY, REPORT LUNS.
+fn passes_attention(opcode: u8) -> bool {
+    matches!(opcode, 0x03 | 0x12 | 0xa0)
+}
+
+fn found(yes: bool) -> TaskManagementReply {
+    if yes { TaskManagementReply::Succeeded } else { TaskManagementReply::Complete }
+}
+
+/// What the caller of an ended command hears.
+fn ended(why: Ended) -> Result<Outcome, TransportFault> {
+    match why {
+        Ended::Aborted => Err(TransportFault::Aborted),
+        Ended::Reset => Err(TransportFault::Reset),
+        Ended::Detached => Ok(Err(SenseData::illegal(LUN_NOT_SUPPORTED).into())),
+        Ended::TaskAborted => Ok(Err(Failure::Status(Status::TaskAborted))),
+    }
+}

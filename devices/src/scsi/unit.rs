@@ -1,0 +1,204 @@
+//! Logical units: what is behind a LUN, and what every kind of it shares.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+
+use super::attention::{Attention, Attentions};
+use super::disk::{Disk, Image};
+use super::nexus::Nexus;
+use super::outcome::Outcome;
+use super::tasks::{NexusId, TaskSet};
+use super::{Cdb, DataBuffers, Lun, PortEvents};
+use crate::iothread::Io;
+
+/// A device server. The CDB stays raw up to here, so a unit that passes commands through is one more variant.
+pub enum LogicalUnit {
+    /// A direct access block device (SBC-4).
+    Disk(Disk<Image>),
+}
+
+/// What a unit is told of a command besides its CDB and data.
+#[derive(Clone, Copy)]
+pub(crate) struct Context<'a> {
+    pub(crate) io: &'a Io,
+    pub(crate) nexus: &'a Nexus,
+    pub(crate) path: &'a Path,
+}
+
+impl LogicalUnit {
+    pub(crate) async fn execute(&self, context: Context<'_>, cdb: &Cdb, data: DataBuffers) -> Outcome {
+        match self {
+            Self::Disk(disk) => disk.execute(context, cdb, data).await,
+        }
+    }
+
+    /// Whether sense data goes out in descriptor format.
+    pub(crate) fn descriptor_sense(&self) -> bool {
+        match self {
+            Self::Disk(disk) => disk.mode().descriptor_sense(),
+        }
+    }
+
+    /// Whether commands ended by another initiator report TASK ABORTED.
+    pub(crate) fn task_aborted_status(&self) -> bool {
+        match self {
+            Self::Disk(disk) => disk.mode().task_aborted_status(),
+        }
+    }
+
+    /// Notices a new size: true once for each change.
+    fn take_capacity_change(&self) -> bool {
+        match self {
+            Self::Disk(disk) => disk.take_capacity_change(),
+        }
+    }
+
+    /// Logical unit reset, or power on when `power` is set (SAM-6, 6.3.3).
+    fn reset(&self, power: bool) {
+        match self {
+            Self::Disk(disk) => disk.reset(power),
+        }
+    }
+
+    /// Forgets what an initiator that is gone had asked for.
+    fn forget(&self, nexus: NexusId) {
+        match self {
+            Self::Disk(disk) => disk.forget(nexus),
+        }
+    }
+}
+
+/// A logical unit in its place within a target.
+pub(crate) struct Unit {
+    pub(crate) lun: Lun,
+    pub(crate) logical: LogicalUnit,
+    pub(crate) tasks: TaskSet,
+    pub(crate) reservation: Reservation,
+    paths: RwLock<Vec<Weak<Path>>>,
+}
+
+impl Unit {
+    pub(crate) fn new(lun: Lun, logical: LogicalUnit) -> Arc<Self> {
+        Arc::new(Self {
+            lun,
+            logical,
+            tasks: TaskSet::default(),
+            reservation: Reservation::default(),
+            paths: RwLock::default(),
+        })
+    }
+
+    /// Joins a nexus and this unit. The initiator finds POWER ON.
+    pub(crate) fn connect(self: &Arc<Self>, nexus: NexusId, events: &Arc<Events>) -> Arc<Path> {
+        let path = Arc::new(Path {
+            unit: self.clone(),
+            nexus,
+            attentions: Attentions::power_on(),
+            events: events.clone(),
+        });
+        let mut paths = self.paths.write().unwrap_or_else(PoisonError::into_inner);
+        paths.retain(|path| path.strong_count() > 0);
+        paths.push(Arc::downgrade(&path));
+        path
+    }
+
+    /// Establishes a unit attention condition for every initiator but `except`, and tells their HBAs of those that
+    /// come from outside their own doing.
+    pub(crate) fn raise(&self, attention: Attention, except: Option<NexusId>) {
+        let paths: Vec<_> = {
+            let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
+            paths.iter().filter_map(Weak::upgrade).filter(|path| Some(path.nexus) != except).collect()
+        };
+        for path in paths {
+            path.attentions.raise(attention);
+            if matches!(attention, Attention::ModeChanged | Attention::CapacityChanged) {
+                path.events.unit_attention(self.lun, attention.code());
+            }
+        }
+    }
+
+    /// Establishes a condition for some initiators only.
+    pub(crate) fn raise_for(&self, attention: Attention, nexuses: &[NexusId]) {
+        let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
+        for path in paths.iter().filter_map(Weak::upgrade).filter(|path| nexuses.contains(&path.nexus)) {
+            path.attentions.raise(attention);
+        }
+    }
+
+    /// Looks whether the unit changed by itself.
+    pub(crate) fn refresh(&self) {
+        if self.logical.take_capacity_change() {
+            self.raise(Attention::CapacityChanged, None);
+        }
+    }
+
+    /// Back to the state after power on or after a logical unit reset; commands are ended by the caller.
+    pub(crate) fn reset(&self, attention: Attention) {
+        self.reservation.clear();
+        self.logical.reset(attention == Attention::PowerOn);
+        self.raise(attention, None);
+    }
+
+    /// An initiator is gone.
+    pub(crate) fn forget(&self, nexus: NexusId) {
+        self.reservation.release(nexus);
+        self.logical.forget(nexus);
+    }
+}
+
+/// An I_T_L nexus: one initiator port's view of one logical unit.
+pub(crate) struct Path {
+    pub(crate) unit: Arc<Unit>,
+    pub(crate) nexus: NexusId,
+    pub(crate) attentions: Attentions,
+    events: Arc<Events>,
+}
+
+/// Where an HBA hears of changes.
+#[derive(Default)]
+pub(crate) struct Events(Mutex<Option<Arc<dyn PortEvents>>>);
+
+impl Events {
+    pub(crate) fn set(&self, events: Option<Arc<dyn PortEvents>>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = events;
+    }
+    fn get(&self) -> Option<Arc<dyn PortEvents>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+    pub(crate) fn unit_attention(&self, lun: Lun, code: (u8, u8)) {
+        if let Some(events) = self.get() {
+            events.unit_attention(lun, code);
+        }
+    }
+    pub(crate) fn inventory_changed(&self) {
+        if let Some(events) = self.get() {
+            events.inventory_changed();
+        }
+    }
+}
+
+/// The reservation of RESERVE and RELEASE (SPC-2, 7.21): one initiator has the unit, or none.
+#[derive(Debug, Default)]
+pub(crate) struct Reservation(AtomicU64);
+
+impl Reservation {
+    /// Whether commands of `nexus` may go on.
+    pub(crate) fn allows(&self, nexus: NexusId) -> bool {
+        let holder = self.0.load(Ordering::Acquire);
+        holder == 0 || holder == nexus.0
+    }
+    /// Reserves for `nexus`; false when another one has it.
+    pub(crate) fn reserve(&self, nexus: NexusId) -> bool {
+        match self.0.compare_exchange(0, nexus.0, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => true,
+            Err(holder) => holder == nexus.0,
+        }
+    }
+    /// Releases what `nexus` holds; anything else stays.
+    pub(crate) fn release(&self, nexus: NexusId) {
+        let _ = self.0.compare_exchange(nexus.0, 0, Ordering::AcqRel, Ordering::Acquire);
+    }
+    fn clear(&self) {
+        self.0.store(0, Ordering::Release);
+    }
+}
