@@ -16,6 +16,7 @@ use crate::request::read_start;
 use crate::ring::{Chain, ChainError};
 use crate::spec::{AnRequest, Response, TmfRequest, control, queue};
 use crate::token::{ChainToken, ResponseArea};
+use crate::transport::Transport;
 use crate::worker::Parsed;
 
 /// Longest control request in bytes: a task management function.
@@ -113,9 +114,7 @@ pub(crate) async fn run(directory: Arc<Directory>, token: ChainToken, body: Opti
         Some(Control::Manage(target, function)) => match directory.get(target) {
             Some(nexus) => {
                 let worker = token.worker().clone();
-                let queues = worker.transport().queues();
-                let requests = queues.get(usize::from(queue::FIRST_REQUEST)..).unwrap_or_default();
-                carry_out(worker.io(), requests, target, &nexus, function).await
+                carry_out(worker.io(), worker.transport(), target, &nexus, function).await
             }
             None => Response::BadTarget,
         },
@@ -129,13 +128,14 @@ pub(crate) async fn run(directory: Arc<Directory>, token: ChainToken, body: Opti
 /// Carries out a function. Commands that it ends are back with the driver before it is answered (5.6.6.2).
 async fn carry_out(
     io: &Io,
-    queues: &[Arc<Queue>],
+    transport: &Transport,
     target: u8,
     nexus: &Nexus,
     function: TaskManagement,
 ) -> Response {
     let Some(ends) = ends(target, function) else { return response(nexus.manage(io, function).await) };
-    take_backlog(io, queues).await;
+    take_backlog(io, transport).await;
+    let queues = request_queues(transport);
     let marks: Vec<Vec<TaskMark>> = queues.iter().map(|queue| queue.tasks(&ends)).collect();
     let is_held = || queues.iter().zip(&marks).any(|(queue, marks)| queue.holds_any(marks));
     loop {
@@ -153,14 +153,18 @@ async fn carry_out(
 }
 
 /// Waits until every command that the driver sent before the function has been taken from its ring.
-async fn take_backlog(io: &Io, queues: &[Arc<Queue>]) {
-    for queue in queues {
+async fn take_backlog(io: &Io, transport: &Transport) {
+    for queue in request_queues(transport) {
         let Some(backlog) = queue.backlog() else { continue };
         queue.ring_doorbell();
-        while !queue.has_taken(backlog) {
+        while !queue.has_taken(backlog) && !transport.is_broken() {
             io.sleep(POLL).await;
         }
     }
+}
+
+fn request_queues(transport: &Transport) -> &[Arc<Queue>] {
+    transport.queues().get(usize::from(queue::FIRST_REQUEST)..).unwrap_or_default()
 }
 
 /// Which commands a function ends; `None` when it ends none.

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use devices::scsi::{Lun, PortEvents};
+use devices::scsi::{Lun, Nexus, PortEvents};
 use zerocopy::IntoBytes;
 
 use crate::lun;
@@ -79,8 +79,8 @@ impl Events {
 pub(crate) async fn serve(worker: Rc<Worker>, events: Arc<Events>) {
     let at_end = worker.clone();
     let _hook = worker.io().at_batch_end(move || at_end.flush());
-    let mut chain = Chain::default();
-    while worker.next_doorbell().await {
+    let (mut chain, mut watch) = (Chain::default(), worker.watch());
+    while worker.next_doorbell(&mut watch).await {
         while !events.is_empty() {
             let size = size_of::<Event>() as u64;
             let area = |chain: &mut Chain, shape: Result<(), _>| {
@@ -105,15 +105,41 @@ pub(crate) struct EventPort {
     target: u8,
     events: Arc<Events>,
     transport: Weak<Transport>,
+    nexus: Weak<Nexus>,
+    /// The units that the driver was told of, or finds by itself.
+    known: Mutex<Vec<Lun>>,
 }
 
 impl EventPort {
-    pub(crate) fn new(target: u8, events: Arc<Events>, transport: &Arc<Transport>) -> Arc<Self> {
-        Arc::new(Self { target, events, transport: Arc::downgrade(transport) })
+    pub(crate) fn new(
+        target: u8,
+        nexus: &Arc<Nexus>,
+        events: Arc<Events>,
+        transport: &Arc<Transport>,
+    ) -> Arc<Self> {
+        let known = Mutex::new(nexus.luns());
+        Arc::new(Self {
+            target,
+            events,
+            transport: Arc::downgrade(transport),
+            nexus: Arc::downgrade(nexus),
+            known,
+        })
     }
 
-    /// A logical unit, or with LUN 0 a target, came (`RESET_RESCAN`) or went (`RESET_REMOVED`).
-    pub(crate) fn transport_reset(&self, lun: Lun, reason: u32) {
+    /// The target is new: with LUN 0 the event stands for all of it.
+    pub(crate) fn target_came(&self) {
+        self.transport_reset(Lun([0; 8]), event::RESET_RESCAN);
+    }
+
+    /// The target is gone. Drivers remove the unit that an event names and no other.
+    pub(crate) fn target_went(&self) {
+        for lun in std::mem::take(&mut *self.known()) {
+            self.transport_reset(lun, event::RESET_REMOVED);
+        }
+    }
+
+    fn transport_reset(&self, lun: Lun, reason: u32) {
         self.raise(feature::SCSI_HOTPLUG, event::TRANSPORT_RESET, lun, reason);
     }
 
@@ -127,6 +153,10 @@ impl EventPort {
             queue.ring_doorbell();
         }
     }
+
+    fn known(&self) -> MutexGuard<'_, Vec<Lun>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl PortEvents for EventPort {
@@ -138,6 +168,14 @@ impl PortEvents for EventPort {
     }
 
     fn inventory_changed(&self) {
-        self.transport_reset(Lun([0; 8]), event::RESET_RESCAN);
+        let Some(nexus) = self.nexus.upgrade() else { return };
+        let now = nexus.luns();
+        let before = std::mem::replace(&mut *self.known(), now.clone());
+        for &lun in before.iter().filter(|lun| !now.contains(lun)) {
+            self.transport_reset(lun, event::RESET_REMOVED);
+        }
+        for &lun in now.iter().filter(|lun| !before.contains(lun)) {
+            self.transport_reset(lun, event::RESET_RESCAN);
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use devices::iothread::Remote;
 use devices::mem::Dma;
 use devices::pci::{PciError, PciFunction, PciSeat};
-use devices::scsi::{Lun, Nexus, TaskManagement};
+use devices::scsi::{Nexus, TaskManagement};
 use thiserror::Error;
 
 use crate::config::Config;
@@ -18,7 +18,7 @@ use crate::event::{EventPort, Events};
 use crate::function::{Function, vectors};
 use crate::queue::Queue;
 use crate::ring::MAX_CHAIN;
-use crate::spec::{event, feature, queue};
+use crate::spec::{feature, queue};
 use crate::transport::{Device, Limits, Transport};
 use crate::worker::{Worker, serve};
 use crate::{control, event as event_queue, request};
@@ -69,8 +69,9 @@ pub enum Error {
 
 /// A virtio-scsi host bus adapter: a PCI function for a slot of the host bridge.
 ///
-/// Control and event queue run on the first I/O thread, request queue *i* on thread *i* modulo their number. Drop the
-/// HBA before its I/O threads: a thread that ends drops the requests it still runs.
+/// Control and event queue run on the first I/O thread, request queue *i* on thread *i* modulo their number. Before
+/// those threads end, the HBA has to be dropped or told by [`VirtioScsi::shut_down`]: a thread that ends drops the
+/// requests it still runs.
 pub struct VirtioScsi {
     function: Function,
     transport: Arc<Transport>,
@@ -82,6 +83,7 @@ struct Shared {
     config: Config,
     directory: Arc<Directory>,
     events: Arc<Events>,
+    /// What each nexus reports to, by target number.
     ports: Mutex<BTreeMap<u8, Arc<EventPort>>>,
     /// The thread of the control queue.
     remote: Remote,
@@ -127,31 +129,36 @@ impl VirtioScsi {
         Ok(Arc::new(hba))
     }
 
-    /// Puts a target at `id`; the driver is told. Returns the nexus that was there before.
+    /// Takes the HBA out of service for good, at the end of the machine: no request is taken or given back any more.
+    pub fn shut_down(&self) {
+        self.transport.close();
+    }
+
+    /// Puts a target at `id` and tells the driver. What was there before goes as by [`Self::detach_target`].
     pub fn attach_target(&self, id: u8, nexus: Arc<Nexus>) -> Option<Arc<Nexus>> {
-        let before = self.connect(id, nexus);
-        self.announce(id, event::RESET_RESCAN);
+        let before = self.detach_target(id);
+        self.connect(id, nexus);
+        if let Some(port) = self.shared.ports().get(&id) {
+            port.target_came();
+        }
         before
     }
 
-    /// Takes the target at `id` away; the driver is told. Commands it runs come to their end.
+    /// Takes the target at `id` away and tells the driver, unit by unit. Commands it runs come to their end.
     pub fn detach_target(&self, id: u8) -> Option<Arc<Nexus>> {
         let before = self.shared.directory.set(id, None)?;
-        self.announce(id, event::RESET_REMOVED);
-        self.shared.ports().remove(&id);
+        before.set_events(None);
+        if let Some(port) = self.shared.ports().remove(&id) {
+            port.target_went();
+        }
         Some(before)
     }
 
-    fn connect(&self, id: u8, nexus: Arc<Nexus>) -> Option<Arc<Nexus>> {
-        let port = EventPort::new(id, self.shared.events.clone(), &self.transport);
+    fn connect(&self, id: u8, nexus: Arc<Nexus>) {
+        let port = EventPort::new(id, &nexus, self.shared.events.clone(), &self.transport);
+        nexus.set_events(Some(port.clone()));
+        self.shared.directory.set(id, Some(nexus));
         self.shared.ports().insert(id, port);
-        self.shared.directory.set(id, Some(nexus))
-    }
-
-    fn announce(&self, id: u8, reason: u32) {
-        if let Some(port) = self.shared.ports().get(&id) {
-            port.transport_reset(Lun([0; 8]), reason);
-        }
     }
 
     fn start(&self, io: &[Remote], dma: &Dma) {
@@ -226,7 +233,7 @@ impl Device for Shared {
 
 impl Drop for VirtioScsi {
     fn drop(&mut self) {
-        self.transport.close();
+        self.shut_down();
     }
 }
 

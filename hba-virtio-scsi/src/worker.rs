@@ -5,7 +5,7 @@ use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use devices::iothread::{Io, TaskPool};
+use devices::iothread::{Io, TaskPool, Watch};
 use devices::mem::Dma;
 
 use crate::queue::{Done, Next, Queue, TaskId};
@@ -97,9 +97,14 @@ impl Worker {
         }
     }
 
+    /// What [`Self::next_doorbell`] waits for.
+    pub(crate) fn watch(&self) -> Watch {
+        self.io.watch(self.queue.doorbell())
+    }
+
     /// Waits for the doorbell; `false` when the device is taken down.
-    pub(crate) async fn next_doorbell(&self) -> bool {
-        if let Err(error) = self.io.wait(self.queue.doorbell()).await {
+    pub(crate) async fn next_doorbell(&self, watch: &mut Watch) -> bool {
+        if let Err(error) = watch.next().await {
             tracing::error!(queue = self.index, %error, "virtio-scsi: doorbell lost");
             self.transport.fail(self.index, &error);
             return false;
@@ -147,8 +152,8 @@ pub(crate) async fn serve<T, F>(
     let pool = TaskPool::new(worker.io(), MAX_CHAIN);
     let at_end = worker.clone();
     let hook = worker.io().at_batch_end(move || at_end.flush());
-    let mut chain = Chain::default();
-    while worker.next_doorbell().await {
+    let (mut chain, mut watch) = (Chain::default(), worker.watch());
+    while worker.next_doorbell(&mut watch).await {
         worker.suppress_doorbell();
         let parse = |chain: &mut Chain, shape| {
             let parsed = parse(chain, shape);
@@ -166,4 +171,60 @@ pub(crate) async fn serve<T, F>(
     pool.drained().await;
     drop(hook);
     worker.flush();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::RingAddress;
+    use crate::transport::{Device, Limits};
+    use devices::iothread::IoThread;
+    use devices::mem::GuestRam;
+    use std::time::Duration;
+    use vm_memory::{Bytes, GuestAddress};
+
+    struct Nothing;
+    impl Device for Nothing {
+        fn features(&self) -> u64 {
+            0
+        }
+        fn read_config(&self, _: u64, _: &mut [u8]) {}
+        fn write_config(&self, _: u64, _: &[u8]) {}
+        fn abort(&self, _: Arc<Transport>) {}
+        fn reset(&self) {}
+    }
+
+    /// A request that nobody completes is a defect: debug builds panic, and the driver gets FAILURE in any case.
+    #[test]
+    fn a_dropped_token_completes_with_failure() {
+        let ram = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap());
+        let dma = Dma::new(ram.clone());
+        dma.set_bus_master(true);
+        let queue = Arc::new(Queue::new(dma.clone()).unwrap());
+        let limits = Limits { queue_size: 4, vectors: 1, access_platform: false };
+        let transport = Transport::new(Arc::new(Nothing), [queue.clone()].into(), limits);
+        let thread = IoThread::start("drop").unwrap();
+        let worker = queue.clone();
+        thread.remote().spawn(move |io| {
+            let parse = |chain: &mut Chain, _: Result<(), ChainError>| {
+                let response = ResponseArea::of(&chain.writable, 4);
+                Parsed { response, response_at: 3, task: None, body: () }
+            };
+            serve(Worker::new(io, transport, 0, worker, dma), parse, |token, ()| async move { drop(token) })
+        });
+        // One writable descriptor of 4 bytes at 0x8000, made available.
+        ram.write_slice(&[0, 0x80, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 2, 0, 0, 0], GuestAddress(0x1000)).unwrap();
+        ram.write_slice(&[0, 0, 1, 0, 0, 0], GuestAddress(0x2000)).unwrap();
+        queue.start(RingAddress { size: 4, desc: 0x1000, driver: 0x2000, device: 0x3000 }, false).unwrap();
+        let response = || ram.read_obj::<u32>(GuestAddress(0x8000)).unwrap().to_le_bytes();
+        for _ in 0..2000 {
+            if response() != [0; 4] {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(response(), [0, 0, 0, 9]);
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(thread)));
+        assert_eq!(ended.is_err(), cfg!(debug_assertions));
+    }
 }

@@ -12,6 +12,8 @@
 mod bar;
 mod common;
 mod isr;
+#[cfg(test)]
+mod tests;
 
 use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use devices::bus::{Doorbell, Space};
-use devices::iothread::IoThread;
+use devices::iothread::{IoThread, Remote};
 use devices::scsi::Nexus;
 use devices::testing::pci::{TestSeat, config_dword, find_capability, set_config_dword, set_config_word};
 use hba_virtio_scsi::{Options, VirtioScsi};
 use vm_memory::{Bytes, GuestAddress};
 
 pub const RAM: usize = 16 << 20;
+const HEAP: u64 = 0x40_0000;
 const BAR: u64 = 0xc000_0000;
 const MSIX: u64 = 0xc010_0000;
 /// Address of the message of vector 0; each vector has its number as data.
@@ -50,6 +51,8 @@ pub struct Guest {
     pub at: Structures,
     pub queues: Vec<GuestQueue>,
     pub features: u64,
+    #[allow(dead_code, reason = "not every test binary reaches behind the device")]
+    pub remotes: Vec<Remote>,
     heap: u64,
     // Last: the HBA goes first.
     _threads: Vec<IoThread>,
@@ -103,15 +106,16 @@ impl Guest {
     pub fn new(options: Options, threads: usize, targets: BTreeMap<u8, Arc<Nexus>>) -> Self {
         let seat = TestSeat::new(RAM);
         let threads: Vec<_> = (0..threads).map(|i| IoThread::start(&format!("io{i}")).unwrap()).collect();
-        let remotes = threads.iter().map(IoThread::remote).collect();
-        let hba = VirtioScsi::new(seat.seat.clone(), targets, remotes, options).unwrap();
+        let remotes: Vec<_> = threads.iter().map(IoThread::remote).collect();
+        let hba = VirtioScsi::new(seat.seat.clone(), targets, remotes.clone(), options).unwrap();
         let mut guest = Self {
             seat,
             hba,
             at: Structures::default(),
             queues: Vec::new(),
             features: 0,
-            heap: 0x40_0000,
+            remotes,
+            heap: HEAP,
             _threads: threads,
         };
         guest.place();
@@ -276,6 +280,11 @@ impl Guest {
         self.heap += (len as u64 + 0x1f) & !0xf;
         assert!(self.heap < RAM as u64, "guest heap is full");
         addr
+    }
+
+    /// Forgets all buffers: nothing may be in flight.
+    pub fn reset_heap(&mut self) {
+        self.heap = HEAP;
     }
 
     pub fn alloc_with(&mut self, bytes: &[u8]) -> u64 {

@@ -10,6 +10,8 @@
 )]
 
 mod commands;
+mod disks;
+mod events;
 mod guest;
 mod hostile;
 mod registers;
