@@ -1,0 +1,156 @@
+//! The device configuration space (5.6.4).
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use zerocopy::IntoBytes;
+
+use crate::spec::{DEFAULT_CDB_SIZE, DEFAULT_SENSE_SIZE, Event, ScsiConfig, config_offset};
+
+/// Largest `sense_size` taken from a driver, in bytes. Sense data has at most 252; the rest of the area stays unused.
+const MAX_SENSE_SIZE: u32 = 0xffff;
+/// Largest `cdb_size` taken from a driver, in bytes; CDBs longer than the SCSI layer carries are cut.
+const MAX_CDB_SIZE: u32 = 255;
+/// Hint for the largest transfer, in blocks of 512 bytes.
+const MAX_SECTORS: u32 = 0xffff;
+/// The largest target number.
+const MAX_TARGET: u16 = 255;
+/// The largest unit number of the single-level form.
+const MAX_LUN: u32 = 16383;
+
+/// Where the parts of a request lie, as the driver chose it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// Bytes of CDB in a request.
+    pub(crate) cdb_size: u32,
+    /// Bytes of sense area in a response.
+    pub(crate) sense_size: u32,
+}
+
+/// The configuration space of one device.
+#[derive(Debug)]
+pub(crate) struct Config {
+    request_queues: u16,
+    queue_size: u16,
+    sense_size: AtomicU32,
+    cdb_size: AtomicU32,
+}
+
+impl Config {
+    pub(crate) fn new(request_queues: u16, queue_size: u16) -> Self {
+        Self {
+            request_queues,
+            queue_size,
+            sense_size: AtomicU32::new(DEFAULT_SENSE_SIZE),
+            cdb_size: AtomicU32::new(DEFAULT_CDB_SIZE),
+        }
+    }
+
+    /// The sizes in force. Drivers set them before they send commands.
+    pub(crate) fn layout(&self) -> Layout {
+        Layout {
+            cdb_size: self.cdb_size.load(Ordering::Relaxed),
+            sense_size: self.sense_size.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Back to the defaults (5.6.4.2).
+    pub(crate) fn reset(&self) {
+        self.sense_size.store(DEFAULT_SENSE_SIZE, Ordering::Relaxed);
+        self.cdb_size.store(DEFAULT_CDB_SIZE, Ordering::Relaxed);
+    }
+
+    /// Reads at any offset and width; bytes after the structure read as zero.
+    pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
+        let Layout { cdb_size, sense_size } = self.layout();
+        let image = ScsiConfig {
+            num_queues: u32::from(self.request_queues).into(),
+            // A command has a request and a response descriptor beside its data.
+            seg_max: u32::from(self.queue_size.saturating_sub(2).max(1)).into(),
+            max_sectors: MAX_SECTORS.into(),
+            cmd_per_lun: u32::from(self.queue_size).into(),
+            event_info_size: (size_of::<Event>() as u32).into(),
+            sense_size: sense_size.into(),
+            cdb_size: cdb_size.into(),
+            max_channel: 0.into(),
+            max_target: MAX_TARGET.into(),
+            max_lun: MAX_LUN.into(),
+        };
+        copy_image(image.as_bytes(), offset, data);
+    }
+
+    /// Writes. Only whole, aligned writes of `sense_size` and `cdb_size` within bounds have an effect.
+    pub(crate) fn write(&self, offset: u64, data: &[u8]) {
+        let Ok(value) = <[u8; 4]>::try_from(data).map(u32::from_le_bytes) else { return };
+        match offset {
+            config_offset::SENSE_SIZE if value <= MAX_SENSE_SIZE => {
+                self.sense_size.store(value, Ordering::Relaxed);
+            }
+            config_offset::CDB_SIZE if (1..=MAX_CDB_SIZE).contains(&value) => {
+                self.cdb_size.store(value, Ordering::Relaxed);
+            }
+            _ => devices::log_limited!(
+                debug,
+                "device configuration: write of {value:#x} at {offset:#x} ignored"
+            ),
+        }
+    }
+}
+
+/// Fills `data` from `image` at `offset`, with zeros where the image ends.
+pub(crate) fn copy_image(image: &[u8], offset: u64, data: &mut [u8]) {
+    let rest = usize::try_from(offset).ok().and_then(|at| image.get(at..)).unwrap_or_default();
+    for (i, byte) in data.iter_mut().enumerate() {
+        *byte = rest.get(i).copied().unwrap_or(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn le32(config: &Config, offset: u64) -> u32 {
+        let mut data = [0xee; 4];
+        config.read(offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    #[test]
+    fn fields_are_where_the_standard_puts_them() {
+        let config = Config::new(3, 256);
+        assert_eq!(le32(&config, 0), 3, "num_queues");
+        assert_eq!(le32(&config, 4), 254, "seg_max");
+        assert_eq!(le32(&config, 8), 65535, "max_sectors");
+        assert_eq!(le32(&config, 12), 256, "cmd_per_lun");
+        assert_eq!(le32(&config, 16), 16, "event_info_size");
+        assert_eq!(le32(&config, 20), 96, "sense_size");
+        assert_eq!(le32(&config, 24), 32, "cdb_size");
+        assert_eq!(le32(&config, 28), 255 << 16, "max_channel, max_target");
+        assert_eq!(le32(&config, 32), 16383, "max_lun");
+        assert_eq!(le32(&config, 36), 0);
+        assert_eq!(le32(&config, u64::MAX), 0);
+        let mut two = [0; 2];
+        config.read(30, &mut two);
+        assert_eq!(two, [255, 0]);
+    }
+
+    #[test]
+    fn only_the_two_sizes_can_be_written_and_only_whole() {
+        let config = Config::new(1, 256);
+        config.write(20, &252u32.to_le_bytes());
+        config.write(24, &16u32.to_le_bytes());
+        assert_eq!(config.layout(), Layout { cdb_size: 16, sense_size: 252 });
+        for offset in 0..40 {
+            for width in [1, 2, 3, 5, 8] {
+                config.write(offset, &[0x11; 8][..width]);
+            }
+        }
+        config.write(0, &9u32.to_le_bytes());
+        config.write(24, &0u32.to_le_bytes());
+        config.write(24, &256u32.to_le_bytes());
+        config.write(20, &0x1_0000u32.to_le_bytes());
+        assert_eq!(config.layout(), Layout { cdb_size: 16, sense_size: 252 });
+        assert_eq!(le32(&config, 0), 1);
+        config.reset();
+        assert_eq!(config.layout(), Layout { cdb_size: 32, sense_size: 96 });
+    }
+}

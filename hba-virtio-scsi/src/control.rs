@@ -1,0 +1,196 @@
+//! The control queue: task management and asynchronous notification (5.6.6.2).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use devices::iothread::Io;
+use devices::mem::Dma;
+use devices::scsi::{Nexus, Tag, TaskManagement, TaskManagementReply};
+use zerocopy::FromBytes;
+use zerocopy::little_endian::U32;
+
+use crate::directory::Directory;
+use crate::lun::{self, Address};
+use crate::queue::{Queue, TaskId, TaskMark};
+use crate::request::read_start;
+use crate::ring::{Chain, ChainError};
+use crate::spec::{AnRequest, Response, TmfRequest, control, queue};
+use crate::token::{ChainToken, ResponseArea};
+use crate::transport::Transport;
+use crate::worker::Parsed;
+
+/// Longest control request in bytes: a task management function.
+const MAX_REQUEST: usize = 24;
+/// Longest control response in bytes: an asynchronous notification.
+const MAX_RESPONSE: u64 = 5;
+/// How long to wait between looks at the request queues.
+const POLL: Duration = Duration::from_micros(50);
+/// Looks after which a function is carried out again: a command may have been on its way to the target.
+const LOOKS: u32 = 40;
+
+/// A control request.
+#[derive(Debug)]
+pub(crate) enum Control {
+    /// Task management: the target it goes to, and the function.
+    Manage(u8, TaskManagement),
+    /// A response that is known already.
+    Answer(Response),
+    /// Asynchronous notification query or subscription of a target: no events are on offer.
+    Notification(u8),
+}
+
+/// Looks at a chain of the control queue. A body of `None` is a request that can only be answered with FAILURE.
+pub(crate) fn parse(dma: &Dma, chain: &Chain, shape: Result<(), ChainError>) -> Parsed<Option<Control>> {
+    let response = ResponseArea::of(&chain.writable, MAX_RESPONSE);
+    let body = match shape {
+        Ok(()) => request(dma, chain),
+        Err(error) => Err(error.to_string()),
+    };
+    let (response_at, body) = match body {
+        Ok((at, body)) if response.len() > at as u64 => (at, Some(body)),
+        Ok((at, _)) => {
+            devices::log_limited!(warn, "virtio-scsi: a control request without room for its response");
+            (at, None)
+        }
+        Err(why) => {
+            devices::log_limited!(warn, "virtio-scsi: bad control request: {why}");
+            (0, None)
+        }
+    };
+    Parsed { response, response_at, task: None, body }
+}
+
+/// The request, and where its response byte goes.
+fn request(dma: &Dma, chain: &Chain) -> Result<(usize, Control), String> {
+    let mut bytes = [0; MAX_REQUEST];
+    let given: u64 = chain.readable.iter().map(|&(_, len)| u64::from(len)).sum();
+    let given = bytes.get_mut(..given.min(MAX_REQUEST as u64) as usize).unwrap_or_default();
+    read_start(dma, &chain.readable, given)?;
+    let (kind, rest) = U32::read_from_prefix(given).map_err(|_| "no type")?;
+    match kind.get() {
+        control::TMF => {
+            let (tmf, _) =
+                TmfRequest::read_from_prefix(rest).map_err(|_| "a short task management request")?;
+            Ok((0, manage(&tmf)))
+        }
+        control::AN_QUERY | control::AN_SUBSCRIBE => {
+            let (an, _) = AnRequest::read_from_prefix(rest).map_err(|_| "a short notification request")?;
+            let body = match lun::decode(an.lun) {
+                Some(Address::Unit { target, .. }) => Control::Notification(target),
+                _ => Control::Answer(Response::BadTarget),
+            };
+            Ok((4, body))
+        }
+        other => Err(format!("type {other}")),
+    }
+}
+
+fn manage(request: &TmfRequest) -> Control {
+    let Some(Address::Unit { target, lun }) = lun::decode(request.lun) else {
+        return Control::Answer(Response::BadTarget);
+    };
+    let tag = Tag(request.id.get());
+    let function = match request.subtype.get() {
+        0 => TaskManagement::AbortTask(lun, tag),
+        1 => TaskManagement::AbortTaskSet(lun),
+        2 => TaskManagement::ClearAca(lun),
+        3 => TaskManagement::ClearTaskSet(lun),
+        4 => TaskManagement::NexusReset,
+        5 => TaskManagement::LogicalUnitReset(lun),
+        6 => TaskManagement::QueryTask(lun, tag),
+        7 => TaskManagement::QueryTaskSet(lun),
+        _ => return Control::Answer(Response::FunctionRejected),
+    };
+    Control::Manage(target, function)
+}
+
+/// Carries a control request out and answers it.
+pub(crate) async fn run(directory: Arc<Directory>, token: ChainToken, body: Option<Control>) {
+    let response = match body {
+        None => return token.fail(),
+        Some(Control::Answer(response)) => response,
+        Some(Control::Notification(target)) if directory.get(target).is_some() => Response::Ok,
+        Some(Control::Notification(_)) => Response::BadTarget,
+        Some(Control::Manage(target, function)) => match directory.get(target) {
+            Some(nexus) => {
+                let worker = token.worker().clone();
+                carry_out(worker.io(), worker.transport(), target, &nexus, function).await
+            }
+            None => Response::BadTarget,
+        },
+    };
+    if !token.worker().queue().is_running() {
+        return token.abandon();
+    }
+    token.answer(response);
+}
+
+/// Carries out a function. Commands that it ends are back with the driver before it is answered (5.6.6.2).
+async fn carry_out(
+    io: &Io,
+    transport: &Transport,
+    target: u8,
+    nexus: &Nexus,
+    function: TaskManagement,
+) -> Response {
+    let Some(ends) = ends(target, function) else { return response(nexus.manage(io, function).await) };
+    take_backlog(io, transport).await;
+    let queues = request_queues(transport);
+    let marks: Vec<Vec<TaskMark>> = queues.iter().map(|queue| queue.tasks(&ends)).collect();
+    let is_held = || queues.iter().zip(&marks).any(|(queue, marks)| queue.holds_any(marks));
+    loop {
+        let reply = nexus.manage(io, function).await;
+        if !matches!(reply, TaskManagementReply::Complete | TaskManagementReply::Succeeded) {
+            return response(reply);
+        }
+        for _ in 0..LOOKS {
+            if !is_held() {
+                return response(reply);
+            }
+            io.sleep(POLL).await;
+        }
+    }
+}
+
+/// Waits until every command that the driver sent before the function has been taken from its ring.
+async fn take_backlog(io: &Io, transport: &Transport) {
+    for queue in request_queues(transport) {
+        let Some(backlog) = queue.backlog() else { continue };
+        queue.ring_doorbell();
+        while !queue.has_taken(backlog) && !transport.is_broken() {
+            io.sleep(POLL).await;
+        }
+    }
+}
+
+fn request_queues(transport: &Transport) -> &[Arc<Queue>] {
+    transport.queues().get(usize::from(queue::FIRST_REQUEST)..).unwrap_or_default()
+}
+
+/// Which commands a function ends; `None` when it ends none.
+fn ends(target: u8, function: TaskManagement) -> Option<impl Fn(&TaskId) -> bool> {
+    let (lun, tag) = match function {
+        TaskManagement::AbortTask(lun, tag) => (Some(lun), Some(tag)),
+        TaskManagement::AbortTaskSet(lun)
+        | TaskManagement::ClearTaskSet(lun)
+        | TaskManagement::LogicalUnitReset(lun) => (Some(lun), None),
+        TaskManagement::NexusReset => (None, None),
+        TaskManagement::ClearAca(_) | TaskManagement::QueryTask(..) | TaskManagement::QueryTaskSet(_) => {
+            return None;
+        }
+    };
+    Some(move |task: &TaskId| {
+        task.target == target
+            && lun.is_none_or(|lun| lun == task.lun)
+            && tag.is_none_or(|tag| tag == task.tag)
+    })
+}
+
+fn response(reply: TaskManagementReply) -> Response {
+    match reply {
+        TaskManagementReply::Complete => Response::Ok,
+        TaskManagementReply::Succeeded => Response::FunctionSucceeded,
+        TaskManagementReply::Rejected => Response::FunctionRejected,
+        TaskManagementReply::IncorrectLun => Response::IncorrectLun,
+    }
+}

@@ -1,0 +1,181 @@
+//! The event queue: what the device tells the driver unasked (5.6.6.3).
+//!
+//! Events wait here while the driver has no buffer. When too many wait, the rest is dropped and the next event
+//! says so; a driver then looks at everything anew.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use devices::scsi::{Lun, Nexus, PortEvents};
+use zerocopy::IntoBytes;
+
+use crate::lun;
+use crate::ring::Chain;
+use crate::spec::{Event, event, feature, queue};
+use crate::token::{ChainToken, ResponseArea};
+use crate::transport::Transport;
+use crate::worker::Worker;
+
+/// Events that wait for buffers at most.
+const MAX_WAITING: usize = 64;
+/// PARAMETERS CHANGED and its kin (SPC-5, annex F): the attentions that are events too. Those of removable media
+/// are not among them, as 5.6.6.3 demands.
+const PARAMETERS_CHANGED: u8 = 0x2a;
+
+/// Events on their way to the driver.
+#[derive(Debug, Default)]
+pub(crate) struct Events {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<Event>,
+    missed: bool,
+}
+
+impl Events {
+    /// Adds an event.
+    pub(crate) fn push(&self, event: Event) {
+        let mut state = self.lock();
+        if state.waiting.len() < MAX_WAITING {
+            state.waiting.push_back(event);
+        } else {
+            state.missed = true;
+        }
+    }
+
+    /// The next event to deliver.
+    pub(crate) fn pop(&self) -> Option<Event> {
+        let mut state = self.lock();
+        let missed = std::mem::take(&mut state.missed);
+        let next = state.waiting.pop_front();
+        let nothing = || Event { event: event::NO_EVENT.into(), lun: [0; 8], reason: 0.into() };
+        let mut next = if missed { next.unwrap_or_else(nothing) } else { next? };
+        if missed {
+            next.event |= event::EVENTS_MISSED;
+        }
+        Some(next)
+    }
+
+    /// Whether there is nothing to deliver.
+    pub(crate) fn is_empty(&self) -> bool {
+        let state = self.lock();
+        state.waiting.is_empty() && !state.missed
+    }
+
+    /// Forgets everything: a driver that starts anew looks at everything.
+    pub(crate) fn clear(&self) {
+        *self.lock() = State::default();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Serves the event queue: its buffers are taken only when there is something to say.
+pub(crate) async fn serve(worker: Rc<Worker>, events: Arc<Events>) {
+    let at_end = worker.clone();
+    let _hook = worker.io().at_batch_end(move || at_end.flush());
+    let (mut chain, mut watch) = (Chain::default(), worker.watch());
+    while worker.next_doorbell(&mut watch).await {
+        while !events.is_empty() {
+            let size = size_of::<Event>() as u64;
+            let area = |chain: &mut Chain, shape: Result<(), _>| {
+                let area = ResponseArea::of(&chain.writable, size);
+                (if shape.is_ok() { area } else { ResponseArea::of(&[], 0) }, None)
+            };
+            let Some((head, area)) = worker.take(&mut chain, area) else { break };
+            let fits = area.len() == size;
+            let token = ChainToken::new(worker.clone(), head, area, 0);
+            // A buffer that holds no event goes back empty, and the event waits for the next one.
+            match if fits { events.pop() } else { None } {
+                Some(event) => token.complete(event.as_bytes(), size as u32),
+                None => token.complete(&[], 0),
+            }
+        }
+    }
+    worker.flush();
+}
+
+/// What one target tells the HBA.
+pub(crate) struct EventPort {
+    target: u8,
+    events: Arc<Events>,
+    transport: Weak<Transport>,
+    nexus: Weak<Nexus>,
+    /// The units that the driver was told of, or finds by itself.
+    known: Mutex<Vec<Lun>>,
+}
+
+impl EventPort {
+    pub(crate) fn new(
+        target: u8,
+        nexus: &Arc<Nexus>,
+        events: Arc<Events>,
+        transport: &Arc<Transport>,
+    ) -> Arc<Self> {
+        let known = Mutex::new(nexus.luns());
+        Arc::new(Self {
+            target,
+            events,
+            transport: Arc::downgrade(transport),
+            nexus: Arc::downgrade(nexus),
+            known,
+        })
+    }
+
+    /// The target is new: with LUN 0 the event stands for all of it.
+    pub(crate) fn target_came(&self) {
+        self.transport_reset(Lun([0; 8]), event::RESET_RESCAN);
+    }
+
+    /// The target is gone. Drivers remove the unit that an event names and no other.
+    pub(crate) fn target_went(&self) {
+        for lun in std::mem::take(&mut *self.known()) {
+            self.transport_reset(lun, event::RESET_REMOVED);
+        }
+    }
+
+    fn transport_reset(&self, lun: Lun, reason: u32) {
+        self.raise(feature::SCSI_HOTPLUG, event::TRANSPORT_RESET, lun, reason);
+    }
+
+    fn raise(&self, feature: u64, event: u32, lun: Lun, reason: u32) {
+        let Some(transport) = self.transport.upgrade().filter(|transport| transport.has(feature)) else {
+            return;
+        };
+        let lun = lun::encode(self.target, lun);
+        self.events.push(Event { event: event.into(), lun, reason: reason.into() });
+        if let Some(queue) = transport.queues().get(usize::from(queue::EVENT)) {
+            queue.ring_doorbell();
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Vec<Lun>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PortEvents for EventPort {
+    fn unit_attention(&self, lun: Lun, (asc, ascq): (u8, u8)) {
+        if asc == PARAMETERS_CHANGED {
+            let reason = u32::from(asc) | u32::from(ascq) << 8;
+            self.raise(feature::SCSI_CHANGE, event::PARAM_CHANGE, lun, reason);
+        }
+    }
+
+    fn inventory_changed(&self) {
+        let Some(nexus) = self.nexus.upgrade() else { return };
+        let now = nexus.luns();
+        let before = std::mem::replace(&mut *self.known(), now.clone());
+        for &lun in before.iter().filter(|lun| !now.contains(lun)) {
+            self.transport_reset(lun, event::RESET_REMOVED);
+        }
+        for &lun in now.iter().filter(|lun| !before.contains(lun)) {
+            self.transport_reset(lun, event::RESET_RESCAN);
+        }
+    }
+}

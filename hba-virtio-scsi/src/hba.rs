@@ -1,0 +1,256 @@
+//! The host bus adapter: queues, workers, targets and the PCI function, put together.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use devices::iothread::Remote;
+use devices::mem::Dma;
+use devices::pci::{PciError, PciFunction, PciSeat};
+use devices::scsi::{Nexus, TaskManagement};
+use thiserror::Error;
+
+use crate::config::Config;
+use crate::directory::{Directory, View};
+use crate::event::{EventPort, Events};
+use crate::function::{Function, vectors};
+use crate::queue::Queue;
+use crate::ring::MAX_CHAIN;
+use crate::spec::{feature, queue};
+use crate::transport::{Device, Limits, Transport};
+use crate::worker::{Worker, serve};
+use crate::{control, event as event_queue, request};
+
+/// Request queues of one HBA at most.
+pub const MAX_REQUEST_QUEUES: u16 = 256;
+
+/// How often a reset ends the commands that it still finds.
+const ABORT_POLL: Duration = Duration::from_millis(1);
+
+/// Properties of an HBA that do not change while it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Number of request queues, 1 to [`MAX_REQUEST_QUEUES`]: one for each vCPU is usual.
+    pub request_queues: u16,
+    /// Size of every queue on offer, in descriptors: a power of two, 4 to 1024. A driver may use less.
+    pub queue_size: u16,
+    /// Offer VIRTIO_F_ACCESS_PLATFORM. Memory is reached in the same way; guests that insist on their own memory
+    /// protection want to see it.
+    pub access_platform: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { request_queues: 1, queue_size: 256, access_platform: false }
+    }
+}
+
+/// Why an HBA could not be made.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A number of queues that cannot be.
+    #[error("{0} request queues; an HBA has 1 to {MAX_REQUEST_QUEUES}")]
+    RequestQueues(u16),
+    /// A queue size that cannot be.
+    #[error("a queue size of {0}; it is a power of two from 4 to 1024")]
+    QueueSize(u16),
+    /// No I/O thread to run on.
+    #[error("no I/O thread")]
+    NoIoThread,
+    /// An event descriptor could not be made.
+    #[error("event descriptor")]
+    EventFd(#[from] io::Error),
+    /// The PCI function could not be built.
+    #[error("PCI function")]
+    Pci(#[from] PciError),
+}
+
+/// A virtio-scsi host bus adapter: a PCI function for a slot of the host bridge.
+///
+/// Control and event queue run on the first I/O thread, request queue *i* on thread *i* modulo their number. Before
+/// those threads end, the HBA has to be dropped or told by [`VirtioScsi::shut_down`]: a thread that ends drops the
+/// requests it still runs.
+pub struct VirtioScsi {
+    function: Function,
+    transport: Arc<Transport>,
+    shared: Arc<Shared>,
+}
+
+/// What the transport and the workers share of the device.
+struct Shared {
+    config: Config,
+    directory: Arc<Directory>,
+    events: Arc<Events>,
+    /// What each nexus reports to, by target number.
+    ports: Mutex<BTreeMap<u8, Arc<EventPort>>>,
+    /// The thread of the control queue.
+    remote: Remote,
+}
+
+impl VirtioScsi {
+    /// An HBA in the slot of `seat`, with `targets` by target number, on the threads of `io`.
+    ///
+    /// Becomes the listener for events of each nexus.
+    pub fn new(
+        seat: PciSeat,
+        targets: BTreeMap<u8, Arc<Nexus>>,
+        io: Vec<Remote>,
+        options: Options,
+    ) -> Result<Arc<Self>, Error> {
+        let Options { request_queues, queue_size, access_platform } = options;
+        if !(1..=MAX_REQUEST_QUEUES).contains(&request_queues) {
+            return Err(Error::RequestQueues(request_queues));
+        }
+        if !queue_size.is_power_of_two() || !(4..=MAX_CHAIN as u16).contains(&queue_size) {
+            return Err(Error::QueueSize(queue_size));
+        }
+        let remote = io.first().ok_or(Error::NoIoThread)?.clone();
+        let shared = Arc::new(Shared {
+            config: Config::new(request_queues, queue_size),
+            directory: Arc::new(Directory::new(BTreeMap::new())),
+            events: Arc::default(),
+            ports: Mutex::default(),
+            remote,
+        });
+        let count = queue::FIRST_REQUEST + request_queues;
+        let new_queue = |_| Queue::new(seat.dma.clone()).map(Arc::new);
+        let queues = (0..count).map(new_queue).collect::<Result<_, _>>()?;
+        let limits = Limits { queue_size, vectors: vectors(count), access_platform };
+        let transport = Transport::new(shared.clone(), queues, limits);
+        let dma = seat.dma.clone();
+        let function = Function::new(seat, transport.clone())?;
+        let hba = Self { function, transport, shared };
+        for (id, nexus) in targets {
+            hba.connect(id, nexus);
+        }
+        hba.start(&io, &dma);
+        Ok(Arc::new(hba))
+    }
+
+    /// Takes the HBA out of service for good, at the end of the machine: no request is taken or given back any more.
+    pub fn shut_down(&self) {
+        self.transport.close();
+    }
+
+    /// Puts a target at `id` and tells the driver. What was there before goes as by [`Self::detach_target`].
+    pub fn attach_target(&self, id: u8, nexus: Arc<Nexus>) -> Option<Arc<Nexus>> {
+        let before = self.detach_target(id);
+        self.connect(id, nexus);
+        if let Some(port) = self.shared.ports().get(&id) {
+            port.target_came();
+        }
+        before
+    }
+
+    /// Takes the target at `id` away and tells the driver, unit by unit. Commands it runs come to their end.
+    pub fn detach_target(&self, id: u8) -> Option<Arc<Nexus>> {
+        let before = self.shared.directory.set(id, None)?;
+        before.set_events(None);
+        if let Some(port) = self.shared.ports().remove(&id) {
+            port.target_went();
+        }
+        Some(before)
+    }
+
+    fn connect(&self, id: u8, nexus: Arc<Nexus>) {
+        let port = EventPort::new(id, &nexus, self.shared.events.clone(), &self.transport);
+        nexus.set_events(Some(port.clone()));
+        self.shared.directory.set(id, Some(nexus));
+        self.shared.ports().insert(id, port);
+    }
+
+    fn start(&self, io: &[Remote], dma: &Dma) {
+        for (index, queue) in (0_u16..).zip(self.transport.queues()) {
+            let thread = usize::from(index.saturating_sub(queue::FIRST_REQUEST)) % io.len().max(1);
+            let Some(remote) = io.get(thread) else { continue };
+            let (transport, shared) = (self.transport.clone(), self.shared.clone());
+            let (queue, dma) = (queue.clone(), dma.clone());
+            remote.spawn(move |io| serve_queue(Worker::new(io, transport, index, queue, dma), shared));
+        }
+    }
+}
+
+/// Serves a queue for as long as the device lives.
+async fn serve_queue(worker: Rc<Worker>, shared: Arc<Shared>) {
+    let dma = worker.dma().clone();
+    match worker.index() {
+        queue::CONTROL => {
+            let parse = |chain: &mut _, shape| control::parse(&dma, chain, shape);
+            let run = |token, body| control::run(shared.directory.clone(), token, body);
+            serve(worker, parse, run).await;
+        }
+        queue::EVENT => event_queue::serve(worker, shared.events.clone()).await,
+        _ => {
+            let view = View::new(shared.directory.clone());
+            let parse = |chain: &mut _, shape| request::parse(&dma, shared.config.layout(), chain, shape);
+            serve(worker, parse, |token, body| request::run(view.current(), token, body)).await;
+        }
+    }
+}
+
+impl Shared {
+    fn ports(&self) -> std::sync::MutexGuard<'_, BTreeMap<u8, Arc<EventPort>>> {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Device for Shared {
+    fn features(&self) -> u64 {
+        feature::SCSI_HOTPLUG | feature::SCSI_CHANGE
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        self.config.read(offset, data);
+    }
+
+    fn write_config(&self, offset: u64, data: &[u8]) {
+        self.config.write(offset, data);
+    }
+
+    fn abort(&self, transport: Arc<Transport>) {
+        let targets = self.directory.all();
+        self.remote.spawn(move |io| async move {
+            loop {
+                for nexus in targets.values() {
+                    nexus.manage(&io, TaskManagement::NexusReset).await;
+                }
+                // Commands that were on their way to a target have arrived by the next time.
+                io.sleep(ABORT_POLL).await;
+                if !transport.is_busy() {
+                    break transport.aborted();
+                }
+            }
+        });
+    }
+
+    fn reset(&self) {
+        self.config.reset();
+        self.events.clear();
+    }
+}
+
+impl Drop for VirtioScsi {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+impl PciFunction for VirtioScsi {
+    fn config_read(&self, offset: u16, data: &mut [u8]) {
+        self.function.config_read(offset, data);
+    }
+
+    fn config_write(&self, offset: u16, data: &[u8]) {
+        self.function.config_write(offset, data);
+    }
+
+    fn reset(&self) {
+        self.function.reset();
+    }
+
+    fn name(&self) -> &str {
+        PciFunction::name(&self.function)
+    }
+}

@@ -1,0 +1,271 @@
+//! One virtqueue as vCPU threads and its worker share it.
+
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use devices::mem::Dma;
+use devices::scsi::{Lun, Tag};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::ring::{Chain, ChainError, MAX_CHAIN, Ring, RingAddress, RingError};
+use crate::spec::NO_VECTOR;
+
+/// Which command a chain carries, for task management to find it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TaskId {
+    pub(crate) target: u8,
+    pub(crate) lun: Lun,
+    pub(crate) tag: Tag,
+}
+
+/// A chain that the device has taken and not given back.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    serial: u64,
+    task: Option<TaskId>,
+}
+
+/// A chain on its way back to the driver.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Done {
+    pub(crate) head: u16,
+    /// Bytes written to the writable part; `None` when the driver is not to get the chain back.
+    pub(crate) len: Option<u32>,
+}
+
+/// What [`Queue::take`] found.
+#[derive(Debug)]
+pub(crate) enum Next<T> {
+    /// A chain, and what was made of it.
+    Chain(u16, T),
+    /// Nothing more; the driver will ring.
+    Empty,
+    /// The queue does not run.
+    Stopped,
+}
+
+/// What follows from chains given back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Flushed {
+    /// The driver wants an interrupt.
+    pub(crate) interrupt: bool,
+    /// The queue is stopped and nothing of it is in flight any more.
+    pub(crate) drained: bool,
+}
+
+/// A task found by [`Queue::tasks`]: stays valid when the descriptor is used again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TaskMark {
+    head: u16,
+    serial: u64,
+}
+
+/// A position in the available ring, see [`Queue::backlog`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Backlog(u16);
+
+/// One virtqueue. The lock is taken by its worker for the time of one chain or one batch of completions, and by
+/// vCPU threads when they start and stop the queue; no two queues share one.
+pub(crate) struct Queue {
+    dma: Dma,
+    doorbell: Arc<EventFd>,
+    vector: AtomicU16,
+    running: AtomicBool,
+    state: Mutex<State>,
+}
+
+struct State {
+    ring: Option<Ring>,
+    held: Box<[Option<Held>]>,
+    in_flight: u16,
+    serial: u64,
+}
+
+impl Queue {
+    pub(crate) fn new(dma: Dma) -> std::io::Result<Self> {
+        let state = State { ring: None, held: vec![None; MAX_CHAIN].into(), in_flight: 0, serial: 0 };
+        Ok(Self {
+            dma,
+            doorbell: Arc::new(EventFd::new(EFD_NONBLOCK)?),
+            vector: AtomicU16::new(NO_VECTOR),
+            running: AtomicBool::new(false),
+            state: Mutex::new(state),
+        })
+    }
+
+    /// What the driver's notifications signal.
+    pub(crate) fn doorbell(&self) -> &Arc<EventFd> {
+        &self.doorbell
+    }
+
+    /// Wakes the worker.
+    pub(crate) fn ring_doorbell(&self) {
+        // It fails only when the counter is full: then the worker wakes anyway.
+        let _ = self.doorbell.write(1);
+    }
+
+    /// The interrupt vector of the queue.
+    pub(crate) fn vector(&self) -> u16 {
+        self.vector.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_vector(&self, vector: u16) {
+        self.vector.store(vector, Ordering::Relaxed);
+    }
+
+    /// Whether chains are being taken. A hint without the lock.
+    pub(crate) fn is_running(&self) -> bool {
+        self.running.load(Ordering::Relaxed)
+    }
+
+    /// Starts to take chains. Nothing of an earlier life may be in flight.
+    pub(crate) fn start(&self, at: RingAddress, event_idx: bool) -> Result<(), RingError> {
+        let ring = Ring::new(at, event_idx)?;
+        let mut state = self.lock();
+        state.ring = Some(ring);
+        self.running.store(true, Ordering::Relaxed);
+        drop(state);
+        // Chains may have been made available before.
+        self.ring_doorbell();
+        Ok(())
+    }
+
+    /// Ends taking and giving back; returns whether nothing is in flight.
+    pub(crate) fn stop(&self) -> bool {
+        let mut state = self.lock();
+        self.halt(&mut state);
+        state.in_flight == 0
+    }
+
+    fn halt(&self, state: &mut State) {
+        state.ring = None;
+        self.running.store(false, Ordering::Relaxed);
+    }
+
+    /// Takes the next chain and lets `parse` look at it. When there is none, asks the driver to ring.
+    ///
+    /// The chain is in flight from here until it comes back through [`Queue::flush`].
+    pub(crate) fn take<T>(
+        &self,
+        chain: &mut Chain,
+        parse: impl FnOnce(&mut Chain, Result<(), ChainError>) -> (T, Option<TaskId>),
+    ) -> Result<Next<T>, RingError> {
+        let mut state = self.lock();
+        let result = state.take(&self.dma, chain, parse);
+        if result.is_err() {
+            self.halt(&mut state);
+        }
+        result
+    }
+
+    /// Tells the driver that its doorbells are not needed while the worker is busy.
+    pub(crate) fn suppress_doorbell(&self) -> Result<(), RingError> {
+        let mut state = self.lock();
+        let result = state.ring.as_mut().map_or(Ok(()), |ring| ring.suppress_doorbell(&self.dma));
+        if result.is_err() {
+            self.halt(&mut state);
+        }
+        result
+    }
+
+    /// Gives back what is `done`, in order. After [`Queue::stop`] the chains only cease to be in flight.
+    pub(crate) fn flush(&self, done: &mut Vec<Done>) -> (Flushed, Result<(), RingError>) {
+        let mut state = self.lock();
+        let result = state.flush(&self.dma, done);
+        if result.is_err() {
+            self.halt(&mut state);
+        }
+        let drained = state.ring.is_none() && state.in_flight == 0;
+        let interrupt = *result.as_ref().unwrap_or(&false);
+        (Flushed { interrupt, drained }, result.map(|_| ()))
+    }
+
+    /// Whether anything is in flight.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.lock().in_flight > 0
+    }
+
+    /// The tasks in flight that `select` wants.
+    pub(crate) fn tasks(&self, select: impl Fn(&TaskId) -> bool) -> Vec<TaskMark> {
+        let state = self.lock();
+        let wanted = |held: &Held| held.task.as_ref().is_some_and(&select);
+        let marked = |(head, held): (usize, &Option<Held>)| {
+            let held = held.as_ref().filter(|held| wanted(held))?;
+            Some(TaskMark { head: head as u16, serial: held.serial })
+        };
+        state.held.iter().enumerate().filter_map(marked).collect()
+    }
+
+    /// Whether any of `tasks` is still in flight.
+    pub(crate) fn holds_any(&self, tasks: &[TaskMark]) -> bool {
+        let state = self.lock();
+        let is_held = |mark: &TaskMark| {
+            let held = state.held.get(usize::from(mark.head)).copied().flatten();
+            held.is_some_and(|held| held.serial == mark.serial)
+        };
+        tasks.iter().any(is_held)
+    }
+
+    /// The position up to which the driver has made chains available; `None` when all of them are taken.
+    pub(crate) fn backlog(&self) -> Option<Backlog> {
+        let state = self.lock();
+        let ring = state.ring.as_ref()?;
+        let waiting = ring.waiting(&self.dma).ok().filter(|&waiting| waiting > 0)?;
+        Some(Backlog(ring.position().wrapping_add(waiting)))
+    }
+
+    /// Whether what was available at `backlog` is taken, or never will be.
+    pub(crate) fn has_taken(&self, backlog: Backlog) -> bool {
+        let state = self.lock();
+        // Positions wrap; a backlog is at most one ring ahead.
+        state.ring.as_ref().is_none_or(|ring| backlog.0.wrapping_sub(ring.position()) as i16 <= 0)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn take<T>(
+        &mut self,
+        dma: &Dma,
+        chain: &mut Chain,
+        parse: impl FnOnce(&mut Chain, Result<(), ChainError>) -> (T, Option<TaskId>),
+    ) -> Result<Next<T>, RingError> {
+        let Some(ring) = &mut self.ring else { return Ok(Next::Stopped) };
+        let taken = match ring.take(dma, chain)? {
+            Some(taken) => taken,
+            None if !ring.want_doorbell(dma)? => return Ok(Next::Empty),
+            None => match ring.take(dma, chain)? {
+                Some(taken) => taken,
+                None => return Err(RingError::Available),
+            },
+        };
+        // A descriptor that is still in use would come back twice: the driver has lost count.
+        let slot = self.held.get_mut(usize::from(taken.head)).filter(|slot| slot.is_none());
+        let Some(slot) = slot else { return Err(RingError::Head(taken.head)) };
+        let (parsed, task) = parse(chain, taken.shape);
+        *slot = Some(Held { serial: self.serial, task });
+        self.serial = self.serial.wrapping_add(1);
+        // Bounded by the number of slots.
+        self.in_flight += 1;
+        Ok(Next::Chain(taken.head, parsed))
+    }
+
+    fn flush(&mut self, dma: &Dma, done: &mut Vec<Done>) -> Result<bool, RingError> {
+        let mut result = Ok(());
+        for Done { head, len } in done.drain(..) {
+            if let Some(slot) = self.held.get_mut(usize::from(head))
+                && slot.take().is_some()
+            {
+                self.in_flight -= 1;
+            }
+            if let (Some(len), Some(ring), Ok(())) = (len, &mut self.ring, &result) {
+                result = ring.give_back(dma, head, len);
+            }
+        }
+        result?;
+        self.ring.as_mut().map_or(Ok(false), |ring| ring.wants_interrupt(dma))
+    }
+}

@@ -1,0 +1,201 @@
+//! Commands of the request queues (5.6.6.1).
+//!
+//! How the parts of a request are cut into descriptors is the driver's choice (2.7.4.1): everything here goes by
+//! byte offsets in the readable and in the writable part.
+
+use std::rc::Rc;
+
+use devices::mem::Dma;
+use devices::scsi::{
+    Cdb, DataBuffers, MAX_SENSE, Residual, ScsiReply, ScsiRequest, Tag, TaskAttribute, TransportFault,
+};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::config::Layout;
+use crate::directory::Snapshot;
+use crate::lun::{self, Address};
+use crate::queue::TaskId;
+use crate::ring::{Chain, ChainError};
+use crate::spec::{CmdRequest, CmdResponse, Response};
+use crate::token::{ChainToken, ResponseArea, window};
+use crate::worker::Parsed;
+
+const REQUEST_HEAD: usize = size_of::<CmdRequest>();
+const RESPONSE_HEAD: usize = size_of::<CmdResponse>();
+/// Offset of the response byte, the last of the fixed part.
+const RESPONSE_AT: usize = RESPONSE_HEAD - 1;
+/// Longest request head with CDB.
+const MAX_HEAD: usize = REQUEST_HEAD + 255;
+/// Longest response that is ever filled in.
+const MAX_RESPONSE: usize = RESPONSE_HEAD + MAX_SENSE;
+
+/// A command as it goes to a target.
+#[derive(Debug)]
+pub(crate) struct Command {
+    address: Option<Address>,
+    request: ScsiRequest,
+    offered_out: u64,
+    offered_in: u64,
+    /// Length of the response with its sense area.
+    response_len: usize,
+}
+
+/// Looks at a chain of a request queue. A body of `None` is a request that can only be answered with FAILURE.
+pub(crate) fn parse(
+    dma: &Dma,
+    layout: Layout,
+    chain: &Chain,
+    shape: Result<(), ChainError>,
+) -> Parsed<Option<Command>> {
+    let response_len = RESPONSE_HEAD + layout.sense_size as usize;
+    let response = ResponseArea::of(&chain.writable, response_len as u64);
+    let body = match shape {
+        Ok(()) if response.len() == response_len as u64 => command(dma, layout, chain, response_len),
+        Ok(()) => Err("the writable part is shorter than a response".to_owned()),
+        Err(error) => Err(error.to_string()),
+    };
+    let body = body.inspect_err(|why| devices::log_limited!(warn, "virtio-scsi: bad request: {why}")).ok();
+    let task = body.as_ref().and_then(Command::task);
+    Parsed { response, response_at: RESPONSE_AT, task, body }
+}
+
+fn command(dma: &Dma, layout: Layout, chain: &Chain, response_len: usize) -> Result<Command, String> {
+    let mut head = [0; MAX_HEAD];
+    let head_len = (REQUEST_HEAD + layout.cdb_size as usize).min(MAX_HEAD);
+    let head = head.get_mut(..head_len).unwrap_or_default();
+    read_start(dma, &chain.readable, head)?;
+    let (fixed, cdb) = CmdRequest::read_from_prefix(head).map_err(|_| "no request".to_owned())?;
+    let out = window(&chain.readable, head_len as u64, u64::MAX);
+    let data_out = dma.from_guest(out).map_err(|error| error.to_string())?;
+    let into = window(&chain.writable, response_len as u64, u64::MAX);
+    let data_in = dma.to_guest(into).map_err(|error| error.to_string())?;
+    if !data_out.is_empty() && !data_in.is_empty() {
+        return Err("data in both directions without VIRTIO_SCSI_F_INOUT".to_owned());
+    }
+    let address = lun::decode(fixed.lun);
+    let lun = match address {
+        Some(Address::Unit { lun, .. }) => lun,
+        _ => lun::REPORT_LUNS,
+    };
+    let (offered_out, offered_in) = (data_out.len(), data_in.len());
+    let request = ScsiRequest {
+        tag: Tag(fixed.id.get()),
+        lun,
+        cdb: Cdb::new(cdb),
+        attribute: attribute(fixed.task_attr),
+        // Priority is a field of 4 bits (SAM-6, 8.7).
+        priority: fixed.prio & 0xf,
+        data: DataBuffers { data_out, data_in },
+    };
+    Ok(Command { address, request, offered_out, offered_in, response_len })
+}
+
+/// Copies the first bytes of the readable part, once.
+pub(crate) fn read_start(dma: &Dma, parts: &[(u64, u32)], into: &mut [u8]) -> Result<(), String> {
+    let wanted = into.len();
+    let mut rest = into;
+    for (addr, len) in window(parts, 0, wanted as u64) {
+        let (now, later) = rest.split_at_mut_checked(len as usize).ok_or("a request of no sense")?;
+        dma.read(addr, now).map_err(|error| error.to_string())?;
+        rest = later;
+    }
+    if rest.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("the readable part has not the {wanted} bytes of its head"))
+    }
+}
+
+/// Values without a meaning count as SIMPLE.
+fn attribute(value: u8) -> TaskAttribute {
+    match value {
+        1 => TaskAttribute::Ordered,
+        2 => TaskAttribute::HeadOfQueue,
+        3 => TaskAttribute::Aca,
+        _ => TaskAttribute::Simple,
+    }
+}
+
+impl Command {
+    fn task(&self) -> Option<TaskId> {
+        match self.address? {
+            Address::Unit { target, lun } => Some(TaskId { target, lun, tag: self.request.tag }),
+            Address::ReportLuns => None,
+        }
+    }
+}
+
+/// Carries a command out and answers it.
+pub(crate) async fn run(targets: Rc<Snapshot>, token: ChainToken, command: Option<Command>) {
+    let Some(command) = command else { return token.fail() };
+    let Command { address, request, offered_out, offered_in, response_len } = command;
+    let nexus = match address {
+        Some(Address::Unit { target, .. }) => targets.get(target),
+        // Any target can tell; the first does.
+        Some(Address::ReportLuns) => targets.first(),
+        None => None,
+    };
+    let result = match nexus {
+        Some(nexus) => nexus.execute(token.worker().io(), request).await,
+        None => Err(TransportFault::NoTarget),
+    };
+    if !token.worker().queue().is_running() {
+        return token.abandon();
+    }
+    let (response, mut len) = encode(&result, offered_out.saturating_add(offered_in));
+    let moved_in = match &result {
+        Ok(ScsiReply { residual_in: Residual::Under(rest), .. }) => offered_in.saturating_sub(*rest),
+        Ok(_) => offered_in,
+        Err(_) => 0,
+    };
+    let mut used = len as u64;
+    if moved_in > 0 && response_len <= MAX_RESPONSE {
+        // What is reported as written has no gaps: the unused part of the sense area is zeroed (2.7.8.2).
+        len = response_len;
+        used = (response_len as u64).saturating_add(moved_in);
+    }
+    let response = response.get(..len.min(response_len)).unwrap_or_default();
+    token.complete(response, u32::try_from(used).unwrap_or(u32::MAX));
+}
+
+/// The response and how many bytes of it carry something. `offered`: length of the data buffers in bytes.
+fn encode(result: &Result<ScsiReply, TransportFault>, offered: u64) -> ([u8; MAX_RESPONSE], usize) {
+    let (head, sense) = match result {
+        Ok(reply) => {
+            let sense = reply.sense.as_ref().map_or(&[][..], |sense| sense.as_bytes());
+            let over = |residual| matches!(residual, Residual::Over(_));
+            let response = if over(reply.residual_out) || over(reply.residual_in) {
+                Response::Overrun
+            } else {
+                Response::Ok
+            };
+            let under = |residual| if let Residual::Under(bytes) = residual { bytes } else { 0 };
+            let residual = under(reply.residual_out).saturating_add(under(reply.residual_in));
+            (head(response, reply.status as u8, residual, sense.len()), sense)
+        }
+        Err(fault) => {
+            let response = match fault {
+                TransportFault::NoTarget => Response::BadTarget,
+                TransportFault::Aborted => Response::Aborted,
+                TransportFault::Reset => Response::Reset,
+                TransportFault::PathLost => Response::TransportFailure,
+            };
+            (head(response, 0, offered, 0), &[][..])
+        }
+    };
+    let mut bytes = [0; MAX_RESPONSE];
+    for (to, from) in bytes.iter_mut().zip(head.as_bytes().iter().chain(sense)) {
+        *to = *from;
+    }
+    (bytes, RESPONSE_HEAD + sense.len())
+}
+
+fn head(response: Response, status: u8, residual: u64, sense_len: usize) -> CmdResponse {
+    CmdResponse {
+        sense_len: (sense_len as u32).into(),
+        residual: u32::try_from(residual).unwrap_or(u32::MAX).into(),
+        status_qualifier: 0.into(),
+        status,
+        response: response as u8,
+    }
+}

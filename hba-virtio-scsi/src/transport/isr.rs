@@ -1,0 +1,67 @@
+//! Interrupts: messages where the driver enabled them, else the wire with the ISR status register (4.1.4.5).
+
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use crate::spec::{NO_VECTOR, isr};
+
+/// How interrupts leave a function.
+pub(crate) trait Signal: Send + Sync {
+    /// Whether MSI-X is enabled.
+    fn has_messages(&self) -> bool;
+    /// Sends the message of `vector`, or raises the wire when MSI-X is not enabled.
+    fn notify(&self, vector: u16);
+    /// Lowers the wire.
+    fn deassert(&self);
+}
+
+/// The ISR status register and what raises it.
+#[derive(Default)]
+pub(super) struct Isr {
+    signal: OnceLock<Box<dyn Signal>>,
+    /// Held while the wire changes, so that register and wire agree.
+    status: Mutex<u8>,
+}
+
+impl Isr {
+    pub(super) fn connect(&self, signal: Box<dyn Signal>) {
+        // A second signal would be a defect of the caller; the first stays.
+        let _ = self.signal.set(signal);
+    }
+
+    /// A queue interrupt. The status bit is for drivers without MSI-X only (4.1.4.5.1).
+    pub(super) fn queue(&self, vector: u16) {
+        let Some(signal) = self.signal.get() else { return };
+        if signal.has_messages() {
+            if vector != NO_VECTOR {
+                signal.notify(vector);
+            }
+            return;
+        }
+        let mut status = self.lock();
+        *status |= isr::QUEUE;
+        signal.notify(NO_VECTOR);
+    }
+
+    /// A configuration interrupt. The status bit is set in any case (4.1.4.5.1).
+    pub(super) fn config(&self, vector: u16) {
+        let Some(signal) = self.signal.get() else { return };
+        let mut status = self.lock();
+        *status |= isr::CONFIG;
+        if !signal.has_messages() || vector != NO_VECTOR {
+            signal.notify(vector);
+        }
+    }
+
+    /// Reads and clears the register, and lowers the wire.
+    pub(super) fn take(&self) -> u8 {
+        let mut status = self.lock();
+        if let Some(signal) = self.signal.get() {
+            signal.deassert();
+        }
+        std::mem::take(&mut *status)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, u8> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

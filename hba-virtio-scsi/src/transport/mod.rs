@@ -1,0 +1,242 @@
+//! Virtio over PCI, modern (4.1): the registers, the life of the device, interrupts. Knows no SCSI.
+//!
+//! ```text
+//!   vCPU ── register access ──> Transport ── start, stop ──> Queue <── take, flush ── Worker (I/O thread)
+//!                                  ^                                                     |
+//!                                  └──────── fail, drained, interrupt ───────────────────┘
+//! ```
+//! A reset stops the queues at once. When nothing is in flight it is complete before the register write returns:
+//! firmware drivers go on without a look at the status. Otherwise the status stays as it was until the last command
+//! has ended, and only then reads zero (4.1.4.3.1).
+
+mod bar;
+mod common;
+mod isr;
+#[cfg(test)]
+mod tests;
+
+use std::fmt::Display;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+pub(crate) use bar::{BAR_SIZE, NOTIFY_MULTIPLIER, Window};
+pub(crate) use isr::Signal;
+
+use crate::queue::Queue;
+use crate::spec::{NO_VECTOR, feature, status};
+use common::Registers;
+use isr::Isr;
+
+/// What stands behind the transport.
+pub(crate) trait Device: Send + Sync {
+    /// Feature bits of the device type on offer.
+    fn features(&self) -> u64;
+    /// Reads the device configuration.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Writes the device configuration.
+    fn write_config(&self, offset: u64, data: &[u8]);
+    /// A reset has begun with commands in flight: end them. Returns at once; [`Transport::aborted`] says when it is
+    /// done.
+    fn abort(&self, transport: Arc<Transport>);
+    /// Nothing is in flight any more: back to the defaults.
+    fn reset(&self);
+}
+
+/// Feature bits of the transport on offer (6).
+const TRANSPORT_FEATURES: u64 =
+    feature::VERSION_1 | feature::RING_INDIRECT_DESC | feature::RING_EVENT_IDX | feature::RING_RESET;
+
+/// How often a system reset that waits for commands says so.
+const SLOW_RESET: Duration = Duration::from_secs(5);
+
+/// Properties fixed when the device is made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Size of each queue on offer, in descriptors.
+    pub(crate) queue_size: u16,
+    /// Number of message-signalled interrupt vectors.
+    pub(crate) vectors: u16,
+    /// Offer VIRTIO_F_ACCESS_PLATFORM.
+    pub(crate) access_platform: bool,
+}
+
+/// The transport of one device.
+pub(crate) struct Transport {
+    this: Weak<Self>,
+    device: Arc<dyn Device>,
+    queues: Box<[Arc<Queue>]>,
+    limits: Limits,
+    registers: Mutex<Registers>,
+    /// Signalled when a reset is complete.
+    quiet: Condvar,
+    isr: Isr,
+    negotiated: AtomicU64,
+    broken: AtomicBool,
+    closed: AtomicBool,
+}
+
+impl Transport {
+    pub(crate) fn new(device: Arc<dyn Device>, queues: Box<[Arc<Queue>]>, limits: Limits) -> Arc<Self> {
+        let registers = Registers::new(queues.len(), limits.queue_size);
+        Arc::new_cyclic(|this| Self {
+            this: this.clone(),
+            device,
+            queues,
+            limits,
+            registers: Mutex::new(registers),
+            quiet: Condvar::new(),
+            isr: Isr::default(),
+            negotiated: AtomicU64::new(0),
+            broken: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// Says how interrupts leave. Once, before the guest runs.
+    pub(crate) fn connect(&self, signal: Box<dyn Signal>) {
+        self.isr.connect(signal);
+    }
+
+    pub(crate) fn queues(&self) -> &[Arc<Queue>] {
+        &self.queues
+    }
+
+    /// All feature bits on offer.
+    pub(crate) fn offered(&self) -> u64 {
+        let platform = if self.limits.access_platform { feature::ACCESS_PLATFORM } else { 0 };
+        self.device.features() | TRANSPORT_FEATURES | platform
+    }
+
+    /// Whether the driver accepted `feature`.
+    pub(crate) fn has(&self, feature: u64) -> bool {
+        self.negotiated.load(Ordering::Relaxed) & feature != 0
+    }
+
+    /// Whether the device waits for a reset after an error.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
+    }
+
+    /// Whether the device is being taken down.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Takes the device down: workers end.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        for queue in &self.queues {
+            queue.stop();
+            queue.ring_doorbell();
+        }
+    }
+
+    /// The queue cannot go on: sets DEVICE_NEEDS_RESET and tells the driver (2.1.2). The virtual machine lives on.
+    pub(crate) fn fail(&self, index: u16, why: &dyn Display) {
+        devices::log_limited!(warn, "virtio-scsi: queue {index}: {why}; the device needs a reset");
+        self.needs_reset(&mut self.lock());
+    }
+
+    fn needs_reset(&self, registers: &mut Registers) {
+        if registers.resetting || self.broken.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        registers.status |= status::DEVICE_NEEDS_RESET;
+        if registers.status & status::DRIVER_OK != 0 {
+            self.isr.config(registers.config_vector);
+        }
+    }
+
+    /// Interrupts for buffers used in `queue`.
+    pub(crate) fn interrupt_queue(&self, queue: &Queue) {
+        self.isr.queue(queue.vector());
+    }
+
+    /// Nothing of the queue is in flight any more, and it is stopped.
+    pub(crate) fn queue_drained(&self, index: u16) {
+        let mut registers = self.lock();
+        let Some(queue) = registers.queues.get_mut(usize::from(index)) else { return };
+        if !std::mem::take(&mut queue.draining) {
+            return;
+        }
+        if registers.resetting {
+            self.finish_reset(&mut registers);
+        } else {
+            self.finish_queue_reset(&mut registers, index);
+        }
+    }
+
+    /// The device has ended what it could for a reset.
+    pub(crate) fn aborted(&self) {
+        let mut registers = self.lock();
+        registers.aborting = false;
+        if registers.resetting {
+            self.finish_reset(&mut registers);
+        }
+    }
+
+    /// Whether commands of any queue are in flight.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.queues.iter().any(|queue| queue.is_busy())
+    }
+
+    /// Resets and waits until nothing is in flight: a reset of the whole machine.
+    pub(crate) fn reset_and_wait(&self) {
+        let mut registers = self.lock();
+        if !registers.resetting {
+            self.begin_reset(&mut registers);
+        }
+        while registers.resetting {
+            let waited = self.quiet.wait_timeout(registers, SLOW_RESET);
+            let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            registers = guard;
+            if timeout.timed_out() {
+                tracing::warn!("virtio-scsi: reset waits for commands in flight");
+            }
+        }
+    }
+
+    fn begin_reset(&self, registers: &mut Registers) {
+        registers.resetting = true;
+        for (queue, state) in self.queues.iter().zip(&mut registers.queues) {
+            state.draining = !queue.stop();
+        }
+        if registers.queues.iter().any(|queue| queue.draining)
+            && let Some(this) = self.this.upgrade()
+        {
+            registers.aborting = true;
+            self.device.abort(this);
+        }
+        self.finish_reset(registers);
+    }
+
+    /// Ends a reset once nothing is left of the time before.
+    fn finish_reset(&self, registers: &mut Registers) {
+        if registers.aborting || registers.queues.iter().any(|queue| queue.draining) {
+            return;
+        }
+        *registers = Registers::new(self.queues.len(), self.limits.queue_size);
+        for queue in &self.queues {
+            queue.set_vector(NO_VECTOR);
+        }
+        self.negotiated.store(0, Ordering::Relaxed);
+        self.broken.store(false, Ordering::Relaxed);
+        self.isr.take();
+        self.device.reset();
+        self.quiet.notify_all();
+    }
+
+    fn finish_queue_reset(&self, registers: &mut Registers, index: u16) {
+        if let (Some(state), Some(queue)) =
+            (registers.queues.get_mut(usize::from(index)), self.queues.get(usize::from(index)))
+        {
+            *state = common::QueueRegisters::new(self.limits.queue_size);
+            queue.set_vector(NO_VECTOR);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Registers> {
+        self.registers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

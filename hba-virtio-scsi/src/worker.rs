@@ -1,0 +1,230 @@
+//! The task that serves one queue on an I/O thread.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use devices::iothread::{Io, TaskPool, Watch};
+use devices::mem::Dma;
+
+use crate::queue::{Done, Next, Queue, TaskId};
+use crate::ring::{Chain, ChainError, MAX_CHAIN};
+use crate::token::{ChainToken, ResponseArea};
+use crate::transport::Transport;
+
+/// What a chain turned out to be.
+pub(crate) struct Parsed<T> {
+    /// Where the response goes.
+    pub(crate) response: ResponseArea,
+    /// Offset of the response byte in it.
+    pub(crate) response_at: usize,
+    /// The command in it, for task management.
+    pub(crate) task: Option<TaskId>,
+    /// What to do.
+    pub(crate) body: T,
+}
+
+/// One queue on its I/O thread.
+pub(crate) struct Worker {
+    io: Io,
+    dma: Dma,
+    queue: Arc<Queue>,
+    index: u16,
+    transport: Arc<Transport>,
+    done: RefCell<Vec<Done>>,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        io: Io,
+        transport: Arc<Transport>,
+        index: u16,
+        queue: Arc<Queue>,
+        dma: Dma,
+    ) -> Rc<Self> {
+        let done = RefCell::new(Vec::with_capacity(MAX_CHAIN));
+        Rc::new(Self { io, dma, queue, index, transport, done })
+    }
+
+    pub(crate) fn io(&self) -> &Io {
+        &self.io
+    }
+
+    pub(crate) fn dma(&self) -> &Dma {
+        &self.dma
+    }
+
+    pub(crate) fn queue(&self) -> &Arc<Queue> {
+        &self.queue
+    }
+
+    /// Number of the queue.
+    pub(crate) fn index(&self) -> u16 {
+        self.index
+    }
+
+    pub(crate) fn transport(&self) -> &Arc<Transport> {
+        &self.transport
+    }
+
+    /// Whether the device is being taken down: then requests may vanish.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.transport.is_closed()
+    }
+
+    /// Notes a chain for the end of the batch.
+    pub(crate) fn done(&self, done: Done) {
+        self.done.borrow_mut().push(done);
+    }
+
+    /// Gives back what is done, with one interrupt for all of it.
+    pub(crate) fn flush(&self) {
+        let mut done = self.done.borrow_mut();
+        if done.is_empty() {
+            return;
+        }
+        let (flushed, result) = self.queue.flush(&mut done);
+        drop(done);
+        if let Err(error) = result {
+            self.transport.fail(self.index, &error);
+        }
+        if flushed.interrupt {
+            self.transport.interrupt_queue(&self.queue);
+        }
+        if flushed.drained {
+            self.transport.queue_drained(self.index);
+        }
+    }
+
+    /// What [`Self::next_doorbell`] waits for.
+    pub(crate) fn watch(&self) -> Watch {
+        self.io.watch(self.queue.doorbell())
+    }
+
+    /// Waits for the doorbell; `false` when the device is taken down.
+    pub(crate) async fn next_doorbell(&self, watch: &mut Watch) -> bool {
+        if let Err(error) = watch.next().await {
+            tracing::error!(queue = self.index, %error, "virtio-scsi: doorbell lost");
+            self.transport.fail(self.index, &error);
+            return false;
+        }
+        !self.transport.is_closed()
+    }
+
+    /// Takes one chain; `None` when there is no more to take for now.
+    pub(crate) fn take<T>(
+        &self,
+        chain: &mut Chain,
+        parse: impl FnOnce(&mut Chain, Result<(), ChainError>) -> (T, Option<TaskId>),
+    ) -> Option<(u16, T)> {
+        if self.transport.is_broken() {
+            return None;
+        }
+        match self.queue.take(chain, parse) {
+            Ok(Next::Chain(head, parsed)) => Some((head, parsed)),
+            Ok(Next::Empty | Next::Stopped) => None,
+            Err(error) => {
+                self.transport.fail(self.index, &error);
+                None
+            }
+        }
+    }
+
+    /// Tells the driver that doorbells are not needed while chains are taken.
+    pub(crate) fn suppress_doorbell(&self) {
+        if let Err(error) = self.queue.suppress_doorbell() {
+            self.transport.fail(self.index, &error);
+        }
+    }
+}
+
+/// Serves a queue whose chains are requests: `parse` looks at each chain once, `run` carries it out as a task.
+///
+/// Ends when the device is taken down, after its tasks.
+pub(crate) async fn serve<T, F>(
+    worker: Rc<Worker>,
+    parse: impl Fn(&mut Chain, Result<(), ChainError>) -> Parsed<T>,
+    run: impl Fn(ChainToken, T) -> F,
+) where
+    F: Future<Output = ()> + 'static,
+{
+    let pool = TaskPool::new(worker.io(), MAX_CHAIN);
+    let at_end = worker.clone();
+    let hook = worker.io().at_batch_end(move || at_end.flush());
+    let (mut chain, mut watch) = (Chain::default(), worker.watch());
+    while worker.next_doorbell(&mut watch).await {
+        worker.suppress_doorbell();
+        let parse = |chain: &mut Chain, shape| {
+            let parsed = parse(chain, shape);
+            ((parsed.response, parsed.response_at, parsed.body), parsed.task)
+        };
+        while let Some((head, (response, response_at, body))) = worker.take(&mut chain, parse) {
+            let token = ChainToken::new(worker.clone(), head, response, response_at);
+            // Never full: it has a slot for every descriptor of the largest queue. If it were, a task of its own
+            // would still serve the request.
+            if let Err(task) = pool.spawn(run(token, body)) {
+                worker.io().spawn(task);
+            }
+        }
+    }
+    pool.drained().await;
+    drop(hook);
+    worker.flush();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::RingAddress;
+    use crate::transport::{Device, Limits};
+    use devices::iothread::IoThread;
+    use devices::mem::GuestRam;
+    use std::time::Duration;
+    use vm_memory::{Bytes, GuestAddress};
+
+    struct Nothing;
+    impl Device for Nothing {
+        fn features(&self) -> u64 {
+            0
+        }
+        fn read_config(&self, _: u64, _: &mut [u8]) {}
+        fn write_config(&self, _: u64, _: &[u8]) {}
+        fn abort(&self, _: Arc<Transport>) {}
+        fn reset(&self) {}
+    }
+
+    /// A request that nobody completes is a defect: debug builds panic, and the driver gets FAILURE in any case.
+    #[test]
+    fn a_dropped_token_completes_with_failure() {
+        let ram = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap());
+        let dma = Dma::new(ram.clone());
+        dma.set_bus_master(true);
+        let queue = Arc::new(Queue::new(dma.clone()).unwrap());
+        let limits = Limits { queue_size: 4, vectors: 1, access_platform: false };
+        let transport = Transport::new(Arc::new(Nothing), [queue.clone()].into(), limits);
+        let thread = IoThread::start("drop").unwrap();
+        let worker = queue.clone();
+        thread.remote().spawn(move |io| {
+            let parse = |chain: &mut Chain, _: Result<(), ChainError>| {
+                let response = ResponseArea::of(&chain.writable, 4);
+                Parsed { response, response_at: 3, task: None, body: () }
+            };
+            serve(Worker::new(io, transport, 0, worker, dma), parse, |token, ()| async move { drop(token) })
+        });
+        // One writable descriptor of 4 bytes at 0x8000, made available.
+        ram.write_slice(&[0, 0x80, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 2, 0, 0, 0], GuestAddress(0x1000)).unwrap();
+        ram.write_slice(&[0, 0, 1, 0, 0, 0], GuestAddress(0x2000)).unwrap();
+        queue.start(RingAddress { size: 4, desc: 0x1000, driver: 0x2000, device: 0x3000 }, false).unwrap();
+        let response = || ram.read_obj::<u32>(GuestAddress(0x8000)).unwrap().to_le_bytes();
+        for _ in 0..2000 {
+            if response() != [0; 4] {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(response(), [0, 0, 0, 9]);
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(thread)));
+        assert_eq!(ended.is_err(), cfg!(debug_assertions));
+    }
+}

@@ -1,0 +1,17 @@
+//! The HBA as a guest sees it: through configuration space, BARs, rings and interrupts, on real I/O threads.
+
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+mod commands;
+mod disks;
+mod events;
+mod guest;
+mod hostile;
+mod registers;
