@@ -21,8 +21,8 @@ pub(crate) fn ext4_kernel13(bed: &Bed, vmm: Vmm) -> Result<()> {
 fn ext4(bed: &Bed, vmm: Vmm, debian: Debian) -> Result<()> {
     let script = format!(
         "set -e
-         mkfs.ext4 -q -F /dev/sdb
-         mount -t ext4 /dev/sdb /mnt
+         mkfs.ext4 -q -F /dev/at/0:0:1:0
+         mount -t ext4 /dev/at/0:0:1:0 /mnt
          for i in 1 2 3 4 5 6 7 8; do
              dd if=/dev/urandom of=/mnt/file$i bs=1M count=$i 2>/dev/null
              mkdir /mnt/dir$i
@@ -58,8 +58,8 @@ pub(crate) fn kill_writeback(bed: &Bed, vmm: Vmm) -> Result<()> {
 fn kill(bed: &Bed, vmm: Vmm, cache: &str) -> Result<()> {
     let script = format!(
         "set -e
-         mkfs.ext4 -q -F /dev/sda
-         mount -t ext4 /dev/sda /mnt
+         mkfs.ext4 -q -F /dev/at/0:0:0:0
+         mount -t ext4 /dev/at/0:0:0:0 /mnt
          i=0
          while :; do
              printf 'record %-{}d\\n' $i | dd of=/mnt/records bs={RECORD} seek=$i conv=notrunc,fsync 2>/dev/null

@@ -239,7 +239,7 @@ impl<'a> Guest<'a> {
         let (kernel, initrd, cmdline) = match &self.system {
             System::Debian => {
                 let root = prepared.root(self.debian)?;
-                (path(&root.kernel()), path(&root.initrd()), "console=ttyS0 root=/dev/sda rw")
+                (path(&root.kernel()), path(&root.initrd()), "console=ttyS0 root=LABEL=root rw")
             }
             System::Quick(script) => {
                 let mut initrd = prepared.quick(self.debian)?.to_string_lossy().into_owned();

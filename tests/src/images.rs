@@ -37,7 +37,7 @@ const ROOT_PACKAGES: &[&str] = &[
 const ROOT_SETUP: &str = r#"set -eu
 echo debian > "$1/etc/hostname"
 chroot "$1" passwd -d root
-echo "/dev/sda / ext4 defaults 0 1" > "$1/etc/fstab""#;
+echo "LABEL=root / ext4 defaults 0 1" > "$1/etc/fstab""#;
 
 const ROOT_SIZE: u64 = 4 << 30;
 
@@ -64,7 +64,7 @@ impl RootImage {
             let image = dir.join("root.img");
             std::fs::File::create(&image)?.set_len(ROOT_SIZE)?;
             let mut mke2fs = tools.command("mke2fs")?;
-            mke2fs.args(["-q", "-F", "-t", "ext4", "-L", &name, "-d"]).arg(&tar).arg(&image);
+            mke2fs.args(["-q", "-F", "-t", "ext4", "-L", "root", "-d"]).arg(&tar).arg(&image);
             capture(&mut mke2fs)?;
             let mut unpack = Command::new("tar");
             unpack.arg("-C").arg(dir).args(["--no-same-owner", "--wildcards", "--strip-components=2", "-xf"]);

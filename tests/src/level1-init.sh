@@ -46,6 +46,8 @@ cat > /root/run/testbed/start <<'END'
 #!/bin/sh
 cd /run/testbed
 modprobe kvm_amd || modprobe kvm_intel
+# Nothing loads it on demand, as nothing makes its device node.
+modprobe loop
 exec /run/testbed/bin/testbed agent --port testbed
 END
 exec switch_root /root /bin/sh /run/testbed/start

@@ -12,11 +12,18 @@ done < /modules
 
 # Disks appear in their own time: wait until nothing new has appeared for a moment.
 known=-1
-found=$(ls -d /sys/class/scsi_host/* /sys/class/scsi_device/* 2>/dev/null | wc -l)
+found=$(ls -d /sys/class/scsi_host/* /sys/class/scsi_device/* /sys/block/s* 2>/dev/null | wc -l)
 while [ "$found" != "$known" ]; do
     sleep 0.5
     known=$found
-    found=$(ls -d /sys/class/scsi_host/* /sys/class/scsi_device/* 2>/dev/null | wc -l)
+    found=$(ls -d /sys/class/scsi_host/* /sys/class/scsi_device/* /sys/block/s* 2>/dev/null | wc -l)
+done
+# The kernel names disks in the order in which it happens to find them: /dev/at/H:C:T:L tells them apart.
+mkdir /dev/at
+for device in /sys/class/scsi_device/*; do
+    for block in $device/device/block/*; do
+        [ -e "$block" ] && ln -s "/dev/${block##*/}" "/dev/at/${device##*/}"
+    done
 done
 
 echo "TESTBED READY"
