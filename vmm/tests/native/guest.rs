@@ -12,6 +12,7 @@ pub struct Guest {
     pub asm: Asm,
     print: Label,
     print_hex: Label,
+    end: Label,
 }
 
 impl std::ops::Deref for Guest {
@@ -31,12 +32,18 @@ impl Guest {
     /// The code that `body` writes, then a power-off, as a kernel file.
     pub fn kernel(body: impl FnOnce(&mut Self)) -> Vec<u8> {
         let mut asm = Asm::default();
-        let (print, print_hex) = (asm.label(), asm.label());
-        let mut guest = Self { asm, print, print_hex };
+        let (print, print_hex, end) = (asm.label(), asm.label(), asm.label());
+        let mut guest = Self { asm, print, print_hex, end };
         body(&mut guest);
         guest.power_off();
         guest.subroutines();
+        guest.asm.place(end);
         boot::testing::pvh_elf32(&guest.asm.finish())
+    }
+
+    /// The end of the code, where the zeroes begin that the kernel file asks for.
+    pub fn end_of_code(&self) -> Label {
+        self.end
     }
 
     /// Prints text on COM1. Keeps all registers.

@@ -9,4 +9,5 @@
 mod asm;
 mod console;
 mod guest;
+mod reset;
 mod vm;

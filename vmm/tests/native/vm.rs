@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,6 +28,19 @@ pub fn hypervisor(test: &str) -> bool {
 /// Says that a test is skipped, past the test harness, which keeps the output of tests that pass.
 pub fn skipped(test: &str, why: &str) {
     let _ = writeln!(io::stderr(), "SKIPPED {test}: {why}");
+}
+
+/// What `look` finds, as soon as it finds it.
+#[track_caller]
+pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let begin = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(begin.elapsed() < LIMIT, "{what}: not there after {LIMIT:?}");
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// One machine at a time: the measures of time mean something, and a small computer is not overrun.
@@ -90,9 +104,16 @@ impl Vm {
     }
 
     /// Runs it to its end.
+    #[track_caller]
     pub fn run(&self) -> Ended {
+        self.run_with(&mut self.command())
+    }
+
+    /// Runs it to its end by a command that was made from its own.
+    #[track_caller]
+    pub fn run_with(&self, command: &mut Command) -> Ended {
         let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        self.start().wait()
+        Running::start(command).wait()
     }
 }
 
@@ -101,6 +122,8 @@ pub struct Running {
     pub child: Child,
     output: Option<thread::JoinHandle<String>>,
     errors: Option<thread::JoinHandle<String>>,
+    /// Dropped, it ends the watch.
+    _watch: Sender<()>,
 }
 
 impl Running {
@@ -108,26 +131,21 @@ impl Running {
     pub fn start(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (output, errors) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-        Self { child, output: Some(gather(output)), errors: Some(gather(errors)) }
+        let _watch = watch(child.id());
+        Self { child, output: Some(gather(output)), errors: Some(gather(errors)), _watch }
     }
 
     /// Waits for the end.
     #[track_caller]
     pub fn wait(mut self) -> Ended {
-        let begin = Instant::now();
-        let status = loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                break status;
-            }
-            if begin.elapsed() > LIMIT {
-                self.child.kill().unwrap();
-                let (output, errors) = self.streams();
-                panic!("still running after {LIMIT:?}; output:\n{output}\nerrors:\n{errors}");
-            }
-            thread::sleep(Duration::from_millis(1));
-        };
+        let status = self.child.wait().unwrap();
         let (output, errors) = self.streams();
         let code = status.code().or_else(|| Some(128 + status.signal()?)).unwrap();
+        assert_ne!(
+            code,
+            128 + libc::SIGKILL,
+            "still running after {LIMIT:?}; output:\n{output}\nerrors:\n{errors}"
+        );
         Ended { code, output, errors }
     }
 
@@ -143,6 +161,23 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Kills the process unless the sender is dropped within the limit.
+fn watch(process: u32) -> Sender<()> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        if receiver.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
+            send_signal(process, "KILL");
+        }
+    });
+    sender
+}
+
+/// Sends a signal by its name.
+pub fn send_signal(process: u32, name: &str) {
+    let sent = Command::new("kill").args([format!("-{name}"), process.to_string()]).status().unwrap();
+    assert!(sent.success());
 }
 
 fn gather(mut from: impl Read + Send + 'static) -> thread::JoinHandle<String> {
