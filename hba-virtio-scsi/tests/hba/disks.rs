@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use devices::pci::PciFunction;
-use devices::scsi::suite::{self, Initiator, Outcome, RamImage};
+use devices::scsi::suite::{self, Initiator, Outcome, RecordingDisk};
 use devices::scsi::{Disk, Image, LogicalUnit, Lun, Nexus, Residual, Target};
 use hba_virtio_scsi::Options;
 
@@ -19,7 +19,7 @@ pub struct Bench {
 }
 
 pub fn disk() -> (Arc<Image>, LogicalUnit) {
-    let image = Arc::new(Image::Ram(suite::image()));
+    let image = Arc::new(Image::Recording(suite::image()));
     (image.clone(), LogicalUnit::Disk(Disk::new(image, suite::config()).unwrap()))
 }
 
@@ -51,9 +51,9 @@ impl Bench {
         panic!("TEST UNIT READY does not become GOOD");
     }
 
-    pub fn image(&self) -> &RamImage {
+    pub fn image(&self) -> &RecordingDisk {
         match &*self.disk {
-            Image::Ram(image) => image,
+            Image::Recording(image) => image,
             #[allow(unreachable_patterns)]
             _ => panic!("not a RAM image"),
         }

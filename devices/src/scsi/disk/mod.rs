@@ -3,7 +3,6 @@
 mod capacity;
 mod commands;
 mod config;
-mod image;
 mod inquiry;
 mod log;
 mod mode;
@@ -18,8 +17,8 @@ mod vpd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub use crate::storage::Image;
 pub use config::{DiskConfig, DiskError};
-pub use image::Image;
 pub(super) use update::runs_alone;
 
 use self::commands::{COMMANDS, Id};

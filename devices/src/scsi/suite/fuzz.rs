@@ -39,7 +39,7 @@ proptest! {
     fn any_command_ends_in_order(
         commands in prop::collection::vec((cdbs(), data(), 0usize..3 * BLOCK, any::<bool>()), 1..12)
     ) {
-        let image = Arc::new(Image::Ram(image()));
+        let image = Arc::new(Image::Recording(image()));
         let target = target_of(LogicalUnit::Disk(Disk::new(image, config()).unwrap()));
         let nexus = Nexus::new(target, None);
         let io = Io::for_test();
