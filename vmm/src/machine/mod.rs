@@ -4,6 +4,7 @@ mod buses;
 mod chipset;
 mod control;
 mod events;
+mod hbas;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::logging;
 use crate::vcpu::{CpuidTemplate, Vcpu, VcpuThread, install_kick};
 use chipset::{Chipset, Parts};
 use events::MainLoop;
+use hbas::IoThreads;
 
 /// Where the power management registers are when no firmware moves them.
 const PM_BASE: u16 = 0x600;
@@ -60,6 +62,8 @@ pub struct Machine {
     vcpus: Vec<Vcpu>,
     signals: Arc<Signals>,
     console: Console,
+    /// Held until the end: their Drop waits for what is in flight.
+    _io_threads: IoThreads,
 }
 
 impl Machine {
@@ -86,6 +90,7 @@ impl Machine {
             machine: control.clone(),
             console: console.sink(),
         })?;
+        let io_threads = hbas::plug(&config, &chipset)?;
         let chips = InitialChips::capture(&vm)?;
         let boot = direct_boot(&config, &layout, cpuid.physical_bits())?;
         trace(start, "devices built");
@@ -106,6 +111,7 @@ impl Machine {
             vcpus,
             signals,
             console,
+            _io_threads: io_threads,
         };
         let entry = machine.load()?;
         if entry.needs_64bit {
