@@ -311,3 +311,19 @@ mod locks {
         open_as(file.path(), false, Sharing::Exclusive).unwrap();
     }
 }
+
+/// Destroys what is on the device.
+#[test]
+#[ignore = "needs a scratch block device of a few MiB in VMM_TEST_DEVICE"]
+fn block_devices_conform() {
+    let path = std::env::var("VMM_TEST_DEVICE").unwrap();
+    for cache in CacheMode::ALL {
+        let image = RawImage::open(&options(Path::new(&path), cache)).unwrap();
+        let geometry = image.geometry();
+        assert_eq!(geometry.dma_align > 1, cache.is_direct());
+        on_io_thread(move |io| async move {
+            check(&io, &image, 13, 150).await;
+            check_neighbours(&io, Rc::new(image), 10).await;
+        });
+    }
+}
