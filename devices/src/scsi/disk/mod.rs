@@ -14,6 +14,7 @@ mod transfer;
 mod update;
 mod verify;
 mod vpd;
+mod wipe;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -82,6 +83,9 @@ impl<B: BlockBackend> Disk<B> {
             Id::Verify => self.verify(io, bytes, command.usage.len(), data).await,
             Id::CompareAndWrite => self.compare_and_write(io, bytes, data).await,
             Id::OrWrite => self.or_write(io, bytes, data).await,
+            Id::FormatUnit => self.format_unit(io, bytes, data).await,
+            Id::SanitizeOverwrite => self.sanitize_overwrite(io, bytes, data).await,
+            Id::SanitizeBlockErase => self.sanitize_block_erase(io, bytes).await,
             Id::SynchronizeCache => self.synchronize_cache(io, bytes, command.usage.len()).await,
             Id::WriteSame => self.write_same(io, bytes, command.usage.len(), data).await,
             Id::Unmap => self.unmap(io, bytes, data).await,
@@ -112,6 +116,8 @@ impl<B: BlockBackend> Disk<B> {
                 path.unit.reservation.release(path.nexus);
                 Ok(Done::good())
             }
+            // No failure outlasts its command.
+            Id::SanitizeExitFailure => Ok(Done::good()),
             Id::ReportLuns => absent::report_luns(context.nexus, cdb, data),
             Id::SupportedOperationCodes => {
                 supported::operation_codes(COMMANDS, |command| self.supports(command), cdb, data)
@@ -122,6 +128,9 @@ impl<B: BlockBackend> Disk<B> {
             | Id::WriteAndVerify
             | Id::Verify
             | Id::SynchronizeCache
+            | Id::FormatUnit
+            | Id::SanitizeOverwrite
+            | Id::SanitizeBlockErase
             | Id::CompareAndWrite
             | Id::OrWrite
             | Id::WriteSame
