@@ -35,6 +35,7 @@ pub(crate) const LBA_OUT_OF_RANGE: Code = (0x21, 0x00);
 pub(crate) const INVALID_FIELD_IN_CDB: Code = (0x24, 0x00);
 pub(crate) const LUN_NOT_SUPPORTED: Code = (0x25, 0x00);
 pub(crate) const INVALID_FIELD_IN_PARAMETER_LIST: Code = (0x26, 0x00);
+pub(crate) const INVALID_RELEASE: Code = (0x26, 0x04);
 pub(crate) const WRITE_PROTECTED: Code = (0x27, 0x00);
 pub(crate) const SOFTWARE_WRITE_PROTECTED: Code = (0x27, 0x02);
 pub(crate) const SPACE_ALLOCATION_FAILED: Code = (0x27, 0x07);

@@ -31,7 +31,7 @@ use super::outcome::{Done, Outcome};
 use super::sense::{Failure, SOFTWARE_WRITE_PROTECTED, SenseData, SenseKey, WRITE_PROTECTED};
 use super::tasks::NexusId;
 use super::unit::Context;
-use super::{Cdb, DataBuffers, Status, absent, supported};
+use super::{Cdb, DataBuffers, Status, absent, reservation, supported};
 use crate::mem::SgList;
 use crate::storage::{BlockBackend, BlockErrorKind};
 
@@ -90,6 +90,7 @@ impl<B: BlockBackend> Disk<B> {
             Id::WriteSame => self.write_same(io, bytes, command.usage.len(), data).await,
             Id::Unmap => self.unmap(io, bytes, data).await,
             Id::StartStopUnit => self.start_stop(context, bytes).await,
+            Id::PersistentReserveOut => reservation::persistent_reserve_out(context, bytes, data).await,
             Id::ModeSelect => self.mode_select(context, bytes, data).await,
             _ => self.inform(context, command, bytes, &data),
         }
@@ -110,14 +111,11 @@ impl<B: BlockBackend> Disk<B> {
             Id::PreFetch => self.pre_fetch(cdb, command.usage.len()),
             Id::ReadDefectData => self.read_defect_data(cdb, data),
             Id::PreventAllow => self.power.prevent(path.nexus, cdb),
-            Id::Reserve if path.unit.reservation.reserve(path.nexus) => Ok(Done::good()),
-            Id::Reserve => Err(Failure::Status(Status::ReservationConflict)),
-            Id::Release => {
-                path.unit.reservation.release(path.nexus);
-                Ok(Done::good())
-            }
+            Id::Reserve => granted(path.unit.reservations.reserve(path.nexus)),
+            Id::Release => granted(path.unit.reservations.release(path.nexus)),
             // No failure outlasts its command.
             Id::SanitizeExitFailure => Ok(Done::good()),
+            Id::PersistentReserveIn => reservation::persistent_reserve_in(context, cdb, data),
             Id::ReportLuns => absent::report_luns(context.nexus, cdb, data),
             Id::SupportedOperationCodes => {
                 supported::operation_codes(COMMANDS, |command| self.supports(command), cdb, data)
@@ -136,6 +134,7 @@ impl<B: BlockBackend> Disk<B> {
             | Id::WriteSame
             | Id::Unmap
             | Id::StartStopUnit
+            | Id::PersistentReserveOut
             | Id::ModeSelect => Ok(Done::good()),
         }
     }
@@ -148,9 +147,7 @@ impl<B: BlockBackend> Disk<B> {
     fn admit(&self, context: Context<'_>, command: &Command<Id>) -> Result<(), Failure> {
         let path = context.path;
         let properties = command.properties;
-        if !properties.has(Properties::SHARED) && !path.unit.reservation.allows(path.nexus) {
-            return Err(Failure::Status(Status::ReservationConflict));
-        }
+        path.unit.admits(path.nexus, properties.access(), properties.has(Properties::SHARED))?;
         if properties.has(Properties::MEDIUM) {
             self.power.check()?;
         }
@@ -226,4 +223,8 @@ impl<B: BlockBackend> Disk<B> {
     pub(super) fn forget(&self, nexus: NexusId) {
         self.power.forget(nexus);
     }
+}
+
+fn granted(yes: bool) -> Outcome {
+    if yes { Ok(Done::good()) } else { Err(Failure::Status(Status::ReservationConflict)) }
 }

@@ -17,14 +17,14 @@ pub(super) type Reply = Result<ScsiReply, TransportFault>;
 pub(super) struct Running<'a>(Pin<Box<dyn Future<Output = (Reply, Vec<u8>)> + 'a>>);
 
 impl<'a> Running<'a> {
-    fn start(nexus: &'a Nexus, io: &'a Io, tag: u64, cdb: &[u8], data_out: &[u8]) -> Self {
+    pub(super) fn start(nexus: &'a Nexus, io: &'a Io, tag: u64, cdb: &[u8], data_out: &[u8]) -> Self {
         let mut request = Request::new(cdb, data_out, BLOCK);
         request.tag = tag;
         let mut running = Self(Box::pin(request.send(nexus, io)));
         assert!(running.poll().is_none(), "the command waits for the image");
         running
     }
-    fn poll(&mut self) -> Option<Reply> {
+    pub(super) fn poll(&mut self) -> Option<Reply> {
         match self.0.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready((reply, _)) => Some(reply),
             Poll::Pending => None,
