@@ -47,7 +47,7 @@ static ALLOCATOR: Counting = Counting;
 #[test]
 fn warm_commands_do_not_allocate() {
     let target = Target::new();
-    let image = Arc::new(Image::Ram(suite::image()));
+    let image = Arc::new(Image::Recording(suite::image()));
     target.attach(Lun([0; 8]), LogicalUnit::Disk(Disk::new(image, suite::config()).unwrap())).unwrap();
     let targets = BTreeMap::from([(0, Nexus::new(target, None))]);
     for features in [0, EVENT_IDX, EVENT_IDX | INDIRECT] {

@@ -9,7 +9,7 @@ use crate::guest::{Disk, Vmm};
 use crate::kernel::Debian;
 use crate::report::{median, note};
 
-const PATIENCE: u64 = 600;
+const PATIENCE: u64 = 1200;
 /// Mappings of at least this size are guest memory.
 const GUEST_MEMORY: u64 = 128 << 20;
 

@@ -16,7 +16,7 @@ use crate::vm::Vm;
 /// Ctrl-] ends the demonstration from the keyboard.
 const ESCAPE: u8 = 0x1d;
 const LOGIN: &str = "login: ";
-const PATIENCE: u64 = 600;
+const PATIENCE: u64 = 1200;
 
 /// Runs the demonstration; with `quick`, a shell in the quick initramfs instead of Debian.
 pub fn run(quick: bool, vmm: Vmm) -> Result<()> {

@@ -10,6 +10,10 @@ use crate::qemu;
 use crate::vm::Vm;
 use crate::wire::Launch;
 
+/// Under emulation on a busy machine, 90 seconds are not enough for systemd to find the serial port.
+const SYSTEM_CMDLINE: &str = "console=ttyS0 root=LABEL=root rw systemd.default_timeout_start_sec=900 \
+    systemd.default_device_timeout_sec=900";
+
 /// What runs the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Vmm {
@@ -239,7 +243,7 @@ impl<'a> Guest<'a> {
         let (kernel, initrd, cmdline) = match &self.system {
             System::Debian => {
                 let root = prepared.root(self.debian)?;
-                (path(&root.kernel()), path(&root.initrd()), "console=ttyS0 root=LABEL=root rw")
+                (path(&root.kernel()), path(&root.initrd()), SYSTEM_CMDLINE)
             }
             System::Quick(script) => {
                 let mut initrd = prepared.quick(self.debian)?.to_string_lossy().into_owned();

@@ -33,11 +33,17 @@ const ROOT_PACKAGES: &[&str] = &[
     "acpica-tools",
 ];
 
-/// Root has no password; the serial terminal is started by systemd itself, from console= of the command line.
+/// A system that has been booted before: with a machine id, and with the work of a first boot done. Root has
+/// no password; the serial terminal is started by systemd itself, from console= of the command line.
 const ROOT_SETUP: &str = r#"set -eu
 echo debian > "$1/etc/hostname"
 chroot "$1" passwd -d root
-echo "LABEL=root / ext4 defaults 0 1" > "$1/etc/fstab""#;
+echo "LABEL=root / ext4 defaults 0 1" > "$1/etc/fstab"
+chroot "$1" systemd-machine-id-setup
+chroot "$1" ldconfig
+chroot "$1" journalctl --update-catalog
+sleep 1
+touch "$1/etc/.updated" "$1/var/.updated""#;
 
 const ROOT_SIZE: u64 = 4 << 30;
 

@@ -1,6 +1,8 @@
 //! A running guest: its console, and how it ends.
 
 use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
@@ -9,6 +11,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::bed::Bed;
 use crate::host::{Event, Keyboard, Process};
+use crate::paths;
 use crate::report::last_lines;
 use crate::wire::Launch;
 
@@ -23,6 +26,8 @@ pub struct Vm<'a> {
     config: String,
     console: Vec<u8>,
     errors: Vec<u8>,
+    /// A copy of the console, for those who want to watch.
+    copy: File,
     /// Everything on the console before this was looked at.
     seen: usize,
     begin: Instant,
@@ -49,8 +54,10 @@ impl<'a> Vm<'a> {
     pub(crate) fn start(bed: &'a Bed, launch: &Launch, dir: String, config: String) -> Result<Self> {
         let begin = Instant::now();
         let process = bed.host().start(launch)?;
+        let number = dir.rsplit('/').next().unwrap_or_default();
+        let copy = File::create(paths::runs()?.join(format!("guest{number}.console")))?;
         let (console, errors) = (Vec::new(), Vec::new());
-        Ok(Self { bed, process, dir, config, console, errors, seen: 0, begin, well: false })
+        Ok(Self { bed, process, dir, config, console, errors, copy, seen: 0, begin, well: false })
     }
 
     /// The process id, where the guest runs.
@@ -106,7 +113,10 @@ impl<'a> Vm<'a> {
         }
         let event = self.process.next(end.saturating_duration_since(Instant::now()))?;
         match &event {
-            Event::Output(bytes) => self.console.extend_from_slice(bytes),
+            Event::Output(bytes) => {
+                self.copy.write_all(bytes)?;
+                self.console.extend_from_slice(bytes);
+            }
             Event::Errors(bytes) => self.errors.extend_from_slice(bytes),
             _ => (),
         }

@@ -1,5 +1,7 @@
 //! The virtual machine monitor: everything of the `vmm` command that is not its `main`.
 
+#![allow(unreachable_pub, reason = "a program: only its tests are outside, and `mod` says what they see")]
+
 pub mod cli;
 pub mod config;
 pub mod console;

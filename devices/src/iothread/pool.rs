@@ -134,8 +134,11 @@ impl<F> Slot<F> {
         pool.running.set(pool.running.get().saturating_sub(1));
         pool.free.borrow_mut().push(self.place);
         if pool.running.get() == 0 {
-            let waiting = std::mem::take(&mut *pool.waiting.borrow_mut());
-            waiting.into_iter().for_each(Waker::wake);
+            loop {
+                let waiting = pool.waiting.borrow_mut().pop();
+                let Some(waker) = waiting else { break };
+                waker.wake();
+            }
         }
     }
 }

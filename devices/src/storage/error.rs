@@ -1,5 +1,6 @@
 //! What can go wrong with an image, in kinds that a layer above can act on.
 
+use std::fmt;
 use std::io;
 
 use thiserror::Error;
@@ -37,4 +38,120 @@ pub struct BlockError {
     pub context: String,
     /// The host's error.
     pub source: Option<io::Error>,
+}
+
+/// What is done to an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Reading data.
+    Read,
+    /// Writing data.
+    Write,
+    /// Making writes stable.
+    Flush,
+    /// Zeroing a range.
+    Zero,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Read => "reading",
+            Self::Write => "writing",
+            Self::Flush => "flushing",
+            Self::Zero => "zeroing",
+        })
+    }
+}
+
+impl BlockError {
+    /// An error of `kind` that the host has no part in.
+    pub fn new(kind: BlockErrorKind, context: impl Into<String>) -> Self {
+        Self { kind, context: context.into(), source: None }
+    }
+
+    /// The host's error on `action`; `place` names the image and where in it.
+    pub fn host(action: Action, place: impl fmt::Display, source: io::Error) -> Self {
+        Self {
+            kind: kind_of(action, &source),
+            context: format!("{action} {place} failed"),
+            source: Some(source),
+        }
+    }
+}
+
+/// The kind of a host error. The host's block layer reports its own status as error numbers (Linux,
+/// block/blk-core.c): ENODATA for medium errors, EREMOTEIO for target errors, EILSEQ for protection errors,
+/// ENOLINK for lost paths, EBADE for reservation conflicts.
+fn kind_of(action: Action, e: &io::Error) -> BlockErrorKind {
+    let failed =
+        if action == Action::Read { BlockErrorKind::ReadFailed } else { BlockErrorKind::WriteFailed };
+    match e.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => BlockErrorKind::NoSpace,
+        Some(libc::EROFS | libc::EPERM | libc::EACCES | libc::EBADF) if action != Action::Read => {
+            BlockErrorKind::ReadOnly
+        }
+        Some(libc::EFBIG) => BlockErrorKind::OutOfRange,
+        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY) => BlockErrorKind::Unsupported,
+        Some(
+            libc::ENODEV
+            | libc::ENXIO
+            | libc::ENOLINK
+            | libc::ETIMEDOUT
+            | libc::ESHUTDOWN
+            | libc::ESTALE
+            | libc::ENOTCONN
+            | libc::EHOSTDOWN
+            | libc::EHOSTUNREACH
+            | libc::ENOMEDIUM,
+        ) => BlockErrorKind::Lost,
+        Some(libc::EBADE) => BlockErrorKind::ReservationConflict,
+        Some(libc::ENOMEM | libc::EAGAIN | libc::ENOBUFS | libc::EMFILE | libc::ENFILE) => {
+            BlockErrorKind::HostResources
+        }
+        _ => failed,
+    }
+}
+
+/// Why an image cannot be used; says what to do about it where that is known.
+#[derive(Debug, Error)]
+#[error("{message}")]
+pub struct OpenError {
+    /// What is wrong, naming the file, and the remedy.
+    pub message: String,
+    /// The host's error.
+    pub source: Option<io::Error>,
+}
+
+impl OpenError {
+    pub(super) fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), source: None }
+    }
+
+    pub(super) fn host(message: impl Into<String>, source: io::Error) -> Self {
+        Self { message: message.into(), source: Some(source) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_errors_have_kinds() {
+        let kind = |action, code| kind_of(action, &io::Error::from_raw_os_error(code));
+        // Numbers of asm-generic/errno.h.
+        assert_eq!(kind(Action::Read, 5), BlockErrorKind::ReadFailed);
+        assert_eq!(kind(Action::Write, 5), BlockErrorKind::WriteFailed);
+        assert_eq!(kind(Action::Flush, 5), BlockErrorKind::WriteFailed);
+        assert_eq!(kind(Action::Write, 28), BlockErrorKind::NoSpace);
+        assert_eq!(kind(Action::Zero, 122), BlockErrorKind::NoSpace);
+        assert_eq!(kind(Action::Write, 30), BlockErrorKind::ReadOnly);
+        assert_eq!(kind(Action::Write, 52), BlockErrorKind::ReservationConflict);
+        assert_eq!(kind(Action::Read, 67), BlockErrorKind::Lost);
+        assert_eq!(kind(Action::Read, 19), BlockErrorKind::Lost);
+        assert_eq!(kind(Action::Read, 61), BlockErrorKind::ReadFailed);
+        assert_eq!(kind(Action::Read, 12), BlockErrorKind::HostResources);
+        assert_eq!(kind(Action::Zero, 95), BlockErrorKind::Unsupported);
+    }
 }

@@ -8,9 +8,20 @@
 //! - Operations own their memory until the kernel is done with it. Dropping a future abandons the result, not the
 //!   buffer: memory is released when the kernel's completion has come.
 
+mod bounce;
+mod cache;
 mod error;
+mod gate;
+mod image;
+mod lock;
+mod raw;
+mod sys;
 
-pub use error::{BlockError, BlockErrorKind};
+pub use cache::CacheMode;
+pub use error::{Action, BlockError, BlockErrorKind, OpenError};
+pub use image::Image;
+pub use lock::Sharing;
+pub use raw::{RawImage, RawOptions};
 
 use crate::iothread::Io;
 use crate::mem::{FromGuest, ToGuest};

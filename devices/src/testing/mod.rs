@@ -1,4 +1,41 @@
 //! Fakes for tests: what the hypervisor and the host would provide.
 
+pub mod conformance;
+mod fault_disk;
 pub mod irq;
 pub mod pci;
+mod ram_disk;
+mod recording_disk;
+
+pub use fault_disk::{Effect, Fault, FaultDisk};
+pub use ram_disk::RamDisk;
+pub use recording_disk::{Operation, RecordingDisk};
+
+use std::future::Future;
+use std::sync::mpsc;
+
+use crate::iothread::{Io, IoThread};
+
+/// Runs the future that `make` builds on an I/O thread of its own and gives back its result.
+///
+/// # Panics
+/// When the thread cannot be started or the future panics.
+#[allow(clippy::panic)]
+pub fn on_io_thread<T, F, M>(make: M) -> T
+where
+    T: Send + 'static,
+    F: Future<Output = T> + 'static,
+    M: FnOnce(Io) -> F + Send + 'static,
+{
+    let thread = IoThread::start("test").unwrap_or_else(|e| panic!("no I/O thread: {e}"));
+    let (tx, rx) = mpsc::channel();
+    thread.remote().spawn(move |io| {
+        let future = make(io);
+        async move { drop(tx.send(future.await)) }
+    });
+    rx.recv().unwrap_or_else(|_| {
+        // Ends with the panic of the task.
+        drop(thread);
+        panic!("the task ended without a result")
+    })
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use devices::pci::PciFunction;
-use devices::scsi::suite::{self, Initiator, Outcome, RamImage};
+use devices::scsi::suite::{self, Initiator, Outcome, RecordingDisk};
 use devices::scsi::{Disk, Image, LogicalUnit, Lun, Nexus, Residual, Target};
 use hba_virtio_scsi::Options;
 
@@ -19,7 +19,7 @@ pub struct Bench {
 }
 
 pub fn disk() -> (Arc<Image>, LogicalUnit) {
-    let image = Arc::new(Image::Ram(suite::image()));
+    let image = Arc::new(Image::Recording(suite::image()));
     (image.clone(), LogicalUnit::Disk(Disk::new(image, suite::config()).unwrap()))
 }
 
@@ -51,9 +51,9 @@ impl Bench {
         panic!("TEST UNIT READY does not become GOOD");
     }
 
-    pub fn image(&self) -> &RamImage {
+    pub fn image(&self) -> &RecordingDisk {
         match &*self.disk {
-            Image::Ram(image) => image,
+            Image::Recording(image) => image,
             #[allow(unreachable_patterns)]
             _ => panic!("not a RAM image"),
         }
@@ -221,6 +221,37 @@ fn an_aborted_command_is_back_before_the_function() {
         assert_eq!(bench.guest.peek(data, 512), [0xdd; 512]);
         bench.settle();
     }
+}
+
+/// A task that keeps its I/O thread busy: rounds of the executor take long, and with them what comes at their end.
+async fn slow_down(rounds: u32) {
+    let mut left = rounds;
+    std::future::poll_fn(|cx| {
+        std::thread::sleep(Duration::from_millis(2));
+        left -= 1;
+        if left == 0 {
+            return std::task::Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        std::task::Poll::Pending
+    })
+    .await;
+}
+
+#[test]
+fn a_function_waits_for_a_slow_thread_to_give_commands_back() {
+    let mut bench = Bench::new(Options { request_queues: 2, ..one() }, 2, 0);
+    for id in 0..4 {
+        let (head, at, _) = bench.held_read(3, id);
+        for _ in 0..3 {
+            bench.guest.remotes[1].spawn(|_| slow_down(20));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(bench.guest.tmf(0, lun(5, 0), id), 0);
+        assert_eq!(bench.guest.used(3).map(|used| used.0), Some(head));
+        assert_eq!(bench.guest.peek(at + 11, 1), [2]);
+    }
+    bench.image().hold(false);
 }
 
 #[test]

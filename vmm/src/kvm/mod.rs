@@ -17,8 +17,8 @@ use thiserror::Error;
 
 pub use chips::InitialChips;
 pub use doorbell::KvmDoorbells;
-pub use irq::{InterruptRouter, KvmLine, Vectors};
-pub use ram::{Backing, RamError, allocate as allocate_ram};
+pub use irq::{InterruptRouter, Vectors};
+pub use ram::{Backing, allocate as allocate_ram};
 
 /// Why the hypervisor cannot be used: each message is one clear line with the remedy.
 #[derive(Debug, Error)]

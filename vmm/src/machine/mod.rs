@@ -4,6 +4,7 @@ mod buses;
 mod chipset;
 mod control;
 mod events;
+mod hbas;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::logging;
 use crate::vcpu::{CpuidTemplate, Vcpu, VcpuThread, install_kick};
 use chipset::{Chipset, Parts};
 use events::MainLoop;
+use hbas::Hbas;
 
 /// Where the power management registers are when no firmware moves them.
 const PM_BASE: u16 = 0x600;
@@ -60,6 +62,7 @@ pub struct Machine {
     vcpus: Vec<Vcpu>,
     signals: Arc<Signals>,
     console: Console,
+    hbas: Hbas,
 }
 
 impl Machine {
@@ -86,6 +89,7 @@ impl Machine {
             machine: control.clone(),
             console: console.sink(),
         })?;
+        let hbas = Hbas::plug(&config, &chipset)?;
         let chips = InitialChips::capture(&vm)?;
         let boot = direct_boot(&config, &layout, cpuid.physical_bits())?;
         trace(start, "devices built");
@@ -106,6 +110,7 @@ impl Machine {
             vcpus,
             signals,
             console,
+            hbas,
         };
         let entry = machine.load()?;
         if entry.needs_64bit {
@@ -167,6 +172,7 @@ impl Machine {
         threads.into_iter().for_each(VcpuThread::join);
         // Ends what the devices still do: no request is in flight when the process goes.
         self.chipset.host.reset();
+        self.hbas.shut_down();
         end.map(|end| end.unwrap_or(End::Exit(Outcome::Failed)))
     }
 
@@ -238,6 +244,7 @@ impl Machine {
     /// System reset: everything as after power-on, then the boot.
     fn reset(&self) -> Result<()> {
         self.chipset.reset();
+        self.hbas.power_on();
         self.chips.restore(&self.vm)?;
         let entry = self.load()?;
         self.control.reset(Some(Arc::new(entry)));

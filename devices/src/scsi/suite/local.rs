@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 
-use super::{FILL, Initiator, Outcome, RamImage, config, image, tests};
+use super::{FILL, Initiator, Outcome, RecordingDisk, config, image, tests};
 use crate::iothread::Io;
 use crate::mem::{FromGuest, SgList, ToGuest};
 use crate::scsi::{
@@ -33,8 +33,8 @@ pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-pub(super) fn disk(image: RamImage, config: DiskConfig) -> LogicalUnit {
-    LogicalUnit::Disk(Disk::new(Arc::new(Image::Ram(image)), config).unwrap())
+pub(super) fn disk(image: RecordingDisk, config: DiskConfig) -> LogicalUnit {
+    LogicalUnit::Disk(Disk::new(Arc::new(Image::Recording(image)), config).unwrap())
 }
 
 /// A request with data buffers of its own.

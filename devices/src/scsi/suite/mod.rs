@@ -16,12 +16,13 @@ mod management;
 mod modes;
 #[cfg(test)]
 mod nexuses;
+#[cfg(test)]
+mod persistent;
 mod provisioning;
 #[cfg(test)]
 mod races;
-mod ram;
 
-pub use ram::{Operation, RamImage};
+pub use crate::testing::{Operation, RecordingDisk};
 
 use super::{DiskConfig, Residual};
 
@@ -53,8 +54,8 @@ pub const BLOCK: usize = 512;
 pub const BLOCKS: u64 = 16384;
 
 /// The image under test.
-pub fn image() -> RamImage {
-    RamImage::new(BLOCK * BLOCKS as usize)
+pub fn image() -> RecordingDisk {
+    RecordingDisk::new(BLOCK * BLOCKS as usize)
 }
 
 /// The configuration under test.

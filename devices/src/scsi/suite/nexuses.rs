@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use super::local::{Local, block_on, target_of};
 use super::management::manage;
-use super::{BLOCK, Initiator, Operation, RamImage, check, config, exact, good, image, settle};
+use super::{BLOCK, Initiator, Operation, RecordingDisk, check, config, exact, good, image, settle};
 use crate::scsi::{
     AttachError, Disk, DiskConfig, DiskError, Image, LogicalUnit, Lun, Nexus, PortEvents, Target,
     TaskManagement,
@@ -18,7 +18,7 @@ pub(super) const READY: [u8; 6] = [0; 6];
 
 /// A target with a disk at LUN 0, its image, and two initiators that have seen POWER ON.
 pub(super) fn rig(config: DiskConfig) -> (Arc<Target>, Arc<Image>, Local, Local) {
-    let image = Arc::new(Image::Ram(image()));
+    let image = Arc::new(Image::Recording(image()));
     let target = target_of(LogicalUnit::Disk(Disk::new(image.clone(), config).unwrap()));
     let (mut a, mut b) = (Local::new(&target), Local::new(&target));
     settle(&mut a);
@@ -26,13 +26,13 @@ pub(super) fn rig(config: DiskConfig) -> (Arc<Target>, Arc<Image>, Local, Local)
     (target, image, a, b)
 }
 
-pub(super) fn ram(image: &Image) -> &RamImage {
-    let Image::Ram(ram) = image;
+pub(super) fn ram(image: &Image) -> &RecordingDisk {
+    let Image::Recording(ram) = image else { panic!("another kind of image") };
     ram
 }
 
 fn small_disk() -> LogicalUnit {
-    let image = Arc::new(Image::Ram(RamImage::new(1 << 20)));
+    let image = Arc::new(Image::Recording(RecordingDisk::new(1 << 20)));
     LogicalUnit::Disk(Disk::new(image, DiskConfig::default()).unwrap())
 }
 
@@ -321,7 +321,7 @@ fn removable_media_can_be_ejected_unless_prevented() {
 
 #[test]
 fn identity_is_what_was_configured() {
-    let make = |config: DiskConfig| Disk::new(Arc::new(Image::Ram(image())), config).map(|_| ());
+    let make = |config: DiskConfig| Disk::new(Arc::new(Image::Recording(image())), config).map(|_| ());
     assert_eq!(make(DiskConfig { block_size: 520, ..config() }), Err(DiskError::BlockSize(520)));
     assert_eq!(make(DiskConfig { vendor: "TOO LONG!".into(), ..config() }), Err(DiskError::Text("vendor")));
     assert_eq!(make(DiskConfig { serial: "tab\t".into(), ..config() }), Err(DiskError::Text("serial")));

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
 use super::local::{Request, target_of};
-use super::{BLOCK, RamImage, config, image};
+use super::{BLOCK, RecordingDisk, config, image};
 use crate::iothread::Io;
 use crate::scsi::{
     Disk, Image, LogicalUnit, Lun, Nexus, Status, Tag, Target, TaskAttribute, TaskManagement, TransportFault,
@@ -145,7 +145,7 @@ fn worker(target: &Arc<Target>, shared: Option<&Arc<Nexus>>, ends: &Ends) {
 }
 
 /// Opens and closes the image's gate until all workers are done.
-fn gate(image: &RamImage, working: &AtomicUsize) {
+fn gate(image: &RecordingDisk, working: &AtomicUsize) {
     while working.load(Ordering::SeqCst) > 0 {
         image.hold(true);
         thread::yield_now();
@@ -156,11 +156,11 @@ fn gate(image: &RamImage, working: &AtomicUsize) {
 }
 
 fn race(shared: bool) {
-    let image = Arc::new(Image::Ram(image()));
+    let image = Arc::new(Image::Recording(image()));
     let target = target_of(LogicalUnit::Disk(Disk::new(image.clone(), config()).unwrap()));
     let nexus = shared.then(|| Nexus::new(target.clone(), None));
     let (ends, working) = (Ends::default(), AtomicUsize::new(THREADS as usize));
-    let Image::Ram(ram) = &*image;
+    let Image::Recording(ram) = &*image else { panic!("another kind of image") };
     thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {

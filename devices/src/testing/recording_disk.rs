@@ -25,7 +25,7 @@ pub enum Operation {
 }
 
 /// An image in memory.
-pub struct RamImage {
+pub struct RecordingDisk {
     bytes: Mutex<Vec<u8>>,
     geometry: Mutex<Geometry>,
     operations: Mutex<Vec<Operation>>,
@@ -40,7 +40,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap()
 }
 
-impl RamImage {
+impl RecordingDisk {
     /// `len` bytes of zeros that can be discarded in units of 4096.
     pub fn new(len: usize) -> Self {
         let geometry = Geometry {
@@ -125,7 +125,7 @@ impl RamImage {
     }
 }
 
-impl BlockBackend for RamImage {
+impl BlockBackend for RecordingDisk {
     fn geometry(&self) -> Geometry {
         *lock(&self.geometry)
     }

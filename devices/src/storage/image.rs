@@ -1,0 +1,70 @@
+//! The closed set of image formats, dispatched statically.
+
+use super::{BlockBackend, BlockError, ByteOffset, Durability, Geometry, RawImage, Span, Unmap};
+use crate::iothread::Io;
+use crate::mem::{FromGuest, ToGuest};
+#[cfg(any(test, feature = "testing"))]
+use crate::testing::{FaultDisk, RamDisk, RecordingDisk};
+
+/// An image of any format. Shared by the I/O threads of a logical unit in an `Arc`.
+pub enum Image {
+    /// A raw file or block device.
+    Raw(RawImage),
+    /// Memory, for tests.
+    #[cfg(any(test, feature = "testing"))]
+    Ram(RamDisk),
+    /// Memory with errors on demand, for tests.
+    #[cfg(any(test, feature = "testing"))]
+    Fault(FaultDisk),
+    /// Memory that records what is asked of it, for tests.
+    #[cfg(any(test, feature = "testing"))]
+    Recording(RecordingDisk),
+}
+
+macro_rules! each {
+    ($image:expr, $backend:ident => $call:expr) => {
+        match $image {
+            Image::Raw($backend) => $call,
+            #[cfg(any(test, feature = "testing"))]
+            Image::Ram($backend) => $call,
+            #[cfg(any(test, feature = "testing"))]
+            Image::Fault($backend) => $call,
+            #[cfg(any(test, feature = "testing"))]
+            Image::Recording($backend) => $call,
+        }
+    };
+}
+
+impl BlockBackend for Image {
+    fn geometry(&self) -> Geometry {
+        each!(self, backend => backend.geometry())
+    }
+
+    async fn read(&self, io: &Io, at: ByteOffset, into: ToGuest) -> Result<(), BlockError> {
+        each!(self, backend => backend.read(io, at, into).await)
+    }
+
+    async fn write(
+        &self,
+        io: &Io,
+        at: ByteOffset,
+        from: FromGuest,
+        durability: Durability,
+    ) -> Result<(), BlockError> {
+        each!(self, backend => backend.write(io, at, from, durability).await)
+    }
+
+    async fn flush(&self, io: &Io) -> Result<(), BlockError> {
+        each!(self, backend => backend.flush(io).await)
+    }
+
+    async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {
+        each!(self, backend => backend.zero(io, span, unmap).await)
+    }
+}
+
+/// Several I/O threads use one image.
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<Image>();
+};

@@ -1,0 +1,135 @@
+//! Image locks: two virtual machines must not write to one image.
+//!
+//! The scheme is QEMU's, so that both programs keep off each other's images (QEMU, block/file-posix.c): a user of
+//! an image takes a shared lock on byte 100+n for each permission n it uses and on byte 200+n for each that
+//! it does not share. It then looks whether someone else locked 200+n for one that it uses, or 100+n for
+//! one that it does not share. The locks belong to the open file description and end with it.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::OpenError;
+use super::sys::{is_byte_taken, share_byte};
+
+/// First lock byte of permissions in use.
+const USED: i64 = 100;
+/// First lock byte of permissions not shared.
+const UNSHARED: i64 = 200;
+
+/// Number of the permission to read consistent data.
+const READ: i64 = 0;
+/// Number of the permission to write.
+const WRITE: i64 = 1;
+/// Number of the permission to change the size.
+const RESIZE: i64 = 3;
+
+/// Who else may use an image at the same time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sharing {
+    /// Readers share with readers; a writer is alone.
+    #[default]
+    Exclusive,
+    /// Other writers are welcome, if they say so too: for cluster file systems.
+    Shared,
+    /// No lock at all.
+    Unlocked,
+}
+
+/// Locks the image behind `file` for as long as `file`, or any duplicate of it, is open.
+pub(super) fn lock(file: &File, path: &Path, read_only: bool, sharing: Sharing) -> Result<(), OpenError> {
+    let used: &[i64] = if read_only { &[READ] } else { &[READ, WRITE] };
+    let unshared: &[i64] = match sharing {
+        Sharing::Exclusive => &[WRITE, RESIZE],
+        Sharing::Shared => &[],
+        Sharing::Unlocked => return Ok(()),
+    };
+    match try_lock(file, used, unshared) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(conflict(file, path, read_only)),
+        Err(e) if is_unsupported(&e) => {
+            tracing::warn!(
+                "{}: the file system has no locks ({e}); nothing protects the image from a second writer",
+                path.display()
+            );
+            Ok(())
+        }
+        Err(e) => Err(OpenError::host(format!("{}: cannot lock the image", path.display()), e)),
+    }
+}
+
+fn try_lock(file: &File, used: &[i64], unshared: &[i64]) -> io::Result<bool> {
+    let mine = used.iter().map(|n| USED + n).chain(unshared.iter().map(|n| UNSHARED + n));
+    for byte in mine {
+        match share_byte(file, byte) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => return Ok(false),
+            result => result?,
+        }
+    }
+    let theirs = used.iter().map(|n| UNSHARED + n).chain(unshared.iter().map(|n| USED + n));
+    for byte in theirs {
+        if is_byte_taken(file, byte)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn is_unsupported(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL))
+}
+
+fn conflict(file: &File, path: &Path, read_only: bool) -> OpenError {
+    let path = path.display();
+    let purpose =
+        if read_only { "for reading: it is being written to by" } else { "for writing: it is in use by" };
+    let mut message = match holder(file) {
+        Some(pid) if pid == std::process::id() => {
+            return OpenError::new(format!(
+                "{path}: two disks of this machine use the same image and at least one writes to it; give each \
+                 its own image, or make both readonly"
+            ));
+        }
+        Some(pid) => match fs::read_to_string(format!("/proc/{pid}/comm")) {
+            Ok(name) => format!("{path}: cannot open {purpose} process {pid} ({})", name.trim_end()),
+            Err(_) => format!("{path}: cannot open {purpose} process {pid}"),
+        },
+        None => format!("{path}: cannot open {purpose} another process"),
+    };
+    message.push_str("; stop that process or use another image");
+    OpenError::new(message)
+}
+
+/// The process that holds locks on the same file. The kernel does not name it, so every process is asked.
+fn holder(file: &File) -> Option<u32> {
+    let own = file.metadata().ok()?;
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let mut found = None;
+    for pid in pids {
+        let ours = pid == std::process::id();
+        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
+        for descriptor in descriptors.flatten() {
+            let number = descriptor.file_name();
+            if ours && number.to_str() == Some(&std::os::fd::AsRawFd::as_raw_fd(file).to_string()) {
+                continue;
+            }
+            let same = fs::metadata(descriptor.path())
+                .is_ok_and(|theirs| (theirs.dev(), theirs.ino()) == (own.dev(), own.ino()));
+            if same && has_lock(pid, &number.to_string_lossy()) {
+                if !ours {
+                    return Some(pid);
+                }
+                found = Some(pid);
+            }
+        }
+    }
+    found
+}
+
+/// Whether a descriptor holds open-file-description locks (proc(5), fdinfo).
+fn has_lock(pid: u32, descriptor: &str) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}"))
+        .is_ok_and(|info| info.lines().any(|line| line.starts_with("lock:") && line.contains("OFDLCK")))
+}

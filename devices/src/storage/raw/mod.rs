@@ -1,0 +1,198 @@
+//! Raw images: regular files and block devices of the host, byte for byte what the guest sees.
+
+mod file;
+mod open;
+mod zero;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::bounce::{Bounce, Direct};
+use super::error::Action;
+use super::lock::Sharing;
+use super::{
+    BlockBackend, BlockError, BlockErrorKind, ByteOffset, CacheMode, Durability, Geometry, OpenError, Span,
+    Unmap,
+};
+use crate::iothread::{Hold, Io};
+use crate::mem::{FromGuest, ToGuest};
+use file::HostFile;
+use open::Host;
+
+/// The smallest unit that guests see, in bytes.
+const SECTOR: u64 = 512;
+
+/// What to open and how.
+#[derive(Clone, Debug)]
+pub struct RawOptions {
+    /// A regular file or a block device.
+    pub path: PathBuf,
+    /// Refuse writes.
+    pub read_only: bool,
+    /// How the host caches it.
+    pub cache: CacheMode,
+    /// Who else may use it at the same time.
+    pub sharing: Sharing,
+}
+
+/// A raw image. May be shared by several I/O threads.
+pub struct RawImage {
+    host: HostFile,
+    /// The last block of a file that ends within one: direct I/O cannot write it without making the file longer.
+    edge: Option<HostFile>,
+    bounce: Bounce,
+    /// Length of the host's file in bytes.
+    host_len: AtomicU64,
+    cache: CacheMode,
+    read_only: bool,
+    logical_block: u32,
+    physical_block: u32,
+    dma_align: u32,
+    discard_granularity: u32,
+    /// The host has said that it cannot give back space.
+    cannot_punch: AtomicBool,
+    /// The host has said that it cannot zero ranges.
+    cannot_zero: AtomicBool,
+}
+
+impl RawImage {
+    /// Opens and locks an image.
+    ///
+    /// A length that is no multiple of 512 is rounded down with a warning. Errors name the file and the remedy.
+    pub fn open(options: &RawOptions) -> Result<Self, OpenError> {
+        let host = Host::open(options)?;
+        let name: Arc<str> = options.path.to_string_lossy().into();
+        let file = |file, block| HostFile { file: Arc::new(file), name: name.clone(), block };
+        let image = Self {
+            bounce: Bounce::new(host.align),
+            dma_align: host.align.memory.max(host.align.block),
+            host: file(host.file, u64::from(host.align.block)),
+            edge: host.buffered.map(|buffered| file(buffered, 1)),
+            host_len: AtomicU64::new(0),
+            cache: options.cache,
+            read_only: options.read_only,
+            logical_block: host.logical_block,
+            physical_block: host.physical_block,
+            discard_granularity: host.discard_granularity,
+            cannot_punch: AtomicBool::new(false),
+            cannot_zero: AtomicBool::new(false),
+        };
+        let len = image.refresh()?;
+        if len < SECTOR {
+            let message = "is too short for a disk image, which has 512 bytes at least";
+            return Err(OpenError::new(format!("{name} {message}")));
+        }
+        Ok(image)
+    }
+
+    /// Asks the host for the length again, which may have grown; returns what the guest may use, in bytes.
+    pub fn refresh(&self) -> Result<u64, OpenError> {
+        let len = open::length(&self.host.file)
+            .map_err(|e| OpenError::host(format!("{}: cannot find out its length", self.host.name), e))?;
+        let excess = len % SECTOR;
+        if self.host_len.swap(len, Ordering::Relaxed) != len && excess != 0 {
+            tracing::warn!(
+                "{}: its length of {len} bytes is no multiple of 512; the guest does not see the last {excess}",
+                self.host.name
+            );
+        }
+        Ok(len - excess)
+    }
+
+    /// Where the part of the image starts that direct I/O cannot reach, if there is one.
+    fn edge(&self) -> Option<(u64, &HostFile)> {
+        let len = self.host_len.load(Ordering::Relaxed);
+        let start = len - len % self.host.block;
+        self.edge.as_ref().filter(|_| start != len).map(|edge| (start, edge))
+    }
+
+    fn check(&self, action: Action, at: u64, len: u64) -> Result<(), BlockError> {
+        if action != Action::Read && self.read_only {
+            let context = format!("{action} \"{}\" failed: the image is read-only", self.host.name);
+            return Err(BlockError::new(BlockErrorKind::ReadOnly, context));
+        }
+        let end = self.geometry().len;
+        if at.checked_add(len).is_some_and(|stop| stop <= end) {
+            return Ok(());
+        }
+        let context = format!(
+            "{action} {len} bytes at {at} of \"{}\" failed: the image has {end} bytes",
+            self.host.name
+        );
+        Err(BlockError::new(BlockErrorKind::OutOfRange, context))
+    }
+
+    /// Whether a write must be on stable storage when it completes.
+    fn must_be_stable(&self, durability: Durability) -> bool {
+        self.cache.is_stable() || (durability == Durability::Stable && self.cache != CacheMode::Unsafe)
+    }
+
+    /// A write whose range was checked.
+    async fn put(&self, io: &Io, at: u64, mut from: FromGuest, stable: bool) -> Result<(), BlockError> {
+        if let Some((start, edge)) = self.edge()
+            && at + from.len() > start
+        {
+            let rest = FromGuest::new(from.split_off(start.saturating_sub(at)));
+            edge.store(io, at.max(start), rest, stable, &Hold::none()).await?;
+        }
+        self.bounce.write(&self.host, io, at, from, stable).await
+    }
+}
+
+impl BlockBackend for RawImage {
+    fn geometry(&self) -> Geometry {
+        let len = self.host_len.load(Ordering::Relaxed);
+        Geometry {
+            len: len - len % SECTOR,
+            physical_block: self.physical_block,
+            dma_align: self.dma_align,
+            discard_granularity: if self.cannot_punch.load(Ordering::Relaxed) {
+                0
+            } else {
+                self.discard_granularity
+            },
+            read_only: self.read_only,
+            volatile_cache: !self.cache.is_stable(),
+        }
+    }
+
+    async fn read(&self, io: &Io, at: ByteOffset, mut into: ToGuest) -> Result<(), BlockError> {
+        let at = at.0;
+        self.check(Action::Read, at, into.len())?;
+        if let Some((start, edge)) = self.edge()
+            && at + into.len() > start
+        {
+            let rest = ToGuest::new(into.split_off(start.saturating_sub(at)));
+            edge.fetch(io, at.max(start), rest, &Hold::none()).await?;
+        }
+        self.bounce.read(&self.host, io, at, into).await
+    }
+
+    async fn write(
+        &self,
+        io: &Io,
+        at: ByteOffset,
+        from: FromGuest,
+        durability: Durability,
+    ) -> Result<(), BlockError> {
+        self.check(Action::Write, at.0, from.len())?;
+        self.put(io, at.0, from, self.must_be_stable(durability)).await
+    }
+
+    async fn flush(&self, io: &Io) -> Result<(), BlockError> {
+        if self.read_only || self.cache == CacheMode::Unsafe {
+            return Ok(());
+        }
+        let place = || format!("\"{}\"", self.host.name);
+        io.sync(&self.host.file).await.map_err(|e| BlockError::host(Action::Flush, place(), e))
+    }
+
+    async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {
+        self.check(Action::Zero, span.at.0, span.len)?;
+        self.make_zero(io, span.at.0, span.len, unmap).await
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! Opening a host file or block device: what it is and what it demands.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use super::RawOptions;
+use crate::storage::OpenError;
+use crate::storage::lock;
+use crate::storage::sys::{self, DirectAlign};
+
+/// Physical block size told to guests for regular files at most: larger file system blocks are no sector size.
+const PHYSICAL_MAX: u64 = 4096;
+
+/// What was found out about an opened image.
+pub(super) struct Host {
+    pub(super) file: File,
+    /// The same file through the page cache, when `file` is opened for direct I/O.
+    pub(super) buffered: Option<File>,
+    /// Of a block device; 1 for files.
+    pub(super) logical_block: u32,
+    pub(super) align: DirectAlign,
+    pub(super) physical_block: u32,
+    pub(super) discard_granularity: u32,
+}
+
+impl Host {
+    pub(super) fn open(options: &RawOptions) -> Result<Self, OpenError> {
+        let path = options.path.as_path();
+        // Looked at first: opening a pipe would wait for its other end.
+        let kind = fs::metadata(path).map_err(|e| cannot_open(path, e))?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            let message = "is neither a regular file nor a block device and cannot be a disk image";
+            return Err(OpenError::new(format!("{} {message}", path.display())));
+        }
+        let direct = options.cache.is_direct();
+        let file = open_one(options, direct).map_err(|e| match e.raw_os_error() {
+            Some(libc::EINVAL) if direct => no_direct_io(options),
+            _ => cannot_open(path, e),
+        })?;
+        lock::lock(&file, path, options.read_only, options.sharing)?;
+        let sizes = if kind.is_block_device() {
+            Some(sys::block_sizes(&file).map_err(|e| {
+                OpenError::host(format!("{}: cannot ask the device for its block size", path.display()), e)
+            })?)
+        } else {
+            None
+        };
+        let align =
+            if direct { demands(&file, sizes, options)? } else { DirectAlign { memory: 1, block: 1 } };
+        let buffered = if direct && sizes.is_none() && align.block > 512 {
+            Some(open_one(options, false).map_err(|e| cannot_open(path, e))?)
+        } else {
+            None
+        };
+        let stat = file.metadata().map_err(|e| cannot_open(path, e))?;
+        let physical = match sizes {
+            Some((_, physical)) => physical,
+            None => stat.blksize().clamp(512, PHYSICAL_MAX) as u32,
+        };
+        Ok(Self {
+            file,
+            buffered,
+            logical_block: sizes.map_or(1, |(logical, _)| logical.max(1)),
+            align,
+            physical_block: if physical.is_power_of_two() { physical.max(512) } else { 512 },
+            discard_granularity: match sizes {
+                Some(_) => device_discard(stat.rdev()),
+                None => u32::try_from(stat.blksize()).unwrap_or(0),
+            },
+        })
+    }
+}
+
+/// The length of a file or block device now, in bytes.
+pub(super) fn length(mut file: &File) -> io::Result<u64> {
+    file.seek(SeekFrom::End(0))
+}
+
+fn open_one(options: &RawOptions, direct: bool) -> io::Result<File> {
+    let flags = if direct { libc::O_DIRECT } else { 0 };
+    OpenOptions::new().read(true).write(!options.read_only).custom_flags(flags).open(&options.path)
+}
+
+/// What direct I/O on the file demands.
+fn demands(file: &File, sizes: Option<(u32, u32)>, options: &RawOptions) -> Result<DirectAlign, OpenError> {
+    let told = sys::direct_align(file);
+    if told == Some(DirectAlign { memory: 0, block: 0 }) && sizes.is_none() {
+        return Err(no_direct_io(options));
+    }
+    let sound = |a: &DirectAlign| a.memory.is_power_of_two() && a.block.is_power_of_two();
+    if let Some(told) = told.filter(sound) {
+        return Ok(told);
+    }
+    if let Some((logical, _)) = sizes.filter(|(logical, _)| logical.is_power_of_two()) {
+        return Ok(DirectAlign { memory: logical, block: logical });
+    }
+    // Kernels before 6.1 do not say: try. An empty file cannot be tried and gets the larger one.
+    for block in [512, 4096] {
+        if try_read(file, block).is_ok() {
+            return Ok(DirectAlign { memory: block as u32, block: block as u32 });
+        }
+    }
+    Err(no_direct_io(options))
+}
+
+/// Reads one block at an offset of one block into a buffer aligned to it and to no more.
+fn try_read(file: &File, block: usize) -> io::Result<usize> {
+    let mut buffer = vec![0; 4 * 4096];
+    let odd = buffer.as_ptr().align_offset(4096) + block % 4096;
+    let target = buffer.get_mut(odd..odd + block).unwrap_or_default();
+    file.read_at(target, block as u64)
+}
+
+/// Discard granularity of a block device, from sysfs; 0 when it cannot discard. Partitions ask their disk.
+fn device_discard(device: u64) -> u32 {
+    let base = format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device));
+    ["queue", "../queue"]
+        .iter()
+        .find_map(|queue| fs::read_to_string(format!("{base}/{queue}/discard_granularity")).ok())
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+fn cannot_open(path: &Path, e: io::Error) -> OpenError {
+    let hint = match e.kind() {
+        io::ErrorKind::NotFound => "; there is no such file",
+        io::ErrorKind::PermissionDenied => "; check its owner and mode, or set readonly = true",
+        io::ErrorKind::ReadOnlyFilesystem => "; set readonly = true",
+        _ => "",
+    };
+    OpenError::host(format!("cannot open the image {}{hint}", path.display()), e)
+}
+
+fn no_direct_io(options: &RawOptions) -> OpenError {
+    OpenError::new(format!(
+        "{}: the file system has no direct I/O, which cache = \"{}\" needs; set cache = \"{}\"",
+        options.path.display(),
+        options.cache,
+        if options.cache.is_stable() { "writethrough" } else { "writeback" }
+    ))
+}

@@ -1,0 +1,329 @@
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::rc::Rc;
+
+use super::*;
+use crate::mem::SgList;
+use crate::storage::bounce::Bounce;
+use crate::storage::sys::DirectAlign;
+use crate::testing::conformance::{check, check_neighbours, contents};
+use crate::testing::on_io_thread;
+
+fn options(path: &Path, cache: CacheMode) -> RawOptions {
+    RawOptions { path: path.into(), read_only: false, cache, sharing: Sharing::Exclusive }
+}
+
+fn file_of(len: u64) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    file.as_file().set_len(len).unwrap();
+    file
+}
+
+/// Opens in `cache`, or `None` where this file system has no direct I/O.
+fn open(file: &tempfile::NamedTempFile, cache: CacheMode) -> Option<RawImage> {
+    match RawImage::open(&options(file.path(), cache)) {
+        Ok(image) => Some(image),
+        Err(e) if cache.is_direct() && e.message.contains("no direct I/O") => None,
+        Err(e) => panic!("{e}: {:?}", e.source),
+    }
+}
+
+fn zeros(len: usize) -> FromGuest {
+    FromGuest::new(SgList::host(len, 4096).unwrap())
+}
+
+#[test]
+fn every_cache_mode_conforms() {
+    for cache in CacheMode::ALL {
+        let file = file_of(3 << 20);
+        let Some(image) = open(&file, cache) else { continue };
+        on_io_thread(move |io| async move {
+            check(&io, &image, 11, 200).await;
+            assert_eq!(
+                image.geometry().volatile_cache,
+                !matches!(cache.name(), "writethrough" | "directsync")
+            );
+        });
+        assert_eq!(file.as_file().metadata().unwrap().len(), 3 << 20);
+    }
+}
+
+/// As on a host disk of 4096-byte sectors.
+fn coarse(mut image: RawImage, path: &Path) -> RawImage {
+    let align = DirectAlign { memory: 4096, block: 4096 };
+    image.bounce = Bounce::new(align);
+    image.host.block = 4096;
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    image.edge = Some(HostFile { file: Arc::new(file), name: image.host.name.clone(), block: 1 });
+    image
+}
+
+#[test]
+fn large_host_blocks_and_a_ragged_end_conform() {
+    // Three sectors are beyond the last whole block, and 100 bytes beyond the last sector.
+    let len = (1 << 20) + 3 * 512 + 100;
+    for cache in [CacheMode::None, CacheMode::Writeback] {
+        let file = file_of(len);
+        let Some(image) = open(&file, cache) else { continue };
+        let image = coarse(image, file.path());
+        assert_eq!(image.geometry().len, (1 << 20) + 3 * 512);
+        on_io_thread(move |io| async move {
+            check(&io, &image, 12, 200).await;
+            check_neighbours(&io, Rc::new(image), 20).await;
+        });
+        let after = fs::metadata(file.path()).unwrap();
+        assert_eq!(after.len(), len, "the file keeps its length");
+        let mut rest = [9; 200];
+        assert_eq!(file.as_file().read_at(&mut rest, len - 100).unwrap(), 100);
+        assert_eq!(rest[..100], [0; 100]);
+    }
+}
+
+#[test]
+fn two_threads_share_one_image() {
+    let file = file_of(1 << 20);
+    let image = Arc::new(open(&file, CacheMode::Writeback).unwrap());
+    let threads: Vec<_> = (0..2u64)
+        .map(|n| {
+            let image = image.clone();
+            std::thread::spawn(move || {
+                on_io_thread(move |io| async move {
+                    for i in 0..200 {
+                        let mem = ToGuest::new(SgList::host(512, 512).unwrap());
+                        mem.write_at(0, &[n as u8 + 1; 512]);
+                        let from = FromGuest::new(mem.into_inner());
+                        image
+                            .write(&io, ByteOffset((i * 2 + n) * 512), from, Durability::Cached)
+                            .await
+                            .unwrap();
+                    }
+                });
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|t| t.join().unwrap());
+    let got = on_io_thread(move |io| async move { contents(&io, &*image).await });
+    for (sector, bytes) in got.chunks(512).take(400).enumerate() {
+        assert!(bytes.iter().all(|&b| b == (sector % 2) as u8 + 1));
+    }
+}
+
+#[test]
+fn unmapping_gives_space_back_and_zeroing_keeps_it() {
+    let file = file_of(1 << 20);
+    let image = open(&file, CacheMode::Writeback).unwrap();
+    let path = file.path().to_path_buf();
+    on_io_thread(move |io| async move {
+        let blocks = || fs::metadata(&path).unwrap().blocks();
+        let data = ToGuest::new(SgList::host(1 << 20, 4096).unwrap());
+        data.write_at(0, &vec![1; 1 << 20]);
+        image.write(&io, ByteOffset(0), FromGuest::new(data.into_inner()), Durability::Stable).await.unwrap();
+        let full = blocks();
+        assert!(full >= 2048);
+        let half = Span { at: ByteOffset(512 << 10), len: 512 << 10 };
+        image.zero(&io, half, Unmap::Keep).await.unwrap();
+        image.flush(&io).await.unwrap();
+        assert!(blocks() >= full, "space stays allocated");
+        image.zero(&io, half, Unmap::Allowed).await.unwrap();
+        image.flush(&io).await.unwrap();
+        assert!(blocks() <= full - 1000, "space is given back");
+        let got = contents(&io, &image).await;
+        assert!(got[..512 << 10].iter().all(|&b| b == 1) && got[512 << 10..].iter().all(|&b| b == 0));
+        // Where the host can do neither, zeros are written.
+        image.cannot_punch.store(true, Ordering::Relaxed);
+        image.cannot_zero.store(true, Ordering::Relaxed);
+        assert_eq!(image.geometry().discard_granularity, 0);
+        let all = Span { at: ByteOffset(512), len: (1 << 20) - 512 };
+        image.zero(&io, all, Unmap::Allowed).await.unwrap();
+        let got = contents(&io, &image).await;
+        assert!(got[..512].iter().all(|&b| b == 1) && got[512..].iter().all(|&b| b == 0));
+    });
+}
+
+#[test]
+fn a_read_only_image_refuses_writes() {
+    let file = file_of(4096);
+    let image = RawImage::open(&RawOptions { read_only: true, ..options(file.path(), CacheMode::Writeback) })
+        .unwrap();
+    assert!(image.geometry().read_only);
+    on_io_thread(move |io| async move {
+        let write = image.write(&io, ByteOffset(0), zeros(512), Durability::Cached).await;
+        let error = write.unwrap_err();
+        assert_eq!(error.kind, BlockErrorKind::ReadOnly);
+        assert!(error.context.contains(&*image.host.name), "{error}");
+        let zero = image.zero(&io, Span { at: ByteOffset(0), len: 512 }, Unmap::Allowed).await;
+        assert_eq!(zero.unwrap_err().kind, BlockErrorKind::ReadOnly);
+        image.flush(&io).await.unwrap();
+        assert_eq!(contents(&io, &image).await, vec![0; 4096]);
+    });
+}
+
+#[test]
+fn a_file_that_shrinks_or_grows_is_noticed() {
+    let file = file_of(8192);
+    let image = open(&file, CacheMode::Writeback).unwrap();
+    let inner = file.reopen().unwrap();
+    on_io_thread(move |io| async move {
+        inner.set_len(4096).unwrap();
+        let mem = ToGuest::new(SgList::host(8192, 16).unwrap());
+        let error = image.read(&io, ByteOffset(0), mem).await.unwrap_err();
+        assert_eq!(error.kind, BlockErrorKind::ReadFailed);
+        assert!(error.context.contains("truncated"), "{error}");
+        inner.set_len(16384 + 511).unwrap();
+        assert_eq!(image.geometry().len, 8192);
+        assert_eq!(image.refresh().unwrap(), 16384);
+        assert_eq!(image.geometry().len, 16384);
+    });
+}
+
+#[test]
+fn host_errors_name_the_image() {
+    let on = |device: &str, access: &mut fs::OpenOptions| {
+        let mut image = RawImage::open(&options(file_of(4096).path(), CacheMode::Writeback)).unwrap();
+        image.host.file = Arc::new(access.open(device).unwrap());
+        image
+    };
+    let image = on("/dev/zero", File::options().read(true));
+    on_io_thread(move |io| async move {
+        let error = image.write(&io, ByteOffset(512), zeros(512), Durability::Cached).await.unwrap_err();
+        assert_eq!(error.kind, BlockErrorKind::ReadOnly);
+        assert!(error.context.contains("writing 512 bytes at 512 of"), "{error}");
+        assert_eq!(error.source.unwrap().raw_os_error(), Some(libc::EBADF));
+    });
+    let full = on("/dev/full", File::options().write(true));
+    on_io_thread(move |io| async move {
+        let error = full.write(&io, ByteOffset(0), zeros(512), Durability::Cached).await.unwrap_err();
+        assert_eq!(error.kind, BlockErrorKind::NoSpace);
+    });
+}
+
+#[test]
+fn what_cannot_be_opened_is_explained() {
+    let message = |path: &str| {
+        let error = RawImage::open(&options(Path::new(path), CacheMode::Writeback)).err().unwrap();
+        assert!(error.message.contains(path), "{error}");
+        error.message
+    };
+    assert!(message("/nonexistent/disk.img").contains("no such file"));
+    assert!(message("/dev/null").contains("neither a regular file nor a block device"));
+    assert!(message("/").contains("neither a regular file nor a block device"));
+    let short = file_of(511);
+    assert!(message(short.path().to_str().unwrap()).contains("512 bytes at least"));
+}
+
+#[test]
+fn file_systems_without_direct_io_are_named_with_the_remedy() {
+    // proc has regular files and refuses O_DIRECT.
+    let options = RawOptions {
+        path: "/proc/version".into(),
+        read_only: true,
+        cache: CacheMode::None,
+        sharing: Sharing::Exclusive,
+    };
+    let error = RawImage::open(&options).err().unwrap();
+    assert!(
+        error.message.contains("/proc/version") && error.message.contains("cache = \"writeback\""),
+        "{error}"
+    );
+}
+
+mod locks {
+    use super::*;
+    use std::process::Command;
+
+    fn open_as(path: &Path, read_only: bool, sharing: Sharing) -> Result<RawImage, OpenError> {
+        RawImage::open(&RawOptions { read_only, sharing, ..options(path, CacheMode::Writeback) })
+    }
+
+    #[test]
+    fn one_writer_or_many_readers() {
+        let file = file_of(4096);
+        let path = file.path();
+        let writer = open_as(path, false, Sharing::Exclusive).unwrap();
+        for read_only in [false, true] {
+            let error = open_as(path, read_only, Sharing::Exclusive).err().unwrap();
+            assert!(error.message.contains(path.to_str().unwrap()), "{error}");
+            assert!(error.message.contains("two disks of this machine"), "{error}");
+        }
+        assert!(open_as(path, false, Sharing::Shared).is_err(), "the first does not share");
+        let unlocked = open_as(path, false, Sharing::Unlocked).unwrap();
+        drop((writer, unlocked));
+        let readers: Vec<_> = (0..3).map(|_| open_as(path, true, Sharing::Exclusive).unwrap()).collect();
+        assert!(open_as(path, false, Sharing::Exclusive).is_err());
+        drop(readers);
+        let shared: Vec<_> = (0..2).map(|_| open_as(path, false, Sharing::Shared).unwrap()).collect();
+        assert!(open_as(path, true, Sharing::Exclusive).is_err());
+        drop(shared);
+        open_as(path, false, Sharing::Exclusive).unwrap();
+    }
+
+    /// The bytes of QEMU's scheme (block/file-posix.c), as another process finds them.
+    #[test]
+    fn lock_bytes_are_where_qemu_looks() {
+        let file = file_of(4096);
+        let bytes = |read_only, sharing| {
+            let image = open_as(file.path(), read_only, sharing).unwrap();
+            let probe = File::options().read(true).write(true).open(file.path()).unwrap();
+            let taken = (0..400).filter(|&b| crate::storage::sys::is_byte_taken(&probe, b).unwrap());
+            let taken: Vec<i64> = taken.collect();
+            drop(image);
+            taken
+        };
+        assert_eq!(bytes(false, Sharing::Exclusive), [100, 101, 201, 203]);
+        assert_eq!(bytes(true, Sharing::Exclusive), [100, 201, 203]);
+        assert_eq!(bytes(false, Sharing::Shared), [100, 101]);
+        assert_eq!(bytes(false, Sharing::Unlocked), []);
+    }
+
+    #[test]
+    fn qemu_and_we_keep_off_each_other() {
+        let file = file_of(1 << 20);
+        let path = file.path().to_str().unwrap();
+        // Whether a lock refused QEMU's tool for writing; `None` where it is not installed.
+        let refused = || {
+            let run = Command::new("qemu-io").args(["-f", "raw", "-c", "write 0 512", path]).output();
+            run.ok().map(|out| String::from_utf8_lossy(&out.stderr).contains("lock"))
+        };
+        if refused().is_none() {
+            return;
+        }
+        assert_eq!(refused(), Some(false));
+        for read_only in [false, true] {
+            let _held = open_as(file.path(), read_only, Sharing::Exclusive).unwrap();
+            assert_eq!(refused(), Some(true));
+        }
+        let shared = open_as(file.path(), false, Sharing::Shared).unwrap();
+        assert_eq!(refused(), Some(false));
+        drop(shared);
+        // The other way round: QEMU has it, and the message names the process.
+        let mut run = Command::new("qemu-io");
+        run.args(["-f", "raw", path]).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
+        let mut child = run.spawn().unwrap();
+        let error = (0..100).find_map(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            open_as(file.path(), false, Sharing::Exclusive).err()
+        });
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        let message = error.expect("QEMU holds the lock").message;
+        assert!(message.contains(&format!("process {} (qemu-io)", child.id())), "{message}");
+        open_as(file.path(), false, Sharing::Exclusive).unwrap();
+    }
+}
+
+/// Destroys what is on the device.
+#[test]
+#[ignore = "needs a scratch block device of a few MiB in VMM_TEST_DEVICE"]
+fn block_devices_conform() {
+    let path = std::env::var("VMM_TEST_DEVICE").unwrap();
+    for cache in CacheMode::ALL {
+        let image = RawImage::open(&options(Path::new(&path), cache)).unwrap();
+        let geometry = image.geometry();
+        assert_eq!(geometry.dma_align > 1, cache.is_direct());
+        on_io_thread(move |io| async move {
+            check(&io, &image, 13, 150).await;
+            check_neighbours(&io, Rc::new(image), 10).await;
+        });
+    }
+}

@@ -1,0 +1,81 @@
+//! Zeroing: by the host where it can, by writing where it cannot.
+
+use std::sync::atomic::Ordering;
+
+use super::RawImage;
+use crate::iothread::Io;
+use crate::mem::{FromGuest, SgList};
+use crate::storage::error::Action;
+use crate::storage::{BlockError, BlockErrorKind, Unmap};
+
+/// The host is asked for this many bytes at once, so that an abort does not wait for terabytes.
+const STEP: u64 = 1 << 30;
+/// Zeros written at once, in bytes.
+const WRITE_STEP: u64 = 256 << 10;
+
+impl RawImage {
+    /// Zeroes a range that was checked.
+    pub(super) async fn make_zero(&self, io: &Io, at: u64, len: u64, unmap: Unmap) -> Result<(), BlockError> {
+        let end = at + len;
+        // A device zeroes whole blocks; with direct I/O, neighbours in a block must not be disturbed.
+        let unit = self.host.block.max(u64::from(self.logical_block));
+        let first = at.next_multiple_of(unit).min(end);
+        let last = (end - end % unit).max(first);
+        self.write_zeros(io, at, first - at).await?;
+        let mut done = first;
+        while done < last {
+            let step = STEP.min(last - done);
+            if !self.host_zero(io, done, step, unmap).await? {
+                self.write_zeros(io, done, step).await?;
+            }
+            done += step;
+        }
+        self.write_zeros(io, last, end - last).await?;
+        if self.cache.is_stable() && last > first {
+            io.sync(&self.host.file).await.map_err(|e| self.host.error(Action::Zero, at, len, e))?;
+        }
+        Ok(())
+    }
+
+    /// Lets the host zero; false when it cannot.
+    ///
+    /// On block devices the kernel turns the same calls into WRITE ZEROES or WRITE SAME, with or without unmapping.
+    async fn host_zero(&self, io: &Io, at: u64, len: u64, unmap: Unmap) -> Result<bool, BlockError> {
+        let punch = (libc::FALLOC_FL_PUNCH_HOLE, &self.cannot_punch);
+        let zero = (libc::FALLOC_FL_ZERO_RANGE, &self.cannot_zero);
+        let ways = if unmap == Unmap::Allowed { [Some(punch), Some(zero)] } else { [Some(zero), None] };
+        for (mode, impossible) in ways.into_iter().flatten() {
+            if impossible.load(Ordering::Relaxed) {
+                continue;
+            }
+            let hold = self.bounce.replace(at, len).await;
+            let mode = mode | libc::FALLOC_FL_KEEP_SIZE;
+            match io.allocate_held(&self.host.file, mode, at, len, &hold).await {
+                Ok(()) => return Ok(true),
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS)) => {
+                    impossible.store(true, Ordering::Relaxed);
+                }
+                Err(e) => return Err(self.host.error(Action::Zero, at, len, e)),
+            }
+        }
+        Ok(false)
+    }
+
+    async fn write_zeros(&self, io: &Io, at: u64, len: u64) -> Result<(), BlockError> {
+        if len == 0 {
+            return Ok(());
+        }
+        let size = len.min(WRITE_STEP);
+        let zeros =
+            usize::try_from(size).ok().and_then(|size| SgList::host(size, 4096)).ok_or_else(|| {
+                BlockError::new(BlockErrorKind::HostResources, "no host memory for a block of zeros")
+            })?;
+        let mut done = 0;
+        while done < len {
+            let step = size.min(len - done);
+            self.put(io, at + done, FromGuest::new(zeros.window(0, step)), self.cache.is_stable()).await?;
+            done += step;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,74 @@
+//! System calls that std does not wrap.
+
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
+
+/// What direct I/O on a file demands, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct DirectAlign {
+    /// Of buffer addresses.
+    pub(super) memory: u32,
+    /// Of offsets and lengths.
+    pub(super) block: u32,
+}
+
+/// Asks the file system (statx(2), STATX_DIOALIGN, Linux 6.1). `None`: it does not say. Zeros: no direct I/O.
+pub(super) fn direct_align(file: &File) -> Option<DirectAlign> {
+    let mut stat = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path is an empty string constant and `stat` is as large as the kernel writes.
+    #[allow(unsafe_code)]
+    let result = unsafe {
+        let flags = libc::AT_EMPTY_PATH;
+        libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, libc::STATX_DIOALIGN, stat.as_mut_ptr())
+    };
+    if result != 0 {
+        return None;
+    }
+    // SAFETY: a structure of integers, zeroed and then filled by the kernel.
+    #[allow(unsafe_code)]
+    let stat = unsafe { stat.assume_init() };
+    (stat.stx_mask & libc::STATX_DIOALIGN != 0)
+        .then_some(DirectAlign { memory: stat.stx_dio_mem_align, block: stat.stx_dio_offset_align })
+}
+
+/// Logical and physical block size of a block device, in bytes.
+pub(super) fn block_sizes(file: &File) -> io::Result<(u32, u32)> {
+    let (mut logical, mut physical) = (0 as libc::c_int, 0 as libc::c_uint);
+    // SAFETY: BLKSSZGET writes one int.
+    #[allow(unsafe_code)]
+    let first = unsafe { libc::ioctl(file.as_raw_fd(), libc::BLKSSZGET, &raw mut logical) };
+    // SAFETY: BLKPBSZGET writes one unsigned int.
+    #[allow(unsafe_code)]
+    let second = unsafe { libc::ioctl(file.as_raw_fd(), libc::BLKPBSZGET, &raw mut physical) };
+    if first < 0 || second < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((logical.unsigned_abs(), physical))
+}
+
+/// Takes a shared open-file-description lock on one byte; never waits.
+pub(super) fn share_byte(file: &File, byte: i64) -> io::Result<()> {
+    lock(file, libc::F_OFD_SETLK, libc::F_RDLCK, byte).map(drop)
+}
+
+/// Whether another open file description holds any lock on the byte.
+pub(super) fn is_byte_taken(file: &File, byte: i64) -> io::Result<bool> {
+    Ok(lock(file, libc::F_OFD_GETLK, libc::F_WRLCK, byte)? != libc::F_UNLCK)
+}
+
+fn lock(file: &File, command: libc::c_int, kind: libc::c_int, byte: i64) -> io::Result<libc::c_int> {
+    // `l_pid` must be 0 for these commands.
+    let mut range = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: byte,
+        l_len: 1,
+        l_pid: 0,
+    };
+    // SAFETY: the kernel reads and writes `range` only.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut range) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(libc::c_int::from(range.l_type)) }
+}

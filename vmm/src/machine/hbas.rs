@@ -1,0 +1,138 @@
+//! The HBAs of a configuration with their I/O threads, targets and logical units.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, mpsc};
+
+use anyhow::{Context, Result, bail};
+use devices::iothread::IoThread;
+use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, Target};
+use devices::storage::{CacheMode, Image, RawImage, RawOptions, Sharing};
+use hba_virtio_scsi::{Options, VirtioScsi};
+
+use super::chipset::Chipset;
+use crate::config::{self, Cache, Config, Controller, Device, Format};
+
+/// The HBAs with what is behind them and the threads that serve them.
+#[derive(Default)]
+pub struct Hbas {
+    virtio: Vec<Arc<VirtioScsi>>,
+    targets: Vec<Arc<Target>>,
+    /// Dropped last: their Drop waits for everything that is in flight.
+    threads: Vec<IoThread>,
+}
+
+impl Hbas {
+    /// Builds every HBA and plugs it in, in the order of the file.
+    pub fn plug(config: &Config, chipset: &Chipset) -> Result<Self> {
+        let mut hbas = Self::default();
+        for hba in &config.hbas {
+            let thread = IoThread::start(&format!("io-{}", hba.id))
+                .with_context(|| format!("hba {}: starting its I/O thread", hba.id))?;
+            let (bdf, seat) = chipset.seat()?;
+            let targets = targets(hba)?;
+            hbas.targets.extend(targets.values().cloned());
+            match &hba.controller {
+                Controller::VirtioScsi { queues } => {
+                    let options = Options { request_queues: u16::from(*queues), ..Options::default() };
+                    let device = VirtioScsi::new(seat, nexuses(targets), vec![thread.remote()], options)
+                        .with_context(|| format!("hba {}", hba.id))?;
+                    hbas.virtio.push(device.clone());
+                    chipset.plug(bdf, device)?;
+                }
+                Controller::Megasas { .. } => bail!("hba {}: type \"megasas\" is not supported yet", hba.id),
+            }
+            tracing::debug!("hba {} is at PCI {bdf}", hba.id);
+            hbas.threads.push(thread);
+        }
+        Ok(hbas)
+    }
+
+    /// System reset: logical units as after power-on. The HBAs were reset before, so nothing is in flight.
+    pub fn power_on(&self) {
+        let Some(thread) = self.threads.first() else { return };
+        let (done, finished) = mpsc::sync_channel(1);
+        let targets = self.targets.clone();
+        thread.remote().spawn(move |_| async move {
+            for target in &targets {
+                target.power_on().await;
+            }
+            let _ = done.send(());
+        });
+        // Fails only when the thread has ended, and then nothing runs any more.
+        let _ = finished.recv();
+    }
+
+    /// Takes the HBAs out of service at the end of the machine, before their threads end.
+    pub fn shut_down(&self) {
+        self.virtio.iter().for_each(|hba| hba.shut_down());
+    }
+}
+
+/// The targets behind an HBA, each with its logical units.
+fn targets(hba: &config::Hba) -> Result<BTreeMap<u8, Arc<Target>>> {
+    let mut targets: BTreeMap<u8, Arc<Target>> = BTreeMap::new();
+    for lun in &hba.luns {
+        let unit = unit(&hba.id, lun)?;
+        let target = targets.entry(lun.target).or_insert_with(Target::new);
+        target
+            .attach(Lun::from_number(u32::from(lun.lun)), unit)
+            .with_context(|| format!("hba {}, target {}, lun {}", hba.id, lun.target, lun.lun))?;
+    }
+    Ok(targets)
+}
+
+/// One initiator, the HBA, and each target.
+fn nexuses(targets: BTreeMap<u8, Arc<Target>>) -> BTreeMap<u8, Arc<Nexus>> {
+    targets.into_iter().map(|(id, target)| (id, Nexus::new(target, None))).collect()
+}
+
+fn unit(hba: &str, lun: &config::Lun) -> Result<LogicalUnit> {
+    let Device::Disk(disk) = &lun.device else {
+        bail!("hba {hba}, target {}: only type \"disk\" is supported yet", lun.target);
+    };
+    let Format::Raw = disk.format else {
+        bail!("{}: format \"qcow2\" is not supported yet", disk.image.display());
+    };
+    let options = RawOptions {
+        path: disk.image.clone(),
+        read_only: disk.read_only,
+        cache: cache_mode(disk.cache),
+        sharing: Sharing::default(),
+    };
+    let image = Arc::new(Image::Raw(RawImage::open(&options)?));
+    let disk =
+        Disk::new(image, disk_config(hba, lun, disk)).with_context(|| options.path.display().to_string())?;
+    Ok(LogicalUnit::Disk(disk))
+}
+
+fn cache_mode(cache: Cache) -> CacheMode {
+    match cache {
+        Cache::None => CacheMode::None,
+        Cache::Writeback => CacheMode::Writeback,
+        Cache::Writethrough => CacheMode::Writethrough,
+        Cache::Directsync => CacheMode::Directsync,
+        Cache::Unsafe => CacheMode::Unsafe,
+    }
+}
+
+/// What the configuration leaves open is the SCSI layer's own, but for the serial number: without one, the place of
+/// the disk in the machine identifies it, so that two disks never look like one.
+fn disk_config(hba: &str, lun: &config::Lun, disk: &config::Disk) -> DiskConfig {
+    let default = DiskConfig::default();
+    let identity = &disk.identity;
+    let place = || format!("{hba}-{}-{}", lun.target, lun.lun);
+    DiskConfig {
+        block_size: disk.block_size,
+        physical_block_size: disk.physical_block_size,
+        vendor: identity.vendor.clone().unwrap_or(default.vendor),
+        product: identity.product.clone().unwrap_or(default.product),
+        revision: identity.revision.clone().unwrap_or(default.revision),
+        serial: identity.serial.clone().unwrap_or_else(place),
+        wwn: identity.wwn,
+        rotation_rate: disk.rotation_rate,
+        removable: false,
+        read_only: disk.read_only,
+        discard: disk.discard,
+        write_cache: !matches!(disk.cache, Cache::Writethrough | Cache::Directsync),
+    }
+}
