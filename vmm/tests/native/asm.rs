@@ -13,7 +13,6 @@ pub enum Reg {
     Ecx = 1,
     Edx = 2,
     Ebx = 3,
-    Ebp = 5,
     Esi = 6,
     Edi = 7,
 }
@@ -23,7 +22,6 @@ pub use Reg::*;
 #[derive(Clone, Copy, Debug)]
 pub enum Cond {
     Below = 2,
-    AboveOrEqual = 3,
     Equal = 4,
     NotEqual = 5,
 }
@@ -148,6 +146,11 @@ impl Asm {
         self.op_imm(&[0x0f, 0xb6, 0x80 | (reg as u8) << 3 | base as u8], offset.cast_unsigned());
     }
 
+    /// `movzx reg, word [base + offset]` (0F B7 /r).
+    pub fn load16(&mut self, reg: Reg, base: Reg, offset: i32) {
+        self.op_imm(&[0x0f, 0xb7, 0x80 | (reg as u8) << 3 | base as u8], offset.cast_unsigned());
+    }
+
     /// `mov reg, [address]` (8B /r with a bare displacement).
     pub fn load_abs(&mut self, reg: Reg, address: u32) {
         self.op_imm(&[0x8b, (reg as u8) << 3 | 5], address);
@@ -200,9 +203,9 @@ impl Asm {
         self.bytes(&[0x39, 0xc0 | (b as u8) << 3 | a as u8]);
     }
 
-    /// `add to, from` (01 /r).
-    pub fn add_reg(&mut self, to: Reg, from: Reg) {
-        self.bytes(&[0x01, 0xc0 | (from as u8) << 3 | to as u8]);
+    /// `and to, from` (21 /r).
+    pub fn and_reg(&mut self, to: Reg, from: Reg) {
+        self.bytes(&[0x21, 0xc0 | (from as u8) << 3 | to as u8]);
     }
 
     /// `or to, from` (09 /r).
@@ -213,11 +216,6 @@ impl Asm {
     /// `shl reg, count` (C1 /4).
     pub fn shl(&mut self, reg: Reg, count: u8) {
         self.bytes(&[0xc1, 0xe0 | reg as u8, count]);
-    }
-
-    /// `shr reg, count` (C1 /5).
-    pub fn shr(&mut self, reg: Reg, count: u8) {
-        self.bytes(&[0xc1, 0xe8 | reg as u8, count]);
     }
 
     // Ports. The value travels in EAX, the port number in EDX.

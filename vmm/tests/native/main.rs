@@ -9,5 +9,9 @@
 mod asm;
 mod console;
 mod guest;
+mod interrupts;
+mod memory;
+mod pci;
 mod reset;
+mod smp;
 mod vm;

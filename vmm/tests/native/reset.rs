@@ -44,7 +44,8 @@ fn without_reboot_a_reset_is_exit_code_2_and_a_crash_3() {
             reset(g, way);
             g.print("still here\n");
         });
-        let Ended { code, output, errors } = Vm::new(&kernel).arg("--no-reboot").run();
+        let Ended { code, output, errors } =
+            Vm::new(&kernel).set("vm.on_crash=restart").arg("--no-reboot").run();
         assert_eq!(output, "up\n", "{way:?}: no instruction after the reset");
         if matches!(way, Way::TripleFault) {
             assert_eq!(code, 3);
@@ -243,7 +244,7 @@ fn a_hundred_resets_start_the_same_machine_again() {
     if !hypervisor("a_hundred_resets_start_the_same_machine_again") {
         return;
     }
-    let vm = Vm::new(&many_boots(101)).arg("--log-level").arg("error");
+    let vm = Vm::new(&many_boots(101)).set("vm.on_crash=restart").arg("--log-level").arg("error");
     let output = vm.run().ok();
     let boots = boots(&output);
     assert_eq!(boots.len(), 101);

@@ -18,16 +18,20 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// Whether there is a hypervisor. If not, says that `test` is skipped, on the real standard error.
 pub fn hypervisor(test: &str) -> bool {
-    let found = Path::new("/dev/kvm").exists();
-    if !found {
-        skipped(test, "there is no /dev/kvm");
-    }
-    found
+    Path::new("/dev/kvm").exists() || skipped(test, "there is no /dev/kvm")
 }
 
-/// Says that a test is skipped, past the test harness, which keeps the output of tests that pass.
-pub fn skipped(test: &str, why: &str) {
+/// Says that a test, or a part of it, is skipped, past the test harness, which keeps the output of tests that pass.
+/// Returns false.
+pub fn skipped(test: &str, why: &str) -> bool {
     let _ = writeln!(io::stderr(), "SKIPPED {test}: {why}");
+    false
+}
+
+/// Whether the processor can run any guest.
+pub fn virtualization() -> bool {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap();
+    cpuinfo.split_whitespace().any(|flag| flag == "svm" || flag == "vmx")
 }
 
 /// What `look` finds, as soon as it finds it.
@@ -64,11 +68,11 @@ pub struct Ended {
 }
 
 impl Vm {
-    /// A machine with one vCPU and 64 MiB that boots `kernel`.
+    /// A machine with one vCPU and 64 MiB that boots `kernel`. A crash ends it.
     pub fn new(kernel: &[u8]) -> Self {
         let directory = TempDir::new().unwrap();
         fs::write(directory.path().join("kernel"), kernel).unwrap();
-        let config = "[vm]\nmemory = \"64MiB\"\n[boot]\nkernel = \"kernel\"\n";
+        let config = "[vm]\nmemory = \"64MiB\"\non_crash = \"exit\"\n[boot]\nkernel = \"kernel\"\n";
         fs::write(directory.path().join("vm.toml"), config).unwrap();
         Self { directory, arguments: Vec::new() }
     }
