@@ -8,10 +8,13 @@
 
 mod asm;
 mod console;
+mod errors;
 mod guest;
 mod interrupts;
 mod memory;
 mod pci;
 mod reset;
 mod smp;
+mod start;
+mod terminal;
 mod vm;
