@@ -113,13 +113,14 @@ impl Machine {
             hbas,
         };
         let entry = machine.load()?;
+        trace(start, "kernel loaded");
         if entry.needs_64bit {
             hypervisor.require_64bit()?;
         }
         for vcpu in &machine.vcpus {
             vcpu.prepare(Some(&entry)).context("setting the first registers")?;
         }
-        trace(start, "kernel loaded");
+        trace(start, "registers set");
         Ok(machine)
     }
 
@@ -221,7 +222,7 @@ impl Machine {
                 Ok(Some(End::Signal(number)))
             }
             Event::Reset(register) => {
-                tracing::info!("the guest reset ({register})");
+                devices::log_limited!(info, "the guest reset ({register})");
                 if exits(self.config.vm.on_reset) {
                     return end(Outcome::Reset);
                 }
@@ -234,7 +235,8 @@ impl Machine {
                     complain(what);
                     return end(Outcome::Crashed);
                 }
-                tracing::warn!("{what}; restarting");
+                // A guest may crash again and again, and each time at once.
+                devices::log_limited!(warn, "{what}; restarting");
                 self.reset()?;
                 Ok(None)
             }

@@ -1,6 +1,8 @@
 //! Resets and crashes: as an end of the process, and as a new start of the same machine.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::time::{Duration, Instant};
 
 use super::asm::*;
 use super::guest::{COM1, Guest};
@@ -274,4 +276,48 @@ fn a_hundred_resets_start_the_same_machine_again() {
     for (number, boot) in boots.iter().enumerate() {
         assert_eq!(boot, first, "boot {number}");
     }
+}
+
+/// Crashes, or resets, until it has done so `count` times; then powers off.
+fn again_and_again(way: Way, count: u8) -> Vec<u8> {
+    Guest::kernel(|g| {
+        let done = g.label();
+        g.cmos_read(BOOTS);
+        g.cmp(Eax, count.into());
+        g.jump_if(Cond::Equal, done);
+        g.add(Eax, 1);
+        g.copy(Ebx, Eax);
+        g.cmos_write_ebx(BOOTS);
+        reset(g, way);
+        g.stop();
+        g.place(done);
+    })
+}
+
+#[test]
+fn a_guest_that_crashes_without_end_does_not_fill_the_log() {
+    if !hypervisor("a_guest_that_crashes_without_end_does_not_fill_the_log") {
+        return;
+    }
+    let vm = Vm::new(&again_and_again(Way::TripleFault, 100)).set("vm.on_crash=restart");
+    let Ended { code, errors, .. } = vm.run();
+    let lines = errors.lines().count();
+    assert_eq!(code, 0, "{errors}");
+    assert!(errors.contains("triple fault") && errors.contains("restarting"), "{errors}");
+    assert!((1..50).contains(&lines), "{lines} lines for 100 crashes");
+}
+
+#[test]
+fn a_reset_is_quick() {
+    if !hypervisor("a_reset_is_quick") {
+        return;
+    }
+    const RESETS: u8 = 50;
+    let vm = Vm::new(&again_and_again(Way::Cf9, RESETS));
+    let begin = Instant::now();
+    assert_eq!(vm.run().ok(), "");
+    let each = begin.elapsed() / RESETS.into();
+    // Past the test harness: the number is the point.
+    io::stderr().write_all(format!("a reset takes {each:?}\n").as_bytes()).unwrap();
+    assert!(each < Duration::from_millis(300), "{each:?}");
 }
