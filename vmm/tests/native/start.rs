@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::asm::*;
 use super::guest::{COM1, Guest};
-use super::vm::{Vm, hypervisor};
+use super::vm::{Running, Vm, hypervisor, turn};
 
 /// Far more than it takes, also where many tests run at once.
 const MOST: Duration = Duration::from_millis(300);
@@ -34,8 +34,10 @@ fn a_small_guest_starts_at_once() {
     let vm = Vm::new(&kernel);
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
+        let turn = turn();
         let begin = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        let ended = vm.run_with(vm.command().env("VMM_LOG", "vmm::start=debug"));
+        let ended = Running::start(vm.command().env("VMM_LOG", "vmm::start=debug")).wait();
+        drop(turn);
         assert_eq!((ended.code, ended.output.as_str()), (0, "!"), "{}", ended.errors);
         let last = ended.errors.lines().find(|line| line.contains("first guest instruction next")).unwrap();
         let day = Duration::from_secs(24 * 60 * 60);

@@ -7,7 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -49,6 +49,11 @@ pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 
 /// One machine at a time: the measures of time mean something, and a small computer is not overrun.
 static ONE: Mutex<()> = Mutex::new(());
+
+/// Waits until no other machine runs that is waited for.
+pub fn turn() -> MutexGuard<'static, ()> {
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A machine to be started.
 pub struct Vm {
@@ -116,7 +121,7 @@ impl Vm {
     /// Runs it to its end by a command that was made from its own.
     #[track_caller]
     pub fn run_with(&self, command: &mut Command) -> Ended {
-        let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = turn();
         Running::start(command).wait()
     }
 }
