@@ -23,7 +23,7 @@ pub(crate) use control::{Control, Crash, Event, Order};
 use crate::config::{Boot, Config, Restart};
 use crate::console::{Console, Request, Signals};
 use crate::exit::{Outcome, complain};
-use crate::kvm::{Backing, Hypervisor, InitialChips, allocate_ram};
+use crate::kvm::{Backing, Hypervisor, InitialChips, add_chips, allocate_ram};
 use crate::logging;
 use crate::vcpu::{CpuidTemplate, Vcpu, VcpuThread, install_kick};
 use chipset::{Chipset, Parts};
@@ -74,6 +74,7 @@ impl Machine {
         let layout = RamLayout::new(config.vm.memory)?;
         let vm = hypervisor.create_vm()?;
         let ram = allocate_ram(&vm, &layout, Backing::Anonymous, config.vm.huge_pages)?;
+        add_chips(&vm)?;
         trace(start, "memory mapped");
 
         let cpus = u32::from(config.vm.cpus);
