@@ -23,7 +23,7 @@ pub(crate) use control::{Control, Crash, Event, Order};
 use crate::config::{Boot, Config, Restart};
 use crate::console::{Console, Request, Signals};
 use crate::exit::{Outcome, complain};
-use crate::kvm::{Backing, Hypervisor, InitialChips, allocate_ram};
+use crate::kvm::{Backing, Hypervisor, InitialChips, add_chips, allocate_ram};
 use crate::logging;
 use crate::vcpu::{CpuidTemplate, Vcpu, VcpuThread, install_kick};
 use chipset::{Chipset, Parts};
@@ -75,6 +75,7 @@ impl Machine {
         let vm = hypervisor.create_vm()?;
         let backing = if config.vm.shared_memory { Backing::Shared } else { Backing::Anonymous };
         let ram = allocate_ram(&vm, &layout, backing, config.vm.huge_pages)?;
+        add_chips(&vm)?;
         trace(start, "memory mapped");
 
         let cpus = u32::from(config.vm.cpus);
@@ -114,13 +115,14 @@ impl Machine {
             hbas,
         };
         let entry = machine.load()?;
+        trace(start, "kernel loaded");
         if entry.needs_64bit {
             hypervisor.require_64bit()?;
         }
         for vcpu in &machine.vcpus {
             vcpu.prepare(Some(&entry)).context("setting the first registers")?;
         }
-        trace(start, "kernel loaded");
+        trace(start, "registers set");
         Ok(machine)
     }
 
@@ -222,7 +224,7 @@ impl Machine {
                 Ok(Some(End::Signal(number)))
             }
             Event::Reset(register) => {
-                tracing::info!("the guest reset ({register})");
+                devices::log_limited!(info, "the guest reset ({register})");
                 if exits(self.config.vm.on_reset) {
                     return end(Outcome::Reset);
                 }
@@ -235,7 +237,8 @@ impl Machine {
                     complain(what);
                     return end(Outcome::Crashed);
                 }
-                tracing::warn!("{what}; restarting");
+                // A guest may crash again and again, and each time at once.
+                devices::log_limited!(warn, "{what}; restarting");
                 self.reset()?;
                 Ok(None)
             }

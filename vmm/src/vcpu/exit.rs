@@ -68,7 +68,7 @@ fn other(exit: VcpuExit<'_>) -> Outcome {
         VcpuExit::Shutdown => Outcome::Shutdown,
         VcpuExit::SystemEvent(kvm_bindings::KVM_SYSTEM_EVENT_RESET, _) => Outcome::SystemReset,
         VcpuExit::SystemEvent(kvm_bindings::KVM_SYSTEM_EVENT_CRASH, _) => {
-            tracing::error!("the guest reported a crash through the hypervisor interface");
+            devices::log_limited!(error, "the guest reported a crash through the hypervisor interface");
             Outcome::Continue
         }
         VcpuExit::SystemEvent(kind, data) => fatal(format!("system event {kind} {data:x?}")),
