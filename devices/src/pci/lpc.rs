@@ -164,7 +164,7 @@ impl PciFunction for Lpc {
     }
 }
 
-/// The root complex register block. Firmware only maps it; nothing in it is needed, so it reads zero.
+/// The root complex register block: firmware maps it, and drivers look for a watchdog in it. The rest reads zero.
 struct ChipsetRegisters;
 
 impl BusDevice for ChipsetRegisters {

@@ -236,7 +236,8 @@ fn isa_lines(router: &InterruptRouter) -> Result<[Option<Arc<dyn IrqLine>>; 16],
 
 fn pci_windows(buses: &Buses, parts: &Parts<'_>) -> BusWindows {
     // Firmware may put BARs anywhere between RAM and the fixed devices, and ECAM wherever it likes among them.
-    let mut memory = vec![parts.layout.low_top().max(layout::MAX_LOW_TOP)..layout::MEM32.end()];
-    memory.extend(parts.layout.mem64_window(parts.physical_bits).map(|w| w.as_range()));
+    let below_4g = parts.layout.low_top().max(layout::MAX_LOW_TOP)..layout::MEM32.end();
+    let above = parts.layout.mem64_window(parts.physical_bits).map(|w| w.as_range());
+    let memory = std::iter::once(below_4g).chain(above).collect();
     BusWindows::new(buses.memory.clone(), buses.ports.clone(), memory, vec![IO_WINDOW])
 }

@@ -73,7 +73,7 @@ fn targets(hba: &config::Hba) -> Result<BTreeMap<u8, Arc<Target>>> {
     let mut targets: BTreeMap<u8, Arc<Target>> = BTreeMap::new();
     for lun in &hba.luns {
         let unit = unit(&hba.id, lun)?;
-        let target = targets.entry(lun.target).or_insert_with(Target::new);
+        let target = targets.entry(lun.target).or_default();
         target
             .attach(Lun::from_number(u32::from(lun.lun)), unit)
             .with_context(|| format!("hba {}, target {}, lun {}", hba.id, lun.target, lun.lun))?;

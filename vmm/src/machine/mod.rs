@@ -73,7 +73,8 @@ impl Machine {
         let hypervisor = Hypervisor::open(Path::new("/dev/kvm"))?;
         let layout = RamLayout::new(config.vm.memory)?;
         let vm = hypervisor.create_vm()?;
-        let ram = allocate_ram(&vm, &layout, Backing::Anonymous, config.vm.huge_pages)?;
+        let backing = if config.vm.shared_memory { Backing::Shared } else { Backing::Anonymous };
+        let ram = allocate_ram(&vm, &layout, backing, config.vm.huge_pages)?;
         add_chips(&vm)?;
         trace(start, "memory mapped");
 
