@@ -4,7 +4,7 @@
 //! ```text
 //!   pci ── platform                      scsi        (CDBs; knows neither PCI nor files)
 //!     \      |                             |
-//!      bus, irq                         storage      (bytes and images; knows no SCSI)
+//!   bus, irq, machine                    storage      (bytes and images; knows no SCSI)
 //!         \                                |
 //!          \                           iothread      (one io_uring and executor a thread)
 //!           \______________ mem _________/           (guest RAM, DMA, scatter-gather lists)
@@ -17,6 +17,7 @@ pub mod bus;
 pub mod iothread;
 pub mod irq;
 pub mod log;
+pub mod machine;
 pub mod mem;
 pub mod pci;
 pub mod platform;

@@ -17,13 +17,14 @@ const CRATES: [(&str, &[&str]); 6] = [
 ];
 
 /// What each module of `devices` may name. Every one may name itself, `log`, and in its tests `testing`.
-const MODULES: [(&str, &[&str]); 10] = [
+const MODULES: [(&str, &[&str]); 11] = [
     ("log", &[]),
     ("mem", &[]),
     ("irq", &[]),
     ("bus", &[]),
-    ("pci", &["bus", "irq", "mem"]),
-    ("platform", &["bus", "irq", "mem"]),
+    ("machine", &[]),
+    ("pci", &["bus", "irq", "mem", "machine"]),
+    ("platform", &["bus", "irq", "mem", "machine"]),
     ("iothread", &["mem"]),
     ("storage", &["iothread", "mem"]),
     ("scsi", &["storage", "iothread", "mem"]),

@@ -9,7 +9,7 @@ use tracing::{debug, trace};
 
 use super::{Bdf, PciError, PciFunction};
 use crate::bus::BusDevice;
-use crate::platform::{Machine, MachineRequest};
+use crate::machine::{Machine, MachineRequest};
 
 /// The functions of the machine by address. Today all are on bus 0; a root port will add buses behind it.
 #[derive(Default)]

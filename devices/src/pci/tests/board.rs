@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::bus::Bus;
 use crate::irq::IrqLine;
-use crate::platform::{MachineControl, MachineRequest};
+use crate::machine::{MachineControl, MachineRequest};
 use crate::testing::irq::RecordingIrq;
 
 #[derive(Default)]
