@@ -103,6 +103,11 @@ pub struct Bed {
 }
 
 impl Bed {
+    /// Whether guests run on an emulated processor, within level 1.
+    pub fn is_emulated(&self) -> bool {
+        self.base.is_some()
+    }
+
     /// Prepares everything and starts level 1, unless one runs already or the processor needs none.
     pub fn new() -> Result<Self> {
         Self::with(report::step("preparing the test bed", || Prepared::new(&Debian::ALL))?)
