@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use devices::iothread::IoThread;
-use devices::pci::PciFunction;
+use devices::pci::{Bdf, PciFunction};
 use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, Target};
 use devices::storage::{CacheMode, Image, RawImage, RawOptions, Sharing};
 use hba_virtio_scsi::{Options, VirtioScsi};
@@ -19,9 +19,9 @@ pub struct IoThreads {
     _threads: Vec<IoThread>,
 }
 
-/// Builds every HBA and plugs it in, in the order of the file.
-pub fn plug(config: &Config, chipset: &Chipset) -> Result<IoThreads> {
-    let mut threads = Vec::new();
+/// Builds every HBA and plugs it in, in the order of the file; also returns where each is.
+pub fn plug(config: &Config, chipset: &Chipset) -> Result<(IoThreads, Vec<Bdf>)> {
+    let (mut threads, mut addresses) = (Vec::new(), Vec::new());
     for hba in &config.hbas {
         let thread = IoThread::start(&format!("io-{}", hba.id))
             .with_context(|| format!("hba {}: starting its I/O thread", hba.id))?;
@@ -37,8 +37,9 @@ pub fn plug(config: &Config, chipset: &Chipset) -> Result<IoThreads> {
         chipset.plug(bdf, function)?;
         tracing::debug!("hba {} is at PCI {bdf}", hba.id);
         threads.push(thread);
+        addresses.push(bdf);
     }
-    Ok(IoThreads { _threads: threads })
+    Ok((IoThreads { _threads: threads }, addresses))
 }
 
 /// The targets behind an HBA, each with its logical units.
