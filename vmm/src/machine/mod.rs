@@ -6,7 +6,9 @@ mod control;
 mod events;
 mod firmware;
 mod hbas;
+mod symbols;
 mod tables;
+mod trace;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -85,7 +87,7 @@ impl Machine {
         let layout = RamLayout::new(config.vm.memory)?;
         let vm = hypervisor.create_vm()?;
         let ram = allocate_ram(&vm, &layout, Backing::Anonymous, config.vm.huge_pages)?;
-        trace(start, "memory mapped");
+        mark(start, "memory mapped");
 
         let cpus = u32::from(config.vm.cpus);
         let cpuid = CpuidTemplate::new(hypervisor.kvm(), cpus)?;
@@ -113,7 +115,7 @@ impl Machine {
             chipset: &chipset,
             hbas: &addresses,
         })?;
-        trace(start, "devices built");
+        mark(start, "devices built");
         let vcpus = (0..cpus)
             .map(|index| Vcpu::new(hypervisor.kvm(), &vm, &cpuid, index))
             .collect::<std::result::Result<Vec<_>, _>>()?;
@@ -140,7 +142,7 @@ impl Machine {
         for vcpu in &machine.vcpus {
             vcpu.prepare(entry.as_ref()).context("setting the first registers")?;
         }
-        trace(start, "kernel or firmware loaded");
+        mark(start, "kernel or firmware loaded");
         Ok(machine)
     }
 
@@ -282,7 +284,7 @@ impl Machine {
 }
 
 /// The step of the way to the first guest instruction that is done now.
-fn trace(start: Instant, step: &str) {
+fn mark(start: Instant, step: &str) {
     tracing::debug!(target: "vmm::start", "{:>7} us: {step}", start.elapsed().as_micros());
 }
 
