@@ -190,7 +190,7 @@ fn command(parts: &Parts<'_>, socket: &Path, log: &Path, stay: bool) -> Result<C
     );
     let out = paths::runs()?;
     command.args(["-name", "level1", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-    command.args(["-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,+svm,+invtsc"]);
+    command.args(["-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,+svm"]);
     command.args(["-smp", "2", "-m", "10G", "-serial", &format!("file:{}", log.display())]);
     command.arg("-kernel").arg(parts.kernel.image()).arg("-initrd").arg(initramfs(parts)?);
     command.args(["-append", &cmdline]);

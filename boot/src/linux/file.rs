@@ -136,7 +136,11 @@ impl<'a> Piece<'a> {
 /// them.
 pub(super) fn read_all(ram: &GuestRam, pieces: &[Piece<'_>]) -> Result<(), LoadError> {
     let mut chunks: Vec<_> = pieces.iter().copied().flat_map(Piece::chunks).collect();
-    let threads = thread::available_parallelism().map_or(1, NonZero::get).min(MAX_THREADS).min(chunks.len());
+    // Asking for the number of processors reads several files, longer than a small kernel takes to load.
+    let threads = match chunks.len() {
+        0 | 1 => 1,
+        chunks => thread::available_parallelism().map_or(1, NonZero::get).min(MAX_THREADS).min(chunks),
+    };
     chunks.reverse();
     let queue = Mutex::new(chunks);
     // A poisoned queue means another worker panicked; the scope reports that by itself.

@@ -24,6 +24,10 @@ const RCBA: u16 = 0xf0;
 /// Ports of the power management block.
 const PM_LEN: u64 = 128;
 const RCBA_LEN: u64 = 16 << 10;
+/// General control and status. Its NO_REBOOT bit is strapped: the watchdog of this chipset is not there, and drivers
+/// (Linux iTCO_wdt) that cannot clear the bit leave it alone.
+const GCS: u64 = 0x3410;
+const GCS_NO_REBOOT: u8 = 1 << 5;
 
 /// What the LPC bridge drives.
 pub struct LpcWiring {
@@ -160,12 +164,14 @@ impl PciFunction for Lpc {
     }
 }
 
-/// The root complex register block. Firmware only maps it; nothing in it is needed, so it reads zero.
+/// The root complex register block: firmware maps it, and drivers look for a watchdog in it. The rest reads zero.
 struct ChipsetRegisters;
 
 impl BusDevice for ChipsetRegisters {
-    fn read(&self, _: u64, data: &mut [u8]) {
-        data.fill(0);
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        for (at, byte) in (offset..).zip(data) {
+            *byte = if at == GCS { GCS_NO_REBOOT } else { 0 };
+        }
     }
 
     fn write(&self, _: u64, _: &[u8]) {}

@@ -16,6 +16,12 @@ pub(crate) enum Attention {
     NexusLoss,
     /// NOT READY TO READY CHANGE, MEDIUM MAY HAVE CHANGED
     MediumChanged,
+    /// RESERVATIONS PREEMPTED
+    ReservationsPreempted,
+    /// RESERVATIONS RELEASED
+    ReservationsReleased,
+    /// REGISTRATIONS PREEMPTED
+    RegistrationsPreempted,
     /// COMMANDS CLEARED BY ANOTHER INITIATOR
     CommandsCleared,
     /// MODE PARAMETERS CHANGED
@@ -27,11 +33,14 @@ pub(crate) enum Attention {
 }
 
 impl Attention {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 11] = [
         Self::PowerOn,
         Self::UnitReset,
         Self::NexusLoss,
         Self::MediumChanged,
+        Self::ReservationsPreempted,
+        Self::ReservationsReleased,
+        Self::RegistrationsPreempted,
         Self::CommandsCleared,
         Self::ModeChanged,
         Self::CapacityChanged,
@@ -45,6 +54,9 @@ impl Attention {
             Self::UnitReset => (0x29, 0x03),
             Self::NexusLoss => (0x29, 0x07),
             Self::MediumChanged => (0x28, 0x00),
+            Self::ReservationsPreempted => (0x2a, 0x03),
+            Self::ReservationsReleased => (0x2a, 0x04),
+            Self::RegistrationsPreempted => (0x2a, 0x05),
             Self::CommandsCleared => (0x2f, 0x00),
             Self::ModeChanged => (0x2a, 0x01),
             Self::CapacityChanged => (0x2a, 0x09),

@@ -11,6 +11,7 @@
 //!
 //! - `nexus`, `target`, `unit`: who can reach what; `tasks`: what may run and how it is ended; `attention`.
 //! - `opcode`: one table a unit decodes CDBs, refuses reserved bits and reports supported commands.
+//! - `reservation`: persistent and older reservations.
 //! - `sense`, `outcome`: how commands end. `absent`: what answers where there is no unit.
 //! - `disk`: the direct access block device.
 
@@ -22,6 +23,7 @@ mod nexus;
 mod opcode;
 mod outcome;
 mod request;
+mod reservation;
 mod sense;
 #[cfg(any(test, feature = "testing"))]
 pub mod suite;

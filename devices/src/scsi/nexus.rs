@@ -237,6 +237,7 @@ impl Drop for Nexus {
     fn drop(&mut self) {
         for path in self.read().values() {
             path.unit.forget(self.id);
+            path.unit.unregister(self.id);
         }
     }
 }

@@ -2,6 +2,7 @@
 //! REPORT SUPPORTED OPERATION CODES says.
 
 use super::Cdb;
+use super::reservation::Access;
 use super::sense::{INVALID_OPERATION_CODE, SenseData};
 
 /// One command of a unit.
@@ -31,12 +32,30 @@ impl Properties {
     pub(crate) const SHARED: Self = Self(4);
     /// Only where space can be given back.
     pub(crate) const THIN: Self = Self(8);
+    /// Allowed to everyone under a persistent reservation.
+    pub(crate) const ALWAYS: Self = Self(16);
+    /// Allowed to registered nexuses under one.
+    pub(crate) const INFORM: Self = Self(32);
+    /// Reads the medium or about it: allowed where only writing is exclusive.
+    pub(crate) const READ: Self = Self(64);
     /// None of these.
     pub(crate) const NONE: Self = Self(0);
 
     /// Both.
     pub(crate) const fn and(self, other: Self) -> Self {
         Self(self.0 | other.0)
+    }
+    /// What the command is to a persistent reservation.
+    pub(crate) const fn access(self) -> Access {
+        if self.has(Self::ALWAYS) {
+            Access::Always
+        } else if self.has(Self::INFORM) {
+            Access::Inform
+        } else if self.has(Self::READ) {
+            Access::Read
+        } else {
+            Access::Write
+        }
     }
     /// Whether `other` holds.
     pub(crate) const fn has(self, other: Self) -> bool {

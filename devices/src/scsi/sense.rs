@@ -23,6 +23,8 @@ pub(crate) type Code = (u8, u8);
 
 pub(crate) const NO_ADDITIONAL_SENSE: Code = (0x00, 0x00);
 pub(crate) const INITIALIZING_COMMAND_REQUIRED: Code = (0x04, 0x02);
+pub(crate) const FORMAT_IN_PROGRESS: Code = (0x04, 0x04);
+pub(crate) const SANITIZE_IN_PROGRESS: Code = (0x04, 0x1b);
 pub(crate) const COMMUNICATION_FAILURE: Code = (0x08, 0x00);
 pub(crate) const WRITE_ERROR: Code = (0x0c, 0x00);
 pub(crate) const UNRECOVERED_READ_ERROR: Code = (0x11, 0x00);
@@ -33,6 +35,7 @@ pub(crate) const LBA_OUT_OF_RANGE: Code = (0x21, 0x00);
 pub(crate) const INVALID_FIELD_IN_CDB: Code = (0x24, 0x00);
 pub(crate) const LUN_NOT_SUPPORTED: Code = (0x25, 0x00);
 pub(crate) const INVALID_FIELD_IN_PARAMETER_LIST: Code = (0x26, 0x00);
+pub(crate) const INVALID_RELEASE: Code = (0x26, 0x04);
 pub(crate) const WRITE_PROTECTED: Code = (0x27, 0x00);
 pub(crate) const SOFTWARE_WRITE_PROTECTED: Code = (0x27, 0x02);
 pub(crate) const SPACE_ALLOCATION_FAILED: Code = (0x27, 0x07);
@@ -53,6 +56,8 @@ enum Specific {
         byte: u16,
         bit: Option<u8>,
     },
+    /// Progress indication, in 65536ths.
+    Progress(u16),
 }
 
 /// Sense data before it takes a format.
@@ -91,6 +96,12 @@ impl SenseData {
     /// Adds the INFORMATION field: its meaning depends on the code (an LBA, an offset).
     pub(crate) const fn with_information(mut self, information: u64) -> Self {
         self.information = Some(information);
+        self
+    }
+
+    /// Adds a progress indication.
+    pub(crate) const fn with_progress(mut self, progress: u16) -> Self {
+        self.specific = Specific::Progress(progress);
         self
     }
 
@@ -140,6 +151,10 @@ impl SenseData {
     fn specific_bytes(&self) -> [u8; 3] {
         match self.specific {
             Specific::None => [0; 3],
+            Specific::Progress(progress) => {
+                let [high, low] = progress.to_be_bytes();
+                [0x80, high, low]
+            }
             Specific::Field { in_cdb, byte, bit } => {
                 let in_cdb = if in_cdb { 0x40 } else { 0 };
                 let bit = bit.map_or(0, |bit| 0x08 | (bit & 7));

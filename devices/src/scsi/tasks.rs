@@ -344,6 +344,19 @@ mod tests {
     }
 
     #[test]
+    fn an_end_before_the_waker_is_there_is_not_lost() {
+        let set = TaskSet::default();
+        let task = set.enter(NEXUS, Tag(1), TaskAttribute::Simple).unwrap();
+        // The end comes while the work is polled for the first time: nobody can be woken yet.
+        let work = poll_fn(|_| {
+            set.end(|_, _| Some(Ended::Reset));
+            Poll::<()>::Pending
+        });
+        let run = pin!(task.run(work));
+        assert_eq!(run.poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(Ended::Reset)));
+    }
+
+    #[test]
     fn slots_are_reused() {
         let set = TaskSet::default();
         for tag in 0..100 {

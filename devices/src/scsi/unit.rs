@@ -1,12 +1,12 @@
 //! Logical units: what is behind a LUN, and what every kind of it shares.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use super::attention::{Attention, Attentions};
 use super::disk::{self, Disk, Image};
 use super::nexus::Nexus;
 use super::outcome::Outcome;
+use super::reservation::Reservations;
 use super::tasks::{NexusId, TaskSet};
 use super::{Cdb, DataBuffers, Lun, PortEvents, TaskAttribute};
 use crate::iothread::Io;
@@ -81,7 +81,7 @@ pub(crate) struct Unit {
     pub(crate) lun: Lun,
     pub(crate) logical: LogicalUnit,
     pub(crate) tasks: TaskSet,
-    pub(crate) reservation: Reservation,
+    pub(crate) reservations: Reservations,
     paths: RwLock<Vec<Weak<Path>>>,
 }
 
@@ -91,7 +91,7 @@ impl Unit {
             lun,
             logical,
             tasks: TaskSet::default(),
-            reservation: Reservation::default(),
+            reservations: Reservations::default(),
             paths: RwLock::default(),
         })
     }
@@ -142,14 +142,14 @@ impl Unit {
 
     /// Back to the state after power on or after a logical unit reset; commands are ended by the caller.
     pub(crate) fn reset(&self, attention: Attention) {
-        self.reservation.clear();
+        self.reservations.reset(attention == Attention::PowerOn);
         self.logical.reset(attention == Attention::PowerOn);
         self.raise(attention, None);
     }
 
-    /// An initiator is gone.
+    /// The nexus of an initiator is lost.
     pub(crate) fn forget(&self, nexus: NexusId) {
-        self.reservation.release(nexus);
+        self.reservations.nexus_lost(nexus);
         self.logical.forget(nexus);
     }
 }
@@ -182,31 +182,5 @@ impl Events {
         if let Some(events) = self.get() {
             events.inventory_changed();
         }
-    }
-}
-
-/// The reservation of RESERVE and RELEASE (SPC-2, 7.21): one initiator has the unit, or none.
-#[derive(Debug, Default)]
-pub(crate) struct Reservation(AtomicU64);
-
-impl Reservation {
-    /// Whether commands of `nexus` may go on.
-    pub(crate) fn allows(&self, nexus: NexusId) -> bool {
-        let holder = self.0.load(Ordering::Acquire);
-        holder == 0 || holder == nexus.0
-    }
-    /// Reserves for `nexus`; false when another one has it.
-    pub(crate) fn reserve(&self, nexus: NexusId) -> bool {
-        match self.0.compare_exchange(0, nexus.0, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => true,
-            Err(holder) => holder == nexus.0,
-        }
-    }
-    /// Releases what `nexus` holds; anything else stays.
-    pub(crate) fn release(&self, nexus: NexusId) {
-        let _ = self.0.compare_exchange(nexus.0, 0, Ordering::AcqRel, Ordering::Acquire);
-    }
-    fn clear(&self) {
-        self.0.store(0, Ordering::Release);
     }
 }

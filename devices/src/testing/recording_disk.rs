@@ -1,5 +1,11 @@
 //! An image in memory that records what was asked of it and does what a test wants.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a fake: a mistake of the test ends the test"
+)]
+
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};

@@ -223,6 +223,37 @@ fn an_aborted_command_is_back_before_the_function() {
     }
 }
 
+/// A task that keeps its I/O thread busy: rounds of the executor take long, and with them what comes at their end.
+async fn slow_down(rounds: u32) {
+    let mut left = rounds;
+    std::future::poll_fn(|cx| {
+        std::thread::sleep(Duration::from_millis(2));
+        left -= 1;
+        if left == 0 {
+            return std::task::Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        std::task::Poll::Pending
+    })
+    .await;
+}
+
+#[test]
+fn a_function_waits_for_a_slow_thread_to_give_commands_back() {
+    let mut bench = Bench::new(Options { request_queues: 2, ..one() }, 2, 0);
+    for id in 0..4 {
+        let (head, at, _) = bench.held_read(3, id);
+        for _ in 0..3 {
+            bench.guest.remotes[1].spawn(|_| slow_down(20));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(bench.guest.tmf(0, lun(5, 0), id), 0);
+        assert_eq!(bench.guest.used(3).map(|used| used.0), Some(head));
+        assert_eq!(bench.guest.peek(at + 11, 1), [2]);
+    }
+    bench.image().hold(false);
+}
+
 #[test]
 fn clear_aca_is_rejected() {
     let mut bench = Bench::new(one(), 1, 0);

@@ -79,12 +79,24 @@ fn chains_that_do_not_end_fail_the_request() {
     let mut guest = started(INDIRECT);
     let good = request(&mut guest);
     let desc = guest.queues[2].desc;
-    // A loop, a next beyond the table; descriptors 10 and 11 are not used by the good commands in between.
+    // A loop, a next beyond the table; the good commands in between use the first ones.
     for (next, what) in [(10, "loop"), (16, "beyond the table"), (0xffff, "far beyond")] {
         guest.descriptor(desc, 10, good, 51, NEXT, next);
         guest.publish(2, 10);
         guest.kick(2);
         assert_eq!(guest.wait_used(2), (10, 0), "{what}");
+        assert_serves(&mut guest);
+    }
+    // A whole request with such an end is answered, but not carried out.
+    let response = guest.alloc_with(&[0xee; 108]);
+    for next in [11, 16, 0xffff] {
+        guest.poke(response, &[0xee; 108]);
+        guest.descriptor(desc, 10, good, 51, NEXT, 11);
+        guest.descriptor(desc, 11, response, 108, WRITE | NEXT, next);
+        guest.publish(2, 10);
+        guest.kick(2);
+        assert_eq!(guest.wait_used(2), (10, 12), "next {next}");
+        assert_eq!(guest.peek(response + 11, 1), [9], "next {next}");
         assert_serves(&mut guest);
     }
 }

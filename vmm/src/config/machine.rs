@@ -32,6 +32,7 @@ pub(super) fn vm(section: &Section<'_>, file: &Path, host: &Host, errors: &mut E
         memory: memory?,
         uuid: section.wide("uuid").map(|uuid| Uuid(uuid.to_be_bytes())),
         huge_pages,
+        shared_memory: section.boolean("shared_memory").unwrap_or(false),
         hyperv: section.boolean("hyperv").unwrap_or(false),
         rtc: named("rtc").and_then(RtcBase::named).unwrap_or(RtcBase::Utc),
         on_reset: restart("on_reset"),

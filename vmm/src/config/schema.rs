@@ -102,6 +102,7 @@ const VM: &[Key] = &[
     key("memory", Kind::Size, Built),
     key("uuid", Kind::Uuid, Built),
     key("hugepages", Kind::BoolOrSize, Built),
+    key("shared_memory", Kind::Bool, Built),
     key("hyperv", Kind::Bool, NotYet),
     key("rtc", choice(RtcBase::NAMES, &[]), Built),
     key("on_reset", choice(Restart::NAMES, &[]), Built),

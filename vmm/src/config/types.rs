@@ -62,6 +62,8 @@ pub struct Vm {
     pub uuid: Option<Uuid>,
     /// Size in bytes of the huge pages to back guest RAM with; `None` for ordinary pages.
     pub huge_pages: Option<u64>,
+    /// Whether guest RAM is a memfd, mapped shared, instead of private memory.
+    pub shared_memory: bool,
     /// Whether the guest is shown the Hyper-V interface.
     pub hyperv: bool,
     /// What the real-time clock counts.

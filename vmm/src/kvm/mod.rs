@@ -98,7 +98,7 @@ impl Hypervisor {
         if cpu_has_virtualization() { Ok(()) } else { Err(KvmError::No64Bit) }
     }
 
-    /// A virtual machine with interrupt controllers and interval timer in the kernel, and no memory yet.
+    /// A virtual machine without memory and, until [`add_chips`], without interrupt controllers.
     pub fn create_vm(&self) -> Result<Arc<VmFd>, KvmError> {
         let vm = loop {
             match self.kvm.create_vm() {
@@ -109,11 +109,18 @@ impl Hypervisor {
         };
         vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(call("placing the identity map"))?;
         vm.set_tss_address(layout::KVM_TSS as usize).map_err(call("placing the task state segment"))?;
-        vm.create_irq_chip().map_err(call("creating the interrupt controllers"))?;
-        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-        vm.create_pit2(pit).map_err(call("creating the interval timer"))?;
         Ok(Arc::new(vm))
     }
+}
+
+/// Creates the interrupt controllers and the interval timer in the kernel, before any vCPU.
+///
+/// After the memory: where the chips are there first, the kernel still has clean-up of their registration under way
+/// when the first memory slot comes, and that waits for it, for 5 ms and more (seen with Linux 6.18).
+pub fn add_chips(vm: &VmFd) -> Result<(), KvmError> {
+    vm.create_irq_chip().map_err(call("creating the interrupt controllers"))?;
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(pit).map_err(call("creating the interval timer"))
 }
 
 fn kvm_from_file(device: File) -> Kvm {

@@ -240,7 +240,8 @@ fn isa_lines(router: &InterruptRouter) -> Result<[Option<Arc<dyn IrqLine>>; 16],
 
 fn pci_windows(buses: &Buses, parts: &Parts<'_>) -> BusWindows {
     // Firmware may put BARs anywhere between RAM and the fixed devices, and ECAM wherever it likes among them.
-    let mut memory = vec![parts.layout.low_top().max(layout::MAX_LOW_TOP)..layout::MEM32.end()];
-    memory.push(parts.layout.end()..1 << parts.physical_bits.clamp(33, 52));
+    let below_4g = parts.layout.low_top().max(layout::MAX_LOW_TOP)..layout::MEM32.end();
+    let above = parts.layout.end()..1 << parts.physical_bits.clamp(33, 52);
+    let memory = vec![below_4g, above];
     BusWindows::new(buses.memory.clone(), buses.ports.clone(), memory, vec![IO_WINDOW])
 }

@@ -58,7 +58,7 @@ pub struct FirmwareBoot {
 }
 
 impl FirmwareBoot {
-    /// Maps the firmware at `path` and puts fw_cfg on the bus.
+    /// Maps the firmware at `path` and puts fw_cfg on the bus. [`FirmwareBoot::restart`] comes before each start.
     pub fn new(
         wiring: &Wiring<'_>,
         path: &Path,
@@ -81,9 +81,7 @@ impl FirmwareBoot {
         dma.set_bus_master(true);
         let fw_cfg = Arc::new(builder.build(dma));
         wiring.chipset.buses.ports.map(FW_CFG_BASE, FW_CFG_LEN, fw_cfg.clone())?;
-        let boot = Self { image, ram: wiring.ram.clone(), fw_cfg, _rom: rom };
-        boot.restart()?;
-        Ok(boot)
+        Ok(Self { image, ram: wiring.ram.clone(), fw_cfg, _rom: rom })
     }
 
     /// Everything as after power-on. The processors' own power-on state starts the firmware.

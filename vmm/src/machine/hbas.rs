@@ -1,11 +1,11 @@
 //! The HBAs of a configuration with their I/O threads, targets and logical units.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use anyhow::{Context, Result, bail};
 use devices::iothread::IoThread;
-use devices::pci::{Bdf, PciFunction};
+use devices::pci::Bdf;
 use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, Target};
 use devices::storage::{CacheMode, Image, RawImage, RawOptions, Sharing};
 use hba_virtio_scsi::{Options, VirtioScsi};
@@ -13,46 +13,85 @@ use hba_virtio_scsi::{Options, VirtioScsi};
 use super::chipset::Chipset;
 use crate::config::{self, Cache, Config, Controller, Device, Format};
 
-/// The I/O threads. Dropping them waits for everything that is in flight.
-pub struct IoThreads {
-    /// Held for its Drop.
-    _threads: Vec<IoThread>,
+/// The HBAs with what is behind them and the threads that serve them.
+#[derive(Default)]
+pub struct Hbas {
+    virtio: Vec<Arc<VirtioScsi>>,
+    addresses: Vec<Bdf>,
+    targets: Vec<Arc<Target>>,
+    /// Dropped last: their Drop waits for everything that is in flight.
+    threads: Vec<IoThread>,
 }
 
-/// Builds every HBA and plugs it in, in the order of the file; also returns where each is.
-pub fn plug(config: &Config, chipset: &Chipset) -> Result<(IoThreads, Vec<Bdf>)> {
-    let (mut threads, mut addresses) = (Vec::new(), Vec::new());
-    for hba in &config.hbas {
-        let thread = IoThread::start(&format!("io-{}", hba.id))
-            .with_context(|| format!("hba {}: starting its I/O thread", hba.id))?;
-        let (bdf, seat) = chipset.seat()?;
-        let function: Arc<dyn PciFunction> = match &hba.controller {
-            Controller::VirtioScsi { queues } => {
-                let options = Options { request_queues: u16::from(*queues), ..Options::default() };
-                VirtioScsi::new(seat, targets(hba)?, vec![thread.remote()], options)
-                    .with_context(|| format!("hba {}", hba.id))?
+impl Hbas {
+    /// Builds every HBA and plugs it in, in the order of the file.
+    pub fn plug(config: &Config, chipset: &Chipset) -> Result<Self> {
+        let mut hbas = Self::default();
+        for hba in &config.hbas {
+            let thread = IoThread::start(&format!("io-{}", hba.id))
+                .with_context(|| format!("hba {}: starting its I/O thread", hba.id))?;
+            let (bdf, seat) = chipset.seat()?;
+            let targets = targets(hba)?;
+            hbas.targets.extend(targets.values().cloned());
+            match &hba.controller {
+                Controller::VirtioScsi { queues } => {
+                    let options = Options { request_queues: u16::from(*queues), ..Options::default() };
+                    let device = VirtioScsi::new(seat, nexuses(targets), vec![thread.remote()], options)
+                        .with_context(|| format!("hba {}", hba.id))?;
+                    hbas.virtio.push(device.clone());
+                    chipset.plug(bdf, device)?;
+                }
+                Controller::Megasas { .. } => bail!("hba {}: type \"megasas\" is not supported yet", hba.id),
             }
-            Controller::Megasas { .. } => bail!("hba {}: type \"megasas\" is not supported yet", hba.id),
-        };
-        chipset.plug(bdf, function)?;
-        tracing::debug!("hba {} is at PCI {bdf}", hba.id);
-        threads.push(thread);
-        addresses.push(bdf);
+            tracing::debug!("hba {} is at PCI {bdf}", hba.id);
+            hbas.addresses.push(bdf);
+            hbas.threads.push(thread);
+        }
+        Ok(hbas)
     }
-    Ok((IoThreads { _threads: threads }, addresses))
+
+    /// Where each HBA is, in the order of the file.
+    pub fn addresses(&self) -> &[Bdf] {
+        &self.addresses
+    }
+
+    /// System reset: logical units as after power-on. The HBAs were reset before, so nothing is in flight.
+    pub fn power_on(&self) {
+        let Some(thread) = self.threads.first() else { return };
+        let (done, finished) = mpsc::sync_channel(1);
+        let targets = self.targets.clone();
+        thread.remote().spawn(move |_| async move {
+            for target in &targets {
+                target.power_on().await;
+            }
+            let _ = done.send(());
+        });
+        // Fails only when the thread has ended, and then nothing runs any more.
+        let _ = finished.recv();
+    }
+
+    /// Takes the HBAs out of service at the end of the machine, before their threads end.
+    pub fn shut_down(&self) {
+        self.virtio.iter().for_each(|hba| hba.shut_down());
+    }
 }
 
 /// The targets behind an HBA, each with its logical units.
-fn targets(hba: &config::Hba) -> Result<BTreeMap<u8, Arc<Nexus>>> {
+fn targets(hba: &config::Hba) -> Result<BTreeMap<u8, Arc<Target>>> {
     let mut targets: BTreeMap<u8, Arc<Target>> = BTreeMap::new();
     for lun in &hba.luns {
         let unit = unit(&hba.id, lun)?;
-        let target = targets.entry(lun.target).or_insert_with(Target::new);
+        let target = targets.entry(lun.target).or_default();
         target
             .attach(Lun::from_number(u32::from(lun.lun)), unit)
             .with_context(|| format!("hba {}, target {}, lun {}", hba.id, lun.target, lun.lun))?;
     }
-    Ok(targets.into_iter().map(|(id, target)| (id, Nexus::new(target, None))).collect())
+    Ok(targets)
+}
+
+/// One initiator, the HBA, and each target.
+fn nexuses(targets: BTreeMap<u8, Arc<Target>>) -> BTreeMap<u8, Arc<Nexus>> {
+    targets.into_iter().map(|(id, target)| (id, Nexus::new(target, None))).collect()
 }
 
 fn unit(hba: &str, lun: &config::Lun) -> Result<LogicalUnit> {

@@ -27,13 +27,13 @@ pub(crate) use control::{Control, Crash, Event, Order};
 use crate::config::{Boot, Config, Restart};
 use crate::console::{Console, Request, Signals};
 use crate::exit::{Outcome, complain};
-use crate::kvm::{Backing, Hypervisor, InitialChips, allocate_ram};
+use crate::kvm::{Backing, Hypervisor, InitialChips, add_chips, allocate_ram};
 use crate::logging;
 use crate::vcpu::{CpuidTemplate, Vcpu, VcpuThread, install_kick};
 use chipset::{Chipset, Parts};
 use events::MainLoop;
 use firmware::{FirmwareBoot, Wiring};
-use hbas::IoThreads;
+use hbas::Hbas;
 
 /// Where the power management registers are when no firmware moves them.
 const PM_BASE: u16 = 0x600;
@@ -74,8 +74,7 @@ pub struct Machine {
     vcpus: Vec<Vcpu>,
     signals: Arc<Signals>,
     console: Console,
-    /// Held until the end: their Drop waits for what is in flight.
-    _io_threads: IoThreads,
+    hbas: Hbas,
 }
 
 impl Machine {
@@ -86,8 +85,10 @@ impl Machine {
         let hypervisor = Hypervisor::open(Path::new("/dev/kvm"))?;
         let layout = RamLayout::new(config.vm.memory)?;
         let vm = hypervisor.create_vm()?;
-        let ram = allocate_ram(&vm, &layout, Backing::Anonymous, config.vm.huge_pages)?;
-        mark(start, "memory mapped");
+        let backing = if config.vm.shared_memory { Backing::Shared } else { Backing::Anonymous };
+        let ram = allocate_ram(&vm, &layout, backing, config.vm.huge_pages)?;
+        add_chips(&vm)?;
+        trace(start, "memory mapped");
 
         let cpus = u32::from(config.vm.cpus);
         let cpuid = CpuidTemplate::new(hypervisor.kvm(), cpus)?;
@@ -103,7 +104,7 @@ impl Machine {
             console: console.sink(),
             debug: firmware::debug_console(config.debug_log.as_deref())?,
         })?;
-        let (io_threads, addresses) = hbas::plug(&config, &chipset)?;
+        let hbas = Hbas::plug(&config, &chipset)?;
         let chips = InitialChips::capture(&vm)?;
         let boot = boots(&Wiring {
             vm: &vm,
@@ -113,9 +114,9 @@ impl Machine {
             processor_id: cpuid.processor_id(),
             config: &config,
             chipset: &chipset,
-            hbas: &addresses,
+            hbas: hbas.addresses(),
         })?;
-        mark(start, "devices built");
+        trace(start, "devices built");
         let vcpus = (0..cpus)
             .map(|index| Vcpu::new(hypervisor.kvm(), &vm, &cpuid, index))
             .collect::<std::result::Result<Vec<_>, _>>()?;
@@ -133,16 +134,17 @@ impl Machine {
             vcpus,
             signals,
             console,
-            _io_threads: io_threads,
+            hbas,
         };
         let entry = machine.load()?;
+        trace(start, "kernel or firmware loaded");
         if entry.as_ref().is_some_and(|entry| entry.needs_64bit) {
             hypervisor.require_64bit()?;
         }
         for vcpu in &machine.vcpus {
             vcpu.prepare(entry.as_ref()).context("setting the first registers")?;
         }
-        mark(start, "kernel or firmware loaded");
+        trace(start, "registers set");
         Ok(machine)
     }
 
@@ -205,6 +207,7 @@ impl Machine {
         threads.into_iter().for_each(VcpuThread::join);
         // Ends what the devices still do: no request is in flight when the process goes.
         self.chipset.host.reset();
+        self.hbas.shut_down();
         end.map(|end| end.unwrap_or(End::Exit(Outcome::Failed)))
     }
 
@@ -253,7 +256,7 @@ impl Machine {
                 Ok(Some(End::Signal(number)))
             }
             Event::Reset(register) => {
-                tracing::info!("the guest reset ({register})");
+                devices::log_limited!(info, "the guest reset ({register})");
                 if exits(self.config.vm.on_reset) {
                     return end(Outcome::Reset);
                 }
@@ -266,7 +269,8 @@ impl Machine {
                     complain(what);
                     return end(Outcome::Crashed);
                 }
-                tracing::warn!("{what}; restarting");
+                // A guest may crash again and again, and each time at once.
+                devices::log_limited!(warn, "{what}; restarting");
                 self.reset()?;
                 Ok(None)
             }
@@ -276,6 +280,7 @@ impl Machine {
     /// System reset: everything as after power-on, then the boot.
     fn reset(&self) -> Result<()> {
         self.chipset.reset();
+        self.hbas.power_on();
         self.chips.restore(&self.vm)?;
         let entry = self.load()?;
         self.control.reset(entry.map(Arc::new));
@@ -284,7 +289,7 @@ impl Machine {
 }
 
 /// The step of the way to the first guest instruction that is done now.
-fn mark(start: Instant, step: &str) {
+fn trace(start: Instant, step: &str) {
     tracing::debug!(target: "vmm::start", "{:>7} us: {step}", start.elapsed().as_micros());
 }
 

@@ -68,7 +68,7 @@ fn other(exit: VcpuExit<'_>) -> Outcome {
         VcpuExit::Shutdown => Outcome::Shutdown,
         VcpuExit::SystemEvent(kvm_bindings::KVM_SYSTEM_EVENT_RESET, _) => Outcome::SystemReset,
         VcpuExit::SystemEvent(kvm_bindings::KVM_SYSTEM_EVENT_CRASH, _) => {
-            tracing::error!("the guest reported a crash through the hypervisor interface");
+            devices::log_limited!(error, "the guest reported a crash through the hypervisor interface");
             Outcome::Continue
         }
         VcpuExit::SystemEvent(kind, data) => fatal(format!("system event {kind} {data:x?}")),
@@ -96,15 +96,16 @@ fn port_width(vcpu: &mut VcpuFd) -> usize {
 
 /// The bytes of the port access that the vCPU stopped for, behind the run structure.
 fn port_data(vcpu: &mut VcpuFd, len: usize) -> &mut [u8] {
-    let run: *mut kvm_bindings::kvm_run = vcpu.get_kvm_run();
+    let run = vcpu.get_kvm_run();
     // SAFETY: as in `port_width`.
     #[allow(unsafe_code)]
-    let offset = unsafe { (*run).__bindgen_anon_1.io.data_offset } as usize;
+    let io = unsafe { run.__bindgen_anon_1.io };
+    let data = std::ptr::from_mut(run).cast::<u8>().wrapping_add(io.data_offset as usize);
     // SAFETY: KVM put `len` bytes (count times size, as `VcpuFd::run` computed it) at this offset of the mapping
     // that begins with the run structure; the borrow of `vcpu` keeps the mapping and excludes other use.
     #[allow(unsafe_code)]
     unsafe {
-        std::slice::from_raw_parts_mut(run.cast::<u8>().add(offset), len)
+        std::slice::from_raw_parts_mut(data, len)
     }
 }
 

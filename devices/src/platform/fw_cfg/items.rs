@@ -172,11 +172,13 @@ impl FwCfgBuilder {
     }
 }
 
+/// The bytes of a writable file now.
+type Now = Arc<Mutex<Arc<[u8]>>>;
+
 /// An item in the device.
 pub(super) struct Item {
     content: Content,
-    /// The bytes of a writable file now.
-    now: Option<Arc<Mutex<Arc<[u8]>>>>,
+    now: Option<Now>,
 }
 
 impl Item {
@@ -227,7 +229,7 @@ fn lock(now: &Mutex<Arc<[u8]>>) -> MutexGuard<'_, Arc<[u8]>> {
 #[derive(Default)]
 pub(super) struct Selected {
     bytes: Arc<[u8]>,
-    writable: Option<(Arc<Mutex<Arc<[u8]>>>, Written)>,
+    writable: Option<(Now, Written)>,
 }
 
 impl Selected {

@@ -8,6 +8,7 @@ use super::super::opcode::{Command, Properties};
 pub(crate) enum Id {
     TestUnitReady,
     RequestSense,
+    FormatUnit,
     Read,
     Write,
     Inquiry,
@@ -15,6 +16,8 @@ pub(crate) enum Id {
     Reserve,
     Release,
     ModeSense,
+    PersistentReserveIn,
+    PersistentReserveOut,
     StartStopUnit,
     PreventAllow,
     ReadCapacity10,
@@ -30,14 +33,24 @@ pub(crate) enum Id {
     OrWrite,
     PreFetch,
     ReadDefectData,
+    SanitizeOverwrite,
+    SanitizeBlockErase,
+    SanitizeExitFailure,
     ReportLuns,
     SupportedOperationCodes,
     SupportedTaskManagement,
 }
 
+/// Changes something other than the medium.
 const NONE: Properties = Properties::NONE;
-const SHARED: Properties = Properties::SHARED;
+/// Says something that is no secret.
+const SHARED: Properties = Properties::SHARED.and(Properties::ALWAYS);
+const ALWAYS: Properties = Properties::ALWAYS;
+const INFORM: Properties = Properties::INFORM;
+const SUPPORTED: Properties = Properties::SHARED.and(INFORM);
 const MEDIUM: Properties = Properties::MEDIUM;
+const READ: Properties = MEDIUM.and(Properties::READ);
+const CAPACITY: Properties = MEDIUM.and(Properties::ALWAYS);
 const WRITE: Properties = MEDIUM.and(Properties::WRITE);
 const UNMAP: Properties = WRITE.and(Properties::THIN);
 
@@ -54,37 +67,52 @@ const fn action(id: Id, properties: Properties, action: u16, usage: &'static [u8
 /// RDPROTECT and its like are not in the masks: without protection information they are invalid fields (SBC-4, 5.13).
 /// RARC is, because it is ignored without rebuild assist; so is FUA_NV, which old initiators may still set.
 pub(super) const COMMANDS: &[Command<Id>] = &[
-    plain(Id::TestUnitReady, NONE, &[0x00, 0, 0, 0, 0, 0]),
+    plain(Id::TestUnitReady, ALWAYS, &[0x00, 0, 0, 0, 0, 0]),
     plain(Id::RequestSense, SHARED, &[0x03, 0x01, 0, 0, 0xff, 0]),
-    plain(Id::Read, MEDIUM, &[0x08, 0x1f, 0xff, 0xff, 0xff, 0]),
+    plain(Id::FormatUnit, WRITE, &[0x04, 0x3f, 0, 0, 0, 0]),
+    plain(Id::Read, READ, &[0x08, 0x1f, 0xff, 0xff, 0xff, 0]),
     plain(Id::Write, WRITE, &[0x0a, 0x1f, 0xff, 0xff, 0xff, 0]),
     plain(Id::Inquiry, SHARED, &[0x12, 0x01, 0xff, 0xff, 0xff, 0]),
     plain(Id::ModeSelect, NONE, &[0x15, 0x10, 0, 0, 0xff, 0]),
-    plain(Id::Reserve, NONE, &[0x16, 0, 0, 0, 0, 0]),
+    plain(Id::Reserve, ALWAYS, &[0x16, 0, 0, 0, 0, 0]),
     plain(Id::Release, SHARED, &[0x17, 0, 0, 0, 0, 0]),
-    plain(Id::ModeSense, NONE, &[0x1a, 0x08, 0xff, 0xff, 0xff, 0]),
+    plain(Id::ModeSense, INFORM, &[0x1a, 0x08, 0xff, 0xff, 0xff, 0]),
     plain(Id::StartStopUnit, NONE, &[0x1b, 0x01, 0, 0x0f, 0xf7, 0]),
     plain(Id::PreventAllow, NONE, &[0x1e, 0, 0, 0, 0x03, 0]),
-    plain(Id::ReadCapacity10, MEDIUM, &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
-    plain(Id::Read, MEDIUM, &[0x28, 0x1e, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0]),
+    plain(Id::ReadCapacity10, CAPACITY, &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+    plain(Id::Read, READ, &[0x28, 0x1e, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0]),
     plain(Id::Write, WRITE, &[0x2a, 0x1a, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0]),
     plain(Id::WriteAndVerify, WRITE, &[0x2e, 0x16, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0]),
-    plain(Id::Verify, MEDIUM, &[0x2f, 0x16, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0]),
-    plain(Id::PreFetch, MEDIUM, &[0x34, 0x02, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0]),
+    plain(Id::Verify, READ, &[0x2f, 0x16, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0]),
+    plain(Id::PreFetch, READ, &[0x34, 0x02, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0]),
     plain(Id::SynchronizeCache, MEDIUM, &[0x35, 0x06, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0]),
-    plain(Id::ReadDefectData, MEDIUM, &[0x37, 0, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    plain(Id::ReadDefectData, READ, &[0x37, 0, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0]),
     plain(Id::WriteSame, WRITE, &[0x41, 0x08, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0]),
     plain(Id::Unmap, UNMAP, &[0x42, 0, 0, 0, 0, 0, 0x3f, 0xff, 0xff, 0]),
+    action(Id::SanitizeOverwrite, WRITE, 0x01, &[0x48, 0xa1, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    action(Id::SanitizeBlockErase, WRITE, 0x02, &[0x48, 0xa2, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    action(Id::SanitizeExitFailure, MEDIUM, 0x1f, &[0x48, 0xbf, 0, 0, 0, 0, 0, 0, 0, 0]),
     plain(Id::LogSense, SHARED, &[0x4d, 0, 0xff, 0xff, 0, 0xff, 0xff, 0xff, 0xff, 0]),
     plain(Id::ModeSelect, NONE, &[0x55, 0x10, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
-    plain(Id::Reserve, NONE, &[0x56, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+    plain(Id::Reserve, ALWAYS, &[0x56, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
     plain(Id::Release, SHARED, &[0x57, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
-    plain(Id::ModeSense, NONE, &[0x5a, 0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0]),
-    action(Id::Read, MEDIUM, 0x0009, &LONG_READ),
-    action(Id::Verify, MEDIUM, 0x000a, &LONG_VERIFY),
+    plain(Id::ModeSense, INFORM, &[0x5a, 0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0]),
+    action(Id::PersistentReserveIn, ALWAYS, 0, &persistent_in(0)),
+    action(Id::PersistentReserveIn, ALWAYS, 1, &persistent_in(1)),
+    action(Id::PersistentReserveIn, ALWAYS, 2, &persistent_in(2)),
+    action(Id::PersistentReserveIn, ALWAYS, 3, &persistent_in(3)),
+    action(Id::PersistentReserveOut, ALWAYS, 0, &persistent_out(0)),
+    action(Id::PersistentReserveOut, ALWAYS, 1, &persistent_out(1)),
+    action(Id::PersistentReserveOut, ALWAYS, 2, &persistent_out(2)),
+    action(Id::PersistentReserveOut, ALWAYS, 3, &persistent_out(3)),
+    action(Id::PersistentReserveOut, ALWAYS, 4, &persistent_out(4)),
+    action(Id::PersistentReserveOut, ALWAYS, 5, &persistent_out(5)),
+    action(Id::PersistentReserveOut, ALWAYS, 6, &persistent_out(6)),
+    action(Id::Read, READ, 0x0009, &LONG_READ),
+    action(Id::Verify, READ, 0x000a, &LONG_VERIFY),
     action(Id::Write, WRITE, 0x000b, &LONG_WRITE),
     action(Id::WriteAndVerify, WRITE, 0x000c, &LONG_WRITE_AND_VERIFY),
-    plain(Id::Read, MEDIUM, &long_lba(0x88, 0x1e)),
+    plain(Id::Read, READ, &long_lba(0x88, 0x1e)),
     plain(
         Id::CompareAndWrite,
         WRITE,
@@ -93,46 +121,54 @@ pub(super) const COMMANDS: &[Command<Id>] = &[
     plain(Id::Write, WRITE, &long_lba(0x8a, 0x1a)),
     plain(Id::OrWrite, WRITE, &long_lba(0x8b, 0x18)),
     plain(Id::WriteAndVerify, WRITE, &long_lba(0x8e, 0x16)),
-    plain(Id::Verify, MEDIUM, &long_lba(0x8f, 0x16)),
-    plain(Id::PreFetch, MEDIUM, &long_lba(0x90, 0x02)),
+    plain(Id::Verify, READ, &long_lba(0x8f, 0x16)),
+    plain(Id::PreFetch, READ, &long_lba(0x90, 0x02)),
     plain(Id::SynchronizeCache, MEDIUM, &long_lba(0x91, 0x06)),
     plain(Id::WriteSame, WRITE, &long_lba(0x93, 0x09)),
     action(
         Id::ReadCapacity16,
-        MEDIUM,
+        CAPACITY,
         0x10,
         &[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
     ),
     action(
         Id::GetLbaStatus,
-        MEDIUM,
+        READ,
         0x12,
         &[0x9e, 0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
     ),
     plain(Id::ReportLuns, SHARED, REPORT_LUNS_USAGE),
     action(
         Id::SupportedOperationCodes,
-        SHARED,
+        SUPPORTED,
         0x0c,
         &[0xa3, 0x0c, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
     ),
     action(
         Id::SupportedTaskManagement,
-        SHARED,
+        SUPPORTED,
         0x0d,
         &[0xa3, 0x0d, 0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
     ),
-    plain(Id::Read, MEDIUM, &[0xa8, 0x1e, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0]),
+    plain(Id::Read, READ, &[0xa8, 0x1e, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0]),
     plain(Id::Write, WRITE, &[0xaa, 0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0]),
     plain(Id::WriteAndVerify, WRITE, &[0xae, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0]),
-    plain(Id::Verify, MEDIUM, &[0xaf, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0]),
-    plain(Id::ReadDefectData, MEDIUM, &[0xb7, 0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]),
+    plain(Id::Verify, READ, &[0xaf, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0]),
+    plain(Id::ReadDefectData, READ, &[0xb7, 0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]),
 ];
 
 /// Usage of the 16-byte commands with an 8-byte LBA, a 4-byte count and a group number.
 const fn long_lba(opcode: u8, flags: u8) -> [u8; 16] {
     let f = 0xff;
     [opcode, flags, f, f, f, f, f, f, f, f, f, f, f, f, 0x3f, 0]
+}
+
+const fn persistent_in(action: u8) -> [u8; 10] {
+    [0x5e, action, 0, 0, 0, 0, 0, 0xff, 0xff, 0]
+}
+
+const fn persistent_out(action: u8) -> [u8; 10] {
+    [0x5f, action, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff, 0]
 }
 
 /// Usage of the 32-byte commands (SBC-4, 5.17): the fields of protection information are ignored without it.

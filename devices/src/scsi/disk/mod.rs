@@ -13,6 +13,7 @@ mod transfer;
 mod update;
 mod verify;
 mod vpd;
+mod wipe;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,7 +30,7 @@ use super::outcome::{Done, Outcome};
 use super::sense::{Failure, SOFTWARE_WRITE_PROTECTED, SenseData, SenseKey, WRITE_PROTECTED};
 use super::tasks::NexusId;
 use super::unit::Context;
-use super::{Cdb, DataBuffers, Status, absent, supported};
+use super::{Cdb, DataBuffers, Status, absent, reservation, supported};
 use crate::mem::SgList;
 use crate::storage::{BlockBackend, BlockErrorKind};
 
@@ -81,10 +82,14 @@ impl<B: BlockBackend> Disk<B> {
             Id::Verify => self.verify(io, bytes, command.usage.len(), data).await,
             Id::CompareAndWrite => self.compare_and_write(io, bytes, data).await,
             Id::OrWrite => self.or_write(io, bytes, data).await,
+            Id::FormatUnit => self.format_unit(io, bytes, data).await,
+            Id::SanitizeOverwrite => self.sanitize_overwrite(io, bytes, data).await,
+            Id::SanitizeBlockErase => self.sanitize_block_erase(io, bytes).await,
             Id::SynchronizeCache => self.synchronize_cache(io, bytes, command.usage.len()).await,
             Id::WriteSame => self.write_same(io, bytes, command.usage.len(), data).await,
             Id::Unmap => self.unmap(io, bytes, data).await,
             Id::StartStopUnit => self.start_stop(context, bytes).await,
+            Id::PersistentReserveOut => reservation::persistent_reserve_out(context, bytes, data).await,
             Id::ModeSelect => self.mode_select(context, bytes, data).await,
             _ => self.inform(context, command, bytes, &data),
         }
@@ -105,12 +110,11 @@ impl<B: BlockBackend> Disk<B> {
             Id::PreFetch => self.pre_fetch(cdb, command.usage.len()),
             Id::ReadDefectData => self.read_defect_data(cdb, data),
             Id::PreventAllow => self.power.prevent(path.nexus, cdb),
-            Id::Reserve if path.unit.reservation.reserve(path.nexus) => Ok(Done::good()),
-            Id::Reserve => Err(Failure::Status(Status::ReservationConflict)),
-            Id::Release => {
-                path.unit.reservation.release(path.nexus);
-                Ok(Done::good())
-            }
+            Id::Reserve => granted(path.unit.reservations.reserve(path.nexus)),
+            Id::Release => granted(path.unit.reservations.release(path.nexus)),
+            // No failure outlasts its command.
+            Id::SanitizeExitFailure => Ok(Done::good()),
+            Id::PersistentReserveIn => reservation::persistent_reserve_in(context, cdb, data),
             Id::ReportLuns => absent::report_luns(context.nexus, cdb, data),
             Id::SupportedOperationCodes => {
                 supported::operation_codes(COMMANDS, |command| self.supports(command), cdb, data)
@@ -121,11 +125,15 @@ impl<B: BlockBackend> Disk<B> {
             | Id::WriteAndVerify
             | Id::Verify
             | Id::SynchronizeCache
+            | Id::FormatUnit
+            | Id::SanitizeOverwrite
+            | Id::SanitizeBlockErase
             | Id::CompareAndWrite
             | Id::OrWrite
             | Id::WriteSame
             | Id::Unmap
             | Id::StartStopUnit
+            | Id::PersistentReserveOut
             | Id::ModeSelect => Ok(Done::good()),
         }
     }
@@ -138,9 +146,7 @@ impl<B: BlockBackend> Disk<B> {
     fn admit(&self, context: Context<'_>, command: &Command<Id>) -> Result<(), Failure> {
         let path = context.path;
         let properties = command.properties;
-        if !properties.has(Properties::SHARED) && !path.unit.reservation.allows(path.nexus) {
-            return Err(Failure::Status(Status::ReservationConflict));
-        }
+        path.unit.admits(path.nexus, properties.access(), properties.has(Properties::SHARED))?;
         if properties.has(Properties::MEDIUM) {
             self.power.check()?;
         }
@@ -216,4 +222,8 @@ impl<B: BlockBackend> Disk<B> {
     pub(super) fn forget(&self, nexus: NexusId) {
         self.power.forget(nexus);
     }
+}
+
+fn granted(yes: bool) -> Outcome {
+    if yes { Ok(Done::good()) } else { Err(Failure::Status(Status::ReservationConflict)) }
 }

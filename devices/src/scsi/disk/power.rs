@@ -1,6 +1,6 @@
 //! START STOP UNIT (SBC-4, 5.31) and PREVENT ALLOW MEDIUM REMOVAL (SBC-4, 5.15).
 
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,8 @@ use crate::scsi::attention::Attention;
 use crate::scsi::opcode::field;
 use crate::scsi::outcome::{Done, Outcome};
 use crate::scsi::sense::{
-    Failure, INITIALIZING_COMMAND_REQUIRED, MEDIUM_NOT_PRESENT, MEDIUM_REMOVAL_PREVENTED, SenseData, SenseKey,
+    FORMAT_IN_PROGRESS, Failure, INITIALIZING_COMMAND_REQUIRED, MEDIUM_NOT_PRESENT, MEDIUM_REMOVAL_PREVENTED,
+    SANITIZE_IN_PROGRESS, SenseData, SenseKey,
 };
 use crate::scsi::tasks::NexusId;
 use crate::scsi::unit::Context;
@@ -18,6 +19,18 @@ use crate::storage::BlockBackend;
 const READY: u8 = 0;
 const STOPPED: u8 = 1;
 const EJECTED: u8 = 2;
+const FORMATTING: u8 = Work::Format as u8;
+const SANITIZING: u8 = Work::Sanitize as u8;
+
+/// Work on the whole medium.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Work {
+    /// FORMAT UNIT
+    Format = 3,
+    /// SANITIZE
+    Sanitize = 4,
+}
 
 /// Whether the medium can be used, and who wants it to stay.
 #[derive(Debug)]
@@ -27,6 +40,8 @@ pub(super) struct Power {
     /// How often the medium was stopped.
     stops: AtomicU32,
     since: Instant,
+    /// How far the work on the whole medium is, in 65536ths.
+    progress: AtomicU16,
 }
 
 impl Default for Power {
@@ -36,6 +51,7 @@ impl Default for Power {
             preventing: Mutex::default(),
             stops: AtomicU32::new(0),
             since: Instant::now(),
+            progress: AtomicU16::new(0),
         }
     }
 }
@@ -43,12 +59,37 @@ impl Default for Power {
 impl Power {
     /// NOT READY sense while the medium is stopped or ejected.
     pub(super) fn check(&self) -> Result<(), Failure> {
-        let code = match self.state.load(Ordering::Acquire) {
+        let not_ready = |code| SenseData::new(SenseKey::NotReady, code);
+        let working = |code| not_ready(code).with_progress(self.progress.load(Ordering::Relaxed));
+        Err(match self.state.load(Ordering::Acquire) {
             READY => return Ok(()),
-            STOPPED => INITIALIZING_COMMAND_REQUIRED,
-            _ => MEDIUM_NOT_PRESENT,
-        };
-        Err(SenseData::new(SenseKey::NotReady, code).into())
+            STOPPED => not_ready(INITIALIZING_COMMAND_REQUIRED),
+            FORMATTING => working(FORMAT_IN_PROGRESS),
+            SANITIZING => working(SANITIZE_IN_PROGRESS),
+            _ => not_ready(MEDIUM_NOT_PRESENT),
+        }
+        .into())
+    }
+
+    /// Work on the whole medium begins: it is not ready until [`Power::end`].
+    pub(super) fn begin(&self, work: Work) -> Result<(), Failure> {
+        while self.state.compare_exchange(READY, work as u8, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            // Something else was faster: the answer is what anyone else gets now.
+            self.check()?;
+        }
+        self.progress.store(0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    pub(super) fn set_progress(&self, progress: u16) {
+        self.progress.store(progress, Ordering::Relaxed);
+    }
+
+    /// The work is done, or given up.
+    pub(super) fn end(&self) {
+        for work in [FORMATTING, SANITIZING] {
+            let _ = self.state.compare_exchange(work, READY, Ordering::AcqRel, Ordering::Acquire);
+        }
     }
 
     /// Start-stop cycles so far.
@@ -108,6 +149,9 @@ impl<B: BlockBackend> Disk<B> {
             return Err(SenseData::illegal(MEDIUM_REMOVAL_PREVENTED).into());
         }
         let state = &self.power.state;
+        if matches!(state.load(Ordering::Acquire), FORMATTING | SANITIZING) {
+            return self.power.check().map(|()| Done::good());
+        }
         if start {
             if !load_eject && state.load(Ordering::Acquire) == EJECTED {
                 return Err(SenseData::new(SenseKey::NotReady, MEDIUM_NOT_PRESENT).into());

@@ -17,14 +17,14 @@ pub(super) type Reply = Result<ScsiReply, TransportFault>;
 pub(super) struct Running<'a>(Pin<Box<dyn Future<Output = (Reply, Vec<u8>)> + 'a>>);
 
 impl<'a> Running<'a> {
-    fn start(nexus: &'a Nexus, io: &'a Io, tag: u64, cdb: &[u8], data_out: &[u8]) -> Self {
+    pub(super) fn start(nexus: &'a Nexus, io: &'a Io, tag: u64, cdb: &[u8], data_out: &[u8]) -> Self {
         let mut request = Request::new(cdb, data_out, BLOCK);
         request.tag = tag;
         let mut running = Self(Box::pin(request.send(nexus, io)));
         assert!(running.poll().is_none(), "the command waits for the image");
         running
     }
-    fn poll(&mut self) -> Option<Reply> {
+    pub(super) fn poll(&mut self) -> Option<Reply> {
         match self.0.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready((reply, _)) => Some(reply),
             Poll::Pending => None,
@@ -202,4 +202,25 @@ fn task_attributes_are_obeyed() {
     aca.attribute = TaskAttribute::Aca;
     let (reply, _) = block_on(aca.send(&a.nexus, &io));
     assert_eq!(reply.unwrap().sense.unwrap().as_bytes()[12..14], [0x49, 0x00]);
+}
+
+#[test]
+fn progress_is_told_while_the_medium_is_formatted() {
+    let (_target, image, a, mut b) = rig(config());
+    let io = Io::for_test();
+    ram(&image).hold(true);
+    for (cdb, ascq) in [(&[0x04, 0, 0, 0, 0, 0][..], 0x04), (&[0x48, 0x02, 0, 0, 0, 0, 0, 0, 0, 0], 0x1b)] {
+        let mut work = Running::start(&a.nexus, &io, 1, cdb, &[]);
+        for other in [&READY[..], &READ, &[0x1b, 0, 0, 0, 0, 0]] {
+            let sense = check(&mut b, other, &[], BLOCK, (0x2, 0x04, ascq));
+            assert_eq!(sense[15], 0x80, "a progress indication");
+        }
+        let data = good(&mut b, &[0x03, 0, 0, 0, 18, 0], &[], 18);
+        assert_eq!((data[2], data[12], data[13], data[15]), (0x2, 0x04, ascq, 0x80));
+        good(&mut b, &[0x12, 0, 0, 0, 36, 0], &[], 36);
+        let abort = TaskManagement::AbortTask(LUN_0, Tag(1));
+        let replies = manage(&a.nexus, abort, &mut [&mut work]);
+        assert!(matches!(replies[0], Err(TransportFault::Aborted)));
+        good(&mut b, &READY, &[], 0);
+    }
 }

@@ -16,6 +16,8 @@ mod management;
 mod modes;
 #[cfg(test)]
 mod nexuses;
+#[cfg(test)]
+mod persistent;
 mod provisioning;
 #[cfg(test)]
 mod races;

@@ -10,6 +10,8 @@ pub(super) const TESTS: &[(&str, Test)] = &[
     ("write same of zeros and without data", write_same_zeros),
     ("write same refusals", write_same_refusals),
     ("get lba status", get_lba_status),
+    ("format unit", format_unit),
+    ("sanitize", sanitize),
 ];
 
 fn write(i: &mut dyn Initiator, lba: u8, data: &[u8]) {
@@ -137,4 +139,43 @@ fn get_lba_status(i: &mut dyn Initiator) {
     assert_eq!(data[16..20], 0x3000u32.to_be_bytes());
     assert_eq!(data[20] & 0x0f, 0, "mapped or unknown");
     check(i, &[0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0x40, 0, 0, 0, 0, 24, 0, 0], &[], 24, (0x5, 0x21, 0x00));
+}
+
+fn format_unit(i: &mut dyn Initiator) {
+    settle(i);
+    for (cdb, list) in [
+        ([0x04, 0, 0, 0, 0, 0], &[][..]),
+        ([0x04, 0x10, 0, 0, 0, 0], &[0, 0x02, 0, 0]),
+        ([0x04, 0x30, 0, 0, 0, 0], &[0, 0x02, 0, 0, 0, 0, 0, 0]),
+    ] {
+        write(i, 0, &blocks_of(8, 8));
+        exact(i, &cdb, list, 0);
+        assert_eq!(read(i, 0, 8), vec![0; 8 * BLOCK], "{cdb:02x?}");
+    }
+    // Protection information, an initialization pattern, defects; no list at all.
+    for (list, byte, bit) in [([1, 0, 0, 0], 0, 0x8a), ([0, 8, 0, 0], 1, 0x8b), ([0, 0, 0, 8], 2, 0x80)] {
+        let sense = check(i, &[0x04, 0x10, 0, 0, 0, 0], &list, 0, (0x5, 0x26, 0x00));
+        assert_eq!(sense[15..18], [bit, 0, byte]);
+    }
+    check(i, &[0x04, 0x10, 0, 0, 0, 0], &[], 0, (0x5, 0x1a, 0x00));
+    bad_field(i, &[0x04, 0x40, 0, 0, 0, 0], &[], 0, 1, Some(6));
+}
+
+fn sanitize(i: &mut dyn Initiator) {
+    settle(i);
+    write(i, 0, &blocks_of(8, 8));
+    exact(i, &[0x48, 0x82, 0, 0, 0, 0, 0, 0, 0, 0], &[], 0);
+    assert_eq!(read(i, 0, 8), vec![0; 8 * BLOCK]);
+    // Overwrite twice with a pattern of three bytes, inverted the second time.
+    let list = [0x82, 0, 0, 3, 0x11, 0x22, 0x33];
+    exact(i, &[0x48, 0x01, 0, 0, 0, 0, 0, 0, 7, 0], &list, 0);
+    let block: Vec<u8> = [0xeeu8, 0xdd, 0xcc].into_iter().cycle().take(BLOCK).collect();
+    assert!(read(i, 0, 200).chunks(BLOCK).all(|chunk| chunk == block));
+    let last = exact(i, &[0x28, 0, 0, 0, 0x3f, 0xff, 0, 0, 1, 0], &[], BLOCK);
+    assert_eq!(last, block);
+    check(i, &[0x48, 0x01, 0, 0, 0, 0, 0, 0, 7, 0], &[0x00, 0, 0, 3, 1, 2, 3], 0, (0x5, 0x26, 0x00));
+    check(i, &[0x48, 0x01, 0, 0, 0, 0, 0, 0, 6, 0], &[0x01, 0, 0, 3, 1, 2], 0, (0x5, 0x1a, 0x00));
+    exact(i, &[0x48, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0], &[], 0);
+    // Cryptographic erase: there are no keys.
+    bad_field(i, &[0x48, 0x03, 0, 0, 0, 0, 0, 0, 0, 0], &[], 0, 1, Some(4));
 }

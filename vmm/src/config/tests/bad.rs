@@ -25,7 +25,7 @@ fn unknown_names_are_refused_with_a_guess() {
         "potato = 1",
         &[
             "vm.toml:2: unknown key `potato` in [vm], expected `name`, `cpus`, `memory`, `uuid`, `hugepages`, \
-           `hyperv`, `rtc`, `on_reset` or `on_crash`",
+           `shared_memory`, `hyperv`, `rtc`, `on_reset` or `on_crash`",
         ],
     );
     after_smallest(

@@ -15,6 +15,7 @@ fn the_smallest_file_has_every_default() {
                 memory: 1_073_741_824,
                 uuid: None,
                 huge_pages: None,
+                shared_memory: false,
                 hyperv: false,
                 rtc: RtcBase::Utc,
                 on_reset: Restart::Restart,
@@ -57,6 +58,7 @@ fn every_supported_key_is_read() {
         uuid = "123E4567-e89b-12d3-a456-426614174000"
         hugepages = "2MiB"
         rtc = "localtime"
+        shared_memory = true
         on_reset = "exit"
         on_crash = "exit"
         [boot]
@@ -95,6 +97,7 @@ fn every_supported_key_is_read() {
     assert_eq!(uuid.0, *b"\x12\x3e\x45\x67\xe8\x9b\x12\xd3\xa4\x56\x42\x66\x14\x17\x40\x00");
     assert_eq!(uuid.to_string(), "123e4567-e89b-12d3-a456-426614174000");
     assert_eq!(config.vm.huge_pages, Some(2_097_152));
+    assert!(config.vm.shared_memory);
     assert_eq!(config.vm.rtc, RtcBase::LocalTime);
     assert_eq!((config.vm.on_reset, config.vm.on_crash), (Restart::Exit, Restart::Exit));
     assert_eq!(

@@ -1,0 +1,177 @@
+//! Commands that replace everything on the medium: FORMAT UNIT (SBC-4, 5.4) and SANITIZE (SBC-4, 5.30).
+//!
+//! While one runs the medium is not ready, and sense data tells how far it is. IMMED only says that the initiator would
+//! not mind an early status; it comes at the end all the same.
+
+use super::Disk;
+use super::power::{Power, Work};
+use super::verify::CHUNK;
+use crate::iothread::Io;
+use crate::mem::{FromGuest, SgList, ToGuest};
+use crate::scsi::DataBuffers;
+use crate::scsi::opcode::field;
+use crate::scsi::outcome::{Done, Outcome};
+use crate::scsi::sense::{Failure, PARAMETER_LIST_LENGTH_ERROR, SenseData};
+use crate::storage::{BlockBackend, ByteOffset, Durability, Span, Unmap};
+
+/// Bytes zeroed in one step: progress is told and an abort heeded in between.
+const STEP: u64 = 1 << 30;
+
+/// FMTDATA and LONGLIST in byte 1 of FORMAT UNIT.
+const FMTDATA: u64 = 0x10;
+const LONGLIST: u64 = 0x20;
+
+/// SANITIZE OVERWRITE parameter list: count and INVERT, then the length of the pattern, then the pattern.
+struct Overwrite {
+    passes: u64,
+    invert: bool,
+    pattern: SgList,
+}
+
+impl<B: BlockBackend> Disk<B> {
+    /// FORMAT UNIT: all blocks read as zeros afterwards. The block length stays.
+    pub(super) async fn format_unit(&self, io: &Io, cdb: &[u8], data: DataBuffers) -> Outcome {
+        let received = check_format_list(cdb, &data.data_out)?;
+        self.erase(io, Work::Format).await?;
+        Ok(Done::received(received))
+    }
+
+    /// SANITIZE BLOCK ERASE: as far as this unit can reach, all blocks are given back, or else zeroed.
+    pub(super) async fn sanitize_block_erase(&self, io: &Io, cdb: &[u8]) -> Outcome {
+        if field(cdb, 7, 2) != 0 {
+            return Err(SenseData::cdb_field(7, Some(7)).into());
+        }
+        self.erase(io, Work::Sanitize).await?;
+        Ok(Done::good())
+    }
+
+    async fn erase(&self, io: &Io, work: Work) -> Result<(), Failure> {
+        let total = self.blocks() << self.block_shift;
+        let progress = Progress::begin(&self.power, work)?;
+        let unmap = if self.is_thin() { Unmap::Allowed } else { Unmap::Keep };
+        let mut at = 0;
+        while at < total {
+            let span = Span { at: ByteOffset(at), len: STEP.min(total - at) };
+            self.image.zero(io, span, unmap).await?;
+            at += span.len;
+            progress.at(0, at, total, 1);
+        }
+        self.image.flush(io).await?;
+        Ok(())
+    }
+
+    /// SANITIZE OVERWRITE: writes the initiator's pattern as often as it asks, with or without turning it over.
+    pub(super) async fn sanitize_overwrite(&self, io: &Io, cdb: &[u8], data: DataBuffers) -> Outcome {
+        let len = field(cdb, 7, 2);
+        let mut list = self.overwrite_list(len, &data.data_out)?;
+        let total = self.blocks() << self.block_shift;
+        let progress = Progress::begin(&self.power, Work::Sanitize)?;
+        for pass in 0..list.passes {
+            if pass > 0 && list.invert {
+                invert(&mut list.pattern);
+            }
+            let mut at = 0;
+            while at < total {
+                let part = FromGuest::new(list.pattern.window(0, CHUNK.min(total - at)));
+                let len = part.len();
+                self.image.write(io, ByteOffset(at), part, Durability::Cached).await?;
+                at += len;
+                progress.at(pass, at, total, list.passes);
+            }
+            self.image.flush(io).await?;
+        }
+        Ok(Done::received(len))
+    }
+
+    fn overwrite_list(&self, len: u64, list: &FromGuest) -> Result<Overwrite, Failure> {
+        let mut header = [0; 4];
+        if len < 5 || list.len() < len {
+            return Err(SenseData::illegal(PARAMETER_LIST_LENGTH_ERROR).into());
+        }
+        list.read_at(0, &mut header);
+        let (first, pattern_len) = (field(&header, 0, 1), field(&header, 2, 2));
+        let passes = first & 0x1f;
+        // TEST has vendor specific values only.
+        if first & 0x60 != 0 || passes == 0 {
+            let (bit, byte) = if passes == 0 { (4, 0) } else { (6, 0) };
+            return Err(SenseData::parameter_field(byte, Some(bit)).into());
+        }
+        if pattern_len == 0 || pattern_len > self.block_size() {
+            return Err(SenseData::parameter_field(2, None).into());
+        }
+        if pattern_len + 4 > len {
+            return Err(SenseData::illegal(PARAMETER_LIST_LENGTH_ERROR).into());
+        }
+        // Each block starts with the pattern, which repeats up to the end of the block.
+        let mut copy = vec![0; pattern_len as usize];
+        list.read_at(4, &mut copy);
+        let block: Vec<u8> = copy.iter().cycle().take(1 << self.block_shift).copied().collect();
+        let pattern = self.scratch(CHUNK)?;
+        let to = ToGuest::new(pattern.window(0, CHUNK));
+        for at in (0..CHUNK).step_by(block.len()) {
+            to.write_at(at, &block);
+        }
+        Ok(Overwrite { passes, invert: first & 0x80 != 0, pattern })
+    }
+}
+
+fn invert(pattern: &mut SgList) {
+    let len = pattern.len();
+    let (from, to) = (FromGuest::new(pattern.window(0, len)), ToGuest::new(pattern.window(0, len)));
+    let mut part = [0; 512];
+    for at in (0..len).step_by(part.len()) {
+        from.read_at(at, &mut part);
+        part.iter_mut().for_each(|byte| *byte = !*byte);
+        to.write_at(at, &part);
+    }
+}
+
+/// Checks the parameter list of FORMAT UNIT (SBC-4, 5.4.2) and returns its length.
+fn check_format_list(cdb: &[u8], list: &FromGuest) -> Result<u64, SenseData> {
+    let options = field(cdb, 1, 1);
+    if options & FMTDATA == 0 {
+        // The rest of the byte belongs to the list.
+        return if options == 0 { Ok(0) } else { Err(SenseData::cdb_field(1, Some(4))) };
+    }
+    let (len, defects_at, defects_len) = if options & LONGLIST == 0 { (4, 2, 2) } else { (8, 4, 4) };
+    let mut header = [0; 8];
+    let header = header.get_mut(..len).unwrap_or_default();
+    if list.read_at(0, header) < len {
+        return Err(SenseData::illegal(PARAMETER_LIST_LENGTH_ERROR));
+    }
+    // No protection information, no initialization pattern, no defects to bring along.
+    if field(header, 0, 1) & 0x07 != 0 {
+        return Err(SenseData::parameter_field(0, Some(2)));
+    }
+    if field(header, 1, 1) & 0x08 != 0 {
+        return Err(SenseData::parameter_field(1, Some(3)));
+    }
+    if field(header, defects_at, defects_len) != 0 {
+        return Err(SenseData::parameter_field(defects_at as u16, None));
+    }
+    Ok(len as u64)
+}
+
+/// Keeps the medium not ready while work is done on all of it; ready again when dropped.
+struct Progress<'a>(&'a Power);
+
+impl<'a> Progress<'a> {
+    fn begin(power: &'a Power, work: Work) -> Result<Self, Failure> {
+        power.begin(work)?;
+        Ok(Self(power))
+    }
+
+    /// `done` of `total` bytes in pass number `pass` of `passes`.
+    fn at(&self, pass: u64, done: u64, total: u64, passes: u64) {
+        // PROGRESS INDICATION is a numerator over 65536 (SPC-5, 4.4.2.4.4).
+        let (total, passes) = (u128::from(total.max(1)), u128::from(passes.max(1)));
+        let part = (u128::from(pass) * total + u128::from(done)) * 65535 / (total * passes);
+        self.0.set_progress(part as u16);
+    }
+}
+
+impl Drop for Progress<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}

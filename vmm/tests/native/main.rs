@@ -1,0 +1,20 @@
+//! The machine as a guest meets it: small 32-bit guests, assembled here, run by the real command on the real
+//! hypervisor. They use plain integer instructions, ports and memory only, so that they also run where KVM
+//! has no virtualization hardware to work with and emulates such code.
+//!
+//! Every test but those of operator errors is skipped, with a line that says so, where there is no /dev/kvm.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, unreachable_pub)]
+
+mod asm;
+mod console;
+mod errors;
+mod guest;
+mod interrupts;
+mod memory;
+mod pci;
+mod reset;
+mod smp;
+mod start;
+mod terminal;
+mod vm;
