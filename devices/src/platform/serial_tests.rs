@@ -1,4 +1,4 @@
-use super::super::fakes::{FakeLine, FakeSink, inb, outb};
+use crate::platform::fakes::{FakeLine, FakeSink, inb, outb};
 use super::*;
 
 fn port() -> (Serial, Arc<FakeLine>, Arc<FakeSink>) {

@@ -184,9 +184,14 @@ impl Control {
         }
     }
 
-    /// Resets paused vCPUs and returns when all are done.
+    /// Resets paused vCPUs and returns when all are done. What the guest has asked for until now is forgotten: a
+    /// second request, of another vCPU or along another way, was for the machine that is no more.
     pub fn reset(&self, entry: Option<Arc<Entry>>) {
         let mut state = self.lock();
+        let of_guest = |event: &Event| {
+            matches!(event, Event::PowerOff | Event::Reset(_) | Event::Crash(Crash::Guest(_)))
+        };
+        state.events.retain(|event| !of_guest(event));
         state.generation += 1;
         let generation = state.generation;
         state.goal = Goal::Reset { generation, entry };
@@ -256,6 +261,26 @@ mod tests {
                 })
             })
             .collect()
+    }
+
+    #[test]
+    fn a_reset_forgets_what_the_guest_asked_for_before_it() {
+        let control = Control::new(0).unwrap();
+        // Several vCPUs at once; the main thread takes the first.
+        control.reset_requested("one");
+        control.reset_requested("two");
+        control.crashed(Crash::Guest("three".into()));
+        control.request(MachineRequest::PowerOff);
+        control.post(Event::Signal(15));
+        control.crashed(Crash::Host("broken".into()));
+        control.post(Event::Quit);
+        assert_eq!(control.take_event(), Some(Event::Reset("one")));
+        control.pause(&[]);
+        control.reset(None);
+        assert_eq!(control.take_event(), Some(Event::Signal(15)));
+        assert_eq!(control.take_event(), Some(Event::Crash(Crash::Host("broken".into()))));
+        assert_eq!(control.take_event(), Some(Event::Quit));
+        assert_eq!(control.take_event(), None);
     }
 
     #[test]

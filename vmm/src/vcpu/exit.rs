@@ -123,6 +123,10 @@ fn port_access(vcpu: &mut VcpuFd, access: &PortAccess, is_read: bool, buses: &Bu
 /// Where the guest was when it stopped: instruction pointer and the bytes there, for the operator.
 pub fn whereabouts(vcpu: &mut VcpuFd, buses: &Buses) -> String {
     let Ok(regs) = vcpu.get_regs() else { return "its registers cannot be read".into() };
+    // The processor's shutdown leaves an AMD guest's state undefined, and KVM resets it.
+    if regs.rip == 0xfff0 && vcpu.get_sregs().is_ok_and(|s| s.cs.base == 0xffff_0000) {
+        return "where it was is lost, the processor is as after a reset".into();
+    }
     let mode = match vcpu.get_sregs() {
         Ok(s) => format!(
             "cs {:#x} cr0 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",

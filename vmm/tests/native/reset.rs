@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::asm::*;
 use super::guest::{COM1, Guest};
-use super::vm::{Ended, Vm, hypervisor, turn};
+use super::vm::{Ended, Vm, emulated, hypervisor, turn};
 
 /// The ways to a reset.
 #[derive(Clone, Copy, Debug)]
@@ -52,8 +52,9 @@ fn without_reboot_a_reset_is_exit_code_2_and_a_crash_3() {
         if matches!(way, Way::TripleFault) {
             assert_eq!(code, 3);
             assert!(errors.starts_with("vmm: error: vCPU 0: triple fault: "), "{errors}");
-            // The instruction at fault, ud2.
-            assert!(errors.contains("bytes there [0f, 0b, "), "{errors}");
+            // The instruction at fault, ud2, which an AMD processor does not tell.
+            let lost = "where it was is lost, the processor is as after a reset\n";
+            assert!(errors.contains("bytes there [0f, 0b, ") || errors.ends_with(lost), "{errors}");
             assert_eq!(errors.lines().count(), 1, "{errors}");
         } else {
             assert_eq!((code, errors.as_str()), (2, ""), "{way:?}");
@@ -95,6 +96,8 @@ fn report_state(g: &mut Guest) {
         g.report(name, Eax);
     }
     g.in32(0x600);
+    // TMR_STS comes by itself every 2.3 seconds.
+    g.and(Eax, !1);
     g.report("PM1_STS and PM1_EN", Eax);
     for (name, port) in [
         ("PIC 1 mask", 0x21),
@@ -321,5 +324,5 @@ fn a_reset_is_quick() {
     drop(turn);
     // Past the test harness: the number is the point.
     io::stderr().write_all(format!("a reset takes {each:?}\n").as_bytes()).unwrap();
-    assert!(each < Duration::from_millis(300), "{each:?}");
+    assert!(each < Duration::from_millis(300) || emulated(), "{each:?}");
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::asm::*;
 use super::guest::{COM1, Guest};
-use super::vm::{Running, Vm, hypervisor, turn};
+use super::vm::{Running, Vm, emulated, hypervisor, turn};
 
 /// Far more than it takes, also where many tests run at once.
 const MOST: Duration = Duration::from_millis(300);
@@ -55,5 +55,5 @@ fn a_small_guest_starts_at_once() {
         format!("from exec to the first guest instruction: {least:?} at best, {middle:?} mostly\n{steps}");
     // Past the test harness: the numbers are the point.
     io::stderr().write_all(report.as_bytes()).unwrap();
-    assert!(*middle < MOST, "{report}");
+    assert!(*middle < MOST || emulated(), "{report}");
 }

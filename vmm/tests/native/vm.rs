@@ -34,6 +34,11 @@ pub fn virtualization() -> bool {
     cpuinfo.split_whitespace().any(|flag| flag == "svm" || flag == "vmx")
 }
 
+/// Whether QEMU emulates this machine's processor, so that times mean nothing.
+pub fn emulated() -> bool {
+    fs::read_to_string("/proc/cpuinfo").unwrap().contains("QEMU TCG CPU")
+}
+
 /// What `look` finds, as soon as it finds it.
 #[track_caller]
 pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
