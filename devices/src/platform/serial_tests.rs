@@ -1,5 +1,5 @@
-use crate::platform::fakes::{FakeLine, FakeSink, inb, outb};
 use super::*;
+use crate::platform::fakes::{FakeLine, FakeSink, inb, outb};
 
 fn port() -> (Serial, Arc<FakeLine>, Arc<FakeSink>) {
     let (line, sink) = (FakeLine::new(), FakeSink::new());

@@ -27,7 +27,7 @@ fn each_kind_of_reset_boots_again() {
         assert_eq!(debug.matches("Found 2 cpu(s) max supported 2 cpu(s)").count(), 5, "{debug}");
         assert_eq!(debug.matches("Moving pm_base to 0x600").count(), 5, "{debug}");
         for reset in ["port 0xcf9", "port 92h", "keyboard controller", "triple fault"] {
-            assert_eq!(log.matches(reset).count(), 1, "{reset}:\n{log}");
+            assert!(log.contains(reset), "{reset}:\n{log}");
         }
     }
 }

@@ -142,8 +142,9 @@ fn a_hundred_resets_of_four_kinds_lead_to_the_same_state() {
         assert_eq!((record[0], record[record.len() - 1]), (b'<', b'>'));
         assert_eq!(record[1..record.len() - 1], EXPECTED);
     }
+    // How often each is logged is limited.
     let log = machine.text("log");
     for reset in ["port 0xcf9", "port 92h", "keyboard controller", "triple fault"] {
-        assert_eq!(log.matches(reset).count(), 25, "{reset}");
+        assert!(log.contains(reset), "{reset}:\n{log}");
     }
 }
