@@ -9,7 +9,7 @@
 //!   0x0002_0000  command line (64 KiB)      /
 //!   0x0009_fc00  extended BIOS data area, reserved, empty
 //!   0x000a_0000  legacy VGA window: no RAM is announced up to 0x000e_0000
-//!   0x000e_0000  BIOS area, reserved: the RSDP
+//!   0x000e_0000  BIOS area, reserved: the RSDP, SMBIOS from 0x000f_0000
 //!   0x0010_0000  RAM: kernel, ..., initrd, ACPI tables at the very top of low RAM
 //!   low RAM top  at most 2 GiB
 //!   0xb000_0000  PCI Express configuration space (256 MiB)
@@ -47,6 +47,8 @@ pub const VGA: AddrRange = AddrRange { base: 0xa_0000, size: 0x2_0000 };
 pub const BIOS: AddrRange = AddrRange { base: 0xe_0000, size: 0x2_0000 };
 /// Where direct boot puts the RSDP.
 pub const RSDP: u64 = BIOS.base;
+/// Where direct boot puts the SMBIOS entry point: operating systems search from here to 1 MiB.
+pub const SMBIOS: u64 = 0xf_0000;
 /// First address a kernel may be loaded to.
 pub const HIGH_RAM: u64 = 0x10_0000;
 /// RAM below 4 GiB ends here at the latest.

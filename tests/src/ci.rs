@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 
 use crate::bed::{Bed, build_vmm};
+use crate::firmware;
 use crate::guest::Vmm;
 use crate::packages::on_path;
 use crate::paths::workspace;
@@ -54,7 +55,9 @@ fn check(name: &str, words: &[&str], count: &mut Count) {
 /// Runs all unit tests, counting each.
 fn unit_tests(count: &mut Count) -> Result<()> {
     println!("RUN  unit tests");
-    let mut child = cargo(&["test", "--workspace"]).stdout(Stdio::piped()).spawn()?;
+    let mut tests = cargo(&["test", "--workspace"]);
+    tests.env(firmware::SEABIOS, firmware::seabios()?);
+    let mut child = tests.stdout(Stdio::piped()).spawn()?;
     let output = child.stdout.take().context("cargo test has no output")?;
     let before = count.failed;
     for line in BufReader::new(output).lines() {

@@ -1,7 +1,7 @@
 //! The test bed: boots stock guests with the vmm binary, on machines with and without virtualization.
 //!
 //! ```text
-//! packages, tools, kernel ── what is fetched        cpio, images ── what is built from it
+//! packages, tools, kernel, firmware ── what is fetched        cpio, images ── what is built from it
 //!            └──────── cache: each built once ────────┘
 //! level1 ── a machine with KVM, where there is none     agent, wire, host ── running commands in it
 //! bed ── all of the above, ready       guest, config, qemu ── describe and start a guest
@@ -17,6 +17,7 @@ pub mod ci;
 pub mod config;
 pub mod cpio;
 pub mod demo;
+pub mod firmware;
 pub mod guest;
 pub mod host;
 pub mod images;

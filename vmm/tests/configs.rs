@@ -22,7 +22,7 @@ fn text(path: &str) -> String {
 fn read(name: &str, text: &str) -> (TempDir, Config) {
     fn make_files(directory: &Path, key: &str, value: &toml::Value) {
         match value {
-            toml::Value::String(file) if ["kernel", "initrd", "image"].contains(&key) => {
+            toml::Value::String(file) if ["kernel", "initrd", "firmware", "image"].contains(&key) => {
                 fs::write(directory.join(file), [0; 512]).unwrap();
             }
             toml::Value::Table(table) => {

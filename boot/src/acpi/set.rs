@@ -132,7 +132,7 @@ pub enum InstallError {
 }
 
 /// The finished tables.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TableSet {
     tables: Vec<u8>,
     rsdp: Vec<u8>,

@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod cmos;
+pub mod fw_cfg;
 pub mod i8042;
 
 pub mod pm;

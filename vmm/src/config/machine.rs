@@ -16,6 +16,8 @@ const LEAST_MEMORY: u64 = 1 << 20;
 const HUGE_PAGE: u64 = 2 << 20;
 /// Longest path of a UNIX socket in bytes (unix(7)), its NUL not counted.
 const LONGEST_SOCKET: usize = 107;
+/// Longest name of a file of fw_cfg.
+const LONGEST_FW_CFG: usize = devices::platform::fw_cfg::MAX_NAME;
 
 /// Reads `[vm]`. The name of the file `file` is the default for the machine's.
 pub(super) fn vm(section: &Section<'_>, file: &Path, host: &Host, errors: &mut Errors) -> Option<Vm> {
@@ -105,7 +107,7 @@ pub(super) fn boot(
     let (kernel, initrd, firmware, vars) = (file("kernel"), file("initrd"), file("firmware"), file("vars"));
     if section.written("firmware").is_none() {
         section.require("kernel", "the Linux kernel to boot", errors);
-        section.meaningless(&["vars", "order"], "without `firmware`", errors);
+        section.meaningless(&["vars", "order", "fw_cfg"], "without `firmware`", errors);
         let cmdline = section.text("cmdline").unwrap_or_default().to_owned();
         return kernel.map(|kernel| Boot::Kernel { kernel, initrd, cmdline });
     }
@@ -118,7 +120,28 @@ pub(super) fn boot(
         found.ok()
     });
     let order = order.collect();
-    firmware.map(|firmware| Boot::Firmware { firmware, vars, order })
+    let fw_cfg = section.texts("fw_cfg").to_vec();
+    for (name, _) in fw_cfg.iter().filter(|(name, _)| !is_fw_cfg_name(name)) {
+        let reason =
+            format!("\"{name}\" is no name, expected \"opt/\" and up to {LONGEST_FW_CFG} characters in all");
+        section.reject("fw_cfg", &reason, errors);
+    }
+    firmware.map(|firmware| Boot::Firmware { firmware, vars, order, fw_cfg })
+}
+
+/// Names below `opt/` are the user's; all others belong to the machine.
+fn is_fw_cfg_name(name: &str) -> bool {
+    let rest = name.strip_prefix("opt/").filter(|rest| !rest.is_empty());
+    rest.is_some() && name.len() <= LONGEST_FW_CFG && name.bytes().all(|byte| matches!(byte, b'!'..=b'~'))
+}
+
+/// Reads `boot.debug_log`.
+pub(super) fn debug_log(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Option<PathBuf> {
+    let path = path(section, "debug_log", directory)?;
+    if let Err(reason) = host::check_creatable(&path, "file") {
+        section.reject("debug_log", &reason, errors);
+    }
+    Some(path)
 }
 
 /// Reads `hba:target[:lun]`, which must be there.

@@ -90,7 +90,9 @@ fn build(root: &mut Section<'_>, path: &Path, host: &Host, errors: &mut Errors) 
     let directory = path.parent().unwrap_or(Path::new(""));
     let vm = machine::vm(&root.take("vm"), path, host, errors);
     let hbas = hba::hbas(root, directory, vm.as_ref().map_or(1, |vm| vm.cpus), errors);
-    let boot = machine::boot(&root.take("boot"), directory, hbas.as_deref(), errors);
+    let section = root.take("boot");
+    let boot = machine::boot(&section, directory, hbas.as_deref(), errors);
+    let debug_log = machine::debug_log(&section, directory, errors);
     let serial = machine::serial(&root.take("serial"), directory, errors);
-    Some(Config { vm: vm?, boot: boot?, serial: serial?, hbas: hbas? })
+    Some(Config { vm: vm?, boot: boot?, debug_log, serial: serial?, hbas: hbas? })
 }

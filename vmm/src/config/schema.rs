@@ -58,6 +58,8 @@ pub enum Kind {
     BoolOrChoice(Choices),
     /// A list of strings.
     Strings,
+    /// A table of strings whose keys are free.
+    Texts,
     /// `[key]`
     Table(&'static [Key]),
     /// `[[key]]`
@@ -111,9 +113,11 @@ const BOOT: &[Key] = &[
     key("kernel", Kind::Path, Built),
     key("initrd", Kind::Path, Built),
     key("cmdline", Kind::Text(0), Built),
-    key("firmware", Kind::Path, NotYet),
+    key("firmware", Kind::Path, Built),
     key("vars", Kind::Path, NotYet),
-    key("order", Kind::Strings, NotYet),
+    key("order", Kind::Strings, Built),
+    key("fw_cfg", Kind::Texts, Built),
+    key("debug_log", Kind::Path, Built),
 ];
 
 const SERIAL: &[Key] = &[key("mode", choice(SerialMode::NAMES, &[]), Built), key("path", Kind::Path, Built)];

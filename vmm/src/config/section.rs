@@ -27,6 +27,7 @@ enum Typed<'a> {
     Wide(u128),
     Text(String),
     Strings(Vec<String>),
+    Texts(Vec<(String, String)>),
     Sections(Vec<Section<'a>>),
 }
 
@@ -203,6 +204,14 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Names and values of a table of strings.
+    pub(super) fn texts(&self, key: &str) -> &[(String, String)] {
+        match self.value(key) {
+            Some(Typed::Texts(values)) => values,
+            _ => &[],
+        }
+    }
+
     /// The tables called `key`.
     pub(super) fn sections(&self, key: &str) -> &[Section<'a>] {
         match self.value(key) {
@@ -338,6 +347,14 @@ fn scalar<'a>(kind: &Kind, node: &Node) -> Result<Typed<'a>, String> {
             .collect::<Result<_, _>>()
             .map(Typed::Strings),
         (Kind::Strings, _) => Err("expected a list of strings".into()),
+        (Kind::Texts, Value::Table(table)) => table
+            .0
+            .iter()
+            .map(|entry| Some((entry.name.clone(), self::text(&entry.node)?)))
+            .collect::<Option<_>>()
+            .map(Typed::Texts)
+            .ok_or_else(|| "expected a table of strings".into()),
+        (Kind::Texts, _) => Err("expected a table of strings".into()),
         // A table that this version does not look into: refused already.
         (Kind::Later | Kind::Table(_) | Kind::Tables(_), _) => Ok(Typed::Bool(true)),
     }

@@ -41,6 +41,8 @@ pub struct Config {
     pub vm: Vm,
     /// `[boot]`
     pub boot: Boot,
+    /// `boot.debug_log`: the file that takes what firmware prints to its debug console; `None` for the log.
+    pub debug_log: Option<PathBuf>,
     /// `[serial]`
     pub serial: Serial,
     /// `[[hba]]`, in the order of the file
@@ -149,6 +151,8 @@ pub enum Boot {
         vars: Option<PathBuf>,
         /// Devices to try, first to last; empty for the firmware's own order.
         order: Vec<BootDevice>,
+        /// Files of fw_cfg by name, for firmware and guest: `opt/...`.
+        fw_cfg: Vec<(String, String)>,
     },
 }
 

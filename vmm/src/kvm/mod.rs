@@ -4,6 +4,7 @@ mod chips;
 mod doorbell;
 mod irq;
 mod ram;
+mod rom;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -19,6 +20,7 @@ pub use chips::InitialChips;
 pub use doorbell::KvmDoorbells;
 pub use irq::{InterruptRouter, Vectors};
 pub use ram::{Backing, allocate as allocate_ram};
+pub use rom::{Rom, map_rom};
 
 /// Why the hypervisor cannot be used: each message is one clear line with the remedy.
 #[derive(Debug, Error)]

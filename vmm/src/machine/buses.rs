@@ -6,6 +6,8 @@ use devices::bus::Bus;
 use devices::mem::GuestRam;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::trace;
+
 /// The two address spaces of devices, and RAM for looking at.
 pub struct Buses {
     /// I/O ports.
@@ -20,24 +22,32 @@ impl Buses {
     /// A read of 1, 2 or 4 bytes from a port.
     pub fn port_read(&self, port: u16, data: &mut [u8]) {
         self.ports.read(u64::from(port), data);
-        tracing::trace!(target: "vmm::access", "in  {port:#06x} = {data:02x?}");
+        if trace::is_on() {
+            trace::port(&self.ports, "in", port, data);
+        }
     }
 
     /// A write of 1, 2 or 4 bytes to a port.
     pub fn port_write(&self, port: u16, data: &[u8]) {
-        tracing::trace!(target: "vmm::access", "out {port:#06x} = {data:02x?}");
+        if trace::is_on() {
+            trace::port(&self.ports, "out", port, data);
+        }
         self.ports.write(u64::from(port), data);
     }
 
     /// A read of 1 to 8 bytes from memory that is not RAM.
     pub fn memory_read(&self, addr: u64, data: &mut [u8]) {
         self.memory.read(addr, data);
-        tracing::trace!(target: "vmm::access", "rd  {addr:#010x} = {data:02x?}");
+        if trace::is_on() {
+            trace::memory(&self.memory, "rd", addr, data);
+        }
     }
 
     /// A write of 1 to 8 bytes to memory that is not RAM.
     pub fn memory_write(&self, addr: u64, data: &[u8]) {
-        tracing::trace!(target: "vmm::access", "wr  {addr:#010x} = {data:02x?}");
+        if trace::is_on() {
+            trace::memory(&self.memory, "wr", addr, data);
+        }
         self.memory.write(addr, data);
     }
 

@@ -16,7 +16,7 @@ use devices::platform::cmos::{BootDevice, CMOS_BASE, CMOS_LEN, Cmos, CmosConfig,
 use devices::platform::i8042::{I8042, I8042_BASE, I8042_LEN, KEYBOARD_IRQ, MOUSE_IRQ};
 use devices::platform::pm::{PowerManagement, SCI_GSI};
 use devices::platform::ports::{
-    APM_BASE, ApmPorts, DMA_PAGE_BASE, DebugConsole, DmaPagePorts, LineLog, SystemControlPortA,
+    APM_BASE, ApmPorts, DMA_PAGE_BASE, DebugConsole, DmaPagePorts, SystemControlPortA,
 };
 use devices::platform::serial::{COM1_BASE, COM1_IRQ, SERIAL_LEN, Serial};
 use devices::platform::sink::Sink;
@@ -58,12 +58,15 @@ pub struct Parts<'a> {
     pub machine: MachineHandle,
     /// Where the first serial port prints to.
     pub console: Arc<dyn Sink>,
+    /// Where the debug console prints to.
+    pub debug: Arc<dyn Sink>,
 }
 
 /// The board, ready for functions to be plugged in.
 pub struct Chipset {
     pub buses: Arc<Buses>,
     pub host: Arc<PciHost>,
+    pub mch: Arc<Mch>,
     pub pm: Arc<PowerManagement>,
     pub cmos: Arc<Cmos>,
     pub serial: Arc<Serial>,
@@ -130,11 +133,12 @@ impl Chipset {
             doorbells: Arc::new(KvmDoorbells::new(parts.vm.clone())),
             windows: Arc::new(pci_windows(&buses, parts)),
             next_slot: FIRST_SLOT.into(),
+            mch: Mch::new(&host, buses.memory.clone()),
             host: host.clone(),
             buses,
         };
         chipset.add_bridges(pm, intx)?;
-        chipset.map_ports()?;
+        chipset.map_ports(parts.debug.clone())?;
         Ok(chipset)
     }
 
@@ -147,12 +151,12 @@ impl Chipset {
             // The SCI stays on its line: firmware and kernels leave the selection at IRQ 9.
             sci: Arc::new(|gsi| tracing::debug!("the guest selects GSI {gsi} for the SCI")),
         });
-        self.host.add(Mch::BDF, Mch::new(&self.host, self.buses.memory.clone()))?;
+        self.host.add(Mch::BDF, self.mch.clone())?;
         self.host.add(Lpc::BDF, lpc)?;
         Ok(())
     }
 
-    fn map_ports(&self) -> Result<(), ChipsetError> {
+    fn map_ports(&self, debug: Arc<dyn Sink>) -> Result<(), ChipsetError> {
         let map = |base: u64, len: u64, device: Arc<dyn BusDevice>| self.buses.ports.map(base, len, device);
         map(ConfigPorts::BASE, ConfigPorts::LEN, self.config_ports.clone())?;
         map(COM1_BASE, SERIAL_LEN, self.serial.clone())?;
@@ -163,7 +167,7 @@ impl Chipset {
         map(APM_BASE, self.apm.len(), self.apm.clone())?;
         // Port 92h lies among the DMA page registers' neighbours, not among them: 80h to 8Fh.
         map(DMA_PAGE_BASE, self.dma_pages.len(), self.dma_pages.clone())?;
-        map(DebugConsole::PORT, 1, Arc::new(DebugConsole::new(Arc::new(LineLog::debug()))))?;
+        map(DebugConsole::PORT, 1, Arc::new(DebugConsole::new(debug)))?;
         Ok(())
     }
 
@@ -237,7 +241,7 @@ fn isa_lines(router: &InterruptRouter) -> Result<[Option<Arc<dyn IrqLine>>; 16],
 fn pci_windows(buses: &Buses, parts: &Parts<'_>) -> BusWindows {
     // Firmware may put BARs anywhere between RAM and the fixed devices, and ECAM wherever it likes among them.
     let below_4g = parts.layout.low_top().max(layout::MAX_LOW_TOP)..layout::MEM32.end();
-    let above = parts.layout.mem64_window(parts.physical_bits).map(|w| w.as_range());
-    let memory = std::iter::once(below_4g).chain(above).collect();
+    let above = parts.layout.end()..1 << parts.physical_bits.clamp(33, 52);
+    let memory = vec![below_4g, above];
     BusWindows::new(buses.memory.clone(), buses.ports.clone(), memory, vec![IO_WINDOW])
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, mpsc};
 
 use anyhow::{Context, Result, bail};
 use devices::iothread::IoThread;
+use devices::pci::Bdf;
 use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, Target};
 use devices::storage::{CacheMode, Image, RawImage, RawOptions, Sharing};
 use hba_virtio_scsi::{Options, VirtioScsi};
@@ -16,6 +17,7 @@ use crate::config::{self, Cache, Config, Controller, Device, Format};
 #[derive(Default)]
 pub struct Hbas {
     virtio: Vec<Arc<VirtioScsi>>,
+    addresses: Vec<Bdf>,
     targets: Vec<Arc<Target>>,
     /// Dropped last: their Drop waits for everything that is in flight.
     threads: Vec<IoThread>,
@@ -42,9 +44,15 @@ impl Hbas {
                 Controller::Megasas { .. } => bail!("hba {}: type \"megasas\" is not supported yet", hba.id),
             }
             tracing::debug!("hba {} is at PCI {bdf}", hba.id);
+            hbas.addresses.push(bdf);
             hbas.threads.push(thread);
         }
         Ok(hbas)
+    }
+
+    /// Where each HBA is, in the order of the file.
+    pub fn addresses(&self) -> &[Bdf] {
+        &self.addresses
     }
 
     /// System reset: logical units as after power-on. The HBAs were reset before, so nothing is in flight.

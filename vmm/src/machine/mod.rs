@@ -4,7 +4,11 @@ mod buses;
 mod chipset;
 mod control;
 mod events;
+mod firmware;
 mod hbas;
+mod symbols;
+mod tables;
+mod trace;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +16,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
 use boot::linux::Source;
-use boot::{AddrRange, Entry, RamLayout, layout};
+use boot::{AddrRange, Entry, RamLayout, layout, smbios};
 use devices::mem::GuestRam;
 use devices::pci::{Resources, assign_resources, gsi_for, program_chipset};
 use kvm_ioctls::VmFd;
@@ -28,6 +32,7 @@ use crate::logging;
 use crate::vcpu::{CpuidTemplate, Vcpu, VcpuThread, install_kick};
 use chipset::{Chipset, Parts};
 use events::MainLoop;
+use firmware::{FirmwareBoot, Wiring};
 use hbas::Hbas;
 
 /// Where the power management registers are when no firmware moves them.
@@ -37,6 +42,13 @@ const PM_BASE: u16 = 0x600;
 struct DirectBoot {
     source: Source,
     tables: boot::acpi::TableSet,
+    smbios: smbios::Tables,
+}
+
+/// What the machine starts.
+enum Boots {
+    Kernel(DirectBoot),
+    Firmware(FirmwareBoot),
 }
 
 /// How a machine ended.
@@ -57,7 +69,7 @@ pub struct Machine {
     physical_bits: u8,
     chipset: Chipset,
     control: Arc<Control>,
-    boot: DirectBoot,
+    boot: Boots,
     chips: InitialChips,
     vcpus: Vec<Vcpu>,
     signals: Arc<Signals>,
@@ -90,10 +102,20 @@ impl Machine {
             config: &config,
             machine: control.clone(),
             console: console.sink(),
+            debug: firmware::debug_console(config.debug_log.as_deref())?,
         })?;
         let hbas = Hbas::plug(&config, &chipset)?;
         let chips = InitialChips::capture(&vm)?;
-        let boot = direct_boot(&config, &layout, cpuid.physical_bits())?;
+        let boot = boots(&Wiring {
+            vm: &vm,
+            ram: &ram,
+            layout: &layout,
+            physical_bits: cpuid.physical_bits(),
+            processor_id: cpuid.processor_id(),
+            config: &config,
+            chipset: &chipset,
+            hbas: hbas.addresses(),
+        })?;
         trace(start, "devices built");
         let vcpus = (0..cpus)
             .map(|index| Vcpu::new(hypervisor.kvm(), &vm, &cpuid, index))
@@ -115,19 +137,27 @@ impl Machine {
             hbas,
         };
         let entry = machine.load()?;
-        trace(start, "kernel loaded");
-        if entry.needs_64bit {
+        trace(start, "kernel or firmware loaded");
+        if entry.as_ref().is_some_and(|entry| entry.needs_64bit) {
             hypervisor.require_64bit()?;
         }
         for vcpu in &machine.vcpus {
-            vcpu.prepare(Some(&entry)).context("setting the first registers")?;
+            vcpu.prepare(entry.as_ref()).context("setting the first registers")?;
         }
         trace(start, "registers set");
         Ok(machine)
     }
 
+    /// Puts what runs first into memory: a kernel with its entry, or firmware, which starts at power-on.
+    fn load(&self) -> Result<Option<Entry>> {
+        match &self.boot {
+            Boots::Kernel(boot) => self.load_kernel(boot).map(Some),
+            Boots::Firmware(boot) => boot.restart().map(|()| None),
+        }
+    }
+
     /// Does what firmware would: chipset, BARs, tables, kernel.
-    fn load(&self) -> Result<Entry> {
+    fn load_kernel(&self, boot: &DirectBoot) -> Result<Entry> {
         let host = &self.chipset.host;
         program_chipset(host, PM_BASE, layout::ECAM.base);
         let resources = Resources {
@@ -137,7 +167,9 @@ impl Machine {
             decode: false,
         };
         assign_resources(host, &resources)?;
-        Ok(boot::linux::load(&self.ram, &self.layout, &self.boot.source, &self.boot.tables)?)
+        let entry = boot::linux::load(&self.ram, &self.layout, &boot.source, &boot.tables)?;
+        boot.smbios.install(&self.ram).context("SMBIOS structures")?;
+        Ok(entry)
     }
 
     /// Runs the machine to its end.
@@ -251,7 +283,7 @@ impl Machine {
         self.hbas.power_on();
         self.chips.restore(&self.vm)?;
         let entry = self.load()?;
-        self.control.reset(Some(Arc::new(entry)));
+        self.control.reset(entry.map(Arc::new));
         Ok(())
     }
 }
@@ -261,16 +293,31 @@ fn trace(start: Instant, step: &str) {
     tracing::debug!(target: "vmm::start", "{:>7} us: {step}", start.elapsed().as_micros());
 }
 
-fn direct_boot(config: &Config, layout: &RamLayout, physical_bits: u8) -> Result<DirectBoot> {
-    let Boot::Kernel { kernel, initrd, cmdline } = &config.boot else {
-        return Err(anyhow!("booting firmware is not supported yet"));
-    };
-    let source = Source::new(Some(kernel.clone()), initrd.clone(), Some(cmdline.clone()))?
+fn boots(wiring: &Wiring<'_>) -> Result<Boots> {
+    match &wiring.config.boot {
+        Boot::Kernel { kernel, initrd, cmdline } => {
+            direct_boot(wiring, kernel, initrd.as_deref(), cmdline).map(Boots::Kernel)
+        }
+        Boot::Firmware { firmware, order, fw_cfg, .. } => {
+            FirmwareBoot::new(wiring, firmware, order, fw_cfg).map(Boots::Firmware)
+        }
+    }
+}
+
+fn direct_boot(
+    wiring: &Wiring<'_>,
+    kernel: &Path,
+    initrd: Option<&Path>,
+    cmdline: &str,
+) -> Result<DirectBoot> {
+    let Wiring { config, layout, .. } = wiring;
+    let source = Source::new(Some(kernel.into()), initrd.map(Into::into), Some(cmdline.into()))?
         .ok_or_else(|| anyhow!("no kernel"))?;
     let apic_ids = (0..u32::from(config.vm.cpus)).collect();
-    let mut machine = boot::acpi::Machine::direct_boot(layout, physical_bits, apic_ids, gsi_for);
+    let mut machine = boot::acpi::Machine::direct_boot(layout, wiring.physical_bits, apic_ids, gsi_for);
     // As `kvm::irq` routes it, and as on every PC.
     machine.irq0_to_gsi2 = true;
     let tables = machine.tables().context("ACPI tables")?;
-    Ok(DirectBoot { source, tables })
+    let smbios = firmware::smbios_tables(wiring, smbios::Version::V3);
+    Ok(DirectBoot { source, tables, smbios })
 }

@@ -28,6 +28,12 @@ impl CpuidTemplate {
         self.entries.iter().find(|e| e.function == 0x8000_0008).map_or(36, |e| e.eax as u8)
     }
 
+    /// What SMBIOS calls the processor's ID: EAX of leaf 1 in the lower half, EDX in the upper one.
+    pub fn processor_id(&self) -> u64 {
+        let leaf = self.entries.iter().find(|e| e.function == 1);
+        leaf.map_or(0, |e| u64::from(e.eax) | u64::from(e.edx) << 32)
+    }
+
     /// The leaves of the vCPU with this APIC id.
     pub fn for_vcpu(&self, apic_id: u32) -> Result<CpuId, KvmError> {
         let entries: Vec<_> = self.entries.iter().map(|e| personalize(*e, apic_id)).collect();

@@ -75,14 +75,7 @@ fn what_this_version_does_not_build_is_refused_never_ignored() {
     }
     let text = "[vm]\nmemory = \"1GiB\"\n[boot]\nfirmware = \"vmlinuz\"\nvars = \"initrd\"\norder = [\"s:0\"]\n\
                 [[hba]]\nid = \"s\"\n[[hba.lun]]\nimage = \"a.img\"\n";
-    assert_eq!(
-        Fixture::new().lines(text, &[]),
-        [
-            "vm.toml:4: `firmware` in [boot] is not supported yet",
-            "vm.toml:5: `vars` in [boot] is not supported yet",
-            "vm.toml:6: `order` in [boot] is not supported yet",
-        ]
-    );
+    assert_eq!(Fixture::new().lines(text, &[]), ["vm.toml:5: `vars` in [boot] is not supported yet",]);
 }
 
 #[test]
@@ -406,6 +399,34 @@ fn the_file_itself_is_at_fault() {
     assert_eq!(lines("directory"), ["directory: cannot read: Is a directory"]);
     fs::write(fixture.path("latin1.toml"), b"[vm]\nname = \"B\xfcro\"\n").unwrap();
     assert_eq!(lines("latin1.toml"), ["latin1.toml:2: not TOML: not UTF-8"]);
+}
+
+#[test]
+fn files_of_fw_cfg_have_names_and_text() {
+    let check = |line: &str| {
+        let text = format!("[vm]\nmemory = \"1GiB\"\n[boot]\nfirmware = \"vmlinuz\"\n{line}\n");
+        Fixture::new().lines(&text, &[])
+    };
+    let long = format!("opt/{}", "x".repeat(52));
+    for name in ["etc/e820", "opt/", "opt", "opt/a b", "opt/\u{e9}", &long] {
+        let expected = format!(
+            "vm.toml:5: `fw_cfg` in [boot]: \"{name}\" is no name, expected \"opt/\" and up to 55 characters in all"
+        );
+        assert_eq!(check(&format!("fw_cfg = {{ \"{name}\" = \"\" }}")), [expected]);
+    }
+    for wrong in ["1", "[\"a\"]", "{ \"opt/a\" = 1 }"] {
+        let errors = check(&format!("fw_cfg = {wrong}"));
+        assert!(errors.len() == 1 && errors[0].ends_with(", expected a table of strings"), "{errors:?}");
+    }
+    assert_eq!(
+        check("debug_log = \"gone/log\""),
+        ["vm.toml:5: `debug_log` in [boot]: cannot create gone/log: no directory gone"]
+    );
+    let kernel = SMALLEST.replace("[boot]\n", "[boot]\nfw_cfg = {}\n");
+    assert_eq!(
+        Fixture::new().lines(&kernel, &[]),
+        ["vm.toml:4: `fw_cfg` in [boot] has no meaning without `firmware`"]
+    );
 }
 
 /// The relations between keys that this version refuses in any case.

@@ -22,6 +22,7 @@ fn the_smallest_file_has_every_default() {
                 on_crash: Restart::Restart,
             },
             boot: Boot::Kernel { kernel: fixture.path("vmlinuz"), initrd: None, cmdline: String::new() },
+            debug_log: None,
             serial: Serial::Stdio,
             hbas: vec![Hba {
                 id: "hba0".into(),
@@ -225,6 +226,7 @@ fn unsupported_parts_are_parsed() {
             firmware: fixture.path("vmlinuz"),
             vars: Some(fixture.path("initrd")),
             order: vec![device("raid0", 3), device("hba0", 1)],
+            fw_cfg: Vec::new(),
         }
     );
     let controllers: Vec<_> = config.hbas.iter().map(|hba| hba.controller.clone()).collect();
@@ -245,4 +247,32 @@ fn unsupported_parts_are_parsed() {
         devices,
         [Device::Cd(empty), Device::Generic("/dev/null".into()), Device::Block("/dev/null".into())]
     );
+}
+
+#[test]
+fn firmware_with_everything() {
+    let text = r#"
+        [vm]
+        memory = "64MiB"
+        [boot]
+        firmware = "vmlinuz"
+        order = ["hba0:0"]
+        fw_cfg = { "opt/org.test/a" = "one", "opt/b" = "" }
+        debug_log = "debug.log"
+        [[hba]]
+        [[hba.lun]]
+        image = "a.img"
+    "#;
+    let (fixture, config) = good(text, &["boot.fw_cfg.opt/c=3"]);
+    let entry = |name: &str, text: &str| (name.to_owned(), text.to_owned());
+    assert_eq!(
+        config.boot,
+        Boot::Firmware {
+            firmware: fixture.path("vmlinuz"),
+            vars: None,
+            order: vec![BootDevice { hba: "hba0".into(), target: 0, lun: 0 }],
+            fw_cfg: vec![entry("opt/b", ""), entry("opt/org.test/a", "one"), entry("opt/c", "3")],
+        }
+    );
+    assert_eq!(config.debug_log, Some(fixture.path("debug.log")));
 }

@@ -1,0 +1,252 @@
+//! Booting firmware: its image in memory, and what fw_cfg tells it about the machine.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result, anyhow};
+use boot::acpi::{Blob, TableSet};
+use boot::e820::E820Map;
+use boot::firmware::Image;
+use boot::{RamLayout, smbios};
+use devices::mem::{Dma, GuestRam};
+use devices::pci::Bdf;
+use devices::platform::fw_cfg::{Content, FW_CFG_BASE, FW_CFG_LEN, FwCfg, FwCfgBuilder, Make, key};
+use devices::platform::ports::LineLog;
+use devices::platform::serial::COM1_BASE;
+use devices::platform::sink::Sink;
+use kvm_ioctls::VmFd;
+use vm_memory::GuestMemoryBackend;
+
+use super::chipset::Chipset;
+use super::tables::FirmwareTables;
+use crate::config::{BootDevice, Config, Hba};
+use crate::kvm::{Rom, map_rom};
+
+/// Bytes that the directory announces for files whose content is made later. Firmware ignores the zeroes behind it.
+const TABLES_LEN: usize = 128 << 10;
+const LOADER_LEN: usize = 4 << 10;
+const RSDP_LEN: usize = 36;
+/// Kernels compare it to tell old machines: month, day, year.
+const RELEASE_DATE: &str = "01/01/2026";
+/// `etc/boot-fail-wait`: do not start over when nothing boots.
+const NEVER: u32 = u32::MAX;
+
+/// What a firmware boot is built from.
+pub struct Wiring<'a> {
+    pub vm: &'a VmFd,
+    pub ram: &'a Arc<GuestRam>,
+    pub layout: &'a RamLayout,
+    pub physical_bits: u8,
+    /// CPUID leaf 1: EAX in the lower half, EDX in the upper one.
+    pub processor_id: u64,
+    pub config: &'a Config,
+    pub chipset: &'a Chipset,
+    /// PCI address of each `[[hba]]`, in the order of the configuration.
+    pub hbas: &'a [Bdf],
+}
+
+/// A machine's firmware, ready to start and to start again.
+pub struct FirmwareBoot {
+    image: Image,
+    ram: Arc<GuestRam>,
+    fw_cfg: Arc<FwCfg>,
+    /// Held as long as the VM.
+    _rom: Rom,
+}
+
+impl FirmwareBoot {
+    /// Maps the firmware at `path` and puts fw_cfg on the bus. [`FirmwareBoot::restart`] comes before each start.
+    pub fn new(
+        wiring: &Wiring<'_>,
+        path: &Path,
+        order: &[BootDevice],
+        files: &[(String, String)],
+    ) -> Result<Self> {
+        let image = Image::read(path)?;
+        let slot = u32::try_from(wiring.ram.num_regions()).context("memory slots")?;
+        let rom = map_rom(wiring.vm, slot, image.address(), image.bytes())
+            .context("mapping the firmware (KVM_CAP_READONLY_MEM)")?;
+        let mut builder = numbers(wiring.config);
+        for (name, content) in machine_files(wiring, order)? {
+            builder.file(name, content)?;
+        }
+        for (name, text) in files {
+            builder.file(name, Content::fixed(text))?;
+        }
+        let dma = Dma::new(wiring.ram.clone());
+        // Not a PCI function: no bus master bit holds it back.
+        dma.set_bus_master(true);
+        let fw_cfg = Arc::new(builder.build(dma));
+        wiring.chipset.buses.ports.map(FW_CFG_BASE, FW_CFG_LEN, fw_cfg.clone())?;
+        Ok(Self { image, ram: wiring.ram.clone(), fw_cfg, _rom: rom })
+    }
+
+    /// Everything as after power-on. The processors' own power-on state starts the firmware.
+    pub fn restart(&self) -> Result<()> {
+        self.fw_cfg.reset();
+        self.image.fill_bios_area(&self.ram).context("filling the BIOS area")
+    }
+}
+
+/// The items with numbers.
+fn numbers(config: &Config) -> FwCfgBuilder {
+    let cpus = u16::from(config.vm.cpus).to_le_bytes();
+    FwCfgBuilder::new()
+        .key(key::UUID, &config.vm.uuid.map_or([0; 16], |uuid| uuid.0))
+        .key(key::RAM_SIZE, &config.vm.memory.to_le_bytes())
+        .key(key::NO_GRAPHIC, &[0; 2])
+        .key(key::CPUS, &cpus)
+        .key(key::NUMA, &[0; 8])
+        .key(key::BOOT_MENU, &[0; 2])
+        .key(key::MAX_CPUS, &cpus)
+        .key(key::OLD_ACPI, &[0; 2])
+        .key(key::OLD_SMBIOS, &[0; 2])
+        // As `kvm::irq` routes it, and as the MADT says.
+        .key(key::IRQ0_OVERRIDE, &[1])
+        .key(key::OLD_E820, &[0; 4])
+}
+
+/// The files that describe the machine.
+fn machine_files(wiring: &Wiring<'_>, order: &[BootDevice]) -> Result<Vec<(&'static str, Content)>> {
+    let config = wiring.config;
+    let structures = smbios_tables(wiring, smbios::Version::V2);
+    let mut files = vec![
+        ("etc/e820", Content::fixed(E820Map::firmware(wiring.layout).to_bytes())),
+        (smbios::ANCHOR_FILE, Content::fixed(structures.entry_point(0))),
+        (smbios::TABLES_FILE, Content::fixed(structures.bytes())),
+        ("etc/sercon-port", Content::fixed((COM1_BASE as u16).to_le_bytes())),
+        ("etc/boot-fail-wait", Content::fixed(NEVER.to_le_bytes())),
+    ];
+    if !order.is_empty() {
+        files.push(("bootorder", Content::fixed(boot_order(order, &config.hbas, wiring.hbas)?)));
+    }
+    let tables = FirmwareTables::new(wiring);
+    files.extend(table_files(&Arc::new(tables)));
+    Ok(files)
+}
+
+/// The ACPI tables and the script that links them. Firmware reads the script first, when it has programmed the chipset.
+fn table_files(tables: &Arc<FirmwareTables>) -> [(&'static str, Content); 3] {
+    let file = |len, part: fn(&TableSet) -> Vec<u8>, anew: bool| {
+        let tables = tables.clone();
+        let make: Make = Arc::new(move || part(&tables.get(anew)));
+        Content::Lazy { len, make }
+    };
+    [
+        ("etc/table-loader", file(LOADER_LEN, TableSet::loader_script, true)),
+        (Blob::Tables.file_name(), file(TABLES_LEN, |set| set.bytes(Blob::Tables).to_vec(), false)),
+        (Blob::Rsdp.file_name(), file(RSDP_LEN, |set| set.bytes(Blob::Rsdp).to_vec(), false)),
+    ]
+}
+
+/// SMBIOS structures: 2.8 for firmware, which adds its own name and version; 3.0 for a directly booted kernel.
+pub fn smbios_tables(wiring: &Wiring<'_>, revision: smbios::Version) -> smbios::Tables {
+    let ourselves = smbios::Firmware {
+        vendor: "VMM".into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        date: RELEASE_DATE.into(),
+    };
+    let machine = smbios::Machine {
+        revision,
+        firmware: (revision == smbios::Version::V3).then_some(ourselves),
+        system: system(wiring.config),
+        cpus: wiring.config.vm.cpus.into(),
+        processor_id: wiring.processor_id,
+        ram: *wiring.layout,
+    };
+    machine.tables()
+}
+
+/// What the machine calls itself.
+fn system(config: &Config) -> smbios::System {
+    smbios::System {
+        manufacturer: "VMM".into(),
+        product: "Virtual Machine (q35)".into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        serial: String::new(),
+        uuid: config.vm.uuid.map(|uuid| uuid.0),
+        sku: String::new(),
+        family: config.vm.name.clone(),
+    }
+}
+
+/// Open Firmware paths of the devices to boot from, a line each, then a NUL.
+fn boot_order(order: &[BootDevice], hbas: &[Hba], addresses: &[Bdf]) -> Result<String> {
+    let mut text = String::new();
+    for device in order {
+        let found = hbas.iter().zip(addresses).find(|(hba, _)| hba.id == device.hba);
+        let (_, address) = found.ok_or_else(|| anyhow!("boot order: no hba {}", device.hba))?;
+        let BootDevice { target, lun, .. } = device;
+        let slot = address.device();
+        // Writing into a String does not fail.
+        let _ = match address.function() {
+            0 => writeln!(text, "/pci@i0cf8/scsi@{slot:x}/channel@0/disk@{target:x},{lun:x}"),
+            function => {
+                writeln!(text, "/pci@i0cf8/scsi@{slot:x},{function:x}/channel@0/disk@{target:x},{lun:x}")
+            }
+        };
+    }
+    // The NUL takes the place of the last line's end.
+    text.pop();
+    text.push('\0');
+    Ok(text)
+}
+
+/// Where the debug console prints to: the file at `path`, or the log.
+pub fn debug_console(path: Option<&Path>) -> Result<Arc<dyn Sink>> {
+    let Some(path) = path else { return Ok(Arc::new(LineLog::debug())) };
+    let file = File::create(path).with_context(|| format!("boot.debug_log: {}", path.display()))?;
+    Ok(Arc::new(DebugFile(Mutex::new(file))))
+}
+
+/// Takes the bytes as they come: what was printed is in the file even when the process is killed.
+struct DebugFile(Mutex<File>);
+
+impl Sink for DebugFile {
+    fn put(&self, bytes: &[u8]) {
+        let mut file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = file.write_all(bytes) {
+            devices::log_limited!(warn, "boot.debug_log: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Controller, MegasasMode, MegasasModel};
+
+    fn hba(id: &str) -> Hba {
+        let controller = Controller::Megasas { model: MegasasModel::Gen2, mode: MegasasMode::Raid };
+        Hba { id: id.into(), controller, luns: Vec::new() }
+    }
+
+    #[test]
+    fn boot_order_is_a_list_of_paths_that_ends_in_nul() {
+        let hbas = [hba("a"), hba("b")];
+        let addresses = [Bdf::new(0, 1, 0), Bdf::new(0, 0x1a, 3)];
+        let device = |hba: &str, target, lun| BootDevice { hba: hba.into(), target, lun };
+        let order = [device("b", 31, 16383), device("a", 0, 0)];
+        assert_eq!(
+            boot_order(&order, &hbas, &addresses).unwrap(),
+            "/pci@i0cf8/scsi@1a,3/channel@0/disk@1f,3fff\n/pci@i0cf8/scsi@1/channel@0/disk@0,0\0"
+        );
+        assert!(boot_order(&[device("c", 0, 0)], &hbas, &addresses).is_err());
+    }
+
+    #[test]
+    fn the_debug_console_writes_through_to_its_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("debug");
+        let sink = debug_console(Some(&path)).unwrap();
+        for byte in b"SeaBIOS\npart" {
+            sink.put(&[*byte]);
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), b"SeaBIOS\npart");
+        let error = debug_console(Some(&directory.path().join("gone/x"))).err().unwrap();
+        assert!(error.to_string().starts_with("boot.debug_log: "), "{error}");
+    }
+}

@@ -1,0 +1,50 @@
+//! Boot sectors from disks.
+
+use std::time::Duration;
+
+use super::machine::{Plan, has_virtualization, image, images};
+use super::sector::Sector;
+
+/// With RAM above 4 GiB SeaBIOS 1.16.3 moves 64-bit BARs there, out of reach of its own disk drivers.
+#[test]
+fn a_boot_sector_runs_from_a_virtio_scsi_disk() {
+    for image in images() {
+        let disks = vec![Sector::new().print("hello from the disk").finish()];
+        let mut machine = Plan { cpus: 4, memory: "6GiB", disks, ..Plan::new(&image) }.start();
+        let time = machine.expect("serial", "hello from the disk");
+        let limit = Duration::from_secs(if has_virtualization() { 3 } else { 30 });
+        assert!(time < limit, "{time:?}");
+        machine.expect("debug", "hello from the disk");
+        let log = machine.text("debug");
+        assert!(log.contains("found virtio-scsi at 00:01.0"), "{log}");
+        assert!(log.contains("Booting from 0000:7c00"), "{log}");
+        assert_eq!(machine.text("log"), "");
+    }
+}
+
+#[test]
+fn disks_boot_in_the_order_of_the_configuration() {
+    let Some(image) = image() else { return };
+    let sector = |text| Sector::new().print(text).finish();
+    for (boot, first) in [
+        ("order = [\"hba0:1\", \"hba0:0\"]", "this is disk one"),
+        ("order = [\"hba0:0\", \"hba0:1\"]", "this is disk zero"),
+    ] {
+        let disks = vec![sector("this is disk zero"), sector("this is disk one")];
+        let mut machine = Plan { disks, boot, ..Plan::new(&image) }.start();
+        machine.wait("a boot sector", |machine| {
+            let text = machine.text("serial");
+            let at = text.find("this is disk")?;
+            text.get(at..at + first.len()).map(|found| assert_eq!(found, first))
+        });
+    }
+}
+
+/// A BIOS starts from the first hard disk only.
+#[test]
+fn a_disk_without_a_boot_sector_ends_in_a_message() {
+    let Some(image) = image() else { return };
+    let mut machine = Plan { disks: vec![vec![0; 512]], ..Plan::new(&image) }.start();
+    machine.expect("serial", "Boot failed: not a bootable disk");
+    machine.expect("serial", "No bootable device.");
+}

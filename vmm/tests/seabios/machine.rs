@@ -1,0 +1,202 @@
+//! A machine with SeaBIOS, its files, and what it printed.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// The firmware images to test with; none when there are none and nobody insists.
+pub(crate) fn images() -> Vec<PathBuf> {
+    let insists = std::env::var_os("VMM_TEST_SEABIOS");
+    let images: Vec<PathBuf> = match &insists {
+        Some(list) => std::env::split_paths(list).collect(),
+        None => found(),
+    };
+    let kvm = fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    if insists.is_some() {
+        assert!(kvm, "VMM_TEST_SEABIOS is set, but /dev/kvm cannot be opened");
+        images.iter().for_each(|image| assert!(image.is_file(), "no file {}", image.display()));
+        assert!(!images.is_empty(), "VMM_TEST_SEABIOS is empty");
+    } else if images.is_empty() || !kvm {
+        // Past the test harness, which keeps the output of passing tests to itself.
+        let reason = if kvm { "no SeaBIOS found, see VMM_TEST_SEABIOS" } else { "no /dev/kvm" };
+        let _ = writeln!(fs::File::create("/dev/stderr").unwrap(), "SKIPPED: SeaBIOS tests: {reason}");
+        return Vec::new();
+    }
+    images
+}
+
+/// One image for tests that do not depend on the version.
+pub(crate) fn image() -> Option<PathBuf> {
+    images().pop()
+}
+
+/// Images in the cache of the test bed and in Debian's place.
+fn found() -> Vec<PathBuf> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let cache = std::env::var_os("VMM_TEST_CACHE").map_or(workspace.join(".cache"), PathBuf::from);
+    let folders = fs::read_dir(cache).into_iter().flatten().flatten();
+    let mut folders: Vec<PathBuf> = folders
+        .filter(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name.starts_with("seabios12-") || name.starts_with("tools-")
+        })
+        .map(|entry| entry.path())
+        .collect();
+    folders.sort();
+    let images = folders.iter().map(|folder| folder.join("usr/share/seabios/bios-256k.bin"));
+    let images: Vec<PathBuf> = images.filter(|image| image.is_file()).collect();
+    match images.is_empty() {
+        true => vec![PathBuf::from("/usr/share/seabios/bios-256k.bin")]
+            .into_iter()
+            .filter(|i| i.is_file())
+            .collect(),
+        false => images,
+    }
+}
+
+/// What to start.
+pub(crate) struct Plan<'a> {
+    pub(crate) image: &'a Path,
+    pub(crate) cpus: u32,
+    pub(crate) memory: &'static str,
+    /// Contents of the disks, target 0 up.
+    pub(crate) disks: Vec<Vec<u8>>,
+    /// More lines of [boot].
+    pub(crate) boot: &'static str,
+    /// `VMM_LOG`.
+    pub(crate) log: &'static str,
+}
+
+impl<'a> Plan<'a> {
+    pub(crate) fn new(image: &'a Path) -> Self {
+        Self { image, cpus: 1, memory: "64MiB", disks: Vec::new(), boot: "", log: "warn" }
+    }
+
+    pub(crate) fn start(self) -> Machine {
+        let seat = Seat::take();
+        let dir = TempDir::new().unwrap();
+        let mut config = format!(
+            "[vm]\ncpus = {}\nmemory = \"{}\"\nuuid = \"123e4567-e89b-12d3-a456-426614174000\"\n\
+             [boot]\nfirmware = \"{}\"\ndebug_log = \"debug\"\n{}\n\
+             [serial]\nmode = \"file\"\npath = \"serial\"\n",
+            self.cpus,
+            self.memory,
+            self.image.display(),
+            self.boot
+        );
+        if !self.disks.is_empty() {
+            config += "[[hba]]\n";
+        }
+        for (number, disk) in self.disks.iter().enumerate() {
+            let name = format!("disk{number}");
+            let file = fs::File::create(dir.path().join(&name)).unwrap();
+            (&file).write_all(disk).unwrap();
+            file.set_len(1 << 20).unwrap();
+            config += &format!("[[hba.lun]]\nimage = \"{name}\"\n");
+        }
+        fs::write(dir.path().join("vm.toml"), config).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
+        command.args(["--config", "vm.toml", "--log-file", "log"]).current_dir(dir.path());
+        let start = Instant::now();
+        let child = command.env("VMM_LOG", self.log).stdin(Stdio::null()).spawn().unwrap();
+        Machine { dir, child, start, _seat: seat }
+    }
+}
+
+/// A running machine. It is killed at the end.
+pub(crate) struct Machine {
+    dir: TempDir,
+    child: Child,
+    start: Instant,
+    _seat: Seat,
+}
+
+/// Where KVM emulates every instruction a boot takes seconds of processor time: so few at once that none waits long.
+const SEATS: usize = 2;
+static TAKEN: Mutex<usize> = Mutex::new(0);
+static LEFT: Condvar = Condvar::new();
+
+struct Seat;
+
+impl Seat {
+    fn take() -> Self {
+        let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        while *taken >= SEATS {
+            taken = LEFT.wait(taken).unwrap_or_else(PoisonError::into_inner);
+        }
+        *taken += 1;
+        Self
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        *TAKEN.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        LEFT.notify_one();
+    }
+}
+
+/// Whether the processor runs guest code itself. If not, KVM emulates each instruction.
+pub(crate) fn has_virtualization() -> bool {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = text.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    flags.split_whitespace().any(|flag| flag == "svm" || flag == "vmx")
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The longest that any step may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+impl Machine {
+    /// The process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn bytes(&self, file: &str) -> Vec<u8> {
+        fs::read(self.dir.path().join(file)).unwrap_or_default()
+    }
+
+    /// What is in `file` so far: "debug", "serial" or "log".
+    pub(crate) fn text(&self, file: &str) -> String {
+        String::from_utf8_lossy(&self.bytes(file)).replace('\r', "")
+    }
+
+    /// Waits until `done` finds in the debug log what it wants.
+    #[track_caller]
+    pub(crate) fn wait<T>(&mut self, what: &str, mut done: impl FnMut(&Self) -> Option<T>) -> T {
+        loop {
+            if let Some(found) = done(self) {
+                return found;
+            }
+            let ended = self.child.try_wait().unwrap();
+            if ended.is_some() || self.start.elapsed() > PATIENCE {
+                panic!(
+                    "{what} does not come; ended: {ended:?}\n{}\n{}",
+                    self.text("debug"),
+                    self.text("log")
+                );
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Waits until `file` holds `text`; returns the time since the start.
+    #[track_caller]
+    pub(crate) fn expect(&mut self, file: &str, text: &str) -> Duration {
+        self.wait(text, |machine| machine.text(file).contains(text).then_some(()));
+        self.start.elapsed()
+    }
+}
