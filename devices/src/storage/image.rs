@@ -1,6 +1,6 @@
 //! The closed set of image formats, dispatched statically.
 
-use super::{BlockBackend, BlockError, ByteOffset, Durability, Geometry, RawImage, Span, Unmap};
+use super::{BlockBackend, BlockError, ByteOffset, Durability, Geometry, Qcow2Image, RawImage, Span, Unmap};
 use crate::iothread::Io;
 use crate::mem::{FromGuest, ToGuest};
 #[cfg(any(test, feature = "testing"))]
@@ -10,6 +10,8 @@ use crate::testing::{FaultDisk, RamDisk, RecordingDisk};
 pub enum Image {
     /// A raw file or block device.
     Raw(RawImage),
+    /// A qcow2 image with its backing files.
+    Qcow2(Qcow2Image),
     /// Memory, for tests.
     #[cfg(any(test, feature = "testing"))]
     Ram(RamDisk),
@@ -25,6 +27,7 @@ macro_rules! each {
     ($image:expr, $backend:ident => $call:expr) => {
         match $image {
             Image::Raw($backend) => $call,
+            Image::Qcow2($backend) => $call,
             #[cfg(any(test, feature = "testing"))]
             Image::Ram($backend) => $call,
             #[cfg(any(test, feature = "testing"))]

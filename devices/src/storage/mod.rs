@@ -14,6 +14,7 @@ mod error;
 mod gate;
 mod image;
 mod lock;
+mod qcow2;
 mod raw;
 mod sys;
 
@@ -21,6 +22,7 @@ pub use cache::CacheMode;
 pub use error::{Action, BlockError, BlockErrorKind, OpenError};
 pub use image::Image;
 pub use lock::Sharing;
+pub use qcow2::{Qcow2Image, Qcow2Options};
 pub use raw::{RawImage, RawOptions};
 
 use crate::iothread::Io;
