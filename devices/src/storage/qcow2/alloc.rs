@@ -178,9 +178,6 @@ impl Layer {
     async fn grow_reftable(&self, io: &Io, index: usize) -> Result<(), BlockError> {
         let (cluster, bits) = (self.header.cluster(), self.header.block_bits());
         let old_len = self.meta().reftable.len();
-        if self.meta().old_reftable.is_some() {
-            return Err(self.damaged(Action::Write, "its refcount table grows too fast"));
-        }
         let start = (old_len as u64) << bits;
         let (mut blocks, mut tables) = (1u64, 1u64);
         loop {
@@ -217,7 +214,7 @@ impl Layer {
         });
         meta.reserved.extend(taken.clone());
         meta.reftable_at = (start + blocks) * cluster;
-        meta.old_reftable = Some(old);
+        meta.old_reftables.push(old);
         meta.virgin = meta.virgin.max(taken.end);
         Ok(())
     }

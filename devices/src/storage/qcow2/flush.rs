@@ -46,15 +46,20 @@ impl Layer {
     async fn write_reftable(&self, io: &Io, turn: &Hold) -> Result<(), BlockError> {
         let (table, at, dirty, moved) = {
             let meta = self.meta();
-            if meta.reftable_dirty.is_empty() && meta.old_reftable.is_none() {
+            if meta.reftable_dirty.is_empty() && meta.old_reftables.is_empty() {
                 return Ok(());
             }
-            (big_endian(&meta.reftable), meta.reftable_at, meta.reftable_dirty.clone(), meta.old_reftable)
+            (
+                big_endian(&meta.reftable),
+                meta.reftable_at,
+                meta.reftable_dirty.clone(),
+                !meta.old_reftables.is_empty(),
+            )
         };
-        let Some(old) = moved else {
+        if !moved {
             self.write_sectors(io, at, &table, dirty, turn).await?;
             return self.file.barrier(io).await;
-        };
+        }
         self.write_bytes(io, at, &table, turn).await?;
         self.file.barrier(io).await?;
         let clusters = (table.len() as u64 / self.header.cluster()) as u32;
@@ -62,8 +67,9 @@ impl Layer {
         self.write_bytes(io, REFTABLE_FIELD, &field, turn).await?;
         self.file.barrier(io).await?;
         let mut meta = self.meta();
-        meta.old_reftable = None;
-        meta.frees.push(Free { first: old.at / self.header.cluster(), count: old.clusters });
+        for old in std::mem::take(&mut meta.old_reftables) {
+            meta.frees.push(Free { first: old.at / self.header.cluster(), count: old.clusters });
+        }
         Ok(())
     }
 
@@ -120,62 +126,61 @@ impl Layer {
 
     /// Counts references down that are gone from the file, and gives clusters without any back to the host.
     async fn free(&self, io: &Io, turn: &Hold, discard: bool) -> Result<(), BlockError> {
-        let count = self.meta().frees.len();
-        for _ in 0..count {
-            // Taken off first: if the future is dropped, clusters are lost until a check, never freed twice.
-            let next = self.meta().frees.pop();
-            let Some(free) = next else { return Ok(()) };
-            let mut cluster = free.first;
-            while cluster < free.first + free.count {
-                let end = self.free_some(io, cluster, free.first + free.count, turn, discard).await?;
-                cluster = end.max(cluster + 1);
+        loop {
+            let next = {
+                let mut meta = self.meta();
+                // What a dropped future left half done comes first.
+                meta.freeing = meta.freeing.take().or_else(|| meta.frees.pop());
+                meta.freeing
+            };
+            match next {
+                None => return Ok(()),
+                Some(Free { count: 0, .. }) => self.meta().freeing = None,
+                Some(free) => self.free_some(io, free, turn, discard).await?,
             }
         }
-        Ok(())
     }
 
-    /// Counts down from `first` on, as far as the block and the kind of refcount go; returns how far.
-    async fn free_some(
-        &self,
-        io: &Io,
-        first: u64,
-        end: u64,
-        turn: &Hold,
-        discard: bool,
-    ) -> Result<u64, BlockError> {
+    /// Counts the start of `free` down, as far as the block and the kind of refcount go.
+    async fn free_some(&self, io: &Io, free: Free, turn: &Hold, discard: bool) -> Result<(), BlockError> {
         let (bits, order) = (self.header.block_bits(), self.header.refcount_order);
+        let first = free.first;
         let index = (first >> bits) as usize;
-        let known = self.meta().reftable.get(index).is_some_and(|at| *at != 0);
-        if !known || !self.ensure_block(io, index).await? {
-            tracing::warn!("{}: cluster {first} is in use and was not counted", self.file.name());
-            return Ok(first + 1);
-        }
         let slot = |cluster: u64| (cluster & ((1 << bits) - 1)) as usize;
-        let last = end.min((index as u64 + 1) << bits);
-        let until = {
-            let mut meta = self.meta();
-            let Some(block) = meta.blocks.get(&index) else { return Ok(first + 1) };
-            let count = refcount(&block.bytes, order, slot(first)).unwrap_or(0);
-            if count != 1 {
-                if let Some(block) = meta.block_mut(index).filter(|_| count > 1) {
-                    set_refcount(block, order, slot(first), count - 1);
-                }
-                return Ok(first + 1);
+        let counted = self.meta().reftable.get(index).is_some_and(|at| *at != 0);
+        if counted {
+            self.ensure_block(io, index).await?;
+        }
+        let last = (first + free.count).min((index as u64 + 1) << bits);
+        let (until, count) = {
+            let meta = self.meta();
+            let count = |cluster: u64| {
+                meta.blocks
+                    .get(&index)
+                    .and_then(|block| refcount(&block.bytes, order, slot(cluster)))
+                    .unwrap_or(0)
+            };
+            match count(first) {
+                1 => ((first..last).take_while(|n| count(*n) == 1).last().unwrap_or(first) + 1, 1),
+                count => (first + 1, count),
             }
-            let single = |cluster: &u64| refcount(&block.bytes, order, slot(*cluster)) == Some(1);
-            (first..last).take_while(single).last().unwrap_or(first) + 1
         };
-        if discard {
+        if count == 0 {
+            tracing::warn!("{}: cluster {first} is in use and was not counted", self.file.name());
+        } else if count == 1 && discard {
             // Before they can be allocated again.
             let cluster = self.header.cluster_bits;
             self.file.punch(io, first << cluster, (until - first) << cluster, turn).await;
         }
         let mut meta = self.meta();
-        if let Some(block) = meta.block_mut(index) {
-            (first..until).for_each(|cluster| set_refcount(block, order, slot(cluster), 0));
+        if let Some(block) = meta.block_mut(index).filter(|_| count > 0) {
+            (first..until).for_each(|cluster| set_refcount(block, order, slot(cluster), count - 1));
         }
-        meta.hint = meta.hint.min(first);
-        Ok(until)
+        if count == 1 {
+            meta.hint = meta.hint.min(first);
+        }
+        meta.freeing = Some(Free { first: until, count: free.count - (until - first) });
+        Ok(())
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) struct Free {
     pub(super) count: u64,
 }
 
-/// A refcount table that was replaced by a larger one and is still in the header.
+/// A refcount table that was replaced by a larger one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OldReftable {
     pub(super) at: u64,
@@ -54,7 +54,8 @@ pub(super) struct Meta {
     pub(super) reftable: Vec<u64>,
     pub(super) reftable_at: u64,
     pub(super) reftable_dirty: BTreeSet<usize>,
-    pub(super) old_reftable: Option<OldReftable>,
+    /// The first of them is still in the header.
+    pub(super) old_reftables: Vec<OldReftable>,
     pub(super) blocks: HashMap<usize, Block>,
     /// Clusters that hold metadata.
     pub(super) reserved: HashSet<u64>,
@@ -63,6 +64,8 @@ pub(super) struct Meta {
     /// Clusters from here on were never used and read as zeros.
     pub(super) virgin: u64,
     pub(super) frees: Vec<Free>,
+    /// What is left of the one that is being dealt with.
+    pub(super) freeing: Option<Free>,
     pub(super) dirty_tables: u64,
     pub(super) dirty_blocks: u64,
 }
@@ -179,7 +182,7 @@ impl Meta {
 
     /// Whether anything waits to be written or freed.
     pub(super) fn is_pending(&self) -> bool {
-        self.is_dirty() || !self.frees.is_empty()
+        self.is_dirty() || !self.frees.is_empty() || self.freeing.is_some()
     }
 
     /// Whether tables wait to be written.
@@ -187,7 +190,7 @@ impl Meta {
         self.dirty_tables + self.dirty_blocks > 0
             || !self.l1_dirty.is_empty()
             || !self.reftable_dirty.is_empty()
-            || self.old_reftable.is_some()
+            || !self.old_reftables.is_empty()
     }
 
     /// Whether so much waits that it should be written now.

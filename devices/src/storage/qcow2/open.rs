@@ -37,9 +37,8 @@ impl Chain {
         while let Some(Next { path, qcow2 }) = next.take() {
             let top = seen.is_empty();
             let show = path.display();
-            let file = RawImage::open(&raw_options(options, &path, top))?;
-            let id = file.file().metadata().map(|m| (m.dev(), m.ino()));
-            let id = id.map_err(|e| OpenError::host(format!("cannot look at {show}"), e))?;
+            // Before it is locked: two uses of one file would exclude each other. If it is not there, opening says so.
+            let id = path.metadata().map_or((0, 0), |m| (m.dev(), m.ino()));
             if seen.contains(&id) {
                 return Err(OpenError::new(format!(
                     "{show} is its own backing file, directly or through others"
@@ -52,6 +51,7 @@ impl Chain {
                     "{place} has more than {DEPTH} backing files; shorten the chain with qemu-img commit or rebase"
                 )));
             }
+            let file = RawImage::open(&raw_options(options, &path, top))?;
             if !qcow2 {
                 base = Some(file);
                 break;

@@ -108,11 +108,6 @@ impl RawImage {
         Ok(())
     }
 
-    /// The host's file.
-    pub(in crate::storage) fn file(&self) -> &File {
-        &self.host.file
-    }
-
     fn within(&self, action: Action, at: u64, len: u64) -> Result<(), BlockError> {
         let end = self.host_len();
         if self.read_only {

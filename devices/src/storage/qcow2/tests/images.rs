@@ -49,8 +49,11 @@ fn chains_conform() {
     let Some(bench) = Bench::new() else { return };
     for compat in ["1.1", "0.10"] {
         // The base ends within a sector, and the middle is shorter than both others.
-        bench.img(&["create", "-q", "-f", "raw", "base.raw", "3000100"]);
-        bench.io("base.raw", "raw", &["write -P 1 0 1M", "write -P 2 2M 900k", "write -P 3 2999808 292"]);
+        let mut base = vec![1; 3_000_100];
+        base[1 << 20..2 << 20].fill(0);
+        base[2 << 20..].fill(2);
+        base[2_999_808..].fill(3);
+        std::fs::write(bench.path("base.raw"), base).unwrap();
         let middle = ["create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "middle.qcow2", "3M"];
         bench.img(&middle);
         bench.io("middle.qcow2", "qcow2", &["write -P 4 512k 300k", "write -z 64k 128k"]);
