@@ -189,10 +189,9 @@ fn read_table(file: &File, len: u64, at: u64, bytes: u64) -> std::io::Result<Vec
 fn reserve(meta: &mut Meta, header: &Header) {
     let bits = header.cluster_bits;
     let cluster = header.cluster();
-    let mut ranges = vec![0..1];
-    ranges.push(header.reftable_at >> bits..(header.reftable_at >> bits) + header.reftable_clusters);
-    let l1 = header.l1_at >> bits;
-    ranges.push(l1..l1 + (header.l1_entries * 8).div_ceil(cluster));
+    let (l1, reftable) = (header.l1_at >> bits, header.reftable_at >> bits);
+    let l1_clusters = (header.l1_entries * 8).div_ceil(cluster);
+    let ranges = [0..1, reftable..reftable + header.reftable_clusters, l1..l1 + l1_clusters];
     let tables = meta.l1.iter().map(|l1| entry::offset(*l1) >> bits).filter(|n| *n != 0);
     let blocks = meta.reftable.iter().map(|at| at >> bits).filter(|n| *n != 0);
     meta.reserved = ranges.into_iter().flatten().chain(tables).chain(blocks).collect();
