@@ -276,7 +276,7 @@ fn reads_against_raw() {
     const LEN: u64 = 256 << 20;
     bench.img(&["create", "-q", "-f", "qcow2", "speed.qcow2", "256M"]);
     bench.img(&["create", "-q", "-f", "raw", "speed.raw", "256M"]);
-    let raw = super::super::super::RawOptions {
+    let raw = crate::storage::RawOptions {
         path: bench.path("speed.raw"),
         read_only: false,
         cache: CacheMode::Writeback,
