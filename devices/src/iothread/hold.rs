@@ -28,6 +28,24 @@ impl Hold {
     pub fn new(claims: Arc<dyn Claims>, id: u64) -> Self {
         Self(Some((claims, id)))
     }
+
+    /// Both claims, held together.
+    pub fn with(self, other: &Hold) -> Self {
+        match (&self.0, &other.0) {
+            (None, _) => other.clone(),
+            (_, None) => self,
+            _ => Self::new(Arc::new(Both(self, other.clone())), 0),
+        }
+    }
+}
+
+/// Two claims that end together, when the last reference to the pair goes.
+#[expect(dead_code, reason = "held for its Drop")]
+struct Both(Hold, Hold);
+
+impl Claims for Both {
+    fn retain(&self, _id: u64) {}
+    fn release(&self, _id: u64) {}
 }
 
 impl Clone for Hold {

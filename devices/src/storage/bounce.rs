@@ -68,20 +68,22 @@ impl Bounce {
         self.gate.enter(at..at.saturating_add(len), Access::Write, 0).await
     }
 
+    /// Fills `into`; the operations hold `outer` until the kernel is done with them.
     pub(super) async fn read(
         &self,
         host: &impl Direct,
         io: &Io,
         at: u64,
         into: ToGuest,
+        outer: &Hold,
     ) -> Result<(), BlockError> {
         if self.fits(at, &into) {
-            return host.fetch(io, at, into, &Hold::none()).await;
+            return host.fetch(io, at, into, outer).await;
         }
         let mut done = 0;
         while done < into.len() {
             let piece = self.piece(at + done, into.len() - done);
-            let hold = self.gate.enter(piece.start..piece.end, Access::Read, piece.len()).await;
+            let hold = self.gate.enter(piece.start..piece.end, Access::Read, piece.len()).await.with(outer);
             let buffer = self.buffer(piece.len())?;
             host.fetch(io, piece.start, ToGuest::new(buffer.window(0, piece.len())), &hold).await?;
             let from = buffer.window(piece.at - piece.start, piece.inner);
@@ -91,6 +93,7 @@ impl Bounce {
         Ok(())
     }
 
+    /// Writes `from`; the operations hold `outer` until the kernel is done with them.
     pub(super) async fn write(
         &self,
         host: &impl Direct,
@@ -98,16 +101,17 @@ impl Bounce {
         at: u64,
         from: FromGuest,
         stable: bool,
+        outer: &Hold,
     ) -> Result<(), BlockError> {
         if self.fits(at, &from) {
-            let hold = self.replace(at, from.len()).await;
+            let hold = self.replace(at, from.len()).await.with(outer);
             return host.store(io, at, from, stable, &hold).await;
         }
         let mut done = 0;
         while done < from.len() {
             let piece = self.piece(at + done, from.len() - done);
             let data = from.window(done, piece.inner);
-            self.write_piece(host, io, &piece, data, stable).await?;
+            self.write_piece(host, io, &piece, data, stable, outer).await?;
             done += piece.inner;
         }
         Ok(())
@@ -120,12 +124,13 @@ impl Bounce {
         piece: &Piece,
         data: FromGuest,
         stable: bool,
+        outer: &Hold,
     ) -> Result<(), BlockError> {
         let block = self.block();
         let head = piece.at != piece.start;
         let tail = piece.at + piece.inner != piece.end;
         let access = if head || tail { Access::Modify } else { Access::Write };
-        let hold = self.gate.enter(piece.start..piece.end, access, piece.len()).await;
+        let hold = self.gate.enter(piece.start..piece.end, access, piece.len()).await.with(outer);
         let buffer = self.buffer(piece.len())?;
         let last = piece.len() - block;
         if (head && tail && last > 0 && last <= block) || (tail && self.align.memory > self.align.block) {

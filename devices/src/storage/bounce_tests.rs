@@ -85,10 +85,10 @@ impl BlockBackend for Bounced {
         }
     }
     async fn read(&self, io: &Io, at: ByteOffset, into: ToGuest) -> Result<(), BlockError> {
-        self.0.read(&self.1, io, at.0, into).await
+        self.0.read(&self.1, io, at.0, into, &Hold::none()).await
     }
     async fn write(&self, io: &Io, at: ByteOffset, from: FromGuest, _: Durability) -> Result<(), BlockError> {
-        self.0.write(&self.1, io, at.0, from, false).await
+        self.0.write(&self.1, io, at.0, from, false, &Hold::none()).await
     }
     async fn flush(&self, _: &Io) -> Result<(), BlockError> {
         Ok(())
@@ -153,13 +153,13 @@ proptest! {
                 if t.write {
                     let data: Vec<u8> = (0..t.len).map(|n| (n ^ (n >> 8) ^ i) as u8).collect();
                     ToGuest::new(list.window(0, t.len as u64)).write_at(0, &data);
-                    bounce.write(&disk, &io, t.at as u64, FromGuest::new(list), false).await.unwrap();
+                    bounce.write(&disk, &io, t.at as u64, FromGuest::new(list), false, &Hold::none()).await.unwrap();
                     oracle[range].copy_from_slice(&data);
                     if direct {
                         assert!(disk.copies.get() <= before + 1, "aligned transfers go in one");
                     }
                 } else {
-                    bounce.read(&disk, &io, t.at as u64, ToGuest::new(list)).await.unwrap();
+                    bounce.read(&disk, &io, t.at as u64, ToGuest::new(list), &Hold::none()).await.unwrap();
                     let mut got = vec![0; t.len];
                     watch.read_at(0, &mut got);
                     assert!(got == oracle[range], "{t:?}");
@@ -206,8 +206,11 @@ fn aligned_transfers_are_not_copied() {
         let host = Same(list.iovecs()[0].iov_base.addr());
         for align in [DirectAlign { memory: 1, block: 1 }, DirectAlign { memory: 4096, block: 4096 }] {
             let bounce = Bounce::new(align);
-            bounce.read(&host, &io, 4096, ToGuest::new(list.window(0, 8192))).await.unwrap();
-            bounce.write(&host, &io, 4096, FromGuest::new(list.window(0, 8192)), false).await.unwrap();
+            bounce.read(&host, &io, 4096, ToGuest::new(list.window(0, 8192)), &Hold::none()).await.unwrap();
+            bounce
+                .write(&host, &io, 4096, FromGuest::new(list.window(0, 8192)), false, &Hold::none())
+                .await
+                .unwrap();
         }
     });
 }

@@ -44,6 +44,8 @@ struct State {
     entries: Vec<Entry>,
     next: u64,
     used: u64,
+    /// Entries that exclude writes.
+    modifications: usize,
 }
 
 /// Lets transfers in, first come first served where they exclude each other.
@@ -74,16 +76,21 @@ impl Gate {
         let mut state = self.lock();
         let id = state.next;
         state.next += 1;
+        state.modifications += usize::from(access == Access::Modify);
         state.entries.push(Entry { id, range, access, bytes, admitted: false, holders: 1, waker: None });
         id
     }
 
     fn poll_admission(&self, id: u64, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.lock();
-        let State { entries, used, .. } = &mut *state;
+        let State { entries, used, modifications, .. } = &mut *state;
         let Ok(place) = entries.binary_search_by_key(&id, |entry| entry.id) else { return Poll::Ready(()) };
         let (earlier, rest) = entries.split_at_mut(place);
         let Some(entry) = rest.first_mut() else { return Poll::Ready(()) };
+        if entry.bytes == 0 && *modifications == 0 {
+            entry.admitted = true;
+            return Poll::Ready(());
+        }
         // Memory goes in order too, so that a large request is not overtaken for ever. One alone always gets it.
         let starved = entry.bytes > 0
             && ((*used > 0 && *used + entry.bytes > self.budget)
@@ -118,6 +125,7 @@ impl Claims for Gate {
             }
         }
         let gone = state.entries.remove(place);
+        state.modifications -= usize::from(gone.access == Access::Modify);
         if gone.admitted {
             state.used -= gone.bytes;
         }

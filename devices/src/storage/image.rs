@@ -1,6 +1,9 @@
 //! The closed set of image formats, dispatched statically.
 
-use super::{BlockBackend, BlockError, ByteOffset, Durability, Geometry, RawImage, Span, Unmap};
+use super::{
+    BlockBackend, BlockError, ByteOffset, Durability, Geometry, Limits, Qcow2Image, RawImage, Span,
+    Throttled, Unmap,
+};
 use crate::iothread::Io;
 use crate::mem::{FromGuest, ToGuest};
 #[cfg(any(test, feature = "testing"))]
@@ -10,6 +13,12 @@ use crate::testing::{FaultDisk, RamDisk, RecordingDisk};
 pub enum Image {
     /// A raw file or block device.
     Raw(RawImage),
+    /// A qcow2 image with its backing files.
+    Qcow2(Qcow2Image),
+    /// A raw image with limits of rate.
+    ThrottledRaw(Throttled<RawImage>),
+    /// A qcow2 image with limits of rate.
+    ThrottledQcow2(Throttled<Qcow2Image>),
     /// Memory, for tests.
     #[cfg(any(test, feature = "testing"))]
     Ram(RamDisk),
@@ -25,6 +34,9 @@ macro_rules! each {
     ($image:expr, $backend:ident => $call:expr) => {
         match $image {
             Image::Raw($backend) => $call,
+            Image::Qcow2($backend) => $call,
+            Image::ThrottledRaw($backend) => $call,
+            Image::ThrottledQcow2($backend) => $call,
             #[cfg(any(test, feature = "testing"))]
             Image::Ram($backend) => $call,
             #[cfg(any(test, feature = "testing"))]
@@ -33,6 +45,17 @@ macro_rules! each {
             Image::Recording($backend) => $call,
         }
     };
+}
+
+impl Image {
+    /// The same image with limits of rate. Only files have them; others stay as they are.
+    pub fn throttled(self, limits: &Limits) -> Self {
+        match self {
+            Self::Raw(image) => Self::ThrottledRaw(Throttled::new(image, limits)),
+            Self::Qcow2(image) => Self::ThrottledQcow2(Throttled::new(image, limits)),
+            other => other,
+        }
+    }
 }
 
 impl BlockBackend for Image {

@@ -14,14 +14,20 @@ mod error;
 mod gate;
 mod image;
 mod lock;
+mod no_space;
+mod qcow2;
 mod raw;
 mod sys;
+mod throttle;
 
 pub use cache::CacheMode;
 pub use error::{Action, BlockError, BlockErrorKind, OpenError};
 pub use image::Image;
 pub use lock::Sharing;
+pub use no_space::{Parking, Pausing, SpaceWatch};
+pub use qcow2::{Qcow2Image, Qcow2Options};
 pub use raw::{RawImage, RawOptions};
+pub use throttle::{Limits, Throttled};
 
 use crate::iothread::Io;
 use crate::mem::{FromGuest, ToGuest};

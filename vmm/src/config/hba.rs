@@ -8,7 +8,7 @@ use super::machine::path;
 use super::section::Section;
 use super::types::{
     Cache, Cd, Controller, Device, Discard, Disk, Format, Hba, HbaType, Identity, Lun, LunType, MegasasMode,
-    MegasasModel,
+    MegasasModel, NoSpace, Throttle,
 };
 
 /// Most targets of a MegaRAID SAS board: its firmware interface has 64 logical drives.
@@ -132,7 +132,15 @@ fn device(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Optio
     match kind {
         LunType::Disk => disk(section, directory, errors).map(Device::Disk),
         LunType::Cd => {
-            let keys = ["readonly", "block_size", "physical_block_size", "rotation_rate", "discard"];
+            let keys = [
+                "readonly",
+                "block_size",
+                "physical_block_size",
+                "rotation_rate",
+                "discard",
+                "on_no_space",
+                "throttle",
+            ];
             section.meaningless(&keys, &with, errors);
             let cache = cache(section);
             let image = path(section, "image", directory);
@@ -158,6 +166,8 @@ fn device(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Optio
                 "physical_block_size",
                 "rotation_rate",
                 "discard",
+                "on_no_space",
+                "throttle",
             ];
             section.meaningless(&keys, &with, errors);
             section.require("image", "a device of the host", errors);
@@ -207,7 +217,28 @@ fn disk(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Option<
         physical_block_size: physical.and_then(|physical| physical.try_into().ok()),
         rotation_rate: rotation_rate.try_into().ok()?,
         discard,
+        on_no_space: section.text("on_no_space").and_then(NoSpace::named).unwrap_or(NoSpace::Report),
+        throttle: section.sections("throttle").first().map(|section| throttle(section, errors)),
     })
+}
+
+fn throttle(section: &Section<'_>, errors: &mut Errors) -> Throttle {
+    let mut bytes = |key| {
+        let rate = section.integer(key);
+        if rate == Some(0) {
+            section.refuse(key, "expected at least 1; leave it out for no limit", errors);
+        }
+        rate
+    };
+    Throttle {
+        bps: bytes("bps"),
+        bps_read: bytes("bps_read"),
+        bps_write: bytes("bps_write"),
+        iops: section.integer("iops"),
+        iops_read: section.integer("iops_read"),
+        iops_write: section.integer("iops_write"),
+        burst_seconds: section.integer("burst_seconds"),
+    }
 }
 
 /// The format, by the image's suffix where it is not written; never by its content, which the guest controls.

@@ -4,7 +4,8 @@
 //! is parsed like any other and then refused by name, never ignored.
 
 use super::types::{
-    Cache, Discard, Format, HbaType, LunType, MegasasMode, MegasasModel, Restart, RtcBase, SerialMode,
+    Cache, Discard, Format, HbaType, LunType, MegasasMode, MegasasModel, NoSpace, Restart, RtcBase,
+    SerialMode,
 };
 
 /// Whether this version builds what a key asks for.
@@ -85,6 +86,9 @@ const fn choice(names: &'static [&'static str], not_yet: &'static [&'static str]
     Kind::Choice(Choices { names, not_yet })
 }
 
+/// Operations in a second at most, as in QEMU.
+const RATE_MAX: u64 = 1_000_000_000_000_000;
+
 /// The tables of the file.
 pub const ROOT: &[Key] = &[
     key("vm", Kind::Table(VM), Built),
@@ -137,7 +141,7 @@ const LUN: &[Key] = &[
     key("lun", Kind::Integer(0, 16383), Built),
     key("type", choice(LunType::NAMES, &["cd", "generic", "block"]), Built),
     key("image", Kind::Path, Built),
-    key("format", choice(Format::NAMES, &["qcow2"]), Built),
+    key("format", choice(Format::NAMES, &[]), Built),
     key("cache", choice(Cache::NAMES, &[]), Built),
     key("readonly", Kind::Bool, Built),
     key("serial", Kind::Ascii(36), Built),
@@ -149,5 +153,16 @@ const LUN: &[Key] = &[
     key("physical_block_size", Kind::Integer(512, 2 << 20), Built),
     key("rotation_rate", Kind::Integer(0, 65534), Built),
     key("discard", Kind::BoolOrChoice(Choices { names: Discard::NAMES, not_yet: &[] }), Built),
-    key("throttle", Kind::Later, NotYet),
+    key("on_no_space", choice(NoSpace::NAMES, &["pause"]), Built),
+    key("throttle", Kind::Table(THROTTLE), Built),
+];
+
+const THROTTLE: &[Key] = &[
+    key("iops", Kind::Integer(1, RATE_MAX), Built),
+    key("iops_read", Kind::Integer(1, RATE_MAX), Built),
+    key("iops_write", Kind::Integer(1, RATE_MAX), Built),
+    key("bps", Kind::Size, Built),
+    key("bps_read", Kind::Size, Built),
+    key("bps_write", Kind::Size, Built),
+    key("burst_seconds", Kind::Integer(1, 3600), Built),
 ];

@@ -315,6 +315,29 @@ pub struct Disk {
     pub rotation_rate: u16,
     /// UNMAP gives space back to the host.
     pub discard: bool,
+    /// What happens when the host has no space left.
+    pub on_no_space: NoSpace,
+    /// Limits of rate.
+    pub throttle: Option<Throttle>,
+}
+
+/// Limits of rate of a disk. `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Throttle {
+    /// Operations in a second.
+    pub iops: Option<u64>,
+    /// Reads in a second.
+    pub iops_read: Option<u64>,
+    /// Writes in a second.
+    pub iops_write: Option<u64>,
+    /// Bytes in a second.
+    pub bps: Option<u64>,
+    /// Bytes read in a second.
+    pub bps_read: Option<u64>,
+    /// Bytes written in a second.
+    pub bps_write: Option<u64>,
+    /// After a pause, what so many seconds allow may come at once; `None` is a tenth of a second.
+    pub burst_seconds: Option<u64>,
 }
 
 /// An emulated CD drive.
@@ -343,6 +366,16 @@ pub struct Identity {
     pub serial: Option<String>,
     /// World wide name: an NAA designator of 8 bytes.
     pub wwn: Option<u64>,
+}
+
+named! {
+    /// What happens to a write that finds no space on the host.
+    NoSpace {
+        /// The guest gets the error.
+        Report = "report",
+        /// The machine is paused until there is space.
+        Pause = "pause",
+    }
 }
 
 named! {

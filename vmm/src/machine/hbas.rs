@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use devices::iothread::IoThread;
 use devices::pci::Bdf;
 use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, Target};
-use devices::storage::{CacheMode, Image, RawImage, RawOptions, Sharing};
+use devices::storage::{CacheMode, Image, Limits, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing};
 use hba_virtio_scsi::{Options, VirtioScsi};
 
 use super::chipset::Chipset;
-use crate::config::{self, Cache, Config, Controller, Device, Format};
+use crate::config::{self, Cache, Config, Controller, Device, Format, Throttle};
 
 /// The HBAs with what is behind them and the threads that serve them.
 #[derive(Default)]
@@ -98,19 +99,39 @@ fn unit(hba: &str, lun: &config::Lun) -> Result<LogicalUnit> {
     let Device::Disk(disk) = &lun.device else {
         bail!("hba {hba}, target {}: only type \"disk\" is supported yet", lun.target);
     };
-    let Format::Raw = disk.format else {
-        bail!("{}: format \"qcow2\" is not supported yet", disk.image.display());
+    let unit = Disk::new(Arc::new(image(disk)?), disk_config(hba, lun, disk))
+        .with_context(|| disk.image.display().to_string())?;
+    Ok(LogicalUnit::Disk(unit))
+}
+
+/// Opens the image of a disk.
+fn image(disk: &config::Disk) -> Result<Image> {
+    let (path, read_only, cache) = (disk.image.clone(), disk.read_only, cache_mode(disk.cache));
+    let sharing = Sharing::default();
+    let image = match disk.format {
+        Format::Raw => Image::Raw(RawImage::open(&RawOptions { path, read_only, cache, sharing })?),
+        Format::Qcow2 => {
+            let options = Qcow2Options { path, read_only, cache, sharing, discard: disk.discard };
+            Image::Qcow2(Qcow2Image::open(&options)?)
+        }
     };
-    let options = RawOptions {
-        path: disk.image.clone(),
-        read_only: disk.read_only,
-        cache: cache_mode(disk.cache),
-        sharing: Sharing::default(),
-    };
-    let image = Arc::new(Image::Raw(RawImage::open(&options)?));
-    let disk =
-        Disk::new(image, disk_config(hba, lun, disk)).with_context(|| options.path.display().to_string())?;
-    Ok(LogicalUnit::Disk(disk))
+    Ok(match &disk.throttle {
+        Some(throttle) => image.throttled(&limits(throttle)),
+        None => image,
+    })
+}
+
+fn limits(throttle: &Throttle) -> Limits {
+    let default = Limits::default();
+    Limits {
+        iops: throttle.iops,
+        iops_read: throttle.iops_read,
+        iops_write: throttle.iops_write,
+        bps: throttle.bps,
+        bps_read: throttle.bps_read,
+        bps_write: throttle.bps_write,
+        burst: throttle.burst_seconds.map_or(default.burst, Duration::from_secs),
+    }
 }
 
 fn cache_mode(cache: Cache) -> CacheMode {

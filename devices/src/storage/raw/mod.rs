@@ -1,12 +1,13 @@
 //! Raw images: regular files and block devices of the host, byte for byte what the guest sees.
 
+mod container;
 mod file;
 mod open;
 mod zero;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::bounce::{Bounce, Direct};
 use super::error::Action;
@@ -17,6 +18,7 @@ use super::{
 };
 use crate::iothread::{Hold, Io};
 use crate::mem::{FromGuest, ToGuest};
+pub(super) use container::fill_zeros;
 use file::HostFile;
 use open::Host;
 
@@ -50,6 +52,8 @@ pub struct RawImage {
     physical_block: u32,
     dma_align: u32,
     discard_granularity: u32,
+    /// Held while the file is made longer.
+    growing: Arc<Mutex<()>>,
     /// The host has said that it cannot give back space.
     cannot_punch: AtomicBool,
     /// The host has said that it cannot zero ranges.
@@ -75,6 +79,7 @@ impl RawImage {
             logical_block: host.logical_block,
             physical_block: host.physical_block,
             discard_granularity: host.discard_granularity,
+            growing: Arc::default(),
             cannot_punch: AtomicBool::new(false),
             cannot_zero: AtomicBool::new(false),
         };
@@ -128,15 +133,33 @@ impl RawImage {
         self.cache.is_stable() || (durability == Durability::Stable && self.cache != CacheMode::Unsafe)
     }
 
+    /// A read whose range was checked.
+    async fn get(&self, io: &Io, at: u64, mut into: ToGuest, hold: &Hold) -> Result<(), BlockError> {
+        if let Some((start, edge)) = self.edge()
+            && at + into.len() > start
+        {
+            let rest = ToGuest::new(into.split_off(start.saturating_sub(at)));
+            edge.fetch(io, at.max(start), rest, hold).await?;
+        }
+        self.bounce.read(&self.host, io, at, into, hold).await
+    }
+
     /// A write whose range was checked.
-    async fn put(&self, io: &Io, at: u64, mut from: FromGuest, stable: bool) -> Result<(), BlockError> {
+    async fn put(
+        &self,
+        io: &Io,
+        at: u64,
+        mut from: FromGuest,
+        stable: bool,
+        hold: &Hold,
+    ) -> Result<(), BlockError> {
         if let Some((start, edge)) = self.edge()
             && at + from.len() > start
         {
             let rest = FromGuest::new(from.split_off(start.saturating_sub(at)));
-            edge.store(io, at.max(start), rest, stable, &Hold::none()).await?;
+            edge.store(io, at.max(start), rest, stable, hold).await?;
         }
-        self.bounce.write(&self.host, io, at, from, stable).await
+        self.bounce.write(&self.host, io, at, from, stable, hold).await
     }
 }
 
@@ -157,16 +180,9 @@ impl BlockBackend for RawImage {
         }
     }
 
-    async fn read(&self, io: &Io, at: ByteOffset, mut into: ToGuest) -> Result<(), BlockError> {
-        let at = at.0;
-        self.check(Action::Read, at, into.len())?;
-        if let Some((start, edge)) = self.edge()
-            && at + into.len() > start
-        {
-            let rest = ToGuest::new(into.split_off(start.saturating_sub(at)));
-            edge.fetch(io, at.max(start), rest, &Hold::none()).await?;
-        }
-        self.bounce.read(&self.host, io, at, into).await
+    async fn read(&self, io: &Io, at: ByteOffset, into: ToGuest) -> Result<(), BlockError> {
+        self.check(Action::Read, at.0, into.len())?;
+        self.get(io, at.0, into, &Hold::none()).await
     }
 
     async fn write(
@@ -177,7 +193,7 @@ impl BlockBackend for RawImage {
         durability: Durability,
     ) -> Result<(), BlockError> {
         self.check(Action::Write, at.0, from.len())?;
-        self.put(io, at.0, from, self.must_be_stable(durability)).await
+        self.put(io, at.0, from, self.must_be_stable(durability), &Hold::none()).await
     }
 
     async fn flush(&self, io: &Io) -> Result<(), BlockError> {
@@ -190,7 +206,7 @@ impl BlockBackend for RawImage {
 
     async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {
         self.check(Action::Zero, span.at.0, span.len)?;
-        self.make_zero(io, span.at.0, span.len, unmap).await
+        self.make_zero(io, span.at.0, span.len, unmap, &Hold::none()).await
     }
 }
 

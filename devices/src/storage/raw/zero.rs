@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::RawImage;
-use crate::iothread::Io;
+use crate::iothread::{Hold, Io};
 use crate::mem::{FromGuest, SgList};
 use crate::storage::error::Action;
 use crate::storage::{BlockError, BlockErrorKind, Unmap};
@@ -15,22 +15,29 @@ const WRITE_STEP: u64 = 256 << 10;
 
 impl RawImage {
     /// Zeroes a range that was checked.
-    pub(super) async fn make_zero(&self, io: &Io, at: u64, len: u64, unmap: Unmap) -> Result<(), BlockError> {
+    pub(super) async fn make_zero(
+        &self,
+        io: &Io,
+        at: u64,
+        len: u64,
+        unmap: Unmap,
+        hold: &Hold,
+    ) -> Result<(), BlockError> {
         let end = at + len;
         // A device zeroes whole blocks; with direct I/O, neighbours in a block must not be disturbed.
         let unit = self.host.block.max(u64::from(self.logical_block));
         let first = at.next_multiple_of(unit).min(end);
         let last = (end - end % unit).max(first);
-        self.write_zeros(io, at, first - at).await?;
+        self.write_zeros(io, at, first - at, hold).await?;
         let mut done = first;
         while done < last {
             let step = STEP.min(last - done);
-            if !self.host_zero(io, done, step, unmap).await? {
-                self.write_zeros(io, done, step).await?;
+            if !self.host_zero(io, done, step, unmap, hold).await? {
+                self.write_zeros(io, done, step, hold).await?;
             }
             done += step;
         }
-        self.write_zeros(io, last, end - last).await?;
+        self.write_zeros(io, last, end - last, hold).await?;
         if self.cache.is_stable() && last > first {
             io.sync(&self.host.file).await.map_err(|e| self.host.error(Action::Zero, at, len, e))?;
         }
@@ -40,7 +47,14 @@ impl RawImage {
     /// Lets the host zero; false when it cannot.
     ///
     /// On block devices the kernel turns the same calls into WRITE ZEROES or WRITE SAME, with or without unmapping.
-    async fn host_zero(&self, io: &Io, at: u64, len: u64, unmap: Unmap) -> Result<bool, BlockError> {
+    async fn host_zero(
+        &self,
+        io: &Io,
+        at: u64,
+        len: u64,
+        unmap: Unmap,
+        outer: &Hold,
+    ) -> Result<bool, BlockError> {
         let punch = (libc::FALLOC_FL_PUNCH_HOLE, &self.cannot_punch);
         let zero = (libc::FALLOC_FL_ZERO_RANGE, &self.cannot_zero);
         let ways = if unmap == Unmap::Allowed { [Some(punch), Some(zero)] } else { [Some(zero), None] };
@@ -48,7 +62,7 @@ impl RawImage {
             if impossible.load(Ordering::Relaxed) {
                 continue;
             }
-            let hold = self.bounce.replace(at, len).await;
+            let hold = self.bounce.replace(at, len).await.with(outer);
             let mode = mode | libc::FALLOC_FL_KEEP_SIZE;
             match io.allocate_held(&self.host.file, mode, at, len, &hold).await {
                 Ok(()) => return Ok(true),
@@ -61,7 +75,7 @@ impl RawImage {
         Ok(false)
     }
 
-    async fn write_zeros(&self, io: &Io, at: u64, len: u64) -> Result<(), BlockError> {
+    async fn write_zeros(&self, io: &Io, at: u64, len: u64, hold: &Hold) -> Result<(), BlockError> {
         if len == 0 {
             return Ok(());
         }
@@ -73,7 +87,8 @@ impl RawImage {
         let mut done = 0;
         while done < len {
             let step = size.min(len - done);
-            self.put(io, at + done, FromGuest::new(zeros.window(0, step)), self.cache.is_stable()).await?;
+            let from = FromGuest::new(zeros.window(0, step));
+            self.put(io, at + done, from, self.cache.is_stable(), hold).await?;
             done += step;
         }
         Ok(())

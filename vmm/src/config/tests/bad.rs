@@ -54,14 +54,12 @@ fn what_this_version_does_not_build_is_refused_never_ignored() {
         ("[display]\nx = 1", "vm.toml:8: `[display]` is not supported yet"),
         ("[control]", "vm.toml:8: `[control]` is not supported yet"),
         ("[[hba]]\n[hba.fc]\nwwpn = 1", "vm.toml:9: `fc` in [[hba]] is not supported yet"),
-        ("throttle = { iops = 5 }", "vm.toml:8: `throttle` in [[hba.lun]] is not supported yet"),
-        ("format = \"qcow2\"", "vm.toml:8: `format = \"qcow2\"` in [[hba.lun]] is not supported yet"),
+        (
+            "on_no_space = \"pause\"",
+            "vm.toml:8: `on_no_space = \"pause\"` in [[hba.lun]] is not supported yet",
+        ),
         ("type = \"cd\"", "vm.toml:8: `type = \"cd\"` in [[hba.lun]] is not supported yet"),
         ("[[hba]]\ntype = \"megasas\"", "vm.toml:9: `type = \"megasas\"` in [[hba]] is not supported yet"),
-        (
-            "[[hba.lun]]\nimage = \"d.qcow2\"",
-            "vm.toml:9: `image` in [[hba.lun]]: `format = \"qcow2\"`, which the suffix stands for, is not supported yet",
-        ),
         (
             "[[hba.lun]]\ntype = \"generic\"\nimage = \"/dev/null\"",
             "vm.toml:9: `type = \"generic\"` in [[hba.lun]] is not supported yet",
@@ -160,6 +158,15 @@ fn values_of_a_logical_unit() {
             "`cache` in [[hba.lun]] is \"fast\", \
              expected \"none\", \"writeback\", \"writethrough\", \"directsync\" or \"unsafe\"",
         ),
+        (
+            "throttle = { iops = 0 }",
+            "`iops` in [hba.lun.throttle] is 0, expected an integer from 1 to 1000000000000000",
+        ),
+        (
+            "throttle = { bps = 0 }",
+            "`bps` in [hba.lun.throttle] is 0, expected at least 1; leave it out for no limit",
+        ),
+        ("throttle = 5", "`hba.lun.throttle` is 5, expected a table [hba.lun.throttle]"),
         ("readonly = 1", "`readonly` in [[hba.lun]] is 1, expected true or false"),
         (
             "vendor = \"NINECHARS\"",

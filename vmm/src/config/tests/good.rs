@@ -40,6 +40,8 @@ fn the_smallest_file_has_every_default() {
                         physical_block_size: None,
                         rotation_rate: 0,
                         discard: false,
+                        on_no_space: NoSpace::Report,
+                        throttle: None,
                     }),
                 }],
             }],
@@ -89,6 +91,8 @@ fn every_supported_key_is_read() {
         physical_block_size = 8192
         rotation_rate = 7200
         discard = "unmap"
+        on_no_space = "report"
+        throttle = { iops = 500, bps_write = "100MiB", burst_seconds = 3 }
     "#;
     let (fixture, config) = good(text, &[]);
     assert_eq!(config.vm.name, "deb13");
@@ -128,6 +132,13 @@ fn every_supported_key_is_read() {
         physical_block_size: Some(8192),
         rotation_rate: 7200,
         discard: true,
+        on_no_space: NoSpace::Report,
+        throttle: Some(Throttle {
+            iops: Some(500),
+            bps_write: Some(100 << 20),
+            burst_seconds: Some(3),
+            ..Throttle::default()
+        }),
     };
     assert_eq!(hba.luns[0].device, Device::Disk(disk));
     assert_eq!(config.summary(), "deb13: 4 vCPUs, 1GiB, 1 HBA, 1 logical unit");

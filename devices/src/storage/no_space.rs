@@ -1,0 +1,220 @@
+//! When the host has no space left: requests wait until there is some, instead of failing.
+
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+
+use super::{BlockBackend, BlockError, BlockErrorKind, ByteOffset, Durability, Geometry, Span, Unmap};
+use crate::iothread::Io;
+use crate::mem::{FromGuest, ToGuest};
+
+/// Told about requests that wait for space. Called on I/O threads; must not block.
+pub trait SpaceWatch: Send + Sync {
+    /// The first request since the last [`Parking::resume`] waits; `error` says on which image.
+    fn no_space(&self, error: &BlockError);
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// How often requests were told to try again.
+    resumed: u64,
+    told: bool,
+    wakers: Vec<Waker>,
+}
+
+/// Where requests wait for space.
+#[derive(Default)]
+pub struct Parking {
+    waiting: Mutex<Waiting>,
+}
+
+impl Parking {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets all waiting requests try again.
+    pub fn resume(&self) {
+        let mut waiting = self.lock();
+        waiting.resumed += 1;
+        waiting.told = false;
+        let wakers = std::mem::take(&mut waiting.wakers);
+        drop(waiting);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Waits for a resume after `seen`.
+    async fn park(&self, seen: u64, watch: &dyn SpaceWatch, error: &BlockError) {
+        let first = {
+            let mut waiting = self.lock();
+            waiting.resumed == seen && !std::mem::replace(&mut waiting.told, true)
+        };
+        if first {
+            watch.no_space(error);
+        }
+        poll_fn(|cx| {
+            let mut waiting = self.lock();
+            if waiting.resumed != seen {
+                return Poll::Ready(());
+            }
+            if !waiting.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+                waiting.wakers.push(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// A backend whose writes wait when the host has no space.
+pub struct Pausing<B> {
+    backend: B,
+    parking: Arc<Parking>,
+    watch: Arc<dyn SpaceWatch>,
+}
+
+impl<B: BlockBackend> Pausing<B> {
+    /// Requests of `backend` that find no space are announced to `watch` and wait in `parking`.
+    pub fn new(backend: B, parking: Arc<Parking>, watch: Arc<dyn SpaceWatch>) -> Self {
+        Self { backend, parking, watch }
+    }
+
+    /// Repeats `operation` until it ends in something else than a lack of space.
+    async fn insist<F: Future<Output = Result<(), BlockError>>>(
+        &self,
+        operation: impl Fn() -> F,
+    ) -> Result<(), BlockError> {
+        loop {
+            let seen = self.parking.lock().resumed;
+            match operation().await {
+                Err(error) if error.kind == BlockErrorKind::NoSpace => {
+                    self.parking.park(seen, &*self.watch, &error).await;
+                }
+                result => return result,
+            }
+        }
+    }
+}
+
+impl<B: BlockBackend> BlockBackend for Pausing<B> {
+    fn geometry(&self) -> Geometry {
+        self.backend.geometry()
+    }
+
+    async fn read(&self, io: &Io, at: ByteOffset, into: ToGuest) -> Result<(), BlockError> {
+        self.backend.read(io, at, into).await
+    }
+
+    async fn write(
+        &self,
+        io: &Io,
+        at: ByteOffset,
+        from: FromGuest,
+        durability: Durability,
+    ) -> Result<(), BlockError> {
+        let len = from.len();
+        self.insist(|| self.backend.write(io, at, from.window(0, len), durability)).await
+    }
+
+    async fn flush(&self, io: &Io) -> Result<(), BlockError> {
+        self.insist(|| self.backend.flush(io)).await
+    }
+
+    async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {
+        self.insist(|| self.backend.zero(io, span, unmap)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+    use super::*;
+    use crate::iothread::TaskPool;
+    use crate::mem::SgList;
+    use crate::testing::conformance::{check, contents};
+    use crate::testing::{RamDisk, on_io_thread};
+
+    /// Has no space while it is full.
+    struct Filling {
+        disk: RamDisk,
+        full: AtomicBool,
+    }
+
+    impl Filling {
+        fn space(&self) -> Result<(), BlockError> {
+            let full = self.full.load(Ordering::Relaxed);
+            if full { Err(BlockError::new(BlockErrorKind::NoSpace, "full")) } else { Ok(()) }
+        }
+    }
+
+    impl BlockBackend for Filling {
+        fn geometry(&self) -> Geometry {
+            self.disk.geometry()
+        }
+        async fn read(&self, io: &Io, at: ByteOffset, into: ToGuest) -> Result<(), BlockError> {
+            self.disk.read(io, at, into).await
+        }
+        async fn write(
+            &self,
+            io: &Io,
+            at: ByteOffset,
+            from: FromGuest,
+            d: Durability,
+        ) -> Result<(), BlockError> {
+            self.space()?;
+            self.disk.write(io, at, from, d).await
+        }
+        async fn flush(&self, io: &Io) -> Result<(), BlockError> {
+            self.space()?;
+            self.disk.flush(io).await
+        }
+        async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {
+            self.space()?;
+            self.disk.zero(io, span, unmap).await
+        }
+    }
+
+    #[derive(Default)]
+    struct Counter(AtomicU32);
+
+    impl SpaceWatch for Counter {
+        fn no_space(&self, error: &BlockError) {
+            assert_eq!(error.kind, BlockErrorKind::NoSpace);
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn requests_wait_for_space_and_nothing_is_lost() {
+        on_io_thread(|io| async move {
+            let (parking, watch) = (Arc::new(Parking::default()), Arc::new(Counter::default()));
+            let disk = Filling { disk: RamDisk::new(1 << 20), full: AtomicBool::new(true) };
+            let disk = std::rc::Rc::new(Pausing::new(disk, parking.clone(), watch.clone()));
+            let pool = TaskPool::new(&io, 8);
+            for n in 0..4u64 {
+                let (io, disk) = (io.clone(), disk.clone());
+                let write = async move {
+                    let mem = ToGuest::new(SgList::host(512, 512).unwrap());
+                    mem.write_at(0, &[n as u8 + 1; 512]);
+                    let from = FromGuest::new(mem.into_inner());
+                    disk.write(&io, ByteOffset(n * 512), from, Durability::Cached).await.unwrap();
+                };
+                assert!(pool.spawn(write).is_ok());
+            }
+            io.sleep(std::time::Duration::from_millis(20)).await;
+            assert_eq!(watch.0.load(Ordering::Relaxed), 1, "told once");
+            assert_eq!(contents(&io, &*disk).await[..2048], [0; 2048]);
+            // Still full: they wait again, and that is told again.
+            parking.resume();
+            io.sleep(std::time::Duration::from_millis(20)).await;
+            assert_eq!(watch.0.load(Ordering::Relaxed), 2);
+            disk.backend.full.store(false, Ordering::Relaxed);
+            parking.resume();
+            pool.drained().await;
+            let got = contents(&io, &*disk).await;
+            assert!(got[..2048].chunks(512).enumerate().all(|(n, part)| part == [n as u8 + 1; 512]));
+            check(&io, &*disk, 9, 100).await;
+        });
+    }
+}

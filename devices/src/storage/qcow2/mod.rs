@@ -1,0 +1,337 @@
+//! qcow2 images: QEMU's format with clusters allocated on demand, backing files, compression and snapshots.
+//!
+//! Clusters that are allocated are read and written by the container file's own path: guest memory to file without
+//! a copy. Tables are looked up in memory; what is not there is loaded. See [`flush`] for the order in which changes
+//! reach the file.
+//!
+//! # Who may do what at the same time
+//! - Transfers in place share the guest's range. Whoever changes how a range is stored has it alone, and waits until
+//!   the kernel is done with everything in it, also with what was abandoned.
+//! - Whoever changes tables or refcounts, or writes them back, has the *turn* of the image.
+
+mod alloc;
+mod entry;
+mod flush;
+mod header;
+mod layer;
+mod meta;
+mod open;
+mod write;
+mod zero;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use super::error::Action;
+use super::gate::{Access, Gate};
+use super::raw::fill_zeros;
+use super::{
+    BlockBackend, BlockError, BlockErrorKind, ByteOffset, CacheMode, Durability, Geometry, OpenError,
+    RawImage, Sharing, Span, Unmap,
+};
+use crate::iothread::{Hold, Io, IoThread};
+use crate::mem::{FromGuest, ToGuest};
+use entry::{Entry, Packed};
+use layer::Layer;
+
+/// Host memory of one image for copies of clusters at most, in bytes.
+const BUDGET: u64 = 8 << 20;
+/// The last flush may take this long.
+const CLOSE: Duration = Duration::from_secs(60);
+/// Unpacked clusters kept.
+const UNPACKED: usize = 4;
+
+/// What to open and how.
+#[derive(Clone, Debug)]
+pub struct Qcow2Options {
+    /// The image at the top of its chain.
+    pub path: PathBuf,
+    /// Refuse writes.
+    pub read_only: bool,
+    /// How the host caches the files of the chain.
+    pub cache: CacheMode,
+    /// Who else may use the top image at the same time; backing files are shared with other readers.
+    pub sharing: Sharing,
+    /// Give the space of clusters that are freed back to the host.
+    pub discard: bool,
+}
+
+/// A qcow2 image with its backing files. May be shared by several I/O threads.
+///
+/// Dropping it writes its tables back.
+pub struct Qcow2Image {
+    inner: Arc<Chain>,
+}
+
+/// The files of an image.
+struct Chain {
+    /// From the top, which alone is written to.
+    layers: Vec<Layer>,
+    /// A raw file at the bottom.
+    base: Option<RawImage>,
+    cache: CacheMode,
+    read_only: bool,
+    discard: bool,
+    /// Ranges of the guest.
+    gate: Arc<Gate>,
+    /// One place: the turn.
+    turn: Arc<Gate>,
+    unpacked: Mutex<VecDeque<Unpacked>>,
+}
+
+/// A cluster that was unpacked.
+struct Unpacked {
+    layer: usize,
+    packed: Packed,
+    bytes: Arc<Vec<u8>>,
+}
+
+/// Where bytes of the disk are.
+enum Piece {
+    Zero,
+    Data { layer: usize, at: u64 },
+    Packed { layer: usize, packed: Packed, within: u64 },
+    Base { at: u64 },
+}
+
+impl Qcow2Image {
+    /// Opens and locks an image and its backing files. Errors name the file and the remedy.
+    pub fn open(options: &Qcow2Options) -> Result<Self, OpenError> {
+        Ok(Self { inner: Arc::new(Chain::open(options)?) })
+    }
+}
+
+impl Chain {
+    /// The layer that is written to.
+    fn top(&self) -> Result<&Layer, BlockError> {
+        let none = || BlockError::new(BlockErrorKind::Unsupported, "a qcow2 image without a file");
+        self.layers.first().ok_or_else(none)
+    }
+
+    fn len(&self) -> u64 {
+        self.layers.first().map_or(0, |layer| layer.header.len & !511)
+    }
+
+    /// Whether something is below the top.
+    fn has_backing(&self) -> bool {
+        self.layers.len() > 1 || self.base.is_some()
+    }
+
+    fn check(&self, action: Action, at: u64, len: u64) -> Result<(), BlockError> {
+        let name = || self.layers.first().map_or("", |layer| layer.file.name());
+        if action != Action::Read && self.read_only {
+            let context = format!("{action} \"{}\" failed: the image is read-only", name());
+            return Err(BlockError::new(BlockErrorKind::ReadOnly, context));
+        }
+        let end = self.len();
+        if at.checked_add(len).is_some_and(|stop| stop <= end) {
+            return Ok(());
+        }
+        let context =
+            format!("{action} {len} bytes at {at} of \"{}\" failed: the image has {end} bytes", name());
+        Err(BlockError::new(BlockErrorKind::OutOfRange, context))
+    }
+
+    /// Where the bytes at `at` are, and how many of the next `len` are there in a row.
+    async fn resolve(&self, io: &Io, at: u64, mut len: u64) -> Result<(Piece, u64), BlockError> {
+        for (layer, file) in self.layers.iter().enumerate() {
+            // A shorter backing file ends in zeros, whatever is below it.
+            if at >= file.header.len {
+                return Ok((Piece::Zero, len));
+            }
+            let (entry, run) = file.lookup(io, at, len.min(file.header.len - at)).await?;
+            len = run;
+            let piece = match entry {
+                Entry::Unallocated => continue,
+                Entry::Zero { .. } => Piece::Zero,
+                Entry::Data { at, .. } => Piece::Data { layer, at },
+                Entry::Compressed(packed) => {
+                    Piece::Packed { layer, packed, within: at & (file.header.cluster() - 1) }
+                }
+            };
+            return Ok((piece, len));
+        }
+        match self.base.as_ref().map(|base| base.host_len()) {
+            Some(end) if at < end => Ok((Piece::Base { at }, len.min(end - at))),
+            _ => Ok((Piece::Zero, len)),
+        }
+    }
+
+    /// Reads bytes that are at one place. The operations hold `hold`.
+    async fn read_piece(&self, io: &Io, piece: Piece, into: ToGuest, hold: &Hold) -> Result<(), BlockError> {
+        match piece {
+            Piece::Zero => fill_zeros(&into),
+            Piece::Data { layer, at } => {
+                if let Some(layer) = self.layers.get(layer) {
+                    layer.file.fill(io, at, into, hold).await?;
+                }
+            }
+            Piece::Base { at } => {
+                if let Some(base) = &self.base {
+                    base.fill(io, at, into, hold).await?;
+                }
+            }
+            Piece::Packed { layer, packed, within } => {
+                let cluster = self.unpack(io, layer, packed).await?;
+                if let Some(bytes) = cluster.get(within as usize..) {
+                    into.write_at(0, bytes.get(..into.len() as usize).unwrap_or(bytes));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn unpack(&self, io: &Io, layer: usize, packed: Packed) -> Result<Arc<Vec<u8>>, BlockError> {
+        let lock = || self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = |have: &&Unpacked| have.layer == layer && have.packed == packed;
+        if let Some(found) = lock().iter().find(known) {
+            return Ok(found.bytes.clone());
+        }
+        let Some(file) = self.layers.get(layer) else { return Ok(Arc::default()) };
+        let bytes = Arc::new(file.unpack(io, packed).await?);
+        let mut unpacked = lock();
+        if unpacked.len() >= UNPACKED {
+            unpacked.pop_front();
+        }
+        unpacked.push_back(Unpacked { layer, packed, bytes: bytes.clone() });
+        Ok(bytes)
+    }
+
+    async fn read(&self, io: &Io, at: u64, mut into: ToGuest) -> Result<(), BlockError> {
+        let len = into.len();
+        self.check(Action::Read, at, len)?;
+        let hold = self.gate.enter(at..at + len, Access::Write, 0).await;
+        let mut done = 0;
+        while done < len {
+            let (piece, run) = self.resolve(io, at + done, len - done).await?;
+            let part = if run == len {
+                std::mem::replace(&mut into, ToGuest::empty())
+            } else {
+                into.window(done, run)
+            };
+            self.read_piece(io, piece, part, &hold).await?;
+            done += run;
+        }
+        Ok(())
+    }
+
+    /// Waits for the turn.
+    async fn turn(&self) -> Hold {
+        self.turn.enter(0..1, Access::Modify, 0).await
+    }
+
+    /// Makes everything stable.
+    async fn flush(&self, io: &Io) -> Result<(), BlockError> {
+        let top = self.top()?;
+        let pending = top.meta().is_pending();
+        if !pending {
+            return top.file.barrier(io).await;
+        }
+        let turn = self.turn().await;
+        self.write_back(io, &turn).await
+    }
+
+    async fn write_back(&self, io: &Io, turn: &Hold) -> Result<(), BlockError> {
+        self.top()?.write_back(io, turn, self.discard).await?;
+        // What was freed may be stored again, as something else.
+        self.unpacked.lock().unwrap_or_else(PoisonError::into_inner).retain(|have| have.layer != 0);
+        Ok(())
+    }
+}
+
+impl BlockBackend for Qcow2Image {
+    fn geometry(&self) -> Geometry {
+        let chain = &self.inner;
+        let (host, cluster) = match chain.layers.first() {
+            Some(top) => (top.file.geometry(), top.header.cluster()),
+            None => {
+                return Geometry {
+                    len: 0,
+                    physical_block: 512,
+                    dma_align: 1,
+                    discard_granularity: 0,
+                    read_only: true,
+                    volatile_cache: false,
+                };
+            }
+        };
+        Geometry {
+            len: chain.len(),
+            discard_granularity: cluster as u32,
+            read_only: chain.read_only,
+            volatile_cache: !chain.cache.is_stable(),
+            ..host
+        }
+    }
+
+    async fn read(&self, io: &Io, at: ByteOffset, into: ToGuest) -> Result<(), BlockError> {
+        self.inner.read(io, at.0, into).await
+    }
+
+    async fn write(
+        &self,
+        io: &Io,
+        at: ByteOffset,
+        from: FromGuest,
+        durability: Durability,
+    ) -> Result<(), BlockError> {
+        let chain = &self.inner;
+        chain.check(Action::Write, at.0, from.len())?;
+        chain.put(io, at.0, from, chain.must_be_stable(durability)).await
+    }
+
+    async fn flush(&self, io: &Io) -> Result<(), BlockError> {
+        if self.inner.read_only || self.inner.cache == CacheMode::Unsafe {
+            return Ok(());
+        }
+        self.inner.flush(io).await
+    }
+
+    async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {
+        let chain = &self.inner;
+        chain.check(Action::Zero, span.at.0, span.len)?;
+        chain.make_zero(io, span.at.0, span.len, unmap).await?;
+        if chain.cache.is_stable() {
+            chain.flush(io).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Qcow2Image {
+    fn drop(&mut self) {
+        let pending = |chain: &Chain| chain.layers.first().is_some_and(|top| top.meta().is_pending());
+        if self.inner.read_only || !pending(&self.inner) {
+            return;
+        }
+        let chain = self.inner.clone();
+        let (done, result) = mpsc::sync_channel(1);
+        // What was freed is counted down after the first round; the second writes the counts.
+        let close = move |io: Io| async move {
+            let mut result = chain.flush(&io).await;
+            if result.is_ok() && pending(&chain) {
+                result = chain.flush(&io).await;
+            }
+            let _ = done.send(result);
+        };
+        let name = || self.inner.layers.first().map_or("", |layer| layer.file.name());
+        match IoThread::start("qcow2-close") {
+            Ok(thread) => {
+                thread.remote().spawn(close);
+                match result.recv_timeout(CLOSE) {
+                    Ok(Ok(())) => {}
+                    Ok(Err(e)) => {
+                        tracing::error!("{}: closing the image failed: {e}: {:?}", name(), e.source);
+                    }
+                    Err(_) => tracing::error!("{}: the image was not closed in time", name()),
+                }
+            }
+            Err(e) => tracing::error!("{}: the image was not closed cleanly: {e}", name()),
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Opening a chain of files.
+//!
+//! The format of a file is never guessed: that of the top is configured, and those of backing files are recorded in
+//! the headers. A guest that writes a header into a raw disk must not decide what the host opens next.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use super::entry;
+use super::header::{AUTOCLEAR_FIELD, Backing, Header};
+use super::layer::Layer;
+use super::meta::Meta;
+use super::{BUDGET, Chain, Qcow2Options};
+use crate::storage::gate::Gate;
+use crate::storage::{CacheMode, OpenError, RawImage, RawOptions, Sharing};
+
+/// Files of a chain at most.
+const DEPTH: usize = 64;
+/// The header and its names are within the first cluster, which has this many bytes at most.
+const HEADER_MAX: u64 = 2 << 20;
+
+/// A backing file that was found in a header.
+struct Next {
+    path: PathBuf,
+    qcow2: bool,
+}
+
+impl Chain {
+    pub(super) fn open(options: &Qcow2Options) -> Result<Self, OpenError> {
+        let mut layers = Vec::new();
+        let mut base = None;
+        let mut seen: Vec<(u64, u64)> = Vec::new();
+        let mut next = Some(Next { path: options.path.clone(), qcow2: true });
+        while let Some(Next { path, qcow2 }) = next.take() {
+            let top = seen.is_empty();
+            let show = path.display();
+            // Before it is locked: two uses of one file would exclude each other. If it is not there, opening says so.
+            let id = path.metadata().map_or((0, 0), |m| (m.dev(), m.ino()));
+            if seen.contains(&id) {
+                return Err(OpenError::new(format!(
+                    "{show} is its own backing file, directly or through others"
+                )));
+            }
+            seen.push(id);
+            if seen.len() > DEPTH {
+                let place = options.path.display();
+                return Err(OpenError::new(format!(
+                    "{place} has more than {DEPTH} backing files; shorten the chain with qemu-img commit or rebase"
+                )));
+            }
+            let file = RawImage::open(&raw_options(options, &path, top))?;
+            if !qcow2 {
+                base = Some(file);
+                break;
+            }
+            let layer = open_layer(file, &path, options.read_only || !top)?;
+            next = layer.header.backing.as_ref().map(|backing| find(&path, backing)).transpose()?;
+            layers.push(layer);
+        }
+        if layers.first().is_some_and(|top| top.header.len < 512) {
+            let show = options.path.display();
+            return Err(OpenError::new(format!(
+                "{show} is too short for a disk, which has 512 bytes at least"
+            )));
+        }
+        Ok(Self {
+            layers,
+            base,
+            cache: options.cache,
+            read_only: options.read_only,
+            discard: options.discard,
+            gate: Gate::new(BUDGET),
+            turn: Gate::new(0),
+            unpacked: Mutex::new(VecDeque::new()),
+        })
+    }
+}
+
+fn raw_options(options: &Qcow2Options, path: &Path, top: bool) -> RawOptions {
+    let read_only = options.read_only || !top;
+    // Direct I/O does not reach the end of a file that ends within a block, and here it can not be made longer.
+    let odd = || path.metadata().is_ok_and(|m| m.is_file() && m.len() % 4096 != 0);
+    let cache = match options.cache {
+        CacheMode::None if read_only && odd() => CacheMode::Writeback,
+        CacheMode::Directsync if read_only && odd() => CacheMode::Writethrough,
+        cache => cache,
+    };
+    let sharing = match options.sharing {
+        Sharing::Unlocked => Sharing::Unlocked,
+        sharing if top => sharing,
+        _ => Sharing::Exclusive,
+    };
+    RawOptions { path: path.into(), read_only, cache, sharing }
+}
+
+/// Where the backing file of the image at `path` is.
+fn find(path: &Path, backing: &Backing) -> Result<Next, OpenError> {
+    let show = path.display();
+    let name = &backing.name;
+    let qcow2 = match backing.format.as_deref() {
+        Some("qcow2") => true,
+        Some("raw") => false,
+        Some(other) => {
+            let message =
+                format!("{show}: its backing file \"{name}\" has the format \"{other}\", and only ");
+            return Err(OpenError::new(message + "\"raw\" and \"qcow2\" are supported"));
+        }
+        None => {
+            return Err(OpenError::new(format!(
+                "{show} does not say which format its backing file \"{name}\" has, and guessing would let a \
+                 guest decide; record it with qemu-img rebase -u -b \"{name}\" -F raw \"{show}\" (or -F qcow2)"
+            )));
+        }
+    };
+    let plain = name.strip_prefix("file:").unwrap_or(name);
+    let protocol = plain.split('/').next().is_some_and(|start| start.contains(':'));
+    if protocol {
+        let message =
+            format!("{show}: its backing file \"{name}\" is not a file, and only files are supported");
+        return Err(OpenError::new(message));
+    }
+    // Joining an absolute name replaces the directory.
+    Ok(Next { path: path.parent().unwrap_or(Path::new("")).join(plain), qcow2 })
+}
+
+fn open_layer(file: RawImage, path: &Path, read_only: bool) -> Result<Layer, OpenError> {
+    let show = path.display();
+    let failed = |what: &str, e| OpenError::host(format!("{show}: {what}"), e);
+    // Through the page cache: direct I/O would need aligned buffers. The locks belong to `file`.
+    let plain = File::options().read(true).write(!read_only).open(path);
+    let plain = plain.map_err(|e| failed("cannot open the image", e))?;
+    let len = file.host_len();
+    let mut start = vec![0; len.min(HEADER_MAX) as usize];
+    plain.read_exact_at(&mut start, 0).map_err(|e| failed("cannot read the header", e))?;
+    let header = Header::parse(&start).map_err(|e| OpenError::new(format!("cannot use {show}: {e}")))?;
+    if !read_only {
+        writable(&header).map_err(|e| OpenError::new(format!("cannot open {show} for writing: {e}")))?;
+    }
+    let table = |at, bytes, what: &str| {
+        read_table(&plain, len, at, bytes)
+            .map_err(|e| failed(&format!("cannot read the {what} table; run qemu-img check on it"), e))
+    };
+    let mut meta = Meta { l1: table(header.l1_at, header.l1_entries * 8, "L1")?, ..Meta::default() };
+    if !read_only {
+        let bytes = header.reftable_clusters * header.cluster();
+        meta.reftable = table(header.reftable_at, bytes, "refcount")?;
+        meta.reftable_at = header.reftable_at;
+        reserve(&mut meta, &header);
+        prepare(&plain, &file, &header).map_err(|e| failed("cannot prepare the image for writing", e))?;
+        file.refresh()?;
+        let regular = plain.metadata().is_ok_and(|m| m.is_file());
+        // What is beyond the end of a device was used by others.
+        meta.virgin = if regular { len.div_ceil(header.cluster()) } else { u64::MAX };
+    }
+    Ok(Layer { file, header, meta: Arc::new(Mutex::new(meta)), read_only })
+}
+
+fn writable(header: &Header) -> Result<(), String> {
+    if header.corrupt {
+        return Err(
+            "it is marked as corrupt; repair it with qemu-img check -r all, or set readonly = true".into()
+        );
+    }
+    if header.dirty {
+        let message =
+            "its refcounts are marked as outdated after a crash; repair it with qemu-img check -r all";
+        return Err(message.into());
+    }
+    Ok(())
+}
+
+fn read_table(file: &File, len: u64, at: u64, bytes: u64) -> std::io::Result<Vec<u64>> {
+    if at.checked_add(bytes).is_none_or(|end| end > len.next_multiple_of(1 << 21)) {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    }
+    // A table may reach beyond the end of the file: what is there is zero.
+    let mut table = vec![0; bytes as usize];
+    let present = len.saturating_sub(at).min(bytes) as usize;
+    if let Some(part) = table.get_mut(..present) {
+        file.read_exact_at(part, at)?;
+    }
+    Ok(table.as_chunks::<8>().0.iter().map(|bytes| u64::from_be_bytes(*bytes)).collect())
+}
+
+/// Notes which clusters hold metadata.
+fn reserve(meta: &mut Meta, header: &Header) {
+    let bits = header.cluster_bits;
+    let cluster = header.cluster();
+    let (l1, reftable) = (header.l1_at >> bits, header.reftable_at >> bits);
+    let l1_clusters = (header.l1_entries * 8).div_ceil(cluster);
+    let ranges = [0..1, reftable..reftable + header.reftable_clusters, l1..l1 + l1_clusters];
+    let tables = meta.l1.iter().map(|l1| entry::offset(*l1) >> bits).filter(|n| *n != 0);
+    let blocks = meta.reftable.iter().map(|at| at >> bits).filter(|n| *n != 0);
+    meta.reserved = ranges.into_iter().flatten().chain(tables).chain(blocks).collect();
+}
+
+/// What must be in the file before the first write.
+fn prepare(plain: &File, file: &RawImage, header: &Header) -> std::io::Result<()> {
+    // Features that we do not maintain, such as dirty bitmaps, become invalid by writing.
+    if header.autoclear != 0 {
+        plain.write_all_at(&[0; 8], AUTOCLEAR_FIELD)?;
+        plain.sync_data()?;
+    }
+    if plain.metadata()?.is_file() {
+        let whole = file.host_len().next_multiple_of(header.cluster().max(4096));
+        plain.set_len(whole)?;
+    }
+    Ok(())
+}
