@@ -1,0 +1,3 @@
+//! The MFI transport: registers, frames in guest memory, and the reply ring.
+
+mod registers;
