@@ -3,8 +3,8 @@
 //! ```text
 //!   hba ── function (PCI identity, BARs, capabilities), model (the boards)
 //!    |── transport: how frames come and go
-//!    |     port (registers, inbound queue, reply ring, interrupts) ── worker (one task on an I/O thread)
-//!    |        └── frame (what a frame says), token (a frame to complete exactly once), execute (SCSI frames)
+//!    |     port (registers, inbound queue, ring, interrupts) ── worker (one task on an I/O thread)
+//!    |        └── frame (what a frame says), token (a frame to complete exactly once), execute (what frames do)
 //!    └── firmware: what the controller knows, without a word of the transport
 //!          dcmd (dispatch) ── info, lists, configuration, log (events), clock
 //!          drives (logical and physical drives over the SCSI layer)
@@ -12,13 +12,13 @@
 //! vCPU threads latch registers and queue frame addresses; everything else happens on one I/O thread. A front of
 //! another generation shares `firmware` and brings a transport of its own.
 
-#[expect(dead_code, reason = "the layers that use it come next")]
+mod firmware;
 mod function;
-#[expect(dead_code, reason = "the layers that use it come next")]
+mod hba;
 mod model;
-#[expect(dead_code, reason = "the layers that use it come next")]
 mod spec;
-#[expect(dead_code, reason = "the layers that use it come next")]
 mod transport;
 
+pub use firmware::Drive;
+pub use hba::{Error, Megasas, Options};
 pub use model::Model;

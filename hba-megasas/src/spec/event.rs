@@ -35,8 +35,6 @@ pub(crate) struct Record {
 /// Importance of an event (`MR_EVT_CLASS`).
 pub(crate) mod class {
     pub(crate) const INFO: i8 = 0;
-    pub(crate) const WARNING: i8 = 1;
-    pub(crate) const FATAL: i8 = 3;
 }
 
 /// What an event is about, bits (`MR_EVT_LOCALE`).

@@ -1,0 +1,13 @@
+//! The HBA as a guest sees it: through configuration space, registers, frames and interrupts, on a real I/O thread.
+
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+mod drivers;
+mod guest;
