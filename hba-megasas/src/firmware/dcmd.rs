@@ -5,7 +5,7 @@ use devices::mem::FromGuest;
 use devices::scsi::{Lun, TaskManagement};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::drives::{Kind, flush};
+use super::drives::Kind;
 use super::log::{Event, Filter, Subject};
 use super::{Firmware, lock, physical};
 use crate::spec::controller::Defaults;
@@ -172,14 +172,7 @@ impl Firmware {
     async fn flush_all(&self, io: &Io) -> Result<(), Status> {
         let mut good = true;
         for place in self.drives.all().values() {
-            // A volume and its disk share the image.
-            let kind = if place.drive.logical.is_some() { Kind::Logical } else { Kind::Physical };
-            if !place.is_settled(kind) {
-                place.settle(io, kind).await;
-            }
-            if let Some(nexus) = place.nexus(kind) {
-                good &= flush(io, nexus).await;
-            }
+            good &= place.flush(io).await;
         }
         if good { Ok(()) } else { Err(Status::ScsiIoFailed) }
     }

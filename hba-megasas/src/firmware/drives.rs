@@ -90,6 +90,15 @@ impl Place {
         Some(identify(io, nexus).await)
     }
 
+    /// Makes everything stable that was written; false when the disk says that it could not.
+    pub(crate) async fn flush(&self, io: &Io) -> bool {
+        let own = self.own_logical.as_ref().unwrap_or(&self.own_physical);
+        settle(io, own).await;
+        // Where the guest has reserved the disk, only the guest's way is open.
+        let guest = self.drive.logical.as_ref().unwrap_or(&self.drive.physical);
+        flush(io, own).await || flush(io, guest).await
+    }
+
     fn settled(&self, kind: Kind) -> &AtomicBool {
         match kind {
             Kind::Logical => &self.logical_settled,

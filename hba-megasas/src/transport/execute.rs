@@ -150,10 +150,12 @@ async fn pass(
     Ok(reply)
 }
 
-/// The way to a unit, whose unit attentions of power-on and reset the firmware has taken.
+/// The way to a unit. Unit attentions of power-on and reset are the firmware's to take, but for those of a disk that
+/// the host uses as it is.
 async fn ready<'a>(token: &FrameToken, place: &'a Place, kind: Kind) -> Result<&'a Arc<Nexus>, Status> {
     let nexus = place.nexus(kind).ok_or(Status::DeviceNotFound)?;
-    if !place.is_settled(kind) {
+    let volume = place.nexus(Kind::Logical).is_some();
+    if volume && !place.is_settled(kind) {
         Box::pin(place.settle(token.worker().io(), kind)).await;
     }
     Ok(nexus)

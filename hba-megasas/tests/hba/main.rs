@@ -10,4 +10,9 @@
 )]
 
 mod drivers;
+mod events;
+mod firmware;
 mod guest;
+mod resets;
+mod rules;
+mod suites;
