@@ -199,7 +199,10 @@ impl Port {
         let posted = match ring {
             Some(ring) => ring.post(&self.dma, contexts),
             // In READY there is nowhere to post to.
-            None => Ok(drop(contexts)).map(|()| false),
+            None => {
+                drop(contexts);
+                Ok(false)
+            }
         };
         match posted {
             Ok(true) => {

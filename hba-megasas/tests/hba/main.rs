@@ -9,10 +9,12 @@
     clippy::indexing_slicing
 )]
 
+mod cves;
 mod drivers;
 mod events;
 mod firmware;
 mod guest;
+mod hostile;
 mod resets;
 mod rules;
 mod suites;
