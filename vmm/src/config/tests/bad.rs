@@ -57,7 +57,6 @@ fn what_this_version_does_not_build_is_refused_never_ignored() {
         ("throttle = { iops = 5 }", "vm.toml:8: `throttle` in [[hba.lun]] is not supported yet"),
         ("format = \"qcow2\"", "vm.toml:8: `format = \"qcow2\"` in [[hba.lun]] is not supported yet"),
         ("type = \"cd\"", "vm.toml:8: `type = \"cd\"` in [[hba.lun]] is not supported yet"),
-        ("[[hba]]\ntype = \"megasas\"", "vm.toml:9: `type = \"megasas\"` in [[hba]] is not supported yet"),
         (
             "[[hba.lun]]\nimage = \"d.qcow2\"",
             "vm.toml:9: `image` in [[hba.lun]]: `format = \"qcow2\"`, which the suffix stands for, is not supported yet",
