@@ -1,1 +1,24 @@
-//! Placeholder.
+//! The MegaRAID SAS host bus adapter: the MegaRAID firmware interface (MFI) on PCI.
+//!
+//! ```text
+//!   hba ── function (PCI identity, BARs, capabilities), model (the boards)
+//!    |── transport: how frames come and go
+//!    |     port (registers, inbound queue, ring, interrupts) ── worker (one task on an I/O thread)
+//!    |        └── frame (what a frame says), token (a frame to complete exactly once), execute (what frames do)
+//!    └── firmware: what the controller knows, without a word of the transport
+//!          dcmd (dispatch) ── info, lists, configuration, log (events), clock
+//!          drives (logical and physical drives over the SCSI layer)
+//! ```
+//! vCPU threads latch registers and queue frame addresses; everything else happens on one I/O thread. A front of
+//! another generation shares `firmware` and brings a transport of its own.
+
+mod firmware;
+mod function;
+mod hba;
+mod model;
+mod spec;
+mod transport;
+
+pub use firmware::Drive;
+pub use hba::{Error, Megasas, Options};
+pub use model::Model;

@@ -128,7 +128,7 @@ const SERIAL: &[Key] = &[key("mode", choice(SerialMode::NAMES, &[]), Built), key
 
 const HBA: &[Key] = &[
     key("id", Kind::Ascii(32), Built),
-    key("type", choice(HbaType::NAMES, &["megasas"]), Built),
+    key("type", choice(HbaType::NAMES, &[]), Built),
     key("queues", Kind::Integer(1, 255), Built),
     key("model", choice(MegasasModel::NAMES, &[]), Built),
     key("mode", choice(MegasasMode::NAMES, &[]), Built),

@@ -9,15 +9,17 @@ use devices::iothread::IoThread;
 use devices::pci::Bdf;
 use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, Target};
 use devices::storage::{CacheMode, Image, Limits, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing};
+use hba_megasas::{Drive, Megasas, Model};
 use hba_virtio_scsi::{Options, VirtioScsi};
 
 use super::chipset::Chipset;
-use crate::config::{self, Cache, Config, Controller, Device, Format, Throttle};
+use crate::config::{self, Cache, Config, Controller, Device, Format, MegasasMode, MegasasModel, Throttle};
 
 /// The HBAs with what is behind them and the threads that serve them.
 #[derive(Default)]
 pub struct Hbas {
     virtio: Vec<Arc<VirtioScsi>>,
+    megasas: Vec<Arc<Megasas>>,
     addresses: Vec<Bdf>,
     targets: Vec<Arc<Target>>,
     /// Dropped last: their Drop waits for everything that is in flight.
@@ -32,17 +34,24 @@ impl Hbas {
             let thread = IoThread::start(&format!("io-{}", hba.id))
                 .with_context(|| format!("hba {}: starting its I/O thread", hba.id))?;
             let (bdf, seat) = chipset.seat()?;
-            let targets = targets(hba)?;
-            hbas.targets.extend(targets.values().cloned());
             match &hba.controller {
                 Controller::VirtioScsi { queues } => {
+                    let targets = targets(hba)?;
+                    hbas.targets.extend(targets.values().cloned());
                     let options = Options { request_queues: u16::from(*queues), ..Options::default() };
                     let device = VirtioScsi::new(seat, nexuses(targets), vec![thread.remote()], options)
                         .with_context(|| format!("hba {}", hba.id))?;
                     hbas.virtio.push(device.clone());
                     chipset.plug(bdf, device)?;
                 }
-                Controller::Megasas { .. } => bail!("hba {}: type \"megasas\" is not supported yet", hba.id),
+                Controller::Megasas { model, mode } => {
+                    let drives = hbas.drives(hba, *mode)?;
+                    let options = megasas_options(&hba.id, *model);
+                    let device = Megasas::new(seat, drives, thread.remote(), options)
+                        .with_context(|| format!("hba {}", hba.id))?;
+                    hbas.megasas.push(device.clone());
+                    chipset.plug(bdf, device)?;
+                }
             }
             tracing::debug!("hba {} is at PCI {bdf}", hba.id);
             hbas.addresses.push(bdf);
@@ -74,6 +83,31 @@ impl Hbas {
     /// Takes the HBAs out of service at the end of the machine, before their threads end.
     pub fn shut_down(&self) {
         self.virtio.iter().for_each(|hba| hba.shut_down());
+        self.megasas.iter().for_each(|hba| hba.shut_down());
+    }
+
+    /// The drives of a MegaRAID SAS board. In RAID mode each image is there twice: as a volume, and as the disk behind
+    /// it, which tools may look at.
+    fn drives(&mut self, hba: &config::Hba, mode: MegasasMode) -> Result<BTreeMap<u8, Drive>> {
+        let mut drives = BTreeMap::new();
+        for lun in &hba.luns {
+            let (image, config) = disk(&hba.id, lun)?;
+            let logical = match mode {
+                MegasasMode::Raid => Some(self.nexus(&image, volume(hba, lun, &config))?),
+                MegasasMode::Jbod => None,
+            };
+            let physical = self.nexus(&image, config)?;
+            drives.insert(lun.target, Drive { logical, physical });
+        }
+        Ok(drives)
+    }
+
+    /// A target of its own for a disk.
+    fn nexus(&mut self, image: &Arc<Image>, config: DiskConfig) -> Result<Arc<Nexus>> {
+        let target = Target::new();
+        target.attach(Lun::default(), LogicalUnit::Disk(Disk::new(image.clone(), config)?))?;
+        self.targets.push(target.clone());
+        Ok(Nexus::new(target, None))
     }
 }
 
@@ -96,12 +130,17 @@ fn nexuses(targets: BTreeMap<u8, Arc<Target>>) -> BTreeMap<u8, Arc<Nexus>> {
 }
 
 fn unit(hba: &str, lun: &config::Lun) -> Result<LogicalUnit> {
+    let (image, config) = disk(hba, lun)?;
+    let disk = Disk::new(image, config).with_context(|| format!("hba {hba}, target {}", lun.target))?;
+    Ok(LogicalUnit::Disk(disk))
+}
+
+/// Opens the image of a disk, and says how it shall appear.
+fn disk(hba: &str, lun: &config::Lun) -> Result<(Arc<Image>, DiskConfig)> {
     let Device::Disk(disk) = &lun.device else {
         bail!("hba {hba}, target {}: only type \"disk\" is supported yet", lun.target);
     };
-    let unit = Disk::new(Arc::new(image(disk)?), disk_config(hba, lun, disk))
-        .with_context(|| disk.image.display().to_string())?;
-    Ok(LogicalUnit::Disk(unit))
+    Ok((Arc::new(image(disk)?), disk_config(hba, lun, disk)))
 }
 
 /// Opens the image of a disk.
@@ -132,6 +171,41 @@ fn limits(throttle: &Throttle) -> Limits {
         bps_write: throttle.bps_write,
         burst: throttle.burst_seconds.map_or(default.burst, Duration::from_secs),
     }
+}
+
+/// A volume shows the board and a name of its own. Its writes are stable when they complete, so it has no cache.
+fn volume(hba: &config::Hba, lun: &config::Lun, disk: &DiskConfig) -> DiskConfig {
+    let product = match hba.controller {
+        Controller::Megasas { model: MegasasModel::Sas1078, .. } => "MegaRAID 8708EM2",
+        _ => "MR9260-8i",
+    };
+    DiskConfig {
+        vendor: "LSI".into(),
+        product: product.into(),
+        revision: "2.13".into(),
+        serial: String::new(),
+        wwn: Some(naa(&format!("{}-volume-{}", hba.id, lun.target))),
+        write_cache: false,
+        ..disk.clone()
+    }
+}
+
+fn megasas_options(id: &str, model: MegasasModel) -> hba_megasas::Options {
+    let model = match model {
+        MegasasModel::Gen2 => Model::Gen2,
+        MegasasModel::Sas1078 => Model::Sas1078,
+    };
+    let sas_address = naa(id) & !0xff;
+    let serial = format!("SV{:08X}", (sas_address >> 4) as u32);
+    hba_megasas::Options { model, serial, sas_address, write_back: false }
+}
+
+/// A name of the board vendor's (NAA 5h, company 00605Bh) for something called `what`: the same at every start.
+fn naa(what: &str) -> u64 {
+    let hash = what.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    0x5006_05b0_0000_0000 | hash >> 28
 }
 
 fn cache_mode(cache: Cache) -> CacheMode {

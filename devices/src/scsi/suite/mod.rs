@@ -46,6 +46,11 @@ pub const FILL: u8 = 0xee;
 pub trait Initiator {
     /// Sends one command and waits for its end.
     fn command(&mut self, cdb: &[u8], data_out: &[u8], data_in_len: usize) -> Outcome;
+
+    /// Bytes of the longest CDB that the transport carries; tests leave out those that are longer.
+    fn longest_cdb(&self) -> usize {
+        32
+    }
 }
 
 /// Logical block length of the disk under test.

@@ -59,7 +59,6 @@ fn what_this_version_does_not_build_is_refused_never_ignored() {
             "vm.toml:8: `on_no_space = \"pause\"` in [[hba.lun]] is not supported yet",
         ),
         ("type = \"cd\"", "vm.toml:8: `type = \"cd\"` in [[hba.lun]] is not supported yet"),
-        ("[[hba]]\ntype = \"megasas\"", "vm.toml:9: `type = \"megasas\"` in [[hba]] is not supported yet"),
         (
             "[[hba.lun]]\ntype = \"generic\"\nimage = \"/dev/null\"",
             "vm.toml:9: `type = \"generic\"` in [[hba.lun]] is not supported yet",

@@ -1,0 +1,309 @@
+//! Physical and logical drives over the SCSI layer: what the controller knows of its disks, it asks them.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use devices::iothread::Io;
+use devices::mem::{FromGuest, SgList, ToGuest};
+use devices::scsi::{Cdb, DataBuffers, Lun, Nexus, ScsiRequest, Status, Tag, TaskAttribute};
+
+/// The controller's own commands have tags from here on; frames have smaller ones.
+const OWN_TAGS: u64 = 1 << 63;
+static NEXT_TAG: AtomicU64 = AtomicU64::new(OWN_TAGS);
+
+/// Looks for unit attentions at most.
+const SETTLE_TRIES: u32 = 8;
+
+/// A disk as the host bus adapter is given it.
+#[derive(Clone)]
+pub struct Drive {
+    /// The disk as a volume (RAID 0 of one), which is what the guest's disk driver gets; `None` gives the guest the
+    /// physical drive.
+    pub logical: Option<Arc<Nexus>>,
+    /// The disk itself. Behind a volume only tools see it, and only to read.
+    pub physical: Arc<Nexus>,
+}
+
+/// A drive in its place.
+pub(crate) struct Place {
+    /// Device ID of the physical drive, slot number, and target ID of the logical drive.
+    pub(crate) id: u8,
+    pub(crate) drive: Drive,
+    /// Sequence number of the drive's configuration, counts changes.
+    pub(crate) seq: u16,
+    /// SAS address of its port.
+    pub(crate) sas_address: u64,
+    /// The firmware's own ways to the units: what it asks takes no unit attention away from the guest.
+    own_logical: Option<Arc<Nexus>>,
+    own_physical: Arc<Nexus>,
+    logical_settled: AtomicBool,
+    physical_settled: AtomicBool,
+    /// Logical block length of the logical drive in bytes; known once it is settled.
+    block_size: AtomicU32,
+    /// Name of the logical drive.
+    name: Mutex<[u8; 16]>,
+}
+
+/// Which of the two a frame is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The volume.
+    Logical,
+    /// The disk.
+    Physical,
+}
+
+impl Place {
+    fn new(id: u8, drive: Drive, seq: u16, controller: u64) -> Self {
+        let own = |nexus: &Arc<Nexus>| Nexus::new(nexus.target().clone(), None);
+        Self {
+            id,
+            own_logical: drive.logical.as_ref().map(own),
+            own_physical: own(&drive.physical),
+            drive,
+            seq,
+            // The ports of the disks follow those of the controller.
+            sas_address: controller.wrapping_add(0x10).wrapping_add(u64::from(id)),
+            logical_settled: AtomicBool::new(false),
+            physical_settled: AtomicBool::new(false),
+            block_size: AtomicU32::new(0),
+            name: Mutex::default(),
+        }
+    }
+
+    /// The way to the unit; `None` where there is none.
+    pub(crate) fn nexus(&self, kind: Kind) -> Option<&Arc<Nexus>> {
+        match kind {
+            Kind::Logical => self.drive.logical.as_ref(),
+            Kind::Physical => Some(&self.drive.physical),
+        }
+    }
+
+    /// Asks a unit who it is; `None` where there is none.
+    pub(crate) async fn identify(&self, io: &Io, kind: Kind) -> Option<Identity> {
+        let nexus = match kind {
+            Kind::Logical => self.own_logical.as_ref()?,
+            Kind::Physical => &self.own_physical,
+        };
+        settle(io, nexus).await;
+        Some(identify(io, nexus).await)
+    }
+
+    /// Makes everything stable that was written; false when the disk says that it could not.
+    pub(crate) async fn flush(&self, io: &Io) -> bool {
+        let own = self.own_logical.as_ref().unwrap_or(&self.own_physical);
+        settle(io, own).await;
+        // Where the guest has reserved the disk, only the guest's way is open.
+        let guest = self.drive.logical.as_ref().unwrap_or(&self.drive.physical);
+        flush(io, own).await || flush(io, guest).await
+    }
+
+    fn settled(&self, kind: Kind) -> &AtomicBool {
+        match kind {
+            Kind::Logical => &self.logical_settled,
+            Kind::Physical => &self.physical_settled,
+        }
+    }
+
+    /// Whether the firmware has taken the unit attentions of power-on and reset, which are its own, not the driver's.
+    pub(crate) fn is_settled(&self, kind: Kind) -> bool {
+        self.settled(kind).load(Ordering::Acquire)
+    }
+
+    /// Takes them.
+    pub(crate) async fn settle(&self, io: &Io, kind: Kind) {
+        if let Some(nexus) = self.nexus(kind) {
+            settle(io, nexus).await;
+        }
+        if kind == Kind::Logical
+            && let Some(identity) = self.identify(io, kind).await
+        {
+            self.block_size.store(identity.block_size, Ordering::Relaxed);
+        }
+        self.settled(kind).store(true, Ordering::Release);
+    }
+
+    /// Logical block length of the logical drive in bytes, once it is settled.
+    pub(crate) fn block_size(&self) -> u32 {
+        self.block_size.load(Ordering::Relaxed)
+    }
+
+    fn unsettle(&self) {
+        self.logical_settled.store(false, Ordering::Release);
+        self.physical_settled.store(false, Ordering::Release);
+    }
+
+    /// Name of the logical drive, filled with zeros.
+    pub(crate) fn name(&self) -> [u8; 16] {
+        *self.name.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_name(&self, name: [u8; 16]) {
+        *self.name.lock().unwrap_or_else(PoisonError::into_inner) = name;
+    }
+}
+
+type Map = BTreeMap<u8, Arc<Place>>;
+
+/// All drives of a controller; changes when drives come and go.
+pub(crate) struct Drives {
+    version: AtomicU64,
+    map: Mutex<Arc<Map>>,
+    next_seq: AtomicU16,
+    controller: u64,
+}
+
+impl Drives {
+    /// None yet, behind a controller of this SAS address.
+    pub(crate) fn new(controller: u64) -> Self {
+        let map = Mutex::new(Arc::new(Map::new()));
+        Self { version: AtomicU64::new(0), map, next_seq: AtomicU16::new(1), controller }
+    }
+
+    /// All drives now, by ID.
+    pub(crate) fn all(&self) -> Arc<Map> {
+        self.map.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes with every change of [`Self::all`].
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// The drive at `id`.
+    pub(crate) fn get(&self, id: u16) -> Option<Arc<Place>> {
+        self.all().get(&u8::try_from(id).ok()?).cloned()
+    }
+
+    /// Puts a drive at `id` or takes away what is there; returns what was there.
+    pub(crate) fn set(&self, id: u8, drive: Option<Drive>) -> Option<Arc<Place>> {
+        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut new = Map::clone(&map);
+        let before = match drive {
+            Some(drive) => {
+                let seq = self.next_seq.fetch_add(1, Ordering::Relaxed);
+                new.insert(id, Arc::new(Place::new(id, drive, seq, self.controller)))
+            }
+            None => new.remove(&id),
+        };
+        *map = Arc::new(new);
+        self.version.fetch_add(1, Ordering::Release);
+        before
+    }
+
+    /// After a reset every unit has attentions again.
+    pub(crate) fn unsettle(&self) {
+        self.all().values().for_each(|place| place.unsettle());
+    }
+}
+
+/// A command of the controller's own: status and as much of `data` as came.
+async fn ask(io: &Io, nexus: &Nexus, cdb: &[u8], data: &mut [u8]) -> Option<Status> {
+    let tag = Tag(NEXT_TAG.fetch_add(1, Ordering::Relaxed) | OWN_TAGS);
+    let memory = SgList::host(data.len(), 512)?;
+    let view = FromGuest::new(memory.window(0, data.len() as u64));
+    let request = ScsiRequest {
+        tag,
+        lun: Lun::default(),
+        cdb: Cdb::new(cdb),
+        attribute: TaskAttribute::Simple,
+        priority: 0,
+        data: DataBuffers::to_initiator(ToGuest::new(memory)),
+    };
+    let reply = nexus.execute(io, request).await.ok()?;
+    view.read_at(0, data);
+    Some(reply.status)
+}
+
+async fn settle(io: &Io, nexus: &Nexus) {
+    for _ in 0..SETTLE_TRIES {
+        if ask(io, nexus, &[0; 6], &mut []).await != Some(Status::CheckCondition) {
+            return;
+        }
+    }
+}
+
+/// Makes everything stable that was written through `nexus`; false when the disk says that it could not.
+pub(crate) async fn flush(io: &Io, nexus: &Nexus) -> bool {
+    // SYNCHRONIZE CACHE(16) of the whole medium (SBC-4, 5.36).
+    let mut cdb = [0; 16];
+    cdb[0] = 0x91;
+    ask(io, nexus, &cdb, &mut []).await == Some(Status::Good)
+}
+
+/// What a disk says of itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Identity {
+    /// Standard INQUIRY data, filled with zeros.
+    pub(crate) inquiry: [u8; 96],
+    /// Device identification VPD page, cut.
+    pub(crate) vpd_83: [u8; 64],
+    /// Logical block length in bytes.
+    pub(crate) block_size: u32,
+    /// Size in units of 512 bytes.
+    pub(crate) sectors: u64,
+    /// The medium does not rotate.
+    pub(crate) solid_state: bool,
+}
+
+/// Asks a unit who it is.
+async fn identify(io: &Io, nexus: &Nexus) -> Identity {
+    let mut inquiry = [0; 96];
+    ask(io, nexus, &[0x12, 0, 0, 0, 96, 0], &mut inquiry).await;
+    let mut vpd_83 = [0; 64];
+    ask(io, nexus, &[0x12, 1, 0x83, 0, 64, 0], &mut vpd_83).await;
+    let mut characteristics = [0; 64];
+    ask(io, nexus, &[0x12, 1, 0xb1, 0, 64, 0], &mut characteristics).await;
+    let mut capacity = [0; 32];
+    // READ CAPACITY(16) (SBC-4, 5.21).
+    ask(io, nexus, &[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0], &mut capacity).await;
+    let (last, rest) =
+        capacity.split_first_chunk().map_or((0, &[][..]), |(at, rest)| (u64::from_be_bytes(*at), rest));
+    let block_size = rest.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
+    let blocks = if block_size == 0 { 0 } else { last.saturating_add(1) };
+    let sectors = blocks.saturating_mul(u64::from(block_size / 512));
+    let rate = u16::from_be_bytes([characteristics[4], characteristics[5]]);
+    Identity { inquiry, vpd_83, block_size, sectors, solid_state: rate == 1 }
+}
+
+impl Identity {
+    /// The NAA name of the unit (SPC-5, 7.7.6.6), which is its SAS address.
+    pub(crate) fn naa(&self) -> Option<u64> {
+        let [_, _, high, low, rest @ ..] = &self.vpd_83;
+        let end = usize::from(u16::from_be_bytes([*high, *low])).min(rest.len());
+        let mut rest = rest.get(..end)?;
+        while let [_, kind, _, len, more @ ..] = rest {
+            let (name, next) = more.split_at_checked(usize::from(*len))?;
+            if kind & 0x0f == 3
+                && let Ok(name) = name.try_into()
+            {
+                return Some(u64::from_be_bytes(name));
+            }
+            rest = next;
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(page: &[u8]) -> Identity {
+        let mut vpd_83 = [0; 64];
+        vpd_83[..page.len()].copy_from_slice(page);
+        Identity { inquiry: [0; 96], vpd_83, block_size: 512, sectors: 1, solid_state: false }
+    }
+
+    #[test]
+    fn the_naa_name_is_found_among_designators() {
+        let t10 = [2, 1, 0, 3, b'a', b'b', b'c'];
+        let naa = [1, 3, 0, 8, 0x50, 0, 0xc5, 0, 0x12, 0x34, 0x56, 0x78];
+        let page = [&[0, 0x83, 0, 19][..], &t10, &naa].concat();
+        assert_eq!(identity(&page).naa(), Some(0x5000_c500_1234_5678));
+        assert_eq!(identity(&[0, 0x83, 0, 7, 2, 1, 0, 3, 1, 2, 3]).naa(), None);
+        assert_eq!(identity(&[0, 0x83, 0xff, 0xff, 1, 3, 0, 0xff]).naa(), None, "cut short");
+        assert_eq!(identity(&[]).naa(), None);
+    }
+}

@@ -1,0 +1,150 @@
+//! What the controller knows and does, apart from how frames reach it: a front of another generation uses the same.
+
+mod clock;
+mod configuration;
+mod dcmd;
+mod drives;
+mod info;
+mod lists;
+mod log;
+
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use zerocopy::FromZeros;
+
+use crate::model::Model;
+use crate::spec::controller::Properties;
+use crate::spec::event::{class, code, locale};
+use clock::Clock;
+use log::{Event, Log, Subject};
+
+pub(crate) use dcmd::{Dcmd, Reply};
+pub use drives::Drive;
+pub(crate) use drives::{Drives, Kind, Place, flush};
+pub(crate) use info::MAX_LDS;
+pub(crate) use log::Filter;
+
+/// What tells one controller from another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Personality {
+    pub(crate) model: Model,
+    /// At most 32 characters.
+    pub(crate) serial: String,
+    pub(crate) sas_address: u64,
+    /// Completed writes to logical drives may be lost until the cache is flushed.
+    pub(crate) write_back: bool,
+}
+
+/// The state of the firmware.
+pub(crate) struct Firmware {
+    personality: Personality,
+    drives: Drives,
+    log: Mutex<Log>,
+    clock: Clock,
+    properties: Mutex<Properties>,
+    bios_data: Mutex<[u8; 64]>,
+    /// Called when there is a new event.
+    listener: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl Firmware {
+    /// Just started, without drives.
+    pub(crate) fn new(personality: Personality) -> Self {
+        let firmware = Self {
+            drives: Drives::new(personality.sas_address),
+            personality,
+            log: Mutex::default(),
+            clock: Clock::default(),
+            properties: Mutex::new(info::default_properties()),
+            bios_data: Mutex::new(FromZeros::new_zeroed()),
+            listener: OnceLock::new(),
+        };
+        firmware.started();
+        firmware
+    }
+
+    /// Says who is called when there is a new event. Once.
+    pub(crate) fn listen(&self, listener: Box<dyn Fn() + Send + Sync>) {
+        let _ = self.listener.set(listener);
+    }
+
+    pub(crate) fn personality(&self) -> &Personality {
+        &self.personality
+    }
+
+    pub(crate) fn drives(&self) -> &Drives {
+        &self.drives
+    }
+
+    /// The adapter was reset: the firmware starts anew, its log goes on.
+    pub(crate) fn started(&self) {
+        self.drives.unsettle();
+        let event = Event {
+            code: code::FIRMWARE_INIT,
+            locale: locale::CTRL,
+            class: class::INFO,
+            subject: Subject::None,
+        };
+        let time = self.clock.seconds();
+        let mut log = self.log();
+        let seq = log.append(time, &event, "Firmware initialization started");
+        log.booted(seq);
+    }
+
+    /// Puts a drive at `id`, with its events.
+    pub(crate) fn attach(&self, id: u8, drive: Drive) {
+        let logical = drive.logical.is_some();
+        self.drives.set(id, Some(drive));
+        self.report(physical(code::PD_INSERTED, id), &format!("Inserted: PD {id:02x}(e0xff/s{id})"));
+        if logical {
+            self.report(volume(code::LD_CREATED, id), &format!("Created VD {id:02x}/{id}"));
+        }
+    }
+
+    /// Takes the drive at `id` away, with its events.
+    pub(crate) fn detach(&self, id: u8) -> Option<Arc<Place>> {
+        let before = self.drives.set(id, None)?;
+        if before.drive.logical.is_some() {
+            self.report(volume(code::LD_DELETED, id), &format!("Deleted VD {id:02x}/{id}"));
+        }
+        self.report(physical(code::PD_REMOVED, id), &format!("Removed: PD {id:02x}(e0xff/s{id})"));
+        Some(before)
+    }
+
+    /// Logs an event and tells the listener. The tables it is about have to be up to date before.
+    fn report(&self, event: Event, text: &str) -> u32 {
+        let time = self.clock.seconds();
+        let seq = self.log().append(time, &event, text);
+        if let Some(listener) = self.listener.get() {
+            listener();
+        }
+        seq
+    }
+
+    /// The first event that `filter` takes.
+    pub(crate) fn first_event(&self, filter: &Filter) -> Option<crate::spec::event::Record> {
+        self.log().matching(filter).next().copied()
+    }
+
+    fn log(&self) -> MutexGuard<'_, Log> {
+        lock(&self.log)
+    }
+}
+
+fn physical(code: u32, id: u8) -> Event {
+    Event { code, locale: locale::PD, class: class::INFO, subject: Subject::Physical(id.into(), 0xff, id) }
+}
+
+fn volume(code: u32, id: u8) -> Event {
+    Event { code, locale: locale::LD, class: class::INFO, subject: Subject::Logical(id.into(), id) }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `text` at the start of `field`, cut so that a zero ends it.
+fn put_text(field: &mut [u8], text: &str) {
+    let room = field.len().saturating_sub(1);
+    field.iter_mut().take(room).zip(text.bytes()).for_each(|(to, from)| *to = from);
+}

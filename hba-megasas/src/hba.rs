@@ -1,0 +1,197 @@
+//! The host bus adapter: port, firmware, drives and the PCI function, put together.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use devices::iothread::Remote;
+use devices::pci::{PciDevice, PciError, PciFunction, PciSeat};
+use devices::scsi::TaskManagement;
+use thiserror::Error;
+
+use crate::firmware::{Drive, Firmware, Kind, MAX_LDS, Personality};
+use crate::function;
+use crate::model::Model;
+use crate::transport::{Adapter, Port, Window, Worker, serve};
+
+/// How often a reset ends the commands that it still finds.
+const ABORT_POLL: Duration = Duration::from_millis(1);
+/// Longest serial number, in bytes.
+const MAX_SERIAL: usize = 31;
+
+/// Properties of an HBA that do not change while it lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The board.
+    pub model: Model,
+    /// Serial number of the board: printable ASCII, at most 31 characters.
+    pub serial: String,
+    /// SAS address (NAA) of the controller's first port.
+    pub sas_address: u64,
+    /// Completed writes to volumes may be lost until the cache is flushed, which Linux does not do at a file
+    /// system's flush. Otherwise each write is stable when it completes.
+    pub write_back: bool,
+}
+
+/// Why an HBA could not be made, or a drive not attached.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A serial number that cannot be.
+    #[error("a serial number is at most {MAX_SERIAL} characters of printable ASCII")]
+    Serial,
+    /// A drive beyond what drivers address.
+    #[error("drive {0}; a controller has drives 0 to {last}", last = MAX_LDS - 1)]
+    Drive(u8),
+    /// An event descriptor could not be made.
+    #[error("event descriptor")]
+    EventFd(#[from] io::Error),
+    /// The PCI function could not be built.
+    #[error("PCI function")]
+    Pci(#[from] PciError),
+}
+
+/// A MegaRAID SAS host bus adapter: a PCI function for a slot of the host bridge.
+///
+/// Everything runs on one I/O thread. Before that thread ends, the HBA has to be dropped or told by
+/// [`Megasas::shut_down`]: a thread that ends drops the frames it still runs.
+pub struct Megasas {
+    function: PciDevice,
+    port: Arc<Port>,
+    shared: Arc<Shared>,
+}
+
+/// What the port calls back.
+struct Shared {
+    firmware: Arc<Firmware>,
+    remote: Remote,
+}
+
+impl Megasas {
+    /// An HBA in the slot of `seat`, with `drives` by target number, on the thread of `io`.
+    pub fn new(
+        seat: PciSeat,
+        drives: BTreeMap<u8, Drive>,
+        io: Remote,
+        options: Options,
+    ) -> Result<Arc<Self>, Error> {
+        let Options { model, serial, sas_address, write_back } = options;
+        if serial.len() > MAX_SERIAL || !serial.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
+            return Err(Error::Serial);
+        }
+        let firmware = Arc::new(Firmware::new(Personality { model, serial, sas_address, write_back }));
+        let shared = Arc::new(Shared { firmware: firmware.clone(), remote: io.clone() });
+        let port = Port::new(model, seat.dma.clone(), shared.clone())?;
+        let window = Arc::new(Window(port.clone()));
+        let function = function::build(model, seat, window)?;
+        port.connect(function.interrupt().clone());
+        let hba = Self { function, port: port.clone(), shared };
+        for (id, drive) in drives {
+            hba.attach_drive(id, drive)?;
+        }
+        let weak = Arc::downgrade(&port);
+        firmware.listen(Box::new(move || {
+            if let Some(port) = weak.upgrade() {
+                port.ring_doorbell();
+            }
+        }));
+        io.spawn(move |io| serve(Worker::new(io, port, firmware)));
+        Ok(Arc::new(hba))
+    }
+
+    /// Takes the HBA out of service for good, at the end of the machine: no frame is taken any more.
+    pub fn shut_down(&self) {
+        self.port.close();
+    }
+
+    /// Puts a drive at `id`, which is its target, device and slot number, and tells the driver. What was there before
+    /// goes as by [`Self::detach_drive`].
+    pub fn attach_drive(&self, id: u8, drive: Drive) -> Result<Option<Drive>, Error> {
+        if id >= MAX_LDS {
+            return Err(Error::Drive(id));
+        }
+        let before = self.detach_drive(id);
+        self.shared.firmware.attach(id, drive);
+        Ok(before)
+    }
+
+    /// Takes the drive at `id` away and tells the driver. Frames it runs come to their end.
+    pub fn detach_drive(&self, id: u8) -> Option<Drive> {
+        self.shared.firmware.detach(id).map(|place| place.drive.clone())
+    }
+
+    /// Makes the firmware fail, as a driver's recovery sees it: to test that.
+    pub fn inject_fault(&self) {
+        self.port.fault();
+    }
+}
+
+impl Shared {
+    /// Ends the commands of every drive.
+    async fn end_commands(firmware: &Firmware, io: &devices::iothread::Io) {
+        for place in firmware.drives().all().values() {
+            for kind in [Kind::Logical, Kind::Physical] {
+                if let Some(nexus) = place.nexus(kind) {
+                    nexus.manage(io, TaskManagement::NexusReset).await;
+                }
+            }
+        }
+        firmware.drives().unsettle();
+    }
+}
+
+impl Adapter for Shared {
+    fn abort(&self, port: Arc<Port>) {
+        let firmware = self.firmware.clone();
+        self.remote.spawn(move |io| async move {
+            loop {
+                Self::end_commands(&firmware, &io).await;
+                // Commands that were on their way to a drive have arrived by the next time.
+                io.sleep(ABORT_POLL).await;
+                if port.in_flight() == 0 {
+                    break port.aborted();
+                }
+            }
+        });
+    }
+
+    fn cancel(&self) {
+        let firmware = self.firmware.clone();
+        self.remote.spawn(move |io| async move { Self::end_commands(&firmware, &io).await });
+    }
+
+    fn restart(&self) {
+        self.firmware.started();
+    }
+}
+
+impl Drop for Megasas {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+impl PciFunction for Megasas {
+    fn config_read(&self, offset: u16, data: &mut [u8]) {
+        self.function.read(offset, data);
+    }
+
+    fn config_write(&self, offset: u16, data: &[u8]) {
+        let change = self.function.write(offset, data);
+        if change.bus_master == Some(false) {
+            // What the host still works on must not land in memory that the guest believes is its own.
+            self.port.reset();
+        }
+        self.port.refresh_interrupt();
+    }
+
+    fn reset(&self) {
+        // First the registers: they revoke DMA.
+        self.function.reset_registers();
+        self.port.reset_and_wait();
+    }
+
+    fn name(&self) -> &str {
+        PciFunction::name(&self.function)
+    }
+}

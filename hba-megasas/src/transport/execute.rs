@@ -1,0 +1,260 @@
+//! What frames do: SCSI commands through the shared SCSI layer, the rest through the firmware.
+
+use std::sync::Arc;
+
+use devices::mem::{FromGuest, SgList, ToGuest};
+use devices::scsi::{
+    Cdb, DataBuffers, Lun, Nexus, Residual, ScsiReply, ScsiRequest, Sense, Status as ScsiStatus,
+    TaskAttribute, TransportFault,
+};
+
+use super::frame::{Body, Frame};
+use super::token::FrameToken;
+use crate::firmware::{Dcmd, Kind, Place, Reply, flush};
+use crate::spec::{FrameHeader, QueueInfo, Status};
+
+/// Byte 1 of READ and WRITE (SBC-4, 5.16): force unit access, and with it disable page out.
+const FUA: u8 = 0x08;
+const FUA_AND_DPO: u8 = 0x18;
+
+/// Carries a frame out and completes it.
+pub(crate) async fn run(token: FrameToken, frame: Frame) {
+    let Frame { header, body, sense_address, data } = frame;
+    match (body, data) {
+        (Body::Refused(status), _) => token.complete(status),
+        (Body::Init(address), _) => initialise(token, address),
+        (Body::Abort { context, address }, _) => {
+            let status = token.worker().clone().abort(context, address);
+            token.complete(status);
+        }
+        (_, Err(status)) => token.complete(status),
+        (Body::Io { write, access, lba }, Ok(data)) => {
+            let result = transfer(&token, &header, (write, access, lba), data).await;
+            finish(token, &header, sense_address, result);
+        }
+        (Body::Scsi { physical, cdb }, Ok(data)) => {
+            let result = pass(&token, &header, physical, cdb, data).await;
+            finish(token, &header, sense_address, result);
+        }
+        // Rare and large: not worth the room in every task.
+        (Body::Dcmd { opcode, mailbox }, Ok(data)) => {
+            Box::pin(direct(token, header, opcode, mailbox, data)).await;
+        }
+    }
+}
+
+/// INIT.
+fn initialise(token: FrameToken, address: u64) {
+    let port = token.worker().port();
+    let status = match port.dma().read_obj::<QueueInfo>(address) {
+        Ok(info) => port.initialise(token.ticket().epoch, &info).err().unwrap_or(Status::Ok),
+        Err(_) => Status::MemoryNotAvailable,
+    };
+    token.complete(status);
+}
+
+/// DCMD.
+async fn direct(token: FrameToken, header: FrameHeader, opcode: u32, mailbox: [u8; 12], mut data: SgList) {
+    data.truncate(header.data_xfer_len.get().into());
+    let buffer = FromGuest::new(data.window(0, data.len()));
+    let worker = token.worker().clone();
+    let reply = worker.firmware().dcmd(worker.io(), &Dcmd { opcode, mailbox, buffer }).await;
+    match reply {
+        Ok(Reply::Done) => token.complete(Status::Ok),
+        Ok(Reply::Data(bytes)) => {
+            if !token.is_stale() {
+                ToGuest::new(data).write_at(0, &bytes);
+            }
+            token.complete(Status::Ok);
+        }
+        Ok(Reply::Wait(filter)) => worker.wait_for_event(token, filter, ToGuest::new(data)),
+        Ok(Reply::Shutdown) => {
+            let epoch = token.ticket().epoch;
+            token.complete(Status::Ok);
+            worker.flush();
+            worker.port().retire(epoch);
+        }
+        Err(status) => token.complete(status),
+    }
+}
+
+/// How a SCSI command ended without an answer of the unit.
+enum Trouble {
+    Frame(Status),
+    Transport(TransportFault),
+}
+
+impl From<Status> for Trouble {
+    fn from(status: Status) -> Self {
+        Self::Frame(status)
+    }
+}
+
+type Outcome = Result<ScsiReply, Trouble>;
+
+/// LD READ and LD WRITE.
+async fn transfer(
+    token: &FrameToken,
+    header: &FrameHeader,
+    (write, access, lba): (bool, u8, u64),
+    mut data: SgList,
+) -> Outcome {
+    let place = token.worker().place(header.target_id).ok_or(Status::DeviceNotFound)?;
+    let nexus = ready(token, &place, Kind::Logical).await?;
+    let blocks = header.data_xfer_len.get();
+    let len = u64::from(blocks) * u64::from(place.block_size());
+    if len > data.len() {
+        return Err(Status::InvalidSgl.into());
+    }
+    data.truncate(len);
+    let stable = write && !token.worker().firmware().personality().write_back;
+    let mut cdb = [0; 16];
+    cdb[0] = if write { 0x8a } else { 0x88 };
+    cdb[1] = access & FUA_AND_DPO | if stable { FUA } else { 0 };
+    let fields = lba.to_be_bytes().into_iter().chain(blocks.to_be_bytes());
+    cdb.iter_mut().skip(2).zip(fields).for_each(|(to, from)| *to = from);
+    execute(token, nexus, Cdb::new(&cdb), data).await
+}
+
+/// LD SCSI and PD SCSI.
+async fn pass(
+    token: &FrameToken,
+    header: &FrameHeader,
+    physical: bool,
+    cdb: Cdb,
+    mut data: SgList,
+) -> Outcome {
+    if header.lun != 0 {
+        return Err(Status::DeviceNotFound.into());
+    }
+    let wanted = u64::from(header.data_xfer_len.get());
+    if data.is_empty() && wanted > 0 {
+        return Err(Status::InvalidSgl.into());
+    }
+    data.truncate(wanted);
+    let place = token.worker().place(header.target_id).ok_or(Status::DeviceNotFound)?;
+    let member = place.nexus(Kind::Logical).is_some();
+    if physical && member && !only_reads(cdb.opcode()) {
+        return Ok(write_protected());
+    }
+    let kind = if physical { Kind::Physical } else { Kind::Logical };
+    let nexus = ready(token, &place, kind).await?;
+    let reply = execute(token, nexus, cdb, data).await?;
+    let write_back = token.worker().firmware().personality().write_back;
+    if !physical && !write_back && reply.status == ScsiStatus::Good && changes_medium(cdb.opcode()) {
+        // Linux sends no SYNCHRONIZE CACHE to logical drives: what is done has to be stable.
+        if !flush(token.worker().io(), nexus).await {
+            return Err(Status::ScsiIoFailed.into());
+        }
+    }
+    Ok(reply)
+}
+
+/// The way to a unit. Unit attentions of power-on and reset are the firmware's to take, but for those of a disk that
+/// the host uses as it is.
+async fn ready<'a>(token: &FrameToken, place: &'a Place, kind: Kind) -> Result<&'a Arc<Nexus>, Status> {
+    let nexus = place.nexus(kind).ok_or(Status::DeviceNotFound)?;
+    let volume = place.nexus(Kind::Logical).is_some();
+    if volume && !place.is_settled(kind) {
+        Box::pin(place.settle(token.worker().io(), kind)).await;
+    }
+    Ok(nexus)
+}
+
+async fn execute(token: &FrameToken, nexus: &Nexus, cdb: Cdb, data: SgList) -> Outcome {
+    let offered = data.len();
+    if token.is_stale() {
+        return Err(Trouble::Transport(TransportFault::Reset));
+    }
+    let request = ScsiRequest {
+        tag: token.worker().next_tag(),
+        lun: Lun::default(),
+        cdb,
+        attribute: TaskAttribute::Simple,
+        priority: 0,
+        data: buffers(cdb.opcode(), data),
+    };
+    let reply = nexus.execute(token.worker().io(), request).await.map_err(Trouble::Transport)?;
+    let short = |residual| matches!(residual, Residual::Over(_));
+    if short(reply.residual_out) || (offered == 0 && short(reply.residual_in)) {
+        // Frames of this kind have no residual to tell of it.
+        return Err(Status::InvalidSgl.into());
+    }
+    Ok(reply)
+}
+
+/// The direction is that of the command; SeaBIOS does not set the flags of the frame. Where it is not plain, the unit
+/// finds the memory both ways.
+fn buffers(opcode: u8, data: SgList) -> DataBuffers {
+    match opcode {
+        0x08 | 0x28 | 0x88 | 0xa8 => DataBuffers::to_initiator(ToGuest::new(data)),
+        0x0a | 0x2a | 0x8a | 0xaa => DataBuffers::from_initiator(FromGuest::new(data)),
+        _ if data.is_empty() => DataBuffers::none(),
+        _ => {
+            DataBuffers { data_out: FromGuest::new(data.window(0, data.len())), data_in: ToGuest::new(data) }
+        }
+    }
+}
+
+/// Commands that leave the medium and the state of a disk alone: what tools may send to a disk behind a volume.
+fn only_reads(opcode: u8) -> bool {
+    matches!(
+        opcode,
+        // TEST UNIT READY, REQUEST SENSE, READ(6), INQUIRY, MODE SENSE(6), RECEIVE DIAGNOSTIC RESULTS
+        0x00 | 0x03 | 0x08 | 0x12 | 0x1a | 0x1c
+        // READ CAPACITY(10), READ(10), VERIFY(10), PRE-FETCH(10), SYNCHRONIZE CACHE(10), READ DEFECT DATA(10)
+        | 0x25 | 0x28 | 0x2f | 0x34 | 0x35 | 0x37
+        // LOG SENSE, MODE SENSE(10), PERSISTENT RESERVE IN
+        | 0x4d | 0x5a | 0x5e
+        // READ(16), VERIFY(16), PRE-FETCH(16), SYNCHRONIZE CACHE(16), SERVICE ACTION IN(16)
+        | 0x88 | 0x8f | 0x90 | 0x91 | 0x9e
+        // REPORT LUNS, MAINTENANCE IN, READ(12), VERIFY(12), READ DEFECT DATA(12)
+        | 0xa0 | 0xa3 | 0xa8 | 0xaf | 0xb7
+    )
+}
+
+/// Commands that change data: FORMAT UNIT, WRITE, WRITE AND VERIFY, WRITE SAME, UNMAP, SANITIZE, COMPARE AND WRITE,
+/// ORWRITE, of all lengths.
+fn changes_medium(opcode: u8) -> bool {
+    matches!(
+        opcode,
+        0x04 | 0x0a | 0x2a | 0x2e | 0x41 | 0x42 | 0x48 | 0x89 | 0x8a | 0x8b | 0x8e | 0x93 | 0xaa | 0xae
+    )
+}
+
+/// CHECK CONDITION, DATA PROTECT, WRITE PROTECTED in fixed format (SPC-5, 4.4.3).
+fn write_protected() -> ScsiReply {
+    let sense = [0x70, 0, 0x07, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x27, 0, 0, 0, 0, 0];
+    ScsiReply {
+        status: ScsiStatus::CheckCondition,
+        sense: Some(Sense::from_bytes(&sense)),
+        residual_out: Residual::Exact,
+        residual_in: Residual::Exact,
+    }
+}
+
+/// Completes a SCSI frame.
+fn finish(token: FrameToken, header: &FrameHeader, sense_address: u64, outcome: Outcome) {
+    let reply = match outcome {
+        Ok(reply) => reply,
+        Err(Trouble::Frame(status)) => return token.complete(status),
+        Err(Trouble::Transport(TransportFault::NoTarget)) => return token.complete(Status::DeviceNotFound),
+        Err(Trouble::Transport(_)) => return token.complete(Status::ScsiIoFailed),
+    };
+    if reply.status == ScsiStatus::Good {
+        return token.complete(Status::Ok);
+    }
+    let mut written = 0;
+    if let Some(sense) = &reply.sense
+        && sense_address != 0
+        && !token.is_stale()
+    {
+        let sense = sense.as_bytes();
+        let part = sense.get(..usize::from(header.sense_len)).unwrap_or(sense);
+        match token.worker().port().dma().write(sense_address, part) {
+            Ok(()) => written = part.len() as u8,
+            Err(error) => devices::log_limited!(warn, "megasas: sense data not written: {error}"),
+        }
+    }
+    token.complete_scsi(reply.status as u8, written);
+}

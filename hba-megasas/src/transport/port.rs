@@ -1,0 +1,390 @@
+//! Where vCPU threads and the worker meet: registers, frames on their way in, completions on their way out.
+//!
+//! A write to a queue port costs a vCPU the exit, a short lock, and a signal when the worker is not busy anyway. A
+//! reset moves on to the next epoch: what belongs to an older one is neither completed nor posted, and READY shows
+//! only when none of it is in flight any more.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use devices::bus::BusDevice;
+use devices::mem::Dma;
+use devices::pci::{Interrupt, InterruptMode};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::registers::{Effect, Registers, frame_address};
+use super::ring::ReplyRing;
+use crate::model::Model;
+use crate::spec::{QueueInfo, State, Status, register};
+
+/// After how long a reset of the machine says that it still waits.
+const SLOW_RESET: Duration = Duration::from_secs(10);
+/// All of the board's interrupts.
+const VECTOR: u16 = 0;
+
+/// What the port needs of the rest of the adapter.
+pub(crate) trait Adapter: Send + Sync {
+    /// Ends all commands early, on the I/O thread; calls [`Port::aborted`] when nothing is in flight.
+    fn abort(&self, port: Arc<Port>);
+    /// Ends all commands early; they complete.
+    fn cancel(&self);
+    /// The firmware starts anew.
+    fn restart(&self);
+}
+
+/// A frame that is done with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Done {
+    pub(crate) epoch: u64,
+    /// What to post; `None` when there is nothing to post.
+    pub(crate) context: Option<u64>,
+}
+
+struct Inbound {
+    frames: Vec<u64>,
+    open: bool,
+}
+
+struct Inner {
+    registers: Registers,
+    ring: Option<ReplyRing>,
+    /// The I/O thread is ending commands.
+    aborting: bool,
+}
+
+/// The port of one adapter.
+pub(crate) struct Port {
+    this: Weak<Self>,
+    model: Model,
+    dma: Dma,
+    adapter: Arc<dyn Adapter>,
+    doorbell: Arc<EventFd>,
+    inbound: Mutex<Inbound>,
+    inner: Mutex<Inner>,
+    epoch: AtomicU64,
+    in_flight: AtomicU32,
+    closed: AtomicBool,
+    quiet: Condvar,
+    interrupt: OnceLock<Interrupt>,
+}
+
+impl Port {
+    pub(crate) fn new(model: Model, dma: Dma, adapter: Arc<dyn Adapter>) -> std::io::Result<Arc<Self>> {
+        let doorbell = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let frames = Vec::with_capacity(Self::queue_limit(model));
+        let inner = Inner { registers: Registers::new(model), ring: None, aborting: false };
+        Ok(Arc::new_cyclic(|this| Self {
+            this: this.clone(),
+            model,
+            dma,
+            adapter,
+            doorbell,
+            inbound: Mutex::new(Inbound { frames, open: true }),
+            inner: Mutex::new(inner),
+            epoch: AtomicU64::new(0),
+            in_flight: AtomicU32::new(0),
+            closed: AtomicBool::new(false),
+            quiet: Condvar::new(),
+            interrupt: OnceLock::new(),
+        }))
+    }
+
+    /// Frames that wait for the worker at most: a correct driver has no more in flight.
+    pub(crate) fn queue_limit(model: Model) -> usize {
+        usize::from(model.max_commands()) + 8
+    }
+
+    /// Says how interrupts leave. Once, before the guest runs.
+    pub(crate) fn connect(&self, interrupt: Interrupt) {
+        let _ = self.interrupt.set(interrupt);
+    }
+
+    pub(crate) fn model(&self) -> Model {
+        self.model
+    }
+
+    pub(crate) fn dma(&self) -> &Dma {
+        &self.dma
+    }
+
+    pub(crate) fn doorbell(&self) -> &Arc<EventFd> {
+        &self.doorbell
+    }
+
+    /// Wakes the worker.
+    pub(crate) fn ring_doorbell(&self) {
+        // Fails only when the counter is full: then the worker wakes anyway.
+        let _ = self.doorbell.write(1);
+    }
+
+    /// The time between two resets.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Takes the adapter down for good.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        let mut inbound = lock(&self.inbound);
+        inbound.open = false;
+        inbound.frames.clear();
+        drop(inbound);
+        self.ring_doorbell();
+    }
+
+    fn submit(&self, address: u64) {
+        let mut inbound = lock(&self.inbound);
+        if !inbound.open {
+            return;
+        }
+        if inbound.frames.len() >= Self::queue_limit(self.model) {
+            drop(inbound);
+            devices::log_limited!(warn, "megasas: more frames than the adapter takes: {address:#x} dropped");
+            return;
+        }
+        let idle = inbound.frames.is_empty();
+        inbound.frames.push(address);
+        drop(inbound);
+        if idle {
+            self.ring_doorbell();
+        }
+    }
+
+    /// Moves the frames that wait to `batch`, which is empty; they are in flight from here on. Returns their epoch.
+    pub(crate) fn take(&self, batch: &mut Vec<u64>) -> u64 {
+        let mut inbound = lock(&self.inbound);
+        std::mem::swap(batch, &mut inbound.frames);
+        self.in_flight.fetch_add(batch.len() as u32, Ordering::AcqRel);
+        self.epoch()
+    }
+
+    /// Puts a held frame in flight again, unless it is of an older epoch.
+    pub(crate) fn resume(&self, epoch: u64) -> bool {
+        let _inbound = lock(&self.inbound);
+        let current = self.epoch() == epoch;
+        if current {
+            self.in_flight.fetch_add(1, Ordering::AcqRel);
+        }
+        current
+    }
+
+    /// Frames in flight.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Acquire)
+    }
+
+    /// INIT: the reply ring of `info`, which the frame of `epoch` brought. Once until the next reset.
+    pub(crate) fn initialise(&self, epoch: u64, info: &QueueInfo) -> Result<(), Status> {
+        let mut inner = lock(&self.inner);
+        if inner.registers.state() != State::Ready || self.epoch() != epoch {
+            return Err(Status::WrongState);
+        }
+        inner.ring = Some(ReplyRing::open(&self.dma, info, self.model.max_commands())?);
+        inner.registers.operate();
+        Ok(())
+    }
+
+    /// Takes what is done, posts it, and interrupts once for all of it.
+    pub(crate) fn complete(&self, done: &mut Vec<Done>) {
+        let mut inner = lock(&self.inner);
+        let epoch = self.epoch();
+        let Inner { registers, ring, .. } = &mut *inner;
+        let count = done.len() as u32;
+        let contexts = done.drain(..).filter(|done| done.epoch == epoch).filter_map(|done| done.context);
+        let posted = match ring {
+            Some(ring) => ring.post(&self.dma, contexts),
+            // In READY there is nowhere to post to.
+            None => {
+                drop(contexts);
+                Ok(false)
+            }
+        };
+        match posted {
+            Ok(true) => {
+                registers.set_reply();
+                if registers.interrupts() {
+                    self.notify();
+                }
+            }
+            Ok(false) => {}
+            Err(error) => {
+                devices::log_limited!(warn, "megasas: {error}; the firmware is in FAULT");
+                self.fault_locked(&mut inner);
+            }
+        }
+        self.in_flight.fetch_sub(count, Ordering::AcqRel);
+        self.finish(&mut inner);
+    }
+
+    /// The controller was shut down: frames are taken as before INIT, what was posted can still be seen.
+    pub(crate) fn retire(&self, epoch: u64) {
+        let mut inner = lock(&self.inner);
+        if self.epoch() == epoch {
+            inner.ring = None;
+            inner.registers.retire();
+        }
+    }
+
+    /// The firmware fails: FAULT, with the interrupt that tells drivers to recover.
+    pub(crate) fn fault(&self) {
+        self.fault_locked(&mut lock(&self.inner));
+    }
+
+    fn fault_locked(&self, inner: &mut Inner) {
+        let mask = inner.registers.mask();
+        self.begin(inner, State::Fault);
+        inner.registers.keep_mask(mask);
+        inner.registers.set_state_change();
+        if inner.registers.interrupts() {
+            self.notify();
+        }
+    }
+
+    /// The I/O thread has ended what it could.
+    pub(crate) fn aborted(&self) {
+        let mut inner = lock(&self.inner);
+        inner.aborting = false;
+        self.finish(&mut inner);
+    }
+
+    /// Back to power-on; READY shows when nothing of the time before is in flight.
+    pub(crate) fn reset(&self) {
+        self.begin(&mut lock(&self.inner), State::Ready);
+    }
+
+    /// Back to power-on; returns when nothing of the time before is in flight.
+    pub(crate) fn reset_and_wait(&self) {
+        let mut inner = lock(&self.inner);
+        self.begin(&mut inner, State::Ready);
+        while inner.registers.is_quiescing() && !self.is_closed() {
+            let waited = self.quiet.wait_timeout(inner, SLOW_RESET);
+            let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            inner = guard;
+            if timeout.timed_out() {
+                tracing::warn!("megasas: reset waits for commands in flight");
+            }
+        }
+    }
+
+    /// Begins a reset that ends in READY or FAULT.
+    fn begin(&self, inner: &mut Inner, state: State) {
+        let mut inbound = lock(&self.inbound);
+        inbound.frames.clear();
+        inbound.open = false;
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        drop(inbound);
+        inner.ring = None;
+        inner.registers.begin(state);
+        self.deassert();
+        if self.in_flight() > 0
+            && !inner.aborting
+            && let Some(this) = self.this.upgrade()
+        {
+            inner.aborting = true;
+            self.adapter.abort(this);
+        }
+        self.finish(inner);
+    }
+
+    /// Ends a reset once nothing is left of the time before.
+    fn finish(&self, inner: &mut Inner) {
+        if !inner.registers.is_quiescing() || inner.aborting || self.in_flight() > 0 {
+            return;
+        }
+        inner.registers.quiet();
+        if inner.registers.state() == State::Ready {
+            self.adapter.restart();
+            lock(&self.inbound).open = !self.is_closed();
+        }
+        self.quiet.notify_all();
+    }
+
+    /// Makes the wire follow the registers after the way of interrupting changed.
+    pub(crate) fn refresh_interrupt(&self) {
+        let inner = lock(&self.inner);
+        if self.interrupt.get().is_some_and(|interrupt| interrupt.mode() == InterruptMode::Intx) {
+            self.drive(&inner);
+        }
+    }
+
+    fn drive(&self, inner: &Inner) {
+        if inner.registers.interrupts() { self.notify() } else { self.deassert() }
+    }
+
+    fn notify(&self) {
+        if let Some(interrupt) = self.interrupt.get() {
+            interrupt.notify(VECTOR);
+        }
+    }
+
+    fn deassert(&self) {
+        if let Some(interrupt) = self.interrupt.get() {
+            interrupt.deassert_intx();
+        }
+    }
+
+    fn write_register(&self, offset: u64, value: u32) {
+        if offset == register::INBOUND_QUEUE_PORT {
+            // The way of every command: no lock but that of the queue.
+            return self.submit(frame_address(value));
+        }
+        let mut inner = lock(&self.inner);
+        match inner.registers.write(offset, value) {
+            Effect::None => {}
+            Effect::Interrupt => self.interrupt_changed(&inner, offset),
+            Effect::Submit(address) => {
+                drop(inner);
+                self.submit(address);
+            }
+            Effect::Reset => self.begin(&mut inner, State::Ready),
+            Effect::Stop => self.begin(&mut inner, State::Fault),
+            Effect::Cancel => self.adapter.cancel(),
+        }
+    }
+
+    fn interrupt_changed(&self, inner: &Inner, offset: u64) {
+        if !inner.registers.interrupts() {
+            self.deassert();
+        } else if offset == register::OUTBOUND_INTR_MASK {
+            // Also as a message: nobody got one while it was masked.
+            self.notify();
+        }
+        if inner.ring.as_ref().is_some_and(ReplyRing::holds_back) {
+            self.ring_doorbell();
+        }
+    }
+}
+
+/// The registers in a BAR. Only whole dwords can be written; any part can be read.
+pub(crate) struct Window(pub(crate) Arc<Port>);
+
+impl BusDevice for Window {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        let inner = lock(&self.0.inner);
+        for (byte, at) in data.iter_mut().zip(offset..) {
+            let value = inner.registers.read(at & !3).to_le_bytes();
+            *byte = value.get((at & 3) as usize).copied().unwrap_or(0);
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let Ok(bytes) = data.try_into()
+            && offset.is_multiple_of(4)
+        {
+            self.0.write_register(offset, u32::from_le_bytes(bytes));
+        }
+    }
+
+    fn name(&self) -> &str {
+        "megasas"
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

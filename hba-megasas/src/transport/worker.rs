@@ -1,0 +1,221 @@
+//! The task that takes frames on an I/O thread, and what it keeps.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use devices::iothread::{Io, TaskPool};
+use devices::mem::ToGuest;
+use devices::scsi::{Status as ScsiStatus, Tag};
+use zerocopy::IntoBytes;
+
+use super::execute;
+use super::frame::{Fetcher, Frame};
+use super::port::{Done, Port};
+use super::token::{FrameToken, Ticket};
+use crate::firmware::{Filter, Firmware, Place};
+use crate::spec::Status;
+
+type Map = BTreeMap<u8, Arc<Place>>;
+
+/// An EVENT_WAIT that no event has answered yet.
+struct Parked {
+    ticket: Ticket,
+    filter: Filter,
+    buffer: ToGuest,
+}
+
+/// What the tasks of one adapter share on their thread.
+pub(crate) struct Worker {
+    io: Io,
+    port: Arc<Port>,
+    firmware: Arc<Firmware>,
+    done: RefCell<Vec<Done>>,
+    /// Address and context of the frames in flight.
+    active: RefCell<HashMap<u64, u64>>,
+    parked: RefCell<Option<Parked>>,
+    drives: RefCell<(u64, Arc<Map>)>,
+    serial: Cell<u64>,
+}
+
+impl Worker {
+    pub(crate) fn new(io: Io, port: Arc<Port>, firmware: Arc<Firmware>) -> Rc<Self> {
+        let limit = Port::queue_limit(port.model());
+        let drives = RefCell::new((firmware.drives().version(), firmware.drives().all()));
+        Rc::new(Self {
+            io,
+            port,
+            firmware,
+            done: RefCell::new(Vec::with_capacity(limit)),
+            active: RefCell::new(HashMap::with_capacity(2 * limit)),
+            parked: RefCell::default(),
+            drives,
+            serial: Cell::new(0),
+        })
+    }
+
+    pub(crate) fn io(&self) -> &Io {
+        &self.io
+    }
+
+    pub(crate) fn port(&self) -> &Arc<Port> {
+        &self.port
+    }
+
+    pub(crate) fn firmware(&self) -> &Arc<Firmware> {
+        &self.firmware
+    }
+
+    /// The drive at `id` now.
+    pub(crate) fn place(&self, id: u8) -> Option<Arc<Place>> {
+        let mut drives = self.drives.borrow_mut();
+        let version = self.firmware.drives().version();
+        if drives.0 != version {
+            *drives = (version, self.firmware.drives().all());
+        }
+        drives.1.get(&id).cloned()
+    }
+
+    /// A tag for a command; below those of the firmware's own.
+    pub(crate) fn next_tag(&self) -> Tag {
+        let serial = self.serial.get();
+        self.serial.set(serial.wrapping_add(1) & (u64::MAX >> 1));
+        Tag(serial)
+    }
+
+    /// Notes a frame for the end of the batch.
+    pub(crate) fn done(&self, address: u64, done: Done) {
+        self.active.borrow_mut().remove(&address);
+        self.done.borrow_mut().push(done);
+    }
+
+    /// Posts what is done.
+    pub(crate) fn flush(&self) {
+        let mut done = self.done.borrow_mut();
+        if !done.is_empty() {
+            self.port.complete(&mut done);
+        }
+    }
+
+    /// Looks at a frame and starts it.
+    fn accept(
+        self: &Rc<Self>,
+        address: u64,
+        epoch: u64,
+        fetcher: &mut Fetcher,
+    ) -> Option<(FrameToken, Frame)> {
+        let forget = || self.done.borrow_mut().push(Done { epoch, context: None });
+        let Some(frame) = fetcher.fetch(self.port.dma(), address, self.port.model().max_sges()) else {
+            devices::log_limited!(warn, "megasas: no frame at {address:#x}");
+            forget();
+            return None;
+        };
+        let context = frame.header.context.get();
+        let parked = self
+            .parked
+            .borrow()
+            .as_ref()
+            .is_some_and(|parked| (parked.ticket.address, parked.ticket.epoch) == (address, epoch));
+        if parked || self.active.borrow().contains_key(&address) {
+            devices::log_limited!(warn, "megasas: frame at {address:#x} is in flight already");
+            forget();
+            return None;
+        }
+        self.active.borrow_mut().insert(address, context);
+        let flags = frame.header.flags.get();
+        Some((FrameToken::new(self.clone(), Ticket { address, context, flags, epoch }), frame))
+    }
+
+    /// Answers an EVENT_WAIT, or keeps it. Of two, the first stays.
+    pub(crate) fn wait_for_event(self: &Rc<Self>, token: FrameToken, filter: Filter, buffer: ToGuest) {
+        let epoch = self.port.epoch();
+        let busy = self.parked.borrow().as_ref().is_some_and(|parked| parked.ticket.epoch == epoch);
+        if busy {
+            return token.complete(Status::WrongState);
+        }
+        let ticket = token.park();
+        *self.parked.borrow_mut() = Some(Parked { ticket, filter, buffer });
+        self.deliver_event();
+    }
+
+    /// Answers the EVENT_WAIT if there is what it waits for.
+    fn deliver_event(self: &Rc<Self>) {
+        let event = match &*self.parked.borrow() {
+            Some(parked) => self.firmware.first_event(&parked.filter),
+            None => None,
+        };
+        if let Some(event) = event
+            && let Some((token, buffer)) = self.unpark(|_| true)
+        {
+            buffer.write_at(0, event.as_bytes());
+            token.complete(Status::Ok);
+        }
+    }
+
+    /// Takes the held frame back into flight, if `wanted` says so and no reset came in between.
+    fn unpark(self: &Rc<Self>, wanted: impl FnOnce(&Ticket) -> bool) -> Option<(FrameToken, ToGuest)> {
+        let mut slot = self.parked.borrow_mut();
+        let parked = slot.take_if(|parked| wanted(&parked.ticket))?;
+        let resumed = self.port.resume(parked.ticket.epoch);
+        resumed.then(|| (FrameToken::new(self.clone(), parked.ticket), parked.buffer))
+    }
+
+    /// ABORT of the frame at `address`. A held frame comes back before the ABORT does; others run to their end.
+    pub(crate) fn abort(self: &Rc<Self>, context: u64, address: u64) -> Status {
+        // Drivers fill in the low half only.
+        let same = |other: u64| other as u32 == context as u32;
+        let epoch = self.port.epoch();
+        let parked = self.parked.borrow().as_ref().map(|parked| parked.ticket);
+        if let Some(ticket) = parked.filter(|ticket| (ticket.address, ticket.epoch) == (address, epoch)) {
+            if !same(ticket.context) {
+                return Status::AbortNotPossible;
+            }
+            if let Some((token, _)) = self.unpark(|_| true) {
+                token.complete(Status::Invalid);
+            }
+            return Status::Ok;
+        }
+        if self.active.borrow().contains_key(&address) { Status::AbortNotPossible } else { Status::Ok }
+    }
+}
+
+/// Serves the port for as long as it lives.
+pub(crate) async fn serve(worker: Rc<Worker>) {
+    let port = worker.port.clone();
+    let limit = Port::queue_limit(port.model());
+    let pool = TaskPool::new(&worker.io, limit);
+    let at_end = worker.clone();
+    let hook = worker.io.at_batch_end(move || at_end.flush());
+    let mut watch = worker.io.watch(port.doorbell());
+    let (mut batch, mut fetcher) = (Vec::with_capacity(limit), Fetcher::default());
+    loop {
+        if let Err(error) = watch.next().await {
+            tracing::error!(%error, "megasas: doorbell lost");
+            port.fault();
+            break;
+        }
+        if port.is_closed() {
+            break;
+        }
+        worker.deliver_event();
+        let epoch = port.take(&mut batch);
+        if batch.is_empty() {
+            // Perhaps the driver has made room in a full ring.
+            port.complete(&mut worker.done.borrow_mut());
+        }
+        for address in batch.drain(..) {
+            let Some((token, frame)) = worker.accept(address, epoch, &mut fetcher) else { continue };
+            if pool.running() >= limit {
+                token.complete_scsi(ScsiStatus::Busy as u8, 0);
+                continue;
+            }
+            if let Err(task) = pool.spawn(execute::run(token, frame)) {
+                worker.io.spawn(task);
+            }
+        }
+    }
+    pool.drained().await;
+    drop(hook);
+    worker.flush();
+}

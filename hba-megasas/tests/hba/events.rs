@@ -1,0 +1,116 @@
+//! Events: held registrations, hot-plug, and storms.
+
+use hba_megasas::Model;
+
+use crate::guest::{Frame, Guest, drive, image, le16, le32};
+
+struct Watcher {
+    guest: Guest,
+    record: u64,
+    next: u32,
+}
+
+impl Watcher {
+    fn new(raid: bool) -> Self {
+        let mut guest = Guest::new(Model::Gen2, raid, &[0]);
+        assert_eq!(guest.init(1009), 0);
+        let (_, info) = guest.dcmd(0x0104_0100, &[], 20);
+        let record = guest.alloc(256);
+        Self { guest, record, next: le32(&info, 0) + 1 }
+    }
+
+    fn arm(&mut self) {
+        let mailbox = [self.next.to_le_bytes(), 0xfe00_ffff_u32.to_le_bytes()].concat();
+        let frame = Frame::dcmd(0x0104_0500, &mailbox).context(8).len(256).sge(self.record, 256);
+        self.guest.send(&frame);
+    }
+
+    /// The next event: code and first two bytes of its arguments.
+    fn event(&mut self) -> (u32, u16) {
+        assert_eq!(self.guest.wait_reply(), 8);
+        let record = self.guest.peek(self.record, 256);
+        self.next = le32(&record, 0) + 1;
+        (le32(&record, 8), le16(&record, 0x20))
+    }
+}
+
+#[test]
+fn volumes_come_and_go() {
+    let mut watcher = Watcher::new(true);
+    watcher.arm();
+    watcher.guest.expect_silence();
+    let new = image();
+    watcher.guest.hba.attach_drive(9, drive(&new, true)).unwrap();
+    // Two events back to back, the second while nobody waits.
+    assert_eq!(watcher.event(), (0x5b, 9));
+    watcher.arm();
+    assert_eq!(watcher.event(), (0x8a, 9));
+    let (_, list) = watcher.guest.dcmd(0x0301_0100, &[1], 268);
+    assert_eq!((le32(&list, 4), &list[11..13]), (2, &[0, 9][..]));
+    assert_eq!(watcher.guest.io(false, 9, 0, &[0; 512]).0, 0);
+    watcher.arm();
+    assert!(watcher.guest.hba.detach_drive(9).is_some());
+    assert_eq!(watcher.event(), (0x8b, 9));
+    watcher.arm();
+    assert_eq!(watcher.event(), (0x70, 9));
+    assert_eq!(watcher.guest.io(false, 9, 0, &[0; 512]).0, 0x0c);
+    assert!(watcher.guest.hba.detach_drive(9).is_none());
+    assert!(watcher.guest.hba.attach_drive(64, drive(&new, true)).is_err());
+}
+
+#[test]
+fn system_drives_come_and_go() {
+    let mut watcher = Watcher::new(false);
+    watcher.arm();
+    watcher.guest.hba.attach_drive(3, drive(&image(), false)).unwrap();
+    assert_eq!(watcher.event(), (0x5b, 3));
+    let (_, list) = watcher.guest.dcmd(0x0201_0100, &[5], 8192);
+    assert_eq!(le32(&list, 4), 2);
+    watcher.arm();
+    watcher.guest.hba.detach_drive(3).unwrap();
+    assert_eq!(watcher.event(), (0x70, 3));
+}
+
+#[test]
+fn a_storm_of_events_keeps_its_order() {
+    let mut watcher = Watcher::new(false);
+    watcher.arm();
+    for _ in 0..500 {
+        watcher.guest.hba.attach_drive(1, drive(&image(), false)).unwrap();
+        watcher.guest.hba.detach_drive(1).unwrap();
+    }
+    let mut last = 0;
+    // What the ring has lost is lost; what it has comes in order.
+    for _ in 0..200 {
+        watcher.event();
+        assert!(watcher.next > last);
+        last = watcher.next;
+        watcher.arm();
+    }
+}
+
+#[test]
+fn a_second_registration_is_refused() {
+    let mut watcher = Watcher::new(true);
+    watcher.arm();
+    watcher.guest.expect_silence();
+    let record = watcher.guest.alloc(256);
+    let frame = Frame::dcmd(0x0104_0500, &[0xff; 4]).len(256).sge(record, 256);
+    assert_eq!(watcher.guest.poll(frame), 0x32);
+    watcher.guest.hba.attach_drive(9, drive(&image(), true)).unwrap();
+    assert_eq!(watcher.event().0, 0x5b);
+}
+
+#[test]
+fn classes_and_locales_filter() {
+    let mut watcher = Watcher::new(true);
+    // Volumes only: the inserted disk is not told.
+    let mailbox = [watcher.next.to_le_bytes(), 0xfe00_0001_u32.to_le_bytes()].concat();
+    let frame = Frame::dcmd(0x0104_0500, &mailbox).context(8).len(256).sge(watcher.record, 256);
+    watcher.guest.send(&frame);
+    watcher.guest.hba.attach_drive(2, drive(&image(), true)).unwrap();
+    assert_eq!(watcher.event(), (0x8a, 2));
+    // Fatal only.
+    let mailbox = [1_u32.to_le_bytes(), 0x0300_ffff_u32.to_le_bytes()].concat();
+    assert_eq!(watcher.guest.dcmd(0x0104_0300, &mailbox, 8 + 2560).0, 0x23);
+}

@@ -1,0 +1,127 @@
+//! Direct commands, as tools use them.
+
+use hba_megasas::Model;
+
+use crate::guest::{Frame, Guest, le16, le32, le64};
+
+fn raid() -> Guest {
+    Guest::new(Model::Gen2, true, &[0, 2])
+}
+
+#[test]
+fn physical_drives() {
+    let mut guest = raid();
+    let (status, list) = guest.dcmd(0x0201_0000, &[], 8192);
+    assert_eq!((status, le32(&list, 0), le32(&list, 4)), (0, 56, 2));
+    assert_eq!(le64(&list, 8 + 8), 0x5000_c500_1234_5678, "the name of the disk");
+    let (_, info) = guest.dcmd(0x0202_0000, &[2, 0], 512);
+    assert_eq!(le64(&info, 0xc8), 0x5000_c500_1234_5678);
+    assert_eq!((le16(&info, 0xb8), le16(&info, 0xbc)), (0x18, 0x2002), "online, SAS, in a volume");
+    assert_eq!((&info[4 + 8..4 + 12], le64(&info, 0xe8), le16(&info, 0x194)), (&b"ACME"[..], 16384, 512));
+    assert_eq!(info[0x65], 0x83);
+    let reply = guest.scsi(4, 2, &[0x12, 1, 0x83, 0, 64, 0], &[], 64);
+    let end = 4 + usize::from(reply.data[3]);
+    assert_eq!(reply.data[..end], info[0x64..0x64 + end], "as by INQUIRY");
+    // A list that does not fit says how long it is.
+    let (_, list) = guest.dcmd(0x0201_0000, &[], 32);
+    assert_eq!(le32(&list, 0), 56);
+    assert_eq!(guest.dcmd(0x0201_0100, &[6], 8192).0, 3);
+}
+
+#[test]
+fn volumes() {
+    let mut guest = raid();
+    let (status, list) = guest.dcmd(0x0301_0000, &[], 4104);
+    assert_eq!((status, le32(&list, 0), list[8], list[24]), (0, 2, 0, 2));
+    assert!(list[1032..].iter().all(|&byte| byte == 0xcc));
+    for query in 0..3 {
+        let (status, ids) = guest.dcmd(0x0301_0100, &[query], 268);
+        assert_eq!((status, le32(&ids, 0), le32(&ids, 4), &ids[11..13]), (0, 13, 2, &[0, 2][..]));
+    }
+    assert_eq!(guest.dcmd(0x0301_0100, &[3], 268).0, 3);
+    let (_, info) = guest.dcmd(0x0302_0000, &[2, 0], 384);
+    assert_eq!((info[0], info[0x20], info[0x24], info[0x25], info[0x26], info[0x2f]), (2, 0, 1, 1, 3, 0));
+    assert_eq!((le64(&info, 0x48), le16(&info, 0x50), le64(&info, 0x100)), (16384, 2, 16384));
+    assert_eq!(guest.dcmd(0x0302_0000, &[1, 0], 384).0, 0x0c);
+    // The name can be set, the cache policy not.
+    let (_, mut properties) = guest.dcmd(0x0303_0000, &[2], 32);
+    properties[4..8].copy_from_slice(b"data");
+    assert_eq!(guest.dcmd_with(0x0304_0000, &[2], &properties).0, 0);
+    assert_eq!(guest.dcmd(0x0303_0000, &[2], 32).1, properties);
+    properties[0x14] |= 1;
+    assert_eq!(guest.dcmd_with(0x0304_0000, &[2], &properties).0, 0x32);
+}
+
+#[test]
+fn configuration() {
+    let mut guest = raid();
+    let (status, config) = guest.dcmd(0x0401_0000, &[], 4096);
+    assert_eq!((status, le32(&config, 0)), (0, 32 + 2 * 0x120 + 2 * 0x100));
+    let words: Vec<u16> = (4..16).step_by(2).map(|at| le16(&config, at)).collect();
+    assert_eq!(words, [2, 0x120, 2, 0x100, 0, 0x28]);
+    let array = &config[32 + 0x120..];
+    assert_eq!((le64(array, 0), array[8], le16(array, 10), le16(array, 0x20)), (16384, 1, 2, 2));
+    assert_eq!(le16(array, 0x28), 0xffff);
+    assert_eq!(config[32 + 2 * 0x120], 0);
+    assert_eq!(config[32 + 2 * 0x120 + 0x100], 2);
+    for change in [0x0402_0000, 0x0403_0000, 0x0404_0000, 0x0309_0000, 0x0306_0100, 0x0203_0100] {
+        assert_eq!(guest.dcmd(change, &[], 64).0, 0x32, "{change:#x}");
+    }
+}
+
+#[test]
+fn properties_time_and_bios_data() {
+    let mut guest = raid();
+    let (_, mut properties) = guest.dcmd(0x0102_0100, &[], 64);
+    assert_eq!((le16(&properties, 4), le16(&properties, 6)), (16, 50));
+    properties[8] = 77;
+    properties[0x21] = 0xff;
+    assert_eq!(guest.dcmd_with(0x0102_0200, &[], &properties).0, 0);
+    let (_, now) = guest.dcmd(0x0102_0100, &[], 64);
+    assert_eq!((now[8], now[0x21] & 0x24), (77, 0), "OCR and JBOD are not the guest's to switch");
+    assert_eq!(guest.dcmd_with(0x0102_0200, &[], &[0; 63]).0, 3);
+
+    assert_eq!(guest.dcmd(0x0108_0102, &[0xe8, 7, 3, 1, 12, 0, 0, 0], 0).0, 0);
+    let (_, time) = guest.dcmd(0x0108_0101, &[], 8);
+    assert_eq!(time[..5], [0xe8, 7, 3, 1, 12]);
+    let (_, seconds) = guest.dcmd(0x0108_0201, &[], 4);
+    assert!((0..60).contains(&(i64::from(le32(&seconds, 0)) - (1_709_294_400 - 946_684_800))));
+    assert_eq!(guest.dcmd(0x0108_0102, &[0; 8], 0).0, 3);
+
+    assert_eq!(guest.dcmd_with(0x010c_0200, &[], &[0x5a; 64]).0, 0);
+    assert_eq!(guest.dcmd(0x010c_0100, &[], 64).1, [0x5a; 64]);
+    let (_, defaults) = guest.dcmd(0x010e_0201, &[], 64);
+    assert_eq!(le64(&defaults, 0), 0x5006_05b0_0000_1230);
+}
+
+#[test]
+fn what_there_is_not() {
+    let mut guest = raid();
+    for battery in [0x0501_0000, 0x0502_0000, 0x0503_0000, 0x0505_0100] {
+        assert_eq!(guest.dcmd(battery, &[], 64).0, 0x22);
+    }
+    for unknown in [0, 0xffff_ffff, 0x0300_e101, 0x0119_0100, 0x0200_e103] {
+        assert_eq!(guest.dcmd(unknown, &[], 64), (2, vec![0xcc; 64]), "{unknown:#x}");
+    }
+    for dummy in [0x0100_e100, 0x0103_0100, 0x010d_0000, 0x0800_0000] {
+        assert_eq!(guest.dcmd(dummy, &[], 64), (0, vec![0; 64]), "{dummy:#x}");
+    }
+    for frame in [7, 8] {
+        assert_eq!(guest.poll(Frame::new(frame, 0x20)), 0x0c, "SMP and STP");
+    }
+}
+
+#[test]
+fn locate_is_an_event() {
+    let mut guest = raid();
+    assert_eq!(guest.dcmd(0x0207_0100, &[2, 0], 0).0, 0);
+    assert_eq!(guest.dcmd(0x0207_0200, &[2, 0], 0).0, 0);
+    assert_eq!(guest.dcmd(0x0207_0100, &[1, 0], 0).0, 0x0c);
+    let mailbox = [0, 0, 0, 0, 0xff, 0xff, 0, 0xfe];
+    let (status, events) = guest.dcmd(0x0104_0300, &mailbox, 8 + 30 * 256);
+    let count = le32(&events, 0) as usize;
+    assert_eq!((status, le32(&events, 8 + 256 * (count - 1) + 8)), (0, 0x72));
+    assert_eq!(guest.dcmd(0x0104_0200, &[], 0).0, 0, "clear");
+    let (_, events) = guest.dcmd(0x0104_0300, &mailbox, 8 + 30 * 256);
+    assert_eq!(le32(&events, 0), 1, "that it was cleared");
+}

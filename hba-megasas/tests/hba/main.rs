@@ -1,0 +1,20 @@
+//! The HBA as a guest sees it: through configuration space, registers, frames and interrupts, on a real I/O thread.
+
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+mod cves;
+mod drivers;
+mod events;
+mod firmware;
+mod guest;
+mod hostile;
+mod resets;
+mod rules;
+mod suites;

@@ -1,0 +1,151 @@
+//! Resets, faults and recovery, with commands in flight.
+
+use std::time::Duration;
+
+use devices::pci::PciFunction;
+use hba_megasas::Model;
+
+use crate::guest::{Frame, Guest, PRODUCER};
+
+fn started() -> Guest {
+    let mut guest = Guest::new(Model::Gen2, true, &[0]);
+    assert_eq!(guest.init(1009), 0);
+    guest.enable_interrupts();
+    guest
+}
+
+/// Whatever ends the time before: nothing of it lands later, and the adapter serves again.
+fn canary(reset: impl Fn(&Guest)) {
+    let mut guest = started();
+    let (frame, data) = guest.held_read(0, 3);
+    let record = guest.alloc_with(&[0xcc; 256]);
+    let mailbox = [u32::MAX.to_le_bytes(), 0xfe00_ffff_u32.to_le_bytes()].concat();
+    guest.send(&Frame::dcmd(0x0104_0500, &mailbox).context(4).len(256).sge(record, 256));
+    guest.expect_silence();
+    reset(&guest);
+    guest.wait_ready();
+    assert_eq!((guest.read(0x30), guest.read(0x34), guest.seat.intx.is_high()), (0, u32::MAX, false));
+    let producer = guest.word(PRODUCER);
+    for (at, len) in [(frame, 64), (data, 512), (record, 256)] {
+        guest.poke(at, &vec![0x77; len]);
+    }
+    guest.recording(0).hold(false);
+    std::thread::sleep(Duration::from_millis(20));
+    for (at, len) in [(frame, 64), (data, 512), (record, 256)] {
+        assert_eq!(guest.peek(at, len), vec![0x77; len]);
+    }
+    assert_eq!(guest.word(PRODUCER), producer);
+    assert_eq!(guest.init(1009), 0);
+    guest.send(&Frame::scsi(3, 0, &[0; 6]).context(1));
+    assert_eq!(guest.wait_reply(), 1);
+    let (status, _) = guest.io(false, 0, 0, &[0; 512]);
+    assert_eq!(status, 0, "no unit attention of the firmware's own doing");
+}
+
+#[test]
+fn adapter_reset_of_both_generations() {
+    canary(Guest::adapter_reset);
+    canary(|guest| guest.write(0x20, 0x40));
+}
+
+#[test]
+fn ready_by_doorbell() {
+    canary(|guest| guest.write(0x20, 0x07));
+    canary(|guest| guest.write(0x20, 0x02));
+}
+
+#[test]
+fn bus_mastering_off_and_on() {
+    canary(|guest| {
+        guest.hba.config_write(4, &3_u16.to_le_bytes());
+        guest.wait_ready();
+        guest.hba.config_write(4, &7_u16.to_le_bytes());
+    });
+}
+
+#[test]
+fn system_reset() {
+    canary(|guest| {
+        guest.hba.reset();
+        guest.place();
+        assert_eq!(guest.state(), 0xb, "quiet when it returns");
+    });
+}
+
+#[test]
+fn stop_and_recovery() {
+    canary(|guest| {
+        guest.write(0x20, 0x20);
+        assert_eq!(guest.state(), 0xf);
+        guest.write(0x20, 0x07);
+        assert_eq!(guest.state(), 0xf, "a doorbell does not revive it");
+        guest.adapter_reset();
+    });
+}
+
+#[test]
+fn a_fault_interrupts_and_frames_are_ignored() {
+    canary(|guest| {
+        guest.enable_msix();
+        guest.hba.inject_fault();
+        assert_eq!((guest.state(), guest.read(0x30)), (0xf, 4));
+        assert_eq!(guest.seat.msi.take().len(), 1);
+        guest.adapter_reset();
+    });
+    let mut guest = started();
+    guest.hba.inject_fault();
+    assert!(guest.seat.intx.is_high());
+    let address = guest.send(&Frame::scsi(3, 0, &[0; 6]));
+    std::thread::sleep(Duration::from_millis(10));
+    assert_eq!(guest.status_of(address), 0xff);
+}
+
+#[test]
+fn abort_by_doorbell_ends_commands_and_stays_operational() {
+    let mut guest = started();
+    let (frame, _) = guest.held_read(0, 3);
+    guest.write(0x20, 0x01);
+    assert_eq!((guest.wait_reply(), guest.status_of(frame), guest.state()), (3, 0x2e, 0xc));
+    guest.recording(0).hold(false);
+    assert_eq!(guest.io(false, 0, 0, &[0; 512]).0, 0);
+}
+
+#[test]
+fn shutdown_is_posted_and_then_ready() {
+    let mut guest = started();
+    guest.recording(0).operations();
+    guest.send(&Frame::dcmd(0x0105_0000, &[]).context(6));
+    assert_eq!(guest.wait_reply(), 6);
+    assert!(!guest.recording(0).operations().is_empty(), "flushed");
+    guest.wait_ready();
+    assert!(guest.seat.intx.is_high(), "the completion can still be seen");
+    assert_eq!(guest.init(1009), 0, "another driver");
+}
+
+#[test]
+fn init_only_in_ready() {
+    let mut guest = started();
+    assert_eq!(guest.init(1009), 0x32);
+    guest.write(0x20, 0x02);
+    guest.wait_ready();
+    assert_eq!(guest.init(1009), 0);
+}
+
+#[test]
+fn driver_reload_fifty_times_under_io() {
+    let mut guest = Guest::new(Model::Gen2, true, &[0]);
+    let data = guest.alloc(4096);
+    for round in 0..50 {
+        guest.write(0x20, 0x07);
+        guest.wait_ready();
+        assert_eq!(guest.init(1008), 0, "round {round}");
+        for context in 0..40 {
+            guest.send(
+                &Frame::io(context % 2 == 1, 0, 8 * u64::from(context), 8).context(context).sge(data, 4096),
+            );
+        }
+        for _ in 0..round % 40 {
+            assert!(guest.wait_reply() < 40);
+        }
+    }
+}
