@@ -404,8 +404,15 @@ fn spawn(way: &str) -> (Child, File, File) {
         .stdin(end())
         .stdout(end())
         .stderr(Stdio::null());
-    // The test harness has a thread of its own before `child` can block signals as `main` would.
-    let block = || Signals::block().map(std::mem::forget);
+    // The test harness has a thread of its own before `child` can block signals as `main` would. What this process
+    // was told to ignore (by nohup) the child would ignore too, and never end.
+    let block = || {
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
+            // SAFETY: a system call that the child may make between fork and exec.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        Signals::block().map(std::mem::forget)
+    };
     // SAFETY: it makes system calls only.
     unsafe { command.pre_exec(block) };
     let child = command.spawn().unwrap();
