@@ -296,7 +296,8 @@ fn ctrl_a_x_ends_the_machine_and_gives_the_terminal_back() {
     terminal.type_in(b"\x01x");
     let ended = running.wait();
     assert_eq!((ended.code, ended.errors.as_str()), (0, ""));
-    assert!(ended.output.ends_with("\r\nvmm: terminated by Ctrl-A x\r\n"), "{}", ended.output);
+    // The guest may still print after the key.
+    assert!(ended.output.contains("\r\nvmm: terminated by Ctrl-A x\r\n"), "{}", ended.output);
     assert_eq!(terminal.settings(), before);
 }
 
