@@ -1,7 +1,7 @@
-//! Single I/O ports of a PC: reset, A20, diagnostics and scratch registers.
+//! Single I/O ports of a PC: fast reset, A20, diagnostics and scratch registers.
 //!
-//! Left unclaimed on purpose: the 8237 DMA controllers (firmware only writes them). The PIT, both PICs, ELCR and
-//! port 61h are the hypervisor's.
+//! The reset control register at CF9h lies amid the PCI configuration ports and is theirs. Left unclaimed on purpose:
+//! the 8237 DMA controllers (firmware only writes them). The PIT, both PICs, ELCR and port 61h are the hypervisor's.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -10,46 +10,6 @@ use std::sync::{Mutex, PoisonError};
 use super::sink::Sink;
 use super::{Machine, MachineRequest, read_bytes, write_bytes};
 use crate::bus::BusDevice;
-
-/// The reset control register of the ICH9 at port CF9h (Intel 316972, 13.7.5). It lies within the PCI configuration
-/// address window, whose owner passes byte accesses on.
-pub struct ResetControl {
-    value: AtomicU8,
-    machine: Machine,
-}
-
-impl ResetControl {
-    /// Bit 1: hard reset instead of INIT; here both are a full reset.
-    const SYS_RST: u8 = 1 << 1;
-    /// Bit 2: going from 0 to 1 starts the reset.
-    const RST_CPU: u8 = 1 << 2;
-    /// Bit 3: power cycle too.
-    const FULL_RST: u8 = 1 << 3;
-
-    /// The register at its reset value.
-    pub fn new(machine: Machine) -> Self {
-        Self { value: AtomicU8::new(0), machine }
-    }
-
-    /// A byte read.
-    pub fn read(&self) -> u8 {
-        self.value.load(Ordering::Relaxed)
-    }
-
-    /// A byte write.
-    pub fn write(&self, value: u8) {
-        let new = value & (Self::SYS_RST | Self::RST_CPU | Self::FULL_RST);
-        let old = self.value.swap(new, Ordering::Relaxed);
-        if new & !old & Self::RST_CPU != 0 {
-            self.machine.request(MachineRequest::Reset("reset control register CF9h"));
-        }
-    }
-
-    /// System reset.
-    pub fn reset(&self) {
-        self.value.store(0, Ordering::Relaxed);
-    }
-}
 
 /// System control port A (port 92h): bit 0 fast reset, bit 1 A20 gate.
 ///
@@ -246,23 +206,6 @@ impl Sink for LineLog {
 mod tests {
     use super::super::fakes::{FakeMachine, FakeSink, inb, outb};
     use super::*;
-
-    #[test]
-    fn cf9_resets_on_a_rising_bit_2() {
-        let machine = FakeMachine::new();
-        let cf9 = ResetControl::new(machine.clone());
-        cf9.write(0x02);
-        assert_eq!((cf9.read(), machine.take()), (0x02, vec![]));
-        cf9.write(0x06);
-        assert!(matches!(machine.take()[..], [MachineRequest::Reset(_)]));
-        cf9.write(0x06);
-        assert_eq!(machine.take(), [], "the bit did not rise");
-        cf9.reset();
-        assert_eq!(cf9.read(), 0);
-        cf9.write(0xff);
-        assert!(matches!(machine.take()[..], [MachineRequest::Reset(_)]), "as the ACPI reset register's 0Fh");
-        assert_eq!(cf9.read(), 0x0e);
-    }
 
     #[test]
     fn port_92_stores_a20_and_resets_on_bit_0() {
