@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::guest::Guest;
 use crate::host::Host;
@@ -98,7 +98,7 @@ pub struct Bed {
     start: Duration,
     diagnostics: Mutex<Vec<String>>,
     // Dropped in this order: level 1 ends before the lock is free.
-    _level1: Option<Level1>,
+    level1: Option<Level1>,
     _lock: File,
 }
 
@@ -129,7 +129,7 @@ impl Bed {
             let base = "/run/testbed/scratch".to_string();
             (Some(level1), host, format!("{base}/run"), Some(base))
         };
-        host.shell(&format!("rm -rf {dir}; mkdir -p {dir}"), 120)?;
+        empty(&host, &dir)?;
         Ok(Self {
             prepared,
             host,
@@ -139,9 +139,24 @@ impl Bed {
             vmm: Mutex::new(None),
             start: begin.elapsed(),
             diagnostics: Mutex::default(),
-            _level1: level1,
+            level1,
             _lock: lock,
         })
+    }
+
+    /// Starts level 1 anew if it is gone; returns how it ended.
+    pub fn revive(&mut self) -> Result<Option<String>> {
+        if self.host.is_there() {
+            return Ok(None);
+        }
+        let Some(mut dead) = self.level1.take() else { bail!("the agent on this machine ended") };
+        let obituary = dead.obituary();
+        dead.stop()?;
+        let (level1, host) = report::step("starting level 1 again", || self.prepared.level1(false))?;
+        empty(&host, &self.dir)?;
+        self.level1 = Some(level1);
+        self.host = host;
+        Ok(Some(obituary))
     }
 
     /// A guest to describe and start.
@@ -202,6 +217,10 @@ impl Bed {
     pub fn take_diagnostics(&self) -> Vec<String> {
         std::mem::take(&mut *self.diagnostics.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+fn empty(host: &Host, dir: &str) -> Result<()> {
+    host.shell(&format!("rm -rf {dir}; mkdir -p {dir}"), 120).map(|_| ())
 }
 
 /// Builds our VMM, unless `VMM_BIN` names one.

@@ -35,7 +35,7 @@ pub fn run(tests: &[Test]) -> bool {
     }
     let begin = Instant::now();
     match build_vmm().and_then(|_| Bed::new()) {
-        Ok(bed) => runner::run(&bed, Vmm::Ours, &runner::select(tests, &[]), &mut count),
+        Ok(mut bed) => runner::run(&mut bed, Vmm::Ours, &runner::select(tests, &[]), &mut count),
         Err(error) => count.add("test-bed", begin.elapsed().as_secs_f64(), &Err(error)),
     }
     println!("{}", count.summary());

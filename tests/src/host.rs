@@ -71,6 +71,11 @@ impl Host {
         Ok(Self { shared: Arc::new(Shared { out: Mutex::new(stream), jobs, next: AtomicU32::new(1) }) })
     }
 
+    /// Whether the agent can still be reached, as far as is known.
+    pub fn is_there(&self) -> bool {
+        lock(&self.shared.jobs).is_some()
+    }
+
     fn request(&self, kind: Kind, payload: &[u8]) -> Result<Process> {
         let job = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let (sender, frames) = channel();

@@ -27,6 +27,7 @@ const MODULES: &[&str] = &[
     "virtio_console",
     "virtio_blk",
     "virtio_rng",
+    "virtio_balloon",
     "9pnet_virtio",
     "9p",
     "crc32c_generic",
@@ -49,29 +50,46 @@ pub struct Level1 {
     child: Option<Child>,
     pid: u32,
     socket: PathBuf,
+    /// Its console, and what QEMU printed.
+    logs: [PathBuf; 2],
 }
 
 impl Level1 {
     /// Starts it and waits for its agent. With `stay` it outlives this process.
     pub fn start(parts: &Parts<'_>, stay: bool) -> Result<(Self, Host)> {
-        let dir = paths::runs()?;
         let socket = socket()?;
         fs::remove_file(&socket).ok();
-        let log = dir.join("level1.log");
-        let mut command = command(parts, &socket, &log, stay)?;
-        let messages = dir.join("level1-qemu.log");
-        command.stdin(Stdio::null()).stdout(File::create(&messages)?).stderr(File::create(&messages)?);
+        let logs = logs()?;
+        let [log, messages] = &logs;
+        let mut command = command(parts, &socket, log, stay)?;
+        let messages = File::create(messages)?;
+        command.stdin(Stdio::null()).stdout(messages.try_clone()?).stderr(messages);
         let child = if stay { command.spawn()? } else { spawn_with_lasting_parent(command)? };
         let pid = child.id();
-        let mut level1 = Self { child: Some(child), pid, socket };
+        let mut level1 = Self { child: Some(child), pid, socket, logs };
         match level1.wait_for_agent() {
             Ok(host) => Ok((level1, host)),
-            Err(error) => {
-                let read = |path| fs::read_to_string(path).unwrap_or_default();
-                let text = read(&log) + &read(&messages);
-                Err(error.context(format!("level 1 said:\n{}", report::last_lines(&text, 40))))
-            }
+            Err(error) => Err(error.context(level1.last_words())),
         }
+    }
+
+    /// What it and QEMU printed last.
+    fn last_words(&self) -> String {
+        let read = |path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
+        let [console, messages] = self.logs.each_ref().map(|path| report::last_lines(&read(path), 25));
+        format!("level 1 said:\n{console}\nits QEMU said:\n{messages}")
+    }
+
+    /// How it ended, and its last words; for one that was just seen to be out of reach.
+    pub fn obituary(&mut self) -> String {
+        // A process that is ending needs a moment.
+        std::thread::sleep(Duration::from_millis(500));
+        let status = match self.child.as_mut().map(Child::try_wait) {
+            Some(Ok(Some(status))) => format!("level 1 ended: {status}"),
+            Some(_) => "level 1 still runs, but its agent is out of reach".into(),
+            None => "level 1, started earlier to stay, is out of reach".into(),
+        };
+        format!("{status}\n{}", self.last_words())
     }
 
     /// Finds one that was started to stay.
@@ -80,7 +98,7 @@ impl Level1 {
         let Some(pid) = running(&socket) else { return Ok(None) };
         let stream = UnixStream::connect(&socket)?;
         let host = Host::connect(stream, Duration::from_secs(20)).context("the running level 1")?;
-        Ok(Some((Self { child: None, pid, socket }, host)))
+        Ok(Some((Self { child: None, pid, socket, logs: logs()? }, host)))
     }
 
     /// The process that is level 1.
@@ -98,7 +116,11 @@ impl Level1 {
         if self.child.is_none() {
             let pid =
                 rustix::process::Pid::from_raw(self.pid.cast_signed()).context("level 1 has no process")?;
-            rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+            match rustix::process::kill_process(pid, rustix::process::Signal::KILL) {
+                // It is gone already.
+                Ok(()) | Err(rustix::io::Errno::SRCH) => (),
+                Err(error) => return Err(error.into()),
+            }
         }
         self.end();
         fs::remove_file(&self.socket).ok();
@@ -134,6 +156,11 @@ impl Drop for Level1 {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+fn logs() -> Result<[PathBuf; 2]> {
+    let dir = paths::runs()?;
+    Ok([dir.join("level1.log"), dir.join("level1-qemu.log")])
 }
 
 /// The socket is in the cache, so that there is one for each; a path too long for a socket's address is cut short.
@@ -202,6 +229,8 @@ fn command(parts: &Parts<'_>, socket: &Path, log: &Path, stay: bool) -> Result<C
         parts.scratch.display()
     ));
     command.args(["-device", "virtio-blk-pci,drive=scratch", "-device", "virtio-rng-pci"]);
+    // What guests leave free goes back to this machine.
+    command.args(["-device", "virtio-balloon-pci,free-page-reporting=on"]);
     command.arg("-chardev").arg(format!("socket,id=agent,path={},server=on,wait=off", socket.display()));
     command.args(["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent,name=testbed"]);
     Ok(command)
@@ -219,16 +248,16 @@ fn initramfs(parts: &Parts<'_>) -> Result<PathBuf> {
     Ok(dir.join("initrd"))
 }
 
-/// The library that keeps QEMU from aborting when a nested guest writes CR8; see its source.
+/// The library that mends what QEMU gets wrong with nested guests; see its source.
 fn preload() -> Result<PathBuf> {
-    let source = include_str!("../preload/bql.c");
+    let source = include_str!("../preload/nested.c");
     let dir = cache::build("preload", source, |dir| {
         require("cc", "gcc")?;
-        let file = dir.join("bql.c");
+        let file = dir.join("nested.c");
         fs::write(&file, source)?;
         let mut cc = Command::new("cc");
-        cc.args(["-shared", "-fPIC", "-O2", "-Wall", "-o"]).arg(dir.join("bql.so")).arg(file);
+        cc.args(["-shared", "-fPIC", "-O2", "-Wall", "-o"]).arg(dir.join("nested.so")).arg(file);
         capture(&mut cc).map(|_| ())
     })?;
-    Ok(dir.join("bql.so"))
+    Ok(dir.join("nested.so"))
 }

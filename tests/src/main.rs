@@ -144,9 +144,9 @@ fn boot_tests(list: bool, vmm: Vmm, filters: &[String]) -> Result<ExitCode> {
     if vmm == Vmm::Ours {
         bed::build_vmm()?;
     }
-    let bed = Bed::new()?;
+    let mut bed = Bed::new()?;
     let mut count = Count::default();
-    runner::run(&bed, vmm, &tests, &mut count);
+    runner::run(&mut bed, vmm, &tests, &mut count);
     println!("{}", count.summary());
     Ok(if count.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -57,7 +57,7 @@ pub fn select<'a>(tests: &'a [Test], filters: &[String]) -> Vec<&'a Test> {
 ///
 /// On an emulated processor a test that fails runs once more: with QEMU's nested SVM a guest was seen to triple-fault
 /// at a random place, once in some thirty boots. Both attempts are shown, and the end names the tests that took two.
-pub fn run(bed: &Bed, vmm: Vmm, tests: &[&Test], count: &mut Count) {
+pub fn run(bed: &mut Bed, vmm: Vmm, tests: &[&Test], count: &mut Count) {
     let mut twice = Vec::new();
     for (index, test) in tests.iter().enumerate() {
         println!("RUN  {} ({} of {}, {})", test.name, index + 1, tests.len(), vmm.name());
@@ -77,9 +77,10 @@ pub fn run(bed: &Bed, vmm: Vmm, tests: &[&Test], count: &mut Count) {
     }
 }
 
-fn attempt(bed: &Bed, vmm: Vmm, test: &Test) -> Result<()> {
+fn attempt(bed: &mut Bed, vmm: Vmm, test: &Test) -> Result<()> {
     let beat = Heartbeat::start(test.name);
-    let result = catch_unwind(AssertUnwindSafe(|| (test.run)(bed, vmm)));
+    let shared: &Bed = bed;
+    let result = catch_unwind(AssertUnwindSafe(|| (test.run)(shared, vmm)));
     let result = result.unwrap_or_else(|_| Err(anyhow!("the test panicked")));
     drop(beat);
     for text in bed.take_diagnostics() {
@@ -87,8 +88,10 @@ fn attempt(bed: &Bed, vmm: Vmm, test: &Test) -> Result<()> {
             println!("{text}");
         }
     }
-    if let Err(error) = bed.clear() {
-        println!("{error:#}");
+    match bed.revive() {
+        Ok(None) => drop(bed.clear().inspect_err(|error| println!("{error:#}"))),
+        Ok(Some(obituary)) => println!("{obituary}"),
+        Err(error) => println!("{error:#}"),
     }
     result
 }
