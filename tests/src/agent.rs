@@ -30,8 +30,9 @@ pub fn serve_port(name: &str) -> Result<()> {
     let port = OpenOptions::new().read(true).write(true).open(&device);
     let port = port.with_context(|| format!("opening {}", device.display()))?;
     loop {
-        if let Err(error) = serve(&port) {
-            eprintln!("agent: {error}");
+        match serve(&port) {
+            Err(error) if error.kind() != std::io::ErrorKind::UnexpectedEof => eprintln!("agent: {error}"),
+            _ => (),
         }
         // A port without anyone at its other end reads as ended.
         thread::sleep(Duration::from_millis(50));

@@ -11,6 +11,19 @@ use kvm_ioctls::{Kvm, VcpuFd};
 
 /// Time stamp counter: never set back, guests compare it across processors.
 const MSR_TSC: u32 = 0x10;
+
+/// Writes the processor's time stamp counter as it is.
+///
+/// KVM on AMD clears the control block of a processor that shut down (a triple fault) and with it the offset of the counter,
+/// which it only writes again when the counter is set. Without this the clocks of a restarted guest disagree. KVM takes
+/// values that are less than a second apart for the same, so that the processors stay in step.
+fn refresh_tsc(vcpu: &VcpuFd) -> io::Result<()> {
+    let mut tsc = collect(&[kvm_msr_entry { index: MSR_TSC, ..Default::default() }])?;
+    if vcpu.get_msrs(&mut tsc)? == 1 {
+        vcpu.set_msrs(&tsc)?;
+    }
+    Ok(())
+}
 /// Most MSRs that one call takes.
 const MSRS_A_CALL: usize = 128;
 
@@ -55,6 +68,7 @@ impl PowerOnState {
             vcpu.set_xcrs(xcrs)?;
         }
         vcpu.set_debug_regs(&self.debug)?;
+        refresh_tsc(vcpu)?;
         write_msrs(vcpu, &self.msrs)?;
         vcpu.set_lapic(&self.lapic)?;
         vcpu.set_vcpu_events(&self.events)?;
