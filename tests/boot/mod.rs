@@ -3,6 +3,7 @@
 mod debian;
 mod disk;
 mod ends;
+mod firmware;
 mod hardware;
 mod messages;
 
@@ -25,4 +26,6 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "disk-kill-writeback", run: disk::kill_writeback },
     Test { name: "debian-13", run: debian::trixie },
     Test { name: "debian-12", run: debian::bookworm },
+    Test { name: "seabios-grub-13", run: firmware::trixie },
+    Test { name: "seabios-grub-12", run: firmware::bookworm },
 ];

@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::firmware;
+use crate::grub::Grub;
 use crate::guest::Guest;
 use crate::host::Host;
-use crate::images::{RootImage, quick_initramfs, scratch};
+use crate::images::{ROOT_SIZE, RootImage, quick_initramfs, scratch};
 use crate::kernel::{Debian, Kernel};
 use crate::level1::{Level1, Parts};
 use crate::tools::Tools;
@@ -29,6 +31,8 @@ struct Release {
     kernel: Kernel,
     quick: PathBuf,
     root: RootImage,
+    grub: Grub,
+    seabios: PathBuf,
 }
 
 impl Prepared {
@@ -40,7 +44,8 @@ impl Prepared {
             let kernel = Kernel::prepare(debian, &tools)?;
             let quick = quick_initramfs(debian, &kernel, &tools)?;
             let root = RootImage::prepare(debian, &tools)?;
-            releases.push(Release { debian, kernel, quick, root });
+            let (grub, seabios) = (Grub::prepare(debian, ROOT_SIZE)?, firmware::seabios_of(debian, &tools)?);
+            releases.push(Release { debian, kernel, quick, root, grub, seabios });
         }
         let images: Vec<_> =
             releases.iter().map(|release| (base_name(release.debian), release.root.image())).collect();
@@ -70,6 +75,16 @@ impl Prepared {
     /// A release's root file system.
     pub fn root(&self, debian: Debian) -> Result<&RootImage> {
         Ok(&self.release(debian)?.root)
+    }
+
+    /// A release's boot loader for disks.
+    pub fn grub(&self, debian: Debian) -> Result<&Grub> {
+        Ok(&self.release(debian)?.grub)
+    }
+
+    /// A release's SeaBIOS.
+    pub fn seabios(&self, debian: Debian) -> Result<&PathBuf> {
+        Ok(&self.release(debian)?.seabios)
     }
 
     /// Starts level 1.
@@ -191,12 +206,26 @@ impl Bed {
         self.host.shell(&format!("rm -rf {0}/*", self.dir), 120).map(|_| ())
     }
 
-    /// Copies a release's root image to `path` where guests run. Copies share blocks where that is possible.
-    pub fn copy_root(&self, debian: Debian, path: &str) -> Result<()> {
-        let from = match &self.base {
+    /// A release's root image where guests run.
+    fn root_image(&self, debian: Debian) -> Result<String> {
+        Ok(match &self.base {
             Some(base) => format!("{base}/{}.img", base_name(debian)),
             None => self.prepared.root(debian)?.image().to_string_lossy().into_owned(),
-        };
+        })
+    }
+
+    /// Makes a disk at `path` where guests run that boots a release's root image, with this menu.
+    pub fn bootable_disk(&self, debian: Debian, menu: &str, path: &str) -> Result<()> {
+        let file = format!("{path}.menu");
+        self.host.put(&file, menu.as_bytes())?;
+        let grub = self.prepared.grub(debian)?;
+        let script = grub.script(self.prepared.tools(), &self.root_image(debian)?, &file, path)?;
+        self.host.shell(&script, 600).map(|_| ()).context("making a disk with GRUB")
+    }
+
+    /// Copies a release's root image to `path` where guests run. Copies share blocks where that is possible.
+    pub fn copy_root(&self, debian: Debian, path: &str) -> Result<()> {
+        let from = self.root_image(debian)?;
         self.host.shell(&format!("cp --reflink=auto --sparse=always {from} {path}"), 300).map(|_| ())
     }
 

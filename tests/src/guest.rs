@@ -1,9 +1,10 @@
 //! Describes a guest and starts it under our VMM or under QEMU.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use crate::bed::Bed;
 use crate::config::{Boot, Config, Hba, Lun, Machine, Serial};
+use crate::grub::{self, Terminal};
 use crate::images::script_archive;
 use crate::kernel::Debian;
 use crate::qemu;
@@ -45,6 +46,7 @@ pub enum HbaKind {
 #[derive(Clone, Debug)]
 enum Source {
     Root(Debian),
+    Grub(Debian, Terminal),
     Empty(String),
     File(String),
 }
@@ -69,6 +71,11 @@ impl Disk {
     /// A fresh copy of a stock Debian root file system.
     pub fn debian_root(debian: Debian) -> Self {
         Self::new(Source::Root(debian))
+    }
+
+    /// A disk that boots a fresh copy of a stock Debian root file system with the release's GRUB, for a BIOS.
+    pub fn debian_grub(debian: Debian, terminal: Terminal) -> Self {
+        Self::new(Source::Grub(debian, terminal))
     }
 
     /// An empty disk of this size, such as "2G".
@@ -118,6 +125,10 @@ enum System {
     Quick(Option<String>),
     /// The root image's own kernel and initrd.
     Debian,
+    /// The release's SeaBIOS, which boots a disk.
+    SeaBios,
+    /// This Linux boot image, as the package ships it.
+    Kernel(String),
 }
 
 /// A guest to be started.
@@ -169,6 +180,18 @@ impl<'a> Guest<'a> {
     /// Boots the quick initramfs to a shell on the console.
     pub fn quick_shell(mut self) -> Self {
         self.system = System::Quick(None);
+        self
+    }
+
+    /// Starts the release's SeaBIOS instead of a kernel: a disk brings one.
+    pub fn seabios(mut self) -> Self {
+        self.system = System::SeaBios;
+        self
+    }
+
+    /// Starts this boot image with nothing but the command line.
+    pub fn boot_image(mut self, path: &str) -> Self {
+        self.system = System::Kernel(path.to_string());
         self
     }
 
@@ -240,10 +263,12 @@ impl<'a> Guest<'a> {
     fn config(&self, dir: &str) -> Result<Config> {
         let prepared = self.bed.prepared();
         let path = |path: &std::path::Path| Some(path.to_string_lossy().into_owned());
-        let (kernel, initrd, cmdline) = match &self.system {
+        let cmdline = |words: &str| Some(format!("{words}{}", self.cmdline));
+        let boot = match &self.system {
             System::Debian => {
                 let root = prepared.root(self.debian)?;
-                (path(&root.kernel()), path(&root.initrd()), SYSTEM_CMDLINE)
+                let (kernel, initrd) = (path(&root.kernel()), path(&root.initrd()));
+                Boot { kernel, initrd, cmdline: cmdline(SYSTEM_CMDLINE), firmware: None }
             }
             System::Quick(script) => {
                 let mut initrd = prepared.quick(self.debian)?.to_string_lossy().into_owned();
@@ -253,13 +278,19 @@ impl<'a> Guest<'a> {
                     self.bed.host().shell(&format!("cat {initrd} {more} > {both}"), 60)?;
                     initrd = both;
                 }
-                (path(&prepared.kernel(self.debian)?.image()), Some(initrd), "console=ttyS0 quiet panic=-1")
+                let kernel = path(&prepared.kernel(self.debian)?.image());
+                let cmdline = cmdline("console=ttyS0 quiet panic=-1");
+                Boot { kernel, initrd: Some(initrd), cmdline, firmware: None }
+            }
+            System::SeaBios => Boot { firmware: path(prepared.seabios(self.debian)?), ..Boot::default() },
+            System::Kernel(image) => {
+                let cmdline = Some(self.cmdline.trim_start().to_string());
+                Boot { kernel: Some(image.clone()), cmdline, ..Boot::default() }
             }
         };
-        let cmdline = Some(format!("{cmdline}{}", self.cmdline));
         Ok(Config {
             vm: self.machine.clone(),
-            boot: Boot { kernel, initrd, cmdline, firmware: None },
+            boot,
             serial: Serial { mode: "stdio".into() },
             hba: self.hbas(dir)?,
         })
@@ -293,6 +324,11 @@ impl<'a> Guest<'a> {
         let host = self.bed.host();
         match &disk.source {
             Source::File(path) => return Ok(path.clone()),
+            Source::Grub(debian, terminal) => {
+                ensure!(disk.format == "raw", "disks with GRUB are raw images");
+                let menu = grub::menu(*terminal, &format!("{SYSTEM_CMDLINE}{}", self.cmdline));
+                self.bed.bootable_disk(*debian, &menu, path)?;
+            }
             Source::Root(debian) if disk.format == "raw" => self.bed.copy_root(*debian, path)?,
             Source::Root(debian) => {
                 let raw = format!("{path}.raw");

@@ -45,7 +45,8 @@ chroot "$1" journalctl --update-catalog
 sleep 1
 touch "$1/etc/.updated" "$1/var/.updated""#;
 
-const ROOT_SIZE: u64 = 4 << 30;
+/// Bytes of a root image.
+pub const ROOT_SIZE: u64 = 4 << 30;
 
 const QUICK_MODULES: &[&str] =
     &["virtio_pci", "virtio_scsi", "megaraid_sas", "sd_mod", "sr_mod", "sg", "crc32c_generic", "ext4"];

@@ -20,7 +20,8 @@ pub fn command_line(config: &Config, tools: &Tools) -> Result<Vec<String>> {
         "-serial",
         "stdio",
     ]);
-    add(&["-M", "q35", "-accel", "kvm", "-cpu", "host"]);
+    // Without graphics firmware prints to the serial port, as with our VMM.
+    add(&["-M", "q35,graphics=off", "-accel", "kvm", "-cpu", "host"]);
     add(&["-smp", &config.vm.cpus.to_string(), "-m", &memory(&config.vm.memory)?]);
     add(&["-object", "iothread,id=io0"]);
     for (option, value) in [

@@ -1,0 +1,62 @@
+//! Stock SeaBIOS boots disks with boot loaders.
+
+use anyhow::{Result, ensure};
+use testbed::bed::Bed;
+use testbed::grub::Terminal;
+use testbed::guest::{Disk, Vmm};
+use testbed::kernel::Debian;
+use testbed::vm::Vm;
+
+use super::messages;
+
+/// Waits are for an emulated processor on a busy machine.
+const PATIENCE: u64 = 1200;
+
+pub(crate) fn trixie(bed: &Bed, vmm: Vmm) -> Result<()> {
+    grub(bed, vmm, Debian::Trixie, Terminal::Serial)
+}
+
+pub(crate) fn bookworm(bed: &Bed, vmm: Vmm) -> Result<()> {
+    grub(bed, vmm, Debian::Bookworm, Terminal::Bios)
+}
+
+/// A whole Debian through GRUB: to the login, once more after a reboot from inside, and off from inside.
+fn grub(bed: &Bed, vmm: Vmm, debian: Debian, terminal: Terminal) -> Result<()> {
+    let guest = bed.guest().vmm(vmm).kernel(debian).seabios().cpus(2).memory("1GiB");
+    let mut vm = guest.disk(Disk::debian_grub(debian, terminal)).spawn()?;
+    login(&mut vm)?;
+    let messages = vm.run(messages::SHOW)?;
+    let tables = vm.run_for(TABLES, 300)?;
+    vm.send("reboot\n")?;
+    login(&mut vm)?;
+    vm.send("poweroff\n")?;
+    vm.expect_exit(0, 180)?;
+    messages::check(&messages)?;
+    check_tables(&tables)
+}
+
+/// From the BIOS by way of GRUB's menu to a shell.
+fn login(vm: &mut Vm<'_>) -> Result<()> {
+    vm.wait_for("Booting from Hard Disk...", PATIENCE)?;
+    vm.wait_for("GNU GRUB", PATIENCE)?;
+    vm.wait_for("Debian GNU/Linux", PATIENCE)?;
+    vm.wait_for("login: ", PATIENCE)?;
+    vm.login("root")
+}
+
+/// Takes the tables apart and makes them again, as firmware developers do.
+const TABLES: &str = "rm -rf /tmp/tables && mkdir /tmp/tables && cd /tmp/tables && acpidump -b > /dev/null && ls && \
+    iasl -d *.dat 2>&1 | cat && iasl *.dsl 2>&1 | cat; cd /";
+
+/// Every table was understood, and the text made from it compiles without a complaint.
+fn check_tables(output: &str) -> Result<()> {
+    for table in ["apic", "dsdt", "facp", "facs", "mcfg", "waet", "xsdt"] {
+        ensure!(output.lines().any(|line| line.trim() == format!("{table}.dat")), "no {table}:\n{output}");
+    }
+    let results: Vec<&str> = output.lines().filter(|line| line.contains("Compilation ")).collect();
+    ensure!(!results.is_empty(), "nothing was compiled:\n{output}");
+    for line in results {
+        ensure!(line.contains("0 Errors, 0 Warnings"), "{line}:\n{output}");
+    }
+    Ok(())
+}
