@@ -4,6 +4,7 @@ mod debian;
 mod disk;
 mod ends;
 mod hardware;
+mod megasas;
 mod messages;
 
 use testbed::runner::Test;
@@ -22,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "disk-ext4-13", run: disk::ext4_kernel13 },
     Test { name: "disk-kill-none", run: disk::kill_none },
     Test { name: "disk-kill-writeback", run: disk::kill_writeback },
+    Test { name: "megasas-explore", run: megasas::explore },
     Test { name: "debian-13", run: debian::trixie },
     Test { name: "debian-12", run: debian::bookworm },
 ];
