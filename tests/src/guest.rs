@@ -1,5 +1,7 @@
 //! Describes a guest and starts it under our VMM or under QEMU.
 
+use std::path::PathBuf;
+
 use anyhow::{Result, bail};
 
 use crate::bed::Bed;
@@ -131,6 +133,8 @@ pub struct Guest<'a> {
     disks: Vec<Disk>,
     options: Vec<String>,
     terminal: Option<(u16, u16)>,
+    archives: Vec<PathBuf>,
+    megasas: toml::Table,
 }
 
 impl<'a> Guest<'a> {
@@ -145,6 +149,8 @@ impl<'a> Guest<'a> {
             disks: Vec::new(),
             options: Vec::new(),
             terminal: None,
+            archives: Vec::new(),
+            megasas: toml::Table::new(),
         }
     }
 
@@ -208,6 +214,18 @@ impl<'a> Guest<'a> {
         self
     }
 
+    /// Appends an archive to the quick initramfs of a script.
+    pub fn archive(mut self, file: PathBuf) -> Self {
+        self.archives.push(file);
+        self
+    }
+
+    /// Sets a key of the `[[hba]]` that [`HbaKind::Megasas`] disks are on.
+    pub fn megasas(mut self, key: &str, value: impl Into<toml::Value>) -> Self {
+        self.megasas.insert(key.to_string(), value.into());
+        self
+    }
+
     /// Starts it.
     pub fn spawn(&self) -> Result<Vm<'a>> {
         let dir = self.bed.new_dir()?;
@@ -250,7 +268,9 @@ impl<'a> Guest<'a> {
                 if let Some(script) = script {
                     let (more, both) = (format!("{dir}/script.cpio"), format!("{dir}/initrd"));
                     self.bed.host().put(&more, &script_archive(script))?;
-                    self.bed.host().shell(&format!("cat {initrd} {more} > {both}"), 60)?;
+                    let archives: Vec<_> = self.archives.iter().map(|file| file.to_string_lossy()).collect();
+                    let archives = archives.join(" ");
+                    self.bed.host().shell(&format!("cat {initrd} {archives} {more} > {both}"), 60)?;
                     initrd = both;
                 }
                 (path(&prepared.kernel(self.debian)?.image()), Some(initrd), "console=ttyS0 quiet panic=-1")
@@ -270,7 +290,7 @@ impl<'a> Guest<'a> {
         let mut virtio =
             Hba { id: "scsi0".into(), kind: "virtio-scsi".into(), more: toml::Table::new(), lun: vec![] };
         let mut megasas =
-            Hba { id: "raid0".into(), kind: "megasas".into(), more: toml::Table::new(), lun: vec![] };
+            Hba { id: "raid0".into(), kind: "megasas".into(), more: self.megasas.clone(), lun: vec![] };
         for (index, disk) in self.disks.iter().enumerate() {
             let image = self.image(disk, &format!("{dir}/disk{index}.{}", disk.format))?;
             let hba = match disk.hba {
