@@ -48,9 +48,11 @@ pub(crate) fn build(
         interrupt_pin: 1,
         multifunction: false,
     };
-    let (memory, ports) = match model {
-        Model::Gen2 => (1, 0),
-        Model::Sas1078 => (0, 2),
+    // On gen2 SeaBIOS takes BAR 2 for the ports unless it reads as zero. It is the upper half of BAR 1 on the real board,
+    // which is not zero where firmware places BARs of 64 bits above 4 GiB: here BAR 1 has 32 bits.
+    let (memory, kind, ports) = match model {
+        Model::Gen2 => (1, BarKind::Memory32, 0),
+        Model::Sas1078 => (0, BarKind::Memory64, 2),
     };
     let msix = MsixSpec {
         vectors: VECTORS,
@@ -61,8 +63,7 @@ pub(crate) fn build(
     let msi = MsiSpec { messages: 1, per_vector_mask: false, offset: Some(MSI_CAPABILITY) };
     let interrupts = InterruptSpec { msi: Some(msi), msix: Some(msix) };
     let mut builder = PciDeviceBuilder::new("megasas", &header, &interrupts, seat)?;
-    // Not prefetchable, so that firmware places it below 4 GiB, where the BIOS driver finds the ports by it.
-    builder.bar(memory, Bar::new(BarKind::Memory64, REGISTERS, registers.clone()));
+    builder.bar(memory, Bar::new(kind, REGISTERS, registers.clone()));
     builder.bar(ports, Bar::new(BarKind::Port, PORTS, registers));
     builder.bar(AUXILIARY_BAR, Bar::empty(BarKind::Memory64, AUXILIARY));
     if model == Model::Gen2 {
@@ -104,7 +105,7 @@ mod tests {
         assert_eq!(config_dword(&function, 8) >> 8, 0x01_0400);
         assert_eq!(config_dword(&function, 0x2c), 0x9261_1000);
         assert_eq!(config_dword(&function, 0x3c) >> 8 & 0xff, 1);
-        let bars = [0xffff_ff01, 0xffff_c004, u32::MAX, 0xfffc_0004, u32::MAX, 0];
+        let bars = [0xffff_ff01, 0xffff_c000, 0, 0xfffc_0004, u32::MAX, 0];
         assert_eq!(sizes(&function), bars);
         assert_eq!(find_capability(&function, 0x05), Some(0x50));
         assert_eq!(find_capability(&function, 0x11), Some(0x68));

@@ -47,19 +47,19 @@ fn ext4(bed: &Bed, vmm: Vmm, debian: Debian) -> Result<()> {
 }
 
 pub(crate) fn kill_none(bed: &Bed, vmm: Vmm) -> Result<()> {
-    kill(bed, vmm, "none")
+    kill(bed, vmm, Disk::empty("1G").cache("none"))
 }
 
 pub(crate) fn kill_writeback(bed: &Bed, vmm: Vmm) -> Result<()> {
-    kill(bed, vmm, "writeback")
+    kill(bed, vmm, Disk::empty("1G").cache("writeback"))
 }
 
 /// Every record the guest was told is on the disk is there after the VMM was killed.
-fn kill(bed: &Bed, vmm: Vmm, cache: &str) -> Result<()> {
+pub(crate) fn kill(bed: &Bed, vmm: Vmm, disk: Disk) -> Result<()> {
     let script = format!(
         "set -e
-         mkfs.ext4 -q -F /dev/at/0:0:0:0
-         mount -t ext4 /dev/at/0:0:0:0 /mnt
+         mkfs.ext4 -q -F /dev/sda
+         mount -t ext4 /dev/sda /mnt
          i=0
          while :; do
              printf 'record %-{}d\\n' $i | dd of=/mnt/records bs={RECORD} seek=$i conv=notrunc,fsync 2>/dev/null
@@ -68,7 +68,7 @@ fn kill(bed: &Bed, vmm: Vmm, cache: &str) -> Result<()> {
          done",
         RECORD - 8
     );
-    let guest = bed.guest().vmm(vmm).cpus(2).disk(Disk::empty("1G").cache(cache));
+    let guest = bed.guest().vmm(vmm).cpus(2).disk(disk);
     let mut vm = guest.script(&script).spawn()?;
     vm.wait_for("acknowledged 100.", 300)?;
     vm.kill()?;

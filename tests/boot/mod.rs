@@ -5,6 +5,7 @@ mod disk;
 mod ends;
 mod firmware;
 mod hardware;
+mod megasas;
 mod messages;
 
 use testbed::runner::Test;
@@ -24,8 +25,28 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "disk-ext4-13", run: disk::ext4_kernel13 },
     Test { name: "disk-kill-none", run: disk::kill_none },
     Test { name: "disk-kill-writeback", run: disk::kill_writeback },
+    Test { name: "megasas-volumes-gen2-13", run: megasas::volumes_gen2_kernel13 },
+    Test { name: "megasas-volumes-1078-12", run: megasas::volumes_1078_kernel12 },
+    Test { name: "megasas-jbod-gen2-12", run: megasas::jbod_gen2_kernel12 },
+    Test { name: "megasas-tools", run: megasas::tools },
+    Test { name: "megasas-reload", run: megasas::reload },
+    Test { name: "megasas-kill-none", run: megasas::kill_none },
+    Test { name: "megasas-kill-writeback", run: megasas::kill_writeback },
     Test { name: "debian-13", run: debian::trixie },
     Test { name: "debian-12", run: debian::bookworm },
     Test { name: "seabios-grub-13", run: firmware::trixie },
     Test { name: "seabios-grub-12", run: firmware::bookworm },
+];
+
+/// Boot tests that take long, with `boot-tests --soak`; CI does not run them.
+pub(crate) const SOAK: &[Test] = &[
+    Test { name: "megasas-volumes-gen2-12", run: megasas::volumes_gen2_kernel12 },
+    Test { name: "megasas-volumes-1078-13", run: megasas::volumes_1078_kernel13 },
+    Test { name: "megasas-jbod-1078-13", run: megasas::jbod_1078_kernel13 },
+    Test { name: "megasas-64", run: megasas::volumes_64 },
+    Test { name: "megasas-reset-stalled", run: megasas::reset_of_a_stalled_disk },
+    Test { name: "megasas-reset-stopped", run: megasas::reset_of_stopped_firmware },
+    Test { name: "megasas-reload-50", run: megasas::reload_50 },
+    Test { name: "megasas-debian-13", run: megasas::debian_13 },
+    Test { name: "megasas-debian-12-1078", run: megasas::debian_12_1078 },
 ];

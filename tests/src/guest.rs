@@ -1,5 +1,7 @@
 //! Describes a guest and starts it under our VMM or under QEMU.
 
+use std::path::PathBuf;
+
 use anyhow::{Result, bail, ensure};
 
 use crate::bed::Bed;
@@ -142,6 +144,8 @@ pub struct Guest<'a> {
     disks: Vec<Disk>,
     options: Vec<String>,
     terminal: Option<(u16, u16)>,
+    archives: Vec<PathBuf>,
+    megasas: toml::Table,
 }
 
 impl<'a> Guest<'a> {
@@ -156,6 +160,8 @@ impl<'a> Guest<'a> {
             disks: Vec::new(),
             options: Vec::new(),
             terminal: None,
+            archives: Vec::new(),
+            megasas: toml::Table::new(),
         }
     }
 
@@ -231,6 +237,18 @@ impl<'a> Guest<'a> {
         self
     }
 
+    /// Appends an archive to the quick initramfs of a script.
+    pub fn archive(mut self, file: PathBuf) -> Self {
+        self.archives.push(file);
+        self
+    }
+
+    /// Sets a key of the `[[hba]]` that [`HbaKind::Megasas`] disks are on.
+    pub fn megasas(mut self, key: &str, value: impl Into<toml::Value>) -> Self {
+        self.megasas.insert(key.to_string(), value.into());
+        self
+    }
+
     /// Starts it.
     pub fn spawn(&self) -> Result<Vm<'a>> {
         let dir = self.bed.new_dir()?;
@@ -275,7 +293,9 @@ impl<'a> Guest<'a> {
                 if let Some(script) = script {
                     let (more, both) = (format!("{dir}/script.cpio"), format!("{dir}/initrd"));
                     self.bed.host().put(&more, &script_archive(script))?;
-                    self.bed.host().shell(&format!("cat {initrd} {more} > {both}"), 60)?;
+                    let archives: Vec<_> = self.archives.iter().map(|file| file.to_string_lossy()).collect();
+                    let archives = archives.join(" ");
+                    self.bed.host().shell(&format!("cat {initrd} {archives} {more} > {both}"), 60)?;
                     initrd = both;
                 }
                 let kernel = path(&prepared.kernel(self.debian)?.image());
@@ -301,7 +321,7 @@ impl<'a> Guest<'a> {
         let mut virtio =
             Hba { id: "scsi0".into(), kind: "virtio-scsi".into(), more: toml::Table::new(), lun: vec![] };
         let mut megasas =
-            Hba { id: "raid0".into(), kind: "megasas".into(), more: toml::Table::new(), lun: vec![] };
+            Hba { id: "raid0".into(), kind: "megasas".into(), more: self.megasas.clone(), lun: vec![] };
         for (index, disk) in self.disks.iter().enumerate() {
             let image = self.image(disk, &format!("{dir}/disk{index}.{}", disk.format))?;
             let hba = match disk.hba {

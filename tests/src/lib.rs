@@ -17,6 +17,7 @@ pub mod ci;
 pub mod config;
 pub mod cpio;
 pub mod demo;
+pub mod extras;
 pub mod firmware;
 pub mod grub;
 pub mod guest;

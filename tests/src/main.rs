@@ -10,7 +10,7 @@ use testbed::guest::Vmm;
 use testbed::host::{Event, Process};
 use testbed::kernel::Debian;
 use testbed::level1::Level1;
-use testbed::runner::{self, Count};
+use testbed::runner::{self, Count, Test};
 use testbed::wire::Launch;
 use testbed::{agent, bench, ci, demo, report};
 
@@ -53,6 +53,9 @@ enum Cmd {
         /// Only list them.
         #[arg(long)]
         list: bool,
+        /// The tests that take long instead, which CI does not run.
+        #[arg(long)]
+        soak: bool,
         /// Run the guests under QEMU instead of our VMM.
         #[arg(long)]
         qemu: bool,
@@ -115,7 +118,10 @@ fn run(command: Cmd) -> Result<ExitCode> {
         Cmd::Level1 { action } => level1(action),
         Cmd::Exec { words } => exec(words),
         Cmd::Demo { quick, qemu } => demo::run(quick, which(qemu)).map(|()| ExitCode::SUCCESS),
-        Cmd::BootTests { list, qemu, filters } => Ok(boot_tests(list, which(qemu), &filters)?),
+        Cmd::BootTests { list, soak, qemu, filters } => {
+            let tests = if soak { boot::SOAK } else { boot::TESTS };
+            Ok(boot_tests(list, which(qemu), &runner::select(tests, &filters))?)
+        }
         Cmd::Bench { what, rounds, qemu } => {
             let bed = Bed::new()?;
             let which: &[Vmm] = if qemu { &[Vmm::Qemu] } else { &[Vmm::Ours, Vmm::Qemu] };
@@ -135,8 +141,7 @@ fn which(qemu: bool) -> Vmm {
     if qemu { Vmm::Qemu } else { Vmm::Ours }
 }
 
-fn boot_tests(list: bool, vmm: Vmm, filters: &[String]) -> Result<ExitCode> {
-    let tests = runner::select(boot::TESTS, filters);
+fn boot_tests(list: bool, vmm: Vmm, tests: &[&Test]) -> Result<ExitCode> {
     if list {
         tests.iter().for_each(|test| println!("{}", test.name));
         return Ok(ExitCode::SUCCESS);
@@ -146,7 +151,7 @@ fn boot_tests(list: bool, vmm: Vmm, filters: &[String]) -> Result<ExitCode> {
     }
     let mut bed = Bed::new()?;
     let mut count = Count::default();
-    runner::run(&mut bed, vmm, &tests, &mut count);
+    runner::run(&mut bed, vmm, tests, &mut count);
     println!("{}", count.summary());
     Ok(if count.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

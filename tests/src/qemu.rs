@@ -54,11 +54,15 @@ fn memory(size: &str) -> Result<String> {
 fn hba_device(hba: &Hba) -> String {
     match hba.kind.as_str() {
         "megasas" if hba.more.get("model").and_then(toml::Value::as_str) == Some("1078") => {
-            format!("megasas,id={}", hba.id)
+            format!("megasas,id={}{}", hba.id, jbod(hba))
         }
-        "megasas" => format!("megasas-gen2,id={}", hba.id),
+        "megasas" => format!("megasas-gen2,id={}{}", hba.id, jbod(hba)),
         _ => format!("virtio-scsi-pci,id={},iothread=io0", hba.id),
     }
+}
+
+fn jbod(hba: &Hba) -> &'static str {
+    if hba.more.get("mode").and_then(toml::Value::as_str) == Some("jbod") { ",use_jbod=on" } else { "" }
 }
 
 fn drive(lun: &Lun, id: &str) -> String {

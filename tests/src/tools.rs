@@ -36,6 +36,11 @@ impl Tools {
         Ok(Self { dir: packages::extract("tools", "trixie", PACKAGES)? })
     }
 
+    /// Other packages with all they depend on, from the same suite.
+    pub fn of(name: &str, packages: &[&str]) -> Result<Self> {
+        Ok(Self { dir: packages::extract(name, "trixie", packages)? })
+    }
+
     /// The folder they are in, laid out like a root file system.
     pub fn dir(&self) -> &Path {
         &self.dir

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tracing::{debug, warn};
+use crate::log_limited;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::config::{ConfigSpace, bits, reg};
@@ -237,12 +237,12 @@ impl Slot {
         let Some(base) = self.mapped.filter(|_| self.mapped != wanted) else { return };
         for (bell, event) in self.attached.drain(..) {
             if let Err(error) = seat.doorbells.detach(bell, &event) {
-                warn!(device = self.contents.name(), ?bell, %error, "doorbell stays attached");
+                log_limited!(warn, "{}: doorbell {bell:?} stays attached: {error}", self.contents.name());
             }
         }
         seat.bars.unmap(self.space(), base);
         self.mapped = None;
-        debug!(device = self.contents.name(), bar = self.index, base, "BAR unmapped");
+        log_limited!(debug, "{}: BAR {} unmapped from {base:#x}", self.contents.name(), self.index);
     }
 
     /// Maps the window where the registers want it. What the machine refuses is tried again on every call, as
@@ -252,19 +252,19 @@ impl Slot {
         let (space, size) = (self.space(), self.bar.size);
         if !seat.bars.map(space, base, size, self.contents.clone()) {
             if self.refused.replace(base) != Some(base) {
-                debug!(device = self.contents.name(), bar = self.index, base, "BAR cannot be there");
+                log_limited!(debug, "{}: BAR {} cannot be at {base:#x}", self.contents.name(), self.index);
             }
             return;
         }
         self.mapped = Some(base);
-        debug!(device = self.contents.name(), bar = self.index, base, size, "BAR mapped");
+        log_limited!(debug, "{}: BAR {} of {size:#x} mapped at {base:#x}", self.contents.name(), self.index);
         for bell in &self.bar.doorbells {
             let addr = base + bell.offset;
             let at = Doorbell { addr, space, width: bell.width, value: bell.value };
             match seat.doorbells.attach(at, &bell.event) {
                 Ok(()) => self.attached.push((at, bell.event.clone())),
                 // The writes reach the window then, which is slower but right.
-                Err(error) => warn!(device = self.contents.name(), bell = ?at, %error, "no doorbell"),
+                Err(error) => log_limited!(warn, "{}: no doorbell at {at:?}: {error}", self.contents.name()),
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use tracing::debug;
+use crate::log_limited;
 
 use crate::bus::{Bus, BusDevice};
 
@@ -40,7 +40,7 @@ impl Decode {
             Ok(()) => self.mapped = Some(range),
             Err(error) => {
                 if self.refused.as_ref() != Some(&range) {
-                    debug!(%error, "window not mapped");
+                    log_limited!(debug, "window not mapped: {error}");
                 }
                 self.refused = Some(range);
             }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use tracing::warn;
+use crate::log_limited;
 
 use crate::irq::{MsiAllocator, MsiMessage, MsiVector};
 
@@ -154,14 +154,14 @@ impl Vectors {
             None => match self.allocator.allocate() {
                 Ok(vector) => slot.vector.get_or_init(|| vector),
                 Err(error) => {
-                    warn!(%error, "no route for a message-signalled interrupt");
+                    log_limited!(warn, "no route for a message-signalled interrupt: {error}");
                     return;
                 }
             },
         };
         match vector.route(program.message) {
             Ok(()) => program.routed = Some(program.message),
-            Err(error) => warn!(%error, message = ?program.message, "interrupt message not routed"),
+            Err(error) => log_limited!(warn, "interrupt message {:?} not routed: {error}", program.message),
         }
     }
 

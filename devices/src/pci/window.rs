@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use tracing::debug;
+use crate::log_limited;
 
 use super::BarWindow;
 use crate::bus::{Bus, BusDevice, Space};
@@ -42,10 +42,12 @@ impl BarWindow for BusWindows {
             range.start <= base && base.checked_add(len).is_some_and(|end| end <= range.end)
         };
         if !allowed.iter().any(inside) {
-            debug!(device = device.name(), base, len, ?space, "no PCI window there");
+            log_limited!(debug, "{}: no PCI window for {len:#x} at {base:#x} in {space:?}", device.name());
             return false;
         }
-        bus.map(base, len, device).inspect_err(|error| debug!(%error, ?space, "BAR overlaps")).is_ok()
+        bus.map(base, len, device)
+            .inspect_err(|error| log_limited!(debug, "BAR overlaps in {space:?}: {error}"))
+            .is_ok()
     }
 
     fn unmap(&self, space: Space, base: u64) {

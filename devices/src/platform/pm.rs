@@ -168,7 +168,7 @@ impl PowerManagement {
         if typ == SLP_TYP_S5 {
             self.machine.request(MachineRequest::PowerOff);
         } else {
-            tracing::debug!("sleep type {typ} is not offered; the guest stays awake");
+            crate::log_limited!(debug, "sleep type {typ} is not offered; the guest stays awake");
         }
     }
 }

@@ -167,7 +167,9 @@ impl Guest {
     pub fn place(&self) {
         let (memory, ports) = if self.model == Model::Gen2 { (0x14, 0x10) } else { (0x10, 0x18) };
         set_config_dword(&*self.hba, memory, BAR as u32);
-        set_config_dword(&*self.hba, memory + 4, 0);
+        if self.model == Model::Sas1078 {
+            set_config_dword(&*self.hba, memory + 4, 0);
+        }
         set_config_dword(&*self.hba, ports, PORTS as u32);
         set_config_word(&*self.hba, 4, 7);
     }

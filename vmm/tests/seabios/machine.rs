@@ -67,6 +67,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) memory: &'static str,
     /// Contents of the disks, target 0 up.
     pub(crate) disks: Vec<Vec<u8>>,
+    /// More lines of [[hba]].
+    pub(crate) hba: &'static str,
     /// More lines of [boot].
     pub(crate) boot: &'static str,
     /// `VMM_LOG`.
@@ -75,7 +77,7 @@ pub(crate) struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     pub(crate) fn new(image: &'a Path) -> Self {
-        Self { image, cpus: 1, memory: "64MiB", disks: Vec::new(), boot: "", log: "warn" }
+        Self { image, cpus: 1, memory: "64MiB", disks: Vec::new(), hba: "", boot: "", log: "warn" }
     }
 
     pub(crate) fn start(self) -> Machine {
@@ -91,7 +93,7 @@ impl<'a> Plan<'a> {
             self.boot
         );
         if !self.disks.is_empty() {
-            config += "[[hba]]\n";
+            config += &format!("[[hba]]\n{}\n", self.hba);
         }
         for (number, disk) in self.disks.iter().enumerate() {
             let name = format!("disk{number}");

@@ -8,6 +8,7 @@
 mod boot;
 mod bring_up;
 mod machine;
+mod megasas;
 mod resets;
 mod rom;
 mod sector;

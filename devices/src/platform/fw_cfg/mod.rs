@@ -102,7 +102,7 @@ impl FwCfg {
     fn run(&self, state: &mut State, address: u64) {
         let mut descriptor = [0; DESCRIPTOR_LEN];
         if self.dma.read(address, &mut descriptor).is_err() {
-            tracing::debug!("fw_cfg: descriptor at {address:#x} is not in RAM");
+            crate::log_limited!(debug, "fw_cfg: descriptor at {address:#x} is not in RAM");
             return;
         }
         let [c0, c1, c2, c3, l0, l1, l2, l3, data @ ..] = descriptor;
@@ -113,7 +113,7 @@ impl FwCfg {
         }
         let done = self.transfer(state, command, length, u64::from_be_bytes(data));
         if let Err(e) = &done {
-            tracing::debug!("fw_cfg: DMA of {length:#x} bytes, command {command:#x}: {e}");
+            crate::log_limited!(debug, "fw_cfg: DMA of {length:#x} bytes, command {command:#x}: {e}");
         }
         let status = if done.is_ok() { 0 } else { control::ERROR };
         // The descriptor was readable a moment ago, so it is RAM.

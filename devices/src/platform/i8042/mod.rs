@@ -214,7 +214,7 @@ impl I8042 {
             0xf0..=0xff if command & OP_NO_RESET == 0 => {
                 self.machine.request(MachineRequest::Reset(RESET_CAUSE));
             }
-            _ => tracing::debug!("keyboard controller: no such command {command:#04x}"),
+            _ => crate::log_limited!(debug, "keyboard controller: no such command {command:#04x}"),
         }
         self.settle(state);
     }

@@ -1,0 +1,49 @@
+//! Programs that only a few tests need in the quick initramfs, as archives to append to it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::cache;
+use crate::cpio::Archive;
+use crate::packages::capture;
+use crate::tools::Tools;
+
+/// `mfi`: a MegaRAID management tool of the test bed's own, see `tests/guest/mfi.c`.
+pub fn mfi() -> Result<PathBuf> {
+    let source = include_str!("../guest/mfi.c");
+    archive("mfi", &format!("mfi 1 {source}"), |dir, archive| {
+        let (text, program) = (dir.join("mfi.c"), dir.join("mfi"));
+        std::fs::write(&text, source)?;
+        capture(Command::new("cc").args(["-static", "-O2", "-o"]).arg(&program).arg(&text))?;
+        archive.copy("bin/mfi", 0o755, &program)
+    })
+}
+
+/// `smartctl`, as Debian 13 ships it.
+pub fn smartctl() -> Result<PathBuf> {
+    let tools = Tools::of("smartmontools", &["smartmontools"])?;
+    archive("smartctl", &format!("smartctl 1 {}", tools.dir().display()), |_, archive| {
+        archive.copy("lib64/ld-linux-x86-64.so.2", 0o755, &tools.loader())?;
+        archive.copy("bin/smartctl", 0o755, &tools.file("smartctl")?)?;
+        for library in tools.needs("smartctl")? {
+            let name = library.file_name().context("a library without a name")?.to_string_lossy();
+            archive.copy(&format!("usr/lib/x86_64-linux-gnu/{name}"), 0o755, &library)?;
+        }
+        Ok(())
+    })
+}
+
+fn archive(
+    name: &str,
+    recipe: &str,
+    fill: impl FnOnce(&Path, &mut Archive) -> Result<()>,
+) -> Result<PathBuf> {
+    let dir = cache::build(name, recipe, |dir| {
+        let mut archive = Archive::default();
+        fill(dir, &mut archive)?;
+        Ok(std::fs::write(dir.join("archive"), archive.finish())?)
+    })?;
+    Ok(dir.join("archive"))
+}
