@@ -1,5 +1,7 @@
 //! Describes a guest and starts it under our VMM or under QEMU.
 
+use std::path::PathBuf;
+
 use anyhow::{Result, bail};
 
 use crate::bed::Bed;
@@ -131,6 +133,8 @@ pub struct Guest<'a> {
     disks: Vec<Disk>,
     options: Vec<String>,
     terminal: Option<(u16, u16)>,
+    archives: Vec<PathBuf>,
+    hba_keys: toml::Table,
 }
 
 impl<'a> Guest<'a> {
@@ -145,6 +149,8 @@ impl<'a> Guest<'a> {
             disks: Vec::new(),
             options: Vec::new(),
             terminal: None,
+            archives: Vec::new(),
+            hba_keys: toml::Table::new(),
         }
     }
 
@@ -202,6 +208,18 @@ impl<'a> Guest<'a> {
         self
     }
 
+    /// Appends an archive to the quick initramfs of a script.
+    pub fn archive(mut self, file: PathBuf) -> Self {
+        self.archives.push(file);
+        self
+    }
+
+    /// Sets a key of the virtio-scsi `[[hba]]`, which QEMU does not get.
+    pub fn hba_key(mut self, key: &str, value: impl Into<toml::Value>) -> Self {
+        self.hba_keys.insert(key.to_string(), value.into());
+        self
+    }
+
     /// Gives the console a terminal of this size instead of pipes.
     pub fn terminal(mut self, size: Option<(u16, u16)>) -> Self {
         self.terminal = size;
@@ -250,7 +268,9 @@ impl<'a> Guest<'a> {
                 if let Some(script) = script {
                     let (more, both) = (format!("{dir}/script.cpio"), format!("{dir}/initrd"));
                     self.bed.host().put(&more, &script_archive(script))?;
-                    self.bed.host().shell(&format!("cat {initrd} {more} > {both}"), 60)?;
+                    let archives: Vec<_> = self.archives.iter().map(|file| file.to_string_lossy()).collect();
+                    let archives = archives.join(" ");
+                    self.bed.host().shell(&format!("cat {initrd} {archives} {more} > {both}"), 60)?;
                     initrd = both;
                 }
                 (path(&prepared.kernel(self.debian)?.image()), Some(initrd), "console=ttyS0 quiet panic=-1")
@@ -268,7 +288,7 @@ impl<'a> Guest<'a> {
     /// Makes the disks' images and returns the HBAs with them.
     fn hbas(&self, dir: &str) -> Result<Vec<Hba>> {
         let mut virtio =
-            Hba { id: "scsi0".into(), kind: "virtio-scsi".into(), more: toml::Table::new(), lun: vec![] };
+            Hba { id: "scsi0".into(), kind: "virtio-scsi".into(), more: self.hba_keys.clone(), lun: vec![] };
         let mut megasas =
             Hba { id: "raid0".into(), kind: "megasas".into(), more: toml::Table::new(), lun: vec![] };
         for (index, disk) in self.disks.iter().enumerate() {
