@@ -87,7 +87,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, events: Arc<Events>) {
                 let area = ResponseArea::of(&chain.writable, size);
                 (if shape.is_ok() { area } else { ResponseArea::of(&[], 0) }, None)
             };
-            let Some((head, area)) = worker.take(&mut chain, area) else { break };
+            let Some((head, area)) = worker.take(true, &mut chain, area) else { break };
             let fits = area.len() == size;
             let token = ChainToken::new(worker.clone(), head, area, 0);
             // A buffer that holds no event goes back empty, and the event waits for the next one.

@@ -19,6 +19,12 @@ const MSIX_BAR: u8 = 1;
 /// BAR of the virtio structures: 32-bit, so that firmware without paging reaches it.
 const STRUCTURES_BAR: u8 = 4;
 
+/// BAR of doorbells at I/O ports. A write to a port tells the hypervisor all about itself, where a write to memory
+/// makes some hypervisors decode an instruction; so this window comes first, which drivers prefer (4.1.4.4.1).
+const PORTS_BAR: u8 = 5;
+/// Length of an I/O BAR in bytes at most (PCI 3.0, 6.2.5.1).
+const PORTS_MAX: u32 = 256;
+
 /// Offsets in the capability that describes the access window (4.1.4.9).
 mod window {
     pub(super) const BAR: u16 = 4;
@@ -66,9 +72,17 @@ impl Function {
         let registers = Arc::new(Registers(transport.clone()));
         let mut bar = Bar::new(BarKind::Memory32, BAR_SIZE.into(), registers);
         for (index, queue) in (0..).zip(transport.queues()) {
-            bar = bar.doorbell(doorbell(index, queue));
+            bar = bar.doorbell(doorbell(Window::Notify.offset(), index, queue));
         }
         builder.bar(STRUCTURES_BAR, bar);
+        let ports = Window::Notify.len(queues).next_power_of_two();
+        if ports <= PORTS_MAX {
+            let mut bar = Bar::new(BarKind::Port, ports.into(), Arc::new(Ports(transport.clone())));
+            for (index, queue) in (0..).zip(transport.queues()) {
+                bar = bar.doorbell(doorbell(0, index, queue));
+            }
+            builder.bar(PORTS_BAR, bar);
+        }
         let window = add_capabilities(&mut builder, queues)?;
         transport.connect(Box::new(Wire(builder.interrupt())));
         Ok(Self { device: builder.build()?, transport, window })
@@ -134,8 +148,8 @@ impl PciFunction for Function {
     }
 }
 
-fn doorbell(index: u16, queue: &Queue) -> BarDoorbell {
-    let offset = Window::Notify.offset() + u32::from(index) * NOTIFY_MULTIPLIER;
+fn doorbell(base: u32, index: u16, queue: &Queue) -> BarDoorbell {
+    let offset = base + u32::from(index) * NOTIFY_MULTIPLIER;
     // Any width and value: the address says it all, and the hypervisor is fastest when it need not look.
     BarDoorbell { offset: offset.into(), width: 0, value: None, event: queue.doorbell().clone() }
 }
@@ -149,6 +163,10 @@ fn add_capabilities(builder: &mut PciDeviceBuilder, queues: u16) -> Result<u16, 
     builder.capability(pci_cap::VENDOR, &locate(cap::ISR_CFG, Window::Isr, &[]))?;
     builder.capability(pci_cap::VENDOR, &locate(cap::DEVICE_CFG, Window::Device, &[]))?;
     let multiplier = NOTIFY_MULTIPLIER.to_le_bytes();
+    if Window::Notify.len(queues) <= PORTS_MAX {
+        let ports = structure(cap::NOTIFY_CFG, PORTS_BAR, 0, Window::Notify.len(queues), &multiplier);
+        builder.capability(pci_cap::VENDOR, &ports)?;
+    }
     builder.capability(pci_cap::VENDOR, &locate(cap::NOTIFY_CFG, Window::Notify, &multiplier))?;
     let at = builder.capability(pci_cap::VENDOR, &structure(cap::PCI_CFG, 0, 0, 0, &[0; 4]))?;
     let config = builder.config();
@@ -176,6 +194,23 @@ impl BusDevice for Registers {
 
     fn write(&self, offset: u64, data: &[u8]) {
         self.0.write(offset, data);
+    }
+
+    fn name(&self) -> &str {
+        "virtio-scsi"
+    }
+}
+
+/// What answers at the ports: doorbells, which read as zero.
+struct Ports(Arc<Transport>);
+
+impl BusDevice for Ports {
+    fn read(&self, _: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn write(&self, offset: u64, _: &[u8]) {
+        self.0.ring_doorbell(offset);
     }
 
     fn name(&self) -> &str {

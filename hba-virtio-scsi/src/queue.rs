@@ -142,20 +142,39 @@ impl Queue {
         self.running.store(false, Ordering::Relaxed);
     }
 
-    /// Takes the next chain and lets `parse` look at it. When there is none, asks the driver to ring.
+    /// Takes the next chain and lets `parse` look at it. When there is none and `arm` is set, asks the driver to
+    /// ring for the next one; otherwise [`Queue::arm`] does later.
     ///
     /// The chain is in flight from here until it comes back through [`Queue::flush`].
     pub(crate) fn take<T>(
         &self,
+        arm: bool,
         chain: &mut Chain,
         parse: impl FnOnce(&mut Chain, Result<(), ChainError>) -> (T, Option<TaskId>),
     ) -> Result<Next<T>, RingError> {
         let mut state = self.lock();
-        let result = state.take(&self.dma, chain, parse);
+        let result = state.take(&self.dma, arm, chain, parse);
         if result.is_err() {
             self.halt(&mut state);
         }
         result
+    }
+
+    /// Asks the driver to ring for the next chain; true when there is one already.
+    pub(crate) fn arm(&self) -> Result<bool, RingError> {
+        let mut state = self.lock();
+        let result = state.ring.as_mut().map_or(Ok(false), |ring| ring.want_doorbell(&self.dma));
+        if result.is_err() {
+            self.halt(&mut state);
+        }
+        result
+    }
+
+    /// Whether a chain waits to be taken.
+    pub(crate) fn has_waiting(&self) -> bool {
+        let state = self.lock();
+        // What cannot be read is found out when it is taken.
+        state.ring.as_ref().is_some_and(|ring| ring.waiting(&self.dma).map_or(true, |count| count > 0))
     }
 
     /// Tells the driver that its doorbells are not needed while the worker is busy.
@@ -230,12 +249,14 @@ impl State {
     fn take<T>(
         &mut self,
         dma: &Dma,
+        arm: bool,
         chain: &mut Chain,
         parse: impl FnOnce(&mut Chain, Result<(), ChainError>) -> (T, Option<TaskId>),
     ) -> Result<Next<T>, RingError> {
         let Some(ring) = &mut self.ring else { return Ok(Next::Stopped) };
         let taken = match ring.take(dma, chain)? {
             Some(taken) => taken,
+            None if !arm => return Ok(Next::Empty),
             None if !ring.want_doorbell(dma)? => return Ok(Next::Empty),
             None => match ring.take(dma, chain)? {
                 Some(taken) => taken,

@@ -1,11 +1,13 @@
 //! The task that serves one queue on an I/O thread.
 
-use std::cell::RefCell;
-use std::future::Future;
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 
-use devices::iothread::{Io, TaskPool, Watch};
+use devices::iothread::{Io, Poller, TaskPool, Watch};
 use devices::mem::Dma;
 
 use crate::queue::{Done, Next, Queue, TaskId};
@@ -33,6 +35,11 @@ pub(crate) struct Worker {
     index: u16,
     transport: Arc<Transport>,
     done: RefCell<Vec<Done>>,
+    /// The driver was asked to ring for the next chain.
+    armed: Cell<bool>,
+    /// A chain was seen without a doorbell.
+    seen: Cell<bool>,
+    waker: Cell<Option<Waker>>,
 }
 
 impl Worker {
@@ -44,7 +51,8 @@ impl Worker {
         dma: Dma,
     ) -> Rc<Self> {
         let done = RefCell::new(Vec::with_capacity(MAX_CHAIN));
-        Rc::new(Self { io, dma, queue, index, transport, done })
+        let (armed, seen, waker) = (Cell::new(true), Cell::new(false), Cell::new(None));
+        Rc::new(Self { io, dma, queue, index, transport, done, armed, seen, waker })
     }
 
     pub(crate) fn io(&self) -> &Io {
@@ -102,9 +110,18 @@ impl Worker {
         self.io.watch(self.queue.doorbell())
     }
 
-    /// Waits for the doorbell; `false` when the device is taken down.
+    /// Waits for the doorbell, or for a chain that is seen without; `false` when the device is taken down.
     pub(crate) async fn next_doorbell(&self, watch: &mut Watch) -> bool {
-        if let Err(error) = watch.next().await {
+        let mut rung = pin!(watch.next());
+        let result = poll_fn(|cx| {
+            if self.seen.take() {
+                return Poll::Ready(Ok(()));
+            }
+            let known = self.waker.take().filter(|waker| waker.will_wake(cx.waker()));
+            self.waker.set(Some(known.unwrap_or_else(|| cx.waker().clone())));
+            rung.as_mut().poll(cx)
+        });
+        if let Err(error) = result.await {
             tracing::error!(queue = self.index, %error, "virtio-scsi: doorbell lost");
             self.transport.fail(self.index, &error);
             return false;
@@ -113,15 +130,18 @@ impl Worker {
     }
 
     /// Takes one chain; `None` when there is no more to take for now.
+    ///
+    /// With `arm`, the driver is asked to ring for the next one.
     pub(crate) fn take<T>(
         &self,
+        arm: bool,
         chain: &mut Chain,
         parse: impl FnOnce(&mut Chain, Result<(), ChainError>) -> (T, Option<TaskId>),
     ) -> Option<(u16, T)> {
         if self.transport.is_broken() {
             return None;
         }
-        match self.queue.take(chain, parse) {
+        match self.queue.take(arm, chain, parse) {
             Ok(Next::Chain(head, parsed)) => Some((head, parsed)),
             Ok(Next::Empty | Next::Stopped) => None,
             Err(error) => {
@@ -133,8 +153,41 @@ impl Worker {
 
     /// Tells the driver that doorbells are not needed while chains are taken.
     pub(crate) fn suppress_doorbell(&self) {
+        self.armed.set(false);
         if let Err(error) = self.queue.suppress_doorbell() {
             self.transport.fail(self.index, &error);
+        }
+    }
+}
+
+impl Worker {
+    fn notice(&self) -> bool {
+        self.seen.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+        true
+    }
+}
+
+/// Between doorbells: the queue itself says whether there is something to do.
+impl Poller for Worker {
+    fn poll(&self) -> bool {
+        // A queue that is armed rings.
+        !self.armed.get() && self.queue.has_waiting() && self.notice()
+    }
+
+    fn arm(&self) -> bool {
+        if self.armed.replace(true) {
+            return false;
+        }
+        match self.queue.arm() {
+            Ok(false) => false,
+            Ok(true) => self.notice(),
+            Err(error) => {
+                self.transport.fail(self.index, &error);
+                false
+            }
         }
     }
 }
@@ -152,6 +205,9 @@ pub(crate) async fn serve<T, F>(
     let pool = TaskPool::new(worker.io(), MAX_CHAIN);
     let at_end = worker.clone();
     let hook = worker.io().at_batch_end(move || at_end.flush());
+    let poller: Rc<dyn Poller> = worker.clone();
+    worker.io().add_poller(Rc::downgrade(&poller));
+    drop(poller);
     let (mut chain, mut watch) = (Chain::default(), worker.watch());
     while worker.next_doorbell(&mut watch).await {
         worker.suppress_doorbell();
@@ -159,7 +215,7 @@ pub(crate) async fn serve<T, F>(
             let parsed = parse(chain, shape);
             ((parsed.response, parsed.response_at, parsed.body), parsed.task)
         };
-        while let Some((head, (response, response_at, body))) = worker.take(&mut chain, parse) {
+        while let Some((head, (response, response_at, body))) = worker.take(false, &mut chain, parse) {
             let token = ChainToken::new(worker.clone(), head, response, response_at);
             // Never full: it has a slot for every descriptor of the largest queue. If it were, a task of its own
             // would still serve the request.

@@ -146,6 +146,7 @@ pub struct Guest<'a> {
     terminal: Option<(u16, u16)>,
     archives: Vec<PathBuf>,
     megasas: toml::Table,
+    hba_keys: toml::Table,
 }
 
 impl<'a> Guest<'a> {
@@ -162,6 +163,7 @@ impl<'a> Guest<'a> {
             terminal: None,
             archives: Vec::new(),
             megasas: toml::Table::new(),
+            hba_keys: toml::Table::new(),
         }
     }
 
@@ -231,15 +233,21 @@ impl<'a> Guest<'a> {
         self
     }
 
-    /// Gives the console a terminal of this size instead of pipes.
-    pub fn terminal(mut self, size: Option<(u16, u16)>) -> Self {
-        self.terminal = size;
-        self
-    }
-
     /// Appends an archive to the quick initramfs of a script.
     pub fn archive(mut self, file: PathBuf) -> Self {
         self.archives.push(file);
+        self
+    }
+
+    /// Sets a key of the virtio-scsi `[[hba]]`, which QEMU does not get.
+    pub fn hba_key(mut self, key: &str, value: impl Into<toml::Value>) -> Self {
+        self.hba_keys.insert(key.to_string(), value.into());
+        self
+    }
+
+    /// Gives the console a terminal of this size instead of pipes.
+    pub fn terminal(mut self, size: Option<(u16, u16)>) -> Self {
+        self.terminal = size;
         self
     }
 
@@ -319,7 +327,7 @@ impl<'a> Guest<'a> {
     /// Makes the disks' images and returns the HBAs with them.
     fn hbas(&self, dir: &str) -> Result<Vec<Hba>> {
         let mut virtio =
-            Hba { id: "scsi0".into(), kind: "virtio-scsi".into(), more: toml::Table::new(), lun: vec![] };
+            Hba { id: "scsi0".into(), kind: "virtio-scsi".into(), more: self.hba_keys.clone(), lun: vec![] };
         let mut megasas =
             Hba { id: "raid0".into(), kind: "megasas".into(), more: self.megasas.clone(), lun: vec![] };
         for (index, disk) in self.disks.iter().enumerate() {

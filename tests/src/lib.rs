@@ -1,7 +1,7 @@
 //! The test bed: boots stock guests with the vmm binary, on machines with and without virtualization.
 //!
 //! ```text
-//! packages, tools, kernel, firmware ── what is fetched  cpio, images, grub ── what is built from it
+//! packages, tools, kernel, firmware, fio ── what is fetched  cpio, images, grub ── what is built from it
 //!            └──────── cache: each built once ────────┘
 //! level1 ── a machine with KVM, where there is none     agent, wire, host ── running commands in it
 //! bed ── all of the above, ready       guest, config, qemu ── describe and start a guest
@@ -12,12 +12,15 @@
 pub mod agent;
 pub mod bed;
 pub mod bench;
+pub mod bench_chart;
+pub mod bench_storage;
 pub mod cache;
 pub mod ci;
 pub mod config;
 pub mod cpio;
 pub mod demo;
 pub mod extras;
+pub mod fio;
 pub mod firmware;
 pub mod grub;
 pub mod guest;

@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use testbed::bed::{self, Bed, Prepared};
-use testbed::guest::Vmm;
+use testbed::bench_storage::{self, Plan};
+use testbed::guest::{HbaKind, Vmm};
 use testbed::host::{Event, Process};
 use testbed::kernel::Debian;
 use testbed::level1::Level1;
@@ -72,6 +73,21 @@ enum Cmd {
         /// Measure only QEMU.
         #[arg(long)]
         qemu: bool,
+        /// For storage: the HBA that is measured.
+        #[arg(long, value_enum, default_value = "virtio-scsi")]
+        hba: Hba,
+        /// For storage: fewer workloads, in three minutes instead of half an hour.
+        #[arg(long)]
+        quick: bool,
+        /// For storage: number of vCPUs, and so of queues.
+        #[arg(long, default_value_t = 1)]
+        cpus: u32,
+        /// For storage: only workloads whose name holds one of these words.
+        #[arg(long)]
+        only: Vec<String>,
+        /// For storage: a key of our `[[hba]]`, as KEY=VALUE.
+        #[arg(long)]
+        key: Vec<String>,
     },
     /// Run everything that has to pass before a change is taken.
     Ci,
@@ -90,6 +106,14 @@ enum Measure {
     Boot,
     /// Memory beyond the guest's own.
     Memory,
+    /// Operations, bandwidth and CPU time of a disk.
+    Storage,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Hba {
+    VirtioScsi,
+    Megasas,
 }
 
 #[derive(Clone, Copy, Subcommand)]
@@ -122,12 +146,20 @@ fn run(command: Cmd) -> Result<ExitCode> {
             let tests = if soak { boot::SOAK } else { boot::TESTS };
             Ok(boot_tests(list, which(qemu), &runner::select(tests, &filters))?)
         }
-        Cmd::Bench { what, rounds, qemu } => {
+        Cmd::Bench { what, rounds, qemu, hba, quick, cpus, only, key } => {
             let bed = Bed::new()?;
             let which: &[Vmm] = if qemu { &[Vmm::Qemu] } else { &[Vmm::Ours, Vmm::Qemu] };
             match what {
                 Measure::Boot => bench::boot(&bed, rounds, which)?,
                 Measure::Memory => bench::memory(&bed, rounds, which)?,
+                Measure::Storage => {
+                    let hba = match hba {
+                        Hba::VirtioScsi => HbaKind::Virtio,
+                        Hba::Megasas => HbaKind::Megasas,
+                    };
+                    let plan = Plan { hba, rounds, quick, cpus, only, keys: key };
+                    bench_storage::run(&bed, &plan, which)?;
+                }
             }
             Ok(ExitCode::SUCCESS)
         }

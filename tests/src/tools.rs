@@ -89,12 +89,7 @@ impl Tools {
     pub fn needs(&self, program: &str) -> Result<Vec<PathBuf>> {
         let mut list = Command::new(self.loader());
         list.arg("--library-path").arg(self.libraries()).arg("--list").arg(self.file(program)?);
-        let text = packages::capture(&mut list)?;
-        let libraries: Vec<PathBuf> = String::from_utf8_lossy(&text)
-            .lines()
-            .filter_map(|line| line.split_once("=> ")?.1.split_whitespace().next().map(PathBuf::from))
-            .filter(|path| path.starts_with(self.libraries()))
-            .collect();
+        let libraries = listed(&packages::capture(&mut list)?, &self.libraries());
         ensure!(!libraries.is_empty(), "{program} needs no library of the tools, which is hard to believe");
         Ok(libraries)
     }
@@ -106,4 +101,13 @@ impl Tools {
             .flat_map(|dir| ["-L".to_string(), self.dir.join(dir).to_string_lossy().into_owned()])
             .collect()
     }
+}
+
+/// The libraries below `dir` that a loader listed.
+pub(crate) fn listed(output: &[u8], dir: &Path) -> Vec<PathBuf> {
+    String::from_utf8_lossy(output)
+        .lines()
+        .filter_map(|line| line.split_once("=> ")?.1.split_whitespace().next().map(PathBuf::from))
+        .filter(|path| path.starts_with(dir))
+        .collect()
 }

@@ -8,9 +8,11 @@ use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use super::blocking::Helpers;
 use super::op::Op;
+use super::polling::{Poller, Polling, Window};
 use super::ring::{Key, Reaped, Ring};
 use super::wake::{Inbox, Shared, TaskWaker};
 use super::{Io, RING_ENTRIES};
@@ -50,6 +52,8 @@ pub(super) struct Core {
     ready: RefCell<VecDeque<u32>>,
     tasks: RefCell<Tasks>,
     hooks: RefCell<Vec<Weak<dyn Fn()>>>,
+    pollers: RefCell<Vec<Weak<dyn Poller>>>,
+    window: RefCell<Window>,
     closing: Cell<bool>,
 }
 
@@ -60,7 +64,7 @@ struct Tasks {
 }
 
 impl Core {
-    pub(super) fn new(shared: Arc<Shared>) -> io::Result<Rc<Self>> {
+    pub(super) fn new(shared: Arc<Shared>, polling: Polling) -> io::Result<Rc<Self>> {
         Ok(Rc::new(Self {
             shared,
             ring: RefCell::new(Ring::new(RING_ENTRIES)?),
@@ -68,6 +72,8 @@ impl Core {
             ready: RefCell::default(),
             tasks: RefCell::default(),
             hooks: RefCell::default(),
+            pollers: RefCell::default(),
+            window: RefCell::new(Window::new(polling)),
             closing: Cell::new(false),
         }))
     }
@@ -112,6 +118,10 @@ impl Core {
         self.hooks.borrow_mut().push(hook);
     }
 
+    pub(super) fn add_poller(&self, poller: Weak<dyn Poller>) {
+        self.pollers.borrow_mut().push(poller);
+    }
+
     pub(super) fn start(&self, op: Op) -> Key {
         self.ring.borrow_mut().start(op)
     }
@@ -140,12 +150,7 @@ impl Core {
             }
             self.run_ready();
             self.run_hooks();
-            let idle = self.ready.borrow().is_empty();
-            // Polling before sleeping would go here: look at the ring and the inbox for a while, then sleep.
-            let sleep = idle && self.shared.fall_asleep();
-            let entered = self.ring.borrow_mut().enter(sleep);
-            self.shared.wake_up();
-            if let Err(e) = entered {
+            if let Err(e) = self.wait() {
                 break Err(e);
             }
             self.ring.borrow_mut().reap(&mut reaped);
@@ -153,6 +158,58 @@ impl Core {
         };
         drop(inbox);
         end
+    }
+
+    /// Hands operations to the kernel and, when no task is ready, waits until there is something to do.
+    fn wait(&self) -> io::Result<()> {
+        if !self.ready.borrow().is_empty() {
+            return self.ring.borrow_mut().enter(false);
+        }
+        if self.pollers.borrow().is_empty() || !self.window.borrow().is_open() {
+            return self.sleep();
+        }
+        let begin = Instant::now();
+        if !self.window.borrow().length().is_zero() {
+            self.ring.borrow_mut().enter(false)?;
+            if self.poll_until(begin) {
+                return Ok(());
+            }
+        }
+        let result = self.sleep();
+        self.window.borrow_mut().slept(begin.elapsed());
+        result
+    }
+
+    /// Sleeps in the ring until something completes, unless there is work already.
+    fn sleep(&self) -> io::Result<()> {
+        // Each is armed, also after one has found work: then no signal is missed while that is done.
+        let found = self.pollers().fold(false, |found, poller| poller.arm() | found);
+        let sleep = !found && self.ready.borrow().is_empty() && self.shared.fall_asleep();
+        let entered = self.ring.borrow_mut().enter(sleep);
+        self.shared.wake_up();
+        entered
+    }
+
+    /// Looks for work until the window closes; false when there was none.
+    fn poll_until(&self, begin: Instant) -> bool {
+        let end = self.window.borrow().length();
+        loop {
+            if self.shared.is_filled()
+                || self.ring.borrow_mut().has_completions()
+                || self.pollers().any(|poller| poller.poll())
+            {
+                return true;
+            }
+            if begin.elapsed() >= end {
+                return false;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    fn pollers(&self) -> impl Iterator<Item = Rc<dyn Poller>> + '_ {
+        let count = self.pollers.borrow().len();
+        (0..count).filter_map(|place| self.pollers.borrow().get(place).and_then(Weak::upgrade))
     }
 
     /// Drops all tasks and waits until the kernel has let go of their memory.
@@ -197,6 +254,7 @@ impl Core {
         }
         if dead {
             self.hooks.borrow_mut().retain(|hook| hook.strong_count() > 0);
+            self.pollers.borrow_mut().retain(|poller| poller.strong_count() > 0);
         }
     }
 }

@@ -19,6 +19,7 @@ mod event;
 mod executor;
 mod hold;
 mod op;
+mod polling;
 mod pool;
 mod ring;
 mod setup;
@@ -30,7 +31,7 @@ mod tests;
 use std::fs::File;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -45,12 +46,30 @@ use wake::Shared;
 
 pub use event::Watch;
 pub use hold::{Claims, Hold};
+pub use polling::{Poller, Polling};
 pub use pool::TaskPool;
 
 /// Submission entries of a thread's ring.
 const RING_ENTRIES: u32 = 256;
 /// How often a transfer that the host answers with "try again" is tried.
 const TRIES: usize = 16;
+
+/// How an I/O thread works.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Whether it looks for work before it sleeps.
+    pub polling: Polling,
+    /// The host's CPUs it may run on, by number; any when empty.
+    pub cpus: Vec<usize>,
+}
+
+/// Restricts the calling thread to these CPUs; to none when there are none.
+fn pin(cpus: &[usize]) -> io::Result<()> {
+    if cpus.is_empty() {
+        return Ok(());
+    }
+    polling::set_affinity(cpus)
+}
 
 /// A running I/O thread. Dropping it asks the thread to end, drains its ring and joins it.
 ///
@@ -65,10 +84,16 @@ impl IoThread {
     ///
     /// Fails, saying what to do, when the host offers no io_uring.
     pub fn start(name: &str) -> io::Result<Self> {
+        Self::with(name, Settings::default())
+    }
+
+    /// As [`IoThread::start`], with settings.
+    pub fn with(name: &str, settings: Settings) -> io::Result<Self> {
+        let Settings { polling, cpus } = settings;
         let shared = Arc::new(Shared::new()?);
         let remote = Remote { shared: shared.clone() };
         let (started, result) = mpsc::sync_channel(1);
-        let main = move || match Core::new(shared) {
+        let main = move || match pin(&cpus).and_then(|()| Core::new(shared, polling)) {
             Ok(core) => {
                 let _ = started.send(Ok(()));
                 serve(core);
@@ -145,7 +170,7 @@ impl Io {
     #[cfg(test)]
     pub(crate) fn for_test() -> Self {
         let shared = wake::Shared::new().expect("an event descriptor");
-        Self { core: executor::Core::new(shared.into()).expect("io_uring") }
+        Self { core: executor::Core::new(shared.into(), Polling::Off).expect("io_uring") }
     }
 
     /// Runs another task on this thread. Allocates; per-command tasks go through a [`TaskPool`].
@@ -269,6 +294,11 @@ impl Io {
         let hook: Rc<dyn Fn()> = Rc::new(hook);
         self.core.add_hook(Rc::downgrade(&hook));
         BatchHook { _hook: hook }
+    }
+
+    /// Asks `poller` for work while the thread has nothing else to do, until its last strong reference goes.
+    pub fn add_poller(&self, poller: Weak<dyn Poller>) {
+        self.core.add_poller(poller);
     }
 
     /// Moves all of `mem`, in as many operations as its segments need; ends early when one comes short.

@@ -248,6 +248,11 @@ impl Ring {
         }
     }
 
+    /// Whether completions wait, or the kernel has work that makes some.
+    pub(super) fn has_completions(&mut self) -> bool {
+        !self.uring.completion().is_empty() || self.uring.submission().taskrun()
+    }
+
     /// Takes all completions; whom to wake and what to drop goes to `reaped`.
     pub(super) fn reap(&mut self, reaped: &mut Reaped) {
         let mut batch = [const { MaybeUninit::<cqueue::Entry>::uninit() }; 64];

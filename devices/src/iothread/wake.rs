@@ -74,6 +74,11 @@ impl Shared {
         self.asleep.store(false, Ordering::SeqCst);
     }
 
+    /// Whether there is a message. A hint: [`Shared::take`] tells.
+    pub(super) fn is_filled(&self) -> bool {
+        self.filled.load(Ordering::Relaxed)
+    }
+
     /// Exchanges the inbox with an empty one when there is something in it.
     pub(super) fn take(&self, empty: &mut Inbox) -> bool {
         if !self.filled.swap(false, Ordering::SeqCst) {

@@ -76,13 +76,16 @@ impl Transport {
             Some((Window::Common, at)) => self.write_common(at, data),
             Some((Window::Device, at)) => self.device.write_config(at, data),
             // Doorbells that reach us and not the hypervisor; the address alone says which queue.
-            Some((Window::Notify, at)) => {
-                let queue = usize::try_from(at / u64::from(NOTIFY_MULTIPLIER)).ok();
-                if let Some(queue) = queue.and_then(|index| self.queues.get(index)) {
-                    queue.ring_doorbell();
-                }
-            }
+            Some((Window::Notify, at)) => self.ring_doorbell(at),
             _ => {}
+        }
+    }
+
+    /// A doorbell at `offset` of a notification structure.
+    pub(crate) fn ring_doorbell(&self, offset: u64) {
+        let queue = usize::try_from(offset / u64::from(NOTIFY_MULTIPLIER)).ok();
+        if let Some(queue) = queue.and_then(|index| self.queues.get(index)) {
+            queue.ring_doorbell();
         }
     }
 }

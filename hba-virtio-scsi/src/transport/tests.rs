@@ -111,7 +111,7 @@ impl Bench {
     }
 
     fn take(&self, index: usize) -> Option<u16> {
-        match self.queue(index).take(&mut Chain::default(), |_, _| ((), None)).unwrap() {
+        match self.queue(index).take(true, &mut Chain::default(), |_, _| ((), None)).unwrap() {
             Next::Chain(head, ()) => Some(head),
             Next::Empty | Next::Stopped => None,
         }
@@ -217,7 +217,7 @@ fn chains_in_flight_cannot_be_made_available_again() {
     bench.take(0).unwrap();
     // idx 3, third entry names descriptor 1 again.
     bench.ram.write_slice(&[3, 0, 0, 0, 1, 0, 1, 0], GuestAddress(2 * RINGS + 2)).unwrap();
-    let taken = bench.queue(0).take(&mut Chain::default(), |_, _| ((), None));
+    let taken = bench.queue(0).take(true, &mut Chain::default(), |_, _| ((), None));
     assert!(taken.is_err());
     assert!(!bench.queue(0).is_running());
 }

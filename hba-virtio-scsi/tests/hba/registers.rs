@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use devices::bus::Space;
 use devices::pci::PciFunction;
-use devices::testing::pci::{config_dword, set_config_dword};
+use devices::testing::pci::{config_dword, set_config_dword, set_config_word};
 use hba_virtio_scsi::{Error, Options, VirtioScsi};
 
 use crate::guest::{CHANGE, EVENT_IDX, Guest, HOTPLUG, INDIRECT, RING_RESET, VERSION_1};
@@ -224,10 +225,38 @@ fn the_access_window_reaches_the_registers_without_a_mapped_bar() {
 #[test]
 fn each_queue_has_a_doorbell_in_the_hypervisor() {
     let guest = guest(Options { request_queues: 4, ..Options::default() });
-    let mut addresses: Vec<u64> = guest.seat.doorbells.attached().iter().map(|bell| bell.addr).collect();
+    let bells = || guest.seat.doorbells.attached();
+    let mut addresses: Vec<u64> = bells().iter().map(|bell| bell.addr).collect();
     addresses.sort_unstable();
     let wanted: Vec<u64> = (0..6).map(|i| guest.at.notify + i * guest.at.multiplier).collect();
     assert_eq!(addresses, wanted);
+    // The ports, once they are decoded.
+    set_config_dword(&*guest.hba, 0x10 + 20, 0xc100);
+    set_config_word(&*guest.hba, 4, 0x7);
+    let ports =
+        bells().iter().filter(|bell| bell.space == Space::Port).map(|bell| bell.addr).collect::<Vec<_>>();
+    assert_eq!(ports, [0xc100, 0xc104, 0xc108, 0xc10c, 0xc110, 0xc114]);
+}
+
+/// The first notification structure is the one drivers use (4.1.4.4.1); more queues than an I/O BAR has room for
+/// have doorbells in memory only.
+#[test]
+fn the_first_doorbells_are_ports_if_they_fit() {
+    for (queues, kinds) in [(62, vec![5, 4]), (63, vec![4])] {
+        let guest = guest(Options { request_queues: queues, ..Options::default() });
+        let mut bars = Vec::new();
+        let mut cap = config_dword(&*guest.hba, 0x34) as u16 & 0xfc;
+        while cap != 0 {
+            let [id, next, _, kind] = config_dword(&*guest.hba, cap).to_le_bytes();
+            if (id, kind) == (9, 2) {
+                bars.push(config_dword(&*guest.hba, cap + 4) as u8);
+                assert_eq!(config_dword(&*guest.hba, cap + 12), (u32::from(queues) + 2) * 4);
+                assert_eq!(config_dword(&*guest.hba, cap + 16), 4, "even power of two");
+            }
+            cap = u16::from(next) & 0xfc;
+        }
+        assert_eq!(bars, kinds);
+    }
 }
 
 #[test]

@@ -1,0 +1,307 @@
+//! Measures a disk of our VMM against one of QEMU: the same guest, the same memory-backed device of the host,
+//! direct I/O, alternating.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::bed::Bed;
+use crate::bench_chart;
+use crate::fio::{self, Figures, Fio, Job};
+use crate::guest::{Disk, HbaKind, Vmm};
+use crate::paths;
+use crate::report::{median, note};
+
+const PATIENCE: u64 = 600;
+const DEVICE: &str = "/dev/nullb0";
+/// Clock ticks of /proc/PID/stat in a second, on every Linux.
+const TICKS: f64 = 100.0;
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The HBA the disk is on.
+    pub hba: HbaKind,
+    /// How often each VMM is started.
+    pub rounds: u32,
+    /// Only the most telling workloads, and short ones.
+    pub quick: bool,
+    /// vCPUs of the guest, each with a queue.
+    pub cpus: u32,
+    /// Only workloads whose name holds one of these; all if there is none.
+    pub only: Vec<String>,
+    /// Keys of our `[[hba]]`, `KEY=VALUE`.
+    pub keys: Vec<String>,
+}
+
+/// One run of one workload.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sample {
+    figures: Figures,
+    /// Seconds of processor time of the VMM, the guest's own not counted.
+    cpu: f64,
+}
+
+/// The medians of one workload on one VMM, or on the host itself.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// The workload.
+    pub job: Job,
+    /// What ran it.
+    pub name: &'static str,
+    /// Operations in a second.
+    pub iops: f64,
+    /// MB in a second.
+    pub megabytes: f64,
+    /// Microseconds of processor time for each operation; none for the host itself.
+    pub cpu: Option<f64>,
+    /// The operations in a second of each round.
+    pub all: Vec<f64>,
+}
+
+impl Plan {
+    fn jobs(&self) -> Vec<Job> {
+        let (depths, counts): (&[u32], &[u32]) =
+            if self.quick { (&[1, 32], &[1]) } else { (&[1, 8, 32], &[1, 4]) };
+        let mut jobs = Vec::new();
+        for pattern in ["randread", "randwrite"] {
+            for &count in counts {
+                jobs.extend(depths.iter().map(|&depth| Job { pattern, block_kib: 4, depth, jobs: count }));
+            }
+        }
+        let sizes: &[u32] = if self.quick { &[128] } else { &[128, 1024] };
+        for pattern in ["read", "write"] {
+            jobs.extend(sizes.iter().map(|&block_kib| Job { pattern, block_kib, depth: 8, jobs: 1 }));
+        }
+        if !self.only.is_empty() {
+            jobs.retain(|job| self.only.iter().any(|word| job.name().contains(word)));
+        }
+        jobs
+    }
+
+    fn seconds(&self) -> u32 {
+        if self.quick { 3 } else { 5 }
+    }
+}
+
+/// Measures, prints the medians, and writes `storage.json` and `storage.svg`.
+pub fn run(bed: &Bed, plan: &Plan, which: &[Vmm]) -> Result<()> {
+    let jobs = plan.jobs();
+    ensure!(!jobs.is_empty(), "no workload has such a name");
+    let fio = Fio::prepare()?;
+    let archive = fio.archive()?;
+    let host = bed.host();
+    host.shell(
+        "[ -e /dev/nullb0 ] || modprobe null_blk nr_devices=1 memory_backed=1 gb=1 bs=512 hw_queue_depth=256
+         dd if=/dev/urandom of=/dev/nullb0 bs=1M count=512 oflag=direct 2>/dev/null",
+        120,
+    )?;
+    let mut samples: Vec<Vec<Vec<Sample>>> = vec![vec![Vec::new(); jobs.len()]; which.len()];
+    let mut limits = vec![Vec::new(); jobs.len()];
+    for round in 1..=plan.rounds {
+        for (place, figures) in host_figures(bed, &fio, &jobs, plan.seconds())?.into_iter().enumerate() {
+            if let Some(list) = limits.get_mut(place) {
+                list.push(Sample { figures, cpu: 0.0 });
+            }
+        }
+        for (vmm, lists) in which.iter().zip(&mut samples) {
+            let result = guest_figures(bed, *vmm, plan, &jobs, &archive);
+            let diagnostics = bed.take_diagnostics().join("\n");
+            let result = result.with_context(|| format!("{} failed\n{diagnostics}", vmm.name()))?;
+            for ((job, list), sample) in jobs.iter().zip(lists).zip(result) {
+                let Sample { figures, cpu } = sample;
+                let each = cpu * 1e6 / figures.operations.max(1.0);
+                note(&format!(
+                    "round {round}, {:4} {:20} {:8.0} IOPS {:8.1} MB/s {each:8.1} us CPU",
+                    vmm.name(),
+                    job.name(),
+                    figures.iops,
+                    figures.megabytes
+                ));
+                list.push(sample);
+            }
+            bed.clear()?;
+        }
+    }
+    let mut rows = Vec::new();
+    for (place, job) in jobs.iter().enumerate() {
+        rows.extend(limits.get(place).map(|list| row(*job, "host", list, false)));
+        for (vmm, lists) in which.iter().zip(&samples) {
+            rows.extend(lists.get(place).map(|list| row(*job, vmm.name(), list, true)));
+        }
+    }
+    report(&rows, plan)
+}
+
+fn row(job: Job, name: &'static str, list: &[Sample], cpu: bool) -> Row {
+    let of = |value: &dyn Fn(&Sample) -> f64| median(&list.iter().map(value).collect::<Vec<_>>());
+    let each = |sample: &Sample| sample.cpu * 1e6 / sample.figures.operations.max(1.0);
+    Row {
+        job,
+        name,
+        iops: of(&|sample| sample.figures.iops),
+        megabytes: of(&|sample| sample.figures.megabytes),
+        cpu: cpu.then(|| of(&each)),
+        all: list.iter().map(|sample| sample.figures.iops).collect(),
+    }
+}
+
+/// What the device gives without any virtual machine.
+fn host_figures(bed: &Bed, fio: &Fio, jobs: &[Job], seconds: u32) -> Result<Vec<Figures>> {
+    let dir = bed.new_dir()?;
+    let file = format!("{dir}/jobs.fio");
+    bed.host().put(&file, fio::job_file(jobs, DEVICE, seconds, None).as_bytes())?;
+    let command = format!("cd {dir}; {} {} {file}", fio.words().join(" "), fio::OPTIONS.join(" "));
+    let output = bed.host().shell(&command, PATIENCE)?;
+    jobs.iter().map(|job| fio::parse(&output, job)).collect()
+}
+
+/// What a guest gets. It says on its console when each workload begins and ends, for the processor times.
+fn guest_figures(bed: &Bed, vmm: Vmm, plan: &Plan, jobs: &[Job], archive: &Path) -> Result<Vec<Sample>> {
+    let name = match plan.hba {
+        HbaKind::Virtio => "/dev/at/0:0:0:0",
+        HbaKind::Megasas => "$(ls /dev/at/* | head -n 1)",
+    };
+    let jobs_file =
+        fio::job_file(jobs, "@DISK@", plan.seconds(), Some("sh -c \"echo BENCH @ > /dev/console\""));
+    let script = format!(
+        "cd /tmp\n{}disk=$(readlink -f {name}); sed -i \"s,@DISK@,$disk,\" jobs
+         echo none > /sys/block/${{disk##*/}}/queue/scheduler
+         fio {} jobs > result 2>&1 || {{ cat result; exit 1; }}
+         grep ';' result | cut -d';' -f1-9,47-50 | sed 's/^/RESULT /'",
+        fio::here_document(Path::new("jobs"), &jobs_file),
+        fio::OPTIONS.join(" ")
+    );
+    let mut guest = bed.guest().vmm(vmm).cpus(plan.cpus).memory("1GiB").archive(archive.to_path_buf());
+    for key in &plan.keys {
+        let (key, value) = key.split_once('=').context("a key is KEY=VALUE")?;
+        let value = value.parse().unwrap_or_else(|_| toml::Value::String(value.into()));
+        guest = guest.hba_key(key, value);
+    }
+    let mut vm = guest.disk(Disk::file(DEVICE).on(plan.hba)).script(&script).spawn()?;
+    let mut times = Vec::new();
+    for job in jobs {
+        let mut sample = |what: &str| -> Result<f64> {
+            vm.wait_for(&format!("BENCH {} {what}", job.name()), PATIENCE)?;
+            processor_time(bed, vm.pid())
+        };
+        let begin = sample("begins")?;
+        times.push(sample("ends")? - begin);
+    }
+    let output = vm.wait_for("TESTBED EXIT ", PATIENCE)?;
+    let code = vm.wait_for("\n", 10)?;
+    ensure!(code.trim() == "0", "the script in the guest failed with {code}");
+    vm.expect_exit(0, 60)?;
+    let lines: String = output.lines().filter_map(|line| line.trim().strip_prefix("RESULT ")).fold(
+        String::new(),
+        |mut text, line| {
+            // The fields between reads and writes were left out on the way over the slow console.
+            let fields: Vec<&str> = line.split(';').collect();
+            let (reads, writes) = fields.split_at_checked(9).unwrap_or((&fields, &[]));
+            let _ = writeln!(text, "{}{}{}", reads.join(";"), ";".repeat(38), writes.join(";"));
+            text
+        },
+    );
+    let figures = jobs.iter().map(|job| fio::parse(&lines, job));
+    // Processor time is counted from before the ramp, operations after it.
+    let seconds = f64::from(plan.seconds());
+    let scale = seconds / (seconds + 1.0);
+    figures.zip(times).map(|(figures, cpu)| Ok(Sample { figures: figures?, cpu: cpu * scale })).collect()
+}
+
+/// Processor time of a process so far in seconds, without what its guest used.
+fn processor_time(bed: &Bed, pid: u32) -> Result<f64> {
+    let stat = bed.host().get(&format!("/proc/{pid}/stat"))?;
+    ticks(&String::from_utf8_lossy(&stat)).map(|ticks| ticks / TICKS)
+}
+
+/// proc_pid_stat(5): the sum of fields 14 and 15, less field 43, which is in the first.
+fn ticks(stat: &str) -> Result<f64> {
+    let (_, rest) = stat.rsplit_once(')').context("a process without a name")?;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let field = |number: usize| -> Result<f64> {
+        Ok(fields.get(number - 3).context("too few fields in /proc/PID/stat")?.parse()?)
+    };
+    Ok(field(14)? + field(15)? - field(43)?)
+}
+
+fn report(rows: &[Row], plan: &Plan) -> Result<()> {
+    println!("{:22} {:6} {:>9} {:>9} {:>9} {:>7}", "workload", "where", "IOPS", "MB/s", "us CPU/IO", "ratio");
+    for row in rows {
+        let cpu = row.cpu.map_or("-".into(), |cpu| format!("{cpu:.1}"));
+        let ratio = ratio(rows, row).map_or(String::new(), |ratio| format!("{ratio:.2}"));
+        println!(
+            "{:22} {:6} {:9.0} {:9.1} {cpu:>9} {ratio:>7}",
+            row.job.name(),
+            row.name,
+            row.iops,
+            row.megabytes
+        );
+    }
+    let dir = paths::runs()?;
+    let (json, svg) = (dir.join("storage.json"), dir.join("storage.svg"));
+    std::fs::write(&json, to_json(rows, plan)).with_context(|| format!("writing {}", json.display()))?;
+    std::fs::write(&svg, bench_chart::svg(rows)).with_context(|| format!("writing {}", svg.display()))?;
+    println!("written: {}, {}", json.display(), svg.display());
+    Ok(())
+}
+
+/// Of our VMM's rows: operations in a second against QEMU's.
+fn ratio(rows: &[Row], row: &Row) -> Option<f64> {
+    let theirs = rows.iter().find(|other| other.job == row.job && other.name == Vmm::Qemu.name())?;
+    (row.name == Vmm::Ours.name()).then_some(row.iops / theirs.iops)
+}
+
+fn to_json(rows: &[Row], plan: &Plan) -> String {
+    let items: Vec<String> = rows
+        .iter()
+        .map(|row| {
+            let all: Vec<String> = row.all.iter().map(|iops| format!("{iops:.1}")).collect();
+            let cpu = row.cpu.map_or("null".into(), |cpu| format!("{cpu:.2}"));
+            let ratio = ratio(rows, row).map_or("null".into(), |ratio| format!("{ratio:.3}"));
+            format!(
+                "    {{\"workload\": \"{}\", \"where\": \"{}\", \"iops\": {:.1}, \"mb_per_s\": {:.2}, \
+                 \"cpu_us_per_io\": {cpu}, \"ratio_to_qemu\": {ratio}, \"rounds\": [{}]}}",
+                row.job.name(),
+                row.name,
+                row.iops,
+                row.megabytes,
+                all.join(", ")
+            )
+        })
+        .collect();
+    let hba = if plan.hba == HbaKind::Virtio { "virtio-scsi" } else { "megasas" };
+    format!(
+        "{{\n  \"hba\": \"{hba}\",\n  \"cpus\": {},\n  \"rounds\": {},\n  \"seconds\": {},\n  \"results\": [\n{}\n  ]\n}}\n",
+        plan.cpus,
+        plan.rounds,
+        plan.seconds(),
+        items.join(",\n")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_time_does_not_count() {
+        let mut fields: Vec<String> = (0..50).map(|n| n.to_string()).collect();
+        // Field 3 is the first after the name; number it so that field n is n.
+        fields.drain(..3);
+        let stat = format!("1 (a (b) c) {}", fields.join(" "));
+        assert_eq!(ticks(&stat).unwrap(), 14.0 + 15.0 - 43.0);
+        assert!(ticks("1 (a) S 1").is_err());
+    }
+
+    #[test]
+    fn quick_and_full_plans() {
+        let plan = Plan { hba: HbaKind::Virtio, rounds: 1, quick: true, cpus: 1, only: vec![], keys: vec![] };
+        assert_eq!(plan.jobs().len(), 6);
+        let full = Plan { quick: false, ..plan.clone() };
+        assert_eq!(full.jobs().len(), 16);
+        let one = Plan { only: vec!["randread-4k-d32".into()], ..plan };
+        assert_eq!(one.jobs().len(), 1);
+    }
+}
