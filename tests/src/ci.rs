@@ -63,6 +63,9 @@ fn unit_tests(count: &mut Count) -> Result<()> {
     for line in BufReader::new(output).lines() {
         let line = line?;
         println!("{line}");
+        if let Some(name) = line.strip_prefix("test ").and_then(|line| line.strip_suffix(" ... FAILED")) {
+            count.names.push(name.to_string());
+        }
         if let Some((passed, failed)) = counts(&line) {
             count.passed += passed;
             count.failed += failed;

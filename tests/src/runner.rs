@@ -18,12 +18,14 @@ pub struct Test {
 }
 
 /// How many tests ended how.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Count {
     /// Those that passed.
     pub passed: u32,
     /// Those that did not.
     pub failed: u32,
+    /// The names of those that did not.
+    pub names: Vec<String>,
 }
 
 impl Count {
@@ -33,6 +35,7 @@ impl Count {
             Ok(()) => self.passed += 1,
             Err(error) => {
                 self.failed += 1;
+                self.names.push(name.to_string());
                 println!("{error:#}");
             }
         }
@@ -40,9 +43,10 @@ impl Count {
         println!("{word} {name} ({seconds:.1} s)");
     }
 
-    /// The line that ends a run.
+    /// What ends a run: the names of those that failed, and as the last line the numbers.
     pub fn summary(&self) -> String {
-        format!("{} passed, {} failed", self.passed, self.failed)
+        let names: String = self.names.iter().map(|name| format!("FAILED {name}\n")).collect();
+        format!("{names}{} passed, {} failed", self.passed, self.failed)
     }
 }
 
@@ -113,6 +117,10 @@ mod tests {
 
     #[test]
     fn summary_line() {
-        assert_eq!(Count { passed: 3, failed: 0 }.summary(), "3 passed, 0 failed");
+        let mut count = Count { passed: 2, ..Count::default() };
+        count.add("good", 1.0, &Ok(()));
+        assert_eq!(count.summary(), "3 passed, 0 failed");
+        count.add("bad", 1.0, &Err(anyhow!("why")));
+        assert_eq!(count.summary(), "FAILED bad\n3 passed, 1 failed");
     }
 }
