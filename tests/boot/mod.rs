@@ -28,3 +28,6 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "seabios-grub-13", run: firmware::trixie },
     Test { name: "seabios-grub-12", run: firmware::bookworm },
 ];
+
+/// Tests that take long: run by name, not by `cargo ci`.
+pub(crate) const SOAK: &[Test] = &[Test { name: "seabios-grub-20-times", run: firmware::rounds }];

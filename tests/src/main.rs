@@ -10,7 +10,7 @@ use testbed::guest::Vmm;
 use testbed::host::{Event, Process};
 use testbed::kernel::Debian;
 use testbed::level1::Level1;
-use testbed::runner::{self, Count};
+use testbed::runner::{self, Count, Test};
 use testbed::wire::Launch;
 use testbed::{agent, bench, ci, demo, report};
 
@@ -56,6 +56,9 @@ enum Cmd {
         /// Run the guests under QEMU instead of our VMM.
         #[arg(long)]
         qemu: bool,
+        /// The long tests instead, which `ci` leaves out.
+        #[arg(long)]
+        soak: bool,
         /// Run only tests whose name holds one of these.
         filters: Vec<String>,
     },
@@ -115,7 +118,10 @@ fn run(command: Cmd) -> Result<ExitCode> {
         Cmd::Level1 { action } => level1(action),
         Cmd::Exec { words } => exec(words),
         Cmd::Demo { quick, qemu } => demo::run(quick, which(qemu)).map(|()| ExitCode::SUCCESS),
-        Cmd::BootTests { list, qemu, filters } => Ok(boot_tests(list, which(qemu), &filters)?),
+        Cmd::BootTests { list, qemu, soak, filters } => {
+            let tests = if soak { boot::SOAK } else { boot::TESTS };
+            boot_tests(tests, list, which(qemu), &filters)
+        }
         Cmd::Bench { what, rounds, qemu } => {
             let bed = Bed::new()?;
             let which: &[Vmm] = if qemu { &[Vmm::Qemu] } else { &[Vmm::Ours, Vmm::Qemu] };
@@ -135,8 +141,8 @@ fn which(qemu: bool) -> Vmm {
     if qemu { Vmm::Qemu } else { Vmm::Ours }
 }
 
-fn boot_tests(list: bool, vmm: Vmm, filters: &[String]) -> Result<ExitCode> {
-    let tests = runner::select(boot::TESTS, filters);
+fn boot_tests(tests: &[Test], list: bool, vmm: Vmm, filters: &[String]) -> Result<ExitCode> {
+    let tests = runner::select(tests, filters);
     if list {
         tests.iter().for_each(|test| println!("{}", test.name));
         return Ok(ExitCode::SUCCESS);
