@@ -117,7 +117,7 @@ pub struct CpuState {
     pub rip: u64,
     /// A small stack below 1 MiB.
     pub rsp: u64,
-    /// Zero page (64-bit entry), else 0.
+    /// Zero page (entries of the boot protocol), else 0.
     pub rsi: u64,
     /// PVH start info (PVH entry), else 0.
     pub rbx: u64,
@@ -150,6 +150,8 @@ pub struct CpuState {
 pub enum EntryKind {
     /// Long mode, RSI points to the zero page (boot protocol, "64-bit boot protocol").
     Long64,
+    /// 32-bit protected mode without paging, ESI points to the zero page (boot protocol, "32-bit boot protocol").
+    Linux32,
     /// 32-bit protected mode without paging, EBX points to the start info (PVH).
     Pvh32,
 }
@@ -159,7 +161,7 @@ pub enum EntryKind {
 pub struct Entry {
     /// How it is entered.
     pub kind: EntryKind,
-    /// Whether the kernel needs a processor that runs 64-bit guests. False only for a 32-bit ELF file.
+    /// Whether the kernel needs a processor that runs 64-bit guests.
     pub needs_64bit: bool,
     /// What the boot vCPU's registers hold.
     pub cpu: CpuState,
@@ -181,6 +183,11 @@ impl CpuState {
             efer: EFER_LME_LMA,
             ..Self::flat(true)
         }
+    }
+
+    /// State for the 32-bit entry of the boot protocol.
+    pub(crate) fn linux32(eip: u32) -> Self {
+        Self { rip: u64::from(eip), rsi: layout::ZERO_PAGE, cr0: CR0_ET | CR0_PE, ..Self::flat(false) }
     }
 
     /// State for the PVH entry.
@@ -285,6 +292,15 @@ mod tests {
             assert_eq!((pde & !0xfff) | (address & 0x1f_ffff), address);
         }
         assert_eq!(qword(&ram, cpu.cr3 + 8), 0, "512 GiB and up is not mapped");
+    }
+
+    #[test]
+    fn linux_32_bit_state() {
+        let cpu = CpuState::linux32(0x10_0000);
+        assert_eq!((cpu.rip, cpu.rsi, cpu.rbx, cpu.rflags), (0x10_0000, 0x7000, 0, 2));
+        assert_eq!((cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer), (0x11, 0, 0, 0));
+        assert_eq!((cpu.cs.selector, cpu.ds.selector), (0x10, 0x18));
+        assert!(cpu.cs.db && !cpu.cs.long && cpu.ds.db);
     }
 
     #[test]

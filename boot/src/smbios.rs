@@ -50,14 +50,14 @@ pub struct Firmware {
     pub date: String,
 }
 
-/// What the machine is (types 1 and 3); an empty text is left out.
+/// What the machine is (type 1); an empty text is left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct System {
-    /// Who made it; also the maker of enclosure, processor and memory.
+    /// Who made it.
     pub manufacturer: String,
     /// The kind of machine.
     pub product: String,
-    /// Version of the product; also that of enclosure and processor.
+    /// Version of the product.
     pub version: String,
     /// Serial number of this machine.
     pub serial: String,
@@ -69,6 +69,23 @@ pub struct System {
     pub family: String,
 }
 
+/// A part of the machine; an empty text is left out, and so is one that its structure has no field for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// Who made it.
+    pub manufacturer: String,
+    /// Its version.
+    pub version: String,
+    /// Serial number.
+    pub serial: String,
+    /// Asset tag.
+    pub asset: String,
+    /// Part number.
+    pub part: String,
+    /// Stock keeping unit.
+    pub sku: String,
+}
+
 /// The description that structures are made from.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -76,8 +93,14 @@ pub struct Machine {
     pub revision: Version,
     /// Type 0. `None` leaves it to the firmware, which knows its own name.
     pub firmware: Option<Firmware>,
-    /// Types 1 and 3.
+    /// Type 1.
     pub system: System,
+    /// Type 3.
+    pub enclosure: Part,
+    /// Texts of type 4.
+    pub processor: Part,
+    /// Texts of type 17, for each memory device.
+    pub memory: Part,
     /// Processor cores, one thread each, in one package (type 4).
     pub cpus: u16,
     /// CPUID leaf 1: EAX in the lower half, EDX in the upper one.
@@ -141,17 +164,17 @@ impl Machine {
         const SAFE: u8 = 3;
         const SECURITY_NONE: u8 = 3;
         Structure::new(3, 0)
-            .text(&self.system.manufacturer)
+            .text(&self.enclosure.manufacturer)
             .byte(OTHER)
-            .text(&self.system.version)
-            .text("")
-            .text("")
+            .text(&self.enclosure.version)
+            .text(&self.enclosure.serial)
+            .text(&self.enclosure.asset)
             // Boot-up, power supply and thermal state.
             .bytes(&[SAFE; 3])
             .byte(SECURITY_NONE)
             // OEM-defined, height, power cords, contained elements and the length of their records.
             .bytes(&[0; 8])
-            .text("")
+            .text(&self.enclosure.sku)
     }
 
     /// Type 4 (7.5).
@@ -168,9 +191,9 @@ impl Machine {
             .text("CPU 0")
             .byte(CENTRAL)
             .byte(OTHER)
-            .text(&self.system.manufacturer)
+            .text(&self.processor.manufacturer)
             .bytes(&self.processor_id.to_le_bytes())
-            .text(&self.system.version)
+            .text(&self.processor.version)
             .byte(0)
             .word(0)
             .word(MHZ)
@@ -180,9 +203,9 @@ impl Machine {
             .word(NO_CACHE)
             .word(NO_CACHE)
             .word(NO_CACHE)
-            .text("")
-            .text("")
-            .text("")
+            .text(&self.processor.serial)
+            .text(&self.processor.asset)
+            .text(&self.processor.part)
             .bytes(&[cores; 3])
             .word(CHARACTERISTICS)
             .word(u16::from(OTHER));
@@ -221,10 +244,10 @@ impl Machine {
             .byte(RAM)
             .word(DETAIL_OTHER)
             .word(0)
-            .text(&self.system.manufacturer)
-            .text("")
-            .text("")
-            .text("")
+            .text(&self.memory.manufacturer)
+            .text(&self.memory.serial)
+            .text(&self.memory.asset)
+            .text(&self.memory.part)
             .byte(0)
             .dword(extended)
             // Speed and voltages: unknown.

@@ -49,4 +49,5 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "megasas-reload-50", run: megasas::reload_50 },
     Test { name: "megasas-debian-13", run: megasas::debian_13 },
     Test { name: "megasas-debian-12-1078", run: megasas::debian_12_1078 },
+    Test { name: "seabios-grub-20-times", run: firmware::rounds },
 ];

@@ -24,7 +24,7 @@ const MIN_END: usize = 0x264;
 const LOADED_HIGH: u8 = 1 << 0;
 /// `xloadflags`: the 64-bit entry exists.
 const KERNEL_64: u16 = 1 << 0;
-/// The 64-bit entry lies this far behind the load address.
+/// The 32-bit entry is the load address; the 64-bit entry lies this far behind it.
 const ENTRY_64: u64 = 0x200;
 const SECTOR: u64 = 512;
 
@@ -65,10 +65,14 @@ pub(super) fn plan(file: &BootFile, head: &[u8], limit: u64) -> Result<Plan, Loa
         }
     }
     let end = end.unwrap_or(limit);
+    let (kind, entry) = match header.xloadflags & KERNEL_64 {
+        0 => (EntryKind::Linux32, address),
+        _ => (EntryKind::Long64, address + ENTRY_64),
+    };
     Ok(Plan {
-        kind: EntryKind::Long64,
-        needs_64bit: true,
-        entry: address + ENTRY_64,
+        kind,
+        needs_64bit: kind == EntryKind::Long64,
+        entry,
         load: vec![Load { offset, size, address }],
         zero: Vec::new(),
         occupied: AddrRange::new(address, end),
@@ -104,9 +108,6 @@ fn read_header(file: &BootFile, head: &[u8]) -> Result<setup_header, LoadError> 
     }
     if header.loadflags & LOADED_HIGH == 0 {
         return unsupported("is a zImage, which loads below 1 MiB".into(), "use a bzImage");
-    }
-    if header.xloadflags & KERNEL_64 == 0 {
-        return unsupported("has no 64-bit entry".into(), "use a 64-bit kernel (CONFIG_X86_64=y)");
     }
     Ok(header)
 }

@@ -1,7 +1,7 @@
 //! Direct boot: kernel, initrd and command line into guest RAM, ready for the first instruction.
 //!
 //! Three kinds of kernel are known, told apart by content:
-//! - a **bzImage** with the 64-bit entry (boot protocol 2.12 and later);
+//! - a **bzImage** (boot protocol 2.12 and later), entered in 64-bit mode if it can be, else in 32-bit mode;
 //! - an **ELF file with a PVH note**, 32-bit or 64-bit: Linux vmlinux, FreeBSD, unikernels, test programs;
 //! - a **Linux vmlinux** without that note, entered by the 64-bit boot protocol.
 //!
@@ -150,6 +150,7 @@ pub fn load(
 
     let cpu = match plan.kind {
         EntryKind::Long64 => CpuState::long64(plan.entry),
+        EntryKind::Linux32 => CpuState::linux32(plan.entry as u32),
         EntryKind::Pvh32 => CpuState::pvh32(plan.entry as u32),
     };
     let entry = Entry { kind: plan.kind, needs_64bit: plan.needs_64bit, cpu, kernel: plan.occupied, initrd };
@@ -178,7 +179,9 @@ fn write_parameters(
     let map = E820Map::direct_boot(layout, tables.range);
     let given = params::Given { map: &map, initrd: entry.initrd, rsdp: tables.rsdp };
     match entry.kind {
-        EntryKind::Long64 => given.write_zero_page(ram, header).map_err(at(layout::ZERO_PAGE)),
+        EntryKind::Long64 | EntryKind::Linux32 => {
+            given.write_zero_page(ram, header).map_err(at(layout::ZERO_PAGE))
+        }
         EntryKind::Pvh32 => given.write_start_info(ram).map_err(at(layout::PVH_INFO)),
     }
 }

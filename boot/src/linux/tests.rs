@@ -126,6 +126,19 @@ fn bzimage_and_its_zero_page() {
 }
 
 #[test]
+fn a_32_bit_bzimage_is_entered_where_it_was_loaded() {
+    let bench = Bench::new(128 * MIB);
+    let mut kernel = testing::bzimage(&payload(600), 0x10_0000);
+    // xloadflags: no 64-bit entry.
+    kernel[0x236..0x238].fill(0);
+    let entry = bench.load(&kernel, None, "console=ttyS0").unwrap();
+    assert_eq!((entry.kind, entry.needs_64bit), (EntryKind::Linux32, false));
+    assert_eq!((entry.cpu.rip, entry.cpu.rsi), (0x100_0000, 0x7000));
+    assert_eq!(bench.dword(0x7000 + 0x214), 0x100_0000, "code32_start");
+    assert_eq!(bench.dword(0x7000 + 0x228), 0x2_0000, "cmd_line_ptr");
+}
+
+#[test]
 fn header_bytes_behind_its_end_are_not_copied() {
     let bench = Bench::new(64 * MIB);
     let mut kernel = testing::bzimage(&payload(1024), 0x10_0000);
@@ -334,10 +347,6 @@ fn bzimages_that_cannot_be_started() {
     assert_eq!(
         with(0x206, &[0x0a, 0x02]),
         "kernel kernel: speaks boot protocol 2.10, older than 2.12; use Linux 3.8 or later"
-    );
-    assert_eq!(
-        with(0x236, &[0, 0]),
-        "kernel kernel: has no 64-bit entry; use a 64-bit kernel (CONFIG_X86_64=y)"
     );
     assert_eq!(with(0x211, &[0]), "kernel kernel: is a zImage, which loads below 1 MiB; use a bzImage");
     assert_eq!(

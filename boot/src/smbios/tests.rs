@@ -15,9 +15,24 @@ fn machine(memory: u64, cpus: u16) -> Machine {
             sku: String::new(),
             family: "Family".into(),
         },
+        enclosure: part("Case"),
+        processor: part("Cpu"),
+        memory: part("Dimm"),
         cpus,
         processor_id: 0x0f8b_fbff_0080_0f12,
         ram: RamLayout::new(memory).unwrap(),
+    }
+}
+
+/// A part whose texts begin with its name.
+fn part(name: &str) -> Part {
+    Part {
+        manufacturer: format!("{name} maker"),
+        version: format!("{name} version"),
+        serial: format!("{name} serial"),
+        asset: format!("{name} asset"),
+        part: format!("{name} part"),
+        sku: format!("{name} sku"),
     }
 }
 
@@ -110,6 +125,7 @@ fn firmware_and_system() {
     let mut without = machine(1 << 30, 1);
     without.firmware = None;
     without.system = System::default();
+    without.enclosure = Part::default();
     let bytes = without.tables().bytes().to_vec();
     assert_eq!(bytes[..2], [1, 0x1b], "type 0 is the firmware's");
     assert_eq!(bytes[8..0x18], [0; 16], "no UUID");
@@ -117,9 +133,21 @@ fn firmware_and_system() {
 }
 
 #[test]
+fn enclosure_and_memory_have_texts() {
+    let tables = machine(1 << 30, 1).tables();
+    let case = one(&tables, 3);
+    let texts = [4, 6, 7, 8, 0x15].map(|at| case.text(at));
+    assert_eq!(texts, ["Case maker", "Case version", "Case serial", "Case asset", "Case sku"]);
+    let dimm = one(&tables, 17);
+    let texts = [0x10, 0x17, 0x18, 0x19, 0x1a].map(|at| dimm.text(at));
+    assert_eq!(texts, ["DIMM 0", "Dimm maker", "Dimm serial", "Dimm asset", "Dimm part"]);
+}
+
+#[test]
 fn processors_share_a_package() {
     let cpu = one(&machine(1 << 30, 4).tables(), 4);
-    assert_eq!((cpu.text(4), cpu.text(7)), ("CPU 0", "Maker"));
+    let texts = [4, 7, 0x10, 0x20, 0x21, 0x22].map(|at| cpu.text(at));
+    assert_eq!(texts, ["CPU 0", "Cpu maker", "Cpu version", "Cpu serial", "Cpu asset", "Cpu part"]);
     assert_eq!(cpu.formatted[8..16], [0x12, 0x0f, 0x80, 0, 0xff, 0xfb, 0x8b, 0x0f]);
     assert_eq!((cpu.formatted[0x18], cpu.number(0x14, 2)), (0x41, 2000));
     assert_eq!(cpu.formatted[0x1a..0x20], [0xff; 6]);

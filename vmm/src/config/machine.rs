@@ -6,7 +6,7 @@ use super::error::Errors;
 use super::host::{self, Host};
 use super::section::Section;
 use super::types::{Boot, BootDevice, Hba, Restart, RtcBase, Serial, SerialMode, Uuid, Vm};
-use super::{size, spell};
+use super::{size, smbios, spell};
 
 /// Size in bytes of the pages that guest memory is made of.
 const PAGE: u64 = 4 << 10;
@@ -35,6 +35,7 @@ pub(super) fn vm(section: &Section<'_>, file: &Path, host: &Host, errors: &mut E
         shared_memory: section.boolean("shared_memory").unwrap_or(false),
         hyperv: section.boolean("hyperv").unwrap_or(false),
         rtc: named("rtc").and_then(RtcBase::named).unwrap_or(RtcBase::Utc),
+        smbios: smbios::smbios(section, errors),
         on_reset: restart("on_reset"),
         on_crash: restart("on_crash"),
     })
@@ -107,7 +108,7 @@ pub(super) fn boot(
     let (kernel, initrd, firmware, vars) = (file("kernel"), file("initrd"), file("firmware"), file("vars"));
     if section.written("firmware").is_none() {
         section.require("kernel", "the Linux kernel to boot", errors);
-        section.meaningless(&["vars", "order", "fw_cfg"], "without `firmware`", errors);
+        section.meaningless(&["vars", "order", "fw_cfg", "option_roms"], "without `firmware`", errors);
         let cmdline = section.text("cmdline").unwrap_or_default().to_owned();
         return kernel.map(|kernel| Boot::Kernel { kernel, initrd, cmdline });
     }
@@ -126,7 +127,39 @@ pub(super) fn boot(
             format!("\"{name}\" is no name, expected \"opt/\" and up to {LONGEST_FW_CFG} characters in all");
         section.reject("fw_cfg", &reason, errors);
     }
-    firmware.map(|firmware| Boot::Firmware { firmware, vars, order, fw_cfg })
+    let option_roms = option_roms(section, directory, errors);
+    firmware.map(|firmware| Boot::Firmware { firmware, vars, order, fw_cfg, option_roms })
+}
+
+/// Reads `boot.option_roms`: names of fw_cfg that SeaBIOS looks for, and files.
+fn option_roms(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Vec<(String, PathBuf)> {
+    let mut roms = Vec::new();
+    for (name, path) in section.texts("option_roms") {
+        if !is_rom_name(name) {
+            let reason = format!(
+                "\"{name}\" is no name, expected \"genroms/...\", \"vgaroms/...\" or \"pciVVVV,DDDD.rom\" \
+                 and up to {LONGEST_FW_CFG} characters"
+            );
+            section.reject("option_roms", &reason, errors);
+        }
+        let path = directory.join(path);
+        if let Err(reason) = host::check_file(&path) {
+            section.reject("option_roms", &reason, errors);
+        }
+        roms.push((name.clone(), path));
+    }
+    roms
+}
+
+/// ROMs of no device, of the display, or of the PCI device with this vendor and device, four hexadecimal digits each.
+fn is_rom_name(name: &str) -> bool {
+    let digits = |text: &str| text.len() == 4 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let free = ["genroms/", "vgaroms/"].into_iter().find_map(|start| name.strip_prefix(start));
+    let free =
+        free.is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| matches!(byte, b'!'..=b'~')));
+    let pci = name.strip_prefix("pci").and_then(|rest| rest.strip_suffix(".rom")?.split_once(','));
+    let pci = pci.is_some_and(|(vendor, device)| digits(vendor) && digits(device));
+    (free || pci) && name.len() <= LONGEST_FW_CFG
 }
 
 /// Names below `opt/` are the user's; all others belong to the machine.

@@ -18,6 +18,7 @@ mod overrides;
 pub mod schema;
 mod section;
 mod size;
+mod smbios;
 mod spell;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ use std::path::Path;
 
 pub use error::{ConfigError, Origin};
 pub use host::{Host, reason};
+pub use smbios::{Bios, Part, Smbios, System};
 pub use types::*;
 
 use error::Errors;

@@ -109,8 +109,55 @@ const VM: &[Key] = &[
     key("shared_memory", Kind::Bool, Built),
     key("hyperv", Kind::Bool, NotYet),
     key("rtc", choice(RtcBase::NAMES, &[]), Built),
+    key("smbios", Kind::Table(SMBIOS), Built),
     key("on_reset", choice(Restart::NAMES, &[]), Built),
     key("on_crash", choice(Restart::NAMES, &[]), Built),
+];
+
+const SMBIOS: &[Key] = &[
+    key("bios", Kind::Table(SMBIOS_BIOS), Built),
+    key("system", Kind::Table(SMBIOS_SYSTEM), Built),
+    key("chassis", Kind::Table(SMBIOS_CHASSIS), Built),
+    key("processor", Kind::Table(SMBIOS_PROCESSOR), Built),
+    key("memory", Kind::Table(SMBIOS_MEMORY), Built),
+];
+
+/// A text of SMBIOS: tools expect no more (DSP0134, 6.1.3).
+const SMBIOS_TEXT: Kind = Kind::Ascii(64);
+
+const SMBIOS_BIOS: &[Key] =
+    &[key("vendor", SMBIOS_TEXT, Built), key("version", SMBIOS_TEXT, Built), key("date", SMBIOS_TEXT, Built)];
+
+const SMBIOS_SYSTEM: &[Key] = &[
+    key("manufacturer", SMBIOS_TEXT, Built),
+    key("product", SMBIOS_TEXT, Built),
+    key("version", SMBIOS_TEXT, Built),
+    key("serial", SMBIOS_TEXT, Built),
+    key("sku", SMBIOS_TEXT, Built),
+    key("family", SMBIOS_TEXT, Built),
+];
+
+const SMBIOS_CHASSIS: &[Key] = &[
+    key("manufacturer", SMBIOS_TEXT, Built),
+    key("version", SMBIOS_TEXT, Built),
+    key("serial", SMBIOS_TEXT, Built),
+    key("asset", SMBIOS_TEXT, Built),
+    key("sku", SMBIOS_TEXT, Built),
+];
+
+const SMBIOS_PROCESSOR: &[Key] = &[
+    key("manufacturer", SMBIOS_TEXT, Built),
+    key("version", SMBIOS_TEXT, Built),
+    key("serial", SMBIOS_TEXT, Built),
+    key("asset", SMBIOS_TEXT, Built),
+    key("part", SMBIOS_TEXT, Built),
+];
+
+const SMBIOS_MEMORY: &[Key] = &[
+    key("manufacturer", SMBIOS_TEXT, Built),
+    key("serial", SMBIOS_TEXT, Built),
+    key("asset", SMBIOS_TEXT, Built),
+    key("part", SMBIOS_TEXT, Built),
 ];
 
 const BOOT: &[Key] = &[
@@ -121,6 +168,7 @@ const BOOT: &[Key] = &[
     key("vars", Kind::Path, NotYet),
     key("order", Kind::Strings, Built),
     key("fw_cfg", Kind::Texts, Built),
+    key("option_roms", Kind::Texts, Built),
     key("debug_log", Kind::Path, Built),
 ];
 

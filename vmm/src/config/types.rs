@@ -5,6 +5,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use super::smbios::Smbios;
+
 /// An enumeration whose values have names in the file.
 macro_rules! named {
     ($(#[$attr:meta])* $name:ident { $($(#[$value_attr:meta])* $value:ident = $text:literal),+ $(,)? }) => {
@@ -68,6 +70,8 @@ pub struct Vm {
     pub hyperv: bool,
     /// What the real-time clock counts.
     pub rtc: RtcBase,
+    /// What the guest's SMBIOS tables say.
+    pub smbios: Smbios,
     /// What a reset by the guest does.
     pub on_reset: Restart,
     /// What a triple fault does.
@@ -153,6 +157,8 @@ pub enum Boot {
         order: Vec<BootDevice>,
         /// Files of fw_cfg by name, for firmware and guest: `opt/...`.
         fw_cfg: Vec<(String, String)>,
+        /// Option ROMs by name in fw_cfg.
+        option_roms: Vec<(String, PathBuf)>,
     },
 }
 

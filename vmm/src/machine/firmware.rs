@@ -2,11 +2,11 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::Write as _;
-use std::path::Path;
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use boot::acpi::{Blob, TableSet};
 use boot::e820::E820Map;
 use boot::firmware::Image;
@@ -29,8 +29,10 @@ use crate::kvm::{Rom, map_rom};
 const TABLES_LEN: usize = 128 << 10;
 const LOADER_LEN: usize = 4 << 10;
 const RSDP_LEN: usize = 36;
-/// Kernels compare it to tell old machines: month, day, year.
-const RELEASE_DATE: &str = "01/01/2026";
+/// Bytes that an option ROM's own length field can say: 255 units of 512.
+const LARGEST_ROM: u64 = 255 * 512;
+/// What an option ROM begins with (PCI Firmware Specification 3.0, 5.1).
+const ROM_SIGNATURE: &[u8] = &[0x55, 0xaa];
 /// `etc/boot-fail-wait`: do not start over when nothing boots.
 const NEVER: u32 = u32::MAX;
 
@@ -48,6 +50,16 @@ pub struct Wiring<'a> {
     pub hbas: &'a [Bdf],
 }
 
+/// What the configuration gives firmware besides the machine itself.
+pub struct Files<'a> {
+    /// Devices to boot from, first to last.
+    pub order: &'a [BootDevice],
+    /// Names and texts of `opt/` files.
+    pub fw_cfg: &'a [(String, String)],
+    /// Names of fw_cfg and paths of option ROMs.
+    pub option_roms: &'a [(String, PathBuf)],
+}
+
 /// A machine's firmware, ready to start and to start again.
 pub struct FirmwareBoot {
     image: Image,
@@ -59,22 +71,20 @@ pub struct FirmwareBoot {
 
 impl FirmwareBoot {
     /// Maps the firmware at `path` and puts fw_cfg on the bus. [`FirmwareBoot::restart`] comes before each start.
-    pub fn new(
-        wiring: &Wiring<'_>,
-        path: &Path,
-        order: &[BootDevice],
-        files: &[(String, String)],
-    ) -> Result<Self> {
+    pub fn new(wiring: &Wiring<'_>, path: &Path, files: &Files<'_>) -> Result<Self> {
         let image = Image::read(path)?;
         let slot = u32::try_from(wiring.ram.num_regions()).context("memory slots")?;
         let rom = map_rom(wiring.vm, slot, image.address(), image.bytes())
             .context("mapping the firmware (KVM_CAP_READONLY_MEM)")?;
         let mut builder = numbers(wiring.config);
-        for (name, content) in machine_files(wiring, order)? {
+        for (name, content) in machine_files(wiring, files.order)? {
             builder.file(name, content)?;
         }
-        for (name, text) in files {
+        for (name, text) in files.fw_cfg {
             builder.file(name, Content::fixed(text))?;
+        }
+        for (name, path) in files.option_roms {
+            builder.file(name, Content::fixed(option_rom(path)?))?;
         }
         let dma = Dma::new(wiring.ram.clone());
         // Not a PCI function: no bus master bit holds it back.
@@ -112,7 +122,7 @@ fn numbers(config: &Config) -> FwCfgBuilder {
 /// The files that describe the machine.
 fn machine_files(wiring: &Wiring<'_>, order: &[BootDevice]) -> Result<Vec<(&'static str, Content)>> {
     let config = wiring.config;
-    let structures = smbios_tables(wiring, smbios::Version::V2);
+    let structures = super::smbios::tables(wiring, smbios::Version::V2);
     let mut files = vec![
         ("etc/e820", Content::fixed(E820Map::firmware(wiring.layout).to_bytes())),
         (smbios::ANCHOR_FILE, Content::fixed(structures.entry_point(0))),
@@ -128,6 +138,22 @@ fn machine_files(wiring: &Wiring<'_>, order: &[BootDevice]) -> Result<Vec<(&'sta
     Ok(files)
 }
 
+/// Reads an option ROM.
+fn option_rom(path: &Path) -> Result<Vec<u8>> {
+    let shown = path.display();
+    let mut bytes = Vec::new();
+    let file = File::open(path).with_context(|| format!("boot.option_roms: {shown}"))?;
+    file.take(LARGEST_ROM + 1)
+        .read_to_end(&mut bytes)
+        .with_context(|| format!("boot.option_roms: {shown}"))?;
+    ensure!(
+        bytes.starts_with(ROM_SIGNATURE),
+        "boot.option_roms: {shown} is no option ROM: it does not begin with 55 AA"
+    );
+    ensure!(bytes.len() as u64 <= LARGEST_ROM, "boot.option_roms: {shown} has more than {LARGEST_ROM} bytes");
+    Ok(bytes)
+}
+
 /// The ACPI tables and the script that links them. Firmware reads the script first, when it has programmed the chipset.
 fn table_files(tables: &Arc<FirmwareTables>) -> [(&'static str, Content); 3] {
     let file = |len, part: fn(&TableSet) -> Vec<u8>, anew: bool| {
@@ -140,37 +166,6 @@ fn table_files(tables: &Arc<FirmwareTables>) -> [(&'static str, Content); 3] {
         (Blob::Tables.file_name(), file(TABLES_LEN, |set| set.bytes(Blob::Tables).to_vec(), false)),
         (Blob::Rsdp.file_name(), file(RSDP_LEN, |set| set.bytes(Blob::Rsdp).to_vec(), false)),
     ]
-}
-
-/// SMBIOS structures: 2.8 for firmware, which adds its own name and version; 3.0 for a directly booted kernel.
-pub fn smbios_tables(wiring: &Wiring<'_>, revision: smbios::Version) -> smbios::Tables {
-    let ourselves = smbios::Firmware {
-        vendor: "VMM".into(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        date: RELEASE_DATE.into(),
-    };
-    let machine = smbios::Machine {
-        revision,
-        firmware: (revision == smbios::Version::V3).then_some(ourselves),
-        system: system(wiring.config),
-        cpus: wiring.config.vm.cpus.into(),
-        processor_id: wiring.processor_id,
-        ram: *wiring.layout,
-    };
-    machine.tables()
-}
-
-/// What the machine calls itself.
-fn system(config: &Config) -> smbios::System {
-    smbios::System {
-        manufacturer: "VMM".into(),
-        product: "Virtual Machine (q35)".into(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        serial: String::new(),
-        uuid: config.vm.uuid.map(|uuid| uuid.0),
-        sku: String::new(),
-        family: config.vm.name.clone(),
-    }
 }
 
 /// Open Firmware paths of the devices to boot from, a line each, then a NUL.
@@ -235,6 +230,22 @@ mod tests {
             "/pci@i0cf8/scsi@1a,3/channel@0/disk@1f,3fff\n/pci@i0cf8/scsi@1/channel@0/disk@0,0\0"
         );
         assert!(boot_order(&[device("c", 0, 0)], &hbas, &addresses).is_err());
+    }
+
+    #[test]
+    fn an_option_rom_has_a_signature_and_fits() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("rom");
+        let mut bytes = vec![0x55, 0xaa, 1, 0xcb];
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(option_rom(&path).unwrap(), bytes);
+        bytes.resize(255 * 512 + 1, 0);
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(option_rom(&path).unwrap_err().to_string().ends_with("has more than 130560 bytes"));
+        std::fs::write(&path, [0xaa, 0x55]).unwrap();
+        assert!(option_rom(&path).unwrap_err().to_string().contains("no option ROM"));
+        std::fs::remove_file(&path).unwrap();
+        assert!(option_rom(&path).unwrap_err().to_string().starts_with("boot.option_roms: "));
     }
 
     #[test]

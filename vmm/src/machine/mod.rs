@@ -6,6 +6,7 @@ mod control;
 mod events;
 mod firmware;
 mod hbas;
+mod smbios;
 mod symbols;
 mod tables;
 mod trace;
@@ -16,7 +17,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
 use boot::linux::Source;
-use boot::{AddrRange, Entry, RamLayout, layout, smbios};
+use boot::{AddrRange, Entry, RamLayout, layout};
 use devices::mem::GuestRam;
 use devices::pci::{Resources, assign_resources, gsi_for, program_chipset};
 use kvm_ioctls::VmFd;
@@ -42,7 +43,7 @@ const PM_BASE: u16 = 0x600;
 struct DirectBoot {
     source: Source,
     tables: boot::acpi::TableSet,
-    smbios: smbios::Tables,
+    smbios: boot::smbios::Tables,
 }
 
 /// What the machine starts.
@@ -298,8 +299,9 @@ fn boots(wiring: &Wiring<'_>) -> Result<Boots> {
         Boot::Kernel { kernel, initrd, cmdline } => {
             direct_boot(wiring, kernel, initrd.as_deref(), cmdline).map(Boots::Kernel)
         }
-        Boot::Firmware { firmware, order, fw_cfg, .. } => {
-            FirmwareBoot::new(wiring, firmware, order, fw_cfg).map(Boots::Firmware)
+        Boot::Firmware { firmware, order, fw_cfg, option_roms, .. } => {
+            let files = firmware::Files { order, fw_cfg, option_roms };
+            FirmwareBoot::new(wiring, firmware, &files).map(Boots::Firmware)
         }
     }
 }
@@ -318,6 +320,6 @@ fn direct_boot(
     // As `kvm::irq` routes it, and as on every PC.
     machine.irq0_to_gsi2 = true;
     let tables = machine.tables().context("ACPI tables")?;
-    let smbios = firmware::smbios_tables(wiring, smbios::Version::V3);
+    let smbios = smbios::tables(wiring, boot::smbios::Version::V3);
     Ok(DirectBoot { source, tables, smbios })
 }

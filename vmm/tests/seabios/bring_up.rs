@@ -4,10 +4,10 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use super::machine::{Machine, Plan, image, images};
+use super::sector::Sector;
 
-/// Lines that must appear in this order, for the versions of Debian 12 and 13.
-fn lines(version: &str, cpus: u32) -> Vec<String> {
-    let cpus = format!("Found {cpus} cpu(s) max supported {cpus} cpu(s)");
+/// Lines that must appear in this order, for the versions of Debian 12 and 13, up to the search for disks.
+fn first_lines(version: &str, cpus: u32, functions: u32) -> Vec<String> {
     [
         version,
         "Running on QEMU (q35)",
@@ -17,21 +17,28 @@ fn lines(version: &str, cpus: u32) -> Vec<String> {
         "Relocating init from",
         "Moving pm_base to 0x600",
         "=== PCI bus & bridge init ===",
-        "Found 2 PCI devices (max PCI bus is 00)",
+        &format!("Found {functions} PCI devices (max PCI bus is 00)"),
         "PCIe: using q35 mmconfig at 0xb0000000",
         "Q35 LPC init: elcr=00 0c",
-        &cpus,
+        &format!("Found {cpus} cpu(s) max supported {cpus} cpu(s)"),
         "Copying SMBIOS",
         "table(50434146)=",
         "ACPI: parse DSDT at",
-        "PS2 keyboard initialized",
-        "All threads complete.",
-        "e820 map has",
-        "enter handle_19:",
-        "No bootable device.",
     ]
     .map(str::to_owned)
     .to_vec()
+}
+
+/// The line with its version that begins the log of an image.
+fn version(log: &str) -> &'static str {
+    let versions = ["SeaBIOS (version 1.16.2-debian-1.16.2-1", "SeaBIOS (version 1.16.3-debian-1.16.3-2"];
+    versions.into_iter().find(|version| log.contains(version)).unwrap_or("SeaBIOS (version ")
+}
+
+/// `first` and then `more`.
+fn then(mut first: Vec<String>, more: &[&str]) -> Vec<String> {
+    first.extend(more.iter().map(|line| (*line).to_owned()));
+    first
 }
 
 #[track_caller]
@@ -44,40 +51,91 @@ fn in_order(text: &str, lines: &[String]) {
 }
 
 #[test]
-fn every_version_passes_every_step() {
+fn every_version_passes_every_step_without_a_disk() {
     for image in images() {
         let mut machine = Plan { cpus: 2, memory: "512MiB", ..Plan::new(&image) }.start();
         machine.expect("debug", "No bootable device.");
         let log = machine.text("debug");
-        let version = ["1.16.2-debian-1.16.2-1", "1.16.3-debian-1.16.3-2"]
-            .into_iter()
-            .find(|version| log.contains(version))
-            .unwrap_or("SeaBIOS (version ");
-        in_order(&log, &lines(version, 2));
+        let last = [
+            "PS2 keyboard initialized",
+            "All threads complete.",
+            "e820 map has",
+            "enter handle_19:",
+            "No bootable device.",
+        ];
+        in_order(&log, &then(first_lines(version(&log), 2, 2), &last));
         machine.expect("serial", "No bootable device.");
+        assert_eq!(machine.text("log"), "", "nothing to warn of");
+    }
+}
+
+/// An option ROM whose start prints "rom" to the debug console and returns.
+fn option_rom() -> Vec<u8> {
+    // Signature, length, entry: mov dx, 402h; mov al, c; out dx, al ...; retf
+    let mut rom = vec![0x55, 0xaa, 1, 0xba, 0x02, 0x04];
+    b"<rom>\n".iter().for_each(|byte| rom.extend([0xb0, *byte, 0xee]));
+    rom.push(0xcb);
+    rom.resize(511, 0);
+    rom.push(rom.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte)));
+    rom
+}
+
+#[test]
+fn every_version_passes_every_step_to_a_boot_sector() {
+    for image in images() {
+        let plan = Plan {
+            cpus: 4,
+            memory: "3GiB",
+            boot: "order = [\"hba0:0\"]\noption_roms = { \"genroms/test.rom\" = \"test.rom\" }",
+            files: vec![("test.rom", option_rom())],
+            disks: vec![Sector::new().print("hello").finish()],
+            ..Plan::new(&image)
+        };
+        let mut machine = plan.start();
+        machine.expect("debug", "hello");
+        let log = machine.text("debug");
+        let last = [
+            "sercon: using ioport 0x3f8",
+            "found virtio-scsi at 00:01.0",
+            "using modern (1.0) virtio mode",
+            "Searching bootorder for: /pci@i0cf8/*@1/*@0/*@0,0",
+            "virtio-scsi blksize=512 sectors=2048",
+            "PS2 keyboard initialized",
+            "All threads complete.",
+            "Running option rom at c000:0003",
+            "<rom>",
+            "e820 map has",
+            "enter handle_19:",
+            "Booting from Hard Disk...",
+            "Booting from 0000:7c00",
+            "hello",
+        ];
+        in_order(&log, &then(first_lines(version(&log), 4, 3), &last));
         assert_eq!(machine.text("log"), "", "nothing to warn of");
     }
 }
 
 #[test]
 fn processors_and_memory_are_found() {
-    let Some(image) = image() else { return };
-    let sizes = [
-        (1, "64MiB", 0x400_0000_u64, None),
-        (2, "512MiB", 0x2000_0000, None),
-        (4, "3GiB", 0x8000_0000, Some(0x4000_0000_u64)),
-        (3, "6GiB", 0x8000_0000, Some(0x1_0000_0000)),
-    ];
-    for (cpus, memory, low, high) in sizes {
-        let mut machine = Plan { cpus, memory, ..Plan::new(&image) }.start();
-        machine.expect("debug", " max supported ");
-        machine.expect("debug", "Copying SMBIOS");
-        let log = machine.text("debug");
-        let mut expected = vec![format!("qemu/e820: addr 0x0000000000000000 len {low:#018x} [RAM]")];
-        expected.extend(high.map(|len| format!("qemu/e820: addr 0x0000000100000000 len {len:#018x} [RAM]")));
-        expected.push(format!("Found {cpus} cpu(s) max supported {cpus} cpu(s)"));
-        in_order(&log, &expected);
-        assert_eq!(log.contains("0x0000000100000000 len"), high.is_some(), "{log}");
+    for image in images() {
+        let sizes = [
+            (1, "64MiB", 0x400_0000_u64, None),
+            (2, "512MiB", 0x2000_0000, None),
+            (4, "3GiB", 0x8000_0000, Some(0x4000_0000_u64)),
+            (2, "6GiB", 0x8000_0000, Some(0x1_0000_0000)),
+        ];
+        for (cpus, memory, low, high) in sizes {
+            let mut machine = Plan { cpus, memory, ..Plan::new(&image) }.start();
+            machine.expect("debug", " max supported ");
+            machine.expect("debug", "Copying SMBIOS");
+            let log = machine.text("debug");
+            let mut expected = vec![format!("qemu/e820: addr 0x0000000000000000 len {low:#018x} [RAM]")];
+            expected
+                .extend(high.map(|len| format!("qemu/e820: addr 0x0000000100000000 len {len:#018x} [RAM]")));
+            expected.push(format!("Found {cpus} cpu(s) max supported {cpus} cpu(s)"));
+            in_order(&log, &expected);
+            assert_eq!(log.contains("0x0000000100000000 len"), high.is_some(), "{log}");
+        }
     }
 }
 

@@ -69,26 +69,41 @@ pub(crate) struct Plan<'a> {
     pub(crate) disks: Vec<Vec<u8>>,
     /// More lines of [[hba]].
     pub(crate) hba: &'static str,
+    /// More lines of [vm].
+    pub(crate) vm: &'static str,
     /// More lines of [boot].
     pub(crate) boot: &'static str,
+    /// Files that the configuration names.
+    pub(crate) files: Vec<(&'static str, Vec<u8>)>,
     /// `VMM_LOG`.
     pub(crate) log: &'static str,
 }
 
 impl<'a> Plan<'a> {
     pub(crate) fn new(image: &'a Path) -> Self {
-        Self { image, cpus: 1, memory: "64MiB", disks: Vec::new(), hba: "", boot: "", log: "warn" }
+        Self {
+            image,
+            cpus: 1,
+            memory: "64MiB",
+            disks: Vec::new(),
+            hba: "",
+            vm: "",
+            boot: "",
+            files: Vec::new(),
+            log: "warn",
+        }
     }
 
     pub(crate) fn start(self) -> Machine {
         let seat = Seat::take();
         let dir = TempDir::new().unwrap();
         let mut config = format!(
-            "[vm]\ncpus = {}\nmemory = \"{}\"\nuuid = \"123e4567-e89b-12d3-a456-426614174000\"\n\
+            "[vm]\ncpus = {}\nmemory = \"{}\"\nuuid = \"123e4567-e89b-12d3-a456-426614174000\"\n{}\n\
              [boot]\nfirmware = \"{}\"\ndebug_log = \"debug\"\n{}\n\
              [serial]\nmode = \"file\"\npath = \"serial\"\n",
             self.cpus,
             self.memory,
+            self.vm,
             self.image.display(),
             self.boot
         );
@@ -99,15 +114,18 @@ impl<'a> Plan<'a> {
             let name = format!("disk{number}");
             let file = fs::File::create(dir.path().join(&name)).unwrap();
             (&file).write_all(disk).unwrap();
-            file.set_len(1 << 20).unwrap();
+            file.set_len((disk.len() as u64).max(1 << 20)).unwrap();
             config += &format!("[[hba.lun]]\nimage = \"{name}\"\n");
+        }
+        for (name, bytes) in &self.files {
+            fs::write(dir.path().join(name), bytes).unwrap();
         }
         fs::write(dir.path().join("vm.toml"), config).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
         command.args(["--config", "vm.toml", "--log-file", "log"]).current_dir(dir.path());
         let start = Instant::now();
         let child = command.env("VMM_LOG", self.log).stdin(Stdio::null()).spawn().unwrap();
-        Machine { dir, child, start, _seat: seat }
+        Machine { dir, child, start, patience: PATIENCE, _seat: seat }
     }
 }
 
@@ -116,6 +134,7 @@ pub(crate) struct Machine {
     dir: TempDir,
     child: Child,
     start: Instant,
+    patience: Duration,
     _seat: Seat,
 }
 
@@ -167,6 +186,11 @@ impl Machine {
         self.child.id()
     }
 
+    /// Waits up to so long from the start on.
+    pub(crate) fn patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
     pub(crate) fn bytes(&self, file: &str) -> Vec<u8> {
         fs::read(self.dir.path().join(file)).unwrap_or_default()
     }
@@ -184,7 +208,7 @@ impl Machine {
                 return found;
             }
             let ended = self.child.try_wait().unwrap();
-            if ended.is_some() || self.start.elapsed() > PATIENCE {
+            if ended.is_some() || self.start.elapsed() > self.patience {
                 panic!(
                     "{what} does not come; ended: {ended:?}\n{}\n{}",
                     self.text("debug"),

@@ -1,6 +1,8 @@
 //! Every way to reset leads back to the first line.
 
-use super::machine::{Plan, images};
+use std::time::Duration;
+
+use super::machine::{Plan, image, images};
 use super::sector::Sector;
 
 /// A byte of CMOS memory that nobody uses: it survives resets, RAM contents are the firmware's.
@@ -15,6 +17,21 @@ fn resets(turns: u8) -> Vec<u8> {
         _ => sector.triple_fault(),
     };
     Sector::new().print("boot sector\n").count(COUNTER, kind, turns).print("all done").finish()
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn a_hundred_resets_in_a_row_boot_again() {
+    let Some(image) = image() else { return };
+    let mut machine = Plan { cpus: 2, disks: vec![resets(100)], ..Plan::new(&image) }.start();
+    machine.patience(Duration::from_secs(3600));
+    machine.expect("debug", "all done");
+    let debug = machine.text("debug");
+    for line in
+        ["boot sector\n", "Found 2 cpu(s) max supported 2 cpu(s)", "virtio-scsi blksize=512 sectors=2048"]
+    {
+        assert_eq!(debug.matches(line).count(), 101, "{line}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::machine::{Plan, images};
+use super::machine::{Plan, image, images};
 use super::sector::Sector;
 
 /// Where SeaBIOS looks for the root pointer, and where it puts the tables of a machine of 64 MiB: the file of
@@ -17,10 +17,10 @@ struct Memory {
 }
 
 /// Boots a machine of 64 MiB whose boot sector sends both areas to the serial port.
-fn dump(image: &Path) -> [Memory; 2] {
+fn dump(image: &Path, vm: &'static str) -> [Memory; 2] {
     const MARK: &[u8] = b"<dump>";
     let sector = Sector::new().print("<dump>").dump(BIOS.0, BIOS.1).dump(TABLES.0, TABLES.1).finish();
-    let mut machine = Plan { cpus: 3, disks: vec![sector], ..Plan::new(image) }.start();
+    let mut machine = Plan { cpus: 3, vm, disks: vec![sector], ..Plan::new(image) }.start();
     let bytes = machine.wait("the dump", |machine| {
         let serial = machine.bytes("serial");
         let start = serial.windows(MARK.len()).position(|part| part == MARK)? + MARK.len();
@@ -68,10 +68,55 @@ fn number(bytes: &[u8]) -> u64 {
 #[test]
 fn an_operating_system_finds_the_tables() {
     for image in images() {
-        let [bios, tables] = dump(&image);
+        let [bios, tables] = dump(&image, "");
         check_acpi(&bios, &tables);
         check_smbios(&bios);
     }
+}
+
+#[test]
+fn texts_of_the_configuration_are_in_the_tables() {
+    const TEXTS: &str = "[vm.smbios]
+        bios = { vendor = \"bios vendor\", version = \"bios version\", date = \"02/03/2024\" }
+        system = { manufacturer = \"maker\", product = \"thing\", serial = \"number\", sku = \"unit\" }
+        chassis = { asset = \"inventory\" }
+        processor = { part = \"core part\" }
+        memory = { manufacturer = \"memory maker\" }";
+    let Some(image) = image() else { return };
+    let [bios, _] = dump(&image, TEXTS);
+    let structures = structures(&bios);
+    let texts = |kind: u8| {
+        let found = structures.iter().find(|(found, _)| *found == kind).unwrap();
+        found.1.iter().map(String::as_str).collect::<Vec<_>>()
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(texts(0), ["bios vendor", "bios version", "02/03/2024"]);
+    assert_eq!(texts(1), ["maker", "thing", version, "number", "unit", "vm"]);
+    assert_eq!(texts(3), ["maker", version, "inventory"]);
+    assert_eq!(texts(4), ["CPU 0", "maker", version, "core part"]);
+    assert_eq!(texts(17), ["DIMM 0", "memory maker"]);
+    assert_eq!(structures.iter().filter(|(kind, _)| *kind == 0).count(), 1, "the firmware adds none");
+}
+
+/// Types and texts of the SMBIOS structures, in their order (DSP0134, 6.1.2 and 6.1.3).
+fn structures(bios: &Memory) -> Vec<(u8, Vec<String>)> {
+    let entry = bios.find(b"_SM_");
+    let (mut at, len) = (bios.number(entry + 0x18, 4), bios.number(entry + 0x16, 2));
+    let end = at + len;
+    let mut found = Vec::new();
+    while at < end {
+        let kind = bios.number(at, 1) as u8;
+        at += bios.number(at + 1, 1);
+        let start = at;
+        while bios.number(at, 2) != 0 {
+            at += 1;
+        }
+        let bytes = bios.at(start, (at - start) as usize);
+        let texts = bytes.split(|byte| *byte == 0).filter(|text| !text.is_empty());
+        found.push((kind, texts.map(|text| String::from_utf8_lossy(text).into_owned()).collect()));
+        at += 2;
+    }
+    found
 }
 
 fn check_acpi(bios: &Memory, memory: &Memory) {

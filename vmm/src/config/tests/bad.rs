@@ -25,7 +25,7 @@ fn unknown_names_are_refused_with_a_guess() {
         "potato = 1",
         &[
             "vm.toml:2: unknown key `potato` in [vm], expected `name`, `cpus`, `memory`, `uuid`, `hugepages`, \
-           `shared_memory`, `hyperv`, `rtc`, `on_reset` or `on_crash`",
+           `shared_memory`, `hyperv`, `rtc`, `smbios`, `on_reset` or `on_crash`",
         ],
     );
     after_smallest(
@@ -492,4 +492,49 @@ fn unsupported_parts_are_checked() {
     ] {
         assert_eq!(relations(&format!("{SMALLEST}{more}\n")), expected, "{more}");
     }
+}
+
+#[test]
+fn texts_of_smbios_fit_their_structure() {
+    let (long, shown) = ("x".repeat(65), "x".repeat(40));
+    for (line, expected) in [
+        (
+            "smbios = { bios = { date = \"2026-01-01\" } }".to_owned(),
+            "vm.toml:2: `date` in [vm.smbios.bios] is \"2026-01-01\", expected month, day and year: \"mm/dd/yyyy\""
+                .to_owned(),
+        ),
+        (
+            format!("smbios = {{ system = {{ serial = \"{long}\" }} }}"),
+            format!(
+                "vm.toml:2: `serial` in [vm.smbios.system] is \"{shown}...\", expected 1 to 64 printable ASCII characters"
+            ),
+        ),
+        (
+            "smbios = { memory = { verison = \"1\" } }".to_owned(),
+            "vm.toml:2: unknown key `verison` in [vm.smbios.memory], expected `manufacturer`, `serial`, `asset` or `part`"
+                .to_owned(),
+        ),
+    ] {
+        in_vm(&line, &[&expected]);
+    }
+}
+
+#[test]
+fn option_roms_have_names_and_files() {
+    let check = |roms: &str| {
+        let text =
+            format!("[vm]\nmemory = \"64MiB\"\n[boot]\nfirmware = \"vmlinuz\"\noption_roms = {roms}\n");
+        Fixture::new().lines(&text, &[])
+    };
+    for name in ["x", "opt/x", "genroms/", "pci1af4,1048", "pci1AF4,1048.rom", "pci1af4,48.rom"] {
+        let expected = format!(
+            "vm.toml:5: `option_roms` in [boot]: \"{name}\" is no name, expected \"genroms/...\", \"vgaroms/...\" or \
+             \"pciVVVV,DDDD.rom\" and up to 55 characters"
+        );
+        assert_eq!(check(&format!("{{ \"{name}\" = \"initrd\" }}")), [expected]);
+    }
+    assert_eq!(
+        check("{ \"genroms/x\" = \"gone\" }"),
+        ["vm.toml:5: `option_roms` in [boot]: cannot open gone: No such file or directory"]
+    );
 }

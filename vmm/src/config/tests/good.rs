@@ -14,6 +14,7 @@ fn the_smallest_file_has_every_default() {
                 cpus: 1,
                 memory: 1_073_741_824,
                 uuid: None,
+                smbios: Smbios::default(),
                 huge_pages: None,
                 shared_memory: false,
                 hyperv: false,
@@ -238,6 +239,7 @@ fn unsupported_parts_are_parsed() {
             vars: Some(fixture.path("initrd")),
             order: vec![device("raid0", 3), device("hba0", 1)],
             fw_cfg: Vec::new(),
+            option_roms: Vec::new(),
         }
     );
     let controllers: Vec<_> = config.hbas.iter().map(|hba| hba.controller.clone()).collect();
@@ -269,6 +271,7 @@ fn firmware_with_everything() {
         firmware = "vmlinuz"
         order = ["hba0:0"]
         fw_cfg = { "opt/org.test/a" = "one", "opt/b" = "" }
+        option_roms = { "genroms/x" = "initrd", "pci1af4,1048.rom" = "a.img" }
         debug_log = "debug.log"
         [[hba]]
         [[hba.lun]]
@@ -283,7 +286,62 @@ fn firmware_with_everything() {
             vars: None,
             order: vec![BootDevice { hba: "hba0".into(), target: 0, lun: 0 }],
             fw_cfg: vec![entry("opt/b", ""), entry("opt/org.test/a", "one"), entry("opt/c", "3")],
+            option_roms: vec![
+                ("genroms/x".into(), fixture.path("initrd")),
+                ("pci1af4,1048.rom".into(), fixture.path("a.img")),
+            ],
         }
     );
     assert_eq!(config.debug_log, Some(fixture.path("debug.log")));
+}
+
+#[test]
+fn smbios_has_a_table_for_each_structure() {
+    let text = SMALLEST.replacen(
+        "[boot]",
+        r#"[vm.smbios]
+        bios = { vendor = "V", version = "1", date = "12/31/2025" }
+        system = { manufacturer = "M", product = "P", version = "2", serial = "S", sku = "K", family = "F" }
+        chassis = { manufacturer = "CM", version = "3", serial = "CS", asset = "CA", sku = "CK" }
+        [vm.smbios.processor]
+        manufacturer = "PM"
+        version = "4"
+        serial = "PS"
+        asset = "PA"
+        part = "PP"
+        [vm.smbios.memory]
+        manufacturer = "MM"
+        serial = "MS"
+        asset = "MA"
+        part = "MP"
+        [boot]"#,
+        1,
+    );
+    let (_, config) = good(&text, &["vm.smbios.system.serial=0815"]);
+    let text = |text: &str| Some(text.to_owned());
+    let part = |name: &str, version: Option<&str>| Part {
+        manufacturer: Some(format!("{name}M")),
+        version: version.map(str::to_owned),
+        serial: Some(format!("{name}S")),
+        asset: Some(format!("{name}A")),
+        part: Some(format!("{name}P")),
+        sku: None,
+    };
+    assert_eq!(
+        config.vm.smbios,
+        Smbios {
+            bios: Bios { vendor: text("V"), version: text("1"), date: text("12/31/2025") },
+            system: System {
+                manufacturer: text("M"),
+                product: text("P"),
+                version: text("2"),
+                serial: text("0815"),
+                sku: text("K"),
+                family: text("F"),
+            },
+            chassis: Part { part: None, sku: text("CK"), ..part("C", Some("3")) },
+            processor: part("P", Some("4")),
+            memory: part("M", None),
+        }
+    );
 }
