@@ -120,7 +120,13 @@ pub struct Reply {
 }
 
 pub fn options(model: Model) -> Options {
-    Options { model, serial: "SV1234567".into(), sas_address: 0x5006_05b0_0000_1230, write_back: false }
+    Options {
+        model,
+        serial: "SV1234567".into(),
+        sas_address: 0x5006_05b0_0000_1230,
+        write_back: false,
+        event_log: None,
+    }
 }
 
 fn nexus(image: &Arc<Image>, config: DiskConfig) -> Arc<Nexus> {
