@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use devices::pci::{PciDevice, PciError, PciFunction, PciSeat};
 use devices::scsi::TaskManagement;
 use thiserror::Error;
 
-use crate::firmware::{Drive, Firmware, Kind, MAX_LDS, Personality};
+use crate::firmware::{Drive, Firmware, Kind, Log, MAX_LDS, Personality};
 use crate::function;
 use crate::model::Model;
 use crate::transport::{Adapter, Port, Window, Worker, serve};
@@ -32,6 +33,8 @@ pub struct Options {
     /// Completed writes to volumes may be lost until the cache is flushed, which Linux does not do at a file
     /// system's flush. Otherwise each write is stable when it completes.
     pub write_back: bool,
+    /// The file that keeps the event log; without one it ends with the process.
+    pub event_log: Option<PathBuf>,
 }
 
 /// Why an HBA could not be made, or a drive not attached.
@@ -46,6 +49,9 @@ pub enum Error {
     /// An event descriptor could not be made.
     #[error("event descriptor")]
     EventFd(#[from] io::Error),
+    /// The event log could not be opened, or is another's.
+    #[error("event log {0}")]
+    EventLog(PathBuf, #[source] io::Error),
     /// The PCI function could not be built.
     #[error("PCI function")]
     Pci(#[from] PciError),
@@ -75,11 +81,15 @@ impl Megasas {
         io: Remote,
         options: Options,
     ) -> Result<Arc<Self>, Error> {
-        let Options { model, serial, sas_address, write_back } = options;
+        let Options { model, serial, sas_address, write_back, event_log } = options;
         if serial.len() > MAX_SERIAL || !serial.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
             return Err(Error::Serial);
         }
-        let firmware = Arc::new(Firmware::new(Personality { model, serial, sas_address, write_back }));
+        let log = match event_log {
+            Some(path) => Log::open(&path).map_err(|error| Error::EventLog(path, error))?,
+            None => Log::default(),
+        };
+        let firmware = Arc::new(Firmware::new(Personality { model, serial, sas_address, write_back }, log));
         let shared = Arc::new(Shared { firmware: firmware.clone(), remote: io.clone() });
         let port = Port::new(model, seat.dma.clone(), shared.clone())?;
         let window = Arc::new(Window(port.clone()));

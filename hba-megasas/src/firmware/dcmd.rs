@@ -185,7 +185,7 @@ impl Firmware {
         self.log().shut_down(seq);
         // What could not be made stable is worth a complaint, but does not keep a machine from going down.
         if flushed.is_err() {
-            tracing::warn!("megasas: shutdown, but a disk could not be flushed");
+            devices::log_limited!(warn, "megasas: shutdown, but a disk could not be flushed");
         }
         Ok(Reply::Shutdown)
     }

@@ -1,13 +1,16 @@
 //! The event log: a ring of records with sequence numbers that never go back.
 
 use std::collections::VecDeque;
+use std::io;
+use std::path::Path;
 
 use zerocopy::FromZeros;
 
+use super::journal::{Journal, Marks};
 use crate::spec::event::{LogInfo, Record, arg};
 
 /// Records kept.
-const CAPACITY: usize = 256;
+pub(super) const CAPACITY: usize = 256;
 
 /// Which events somebody wants (`megasas_evt_class_locale`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,18 +60,25 @@ pub(crate) enum Subject {
 pub(crate) struct Log {
     records: VecDeque<Record>,
     next: u32,
-    clear: u32,
-    shutdown: u32,
-    boot: u32,
+    marks: Marks,
+    /// Where the log is kept, if anywhere.
+    journal: Option<Journal>,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { records: VecDeque::with_capacity(CAPACITY), next: 1, clear: 0, shutdown: 0, boot: 0 }
+        Self { records: VecDeque::with_capacity(CAPACITY), next: 1, marks: Marks::default(), journal: None }
     }
 }
 
 impl Log {
+    /// The log that the file at `path` keeps, for this process alone; a new one if there is no file.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let (journal, records, marks) = Journal::open(path)?;
+        let newest = records.last().map_or(marks.clear, |record| record.seq.get());
+        Ok(Self { records: records.into(), next: newest.wrapping_add(1), marks, journal: Some(journal) })
+    }
+
     /// Appends an event that happened at `time`, in seconds since 2000; returns its sequence number.
     pub(crate) fn append(&mut self, time: u32, event: &Event, text: &str) -> u32 {
         let seq = self.next;
@@ -99,23 +109,38 @@ impl Log {
             self.records.pop_front();
         }
         self.records.push_back(record);
+        self.keep(|journal| journal.write(&record));
         seq
     }
 
     /// Notes that the firmware started with event `seq`.
     pub(crate) fn booted(&mut self, seq: u32) {
-        self.boot = seq;
+        self.marks.boot = seq;
+        self.keep_marks();
     }
 
     /// Notes that the driver shut the controller down with event `seq`.
     pub(crate) fn shut_down(&mut self, seq: u32) {
-        self.shutdown = seq;
+        self.marks.shutdown = seq;
+        self.keep_marks();
     }
 
     /// Forgets all records; sequence numbers go on.
     pub(crate) fn clear(&mut self) {
         self.records.clear();
-        self.clear = self.next.wrapping_sub(1);
+        self.marks.clear = self.next.wrapping_sub(1);
+        self.keep_marks();
+    }
+
+    fn keep_marks(&self) {
+        self.keep(|journal| journal.write_marks(self.marks));
+    }
+
+    /// A log that cannot be kept is still a log.
+    fn keep(&self, write: impl FnOnce(&Journal) -> io::Result<()>) {
+        if let Some(Err(error)) = self.journal.as_ref().map(write) {
+            devices::log_limited!(warn, "megasas: event log not written: {error}");
+        }
     }
 
     /// The sequence numbers of interest.
@@ -124,9 +149,9 @@ impl Log {
         LogInfo {
             newest: newest.into(),
             oldest: self.records.front().map_or(newest, |record| record.seq.get()).into(),
-            clear: self.clear.into(),
-            shutdown: self.shutdown.into(),
-            boot: self.boot.into(),
+            clear: self.marks.clear.into(),
+            shutdown: self.marks.shutdown.into(),
+            boot: self.marks.boot.into(),
         }
     }
 
@@ -193,5 +218,65 @@ mod tests {
         let info = log.info();
         assert_eq!((info.newest.get(), info.oldest.get(), info.clear.get()), (1000, 1000, 1000));
         assert_eq!(log.append(0, &event(class::INFO, locale::LD), ""), 1001);
+    }
+
+    #[test]
+    fn a_log_in_a_file_goes_on_where_it_was() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("events");
+        let mut log = Log::open(&path).unwrap();
+        assert_eq!(log.info().newest.get(), 0);
+        for number in 0..300 {
+            log.append(number, &event(class::INFO, locale::LD), &format!("event {number}"));
+        }
+        log.booted(7);
+        log.shut_down(299);
+        let (info, all) = (log.info(), Filter::new(0, 0xfe00_ffff));
+        let texts = |log: &Log| log.matching(&all).map(|record| record.description).collect::<Vec<_>>();
+        let before = texts(&log);
+        assert!(Log::open(&path).is_err(), "of one process only");
+        drop(log);
+        let mut log = Log::open(&path).unwrap();
+        assert_eq!(log.info().as_bytes(), info.as_bytes());
+        assert_eq!((texts(&log), before.len()), (before, 256));
+        assert_eq!(log.append(0, &event(class::INFO, locale::LD), ""), 301);
+        log.clear();
+        drop(log);
+        let mut log = Log::open(&path).unwrap();
+        assert_eq!((log.count(&all), log.info().clear.get()), (0, 301));
+        assert_eq!(log.append(0, &event(class::INFO, locale::LD), ""), 302);
+    }
+
+    #[test]
+    fn files_that_are_no_log_are_left_alone() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("disk.img");
+        for content in [&b"x"[..], &[0; 4096], b"a text that somebody wrote, longer than a header"] {
+            std::fs::write(&path, content).unwrap();
+            assert!(Log::open(&path).is_err());
+            assert_eq!(std::fs::read(&path).unwrap(), content);
+        }
+        assert!(Log::open(&dir.path().join("missing/events")).is_err());
+    }
+
+    #[test]
+    fn records_that_were_never_finished_are_left_out() {
+        use std::os::unix::fs::FileExt;
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("events");
+        let mut log = Log::open(&path).unwrap();
+        (0..5).for_each(|_| _ = log.append(0, &event(class::INFO, locale::LD), ""));
+        drop(log);
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        // Of another place, and of a number that leaves the rest far behind.
+        file.write_all_at(&9_u32.to_le_bytes(), 256 * 4).unwrap();
+        let log = Log::open(&path).unwrap();
+        assert_eq!((log.info().oldest.get(), log.info().newest.get()), (1, 5));
+        assert_eq!(log.count(&Filter::new(0, 0xfe00_ffff)), 4);
+        drop(log);
+        file.write_all_at(&(u32::MAX - 251).to_le_bytes(), 256 * 5).unwrap();
+        let mut log = Log::open(&path).unwrap();
+        assert_eq!(log.count(&Filter::new(0, 0xfe00_ffff)), 1);
+        (0..300).for_each(|_| _ = log.append(0, &event(class::INFO, locale::LD), ""));
     }
 }

@@ -5,6 +5,7 @@ mod configuration;
 mod dcmd;
 mod drives;
 mod info;
+mod journal;
 mod lists;
 mod log;
 
@@ -16,13 +17,13 @@ use crate::model::Model;
 use crate::spec::controller::Properties;
 use crate::spec::event::{class, code, locale};
 use clock::Clock;
-use log::{Event, Log, Subject};
+use log::{Event, Subject};
 
 pub(crate) use dcmd::{Dcmd, Reply};
 pub use drives::Drive;
 pub(crate) use drives::{Drives, Kind, Place, flush};
 pub(crate) use info::MAX_LDS;
-pub(crate) use log::Filter;
+pub(crate) use log::{Filter, Log};
 
 /// What tells one controller from another.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,12 +49,12 @@ pub(crate) struct Firmware {
 }
 
 impl Firmware {
-    /// Just started, without drives.
-    pub(crate) fn new(personality: Personality) -> Self {
+    /// Just started, without drives, with the events of before.
+    pub(crate) fn new(personality: Personality, log: Log) -> Self {
         let firmware = Self {
             drives: Drives::new(personality.sas_address),
             personality,
-            log: Mutex::default(),
+            log: Mutex::new(log),
             clock: Clock::default(),
             properties: Mutex::new(info::default_properties()),
             bios_data: Mutex::new(FromZeros::new_zeroed()),

@@ -58,7 +58,10 @@ async fn direct(token: FrameToken, header: FrameHeader, opcode: u32, mailbox: [u
     data.truncate(header.data_xfer_len.get().into());
     let buffer = FromGuest::new(data.window(0, data.len()));
     let worker = token.worker().clone();
+    let room = buffer.len();
     let reply = worker.firmware().dcmd(worker.io(), &Dcmd { opcode, mailbox, buffer }).await;
+    // What an unknown driver asks for is worth knowing; see docs/megasas.md.
+    tracing::trace!(target: "hba_megasas::dcmd", "{opcode:#010x} {mailbox:02x?} of {room} bytes: {}", outcome(&reply));
     match reply {
         Ok(Reply::Done) => token.complete(Status::Ok),
         Ok(Reply::Data(bytes)) => {
@@ -75,6 +78,17 @@ async fn direct(token: FrameToken, header: FrameHeader, opcode: u32, mailbox: [u
             worker.port().retire(epoch);
         }
         Err(status) => token.complete(status),
+    }
+}
+
+/// What becomes of a direct command, for the log.
+fn outcome(reply: &Result<Reply, Status>) -> String {
+    match reply {
+        Ok(Reply::Done) => "done".into(),
+        Ok(Reply::Data(bytes)) => format!("{} bytes", bytes.len()),
+        Ok(Reply::Wait(_)) => "held".into(),
+        Ok(Reply::Shutdown) => "shut down".into(),
+        Err(status) => format!("{status:?}"),
     }
 }
 

@@ -12,7 +12,9 @@ use hba_megasas::{Drive, Megasas, Model, Options};
 use vm_memory::{Bytes, GuestAddress};
 
 pub const RAM: usize = 48 << 20;
+/// Where frames and buffers go; what is above is for tests that name memory themselves.
 const HEAP: u64 = 0x10_0000;
+const HEAP_END: u64 = 0x200_0000;
 const BAR: u64 = 0xc000_0000;
 const PORTS: u64 = 0xc000;
 pub const MSI_ADDRESS: u64 = 0xfee0_1000;
@@ -37,7 +39,7 @@ pub struct Guest {
     heap: u64,
     pub images: BTreeMap<u8, Arc<Image>>,
     // Last: the HBA goes first.
-    _thread: IoThread,
+    pub _thread: IoThread,
 }
 
 /// A frame to be sent.
@@ -120,7 +122,13 @@ pub struct Reply {
 }
 
 pub fn options(model: Model) -> Options {
-    Options { model, serial: "SV1234567".into(), sas_address: 0x5006_05b0_0000_1230, write_back: false }
+    Options {
+        model,
+        serial: "SV1234567".into(),
+        sas_address: 0x5006_05b0_0000_1230,
+        write_back: false,
+        event_log: None,
+    }
 }
 
 fn nexus(image: &Arc<Image>, config: DiskConfig) -> Arc<Nexus> {
@@ -230,7 +238,7 @@ impl Guest {
     pub fn alloc(&mut self, len: usize) -> u64 {
         let addr = self.heap;
         self.heap += (len as u64 + 0x1ff) & !0xff;
-        if self.heap > RAM as u64 {
+        if self.heap > HEAP_END {
             self.heap = HEAP;
             return self.alloc(len);
         }

@@ -7,12 +7,14 @@ use super::host;
 use super::machine::path;
 use super::section::Section;
 use super::types::{
-    Cache, Cd, Controller, Device, Discard, Disk, Format, Hba, HbaType, Identity, Lun, LunType, MegasasMode,
-    MegasasModel, NoSpace, Throttle,
+    Cache, Cd, Controller, Device, Discard, Disk, Format, Hba, HbaType, Identity, Lun, LunType, Megasas,
+    MegasasMode, MegasasModel, NoSpace, Throttle, WritePolicy,
 };
 
 /// Most targets of a MegaRAID SAS board: its firmware interface has 64 logical drives.
 const MEGASAS_TARGETS: u64 = 64;
+/// Keys of a MegaRAID SAS board only.
+const MEGASAS_KEYS: [&str; 6] = ["model", "mode", "write_policy", "serial", "sas_address", "event_log"];
 /// Targets of a virtio-scsi device: one byte of its LUN field (virtio 1.3, 5.6.6.1).
 const VIRTIO_TARGETS: u64 = 256;
 
@@ -67,19 +69,46 @@ fn hba(section: &Section<'_>, id: String, directory: &Path, cpus: u8, errors: &m
     let luns = luns(section, kind.unwrap_or(HbaType::VirtioScsi), directory, errors);
     let controller = match kind? {
         HbaType::VirtioScsi => {
-            section.meaningless(&["model", "mode"], "for type = \"virtio-scsi\"", errors);
+            section.meaningless(&MEGASAS_KEYS, "for type = \"virtio-scsi\"", errors);
             let queues = section.integer("queues").map_or(Some(cpus), |queues| u8::try_from(queues).ok())?;
             Controller::VirtioScsi { queues }
         }
         HbaType::Megasas => {
             section.meaningless(&["queues"], "for type = \"megasas\"", errors);
-            Controller::Megasas {
-                model: section.text("model").and_then(MegasasModel::named).unwrap_or(MegasasModel::Gen2),
-                mode: section.text("mode").and_then(MegasasMode::named).unwrap_or(MegasasMode::Raid),
-            }
+            let luns = luns.as_deref().unwrap_or_default();
+            Controller::Megasas(megasas(section, luns, directory, errors))
         }
     };
     Some(Hba { id, controller, luns: luns? })
+}
+
+fn megasas(section: &Section<'_>, luns: &[Lun], directory: &Path, errors: &mut Errors) -> Megasas {
+    let mode = section.text("mode").and_then(MegasasMode::named).unwrap_or(MegasasMode::Raid);
+    let policy = section.text("write_policy").and_then(WritePolicy::named);
+    if mode == MegasasMode::Jbod {
+        section.meaningless(
+            &["write_policy"],
+            "for mode = \"jbod\", whose disks have caches of their own",
+            errors,
+        );
+    }
+    // The guest never flushes a volume: what a qcow2 image has not yet in its tables would be lost with the process.
+    let keeps = |lun: &Lun| !matches!(&lun.device, Device::Disk(disk) if disk.format == Format::Qcow2);
+    if policy == Some(WritePolicy::WriteBack) && !luns.iter().all(keeps) {
+        section.refuse("write_policy", "expected \"write-through\" with qcow2 images", errors);
+    }
+    let event_log = path(section, "event_log", directory);
+    if let Some(Err(reason)) = event_log.as_deref().map(|path| host::check_creatable(path, "file")) {
+        section.reject("event_log", &reason, errors);
+    }
+    Megasas {
+        model: section.text("model").and_then(MegasasModel::named).unwrap_or(MegasasModel::Gen2),
+        mode,
+        write_policy: policy.unwrap_or(WritePolicy::WriteThrough),
+        serial: section.text("serial").map(str::to_owned),
+        sas_address: section.wide("sas_address").and_then(|address| address.try_into().ok()),
+        event_log,
+    }
 }
 
 fn luns(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Errors) -> Option<Vec<Lun>> {

@@ -5,7 +5,7 @@
 
 use super::types::{
     Cache, Discard, Format, HbaType, LunType, MegasasMode, MegasasModel, NoSpace, Restart, RtcBase,
-    SerialMode,
+    SerialMode, WritePolicy,
 };
 
 /// Whether this version builds what a key asks for.
@@ -180,6 +180,10 @@ const HBA: &[Key] = &[
     key("queues", Kind::Integer(1, 255), Built),
     key("model", choice(MegasasModel::NAMES, &[]), Built),
     key("mode", choice(MegasasMode::NAMES, &[]), Built),
+    key("write_policy", choice(WritePolicy::NAMES, &[]), Built),
+    key("serial", Kind::Ascii(31), Built),
+    key("sas_address", Kind::Wwn, Built),
+    key("event_log", Kind::Path, Built),
     key("lun", Kind::Tables(LUN), Built),
     key("fc", Kind::Later, NotYet),
 ];

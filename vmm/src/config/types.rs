@@ -224,12 +224,24 @@ pub enum Controller {
         queues: u8,
     },
     /// MegaRAID SAS
-    Megasas {
-        /// The board.
-        model: MegasasModel,
-        /// How disks are presented.
-        mode: MegasasMode,
-    },
+    Megasas(Megasas),
+}
+
+/// A MegaRAID SAS board.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Megasas {
+    /// The board.
+    pub model: MegasasModel,
+    /// How disks are presented.
+    pub mode: MegasasMode,
+    /// When a write to a volume completes.
+    pub write_policy: WritePolicy,
+    /// Serial number of the board; `None` makes one from the HBA's `id`.
+    pub serial: Option<String>,
+    /// SAS address of the board; `None` makes one from the HBA's `id`.
+    pub sas_address: Option<u64>,
+    /// Where the board's events are kept.
+    pub event_log: Option<PathBuf>,
 }
 
 named! {
@@ -259,6 +271,16 @@ named! {
         Raid = "raid",
         /// Each as itself.
         Jbod = "jbod",
+    }
+}
+
+named! {
+    /// When a write to a volume of a MegaRAID SAS board completes.
+    WritePolicy {
+        /// When it is stable.
+        WriteThrough = "write-through",
+        /// When the host has it.
+        WriteBack = "write-back",
     }
 }
 

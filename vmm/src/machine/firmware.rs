@@ -212,11 +212,10 @@ impl Sink for DebugFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Controller, MegasasMode, MegasasModel};
+    use crate::config::Controller;
 
     fn hba(id: &str) -> Hba {
-        let controller = Controller::Megasas { model: MegasasModel::Gen2, mode: MegasasMode::Raid };
-        Hba { id: id.into(), controller, luns: Vec::new() }
+        Hba { id: id.into(), controller: Controller::VirtioScsi { queues: 1 }, luns: Vec::new() }
     }
 
     #[test]

@@ -13,7 +13,9 @@ use hba_megasas::{Drive, Megasas, Model};
 use hba_virtio_scsi::{Options, VirtioScsi};
 
 use super::chipset::Chipset;
-use crate::config::{self, Cache, Config, Controller, Device, Format, MegasasMode, MegasasModel, Throttle};
+use crate::config::{
+    self, Cache, Config, Controller, Device, Format, MegasasMode, MegasasModel, Throttle, WritePolicy,
+};
 
 /// The HBAs with what is behind them and the threads that serve them.
 #[derive(Default)]
@@ -44,9 +46,9 @@ impl Hbas {
                     hbas.virtio.push(device.clone());
                     chipset.plug(bdf, device)?;
                 }
-                Controller::Megasas { model, mode } => {
-                    let drives = hbas.drives(hba, *mode)?;
-                    let options = megasas_options(&hba.id, *model);
+                Controller::Megasas(board) => {
+                    let drives = hbas.drives(hba, board)?;
+                    let options = megasas_options(&hba.id, board);
                     let device = Megasas::new(seat, drives, thread.remote(), options)
                         .with_context(|| format!("hba {}", hba.id))?;
                     hbas.megasas.push(device.clone());
@@ -88,18 +90,21 @@ impl Hbas {
 
     /// The drives of a MegaRAID SAS board. In RAID mode each image is there twice: as a volume, and as the disk behind
     /// it, which tools may look at.
-    fn drives(&mut self, hba: &config::Hba, mode: MegasasMode) -> Result<BTreeMap<u8, Drive>> {
-        let mut drives = BTreeMap::new();
-        for lun in &hba.luns {
-            let (image, config) = disk(&hba.id, lun)?;
-            let logical = match mode {
-                MegasasMode::Raid => Some(self.nexus(&image, volume(hba, lun, &config))?),
-                MegasasMode::Jbod => None,
-            };
-            let physical = self.nexus(&image, config)?;
-            drives.insert(lun.target, Drive { logical, physical });
-        }
-        Ok(drives)
+    fn drives(&mut self, hba: &config::Hba, board: &config::Megasas) -> Result<BTreeMap<u8, Drive>> {
+        hba.luns.iter().map(|lun| Ok((lun.target, self.drive(&hba.id, board, lun)?))).collect()
+    }
+
+    /// One of them.
+    fn drive(&mut self, hba: &str, board: &config::Megasas, lun: &config::Lun) -> Result<Drive> {
+        let (image, config) = disk(hba, lun)?;
+        // The name of a disk of a board is that of its SAS port.
+        let wwn = config.wwn.unwrap_or_else(|| naa(&format!("{hba}-disk-{}", lun.target)));
+        let config = DiskConfig { wwn: Some(wwn), ..config };
+        let logical = match board.mode {
+            MegasasMode::Raid => Some(self.nexus(&image, volume(hba, board, lun.target, &config))?),
+            MegasasMode::Jbod => None,
+        };
+        Ok(Drive { logical, physical: self.nexus(&image, config)? })
     }
 
     /// A target of its own for a disk.
@@ -173,31 +178,38 @@ fn limits(throttle: &Throttle) -> Limits {
     }
 }
 
-/// A volume shows the board and a name of its own. Its writes are stable when they complete, so it has no cache.
-fn volume(hba: &config::Hba, lun: &config::Lun, disk: &DiskConfig) -> DiskConfig {
-    let product = match hba.controller {
-        Controller::Megasas { model: MegasasModel::Sas1078, .. } => "MegaRAID 8708EM2",
-        _ => "MR9260-8i",
+/// A volume shows the board and a name of its own. It has a cache only where its writes need not be stable when they
+/// complete.
+fn volume(hba: &str, board: &config::Megasas, target: u8, disk: &DiskConfig) -> DiskConfig {
+    let product = match board.model {
+        MegasasModel::Gen2 => "MR9260-8i",
+        MegasasModel::Sas1078 => "MegaRAID 8708EM2",
     };
     DiskConfig {
         vendor: "LSI".into(),
         product: product.into(),
         revision: "2.13".into(),
         serial: String::new(),
-        wwn: Some(naa(&format!("{}-volume-{}", hba.id, lun.target))),
-        write_cache: false,
+        wwn: Some(naa(&format!("{hba}-volume-{target}"))),
+        write_cache: board.write_policy == WritePolicy::WriteBack,
         ..disk.clone()
     }
 }
 
-fn megasas_options(id: &str, model: MegasasModel) -> hba_megasas::Options {
-    let model = match model {
+fn megasas_options(id: &str, board: &config::Megasas) -> hba_megasas::Options {
+    let model = match board.model {
         MegasasModel::Gen2 => Model::Gen2,
         MegasasModel::Sas1078 => Model::Sas1078,
     };
-    let sas_address = naa(id) & !0xff;
-    let serial = format!("SV{:08X}", (sas_address >> 4) as u32);
-    hba_megasas::Options { model, serial, sas_address, write_back: false }
+    let own = naa(id) & !0xff;
+    let serial = board.serial.clone().unwrap_or_else(|| format!("SV{:08X}", (own >> 4) as u32));
+    hba_megasas::Options {
+        model,
+        serial,
+        sas_address: board.sas_address.unwrap_or(own),
+        write_back: board.write_policy == WritePolicy::WriteBack,
+        event_log: board.event_log.clone(),
+    }
 }
 
 /// A name of the board vendor's (NAA 5h, company 00605Bh) for something called `what`: the same at every start.

@@ -489,6 +489,28 @@ fn unsupported_parts_are_checked() {
             "[[hba]]\ntype = \"megasas\"\n[[hba.lun]]\ntarget = 64\nimage = \"b.img\"",
             vec!["vm.toml:11: `target` in [[hba.lun]] is 64, expected at most 64 targets, numbered from 0"],
         ),
+        (
+            "[[hba]]\nserial = \"1\"\nevent_log = \"e\"\nwrite_policy = \"write-back\"",
+            vec![
+                "vm.toml:9: `serial` in [[hba]] has no meaning for type = \"virtio-scsi\"",
+                "vm.toml:10: `event_log` in [[hba]] has no meaning for type = \"virtio-scsi\"",
+                "vm.toml:11: `write_policy` in [[hba]] has no meaning for type = \"virtio-scsi\"",
+            ],
+        ),
+        (
+            "[[hba]]\ntype = \"megasas\"\nmode = \"jbod\"\nwrite_policy = \"write-back\"\nevent_log = \"none/e\"",
+            vec![
+                "vm.toml:11: `write_policy` in [[hba]] has no meaning for mode = \"jbod\", whose disks have caches of \
+                 their own",
+                "vm.toml:12: `event_log` in [[hba]]: cannot create none/e: no directory none",
+            ],
+        ),
+        (
+            "[[hba]]\ntype = \"megasas\"\nwrite_policy = \"write-back\"\n[[hba.lun]]\nimage = \"d.qcow2\"",
+            vec![
+                "vm.toml:10: `write_policy` in [[hba]] is \"write-back\", expected \"write-through\" with qcow2 images",
+            ],
+        ),
     ] {
         assert_eq!(relations(&format!("{SMALLEST}{more}\n")), expected, "{more}");
     }

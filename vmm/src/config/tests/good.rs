@@ -194,6 +194,45 @@ fn the_host_is_known() {
     assert!(host.memory.unwrap() > 64 << 20);
     assert!(host.huge_pages.iter().all(|(size, _)| size.is_power_of_two()));
 }
+/// A MegaRAID SAS board of which nothing is written.
+fn board() -> Megasas {
+    Megasas {
+        model: MegasasModel::Gen2,
+        mode: MegasasMode::Raid,
+        write_policy: WritePolicy::WriteThrough,
+        serial: None,
+        sas_address: None,
+        event_log: None,
+    }
+}
+
+#[test]
+fn a_board_with_everything() {
+    let text = r#"
+        [vm]
+        memory = "1GiB"
+        [boot]
+        kernel = "vmlinuz"
+        [[hba]]
+        type = "megasas"
+        serial = "SV12345678"
+        sas_address = "500605b012345600"
+        write_policy = "write-back"
+        event_log = "events"
+        [[hba.lun]]
+        image = "a.img"
+    "#;
+    let (fixture, config) = good(text, &[]);
+    let expected = Megasas {
+        serial: Some("SV12345678".into()),
+        sas_address: Some(0x5006_05b0_1234_5600),
+        write_policy: WritePolicy::WriteBack,
+        event_log: Some(fixture.path("events")),
+        ..board()
+    };
+    assert_eq!(config.hbas[0].controller, Controller::Megasas(expected));
+}
+
 /// What is refused is parsed all the same, so that supporting it is one entry of the schema.
 #[test]
 fn unsupported_parts_are_parsed() {
@@ -246,9 +285,9 @@ fn unsupported_parts_are_parsed() {
     assert_eq!(
         controllers,
         [
-            Controller::Megasas { model: MegasasModel::Sas1078, mode: MegasasMode::Jbod },
+            Controller::Megasas(Megasas { model: MegasasModel::Sas1078, mode: MegasasMode::Jbod, ..board() }),
             Controller::VirtioScsi { queues: 1 },
-            Controller::Megasas { model: MegasasModel::Gen2, mode: MegasasMode::Raid },
+            Controller::Megasas(board()),
         ]
     );
     let Device::Disk(disk) = &config.hbas[0].luns[0].device else { panic!() };
