@@ -18,7 +18,7 @@ pub(crate) fn bookworm(bed: &Bed, vmm: Vmm) -> Result<()> {
 fn system(bed: &Bed, vmm: Vmm, debian: Debian) -> Result<()> {
     let guest = bed.guest().vmm(vmm).kernel(debian).cpus(2).memory("1GiB");
     let mut vm = guest.disk(Disk::debian_root(debian)).spawn()?;
-    vm.wait_for("login: ", 1200)?;
+    vm.wait_for_boot("login: ")?;
     vm.login("root")?;
     let disks = vm.run("lsblk --noheadings --output NAME,MOUNTPOINT")?;
     ensure!(disks.lines().any(|line| line.split_whitespace().eq(["sda", "/"])), "/ is not on sda:\n{disks}");

@@ -63,7 +63,7 @@ fn login(vm: &mut Vm<'_>) -> Result<()> {
     vm.wait_for("Booting from Hard Disk...", PATIENCE)?;
     vm.wait_for("GNU GRUB", PATIENCE)?;
     vm.wait_for("Debian GNU/Linux", PATIENCE)?;
-    vm.wait_for("login: ", PATIENCE)?;
+    vm.wait_for_boot("login: ")?;
     vm.login("root")
 }
 

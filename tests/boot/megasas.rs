@@ -381,7 +381,7 @@ pub(crate) fn debian_12_1078(bed: &Bed, vmm: Vmm) -> Result<()> {
 fn system(bed: &Bed, vmm: Vmm, debian: Debian, model: &str) -> Result<()> {
     let root = Disk::debian_root(debian).on(HbaKind::Megasas);
     let mut vm = guest(bed, vmm, debian, model).disk(root).disk(empty("1G")).spawn()?;
-    vm.wait_for("login: ", 1200)?;
+    vm.wait_for_boot("login: ")?;
     vm.login("root")?;
     let disks = vm.run("lsscsi; lsblk --noheadings --output NAME,MOUNTPOINT")?;
     expect(&disks, &["[0:2:0:0]    disk    LSI ", "[0:2:1:0]    disk    LSI "])?;

@@ -17,6 +17,8 @@ use crate::wire::Launch;
 
 /// How many lines of the console are shown of a guest that failed.
 const SHOWN_LINES: usize = 80;
+/// How long, in seconds, a guest that boots may print nothing.
+const BOOT_SILENCE: u64 = 180;
 
 /// A running guest. It is killed when this is dropped.
 pub struct Vm<'a> {
@@ -102,6 +104,23 @@ impl<'a> Vm<'a> {
                 Event::Nothing => bail!("{text:?} is not on the console after {seconds} s"),
                 Event::Ended(status) => bail!("the VMM ended before {text:?} was on the console: {status}"),
                 _ => (),
+            }
+        }
+    }
+
+    /// Waits for `text` as a guest boots that prints all the time: for 20 minutes, unless it prints nothing for
+    /// three. An emulated processor was seen to put a guest to sleep for ever, under QEMU too.
+    pub fn wait_for_boot(&mut self, text: &str) -> Result<String> {
+        let end = Instant::now() + Duration::from_secs(1200);
+        loop {
+            let before = self.console.len();
+            match self.wait_for(text, BOOT_SILENCE) {
+                Err(error) if self.process.ended().is_some() || Instant::now() > end => return Err(error),
+                Err(error) if self.console.len() == before => {
+                    return Err(error.context(format!("the guest was silent for {BOOT_SILENCE} s")));
+                }
+                Err(_) => (),
+                found => return found,
             }
         }
     }
