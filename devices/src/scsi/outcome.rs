@@ -100,6 +100,7 @@ impl<'a> Writer<'a> {
 }
 
 /// A page under construction, in big-endian fields. Bytes beyond `N` are dropped, so `N` is the page's real maximum.
+#[derive(Clone, Debug)]
 pub(crate) struct Page<const N: usize> {
     bytes: [u8; N],
     len: usize,

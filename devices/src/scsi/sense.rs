@@ -14,6 +14,7 @@ pub(crate) enum SenseKey {
     IllegalRequest = 0x5,
     UnitAttention = 0x6,
     DataProtect = 0x7,
+    CopyAborted = 0xa,
     AbortedCommand = 0xb,
     Miscompare = 0xe,
 }
@@ -27,18 +28,31 @@ pub(crate) const FORMAT_IN_PROGRESS: Code = (0x04, 0x04);
 pub(crate) const SANITIZE_IN_PROGRESS: Code = (0x04, 0x1b);
 pub(crate) const COMMUNICATION_FAILURE: Code = (0x08, 0x00);
 pub(crate) const WRITE_ERROR: Code = (0x0c, 0x00);
+pub(crate) const THIRD_PARTY_DEVICE_FAILURE: Code = (0x0d, 0x01);
+pub(crate) const COPY_TARGET_NOT_REACHABLE: Code = (0x0d, 0x02);
 pub(crate) const UNRECOVERED_READ_ERROR: Code = (0x11, 0x00);
 pub(crate) const PARAMETER_LIST_LENGTH_ERROR: Code = (0x1a, 0x00);
 pub(crate) const MISCOMPARE_DURING_VERIFY: Code = (0x1d, 0x00);
 pub(crate) const INVALID_OPERATION_CODE: Code = (0x20, 0x00);
 pub(crate) const LBA_OUT_OF_RANGE: Code = (0x21, 0x00);
+pub(crate) const INVALID_TOKEN_OPERATION: Code = (0x23, 0x00);
+pub(crate) const UNSUPPORTED_TOKEN_TYPE: Code = (0x23, 0x01);
+pub(crate) const TOKEN_UNKNOWN: Code = (0x23, 0x04);
+pub(crate) const INVALID_TOKEN_LENGTH: Code = (0x23, 0x0a);
 pub(crate) const INVALID_FIELD_IN_CDB: Code = (0x24, 0x00);
 pub(crate) const LUN_NOT_SUPPORTED: Code = (0x25, 0x00);
 pub(crate) const INVALID_FIELD_IN_PARAMETER_LIST: Code = (0x26, 0x00);
 pub(crate) const INVALID_RELEASE: Code = (0x26, 0x04);
+pub(crate) const TOO_MANY_TARGETS: Code = (0x26, 0x06);
+pub(crate) const UNSUPPORTED_TARGET_TYPE: Code = (0x26, 0x07);
+pub(crate) const TOO_MANY_SEGMENTS: Code = (0x26, 0x08);
+pub(crate) const UNSUPPORTED_SEGMENT_TYPE: Code = (0x26, 0x09);
+pub(crate) const UNEXPECTED_INEXACT_SEGMENT: Code = (0x26, 0x0a);
+pub(crate) const INLINE_DATA_LENGTH_EXCEEDED: Code = (0x26, 0x0b);
 pub(crate) const WRITE_PROTECTED: Code = (0x27, 0x00);
 pub(crate) const SOFTWARE_WRITE_PROTECTED: Code = (0x27, 0x02);
 pub(crate) const SPACE_ALLOCATION_FAILED: Code = (0x27, 0x07);
+pub(crate) const SANITIZE_FAILED: Code = (0x31, 0x03);
 pub(crate) const SAVING_PARAMETERS_NOT_SUPPORTED: Code = (0x39, 0x00);
 pub(crate) const MEDIUM_NOT_PRESENT: Code = (0x3a, 0x00);
 pub(crate) const INTERNAL_TARGET_FAILURE: Code = (0x44, 0x00);
@@ -66,12 +80,14 @@ pub(crate) struct SenseData {
     key: SenseKey,
     code: Code,
     information: Option<u64>,
+    /// COMMAND-SPECIFIC INFORMATION, in the four bytes that the fixed format has.
+    command: Option<u32>,
     specific: Specific,
 }
 
 impl SenseData {
     pub(crate) const fn new(key: SenseKey, code: Code) -> Self {
-        Self { key, code, information: None, specific: Specific::None }
+        Self { key, code, information: None, command: None, specific: Specific::None }
     }
 
     /// ILLEGAL REQUEST with `code`.
@@ -99,6 +115,22 @@ impl SenseData {
         self
     }
 
+    /// Adds the COMMAND-SPECIFIC INFORMATION field.
+    pub(crate) const fn with_command(mut self, command: u32) -> Self {
+        self.command = Some(command);
+        self
+    }
+
+    /// ASC and ASCQ.
+    pub(crate) const fn code(&self) -> Code {
+        self.code
+    }
+
+    /// Whether the sense key is `key`.
+    pub(crate) fn is(&self, key: SenseKey) -> bool {
+        self.key == key
+    }
+
     /// Adds a progress indication.
     pub(crate) const fn with_progress(mut self, progress: u16) -> Self {
         self.specific = Specific::Progress(progress);
@@ -120,12 +152,32 @@ impl SenseData {
         let [s0, s1, s2] = self.specific_bytes();
         let (asc, ascq) = self.code;
         let key = self.key as u8;
-        Sense::from_bytes(&[0x70 | valid, 0, key, i0, i1, i2, i3, 10, 0, 0, 0, 0, asc, ascq, 0, s0, s1, s2])
+        let [c0, c1, c2, c3] = self.command.unwrap_or(0).to_be_bytes();
+        Sense::from_bytes(&[
+            0x70 | valid,
+            0,
+            key,
+            i0,
+            i1,
+            i2,
+            i3,
+            10,
+            c0,
+            c1,
+            c2,
+            c3,
+            asc,
+            ascq,
+            0,
+            s0,
+            s1,
+            s2,
+        ])
     }
 
     fn descriptor_format(&self) -> Sense {
         let (asc, ascq) = self.code;
-        let mut bytes = [0u8; 28];
+        let mut bytes = [0u8; 40];
         let mut len = 8;
         let mut add = |part: &[u8]| {
             for (to, from) in bytes.iter_mut().skip(len).zip(part) {
@@ -136,6 +188,10 @@ impl SenseData {
         if let Some(information) = self.information {
             let [a, b, c, d, e, f, g, h] = information.to_be_bytes();
             add(&[0x00, 0x0a, 0x80, 0, a, b, c, d, e, f, g, h]);
+        }
+        if let Some(command) = self.command {
+            let [a, b, c, d] = command.to_be_bytes();
+            add(&[0x01, 0x0a, 0, 0, 0, 0, 0, 0, a, b, c, d]);
         }
         if self.specific != Specific::None {
             let [s0, s1, s2] = self.specific_bytes();

@@ -65,6 +65,9 @@ pub enum AttachError {
     InUse,
 }
 
+/// All targets of this process. One process is one machine: whatever is here belongs to the same guest.
+static TARGETS: RwLock<Vec<Weak<Target>>> = RwLock::new(Vec::new());
+
 /// A target device: logical units behind one target port.
 #[derive(Default)]
 pub struct Target {
@@ -150,7 +153,25 @@ impl Target {
         }
     }
 
-    pub(crate) fn join(&self, nexus: &Arc<Nexus>) {
+    /// The logical units that a copy can reach: all of the machine, those of this target first.
+    pub(crate) fn reachable(&self) -> Vec<Arc<Unit>> {
+        let targets: Vec<_> = {
+            let targets = TARGETS.read().unwrap_or_else(PoisonError::into_inner);
+            targets.iter().filter_map(Weak::upgrade).collect()
+        };
+        let units = |target: &Self| target.read().units.values().cloned().collect::<Vec<_>>();
+        let mut all = units(self);
+        all.extend(targets.iter().filter(|target| !std::ptr::eq(&***target, self)).flat_map(|t| units(t)));
+        all
+    }
+
+    pub(crate) fn join(self: &Arc<Self>, nexus: &Arc<Nexus>) {
+        let mut targets = TARGETS.write().unwrap_or_else(PoisonError::into_inner);
+        targets.retain(|target| target.strong_count() > 0);
+        if !targets.iter().any(|target| std::ptr::eq(target.as_ptr(), Arc::as_ptr(self))) {
+            targets.push(Arc::downgrade(self));
+        }
+        drop(targets);
         let mut inventory = self.write();
         inventory.nexuses.retain(|nexus| nexus.strong_count() > 0);
         inventory.nexuses.push(Arc::downgrade(nexus));

@@ -8,7 +8,7 @@ use vm_memory::GuestAddress;
 
 use super::*;
 use crate::mem::{Dma, GuestRam};
-use crate::storage::{BlockBackend, ByteOffset, Durability, Geometry, Span, Unmap};
+use crate::storage::{BlockBackend, ByteOffset, Durability, Extent, Geometry, Span, Unmap};
 use crate::testing::conformance::{Random, check_neighbours};
 use crate::testing::on_io_thread;
 
@@ -96,6 +96,11 @@ impl BlockBackend for Bounced {
     async fn zero(&self, _: &Io, _: Span, _: Unmap) -> Result<(), BlockError> {
         Ok(())
     }
+    async fn extent(&self, _: &Io, span: Span) -> Result<Extent, BlockError> {
+        Ok(Extent { allocated: true, len: span.len })
+    }
+
+    async fn refresh(&self, _: &Io) {}
 }
 
 #[derive(Clone, Debug)]

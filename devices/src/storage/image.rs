@@ -1,8 +1,10 @@
 //! The closed set of image formats, dispatched statically.
 
+use std::sync::Arc;
+
 use super::{
-    BlockBackend, BlockError, ByteOffset, Durability, Geometry, Limits, Qcow2Image, RawImage, Span,
-    Throttled, Unmap,
+    BlockBackend, BlockError, ByteOffset, Durability, Extent, Geometry, Limits, Parking, Pausing, Qcow2Image,
+    RawImage, SpaceWatch, Span, Throttled, Unmap,
 };
 use crate::iothread::Io;
 use crate::mem::{FromGuest, ToGuest};
@@ -19,6 +21,14 @@ pub enum Image {
     ThrottledRaw(Throttled<RawImage>),
     /// A qcow2 image with limits of rate.
     ThrottledQcow2(Throttled<Qcow2Image>),
+    /// A raw image whose writes wait for space.
+    PausingRaw(Pausing<RawImage>),
+    /// A qcow2 image whose writes wait for space.
+    PausingQcow2(Pausing<Qcow2Image>),
+    /// Both: limits of rate over writes that wait.
+    ThrottledPausingRaw(Throttled<Pausing<RawImage>>),
+    /// Both, for qcow2.
+    ThrottledPausingQcow2(Throttled<Pausing<Qcow2Image>>),
     /// Memory, for tests.
     #[cfg(any(test, feature = "testing"))]
     Ram(RamDisk),
@@ -37,6 +47,10 @@ macro_rules! each {
             Image::Qcow2($backend) => $call,
             Image::ThrottledRaw($backend) => $call,
             Image::ThrottledQcow2($backend) => $call,
+            Image::PausingRaw($backend) => $call,
+            Image::PausingQcow2($backend) => $call,
+            Image::ThrottledPausingRaw($backend) => $call,
+            Image::ThrottledPausingQcow2($backend) => $call,
             #[cfg(any(test, feature = "testing"))]
             Image::Ram($backend) => $call,
             #[cfg(any(test, feature = "testing"))]
@@ -53,6 +67,19 @@ impl Image {
         match self {
             Self::Raw(image) => Self::ThrottledRaw(Throttled::new(image, limits)),
             Self::Qcow2(image) => Self::ThrottledQcow2(Throttled::new(image, limits)),
+            Self::PausingRaw(image) => Self::ThrottledPausingRaw(Throttled::new(image, limits)),
+            Self::PausingQcow2(image) => Self::ThrottledPausingQcow2(Throttled::new(image, limits)),
+            other => other,
+        }
+    }
+
+    /// The same image with writes that wait in `parking` when the host has no space, instead of failing. Comes before
+    /// [`Image::throttled`], so that a repeated write counts once.
+    pub fn pausing(self, parking: &Arc<Parking>, watch: &Arc<dyn SpaceWatch>) -> Self {
+        let (parking, watch) = (parking.clone(), watch.clone());
+        match self {
+            Self::Raw(image) => Self::PausingRaw(Pausing::new(image, parking, watch)),
+            Self::Qcow2(image) => Self::PausingQcow2(Pausing::new(image, parking, watch)),
             other => other,
         }
     }
@@ -83,6 +110,14 @@ impl BlockBackend for Image {
 
     async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {
         each!(self, backend => backend.zero(io, span, unmap).await)
+    }
+
+    async fn extent(&self, io: &Io, span: Span) -> Result<Extent, BlockError> {
+        each!(self, backend => backend.extent(io, span).await)
+    }
+
+    async fn refresh(&self, io: &Io) {
+        each!(self, backend => backend.refresh(io).await)
     }
 }
 

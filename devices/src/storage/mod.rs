@@ -63,6 +63,15 @@ pub enum Unmap {
     Allowed,
 }
 
+/// How the first bytes of a range are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Whether they take space; what does not reads as zeros.
+    pub allocated: bool,
+    /// How many bytes in a row are stored so, from the beginning of the range: at least one, at most all.
+    pub len: u64,
+}
+
 /// What an image is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
@@ -101,4 +110,8 @@ pub trait BlockBackend {
     async fn flush(&self, io: &Io) -> Result<(), BlockError>;
     /// Makes `span` read as zeros.
     async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError>;
+    /// How the beginning of `span`, which is not empty, is stored. Where nobody can tell, all of it takes space.
+    async fn extent(&self, io: &Io, span: Span) -> Result<Extent, BlockError>;
+    /// Looks whether the host has made the image longer; from then on the geometry says so.
+    async fn refresh(&self, io: &Io);
 }

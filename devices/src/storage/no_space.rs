@@ -4,7 +4,9 @@ use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
-use super::{BlockBackend, BlockError, BlockErrorKind, ByteOffset, Durability, Geometry, Span, Unmap};
+use super::{
+    BlockBackend, BlockError, BlockErrorKind, ByteOffset, Durability, Extent, Geometry, Span, Unmap,
+};
 use crate::iothread::Io;
 use crate::mem::{FromGuest, ToGuest};
 
@@ -31,6 +33,11 @@ pub struct Parking {
 impl Parking {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a request waits that was announced and not yet told to try again.
+    pub fn is_waiting(&self) -> bool {
+        self.lock().told
     }
 
     /// Lets all waiting requests try again.
@@ -123,6 +130,14 @@ impl<B: BlockBackend> BlockBackend for Pausing<B> {
     async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {
         self.insist(|| self.backend.zero(io, span, unmap)).await
     }
+
+    async fn extent(&self, io: &Io, span: Span) -> Result<Extent, BlockError> {
+        self.backend.extent(io, span).await
+    }
+
+    async fn refresh(&self, io: &Io) {
+        self.backend.refresh(io).await
+    }
 }
 
 #[cfg(test)]
@@ -173,6 +188,13 @@ mod tests {
             self.space()?;
             self.disk.zero(io, span, unmap).await
         }
+        async fn extent(&self, io: &Io, span: Span) -> Result<Extent, BlockError> {
+            self.disk.extent(io, span).await
+        }
+
+        async fn refresh(&self, io: &Io) {
+            self.disk.refresh(io).await
+        }
     }
 
     #[derive(Default)]
@@ -204,6 +226,7 @@ mod tests {
             }
             io.sleep(std::time::Duration::from_millis(20)).await;
             assert_eq!(watch.0.load(Ordering::Relaxed), 1, "told once");
+            assert!(parking.is_waiting());
             assert_eq!(contents(&io, &*disk).await[..2048], [0; 2048]);
             // Still full: they wait again, and that is told again.
             parking.resume();
@@ -212,6 +235,7 @@ mod tests {
             disk.backend.full.store(false, Ordering::Relaxed);
             parking.resume();
             pool.drained().await;
+            assert!(!parking.is_waiting());
             let got = contents(&io, &*disk).await;
             assert!(got[..2048].chunks(512).enumerate().all(|(n, part)| part == [n as u8 + 1; 512]));
             check(&io, &*disk, 9, 100).await;

@@ -48,6 +48,32 @@ pub(super) fn block_sizes(file: &File) -> io::Result<(u32, u32)> {
     Ok((logical.unsigned_abs(), physical))
 }
 
+/// Whether the bytes of a file from `at` take space, and where that ends: at `end` at the latest. `at` is below `end`.
+pub(super) fn stored(file: &File, at: u64, end: u64) -> io::Result<(bool, u64)> {
+    let limit = |offset: u64| offset.clamp(at + 1, end);
+    match seek(file, at, libc::SEEK_DATA)? {
+        None => Ok((false, end)),
+        Some(data) if data > at => Ok((false, limit(data))),
+        Some(_) => Ok((true, seek(file, at, libc::SEEK_HOLE)?.map_or(end, limit))),
+    }
+}
+
+/// The next offset from `at` on that has what `whence` says; `None` behind the last data. All else here gives its
+/// offsets with each call, so moving the file's own harms nobody.
+fn seek(file: &File, at: u64, whence: libc::c_int) -> io::Result<Option<u64>> {
+    let at = libc::off_t::try_from(at).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: a call without pointers.
+    #[allow(unsafe_code)]
+    let found = unsafe { libc::lseek(file.as_raw_fd(), at, whence) };
+    match u64::try_from(found) {
+        Ok(offset) => Ok(Some(offset)),
+        Err(_) => {
+            let error = io::Error::last_os_error();
+            if error.raw_os_error() == Some(libc::ENXIO) { Ok(None) } else { Err(error) }
+        }
+    }
+}
+
 /// Takes a shared open-file-description lock on one byte; never waits.
 pub(super) fn share_byte(file: &File, byte: i64) -> io::Result<()> {
     lock(file, libc::F_OFD_SETLK, libc::F_RDLCK, byte).map(drop)

@@ -7,7 +7,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{BlockBackend, BlockError, ByteOffset, Durability, Geometry, Span, Unmap};
+use super::{BlockBackend, BlockError, ByteOffset, Durability, Extent, Geometry, Span, Unmap};
 use crate::iothread::Io;
 use crate::mem::{FromGuest, ToGuest};
 
@@ -160,6 +160,14 @@ impl<B: BlockBackend> BlockBackend for Throttled<B> {
         // An operation, but its bytes do not travel.
         self.wait(io, Direction::Write, 0).await;
         self.backend.zero(io, span, unmap).await
+    }
+
+    async fn extent(&self, io: &Io, span: Span) -> Result<Extent, BlockError> {
+        self.backend.extent(io, span).await
+    }
+
+    async fn refresh(&self, io: &Io) {
+        self.backend.refresh(io).await
     }
 }
 

@@ -9,7 +9,7 @@ use super::RamDisk;
 use crate::iothread::Io;
 use crate::mem::{FromGuest, ToGuest};
 use crate::storage::{
-    Action, BlockBackend, BlockError, BlockErrorKind, ByteOffset, Durability, Geometry, Span, Unmap,
+    Action, BlockBackend, BlockError, BlockErrorKind, ByteOffset, Durability, Extent, Geometry, Span, Unmap,
 };
 
 /// What happens to an operation.
@@ -218,6 +218,14 @@ impl BlockBackend for FaultDisk {
                 self.disk.zero(io, Span { at: span.at, len: moved }, unmap).await.and(Err(error))
             }
         }
+    }
+
+    async fn extent(&self, io: &Io, span: Span) -> Result<Extent, BlockError> {
+        self.disk.extent(io, span).await
+    }
+
+    async fn refresh(&self, io: &Io) {
+        self.disk.refresh(io).await
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::iothread::Io;
 use crate::mem::{FromGuest, ToGuest};
 use crate::storage::{
-    Action, BlockBackend, BlockError, BlockErrorKind, ByteOffset, Durability, Geometry, Span, Unmap,
+    Action, BlockBackend, BlockError, BlockErrorKind, ByteOffset, Durability, Extent, Geometry, Span, Unmap,
 };
 
 /// A disk in memory. Every operation completes at its first poll.
@@ -77,6 +77,15 @@ impl RamDisk {
     }
 }
 
+/// A sparse file of blocks of 512 bytes: those full of zeros take no space.
+pub(super) fn zeros_are_holes(bytes: &[u8]) -> Extent {
+    let is_data = |block: &[u8]| block.iter().any(|byte| *byte != 0);
+    let mut blocks = bytes.chunks(512).map(is_data);
+    let allocated = blocks.next().unwrap_or(true);
+    let same = 1 + blocks.take_while(|data| *data == allocated).count();
+    Extent { allocated, len: (same as u64 * 512).min(bytes.len() as u64) }
+}
+
 impl fmt::Debug for RamDisk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "RamDisk({:?})", self.geometry)
@@ -109,4 +118,10 @@ impl BlockBackend for RamDisk {
     async fn zero(&self, _io: &Io, span: Span, _unmap: Unmap) -> Result<(), BlockError> {
         self.with(Action::Zero, span.at.0, span.len, |part| part.fill(0))
     }
+
+    async fn extent(&self, _io: &Io, span: Span) -> Result<Extent, BlockError> {
+        self.with(Action::Read, span.at.0, span.len, |part| zeros_are_holes(part))
+    }
+
+    async fn refresh(&self, _: &Io) {}
 }

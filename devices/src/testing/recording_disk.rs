@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::task::{Poll, Waker};
 
+use super::ram_disk::zeros_are_holes;
 use crate::iothread::Io;
 use crate::mem::{FromGuest, ToGuest};
 use crate::storage::{
-    BlockBackend, BlockError, BlockErrorKind, ByteOffset, Durability, Geometry, Span, Unmap,
+    BlockBackend, BlockError, BlockErrorKind, ByteOffset, Durability, Extent, Geometry, Span, Unmap,
 };
 
 /// One operation that reached the image.
@@ -166,4 +167,11 @@ impl BlockBackend for RecordingDisk {
         lock(&self.bytes)[range].fill(0);
         Ok(())
     }
+
+    async fn extent(&self, _: &Io, span: Span) -> Result<Extent, BlockError> {
+        let range = self.range(span.at.0, span.len)?;
+        Ok(zeros_are_holes(&lock(&self.bytes)[range]))
+    }
+
+    async fn refresh(&self, _: &Io) {}
 }

@@ -49,7 +49,7 @@ impl<B: BlockBackend> Disk<B> {
     }
 
     /// LOGICAL BLOCKS PER PHYSICAL BLOCK EXPONENT. The first block is aligned.
-    fn physical_exponent(&self) -> u8 {
+    pub(super) fn physical_exponent(&self) -> u8 {
         let physical = self.config.physical_block_size.unwrap_or(self.image.geometry().physical_block);
         let physical = physical.checked_next_power_of_two().unwrap_or(1);
         physical.trailing_zeros().saturating_sub(self.block_shift).min(15) as u8

@@ -35,7 +35,13 @@ pub(crate) enum Id {
     ReadDefectData,
     SanitizeOverwrite,
     SanitizeBlockErase,
+    SanitizeCryptographicErase,
     SanitizeExitFailure,
+    ExtendedCopy,
+    PopulateToken,
+    WriteUsingToken,
+    ReceiveCopyResults,
+    WriteAtomic,
     ReportLuns,
     SupportedOperationCodes,
     SupportedTaskManagement,
@@ -52,6 +58,8 @@ const MEDIUM: Properties = Properties::MEDIUM;
 const READ: Properties = MEDIUM.and(Properties::READ);
 const CAPACITY: Properties = MEDIUM.and(Properties::ALWAYS);
 const WRITE: Properties = MEDIUM.and(Properties::WRITE);
+/// Allowed when an earlier SANITIZE failed.
+const SANITIZE: Properties = Properties::WRITE;
 const UNMAP: Properties = WRITE.and(Properties::THIN);
 
 const fn plain(id: Id, properties: Properties, usage: &'static [u8]) -> Command<Id> {
@@ -89,9 +97,10 @@ pub(super) const COMMANDS: &[Command<Id>] = &[
     plain(Id::ReadDefectData, READ, &[0x37, 0, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0]),
     plain(Id::WriteSame, WRITE, &[0x41, 0x08, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0]),
     plain(Id::Unmap, UNMAP, &[0x42, 0, 0, 0, 0, 0, 0x3f, 0xff, 0xff, 0]),
-    action(Id::SanitizeOverwrite, WRITE, 0x01, &[0x48, 0xa1, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
-    action(Id::SanitizeBlockErase, WRITE, 0x02, &[0x48, 0xa2, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
-    action(Id::SanitizeExitFailure, MEDIUM, 0x1f, &[0x48, 0xbf, 0, 0, 0, 0, 0, 0, 0, 0]),
+    action(Id::SanitizeOverwrite, SANITIZE, 0x01, &[0x48, 0xa1, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    action(Id::SanitizeBlockErase, SANITIZE, 0x02, &[0x48, 0xa2, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    action(Id::SanitizeCryptographicErase, SANITIZE, 0x03, &[0x48, 0xa3, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    action(Id::SanitizeExitFailure, NONE, 0x1f, &[0x48, 0xbf, 0, 0, 0, 0, 0, 0, 0, 0]),
     plain(Id::LogSense, SHARED, &[0x4d, 0, 0xff, 0xff, 0, 0xff, 0xff, 0xff, 0xff, 0]),
     plain(Id::ModeSelect, NONE, &[0x55, 0x10, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
     plain(Id::Reserve, ALWAYS, &[0x56, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
@@ -112,6 +121,15 @@ pub(super) const COMMANDS: &[Command<Id>] = &[
     action(Id::Verify, READ, 0x000a, &LONG_VERIFY),
     action(Id::Write, WRITE, 0x000b, &LONG_WRITE),
     action(Id::WriteAndVerify, WRITE, 0x000c, &LONG_WRITE_AND_VERIFY),
+    action(Id::ExtendedCopy, MEDIUM, 0x00, &third_party_out(0x00, 0)),
+    action(Id::ExtendedCopy, MEDIUM, 0x01, &third_party_out(0x01, 0)),
+    action(Id::PopulateToken, READ, 0x10, &third_party_out(0x10, 0xff)),
+    action(Id::WriteUsingToken, WRITE, 0x11, &third_party_out(0x11, 0xff)),
+    action(Id::ReceiveCopyResults, SUPPORTED, 0x00, &third_party_in(0x00, 0xff, 0)),
+    action(Id::ReceiveCopyResults, SUPPORTED, 0x03, &third_party_in(0x03, 0, 0)),
+    action(Id::ReceiveCopyResults, SUPPORTED, 0x04, &third_party_in(0x04, 0xff, 0)),
+    action(Id::ReceiveCopyResults, SUPPORTED, 0x05, &third_party_in(0x05, 0xff, 0xff)),
+    action(Id::ReceiveCopyResults, SUPPORTED, 0x07, &third_party_in(0x07, 0xff, 0xff)),
     plain(Id::Read, READ, &long_lba(0x88, 0x1e)),
     plain(
         Id::CompareAndWrite,
@@ -125,6 +143,11 @@ pub(super) const COMMANDS: &[Command<Id>] = &[
     plain(Id::PreFetch, READ, &long_lba(0x90, 0x02)),
     plain(Id::SynchronizeCache, MEDIUM, &long_lba(0x91, 0x06)),
     plain(Id::WriteSame, WRITE, &long_lba(0x93, 0x09)),
+    plain(
+        Id::WriteAtomic,
+        WRITE,
+        &[0x9c, 0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0xff, 0xff, 0x3f, 0],
+    ),
     action(
         Id::ReadCapacity16,
         CAPACITY,
@@ -161,6 +184,18 @@ pub(super) const COMMANDS: &[Command<Id>] = &[
 const fn long_lba(opcode: u8, flags: u8) -> [u8; 16] {
     let f = 0xff;
     [opcode, flags, f, f, f, f, f, f, f, f, f, f, f, f, 0x3f, 0]
+}
+
+/// Usage of third-party copy out: a list identifier where the token commands have one, and the parameter list length.
+const fn third_party_out(action: u8, id: u8) -> [u8; 16] {
+    let f = 0xff;
+    [0x83, action, 0, 0, 0, 0, id, id, id, id, f, f, f, f, if id == 0 { 0 } else { 0x3f }, 0]
+}
+
+/// Usage of third-party copy in: a list identifier of one byte or four.
+const fn third_party_in(action: u8, id: u8, long: u8) -> [u8; 16] {
+    let f = 0xff;
+    [0x84, action, id, long, long, long, 0, 0, 0, 0, f, f, f, f, 0, 0]
 }
 
 const fn persistent_in(action: u8) -> [u8; 10] {

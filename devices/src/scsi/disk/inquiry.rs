@@ -7,8 +7,9 @@ use crate::scsi::outcome::{Outcome, Page, Writer};
 use crate::scsi::sense::SenseData;
 use crate::storage::BlockBackend;
 
-/// Standards claimed (SPC-5, 6.7.4 and annex): SAM-6, SPC-5, SBC-4, each without a version.
-const VERSION_DESCRIPTORS: [u16; 3] = [0x00c0, 0x05c0, 0x0600];
+/// Standards claimed (SPC-5, 6.7.4 and annex): SAM-5, SPC-4, SBC-3, SPC-5, SBC-4, each without a version. The earlier
+/// ones are what the VERSION field and many initiators can name.
+const VERSION_DESCRIPTORS: [u16; 5] = [0x00a0, 0x0460, 0x04c0, 0x05c0, 0x0600];
 
 impl<B: BlockBackend> Disk<B> {
     pub(super) fn inquiry(&self, cdb: &[u8], data: &DataBuffers) -> Outcome {
@@ -29,10 +30,10 @@ impl<B: BlockBackend> Disk<B> {
         let mut page = Page::new();
         page.u8(0x00) // a direct access block device is connected
             .u8(if config.removable { 0x80 } else { 0 }) // RMB
-            .u8(0x07) // VERSION: SPC-5
+            .u8(0x06) // VERSION: SPC-4
             .u8(0x12) // HISUP, RESPONSE DATA FORMAT 2
             .u8(96 - 5) // ADDITIONAL LENGTH
-            .put(&[0, 0])
+            .put(&[0x08, 0]) // 3PC: third-party copy
             .u8(0x02) // CMDQUE
             .ascii(&config.vendor, 8)
             .ascii(&config.product, 16)

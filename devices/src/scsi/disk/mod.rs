@@ -3,6 +3,7 @@
 mod capacity;
 mod commands;
 mod config;
+mod copy;
 mod inquiry;
 mod log;
 mod mode;
@@ -25,14 +26,16 @@ pub(super) use update::runs_alone;
 use self::commands::{COMMANDS, Id};
 use self::mode::ModeParameters;
 use self::power::Power;
+use super::attention::Attention;
 use super::opcode::{Command, Properties, decode};
 use super::outcome::{Done, Outcome};
 use super::sense::{Failure, SOFTWARE_WRITE_PROTECTED, SenseData, SenseKey, WRITE_PROTECTED};
 use super::tasks::NexusId;
 use super::unit::Context;
 use super::{Cdb, DataBuffers, Status, absent, reservation, supported};
-use crate::mem::SgList;
-use crate::storage::{BlockBackend, BlockErrorKind};
+use crate::iothread::Io;
+use crate::mem::{FromGuest, SgList};
+use crate::storage::{BlockBackend, BlockError, BlockErrorKind, ByteOffset, Durability, Span, Unmap};
 
 /// A disk over an image.
 pub struct Disk<B> {
@@ -44,6 +47,7 @@ pub struct Disk<B> {
     known_blocks: AtomicU64,
     mode: ModeParameters,
     power: Power,
+    copies: copy::Copies,
 }
 
 impl<B: BlockBackend> Disk<B> {
@@ -55,6 +59,7 @@ impl<B: BlockBackend> Disk<B> {
             known_blocks: AtomicU64::new(0),
             mode: ModeParameters::new(config.write_cache),
             power: Power::default(),
+            copies: copy::Copies::default(),
             image,
             config,
         };
@@ -82,9 +87,18 @@ impl<B: BlockBackend> Disk<B> {
             Id::Verify => self.verify(io, bytes, command.usage.len(), data).await,
             Id::CompareAndWrite => self.compare_and_write(io, bytes, data).await,
             Id::OrWrite => self.or_write(io, bytes, data).await,
-            Id::FormatUnit => self.format_unit(io, bytes, data).await,
-            Id::SanitizeOverwrite => self.sanitize_overwrite(io, bytes, data).await,
-            Id::SanitizeBlockErase => self.sanitize_block_erase(io, bytes).await,
+            Id::FormatUnit => wipe::format_unit(context, bytes, data).await,
+            Id::SanitizeOverwrite | Id::SanitizeBlockErase | Id::SanitizeCryptographicErase => {
+                wipe::sanitize(context, bytes, data).await
+            }
+            Id::WriteAtomic => self.write_atomic(io, bytes, data).await,
+            Id::ExtendedCopy => copy::extended_copy(context, bytes, data).await,
+            Id::WriteUsingToken => copy::write_using_token(context, bytes, data).await,
+            Id::ReadCapacity10 | Id::ReadCapacity16 => {
+                self.look_again(context).await;
+                self.inform(context, command, bytes, &data)
+            }
+            Id::GetLbaStatus => self.get_lba_status(io, bytes, &data).await,
             Id::SynchronizeCache => self.synchronize_cache(io, bytes, command.usage.len()).await,
             Id::WriteSame => self.write_same(io, bytes, command.usage.len(), data).await,
             Id::Unmap => self.unmap(io, bytes, data).await,
@@ -106,14 +120,14 @@ impl<B: BlockBackend> Disk<B> {
             Id::LogSense => self.log_sense(cdb, data),
             Id::ReadCapacity10 => Ok(self.read_capacity_10(data)),
             Id::ReadCapacity16 => Ok(self.read_capacity_16(cdb, data)),
-            Id::GetLbaStatus => self.get_lba_status(cdb, data),
+            Id::PopulateToken => copy::populate_token(context, cdb, data),
+            Id::ReceiveCopyResults => copy::receive(context, cdb, data),
             Id::PreFetch => self.pre_fetch(cdb, command.usage.len()),
             Id::ReadDefectData => self.read_defect_data(cdb, data),
             Id::PreventAllow => self.power.prevent(path.nexus, cdb),
             Id::Reserve => granted(path.unit.reservations.reserve(path.nexus)),
             Id::Release => granted(path.unit.reservations.release(path.nexus)),
-            // No failure outlasts its command.
-            Id::SanitizeExitFailure => Ok(Done::good()),
+            Id::SanitizeExitFailure => self.power.exit_failure(),
             Id::PersistentReserveIn => reservation::persistent_reserve_in(context, cdb, data),
             Id::ReportLuns => absent::report_luns(context.nexus, cdb, data),
             Id::SupportedOperationCodes => {
@@ -128,6 +142,11 @@ impl<B: BlockBackend> Disk<B> {
             | Id::FormatUnit
             | Id::SanitizeOverwrite
             | Id::SanitizeBlockErase
+            | Id::SanitizeCryptographicErase
+            | Id::WriteAtomic
+            | Id::ExtendedCopy
+            | Id::WriteUsingToken
+            | Id::GetLbaStatus
             | Id::CompareAndWrite
             | Id::OrWrite
             | Id::WriteSame
@@ -147,6 +166,11 @@ impl<B: BlockBackend> Disk<B> {
         let path = context.path;
         let properties = command.properties;
         path.unit.admits(path.nexus, properties.access(), properties.has(Properties::SHARED))?;
+        self.usable(properties)
+    }
+
+    /// Whether the medium is there for a command with these properties.
+    fn usable(&self, properties: Properties) -> Result<(), Failure> {
         if properties.has(Properties::MEDIUM) {
             self.power.check()?;
         }
@@ -191,11 +215,39 @@ impl<B: BlockBackend> Disk<B> {
         self.config.discard && self.image.geometry().discard_granularity != 0
     }
 
+    /// As far as unmapping is allowed at all, it is.
+    fn unmap_if_thin(&self) -> Unmap {
+        if self.is_thin() { Unmap::Allowed } else { Unmap::Keep }
+    }
+
+    /// Writes to the image. Tokens that stand for what was there end, before it changes and for what comes meanwhile.
+    async fn store(
+        &self,
+        io: &Io,
+        at: ByteOffset,
+        from: FromGuest,
+        durability: Durability,
+    ) -> Result<(), BlockError> {
+        let len = from.len();
+        self.copies.changed(at.0, len);
+        let result = self.image.write(io, at, from, durability).await;
+        self.copies.changed(at.0, len);
+        result
+    }
+
+    /// Zeroes a part of the image; see [`Disk::store`].
+    async fn clear(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {
+        self.copies.changed(span.at.0, span.len);
+        let result = self.image.zero(io, span, unmap).await;
+        self.copies.changed(span.at.0, span.len);
+        result
+    }
+
     /// A host buffer for data that no initiator sees.
     fn scratch(&self, len: u64) -> Result<SgList, Failure> {
         let align = self.image.geometry().dma_align.next_power_of_two().max(512);
         SgList::host(len as usize, align as usize).ok_or_else(|| {
-            let error = crate::storage::BlockError {
+            let error = BlockError {
                 kind: BlockErrorKind::HostResources,
                 context: "allocating a buffer".into(),
                 source: None,
@@ -208,6 +260,14 @@ impl<B: BlockBackend> Disk<B> {
         &self.mode
     }
 
+    /// An initiator asks for the capacity: perhaps the host has changed it. The others are told.
+    async fn look_again(&self, context: Context<'_>) {
+        self.image.refresh(context.io).await;
+        if self.take_capacity_change() {
+            context.path.unit.raise(Attention::CapacityChanged, Some(context.path.nexus));
+        }
+    }
+
     pub(super) fn take_capacity_change(&self) -> bool {
         let blocks = self.blocks();
         self.known_blocks.load(Ordering::Relaxed) != blocks
@@ -217,10 +277,12 @@ impl<B: BlockBackend> Disk<B> {
     pub(super) fn reset(&self, power: bool) {
         self.mode.reset();
         self.power.reset(power);
+        self.copies.reset();
     }
 
     pub(super) fn forget(&self, nexus: NexusId) {
         self.power.forget(nexus);
+        self.copies.forget(nexus);
     }
 }
 

@@ -10,7 +10,7 @@ use crate::scsi::opcode::field;
 use crate::scsi::outcome::{Done, Outcome};
 use crate::scsi::sense::{
     FORMAT_IN_PROGRESS, Failure, INITIALIZING_COMMAND_REQUIRED, MEDIUM_NOT_PRESENT, MEDIUM_REMOVAL_PREVENTED,
-    SANITIZE_IN_PROGRESS, SenseData, SenseKey,
+    SANITIZE_FAILED, SANITIZE_IN_PROGRESS, SenseData, SenseKey,
 };
 use crate::scsi::tasks::NexusId;
 use crate::scsi::unit::Context;
@@ -19,17 +19,20 @@ use crate::storage::BlockBackend;
 const READY: u8 = 0;
 const STOPPED: u8 = 1;
 const EJECTED: u8 = 2;
-const FORMATTING: u8 = Work::Format as u8;
-const SANITIZING: u8 = Work::Sanitize as u8;
+const FORMATTING: u8 = 3;
+const SANITIZING: u8 = 4;
+/// As [`SANITIZING`], and a failure may be left by EXIT FAILURE MODE.
+const SANITIZING_UNRESTRICTED: u8 = 5;
+const SANITIZE_FAILED_RESTRICTED: u8 = 6;
+const SANITIZE_FAILED_UNRESTRICTED: u8 = 7;
 
 /// Work on the whole medium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub(super) enum Work {
     /// FORMAT UNIT
-    Format = 3,
-    /// SANITIZE
-    Sanitize = 4,
+    Format,
+    /// SANITIZE; with AUSE, EXIT FAILURE MODE may follow a failure.
+    Sanitize { unrestricted_exit: bool },
 }
 
 /// Whether the medium can be used, and who wants it to stay.
@@ -65,7 +68,10 @@ impl Power {
             READY => return Ok(()),
             STOPPED => not_ready(INITIALIZING_COMMAND_REQUIRED),
             FORMATTING => working(FORMAT_IN_PROGRESS),
-            SANITIZING => working(SANITIZE_IN_PROGRESS),
+            SANITIZING | SANITIZING_UNRESTRICTED => working(SANITIZE_IN_PROGRESS),
+            SANITIZE_FAILED_RESTRICTED | SANITIZE_FAILED_UNRESTRICTED => {
+                SenseData::new(SenseKey::MediumError, SANITIZE_FAILED)
+            }
             _ => not_ready(MEDIUM_NOT_PRESENT),
         }
         .into())
@@ -73,7 +79,14 @@ impl Power {
 
     /// Work on the whole medium begins: it is not ready until [`Power::end`].
     pub(super) fn begin(&self, work: Work) -> Result<(), Failure> {
-        while self.state.compare_exchange(READY, work as u8, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        let (state, again) = match work {
+            Work::Format => (FORMATTING, false),
+            Work::Sanitize { unrestricted_exit: false } => (SANITIZING, true),
+            Work::Sanitize { unrestricted_exit: true } => (SANITIZING_UNRESTRICTED, true),
+        };
+        let failed = if again { SANITIZE_FAILED_RESTRICTED } else { READY };
+        let failed_unrestricted = if again { SANITIZE_FAILED_UNRESTRICTED } else { READY };
+        while ![READY, failed, failed_unrestricted].into_iter().any(|from| self.goes(from, state)) {
             // Something else was faster: the answer is what anyone else gets now.
             self.check()?;
         }
@@ -87,9 +100,30 @@ impl Power {
 
     /// The work is done, or given up.
     pub(super) fn end(&self) {
-        for work in [FORMATTING, SANITIZING] {
-            let _ = self.state.compare_exchange(work, READY, Ordering::AcqRel, Ordering::Acquire);
+        for work in [FORMATTING, SANITIZING, SANITIZING_UNRESTRICTED] {
+            self.goes(work, READY);
         }
+    }
+
+    /// The work failed. After SANITIZE nobody shall take what is on the medium for clean.
+    pub(super) fn fail(&self) {
+        self.goes(SANITIZING, SANITIZE_FAILED_RESTRICTED);
+        self.goes(SANITIZING_UNRESTRICTED, SANITIZE_FAILED_UNRESTRICTED);
+    }
+
+    /// SANITIZE with EXIT FAILURE MODE.
+    pub(super) fn exit_failure(&self) -> Outcome {
+        self.goes(SANITIZE_FAILED_UNRESTRICTED, READY);
+        match self.state.load(Ordering::Acquire) {
+            // The failed command did not allow it.
+            SANITIZE_FAILED_RESTRICTED => Err(SenseData::cdb_field(1, Some(4)).into()),
+            _ => self.check().map(|()| Done::good()),
+        }
+    }
+
+    /// Changes the state, if it is `from`.
+    fn goes(&self, from: u8, to: u8) -> bool {
+        self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// Start-stop cycles so far.
@@ -149,7 +183,7 @@ impl<B: BlockBackend> Disk<B> {
             return Err(SenseData::illegal(MEDIUM_REMOVAL_PREVENTED).into());
         }
         let state = &self.power.state;
-        if matches!(state.load(Ordering::Acquire), FORMATTING | SANITIZING) {
+        if state.load(Ordering::Acquire) >= FORMATTING {
             return self.power.check().map(|()| Done::good());
         }
         if start {

@@ -28,7 +28,7 @@ impl<B: BlockBackend> Disk<B> {
             // Read anew and checked anew: what the initiator changes meanwhile is its own affair.
             let span = self.unmap_span(&data.data_out, index)?;
             if span.len > 0 {
-                self.image.zero(io, span, Unmap::Allowed).await?;
+                self.clear(io, span, Unmap::Allowed).await?;
             }
         }
         self.settle(io).await?;
@@ -91,13 +91,13 @@ impl<B: BlockBackend> Disk<B> {
             self.pattern(&data.data_out, CHUNK.min(span.len))?
         };
         match pattern {
-            None => self.image.zero(io, span, if unmap { Unmap::Allowed } else { Unmap::Keep }).await?,
+            None => self.clear(io, span, if unmap { Unmap::Allowed } else { Unmap::Keep }).await?,
             Some(pattern) => {
                 let mut at = 0;
                 while at < span.len {
                     let part = FromGuest::new(pattern.window(0, CHUNK.min(span.len - at)));
                     let len = part.len();
-                    self.image.write(io, ByteOffset(span.at.0 + at), part, Durability::Cached).await?;
+                    self.store(io, ByteOffset(span.at.0 + at), part, Durability::Cached).await?;
                     at += len;
                 }
             }
@@ -114,18 +114,67 @@ impl<B: BlockBackend> Disk<B> {
         Ok(())
     }
 
-    /// GET LBA STATUS. Images do not tell what they have allocated: all blocks are "mapped or unknown".
-    pub(super) fn get_lba_status(&self, cdb: &[u8], data: &DataBuffers) -> Outcome {
-        let (lba, capacity) = (field(cdb, 2, 8), self.blocks());
-        if lba >= capacity {
+    /// GET LBA STATUS: runs of blocks that take space ("mapped or unknown") or not ("deallocated"), as many as the
+    /// initiator has room for.
+    pub(super) async fn get_lba_status(&self, io: &Io, cdb: &[u8], data: &DataBuffers) -> Outcome {
+        let (lba, allocation) = (field(cdb, 2, 8), field(cdb, 10, 4));
+        if lba >= self.blocks() {
             return Err(SenseData::illegal(LBA_OUT_OF_RANGE).with_information(lba).into());
         }
-        let blocks = u32::try_from(capacity - lba).unwrap_or(u32::MAX);
-        let mut page = Page::<24>::new();
+        let room = (allocation.saturating_sub(8) / 16).clamp(1, MAX_STATUS) as usize;
+        let mut runs: Vec<Run> = Vec::new();
+        let mut next = Some(lba);
+        // One run more than there is room for: the last one is known to end.
+        while let Some(lba) = next.filter(|_| runs.len() <= room) {
+            let run = self.run(io, lba).await?;
+            next = run.end().filter(|end| *end < self.blocks());
+            match runs.last_mut().filter(|last| last.mapped == run.mapped) {
+                Some(last) if last.blocks + run.blocks <= u64::from(u32::MAX) => last.blocks += run.blocks,
+                _ => runs.push(run),
+            }
+        }
+        runs.truncate(room);
+        let mut writer = Writer::new(&data.data_in, allocation);
         // PARAMETER DATA LENGTH counts from the byte after it.
-        page.u32(20).u32(0).u64(lba).u32(blocks).u32(0);
-        let mut writer = Writer::new(&data.data_in, field(cdb, 10, 4));
-        writer.put(page.as_bytes());
+        writer.put(&(4 + 16 * runs.len() as u32).to_be_bytes());
+        writer.put(&[0; 4]);
+        for run in runs {
+            let mut page = Page::<16>::new();
+            page.u64(run.lba).u32(run.blocks as u32).u8(if run.mapped { 0 } else { 1 }).put(&[0; 3]);
+            writer.put(page.as_bytes());
+        }
         Ok(writer.finish())
+    }
+
+    /// How the blocks from `lba` on are stored. A block takes space when a part of it does.
+    async fn run(&self, io: &Io, lba: u64) -> Result<Run, Failure> {
+        let most = (self.blocks() - lba).min(u64::from(u32::MAX));
+        let span = Span { at: ByteOffset(lba << self.block_shift), len: most << self.block_shift };
+        if !self.is_thin() {
+            return Ok(Run { lba, blocks: most, mapped: true });
+        }
+        let extent = self.image.extent(io, span).await?;
+        let whole = extent.len >> self.block_shift;
+        if !extent.allocated && whole > 0 {
+            return Ok(Run { lba, blocks: whole, mapped: false });
+        }
+        let touched = extent.len.div_ceil(self.block_size()).clamp(1, most);
+        Ok(Run { lba, blocks: touched, mapped: true })
+    }
+}
+
+/// Most descriptors of one GET LBA STATUS.
+const MAX_STATUS: u64 = 1024;
+
+/// Blocks in a row that are stored alike.
+struct Run {
+    lba: u64,
+    blocks: u64,
+    mapped: bool,
+}
+
+impl Run {
+    fn end(&self) -> Option<u64> {
+        self.lba.checked_add(self.blocks)
     }
 }

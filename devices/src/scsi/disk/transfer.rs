@@ -106,7 +106,7 @@ impl<B: BlockBackend> Disk<B> {
             from.truncate(whole);
         }
         if !from.is_empty() {
-            self.image.write(io, span.at, from, self.durability(extent.flags)).await?;
+            self.store(io, span.at, from, self.durability(extent.flags)).await?;
         }
         Ok(Done::received(span.len))
     }

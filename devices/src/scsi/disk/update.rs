@@ -1,6 +1,6 @@
-//! Commands that read the medium, decide, and write it: COMPARE AND WRITE (SBC-4, 5.3) and ORWRITE (SBC-4, 5.14).
-//!
-//! No other command may come between the two halves. The task set sees to that: these commands enter it as ordered,
+//! Commands that no other command may come between: COMPARE AND WRITE (SBC-4, 5.3) and ORWRITE (SBC-4, 5.14), which
+//! read, decide and write, and WRITE ATOMIC (SBC-4, 5.48).
+//! The task set sees to that: these commands enter it as ordered,
 //! whatever the initiator said, so they run alone.
 
 use super::Disk;
@@ -19,7 +19,7 @@ const MAX_COMPARE: u64 = 64 << 10;
 
 /// Whether a command must have the unit for itself.
 pub(in crate::scsi) fn runs_alone(cdb: &Cdb) -> bool {
-    matches!(cdb.opcode(), 0x89 | 0x8b)
+    matches!(cdb.opcode(), 0x89 | 0x8b | 0x9c)
 }
 
 impl<B: BlockBackend> Disk<B> {
@@ -46,8 +46,29 @@ impl<B: BlockBackend> Disk<B> {
             return Ok(done.but(miss));
         }
         let new = data.data_out.window(span.len, span.len);
-        self.image.write(io, span.at, new, self.durability(extent.flags)).await?;
+        self.store(io, span.at, new, self.durability(extent.flags)).await?;
         Ok(done)
+    }
+
+    /// WRITE ATOMIC (16): one physical block, which the host writes as a whole (SBC-4, 5.48).
+    pub(super) async fn write_atomic(&self, io: &Io, cdb: &[u8], data: DataBuffers) -> Outcome {
+        let (mut extent, unit) = (Extent::of(cdb, 16), u64::from(self.atomic_blocks()));
+        extent.blocks = field(cdb, 12, 2);
+        let span = self.span(extent)?;
+        if extent.blocks > unit || !extent.blocks.is_multiple_of(unit.max(1)) {
+            return Err(SenseData::cdb_field(12, None).into());
+        }
+        if !extent.lba.is_multiple_of(unit.max(1)) {
+            return Err(SenseData::cdb_field(2, None).into());
+        }
+        let mut from = data.data_out;
+        if from.len() < span.len || span.len == 0 {
+            // All or nothing; the residual says why.
+            return Ok(Done::received(span.len));
+        }
+        from.truncate(span.len);
+        self.store(io, span.at, from, self.durability(extent.flags)).await?;
+        Ok(Done::received(span.len))
     }
 
     /// ORWRITE: sets in the blocks the bits that are set in the data-out buffer.
@@ -63,7 +84,7 @@ impl<B: BlockBackend> Disk<B> {
                 self.image.read(io, part.at, ToGuest::new(scratch.window(0, part.len))).await?;
                 merge(&scratch, part.len, &data.data_out, at);
                 let new = FromGuest::new(scratch.window(0, part.len));
-                self.image.write(io, part.at, new, self.durability(extent.flags)).await?;
+                self.store(io, part.at, new, self.durability(extent.flags)).await?;
                 at += part.len;
             }
         }

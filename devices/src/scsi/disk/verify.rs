@@ -63,7 +63,7 @@ impl<B: BlockBackend> Disk<B> {
         let written = Span { len: self.whole_blocks(span.len.min(data.data_out.len())), ..span };
         if written.len > 0 {
             let from = data.data_out.window(0, written.len);
-            self.image.write(io, span.at, from, Durability::Stable).await?;
+            self.store(io, span.at, from, Durability::Stable).await?;
         }
         let expected = if extent.bytchk() == 1 { Expected::Data(&data.data_out) } else { Expected::Readable };
         self.compare(io, written, expected, Done::received(span.len)).await

@@ -1,22 +1,67 @@
 //! Vital product data (SPC-5, 7.7; SBC-4, 6.6).
 
-use super::Disk;
+use super::{Disk, copy};
 use crate::scsi::outcome::{Page, Writer};
 use crate::scsi::sense::SenseData;
 use crate::storage::BlockBackend;
 
 /// Longest transfer of one command, in bytes: MAXIMUM TRANSFER LENGTH.
 pub(super) const MAX_TRANSFER: u64 = 32 << 20;
-/// Most bytes that one UNMAP or WRITE SAME covers.
-pub(super) const MAX_PROVISION: u64 = 1 << 30;
+/// Most bytes that one UNMAP or WRITE SAME covers: 2^20 blocks of 512 bytes.
+pub(super) const MAX_PROVISION: u64 = 512 << 20;
 /// Most block descriptors of one UNMAP.
 pub(super) const MAX_UNMAP_DESCRIPTORS: u64 = 256;
 
 /// The relative target port identifier of our only target port (SPC-5, 4.7.1).
 const TARGET_PORT: u32 = 1;
 
-/// The longest page: 83h with all texts at their longest.
-type Body = Page<252>;
+/// Seconds that a token may go unused, if its maker says nothing, and at most.
+pub(super) const DEFAULT_INACTIVITY: u32 = 60;
+pub(super) const MAX_INACTIVITY: u32 = 3600;
+/// Most block device range descriptors of one token command.
+pub(super) const MAX_RANGES: u16 = 256;
+/// Most bytes that one token command moves.
+pub(super) const MAX_TOKEN_TRANSFER: u64 = 256 << 20;
+/// ROD types (SPC-4, table 118): point in time copy, change vulnerable; block device zero.
+pub(super) const ROD_CHANGE_VULNERABLE: u32 = 0x0080_0001;
+pub(super) const ROD_ZERO: u32 = 0xffff_0001;
+
+/// The longest page: 8Fh.
+type Body = Page<512>;
+
+/// A designator of the logical unit (SPC-5, 7.7.6).
+#[derive(Clone, Debug)]
+pub(super) struct Designator {
+    kind: u8,
+    name: Page<60>,
+}
+
+/// Designator types.
+const T10_VENDOR: u8 = 1;
+const NAA: u8 = 3;
+
+impl Designator {
+    pub(super) fn new(kind: u8, name: &[u8]) -> Self {
+        let mut page = Page::new();
+        page.put(name);
+        Self { kind, name: page }
+    }
+    /// CODE SET: binary or ASCII.
+    pub(super) fn code_set(&self) -> u8 {
+        if self.kind == NAA { 1 } else { 2 }
+    }
+    /// DESIGNATOR TYPE
+    pub(super) fn kind(&self) -> u8 {
+        self.kind
+    }
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        self.name.as_bytes()
+    }
+    /// Whether both name the same.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.kind == other.kind && self.as_bytes() == other.as_bytes()
+    }
+}
 
 impl<B: BlockBackend> Disk<B> {
     /// Writes the page `code`, header and all.
@@ -28,7 +73,7 @@ impl<B: BlockBackend> Disk<B> {
                 if self.has_serial() {
                     body.u8(0x80);
                 }
-                body.put(&[0x83, 0x86, 0x87, 0xb0, 0xb1, 0xb2]);
+                body.put(&[0x83, 0x86, 0x87, 0x8f, 0xb0, 0xb1, 0xb2]);
                 true
             }
             0x80 => {
@@ -36,7 +81,7 @@ impl<B: BlockBackend> Disk<B> {
                 self.has_serial()
             }
             0x83 => {
-                self.designators(&mut body);
+                self.device_identification(&mut body);
                 true
             }
             0x86 => {
@@ -49,12 +94,17 @@ impl<B: BlockBackend> Disk<B> {
                 body.put(&[0x3f, 0xff, 0x00, 0]);
                 true
             }
+            0x8f => {
+                self.third_party_copy(&mut body);
+                true
+            }
             0xb0 => {
                 self.block_limits(&mut body);
                 true
             }
             0xb1 => {
-                body.u16(self.config.rotation_rate).pad_to(0x3c);
+                // WABEREQ and WACEREQ 01b: blocks can be read after SANITIZE has erased them.
+                body.u16(self.config.rotation_rate).u8(0).u8(0x50).pad_to(0x3c);
                 true
             }
             0xb2 => {
@@ -77,16 +127,22 @@ impl<B: BlockBackend> Disk<B> {
         !self.config.serial.is_empty()
     }
 
-    /// Device identification (SPC-5, 7.7.6): each designator has code set, association and type, 0, length.
-    fn designators(&self, body: &mut Body) {
-        if let Some(naa) = self.config.naa() {
-            // Binary, logical unit, NAA.
-            body.put(&[0x01, 0x03, 0, 8]).u64(naa);
-        }
-        // ASCII, logical unit, T10 vendor ID based: vendor, then what makes it unique.
+    /// The names of the logical unit, the best first.
+    pub(super) fn designators(&self) -> impl Iterator<Item = Designator> {
+        let naa = self.config.naa().map(|naa| Designator::new(NAA, &naa.to_be_bytes()));
+        // Vendor, then what makes it unique.
+        let mut text = Page::<60>::new();
         let serial = &self.config.serial;
-        body.put(&[0x02, 0x01, 0, (8 + 16 + serial.len()) as u8]);
-        body.ascii(&self.config.vendor, 8).ascii(&self.config.product, 16).ascii(serial, serial.len());
+        text.ascii(&self.config.vendor, 8).ascii(&self.config.product, 16).ascii(serial, serial.len());
+        naa.into_iter().chain([Designator { kind: T10_VENDOR, name: text }])
+    }
+
+    /// Device identification (SPC-5, 7.7.6): each designator has code set, association and type, 0, length.
+    fn device_identification(&self, body: &mut Body) {
+        for designator in self.designators() {
+            let name = designator.as_bytes();
+            body.put(&[designator.code_set(), designator.kind(), 0, name.len() as u8]).put(name);
+        }
         // Binary, target port, relative target port identifier.
         body.put(&[0x01, 0x14, 0, 4]).u32(TARGET_PORT);
     }
@@ -108,7 +164,39 @@ impl<B: BlockBackend> Disk<B> {
             body.put(&[0; 16]);
         }
         body.u64(MAX_PROVISION >> self.block_shift); // MAXIMUM WRITE SAME LENGTH
-        body.pad_to(0x3c); // no atomic writes
+        // The host writes a physical block as a whole, and no more: that much is atomic, without boundaries.
+        let atomic = self.atomic_blocks();
+        body.u32(atomic).u32(atomic).u32(atomic).u32(0).u32(0);
+    }
+
+    /// Blocks of one WRITE ATOMIC at most, in multiples of which it starts and ends; 0 without write access.
+    pub(super) fn atomic_blocks(&self) -> u32 {
+        if self.is_read_only() { 0 } else { 1 << self.physical_exponent() }
+    }
+
+    /// Third-party copy (SPC-4, 7.8.17; SBC-4, 6.6.9): descriptors of a type, a length, and fields.
+    fn third_party_copy(&self, body: &mut Body) {
+        // Block device ROD token limits.
+        let tokens = MAX_TOKEN_TRANSFER >> self.block_shift;
+        body.u16(0x0000).u16(0x20).put(&[0; 6]).u16(MAX_RANGES).u32(MAX_INACTIVITY).u32(DEFAULT_INACTIVITY);
+        body.u64(tokens).u64(tokens);
+        // Supported commands: operation code, number of service actions, service actions; padded.
+        let commands = [0x83, 4, 0x00, 0x01, 0x10, 0x11, 0x84, 5, 0x00, 0x03, 0x04, 0x05, 0x07];
+        body.u16(0x0001).u16(16).u8(commands.len() as u8).put(&commands).put(&[0; 2]);
+        // Parameter data.
+        body.u16(0x0004).u16(0x1c).put(&[0; 4]).u16(copy::MAX_CSCDS as u16).u16(copy::MAX_SEGMENTS as u16);
+        body.u32(copy::MAX_DESCRIPTORS as u32).put(&[0; 16]);
+        // Supported descriptors, and supported CSCD descriptor IDs beyond those of the list.
+        body.u16(0x0008).u16(4).put(&[3, 0x02, 0x0a, 0xe4]);
+        body.u16(0x000c).u16(4).u16(2).u16(0xffff);
+        // Supported ROD types: made and taken; taken only.
+        body.u16(0x0108).u16(4 + 2 * 64).put(&[0; 2]).u16(2 * 64);
+        for (rod, made) in [(ROD_CHANGE_VULNERABLE, 0x03), (ROD_ZERO, 0x02)] {
+            body.u32(rod).u8(made).put(&[0; 59]);
+        }
+        // General copy operations: copies, those with a list identifier, segment length, granularity of 512 bytes.
+        let held = copy::MAX_HELD as u32;
+        body.u16(0x8001).u16(0x20).u32(held).u32(held).u32(copy::MAX_SEGMENT as u32).u8(9).put(&[0; 19]);
     }
 
     /// Logical block provisioning (SBC-4, 6.6.6).

@@ -1,9 +1,9 @@
 //! Commands that replace everything on the medium: FORMAT UNIT (SBC-4, 5.4) and SANITIZE (SBC-4, 5.30).
 //!
-//! While one runs the medium is not ready, and sense data tells how far it is. IMMED only says that the initiator would
-//! not mind an early status; it comes at the end all the same.
+//! While one runs the medium is not ready, and sense data tells how far it is.
 
 use super::Disk;
+use super::copy::disk;
 use super::power::{Power, Work};
 use super::verify::CHUNK;
 use crate::iothread::Io;
@@ -12,7 +12,8 @@ use crate::scsi::DataBuffers;
 use crate::scsi::opcode::field;
 use crate::scsi::outcome::{Done, Outcome};
 use crate::scsi::sense::{Failure, PARAMETER_LIST_LENGTH_ERROR, SenseData};
-use crate::storage::{BlockBackend, ByteOffset, Durability, Span, Unmap};
+use crate::scsi::unit::Context;
+use crate::storage::{BlockBackend, ByteOffset, Durability, Image, Span};
 
 /// Bytes zeroed in one step: progress is told and an abort heeded in between.
 const STEP: u64 = 1 << 30;
@@ -20,6 +21,9 @@ const STEP: u64 = 1 << 30;
 /// FMTDATA and LONGLIST in byte 1 of FORMAT UNIT.
 const FMTDATA: u64 = 0x10;
 const LONGLIST: u64 = 0x20;
+/// IMMED and AUSE in byte 1 of SANITIZE.
+const IMMED: u64 = 0x80;
+const AUSE: u64 = 0x20;
 
 /// SANITIZE OVERWRITE parameter list: count and INVERT, then the length of the pattern, then the pattern.
 struct Overwrite {
@@ -28,31 +32,72 @@ struct Overwrite {
     pattern: SgList,
 }
 
-impl<B: BlockBackend> Disk<B> {
-    /// FORMAT UNIT: all blocks read as zeros afterwards. The block length stays.
-    pub(super) async fn format_unit(&self, io: &Io, cdb: &[u8], data: DataBuffers) -> Outcome {
-        let received = check_format_list(cdb, &data.data_out)?;
-        self.erase(io, Work::Format).await?;
-        Ok(Done::received(received))
-    }
+/// What to do to all blocks.
+enum Wipe {
+    /// Give them back, or else zero them.
+    Erase,
+    /// Write a pattern.
+    Overwrite(Overwrite),
+}
 
-    /// SANITIZE BLOCK ERASE: as far as this unit can reach, all blocks are given back, or else zeroed.
-    pub(super) async fn sanitize_block_erase(&self, io: &Io, cdb: &[u8]) -> Outcome {
-        if field(cdb, 7, 2) != 0 {
-            return Err(SenseData::cdb_field(7, Some(7)).into());
-        }
-        self.erase(io, Work::Sanitize).await?;
-        Ok(Done::good())
-    }
+/// FORMAT UNIT: all blocks read as zeros afterwards. The block length stays.
+pub(super) async fn format_unit(context: Context<'_>, cdb: &[u8], data: DataBuffers) -> Outcome {
+    let (received, immediate) = check_format_list(cdb, &data.data_out)?;
+    start(context, Work::Format, Wipe::Erase, immediate).await?;
+    Ok(Done::received(received))
+}
 
-    async fn erase(&self, io: &Io, work: Work) -> Result<(), Failure> {
+/// SANITIZE, but for EXIT FAILURE MODE. As far as this unit can reach, an erasure by blocks gives them back, and one of
+/// the key, there being none, does the same.
+pub(super) async fn sanitize(context: Context<'_>, cdb: &[u8], data: DataBuffers) -> Outcome {
+    let (options, len) = (field(cdb, 1, 1), field(cdb, 7, 2));
+    let overwrite = options & 0x1f == 1;
+    let wipe = match overwrite {
+        true => Wipe::Overwrite(disk(&context.path.unit).overwrite_list(len, &data.data_out)?),
+        false if len != 0 => return Err(SenseData::cdb_field(7, Some(7)).into()),
+        false => Wipe::Erase,
+    };
+    let work = Work::Sanitize { unrestricted_exit: options & AUSE != 0 };
+    start(context, work, wipe, options & IMMED != 0).await?;
+    Ok(Done::received(len))
+}
+
+/// Begins the work, and unless the initiator does not want to wait, does it. Resets and aborts do not end work that
+/// goes on by itself (SBC-4, 4.11.1).
+async fn start(context: Context<'_>, work: Work, wipe: Wipe, immediate: bool) -> Result<(), Failure> {
+    let unit = context.path.unit.clone();
+    disk(&unit).power.begin(work)?;
+    if !immediate {
+        return finish(context.io, disk(&unit), wipe).await;
+    }
+    let io = context.io.clone();
+    context.io.spawn(async move {
+        // The state of the medium tells what became of it.
+        let _ = finish(&io, disk(&unit), wipe).await;
+    });
+    Ok(())
+}
+
+async fn finish(io: &Io, disk: &Disk<Image>, wipe: Wipe) -> Result<(), Failure> {
+    let progress = Progress(&disk.power);
+    let result = match wipe {
+        Wipe::Erase => disk.erase(io, &progress).await,
+        Wipe::Overwrite(overwrite) => disk.overwrite(io, overwrite, &progress).await,
+    };
+    if result.is_err() {
+        disk.power.fail();
+    }
+    result
+}
+
+impl Disk<Image> {
+    async fn erase(&self, io: &Io, progress: &Progress<'_>) -> Result<(), Failure> {
         let total = self.blocks() << self.block_shift;
-        let progress = Progress::begin(&self.power, work)?;
-        let unmap = if self.is_thin() { Unmap::Allowed } else { Unmap::Keep };
+        let unmap = self.unmap_if_thin();
         let mut at = 0;
         while at < total {
             let span = Span { at: ByteOffset(at), len: STEP.min(total - at) };
-            self.image.zero(io, span, unmap).await?;
+            self.clear(io, span, unmap).await?;
             at += span.len;
             progress.at(0, at, total, 1);
         }
@@ -60,12 +105,9 @@ impl<B: BlockBackend> Disk<B> {
         Ok(())
     }
 
-    /// SANITIZE OVERWRITE: writes the initiator's pattern as often as it asks, with or without turning it over.
-    pub(super) async fn sanitize_overwrite(&self, io: &Io, cdb: &[u8], data: DataBuffers) -> Outcome {
-        let len = field(cdb, 7, 2);
-        let mut list = self.overwrite_list(len, &data.data_out)?;
+    /// Writes the initiator's pattern as often as it asks, with or without turning it over.
+    async fn overwrite(&self, io: &Io, mut list: Overwrite, progress: &Progress<'_>) -> Result<(), Failure> {
         let total = self.blocks() << self.block_shift;
-        let progress = Progress::begin(&self.power, Work::Sanitize)?;
         for pass in 0..list.passes {
             if pass > 0 && list.invert {
                 invert(&mut list.pattern);
@@ -74,18 +116,21 @@ impl<B: BlockBackend> Disk<B> {
             while at < total {
                 let part = FromGuest::new(list.pattern.window(0, CHUNK.min(total - at)));
                 let len = part.len();
-                self.image.write(io, ByteOffset(at), part, Durability::Cached).await?;
+                self.store(io, ByteOffset(at), part, Durability::Cached).await?;
                 at += len;
                 progress.at(pass, at, total, list.passes);
             }
             self.image.flush(io).await?;
         }
-        Ok(Done::received(len))
+        Ok(())
     }
 
     fn overwrite_list(&self, len: u64, list: &FromGuest) -> Result<Overwrite, Failure> {
         let mut header = [0; 4];
-        if len < 5 || list.len() < len {
+        if len < 5 || len > 4 + self.block_size() {
+            return Err(SenseData::cdb_field(7, Some(7)).into());
+        }
+        if list.len() < len {
             return Err(SenseData::illegal(PARAMETER_LIST_LENGTH_ERROR).into());
         }
         list.read_at(0, &mut header);
@@ -126,12 +171,12 @@ fn invert(pattern: &mut SgList) {
     }
 }
 
-/// Checks the parameter list of FORMAT UNIT (SBC-4, 5.4.2) and returns its length.
-fn check_format_list(cdb: &[u8], list: &FromGuest) -> Result<u64, SenseData> {
+/// Checks the parameter list of FORMAT UNIT (SBC-4, 5.4.2) and returns its length, and IMMED.
+fn check_format_list(cdb: &[u8], list: &FromGuest) -> Result<(u64, bool), SenseData> {
     let options = field(cdb, 1, 1);
     if options & FMTDATA == 0 {
         // The rest of the byte belongs to the list.
-        return if options == 0 { Ok(0) } else { Err(SenseData::cdb_field(1, Some(4))) };
+        return if options == 0 { Ok((0, false)) } else { Err(SenseData::cdb_field(1, Some(4))) };
     }
     let (len, defects_at, defects_len) = if options & LONGLIST == 0 { (4, 2, 2) } else { (8, 4, 4) };
     let mut header = [0; 8];
@@ -149,18 +194,13 @@ fn check_format_list(cdb: &[u8], list: &FromGuest) -> Result<u64, SenseData> {
     if field(header, defects_at, defects_len) != 0 {
         return Err(SenseData::parameter_field(defects_at as u16, None));
     }
-    Ok(len as u64)
+    Ok((len as u64, field(header, 1, 1) & 0x02 != 0))
 }
 
 /// Keeps the medium not ready while work is done on all of it; ready again when dropped.
 struct Progress<'a>(&'a Power);
 
-impl<'a> Progress<'a> {
-    fn begin(power: &'a Power, work: Work) -> Result<Self, Failure> {
-        power.begin(work)?;
-        Ok(Self(power))
-    }
-
+impl Progress<'_> {
     /// `done` of `total` bytes in pass number `pass` of `passes`.
     fn at(&self, pass: u64, done: u64, total: u64, passes: u64) {
         // PROGRESS INDICATION is a numerator over 65536 (SPC-5, 4.4.2.4.4).

@@ -44,11 +44,11 @@ fn request_sense_takes_attention(i: &mut dyn Initiator) {
 
 fn inquiry(i: &mut dyn Initiator) {
     let data = exact(i, &[0x12, 0, 0, 0, 96, 0], &[], 96);
-    assert_eq!(data[..8], [0x00, 0x00, 0x07, 0x12, 91, 0, 0, 0x02]);
+    assert_eq!(data[..8], [0x00, 0x00, 0x06, 0x12, 91, 0x08, 0, 0x02]);
     assert_eq!(&data[8..36], b"ACME    CONFORMANCE     2.71");
-    // Version descriptors: SAM-6, SPC-5, SBC-4.
-    assert_eq!(data[58..64], [0x00, 0xc0, 0x05, 0xc0, 0x06, 0x00]);
-    assert!(data[64..].iter().all(|byte| *byte == 0));
+    // Version descriptors: SAM-5, SPC-4, SBC-3, SPC-5, SBC-4.
+    assert_eq!(data[58..68], [0x00, 0xa0, 0x04, 0x60, 0x04, 0xc0, 0x05, 0xc0, 0x06, 0x00]);
+    assert!(data[68..].iter().all(|byte| *byte == 0));
 }
 
 fn inquiry_allocation_length(i: &mut dyn Initiator) {
@@ -85,7 +85,7 @@ fn vpd_list(i: &mut dyn Initiator) {
     let pages = &data[4..4 + count];
     assert_eq!(data[..3], [0, 0, 0]);
     assert!(pages.windows(2).all(|pair| pair[0] < pair[1]), "ascending: {pages:02x?}");
-    for page in [0x00, 0x80, 0x83, 0x86, 0x87, 0xb0, 0xb1, 0xb2] {
+    for page in [0x00, 0x80, 0x83, 0x86, 0x87, 0x8f, 0xb0, 0xb1, 0xb2] {
         assert!(pages.contains(&page), "{page:02x}");
     }
     for page in 0..=0xff {
@@ -122,11 +122,13 @@ fn vpd_block_limits(i: &mut dyn Initiator) {
     assert_eq!(data[4] & 1, 1, "WSNZ");
     assert_eq!(data[5], 128, "64 KiB a COMPARE AND WRITE");
     assert_eq!(data[8..12], 65536u32.to_be_bytes(), "32 MiB a transfer");
-    assert_eq!(data[20..24], (1u32 << 21).to_be_bytes(), "1 GiB an UNMAP");
+    assert_eq!(data[20..24], (1u32 << 20).to_be_bytes(), "512 MiB an UNMAP");
     assert_eq!(data[24..28], 256u32.to_be_bytes());
     assert_eq!(data[28..32], 8u32.to_be_bytes(), "granularity 4096");
     assert_eq!(data[32..36], [0x80, 0, 0, 0], "aligned to LBA 0");
-    assert_eq!(data[36..44], (1u64 << 21).to_be_bytes(), "1 GiB a WRITE SAME");
+    assert_eq!(data[36..44], (1u64 << 20).to_be_bytes(), "512 MiB a WRITE SAME");
+    // Atomic writes: length, alignment and granularity are those of a physical block; no boundaries.
+    assert_eq!(data[44..64], [0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0]);
 }
 
 fn vpd_characteristics(i: &mut dyn Initiator) {

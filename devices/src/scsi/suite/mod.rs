@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod blocks;
+mod copies;
 #[cfg(test)]
 mod fuzz;
 mod identity;
@@ -21,6 +22,8 @@ mod persistent;
 mod provisioning;
 #[cfg(test)]
 mod races;
+#[cfg(test)]
+mod speed;
 
 pub use crate::testing::{Operation, RecordingDisk};
 
@@ -81,7 +84,10 @@ pub type Test = fn(&mut dyn Initiator);
 
 /// All tests by name; each needs a fresh disk.
 pub fn tests() -> impl Iterator<Item = (&'static str, Test)> {
-    [identity::TESTS, blocks::TESTS, modes::TESTS, provisioning::TESTS].into_iter().flatten().copied()
+    [identity::TESTS, blocks::TESTS, modes::TESTS, provisioning::TESTS, copies::TESTS]
+        .into_iter()
+        .flatten()
+        .copied()
 }
 
 /// Fetches unit attentions until there are none.

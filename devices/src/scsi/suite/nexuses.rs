@@ -329,7 +329,7 @@ fn identity_is_what_was_configured() {
     // Without serial number and name there is no page 80h and no NAA designator.
     let (_target, _, mut a, _) = rig(DiskConfig { serial: String::new(), wwn: None, ..config() });
     let data = good(&mut a, &[0x12, 1, 0, 0, 64, 0], &[], 64);
-    assert_eq!(data[..11], [0, 0, 0, 7, 0x00, 0x83, 0x86, 0x87, 0xb0, 0xb1, 0xb2]);
+    assert_eq!(data[..12], [0, 0, 0, 8, 0x00, 0x83, 0x86, 0x87, 0x8f, 0xb0, 0xb1, 0xb2]);
     assert_eq!(good(&mut a, &[0x12, 1, 0x83, 0, 64, 0], &[], 64)[4..6], [0x02, 0x01]);
     // From a serial number alone comes a locally assigned name, the same every time.
     let (_target, _, mut a, _) = rig(DiskConfig { wwn: None, ..config() });

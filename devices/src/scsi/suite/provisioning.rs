@@ -125,19 +125,27 @@ fn write_same_refusals(i: &mut dyn Initiator) {
     // WSNZ; ANCHOR; more than MAXIMUM WRITE SAME LENGTH; beyond the end.
     bad_field(i, &[0x41, 0, 0, 0, 0, 0, 0, 0, 0, 0], &block, 0, 7, None);
     bad_field(i, &[0x93, 0x18, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0], &block, 0, 1, Some(4));
-    bad_field(i, &[0x93, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x20, 0, 1, 0, 0], &block, 0, 10, None);
+    bad_field(i, &[0x93, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 1, 0, 0], &block, 0, 10, None);
     let sense = check(i, &[0x41, 0, 0, 0, 0x3f, 0xff, 0, 0, 2, 0], &block, 0, (0x5, 0x21, 0x00));
     assert_eq!(sense[3..7], [0, 0, 0x40, 0]);
 }
 
 fn get_lba_status(i: &mut dyn Initiator) {
     settle(i);
-    let cdb = [0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 24, 0, 0];
+    write(i, 0, &blocks_of(9, 64));
+    let list = list(&[(8, 16)]);
+    exact(i, &unmap_cdb(&list), &list, 0);
+    // From LBA 4: four blocks mapped, 16 deallocated, 40 mapped, and the rest was never written.
+    let cdb = [0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 72, 0, 0];
+    let data = exact(i, &cdb, &[], 72);
+    assert_eq!(data[..8], [0, 0, 0, 68, 0, 0, 0, 0]);
+    let runs: Vec<_> = data[8..].chunks(16).map(|d| (d[7], d[8..12].to_vec(), d[12])).collect();
+    let run = |lba: u8, blocks: u32, status: u8| (lba, blocks.to_be_bytes().to_vec(), status);
+    assert_eq!(runs, [run(4, 4, 0), run(8, 16, 1), run(24, 40, 0), run(64, 0x3fc0, 1)]);
+    // One descriptor fits: it says no more than is so.
+    let cdb = [0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 24, 0, 0];
     let data = exact(i, &cdb, &[], 24);
-    assert_eq!(data[..4], 20u32.to_be_bytes());
-    assert_eq!(data[8..16], 0x1000u64.to_be_bytes());
-    assert_eq!(data[16..20], 0x3000u32.to_be_bytes());
-    assert_eq!(data[20] & 0x0f, 0, "mapped or unknown");
+    assert_eq!((&data[..4], &data[16..21]), (&20u32.to_be_bytes()[..], &[0, 0, 0, 16, 1][..]));
     check(i, &[0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0x40, 0, 0, 0, 0, 24, 0, 0], &[], 24, (0x5, 0x21, 0x00));
 }
 
@@ -145,8 +153,8 @@ fn format_unit(i: &mut dyn Initiator) {
     settle(i);
     for (cdb, list) in [
         ([0x04, 0, 0, 0, 0, 0], &[][..]),
-        ([0x04, 0x10, 0, 0, 0, 0], &[0, 0x02, 0, 0]),
-        ([0x04, 0x30, 0, 0, 0, 0], &[0, 0x02, 0, 0, 0, 0, 0, 0]),
+        ([0x04, 0x10, 0, 0, 0, 0], &[0, 0, 0, 0]),
+        ([0x04, 0x30, 0, 0, 0, 0], &[0, 0, 0, 0, 0, 0, 0, 0]),
     ] {
         write(i, 0, &blocks_of(8, 8));
         exact(i, &cdb, list, 0);
@@ -163,9 +171,11 @@ fn format_unit(i: &mut dyn Initiator) {
 
 fn sanitize(i: &mut dyn Initiator) {
     settle(i);
-    write(i, 0, &blocks_of(8, 8));
-    exact(i, &[0x48, 0x82, 0, 0, 0, 0, 0, 0, 0, 0], &[], 0);
-    assert_eq!(read(i, 0, 8), vec![0; 8 * BLOCK]);
+    for action in [0x02, 0x03] {
+        write(i, 0, &blocks_of(8, 8));
+        exact(i, &[0x48, action, 0, 0, 0, 0, 0, 0, 0, 0], &[], 0);
+        assert_eq!(read(i, 0, 8), vec![0; 8 * BLOCK]);
+    }
     // Overwrite twice with a pattern of three bytes, inverted the second time.
     let list = [0x82, 0, 0, 3, 0x11, 0x22, 0x33];
     exact(i, &[0x48, 0x01, 0, 0, 0, 0, 0, 0, 7, 0], &list, 0);
@@ -176,6 +186,8 @@ fn sanitize(i: &mut dyn Initiator) {
     check(i, &[0x48, 0x01, 0, 0, 0, 0, 0, 0, 7, 0], &[0x00, 0, 0, 3, 1, 2, 3], 0, (0x5, 0x26, 0x00));
     check(i, &[0x48, 0x01, 0, 0, 0, 0, 0, 0, 6, 0], &[0x01, 0, 0, 3, 1, 2], 0, (0x5, 0x1a, 0x00));
     exact(i, &[0x48, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0], &[], 0);
-    // Cryptographic erase: there are no keys.
-    bad_field(i, &[0x48, 0x03, 0, 0, 0, 0, 0, 0, 0, 0], &[], 0, 1, Some(4));
+    // PARAMETER LIST LENGTH: 5 to one block and 4.
+    bad_field(i, &[0x48, 0x01, 0, 0, 0, 0, 0, 0, 4, 0], &[1, 0, 0, 1], 0, 7, Some(7));
+    bad_field(i, &[0x48, 0x01, 0, 0, 0, 0, 0, 2, 5, 0], &[1; 517], 0, 7, Some(7));
+    bad_field(i, &[0x48, 0x04, 0, 0, 0, 0, 0, 0, 0, 0], &[], 0, 1, Some(4));
 }

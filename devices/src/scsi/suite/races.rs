@@ -15,7 +15,10 @@ use crate::scsi::{
 
 const THREADS: u64 = 4;
 const TASKS: u64 = 8;
+/// Commands of one task in the short form.
 const ROUNDS: u64 = 150;
+/// And in the long one: over a million commands in all.
+const MANY_ROUNDS: u64 = 16_000;
 
 /// Ends of commands, by kind.
 #[derive(Default)]
@@ -84,8 +87,8 @@ fn attribute(n: u64) -> TaskAttribute {
     }
 }
 
-async fn commands(nexus: &Nexus, io: &Io, task: u64, ends: &Ends) {
-    for round in 0..ROUNDS {
+async fn commands(nexus: &Nexus, io: &Io, task: u64, rounds: u64, ends: &Ends) {
+    for round in 0..rounds {
         let mut request = match round % 3 {
             0 => Request::new(&[0x2a, 0, 0, 0, 0, task as u8, 0, 0, 1, 0], &[round as u8; BLOCK], 0),
             1 => Request::new(&[0x28, 0, 0, 0, 0, task as u8, 0, 0, 1, 0], &[], BLOCK),
@@ -105,9 +108,9 @@ async fn commands(nexus: &Nexus, io: &Io, task: u64, ends: &Ends) {
     }
 }
 
-async fn managers(nexus: &Nexus, io: &Io, task: u64) {
+async fn managers(nexus: &Nexus, io: &Io, task: u64, rounds: u64) {
     let lun = Lun::default();
-    for round in 0..ROUNDS / 2 {
+    for round in 0..rounds / 2 {
         let function = match (task + round) % 16 {
             0 => TaskManagement::LogicalUnitReset(lun),
             1 => TaskManagement::NexusReset,
@@ -132,15 +135,15 @@ async fn yield_once() {
     .await;
 }
 
-fn worker(target: &Arc<Target>, shared: Option<&Arc<Nexus>>, ends: &Ends) {
+fn worker(target: &Arc<Target>, shared: Option<&Arc<Nexus>>, rounds: u64, ends: &Ends) {
     let io = Io::for_test();
     let nexus = shared.cloned().unwrap_or_else(|| Nexus::new(target.clone(), None));
     let mut tasks: Vec<Pin<Box<dyn Future<Output = ()> + '_>>> = Vec::new();
     for task in 0..TASKS {
-        tasks.push(Box::pin(commands(&nexus, &io, task, ends)));
+        tasks.push(Box::pin(commands(&nexus, &io, task, rounds, ends)));
     }
-    tasks.push(Box::pin(managers(&nexus, &io, 1)));
-    tasks.push(Box::pin(managers(&nexus, &io, 9)));
+    tasks.push(Box::pin(managers(&nexus, &io, 1, rounds)));
+    tasks.push(Box::pin(managers(&nexus, &io, 9, rounds)));
     run_all(tasks);
 }
 
@@ -155,7 +158,17 @@ fn gate(image: &RecordingDisk, working: &AtomicUsize) {
     image.hold(false);
 }
 
-fn race(shared: bool) {
+/// Takes the unit away and brings another one with the same image, until all workers are done.
+fn swap(target: &Target, image: &Arc<Image>, working: &AtomicUsize) {
+    while working.load(Ordering::SeqCst) > 0 {
+        assert!(super::local::block_on(target.detach(Lun::default())), "there was a unit");
+        let disk = Disk::new(image.clone(), config()).unwrap();
+        target.attach(Lun::default(), LogicalUnit::Disk(disk)).unwrap();
+        thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
+
+fn race(shared: bool, removal: bool, rounds: u64) {
     let image = Arc::new(Image::Recording(image()));
     let target = target_of(LogicalUnit::Disk(Disk::new(image.clone(), config()).unwrap()));
     let nexus = shared.then(|| Nexus::new(target.clone(), None));
@@ -164,13 +177,16 @@ fn race(shared: bool) {
     thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {
-                worker(&target, nexus.as_ref(), &ends);
+                worker(&target, nexus.as_ref(), rounds, &ends);
                 working.fetch_sub(1, Ordering::SeqCst);
             });
         }
         scope.spawn(|| gate(ram, &working));
+        if removal {
+            scope.spawn(|| swap(&target, &image, &working));
+        }
     });
-    assert_eq!(ends.all(), THREADS * TASKS * ROUNDS, "each command ends once");
+    assert_eq!(ends.all(), THREADS * TASKS * rounds, "each command ends once");
     for (kind, count) in [("good", &ends.good), ("aborted", &ends.aborted), ("reset", &ends.reset)] {
         assert!(count.load(Ordering::SeqCst) > 0, "no command ended as {kind}: the race tests nothing");
     }
@@ -186,10 +202,23 @@ fn race(shared: bool) {
 
 #[test]
 fn several_initiators() {
-    race(false);
+    race(false, false, ROUNDS);
 }
 
 #[test]
 fn one_initiator_on_several_threads() {
-    race(true);
+    race(true, false, ROUNDS);
+}
+
+#[test]
+fn units_come_and_go() {
+    race(false, true, ROUNDS);
+}
+
+/// `cargo test --release -p devices races -- --ignored`
+#[test]
+#[ignore = "takes minutes"]
+fn a_million_commands() {
+    race(false, true, MANY_ROUNDS);
+    race(true, true, MANY_ROUNDS);
 }

@@ -31,7 +31,7 @@ use super::error::Action;
 use super::gate::{Access, Gate};
 use super::raw::fill_zeros;
 use super::{
-    BlockBackend, BlockError, BlockErrorKind, ByteOffset, CacheMode, Durability, Geometry, OpenError,
+    BlockBackend, BlockError, BlockErrorKind, ByteOffset, CacheMode, Durability, Extent, Geometry, OpenError,
     RawImage, Sharing, Span, Unmap,
 };
 use crate::iothread::{Hold, Io, IoThread};
@@ -301,6 +301,16 @@ impl BlockBackend for Qcow2Image {
         }
         Ok(())
     }
+
+    async fn extent(&self, io: &Io, span: Span) -> Result<Extent, BlockError> {
+        let chain = &self.inner;
+        chain.check(Action::Read, span.at.0, span.len)?;
+        let _hold = chain.gate.enter(span.at.0..span.at.0 + span.len, Access::Write, 0).await;
+        let (piece, len) = chain.resolve(io, span.at.0, span.len).await?;
+        Ok(Extent { allocated: !matches!(piece, Piece::Zero), len })
+    }
+
+    async fn refresh(&self, _: &Io) {}
 }
 
 impl Drop for Qcow2Image {

@@ -150,7 +150,7 @@ fn open_layer(file: RawImage, path: &Path, read_only: bool) -> Result<Layer, Ope
         meta.reftable_at = header.reftable_at;
         reserve(&mut meta, &header);
         prepare(&plain, &file, &header).map_err(|e| failed("cannot prepare the image for writing", e))?;
-        file.refresh()?;
+        file.measure()?;
         let regular = plain.metadata().is_ok_and(|m| m.is_file());
         // What is beyond the end of a device was used by others.
         meta.virgin = if regular { len.div_ceil(header.cluster()) } else { u64::MAX };

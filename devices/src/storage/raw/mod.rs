@@ -12,9 +12,10 @@ use std::sync::{Arc, Mutex};
 use super::bounce::{Bounce, Direct};
 use super::error::Action;
 use super::lock::Sharing;
+use super::sys;
 use super::{
-    BlockBackend, BlockError, BlockErrorKind, ByteOffset, CacheMode, Durability, Geometry, OpenError, Span,
-    Unmap,
+    BlockBackend, BlockError, BlockErrorKind, ByteOffset, CacheMode, Durability, Extent, Geometry, OpenError,
+    Span, Unmap,
 };
 use crate::iothread::{Hold, Io};
 use crate::mem::{FromGuest, ToGuest};
@@ -83,7 +84,7 @@ impl RawImage {
             cannot_punch: AtomicBool::new(false),
             cannot_zero: AtomicBool::new(false),
         };
-        let len = image.refresh()?;
+        let len = image.measure()?;
         if len < SECTOR {
             let message = "is too short for a disk image, which has 512 bytes at least";
             return Err(OpenError::new(format!("{name} {message}")));
@@ -92,7 +93,7 @@ impl RawImage {
     }
 
     /// Asks the host for the length again, which may have grown; returns what the guest may use, in bytes.
-    pub fn refresh(&self) -> Result<u64, OpenError> {
+    pub(in crate::storage) fn measure(&self) -> Result<u64, OpenError> {
         let len = open::length(&self.host.file)
             .map_err(|e| OpenError::host(format!("{}: cannot find out its length", self.host.name), e))?;
         let excess = len % SECTOR;
@@ -103,6 +104,15 @@ impl RawImage {
             );
         }
         Ok(len - excess)
+    }
+
+    /// As [`RawImage::measure`], without waiting for the host on this thread. An image that became shorter is left as it
+    /// was: its end fails to be read, and the guest hears of that.
+    async fn grow(&self, io: &Io) {
+        let file = self.host.file.clone();
+        if let Ok(Ok(len)) = io.blocking(move || open::length(&file)).await {
+            self.host_len.fetch_max(len, Ordering::Relaxed);
+        }
     }
 
     /// Where the part of the image starts that direct I/O cannot reach, if there is one.
@@ -207,6 +217,22 @@ impl BlockBackend for RawImage {
     async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {
         self.check(Action::Zero, span.at.0, span.len)?;
         self.make_zero(io, span.at.0, span.len, unmap, &Hold::none()).await
+    }
+
+    async fn extent(&self, io: &Io, span: Span) -> Result<Extent, BlockError> {
+        self.check(Action::Read, span.at.0, span.len)?;
+        let (file, at, end) = (self.host.file.clone(), span.at.0, span.at.0 + span.len);
+        // On a network file system the host may have to ask the server.
+        let found = io.blocking(move || sys::stored(&file, at, end)).await;
+        match found {
+            Ok(Ok((allocated, until))) => Ok(Extent { allocated, len: until - at }),
+            Ok(Err(_)) => Ok(Extent { allocated: true, len: span.len }),
+            Err(e) => Err(self.host.error(Action::Read, at, span.len, e)),
+        }
+    }
+
+    async fn refresh(&self, io: &Io) {
+        self.grow(io).await
     }
 }
 

@@ -172,8 +172,27 @@ fn a_file_that_shrinks_or_grows_is_noticed() {
         assert!(error.context.contains("truncated"), "{error}");
         inner.set_len(16384 + 511).unwrap();
         assert_eq!(image.geometry().len, 8192);
-        assert_eq!(image.refresh().unwrap(), 16384);
+        image.refresh(&io).await;
         assert_eq!(image.geometry().len, 16384);
+    });
+}
+
+#[test]
+fn holes_take_no_space() {
+    let file = file_of(3 << 20);
+    let image = open(&file, CacheMode::Writeback).unwrap();
+    file.as_file().write_all_at(&[1; 65536], 1 << 20).unwrap();
+    on_io_thread(move |io| async move {
+        let mut extents = Vec::new();
+        let mut at = 0;
+        while at < 3 << 20 {
+            let span = Span { at: ByteOffset(at), len: (3 << 20) - at };
+            let extent = image.extent(&io, span).await.unwrap();
+            extents.push((at, extent.allocated, extent.len));
+            at += extent.len;
+        }
+        let (mib, data) = (1 << 20, 65536);
+        assert_eq!(extents, [(0, false, mib), (mib, true, data), (mib + data, false, 2 * mib - data)]);
     });
 }
 

@@ -1,0 +1,185 @@
+//! Third-party copy (SPC-4, 5.16): copies that never pass through the guest.
+//!
+//! EXTENDED COPY names its devices (CSCDs) by the designators of VPD page 83h, WRITE USING TOKEN by a token that
+//! POPULATE TOKEN made. Both end here in host memory between two images.
+
+mod list;
+mod results;
+mod token;
+
+use std::sync::Arc;
+
+use self::list::{Cscd, CscdId, List, Segment};
+use self::results::Held;
+pub(super) use self::results::{Copies, receive};
+pub(super) use self::token::{populate_token, write_using_token};
+use super::Disk;
+use super::vpd::Designator;
+use crate::iothread::Io;
+use crate::mem::{FromGuest, ToGuest};
+use crate::scsi::DataBuffers;
+use crate::scsi::opcode::{Properties, field};
+use crate::scsi::outcome::{Done, Outcome};
+use crate::scsi::sense::{
+    COPY_TARGET_NOT_REACHABLE, Failure, LBA_OUT_OF_RANGE, NO_ADDITIONAL_SENSE, PARAMETER_LIST_LENGTH_ERROR,
+    SenseData, SenseKey, THIRD_PARTY_DEVICE_FAILURE, UNEXPECTED_INEXACT_SEGMENT,
+};
+use crate::scsi::unit::{Context, LogicalUnit, Unit};
+use crate::storage::{BlockBackend, ByteOffset, Durability, Image, Span};
+
+/// Most CSCD descriptors of one list.
+pub(super) const MAX_CSCDS: usize = 16;
+/// Most segment descriptors of one list.
+pub(super) const MAX_SEGMENTS: usize = 64;
+/// Longest descriptors of one list together, in bytes: all of both kinds at their longest.
+pub(super) const MAX_DESCRIPTORS: usize = MAX_CSCDS * 32 + MAX_SEGMENTS * 28;
+/// Longest segment, in bytes.
+pub(super) const MAX_SEGMENT: u64 = 256 << 20;
+/// Copies held for RECEIVE COPY RESULTS, over all initiators.
+pub(super) const MAX_HELD: usize = 32;
+/// Bytes copied at a time.
+const CHUNK: u64 = 1 << 20;
+
+/// The disk behind a unit.
+pub(super) fn disk(unit: &Unit) -> &Disk<Image> {
+    match &unit.logical {
+        LogicalUnit::Disk(disk) => disk,
+    }
+}
+
+/// EXTENDED COPY (LID1) and (LID4): SPC-4, 6.4 and 6.5.
+pub(super) async fn extended_copy(context: Context<'_>, cdb: &[u8], data: DataBuffers) -> Outcome {
+    let len = field(cdb, 10, 4);
+    if len == 0 {
+        return Ok(Done::good());
+    }
+    let lid4 = field(cdb, 1, 1) & 0x1f == 1;
+    let mut copy = [0; list::MAX_LIST];
+    let bytes = usize::try_from(len).ok().and_then(|len| copy.get_mut(..len));
+    let bytes = bytes.ok_or(SenseData::illegal(PARAMETER_LIST_LENGTH_ERROR))?;
+    if data.data_out.read_at(0, bytes) < bytes.len() {
+        return Err(SenseData::illegal(PARAMETER_LIST_LENGTH_ERROR).into());
+    }
+    let list = List::parse(bytes, lid4)?;
+    let mut held = Held::new(context.path.nexus, list.id, if lid4 { 1 } else { 0 });
+    let mut result = Ok(Done::received(len));
+    for (index, segment) in list.segments().enumerate() {
+        match run(context, &list, &segment).await {
+            Ok(bytes) => held.progress(bytes),
+            Err(failure) => {
+                let sense = aborted(failure, index as u16);
+                held.fail(sense);
+                result = Ok(Done::received(len).but(sense));
+                break;
+            }
+        }
+    }
+    if list.keeps_result {
+        disk(&context.path.unit).copies.keep(held);
+    }
+    result
+}
+
+/// What a copy is told when a segment could not be done.
+fn aborted(failure: Failure, segment: u16) -> SenseData {
+    let code = match failure {
+        Failure::Check(sense) if sense.is(SenseKey::CopyAborted) => {
+            return sense.with_command(segment.into());
+        }
+        Failure::Check(sense) if sense.code() == LBA_OUT_OF_RANGE => NO_ADDITIONAL_SENSE,
+        _ => THIRD_PARTY_DEVICE_FAILURE,
+    };
+    // COMMAND-SPECIFIC INFORMATION: the number of the segment descriptor in its last two bytes (SPC-4, 5.16.7.4).
+    SenseData::new(SenseKey::CopyAborted, code).with_command(segment.into())
+}
+
+/// Copies one segment; returns how many bytes.
+async fn run(context: Context<'_>, list: &List<'_>, segment: &Segment) -> Result<u64, Failure> {
+    let source = find(context, list, segment.source)?;
+    let target = find(context, list, segment.target)?;
+    let (from, to) = (disk(&source), disk(&target));
+    let unit = if segment.counts_target { to.block_size() } else { from.block_size() };
+    let len = if segment.in_bytes { segment.count } else { segment.count * unit };
+    let at = |disk: &Disk<Image>, lba: u64, offset: u64| {
+        lba.checked_mul(disk.block_size()).and_then(|at| at.checked_add(offset)).unwrap_or(u64::MAX)
+    };
+    let source_at = at(from, segment.source_lba, segment.source_offset);
+    let target_at = at(to, segment.target_lba, segment.target_offset);
+    let inexact = SenseData::new(SenseKey::CopyAborted, UNEXPECTED_INEXACT_SEGMENT);
+    let whole = |disk: &Disk<Image>, at: u64| (at | len).is_multiple_of(disk.block_size());
+    if at_end(from, source_at, len) || at_end(to, target_at, len) {
+        return Err(SenseData::illegal(LBA_OUT_OF_RANGE).into());
+    }
+    if !whole(from, source_at) || !whole(to, target_at) {
+        return Err(inexact.into());
+    }
+    source.admits(context.path.nexus, READ.access(), false)?;
+    target.admits(context.path.nexus, WRITE.access(), false)?;
+    from.usable(READ)?;
+    to.usable(WRITE)?;
+    copy(context.io, from, source_at, to, target_at, len).await?;
+    Ok(len)
+}
+
+const READ: Properties = Properties::MEDIUM.and(Properties::READ);
+const WRITE: Properties = Properties::MEDIUM.and(Properties::WRITE);
+
+fn at_end(disk: &Disk<Image>, at: u64, len: u64) -> bool {
+    let end = disk.blocks() << disk.block_shift;
+    at.checked_add(len).is_none_or(|stop| stop > end)
+}
+
+/// The unit that a CSCD descriptor identifies: this one, or another one that the initiator has in this machine.
+fn find(context: Context<'_>, list: &List<'_>, id: CscdId) -> Result<Arc<Unit>, Failure> {
+    let own = &context.path.unit;
+    let wanted = match list.cscd(id) {
+        Some(Cscd::Own) => return Ok(own.clone()),
+        Some(Cscd::Designated(designator)) => designator,
+        None => return Err(unreachable()),
+    };
+    let names = |unit: &Unit| disk(unit).designators().any(|designator: Designator| designator.is(&wanted));
+    if names(own) {
+        return Ok(own.clone());
+    }
+    context.nexus.target().reachable().into_iter().find(|unit| names(unit)).ok_or_else(unreachable)
+}
+
+fn unreachable() -> Failure {
+    SenseData::new(SenseKey::CopyAborted, COPY_TARGET_NOT_REACHABLE).into()
+}
+
+/// Moves `len` bytes through host memory. Where the ranges overlap, what is overwritten has been read before.
+async fn copy(
+    io: &Io,
+    from: &Disk<Image>,
+    source: u64,
+    to: &Disk<Image>,
+    target: u64,
+    len: u64,
+) -> Result<(), Failure> {
+    if len == 0 {
+        return Ok(());
+    }
+    let backwards = std::ptr::eq(from, to) && target > source;
+    let scratch = to.scratch(CHUNK.min(len))?;
+    let durability = to.durability(0);
+    let mut done = 0;
+    while done < len {
+        let step = CHUNK.min(len - done);
+        let at = if backwards { len - done - step } else { done };
+        from.image.read(io, ByteOffset(source + at), ToGuest::new(scratch.window(0, step))).await?;
+        let part = FromGuest::new(scratch.window(0, step));
+        to.store(io, ByteOffset(target + at), part, durability).await?;
+        done += step;
+    }
+    Ok(())
+}
+
+/// Zeros `span` on behalf of a token that stands for zeros.
+async fn zero(io: &Io, to: &Disk<Image>, span: Span) -> Result<(), Failure> {
+    to.clear(io, span, to.unmap_if_thin()).await?;
+    if to.durability(0) == Durability::Stable {
+        to.image.flush(io).await?;
+    }
+    Ok(())
+}
