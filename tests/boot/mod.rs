@@ -5,6 +5,7 @@ mod disk;
 mod ends;
 mod hardware;
 mod messages;
+mod virtio;
 
 use testbed::runner::Test;
 
@@ -24,4 +25,12 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "disk-kill-writeback", run: disk::kill_writeback },
     Test { name: "debian-13", run: debian::trixie },
     Test { name: "debian-12", run: debian::bookworm },
+];
+
+/// Tests that take too long for every run: `testbed boot-tests --soak`.
+pub(crate) const SOAK: &[Test] = &[
+    Test { name: "virtio-queues", run: virtio::queues },
+    Test { name: "virtio-hotplug-12", run: virtio::hotplug_kernel12 },
+    Test { name: "virtio-hotplug-13", run: virtio::hotplug_kernel13 },
+    Test { name: "soak-virtio-hotplug-500", run: virtio::hotplug_many },
 ];

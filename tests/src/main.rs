@@ -11,7 +11,7 @@ use testbed::guest::{HbaKind, Vmm};
 use testbed::host::{Event, Process};
 use testbed::kernel::Debian;
 use testbed::level1::Level1;
-use testbed::runner::{self, Count};
+use testbed::runner::{self, Count, Test};
 use testbed::wire::Launch;
 use testbed::{agent, bench, ci, demo, report};
 
@@ -57,6 +57,9 @@ enum Cmd {
         /// Run the guests under QEMU instead of our VMM.
         #[arg(long)]
         qemu: bool,
+        /// The long tests, which CI does not run.
+        #[arg(long)]
+        soak: bool,
         /// Run only tests whose name holds one of these.
         filters: Vec<String>,
     },
@@ -88,6 +91,14 @@ enum Cmd {
     },
     /// Run everything that has to pass before a change is taken.
     Ci,
+    /// Send one line to a control socket and print the answer (used by tests).
+    #[command(hide = true)]
+    Ask {
+        /// The socket.
+        socket: String,
+        /// The request.
+        line: String,
+    },
     /// Serve a test bed (used by the test bed itself).
     #[command(hide = true)]
     Agent {
@@ -139,7 +150,10 @@ fn run(command: Cmd) -> Result<ExitCode> {
         Cmd::Level1 { action } => level1(action),
         Cmd::Exec { words } => exec(words),
         Cmd::Demo { quick, qemu } => demo::run(quick, which(qemu)).map(|()| ExitCode::SUCCESS),
-        Cmd::BootTests { list, qemu, filters } => Ok(boot_tests(list, which(qemu), &filters)?),
+        Cmd::BootTests { list, qemu, soak, filters } => {
+            let tests = if soak { boot::SOAK } else { boot::TESTS };
+            Ok(boot_tests(tests, list, which(qemu), &filters)?)
+        }
         Cmd::Bench { what, rounds, qemu, hba, quick, cpus, only, key } => {
             let bed = Bed::new()?;
             let which: &[Vmm] = if qemu { &[Vmm::Qemu] } else { &[Vmm::Ours, Vmm::Qemu] };
@@ -158,6 +172,7 @@ fn run(command: Cmd) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Cmd::Ci => Ok(if ci::run(boot::TESTS) { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        Cmd::Ask { socket, line } => ask(&socket, &line).map(|()| ExitCode::SUCCESS),
         Cmd::Agent { port: Some(name) } => agent::serve_port(&name).map(|()| ExitCode::SUCCESS),
         Cmd::Agent { port: None } => agent::serve_input().map(|()| ExitCode::SUCCESS),
     }
@@ -167,8 +182,8 @@ fn which(qemu: bool) -> Vmm {
     if qemu { Vmm::Qemu } else { Vmm::Ours }
 }
 
-fn boot_tests(list: bool, vmm: Vmm, filters: &[String]) -> Result<ExitCode> {
-    let tests = runner::select(boot::TESTS, filters);
+fn boot_tests(tests: &[Test], list: bool, vmm: Vmm, filters: &[String]) -> Result<ExitCode> {
+    let tests = runner::select(tests, filters);
     if list {
         tests.iter().for_each(|test| println!("{}", test.name));
         return Ok(ExitCode::SUCCESS);
@@ -201,6 +216,16 @@ fn level1(action: Level1Action) -> Result<ExitCode> {
         (_, None) => report::note("level 1 does not run"),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn ask(socket: &str, line: &str) -> Result<()> {
+    use std::io::{BufRead, BufReader, Write};
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).context(socket.to_string())?;
+    writeln!(stream, "{line}")?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    print!("{answer}");
+    Ok(())
 }
 
 fn exec(words: Vec<String>) -> Result<ExitCode> {

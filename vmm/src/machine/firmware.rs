@@ -221,7 +221,7 @@ mod tests {
 
     fn hba(id: &str) -> Hba {
         let controller = Controller::Megasas { model: MegasasModel::Gen2, mode: MegasasMode::Raid };
-        Hba { id: id.into(), controller, luns: Vec::new() }
+        Hba { id: id.into(), controller, threads: Default::default(), luns: Vec::new() }
     }
 
     #[test]

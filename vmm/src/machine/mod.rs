@@ -1,11 +1,13 @@
 //! The machine: built from a configuration, run until the guest, the operator or a failure ends it.
 
+mod adapter;
 mod buses;
 mod chipset;
 mod control;
 mod events;
 mod firmware;
 mod hbas;
+mod socket;
 mod symbols;
 mod tables;
 mod trace;
@@ -34,6 +36,7 @@ use chipset::{Chipset, Parts};
 use events::MainLoop;
 use firmware::{FirmwareBoot, Wiring};
 use hbas::Hbas;
+use socket::{Service, Socket};
 
 /// Where the power management registers are when no firmware moves them.
 const PM_BASE: u16 = 0x600;
@@ -74,6 +77,7 @@ pub struct Machine {
     vcpus: Vec<Vcpu>,
     signals: Arc<Signals>,
     console: Console,
+    socket: Option<Socket>,
     hbas: Hbas,
 }
 
@@ -134,6 +138,7 @@ impl Machine {
             vcpus,
             signals,
             console,
+            socket: None,
             hbas,
         };
         let entry = machine.load()?;
@@ -184,6 +189,9 @@ impl Machine {
 
     fn start(&mut self) -> Result<(Vec<VcpuThread>, MainLoop)> {
         let events = self.main_loop()?;
+        if let Some(path) = &self.config.control {
+            self.socket = Some(self.listen(path)?);
+        }
         let control = self.control.clone();
         self.console.start(self.chipset.serial.clone(), move || control.post(Event::Quit))?;
         Ok((self.start_vcpus().context("starting vCPU threads")?, events))
@@ -193,12 +201,13 @@ impl Machine {
         self.control.resume();
         let end = loop {
             let event = events.next();
-            if !matches!(event, Event::Reset(_)) {
+            if !matches!(event, Event::Reset(_) | Event::Pause(_)) {
                 // A vCPU that waits for a reader of the console would never stop.
                 self.console.release();
             }
             self.control.pause(&threads);
             match self.handle(event) {
+                Ok(None) if self.control.is_paused() => {}
                 Ok(None) => self.control.resume(),
                 other => break other,
             }
@@ -209,6 +218,18 @@ impl Machine {
         self.chipset.host.reset();
         self.hbas.shut_down();
         end.map(|end| end.unwrap_or(End::Exit(Outcome::Failed)))
+    }
+
+    fn listen(&self, path: &Path) -> Result<Socket> {
+        let pm = self.chipset.pm.clone();
+        let service = Service {
+            name: self.config.vm.name.clone(),
+            directory: self.config.directory.clone(),
+            control: self.control.clone(),
+            adapters: self.hbas.adapters().to_vec(),
+            power_button: Box::new(move || pm.press_power_button()),
+        };
+        Socket::listen(path, service)
     }
 
     fn start_vcpus(&mut self) -> Result<Vec<VcpuThread>> {
@@ -248,8 +269,12 @@ impl Machine {
                 end(Outcome::PoweredOff)
             }
             Event::Quit => {
-                tracing::info!("quit from the console");
+                tracing::info!("the user quit");
                 end(Outcome::PoweredOff)
+            }
+            Event::Pause(pause) => {
+                self.control.set_paused(pause);
+                Ok(None)
             }
             Event::Signal(number) => {
                 tracing::info!("ended by signal {number}");
