@@ -173,12 +173,12 @@ impl Worker {
 /// Between doorbells: the queue itself says whether there is something to do.
 impl Poller for Worker {
     fn poll(&self) -> bool {
-        // A queue that is armed rings.
-        !self.armed.get() && self.queue.has_waiting() && self.notice()
+        // A queue that is armed rings; one of a broken device waits for the reset, which rings too.
+        !self.armed.get() && !self.transport.is_broken() && self.queue.has_waiting() && self.notice()
     }
 
     fn arm(&self) -> bool {
-        if self.armed.replace(true) {
+        if self.armed.replace(true) || self.transport.is_broken() {
             return false;
         }
         match self.queue.arm() {
@@ -282,5 +282,80 @@ mod tests {
         assert_eq!(response(), [0, 0, 0, 9]);
         let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(thread)));
         assert_eq!(ended.is_err(), cfg!(debug_assertions));
+    }
+
+    fn parse_one(chain: &mut Chain, _: Result<(), ChainError>) -> Parsed<()> {
+        Parsed { response: ResponseArea::of(&chain.writable, 4), response_at: 3, task: None, body: () }
+    }
+
+    /// A ring with one writable descriptor of 4 bytes at 0x8000, made available `count` times.
+    fn make_available(ram: &GuestRam, count: u8) {
+        ram.write_slice(&[0, 0x80, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 2, 0, 0, 0], GuestAddress(0x1000)).unwrap();
+        ram.write_slice(&[0, 0, count, 0, 0, 0, 0, 0], GuestAddress(0x2000)).unwrap();
+    }
+
+    fn bench() -> (Arc<GuestRam>, Dma, Arc<Queue>, Arc<Transport>) {
+        let ram = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap());
+        let dma = Dma::new(ram.clone());
+        dma.set_bus_master(true);
+        let queue = Arc::new(Queue::new(dma.clone()).unwrap());
+        let limits = Limits { queue_size: 4, vectors: 1, access_platform: false };
+        let transport = Transport::new(Arc::new(Nothing), [queue.clone()].into(), limits);
+        (ram, dma, queue, transport)
+    }
+
+    const AT: RingAddress = RingAddress { size: 4, desc: 0x1000, driver: 0x2000, device: 0x3000 };
+
+    #[test]
+    fn while_the_thread_polls_requests_need_no_doorbell() {
+        let (ram, dma, queue, transport) = bench();
+        let polling = devices::iothread::Polling::Fixed(Duration::from_secs(20));
+        let settings = devices::iothread::Settings { polling, cpus: vec![] };
+        let thread = IoThread::with("poll", settings).unwrap();
+        let (worker, at_end) = (queue.clone(), transport.clone());
+        thread.remote().spawn(move |io| {
+            serve(Worker::new(io, transport, 0, worker, dma), parse_one, |token, ()| async move {
+                token.complete(&[1, 2, 3, 4], 4);
+            })
+        });
+        let served = |count: u16| {
+            for _ in 0..10_000 {
+                if u16::from_le(ram.read_obj(GuestAddress(0x3002)).unwrap()) == count {
+                    return true;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            false
+        };
+        make_available(&ram, 1);
+        queue.start(AT, true).unwrap();
+        assert!(served(1));
+        // avail_event, after the used ring of 4 elements: the driver is not asked to ring for the second one.
+        let event: u16 = ram.read_obj(GuestAddress(0x3000 + 4 + 4 * 8)).unwrap();
+        make_available(&ram, 2);
+        assert!(served(2), "found without a doorbell");
+        assert_eq!(u16::from_le(event), 0);
+        at_end.close();
+    }
+
+    #[test]
+    fn a_broken_device_is_not_polled() {
+        let (ram, dma, queue, transport) = bench();
+        make_available(&ram, 1);
+        queue.start(AT, true).unwrap();
+        let thread = IoThread::start("broken").unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        thread.remote().spawn(move |io| async move {
+            let worker = Worker::new(io, transport.clone(), 0, queue, dma);
+            let look = || (worker.poll(), worker.arm());
+            worker.armed.set(false);
+            tell.send(look()).unwrap();
+            transport.fail(0, &"a test");
+            worker.armed.set(false);
+            tell.send(look()).unwrap();
+        });
+        let wait = || told.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert_eq!(wait(), (true, true));
+        assert_eq!(wait(), (false, false), "it would be found again and again, and never taken");
     }
 }

@@ -7,6 +7,7 @@ mod firmware;
 mod hardware;
 mod megasas;
 mod messages;
+mod virtio;
 
 use testbed::runner::Test;
 
@@ -50,4 +51,8 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "megasas-debian-13", run: megasas::debian_13 },
     Test { name: "megasas-debian-12-1078", run: megasas::debian_12_1078 },
     Test { name: "seabios-grub-20-times", run: firmware::rounds },
+    Test { name: "virtio-queues", run: virtio::queues },
+    Test { name: "virtio-hotplug-12", run: virtio::hotplug_kernel12 },
+    Test { name: "virtio-hotplug-13", run: virtio::hotplug_kernel13 },
+    Test { name: "soak-virtio-hotplug-500", run: virtio::hotplug_many },
 ];

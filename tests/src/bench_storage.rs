@@ -41,6 +41,8 @@ struct Sample {
     figures: Figures,
     /// Seconds of processor time of the VMM, the guest's own not counted.
     cpu: f64,
+    /// Times that the guest left its processor.
+    exits: f64,
 }
 
 /// The medians of one workload on one VMM, or on the host itself.
@@ -56,6 +58,8 @@ pub struct Row {
     pub megabytes: f64,
     /// Microseconds of processor time for each operation; none for the host itself.
     pub cpu: Option<f64>,
+    /// Exits of the guest for each operation, where the host tells.
+    pub exits: Option<f64>,
     /// The operations in a second of each round.
     pub all: Vec<f64>,
 }
@@ -93,7 +97,8 @@ pub fn run(bed: &Bed, plan: &Plan, which: &[Vmm]) -> Result<()> {
     let archive = fio.archive()?;
     let host = bed.host();
     host.shell(
-        "[ -e /dev/nullb0 ] || modprobe null_blk nr_devices=1 memory_backed=1 gb=1 bs=512 hw_queue_depth=256
+        "[ -d /sys/kernel/debug/kvm ] || mount -t debugfs debugfs /sys/kernel/debug
+         [ -e /dev/nullb0 ] || modprobe null_blk nr_devices=1 memory_backed=1 gb=1 bs=512 hw_queue_depth=256
          dd if=/dev/urandom of=/dev/nullb0 bs=1M count=512 oflag=direct 2>/dev/null",
         120,
     )?;
@@ -102,7 +107,7 @@ pub fn run(bed: &Bed, plan: &Plan, which: &[Vmm]) -> Result<()> {
     for round in 1..=plan.rounds {
         for (place, figures) in host_figures(bed, &fio, &jobs, plan.seconds())?.into_iter().enumerate() {
             if let Some(list) = limits.get_mut(place) {
-                list.push(Sample { figures, cpu: 0.0 });
+                list.push(Sample { figures, cpu: 0.0, exits: 0.0 });
             }
         }
         for (vmm, lists) in which.iter().zip(&mut samples) {
@@ -110,7 +115,7 @@ pub fn run(bed: &Bed, plan: &Plan, which: &[Vmm]) -> Result<()> {
             let diagnostics = bed.take_diagnostics().join("\n");
             let result = result.with_context(|| format!("{} failed\n{diagnostics}", vmm.name()))?;
             for ((job, list), sample) in jobs.iter().zip(lists).zip(result) {
-                let Sample { figures, cpu } = sample;
+                let Sample { figures, cpu, .. } = sample;
                 let each = cpu * 1e6 / figures.operations.max(1.0);
                 note(&format!(
                     "round {round}, {:4} {:20} {:8.0} IOPS {:8.1} MB/s {each:8.1} us CPU",
@@ -137,12 +142,14 @@ pub fn run(bed: &Bed, plan: &Plan, which: &[Vmm]) -> Result<()> {
 fn row(job: Job, name: &'static str, list: &[Sample], cpu: bool) -> Row {
     let of = |value: &dyn Fn(&Sample) -> f64| median(&list.iter().map(value).collect::<Vec<_>>());
     let each = |sample: &Sample| sample.cpu * 1e6 / sample.figures.operations.max(1.0);
+    let exits = of(&|sample| sample.exits / sample.figures.operations.max(1.0));
     Row {
         job,
         name,
         iops: of(&|sample| sample.figures.iops),
         megabytes: of(&|sample| sample.figures.megabytes),
         cpu: cpu.then(|| of(&each)),
+        exits: (cpu && exits > 0.0).then_some(exits),
         all: list.iter().map(|sample| sample.figures.iops).collect(),
     }
 }
@@ -182,12 +189,13 @@ fn guest_figures(bed: &Bed, vmm: Vmm, plan: &Plan, jobs: &[Job], archive: &Path)
     let mut vm = guest.disk(Disk::file(DEVICE).on(plan.hba)).script(&script).spawn()?;
     let mut times = Vec::new();
     for job in jobs {
-        let mut sample = |what: &str| -> Result<f64> {
+        let mut sample = |what: &str| -> Result<(f64, f64)> {
             vm.wait_for(&format!("BENCH {} {what}", job.name()), PATIENCE)?;
-            processor_time(bed, vm.pid())
+            Ok((processor_time(bed, vm.pid())?, exits(bed)))
         };
         let begin = sample("begins")?;
-        times.push(sample("ends")? - begin);
+        let end = sample("ends")?;
+        times.push((end.0 - begin.0, end.1 - begin.1));
     }
     let output = vm.wait_for("TESTBED EXIT ", PATIENCE)?;
     let code = vm.wait_for("\n", 10)?;
@@ -207,7 +215,18 @@ fn guest_figures(bed: &Bed, vmm: Vmm, plan: &Plan, jobs: &[Job], archive: &Path)
     // Processor time is counted from before the ramp, operations after it.
     let seconds = f64::from(plan.seconds());
     let scale = seconds / (seconds + 1.0);
-    figures.zip(times).map(|(figures, cpu)| Ok(Sample { figures: figures?, cpu: cpu * scale })).collect()
+    figures
+        .zip(times)
+        .map(|(figures, (cpu, exits))| {
+            Ok(Sample { figures: figures?, cpu: cpu * scale, exits: exits * scale })
+        })
+        .collect()
+}
+
+/// Exits of all guests so far; 0 where the host does not tell.
+fn exits(bed: &Bed) -> f64 {
+    let count = bed.host().get("/sys/kernel/debug/kvm/exits").unwrap_or_default();
+    String::from_utf8_lossy(&count).trim().parse().unwrap_or(0.0)
 }
 
 /// Processor time of a process so far in seconds, without what its guest used.
@@ -227,12 +246,16 @@ fn ticks(stat: &str) -> Result<f64> {
 }
 
 fn report(rows: &[Row], plan: &Plan) -> Result<()> {
-    println!("{:22} {:6} {:>9} {:>9} {:>9} {:>7}", "workload", "where", "IOPS", "MB/s", "us CPU/IO", "ratio");
+    println!(
+        "{:22} {:6} {:>9} {:>9} {:>9} {:>8} {:>7}",
+        "workload", "where", "IOPS", "MB/s", "us CPU/IO", "exits/IO", "ratio"
+    );
     for row in rows {
         let cpu = row.cpu.map_or("-".into(), |cpu| format!("{cpu:.1}"));
+        let exits = row.exits.map_or("-".into(), |exits| format!("{exits:.2}"));
         let ratio = ratio(rows, row).map_or(String::new(), |ratio| format!("{ratio:.2}"));
         println!(
-            "{:22} {:6} {:9.0} {:9.1} {cpu:>9} {ratio:>7}",
+            "{:22} {:6} {:9.0} {:9.1} {cpu:>9} {exits:>8} {ratio:>7}",
             row.job.name(),
             row.name,
             row.iops,
@@ -259,10 +282,11 @@ fn to_json(rows: &[Row], plan: &Plan) -> String {
         .map(|row| {
             let all: Vec<String> = row.all.iter().map(|iops| format!("{iops:.1}")).collect();
             let cpu = row.cpu.map_or("null".into(), |cpu| format!("{cpu:.2}"));
+            let exits = row.exits.map_or("null".into(), |exits| format!("{exits:.2}"));
             let ratio = ratio(rows, row).map_or("null".into(), |ratio| format!("{ratio:.3}"));
             format!(
                 "    {{\"workload\": \"{}\", \"where\": \"{}\", \"iops\": {:.1}, \"mb_per_s\": {:.2}, \
-                 \"cpu_us_per_io\": {cpu}, \"ratio_to_qemu\": {ratio}, \"rounds\": [{}]}}",
+                 \"cpu_us_per_io\": {cpu}, \"exits_per_io\": {exits}, \"ratio_to_qemu\": {ratio}, \"rounds\": [{}]}}",
                 row.job.name(),
                 row.name,
                 row.iops,

@@ -91,6 +91,14 @@ enum Cmd {
     },
     /// Run everything that has to pass before a change is taken.
     Ci,
+    /// Send one line to a control socket and print the answer (used by tests).
+    #[command(hide = true)]
+    Ask {
+        /// The socket.
+        socket: String,
+        /// The request.
+        line: String,
+    },
     /// Serve a test bed (used by the test bed itself).
     #[command(hide = true)]
     Agent {
@@ -142,9 +150,9 @@ fn run(command: Cmd) -> Result<ExitCode> {
         Cmd::Level1 { action } => level1(action),
         Cmd::Exec { words } => exec(words),
         Cmd::Demo { quick, qemu } => demo::run(quick, which(qemu)).map(|()| ExitCode::SUCCESS),
-        Cmd::BootTests { list, soak, qemu, filters } => {
+        Cmd::BootTests { list, qemu, soak, filters } => {
             let tests = if soak { boot::SOAK } else { boot::TESTS };
-            Ok(boot_tests(list, which(qemu), &runner::select(tests, &filters))?)
+            Ok(boot_tests(tests, list, which(qemu), &filters)?)
         }
         Cmd::Bench { what, rounds, qemu, hba, quick, cpus, only, key } => {
             let bed = Bed::new()?;
@@ -164,6 +172,7 @@ fn run(command: Cmd) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Cmd::Ci => Ok(if ci::run(boot::TESTS) { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        Cmd::Ask { socket, line } => ask(&socket, &line).map(|()| ExitCode::SUCCESS),
         Cmd::Agent { port: Some(name) } => agent::serve_port(&name).map(|()| ExitCode::SUCCESS),
         Cmd::Agent { port: None } => agent::serve_input().map(|()| ExitCode::SUCCESS),
     }
@@ -173,7 +182,8 @@ fn which(qemu: bool) -> Vmm {
     if qemu { Vmm::Qemu } else { Vmm::Ours }
 }
 
-fn boot_tests(list: bool, vmm: Vmm, tests: &[&Test]) -> Result<ExitCode> {
+fn boot_tests(tests: &[Test], list: bool, vmm: Vmm, filters: &[String]) -> Result<ExitCode> {
+    let tests = runner::select(tests, filters);
     if list {
         tests.iter().for_each(|test| println!("{}", test.name));
         return Ok(ExitCode::SUCCESS);
@@ -183,7 +193,7 @@ fn boot_tests(list: bool, vmm: Vmm, tests: &[&Test]) -> Result<ExitCode> {
     }
     let mut bed = Bed::new()?;
     let mut count = Count::default();
-    runner::run(&mut bed, vmm, tests, &mut count);
+    runner::run(&mut bed, vmm, &tests, &mut count);
     println!("{}", count.summary());
     Ok(if count.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -206,6 +216,16 @@ fn level1(action: Level1Action) -> Result<ExitCode> {
         (_, None) => report::note("level 1 does not run"),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn ask(socket: &str, line: &str) -> Result<()> {
+    use std::io::{BufRead, BufReader, Write};
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).context(socket.to_string())?;
+    writeln!(stream, "{line}")?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    print!("{answer}");
+    Ok(())
 }
 
 fn exec(words: Vec<String>) -> Result<ExitCode> {

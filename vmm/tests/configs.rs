@@ -127,7 +127,7 @@ fn known() -> Vec<(String, &'static Key)> {
         }
     }
     let mut found = Vec::new();
-    collect("[[net]], [display], [control]", "", ROOT, &mut found);
+    collect("[[net]], [display]", "", ROOT, &mut found);
     found
 }
 

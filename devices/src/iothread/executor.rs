@@ -119,6 +119,7 @@ impl Core {
     }
 
     pub(super) fn add_poller(&self, poller: Weak<dyn Poller>) {
+        self.window.borrow_mut().calibrate();
         self.pollers.borrow_mut().push(poller);
     }
 

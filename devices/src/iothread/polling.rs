@@ -47,20 +47,28 @@ pub(super) struct Window {
     length: Duration,
     bound: Duration,
     adapts: bool,
+    /// The bound has yet to be measured.
+    unknown: bool,
 }
 
 impl Window {
     pub(super) fn new(polling: Polling) -> Self {
-        match polling {
-            Polling::Off => Self { length: Duration::ZERO, bound: Duration::ZERO, adapts: false },
-            Polling::Fixed(time) => Self { length: time, bound: time, adapts: false },
-            Polling::Adaptive(bound) => Self { length: FIRST.min(bound), bound, adapts: true },
-            Polling::Auto => {
-                let cost = wake_up_cost().unwrap_or_default();
-                let bound = (cost * BOUND_IN_WAKES).clamp(AUTO_MIN, AUTO_MAX);
-                tracing::debug!("a wake-up takes {cost:?}; polls for {bound:?} at most");
-                Self { length: FIRST, bound, adapts: true }
-            }
+        let (bound, adapts, unknown) = match polling {
+            Polling::Off => (Duration::ZERO, false, false),
+            Polling::Fixed(time) => (time, false, false),
+            Polling::Adaptive(bound) => (bound, true, false),
+            Polling::Auto => (AUTO_MIN, true, true),
+        };
+        let length = if adapts { FIRST.min(bound) } else { bound };
+        Self { length, bound, adapts, unknown }
+    }
+
+    /// Measures what a wake-up costs, once, where the bound depends on it: when there is something to poll.
+    pub(super) fn calibrate(&mut self) {
+        if std::mem::take(&mut self.unknown) {
+            let cost = wake_up_cost().unwrap_or_default();
+            self.bound = (cost * BOUND_IN_WAKES).clamp(AUTO_MIN, AUTO_MAX);
+            tracing::debug!("a wake-up takes {cost:?}: polling for {:?} at most", self.bound);
         }
     }
 
@@ -147,8 +155,12 @@ mod tests {
         fixed.slept(Duration::from_secs(1));
         assert_eq!(fixed.length(), 30 * US);
         assert!(!Window::new(Polling::Off).is_open());
-        let auto = Window::new(Polling::Auto);
-        assert!((AUTO_MIN..=AUTO_MAX).contains(&auto.bound), "{auto:?}");
+        let mut auto = Window::new(Polling::Auto);
+        auto.calibrate();
+        assert!(
+            auto.bound >= Duration::from_micros(20) && auto.bound <= Duration::from_millis(2),
+            "{auto:?}"
+        );
     }
 
     #[test]

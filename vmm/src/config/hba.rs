@@ -7,10 +7,12 @@ use super::host;
 use super::machine::path;
 use super::section::Section;
 use super::types::{
-    Cache, Cd, Controller, Device, Discard, Disk, Format, Hba, HbaType, Identity, Lun, LunType, Megasas,
-    MegasasMode, MegasasModel, NoSpace, Throttle, WritePolicy,
+    Cache, Cd, Controller, Device, Discard, Disk, Format, Hba, HbaType, Identity, IoThreads, Lun, LunType,
+    Megasas, MegasasMode, MegasasModel, NoSpace, Polling, Throttle, WritePolicy,
 };
 
+/// CPUs of a host at most, as far as they can be named here.
+const CPUS: usize = 1024;
 /// Most targets of a MegaRAID SAS board: its firmware interface has 64 logical drives.
 const MEGASAS_TARGETS: u64 = 64;
 /// Keys of a MegaRAID SAS board only.
@@ -74,12 +76,53 @@ fn hba(section: &Section<'_>, id: String, directory: &Path, cpus: u8, errors: &m
             Controller::VirtioScsi { queues }
         }
         HbaType::Megasas => {
-            section.meaningless(&["queues"], "for type = \"megasas\"", errors);
+            section.meaningless(&["queues", "io_threads"], "for type = \"megasas\"", errors);
             let luns = luns.as_deref().unwrap_or_default();
             Controller::Megasas(megasas(section, luns, directory, errors))
         }
     };
-    Some(Hba { id, controller, luns: luns? })
+    let threads = threads(section, &controller, errors);
+    Some(Hba { id, controller, threads, luns: luns? })
+}
+
+fn threads(section: &Section<'_>, controller: &Controller, errors: &mut Errors) -> IoThreads {
+    let default = IoThreads::default();
+    let count = section.integer("io_threads").and_then(|count| u8::try_from(count).ok());
+    if let (Controller::VirtioScsi { queues }, Some(count)) = (controller, count)
+        && count > *queues
+    {
+        let hint = format!("expected at most one for each of its {queues} queues");
+        section.refuse("io_threads", &hint, errors);
+    }
+    let polling = section.text("polling").and_then(Polling::named).unwrap_or(default.polling);
+    if matches!(polling, Polling::Auto | Polling::Off) {
+        section.meaningless(&["polling_us"], "without polling = \"adaptive\" or \"fixed\"", errors);
+    }
+    let cpus = section.text("io_cpus").map_or(Some(Vec::new()), cpu_list);
+    if cpus.is_none() {
+        section.refuse("io_cpus", "expected CPU numbers such as \"0-3,8\"", errors);
+    }
+    let polling_us = section.integer("polling_us").and_then(|time| u32::try_from(time).ok());
+    IoThreads {
+        count: count.unwrap_or(default.count),
+        polling,
+        polling_us: polling_us.unwrap_or(default.polling_us),
+        cpus: cpus.unwrap_or_default(),
+    }
+}
+
+/// A list of CPUs as the kernel writes it: numbers and ranges, with commas.
+fn cpu_list(text: &str) -> Option<Vec<usize>> {
+    let mut cpus = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        if first > last || last >= CPUS {
+            return None;
+        }
+        cpus.extend(first..=last);
+    }
+    Some(cpus)
 }
 
 fn megasas(section: &Section<'_>, luns: &[Lun], directory: &Path, errors: &mut Errors) -> Megasas {

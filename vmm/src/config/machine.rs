@@ -91,6 +91,18 @@ pub(super) fn path(section: &Section<'_>, key: &str, directory: &Path) -> Option
     section.text(key).map(|path| directory.join(path))
 }
 
+/// Reads `[control]`: the socket, if there is to be one.
+pub(super) fn control(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Option<PathBuf> {
+    let path = path(section, "path", directory)?;
+    if let Err(reason) = host::check_creatable(&path, "socket") {
+        section.reject("path", &reason, errors);
+    }
+    if path.as_os_str().len() > LONGEST_SOCKET {
+        section.reject("path", &format!("expected at most {LONGEST_SOCKET} bytes for a socket"), errors);
+    }
+    Some(path)
+}
+
 /// Reads `[boot]`. Boot devices are looked up among `hbas` if those could be read.
 pub(super) fn boot(
     section: &Section<'_>,

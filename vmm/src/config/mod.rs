@@ -71,6 +71,20 @@ pub fn parse(text: &str, path: &Path, set: &[String], host: &Host) -> Result<Con
     }
 }
 
+/// One `[[hba]]` with what is below it, written as in a file; paths are relative to `directory`.
+///
+/// # Errors
+/// Everything that is wrong.
+pub fn parse_hba(text: &str, directory: &Path) -> Result<Hba, Vec<ConfigError>> {
+    let mut errors = Errors::default();
+    let tree = tree::parse(text, &mut errors);
+    let root = Section::root(&tree, &mut errors);
+    match hba::hbas(&root, directory, 1, &mut errors).and_then(|mut hbas| hbas.pop()) {
+        Some(hba) if errors.is_empty() => Ok(hba),
+        _ => Err(errors.finish("request")),
+    }
+}
+
 impl Config {
     /// The machine in a few words.
     pub fn summary(&self) -> String {
@@ -96,5 +110,7 @@ fn build(root: &mut Section<'_>, path: &Path, host: &Host, errors: &mut Errors) 
     let boot = machine::boot(&section, directory, hbas.as_deref(), errors);
     let debug_log = machine::debug_log(&section, directory, errors);
     let serial = machine::serial(&root.take("serial"), directory, errors);
-    Some(Config { vm: vm?, boot: boot?, debug_log, serial: serial?, hbas: hbas? })
+    let control = machine::control(&root.take("control"), directory, errors);
+    let directory = directory.to_path_buf();
+    Some(Config { vm: vm?, boot: boot?, debug_log, serial: serial?, control, hbas: hbas?, directory })
 }

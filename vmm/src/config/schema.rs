@@ -4,7 +4,7 @@
 //! is parsed like any other and then refused by name, never ignored.
 
 use super::types::{
-    Cache, Discard, Format, HbaType, LunType, MegasasMode, MegasasModel, NoSpace, Restart, RtcBase,
+    Cache, Discard, Format, HbaType, LunType, MegasasMode, MegasasModel, NoSpace, Polling, Restart, RtcBase,
     SerialMode, WritePolicy,
 };
 
@@ -97,8 +97,10 @@ pub const ROOT: &[Key] = &[
     key("hba", Kind::Tables(HBA), Built),
     key("net", Kind::Later, NotYet),
     key("display", Kind::Later, NotYet),
-    key("control", Kind::Later, NotYet),
+    key("control", Kind::Table(CONTROL), Built),
 ];
+
+const CONTROL: &[Key] = &[key("path", Kind::Path, Built)];
 
 const VM: &[Key] = &[
     key("name", Kind::Text(1), Built),
@@ -178,6 +180,10 @@ const HBA: &[Key] = &[
     key("id", Kind::Ascii(32), Built),
     key("type", choice(HbaType::NAMES, &[]), Built),
     key("queues", Kind::Integer(1, 255), Built),
+    key("io_threads", Kind::Integer(1, 64), Built),
+    key("io_cpus", Kind::Text(1), Built),
+    key("polling", choice(Polling::NAMES, &[]), Built),
+    key("polling_us", Kind::Integer(1, 1_000_000), Built),
     key("model", choice(MegasasModel::NAMES, &[]), Built),
     key("mode", choice(MegasasMode::NAMES, &[]), Built),
     key("write_policy", choice(WritePolicy::NAMES, &[]), Built),

@@ -47,8 +47,12 @@ pub struct Config {
     pub debug_log: Option<PathBuf>,
     /// `[serial]`
     pub serial: Serial,
+    /// `[control]`: the path of its socket.
+    pub control: Option<PathBuf>,
     /// `[[hba]]`, in the order of the file
     pub hbas: Vec<Hba>,
+    /// The directory of the file, which paths are relative to.
+    pub directory: PathBuf,
 }
 
 /// `[vm]`: the machine itself.
@@ -211,8 +215,43 @@ pub struct Hba {
     pub id: String,
     /// What the guest sees.
     pub controller: Controller,
+    /// The threads that serve it.
+    pub threads: IoThreads,
     /// `[[hba.lun]]`, in the order of the file; no two with the same target and LUN.
     pub luns: Vec<Lun>,
+}
+
+/// The I/O threads of an HBA.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IoThreads {
+    /// How many; request queues are spread over them.
+    pub count: u8,
+    /// Whether they look for work before they sleep.
+    pub polling: Polling,
+    /// How long, in microseconds, for [`Polling::Adaptive`] and [`Polling::Fixed`].
+    pub polling_us: u32,
+    /// CPUs of the host for them, one each in turn; all may use all when empty.
+    pub cpus: Vec<usize>,
+}
+
+impl Default for IoThreads {
+    fn default() -> Self {
+        Self { count: 1, polling: Polling::Auto, polling_us: 50, cpus: Vec::new() }
+    }
+}
+
+named! {
+    /// Whether an I/O thread looks for work before it sleeps.
+    Polling {
+        /// While it pays, with a bound that fits the host.
+        Auto = "auto",
+        /// While it pays, with a given bound.
+        Adaptive = "adaptive",
+        /// Always for a given time.
+        Fixed = "fixed",
+        /// Never.
+        Off = "off",
+    }
 }
 
 /// The kind of an HBA.

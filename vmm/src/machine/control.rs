@@ -14,6 +14,8 @@ use crate::vcpu::VcpuThread;
 
 /// How long a kicked vCPU may take before the kick is repeated.
 const KICK_AGAIN: Duration = Duration::from_millis(1);
+/// How long the main thread may take to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// When a vCPU that does not stop is worth a line in the log.
 const SLOW_STOP: Duration = Duration::from_secs(5);
 
@@ -35,8 +37,10 @@ pub enum Event {
     Reset(&'static str),
     /// It cannot go on.
     Crash(Crash),
-    /// The user quit from the console.
+    /// The user quit, from the console or the control socket.
     Quit,
+    /// The user wants the guest to stand still, or to go on.
+    Pause(bool),
     /// A signal that ends the process.
     Signal(i32),
 }
@@ -70,6 +74,8 @@ struct State {
     seats: Vec<Seat>,
     generation: u64,
     events: VecDeque<Event>,
+    /// The user wants the guest to stand still, and it does.
+    paused: bool,
 }
 
 /// The agreement between the main thread and the vCPU threads.
@@ -84,7 +90,7 @@ impl Control {
     /// For `cpus` vCPUs, which wait at first.
     pub fn new(cpus: u32) -> io::Result<Arc<Self>> {
         let seats = (0..cpus).map(|_| Seat { parked: false, generation: 0 }).collect();
-        let state = State { goal: Goal::Pause, seats, generation: 0, events: VecDeque::new() };
+        let state = State { goal: Goal::Pause, seats, generation: 0, events: VecDeque::new(), paused: false };
         Ok(Arc::new(Self {
             running: AtomicBool::new(false),
             state: Mutex::new(state),
@@ -118,6 +124,26 @@ impl Control {
         if let Err(e) = self.wake.write(1) {
             tracing::error!("waking the main thread: {e}");
         }
+    }
+
+    /// Has the main thread pause the guest, or let it go on, and returns when that is done.
+    pub fn ask_to_pause(&self, pause: bool) -> io::Result<()> {
+        self.post(Event::Pause(pause));
+        let state = self.lock();
+        let wait = self.changed.wait_timeout_while(state, PATIENCE, |state| state.paused != pause);
+        let (_state, timeout) = wait.unwrap_or_else(PoisonError::into_inner);
+        if timeout.timed_out() { Err(io::Error::other("the machine does not answer")) } else { Ok(()) }
+    }
+
+    /// Whether the user paused the guest.
+    pub fn is_paused(&self) -> bool {
+        self.lock().paused
+    }
+
+    /// Takes note that the guest stands still, or goes on, as the user wanted.
+    pub fn set_paused(&self, paused: bool) {
+        self.lock().paused = paused;
+        self.changed.notify_all();
     }
 
     /// Stops the calling vCPU at once and lets the main thread decide.

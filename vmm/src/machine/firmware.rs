@@ -215,7 +215,8 @@ mod tests {
     use crate::config::Controller;
 
     fn hba(id: &str) -> Hba {
-        Hba { id: id.into(), controller: Controller::VirtioScsi { queues: 1 }, luns: Vec::new() }
+        let controller = Controller::VirtioScsi { queues: 1 };
+        Hba { id: id.into(), controller, threads: Default::default(), luns: Vec::new() }
     }
 
     #[test]

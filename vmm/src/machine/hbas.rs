@@ -5,16 +5,18 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use devices::iothread::IoThread;
+use devices::iothread::{IoThread, Polling, Remote, Settings};
 use devices::pci::Bdf;
 use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, Target};
 use devices::storage::{CacheMode, Image, Limits, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing};
 use hba_megasas::{Drive, Megasas, Model};
 use hba_virtio_scsi::{Options, VirtioScsi};
 
+use super::adapter::Adapter;
 use super::chipset::Chipset;
 use crate::config::{
-    self, Cache, Config, Controller, Device, Format, MegasasMode, MegasasModel, Throttle, WritePolicy,
+    self, Cache, Config, Controller, Device, Format, HbaType, MegasasMode, MegasasModel, Throttle,
+    WritePolicy,
 };
 
 /// The HBAs with what is behind them and the threads that serve them.
@@ -23,6 +25,8 @@ pub struct Hbas {
     virtio: Vec<Arc<VirtioScsi>>,
     megasas: Vec<Arc<Megasas>>,
     addresses: Vec<Bdf>,
+    /// What the control socket works on.
+    adapters: Vec<Arc<Adapter>>,
     targets: Vec<Arc<Target>>,
     /// Dropped last: their Drop waits for everything that is in flight.
     threads: Vec<IoThread>,
@@ -33,31 +37,36 @@ impl Hbas {
     pub fn plug(config: &Config, chipset: &Chipset) -> Result<Self> {
         let mut hbas = Self::default();
         for hba in &config.hbas {
-            let thread = IoThread::start(&format!("io-{}", hba.id))
-                .with_context(|| format!("hba {}: starting its I/O thread", hba.id))?;
+            let threads = threads(hba)?;
+            let remotes: Vec<Remote> = threads.iter().map(IoThread::remote).collect();
+            let remote = remotes.first().context("no I/O thread")?.clone();
             let (bdf, seat) = chipset.seat()?;
             match &hba.controller {
                 Controller::VirtioScsi { queues } => {
-                    let targets = targets(hba)?;
-                    hbas.targets.extend(targets.values().cloned());
+                    let mut adapter = Adapter::new(&hba.id, HbaType::VirtioScsi, remote);
+                    let targets = targets(hba, &adapter)?;
                     let options = Options { request_queues: u16::from(*queues), ..Options::default() };
-                    let device = VirtioScsi::new(seat, nexuses(targets), vec![thread.remote()], options)
+                    let device = VirtioScsi::new(seat, nexuses(targets), remotes, options)
                         .with_context(|| format!("hba {}", hba.id))?;
+                    adapter.connect(device.clone());
+                    hbas.adapters.push(Arc::new(adapter));
                     hbas.virtio.push(device.clone());
                     chipset.plug(bdf, device)?;
                 }
                 Controller::Megasas(board) => {
-                    let drives = hbas.drives(hba, board)?;
+                    let adapter = Adapter::new(&hba.id, HbaType::Megasas, remote.clone());
+                    let drives = hbas.drives(hba, board, &adapter)?;
                     let options = megasas_options(&hba.id, board);
-                    let device = Megasas::new(seat, drives, thread.remote(), options)
+                    let device = Megasas::new(seat, drives, remote, options)
                         .with_context(|| format!("hba {}", hba.id))?;
+                    hbas.adapters.push(Arc::new(adapter));
                     hbas.megasas.push(device.clone());
                     chipset.plug(bdf, device)?;
                 }
             }
             tracing::debug!("hba {} is at PCI {bdf}", hba.id);
             hbas.addresses.push(bdf);
-            hbas.threads.push(thread);
+            hbas.threads.extend(threads);
         }
         Ok(hbas)
     }
@@ -67,11 +76,17 @@ impl Hbas {
         &self.addresses
     }
 
+    /// The HBAs for changes at run time, in the order of the file.
+    pub fn adapters(&self) -> &[Arc<Adapter>] {
+        &self.adapters
+    }
+
     /// System reset: logical units as after power-on. The HBAs were reset before, so nothing is in flight.
     pub fn power_on(&self) {
         let Some(thread) = self.threads.first() else { return };
         let (done, finished) = mpsc::sync_channel(1);
-        let targets = self.targets.clone();
+        let mut targets = self.targets.clone();
+        targets.extend(self.adapters.iter().flat_map(|adapter| adapter.targets()));
         thread.remote().spawn(move |_| async move {
             for target in &targets {
                 target.power_on().await;
@@ -90,13 +105,25 @@ impl Hbas {
 
     /// The drives of a MegaRAID SAS board. In RAID mode each image is there twice: as a volume, and as the disk behind
     /// it, which tools may look at.
-    fn drives(&mut self, hba: &config::Hba, board: &config::Megasas) -> Result<BTreeMap<u8, Drive>> {
-        hba.luns.iter().map(|lun| Ok((lun.target, self.drive(&hba.id, board, lun)?))).collect()
+    fn drives(
+        &mut self,
+        hba: &config::Hba,
+        board: &config::Megasas,
+        adapter: &Adapter,
+    ) -> Result<BTreeMap<u8, Drive>> {
+        hba.luns.iter().map(|lun| Ok((lun.target, self.drive(&hba.id, board, lun, adapter)?))).collect()
     }
 
     /// One of them.
-    fn drive(&mut self, hba: &str, board: &config::Megasas, lun: &config::Lun) -> Result<Drive> {
+    fn drive(
+        &mut self,
+        hba: &str,
+        board: &config::Megasas,
+        lun: &config::Lun,
+        adapter: &Adapter,
+    ) -> Result<Drive> {
         let (image, config) = disk(hba, lun)?;
+        adapter.add_unit(lun, &image);
         // The name of a disk of a board is that of its SAS port.
         let wwn = config.wwn.unwrap_or_else(|| naa(&format!("{hba}-disk-{}", lun.target)));
         let config = DiskConfig { wwn: Some(wwn), ..config };
@@ -116,15 +143,37 @@ impl Hbas {
     }
 }
 
+/// The I/O threads of an HBA. With CPUs to run on, each gets one of them, in turn.
+fn threads(hba: &config::Hba) -> Result<Vec<IoThread>> {
+    let wanted = &hba.threads;
+    let time = Duration::from_micros(wanted.polling_us.into());
+    let polling = match wanted.polling {
+        config::Polling::Auto => Polling::Auto,
+        config::Polling::Adaptive => Polling::Adaptive(time),
+        config::Polling::Fixed => Polling::Fixed(time),
+        config::Polling::Off => Polling::Off,
+    };
+    let mut cpus = wanted.cpus.iter().cycle();
+    let start = |number: u8| {
+        let name = if number == 0 { format!("io-{}", hba.id) } else { format!("io-{}.{number}", hba.id) };
+        let settings = Settings { polling, cpus: cpus.next().copied().into_iter().collect() };
+        IoThread::with(&name, settings)
+            .with_context(|| format!("hba {}: starting its I/O thread {number}", hba.id))
+    };
+    (0..wanted.count).map(start).collect()
+}
+
 /// The targets behind an HBA, each with its logical units.
-fn targets(hba: &config::Hba) -> Result<BTreeMap<u8, Arc<Target>>> {
+fn targets(hba: &config::Hba, adapter: &Adapter) -> Result<BTreeMap<u8, Arc<Target>>> {
     let mut targets: BTreeMap<u8, Arc<Target>> = BTreeMap::new();
     for lun in &hba.luns {
-        let unit = unit(&hba.id, lun)?;
+        let (image, unit) = unit(&hba.id, lun)?;
         let target = targets.entry(lun.target).or_default();
         target
             .attach(Lun::from_number(u32::from(lun.lun)), unit)
             .with_context(|| format!("hba {}, target {}, lun {}", hba.id, lun.target, lun.lun))?;
+        adapter.add_unit(lun, &image);
+        adapter.add_target(lun.target, target);
     }
     Ok(targets)
 }
@@ -134,10 +183,12 @@ fn nexuses(targets: BTreeMap<u8, Arc<Target>>) -> BTreeMap<u8, Arc<Nexus>> {
     targets.into_iter().map(|(id, target)| (id, Nexus::new(target, None))).collect()
 }
 
-fn unit(hba: &str, lun: &config::Lun) -> Result<LogicalUnit> {
+/// A logical unit and its image.
+pub(super) fn unit(hba: &str, lun: &config::Lun) -> Result<(Arc<Image>, LogicalUnit)> {
     let (image, config) = disk(hba, lun)?;
-    let disk = Disk::new(image, config).with_context(|| format!("hba {hba}, target {}", lun.target))?;
-    Ok(LogicalUnit::Disk(disk))
+    let disk =
+        Disk::new(image.clone(), config).with_context(|| format!("hba {hba}, target {}", lun.target))?;
+    Ok((image, LogicalUnit::Disk(disk)))
 }
 
 /// Opens the image of a disk, and says how it shall appear.

@@ -1,5 +1,6 @@
 //! The machine: built from a configuration, run until the guest, the operator or a failure ends it.
 
+mod adapter;
 mod buses;
 mod chipset;
 mod control;
@@ -7,6 +8,7 @@ mod events;
 mod firmware;
 mod hbas;
 mod smbios;
+mod socket;
 mod symbols;
 mod tables;
 mod trace;
@@ -35,6 +37,7 @@ use chipset::{Chipset, Parts};
 use events::MainLoop;
 use firmware::{FirmwareBoot, Wiring};
 use hbas::Hbas;
+use socket::{Service, Socket};
 
 /// Where the power management registers are when no firmware moves them.
 const PM_BASE: u16 = 0x600;
@@ -75,6 +78,7 @@ pub struct Machine {
     vcpus: Vec<Vcpu>,
     signals: Arc<Signals>,
     console: Console,
+    socket: Option<Socket>,
     hbas: Hbas,
 }
 
@@ -135,6 +139,7 @@ impl Machine {
             vcpus,
             signals,
             console,
+            socket: None,
             hbas,
         };
         let entry = machine.load()?;
@@ -185,6 +190,9 @@ impl Machine {
 
     fn start(&mut self) -> Result<(Vec<VcpuThread>, MainLoop)> {
         let events = self.main_loop()?;
+        if let Some(path) = &self.config.control {
+            self.socket = Some(self.listen(path)?);
+        }
         let control = self.control.clone();
         self.console.start(self.chipset.serial.clone(), move || control.post(Event::Quit))?;
         Ok((self.start_vcpus().context("starting vCPU threads")?, events))
@@ -194,12 +202,13 @@ impl Machine {
         self.control.resume();
         let end = loop {
             let event = events.next();
-            if !matches!(event, Event::Reset(_)) {
+            if !matches!(event, Event::Reset(_) | Event::Pause(_)) {
                 // A vCPU that waits for a reader of the console would never stop.
                 self.console.release();
             }
             self.control.pause(&threads);
             match self.handle(event) {
+                Ok(None) if self.control.is_paused() => {}
                 Ok(None) => self.control.resume(),
                 other => break other,
             }
@@ -210,6 +219,18 @@ impl Machine {
         self.chipset.host.reset();
         self.hbas.shut_down();
         end.map(|end| end.unwrap_or(End::Exit(Outcome::Failed)))
+    }
+
+    fn listen(&self, path: &Path) -> Result<Socket> {
+        let pm = self.chipset.pm.clone();
+        let service = Service {
+            name: self.config.vm.name.clone(),
+            directory: self.config.directory.clone(),
+            control: self.control.clone(),
+            adapters: self.hbas.adapters().to_vec(),
+            power_button: Box::new(move || pm.press_power_button()),
+        };
+        Socket::listen(path, service)
     }
 
     fn start_vcpus(&mut self) -> Result<Vec<VcpuThread>> {
@@ -249,8 +270,12 @@ impl Machine {
                 end(Outcome::PoweredOff)
             }
             Event::Quit => {
-                tracing::info!("quit from the console");
+                tracing::info!("the user quit");
                 end(Outcome::PoweredOff)
+            }
+            Event::Pause(pause) => {
+                self.control.set_paused(pause);
+                Ok(None)
             }
             Event::Signal(number) => {
                 tracing::info!("ended by signal {number}");

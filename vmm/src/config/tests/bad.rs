@@ -52,7 +52,6 @@ fn what_this_version_does_not_build_is_refused_never_ignored() {
     for (more, expected) in [
         ("[[net]]\nmac = 1", "vm.toml:8: `[[net]]` is not supported yet"),
         ("[display]\nx = 1", "vm.toml:8: `[display]` is not supported yet"),
-        ("[control]", "vm.toml:8: `[control]` is not supported yet"),
         ("[[hba]]\n[hba.fc]\nwwpn = 1", "vm.toml:9: `fc` in [[hba]] is not supported yet"),
         (
             "on_no_space = \"pause\"",
@@ -279,6 +278,14 @@ fn relations_between_keys() {
         (
             "[[hba]]\nmodel = \"gen2\"",
             "vm.toml:9: `model` in [[hba]] has no meaning for type = \"virtio-scsi\"",
+        ),
+        (
+            "[[hba]]\nqueues = 2\nio_threads = 3",
+            "vm.toml:10: `io_threads` in [[hba]] is 3, expected at most one for each of its 2 queues",
+        ),
+        (
+            "[[hba]]\nio_cpus = \"3-1\"",
+            "vm.toml:9: `io_cpus` in [[hba]] is \"3-1\", expected CPU numbers such as \"0-3,8\"",
         ),
         ("[[hba]]\nqueues = 0", "vm.toml:9: `queues` in [[hba]] is 0, expected an integer from 1 to 255"),
         (

@@ -25,9 +25,12 @@ fn the_smallest_file_has_every_default() {
             boot: Boot::Kernel { kernel: fixture.path("vmlinuz"), initrd: None, cmdline: String::new() },
             debug_log: None,
             serial: Serial::Stdio,
+            control: None,
+            directory: fixture.path(""),
             hbas: vec![Hba {
                 id: "hba0".into(),
                 controller: Controller::VirtioScsi { queues: 1 },
+                threads: IoThreads { count: 1, polling: Polling::Auto, polling_us: 50, cpus: vec![] },
                 luns: vec![Lun {
                     target: 0,
                     lun: 0,
@@ -75,6 +78,10 @@ fn every_supported_key_is_read() {
         id = "scsi0"
         type = "virtio-scsi"
         queues = 2
+        io_threads = 2
+        io_cpus = "0-1,3"
+        polling = "adaptive"
+        polling_us = 80
         [[hba.lun]]
         target = 7
         lun = 300
@@ -94,8 +101,15 @@ fn every_supported_key_is_read() {
         discard = "unmap"
         on_no_space = "report"
         throttle = { iops = 500, bps_write = "100MiB", burst_seconds = 3 }
+        [control]
+        path = "control.sock"
     "#;
     let (fixture, config) = good(text, &[]);
+    assert_eq!(config.control, Some(fixture.path("control.sock")));
+    assert_eq!(
+        config.hbas[0].threads,
+        IoThreads { count: 2, polling: Polling::Adaptive, polling_us: 80, cpus: vec![0, 1, 3] }
+    );
     assert_eq!(config.vm.name, "deb13");
     assert_eq!((config.vm.cpus, config.vm.memory), (4, 1 << 30));
     let uuid = config.vm.uuid.unwrap();

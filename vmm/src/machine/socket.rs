@@ -1,0 +1,305 @@
+//! The control socket: one JSON object a line asks, one JSON object a line answers.
+//!
+//! `{"execute": "attach", "arguments": {"hba": "scsi0", "image": "extra.img"}, "id": 1}` is answered with
+//! `{"return": {...}, "id": 1}` or `{"error": {"desc": "..."}, "id": 1}`. An `id` may be left out. Requests of one
+//! connection are carried out in order.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde_json::{Map, Value, json};
+
+use super::adapter::Adapter;
+use super::control::{Control, Event};
+use crate::config::{self, HbaType};
+
+/// Longest request in bytes.
+const LINE_MAX: u64 = 64 << 10;
+/// Connections at once.
+const CLIENTS_MAX: usize = 16;
+
+/// What requests work on.
+pub struct Service {
+    /// The machine's name.
+    pub name: String,
+    /// Directory that paths are relative to.
+    pub directory: PathBuf,
+    /// Runs, pauses, ends the machine.
+    pub control: Arc<Control>,
+    /// Its HBAs.
+    pub adapters: Vec<Arc<Adapter>>,
+    /// Presses the power button; false when no guest listens.
+    pub power_button: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+/// The socket while it is listened on. Dropping it removes it from the file system.
+pub struct Socket {
+    path: PathBuf,
+}
+
+impl Socket {
+    /// Listens at `path`, which only the user of this process may connect to, and serves on threads of its own.
+    pub fn listen(path: &Path, service: Service) -> Result<Self> {
+        let listener = bind(path).with_context(|| format!("control socket {}", path.display()))?;
+        let socket = Self { path: path.into() };
+        let service = Arc::new(service);
+        let clients = Arc::new(AtomicUsize::new(0));
+        let accept = move || {
+            for stream in listener.incoming() {
+                let Ok(stream) = stream else { continue };
+                if clients.fetch_add(1, Ordering::Relaxed) >= CLIENTS_MAX {
+                    clients.fetch_sub(1, Ordering::Relaxed);
+                    continue;
+                }
+                let (service, count) = (service.clone(), clients.clone());
+                let serve = move || {
+                    if let Err(e) = service.serve(&stream) {
+                        tracing::debug!("a control connection ended: {e}");
+                    }
+                    count.fetch_sub(1, Ordering::Relaxed);
+                };
+                if let Err(e) = std::thread::Builder::new().name("control-client".into()).spawn(serve) {
+                    clients.fetch_sub(1, Ordering::Relaxed);
+                    tracing::warn!("no thread for a control connection: {e}");
+                }
+            }
+        };
+        std::thread::Builder::new().name("control".into()).spawn(accept).context("the control thread")?;
+        Ok(socket)
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // Gone already if somebody removed it.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Binds, in place of a socket that nobody listens on any more.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    if let Ok(found) = fs::symlink_metadata(path) {
+        if !found.file_type().is_socket() {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is something else of this name"));
+        }
+        match UnixStream::connect(path) {
+            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
+            Err(e) => return Err(e),
+            Ok(_) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens on it")),
+        }
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+impl Service {
+    fn serve(&self, stream: &UnixStream) -> io::Result<()> {
+        let mut lines = BufReader::new(stream);
+        loop {
+            let mut line = Vec::new();
+            if lines.by_ref().take(LINE_MAX).read_until(b'\n', &mut line)? == 0 {
+                return Ok(());
+            }
+            if line.iter().all(u8::is_ascii_whitespace) {
+                continue;
+            }
+            let cut = line.last() != Some(&b'\n') && line.len() as u64 == LINE_MAX;
+            let mut answer = self.answer(&line).to_string();
+            answer.push('\n');
+            (&*stream).write_all(answer.as_bytes())?;
+            if cut {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The answer to one line.
+    pub fn answer(&self, line: &[u8]) -> Value {
+        let mut id = None;
+        let result = serde_json::from_slice::<Value>(line).context("not JSON").and_then(|request| {
+            id = request.get("id").cloned();
+            let name = request.get("execute").and_then(Value::as_str).context("no \"execute\"")?.to_owned();
+            let arguments = match request.get("arguments") {
+                None => Map::new(),
+                Some(Value::Object(arguments)) => arguments.clone(),
+                Some(_) => bail!("\"arguments\" is no object"),
+            };
+            self.execute(&name, Arguments(arguments))
+        });
+        let mut answer = match result {
+            Ok(value) => json!({ "return": value }),
+            Err(e) => json!({ "error": { "class": "GenericError", "desc": format!("{e:#}") } }),
+        };
+        if let (Some(id), Some(object)) = (id, answer.as_object_mut()) {
+            object.insert("id".into(), id);
+        }
+        answer
+    }
+
+    /// The names are those of QMP where it has one; ours where that says it better.
+    fn execute(&self, name: &str, mut arguments: Arguments) -> Result<Value> {
+        let done = || Ok(json!({}));
+        match name {
+            "query-status" => {
+                let status = if self.control.is_paused() { "paused" } else { "running" };
+                arguments.end()?;
+                Ok(json!({ "name": self.name, "status": status, "running": status == "running" }))
+            }
+            "query-hbas" => {
+                arguments.end()?;
+                Ok(self.adapters.iter().map(describe).collect())
+            }
+            "attach" => {
+                let adapter = self.adapter(&mut arguments)?;
+                let lun = self.unit(adapter, arguments)?;
+                adapter.attach(&lun)?;
+                Ok(json!({ "target": lun.target, "lun": lun.lun }))
+            }
+            "detach" => {
+                let (adapter, target, lun) = self.address(&mut arguments)?;
+                arguments.end()?;
+                adapter.detach(target, lun)?;
+                done()
+            }
+            "change" => {
+                let adapter = self.adapter(&mut arguments)?;
+                ensure!(arguments.0.contains_key("target"), "no \"target\"");
+                let lun = self.unit(adapter, arguments)?;
+                adapter.change(&lun)?;
+                done()
+            }
+            "resize" => {
+                let (adapter, target, lun) = self.address(&mut arguments)?;
+                let size = arguments.number("size", u64::MAX)?;
+                arguments.end()?;
+                Ok(json!({ "size": adapter.resize(target, lun, size)? }))
+            }
+            "pause" | "stop" => {
+                arguments.end()?;
+                self.control.ask_to_pause(true)?;
+                done()
+            }
+            "resume" | "cont" => {
+                arguments.end()?;
+                self.control.ask_to_pause(false)?;
+                done()
+            }
+            "powerdown" | "system_powerdown" => {
+                arguments.end()?;
+                ensure!((self.power_button)(), "the guest does not listen to its power button");
+                done()
+            }
+            "reset" | "system_reset" => {
+                arguments.end()?;
+                self.control.reset_requested("control socket");
+                done()
+            }
+            "quit" => {
+                arguments.end()?;
+                self.control.post(Event::Quit);
+                done()
+            }
+            other => bail!("unknown command \"{other}\""),
+        }
+    }
+
+    fn adapter(&self, arguments: &mut Arguments) -> Result<&Arc<Adapter>> {
+        let wanted = match arguments.0.remove("hba") {
+            Some(Value::String(id)) => Some(id),
+            Some(_) => bail!("\"hba\" is no string"),
+            None => None,
+        };
+        match (wanted, self.adapters.as_slice()) {
+            (None, [only]) => Ok(only),
+            (None, _) => bail!("which \"hba\"? There are {}", self.adapters.len()),
+            (Some(id), all) => {
+                all.iter().find(|a| a.id == id).ok_or_else(|| anyhow!("no HBA is called \"{id}\""))
+            }
+        }
+    }
+
+    fn address(&self, arguments: &mut Arguments) -> Result<(&Arc<Adapter>, u8, u16)> {
+        let adapter = self.adapter(arguments)?;
+        let target = arguments.number("target", u8::MAX.into())?.context("no \"target\"")?;
+        let lun = arguments.number("lun", 16383)?.unwrap_or(0);
+        Ok((adapter, u8::try_from(target)?, u16::try_from(lun)?))
+    }
+
+    /// The unit that the arguments describe, in the words of `[[hba.lun]]`.
+    fn unit(&self, adapter: &Adapter, mut arguments: Arguments) -> Result<config::Lun> {
+        if !arguments.0.contains_key("target") {
+            let free = adapter.free_target().context("no free target")?;
+            arguments.0.insert("target".into(), free.into());
+        }
+        let mut text = format!("[[hba]]\ntype = \"{}\"\n[[hba.lun]]\n", adapter.kind.name());
+        for (key, value) in &arguments.0 {
+            text.push_str(&format!("{} = {}\n", toml::Value::String(key.clone()), toml_value(value)?));
+        }
+        let hba = config::parse_hba(&text, &self.directory).map_err(|errors| {
+            let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            anyhow!("{}", lines.join("; "))
+        })?;
+        ensure!(adapter.kind == HbaType::VirtioScsi || hba.luns.len() == 1, "one unit at a time");
+        hba.luns.into_iter().next().context("no unit")
+    }
+}
+
+fn describe(adapter: &Arc<Adapter>) -> Value {
+    let units: Vec<Value> = adapter
+        .units()
+        .into_iter()
+        .map(|unit| {
+            json!({
+                "target": unit.target,
+                "lun": unit.lun,
+                "image": unit.image.to_string_lossy(),
+                "size": unit.size,
+                "readonly": unit.read_only,
+            })
+        })
+        .collect();
+    json!({ "id": adapter.id, "type": adapter.kind.name(), "units": units })
+}
+
+/// The same value in the words of the configuration file.
+fn toml_value(value: &Value) -> Result<toml::Value> {
+    Ok(match value {
+        Value::Bool(value) => (*value).into(),
+        Value::Number(number) => number.as_i64().context("a number that no key takes")?.into(),
+        Value::String(text) => text.as_str().into(),
+        Value::Object(entries) => {
+            let entries = entries.iter().map(|(key, value)| Ok((key.clone(), toml_value(value)?)));
+            toml::Value::Table(entries.collect::<Result<_>>()?)
+        }
+        Value::Null | Value::Array(_) => bail!("a value that no key takes"),
+    })
+}
+
+/// The arguments of a request; each is taken once, and none may be left.
+struct Arguments(Map<String, Value>);
+
+impl Arguments {
+    fn number(&mut self, key: &str, most: u64) -> Result<Option<u64>> {
+        let Some(value) = self.0.remove(key) else { return Ok(None) };
+        let number = value.as_u64().filter(|number| *number <= most);
+        number.map(Some).with_context(|| format!("\"{key}\" is {value}, expected 0 to {most}"))
+    }
+
+    fn end(&self) -> Result<()> {
+        match self.0.keys().next() {
+            Some(key) => Err(anyhow!("unknown argument \"{key}\"")),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "socket_tests.rs"]
+mod tests;
