@@ -5,6 +5,7 @@ mod disk;
 mod ends;
 mod hardware;
 mod messages;
+mod scsi;
 
 use testbed::runner::Test;
 
@@ -20,8 +21,12 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "end-host-error", run: ends::host_error },
     Test { name: "disk-ext4-12", run: disk::ext4_kernel12 },
     Test { name: "disk-ext4-13", run: disk::ext4_kernel13 },
+    Test { name: "scsi-identity", run: scsi::identity },
+    Test { name: "scsi-medium", run: scsi::medium },
+    Test { name: "scsi-wipe", run: scsi::wipe },
     Test { name: "disk-kill-none", run: disk::kill_none },
     Test { name: "disk-kill-writeback", run: disk::kill_writeback },
+    Test { name: "scsi-files", run: scsi::files },
     Test { name: "debian-13", run: debian::trixie },
     Test { name: "debian-12", run: debian::bookworm },
 ];
