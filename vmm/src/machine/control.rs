@@ -37,6 +37,12 @@ pub enum Event {
     Crash(Crash),
     /// The user quit from the console.
     Quit,
+    /// A write waits because the host has no space; what the host said.
+    NoSpace(String),
+    /// Time to let waiting writes try again, and to see whether they did.
+    TrySpace,
+    /// See [`Event::TrySpace`].
+    SpaceTried,
     /// A signal that ends the process.
     Signal(i32),
 }

@@ -13,7 +13,10 @@ use hba_megasas::{Drive, Megasas, Model};
 use hba_virtio_scsi::{Options, VirtioScsi};
 
 use super::chipset::Chipset;
-use crate::config::{self, Cache, Config, Controller, Device, Format, MegasasMode, MegasasModel, Throttle};
+use super::space::Space;
+use crate::config::{
+    self, Cache, Config, Controller, Device, Format, MegasasMode, MegasasModel, NoSpace, Throttle,
+};
 
 /// The HBAs with what is behind them and the threads that serve them.
 #[derive(Default)]
@@ -28,7 +31,7 @@ pub struct Hbas {
 
 impl Hbas {
     /// Builds every HBA and plugs it in, in the order of the file.
-    pub fn plug(config: &Config, chipset: &Chipset) -> Result<Self> {
+    pub fn plug(config: &Config, chipset: &Chipset, space: &Space) -> Result<Self> {
         let mut hbas = Self::default();
         for hba in &config.hbas {
             let thread = IoThread::start(&format!("io-{}", hba.id))
@@ -36,7 +39,7 @@ impl Hbas {
             let (bdf, seat) = chipset.seat()?;
             match &hba.controller {
                 Controller::VirtioScsi { queues } => {
-                    let targets = targets(hba)?;
+                    let targets = targets(hba, space)?;
                     hbas.targets.extend(targets.values().cloned());
                     let options = Options { request_queues: u16::from(*queues), ..Options::default() };
                     let device = VirtioScsi::new(seat, nexuses(targets), vec![thread.remote()], options)
@@ -45,7 +48,7 @@ impl Hbas {
                     chipset.plug(bdf, device)?;
                 }
                 Controller::Megasas { model, mode } => {
-                    let drives = hbas.drives(hba, *mode)?;
+                    let drives = hbas.drives(hba, *mode, space)?;
                     let options = megasas_options(&hba.id, *model);
                     let device = Megasas::new(seat, drives, thread.remote(), options)
                         .with_context(|| format!("hba {}", hba.id))?;
@@ -88,10 +91,10 @@ impl Hbas {
 
     /// The drives of a MegaRAID SAS board. In RAID mode each image is there twice: as a volume, and as the disk behind
     /// it, which tools may look at.
-    fn drives(&mut self, hba: &config::Hba, mode: MegasasMode) -> Result<BTreeMap<u8, Drive>> {
+    fn drives(&mut self, hba: &config::Hba, mode: MegasasMode, space: &Space) -> Result<BTreeMap<u8, Drive>> {
         let mut drives = BTreeMap::new();
         for lun in &hba.luns {
-            let (image, config) = disk(&hba.id, lun)?;
+            let (image, config) = disk(&hba.id, lun, space)?;
             let logical = match mode {
                 MegasasMode::Raid => Some(self.nexus(&image, volume(hba, lun, &config))?),
                 MegasasMode::Jbod => None,
@@ -112,10 +115,10 @@ impl Hbas {
 }
 
 /// The targets behind an HBA, each with its logical units.
-fn targets(hba: &config::Hba) -> Result<BTreeMap<u8, Arc<Target>>> {
+fn targets(hba: &config::Hba, space: &Space) -> Result<BTreeMap<u8, Arc<Target>>> {
     let mut targets: BTreeMap<u8, Arc<Target>> = BTreeMap::new();
     for lun in &hba.luns {
-        let unit = unit(&hba.id, lun)?;
+        let unit = unit(&hba.id, lun, space)?;
         let target = targets.entry(lun.target).or_default();
         target
             .attach(Lun::from_number(u32::from(lun.lun)), unit)
@@ -129,22 +132,22 @@ fn nexuses(targets: BTreeMap<u8, Arc<Target>>) -> BTreeMap<u8, Arc<Nexus>> {
     targets.into_iter().map(|(id, target)| (id, Nexus::new(target, None))).collect()
 }
 
-fn unit(hba: &str, lun: &config::Lun) -> Result<LogicalUnit> {
-    let (image, config) = disk(hba, lun)?;
+fn unit(hba: &str, lun: &config::Lun, space: &Space) -> Result<LogicalUnit> {
+    let (image, config) = disk(hba, lun, space)?;
     let disk = Disk::new(image, config).with_context(|| format!("hba {hba}, target {}", lun.target))?;
     Ok(LogicalUnit::Disk(disk))
 }
 
 /// Opens the image of a disk, and says how it shall appear.
-fn disk(hba: &str, lun: &config::Lun) -> Result<(Arc<Image>, DiskConfig)> {
+fn disk(hba: &str, lun: &config::Lun, space: &Space) -> Result<(Arc<Image>, DiskConfig)> {
     let Device::Disk(disk) = &lun.device else {
         bail!("hba {hba}, target {}: only type \"disk\" is supported yet", lun.target);
     };
-    Ok((Arc::new(image(disk)?), disk_config(hba, lun, disk)))
+    Ok((Arc::new(image(disk, space)?), disk_config(hba, lun, disk)))
 }
 
 /// Opens the image of a disk.
-fn image(disk: &config::Disk) -> Result<Image> {
+fn image(disk: &config::Disk, space: &Space) -> Result<Image> {
     let (path, read_only, cache) = (disk.image.clone(), disk.read_only, cache_mode(disk.cache));
     let sharing = Sharing::default();
     let image = match disk.format {
@@ -152,6 +155,13 @@ fn image(disk: &config::Disk) -> Result<Image> {
         Format::Qcow2 => {
             let options = Qcow2Options { path, read_only, cache, sharing, discard: disk.discard };
             Image::Qcow2(Qcow2Image::open(&options)?)
+        }
+    };
+    let image = match disk.on_no_space {
+        NoSpace::Report => image,
+        NoSpace::Pause => {
+            let (parking, watch) = space.waits();
+            image.pausing(&parking, &watch)
         }
     };
     Ok(match &disk.throttle {

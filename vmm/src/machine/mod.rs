@@ -6,6 +6,7 @@ mod control;
 mod events;
 mod firmware;
 mod hbas;
+mod space;
 mod symbols;
 mod tables;
 mod trace;
@@ -34,6 +35,7 @@ use chipset::{Chipset, Parts};
 use events::MainLoop;
 use firmware::{FirmwareBoot, Wiring};
 use hbas::Hbas;
+use space::Space;
 
 /// Where the power management registers are when no firmware moves them.
 const PM_BASE: u16 = 0x600;
@@ -75,6 +77,7 @@ pub struct Machine {
     signals: Arc<Signals>,
     console: Console,
     hbas: Hbas,
+    space: Arc<Space>,
 }
 
 impl Machine {
@@ -104,7 +107,8 @@ impl Machine {
             console: console.sink(),
             debug: firmware::debug_console(config.debug_log.as_deref())?,
         })?;
-        let hbas = Hbas::plug(&config, &chipset)?;
+        let space = Space::new(control.clone());
+        let hbas = Hbas::plug(&config, &chipset, &space)?;
         let chips = InitialChips::capture(&vm)?;
         let boot = boots(&Wiring {
             vm: &vm,
@@ -135,6 +139,7 @@ impl Machine {
             signals,
             console,
             hbas,
+            space,
         };
         let entry = machine.load()?;
         trace(start, "kernel or firmware loaded");
@@ -199,6 +204,7 @@ impl Machine {
             }
             self.control.pause(&threads);
             match self.handle(event) {
+                Ok(None) if self.space.is_short() => {}
                 Ok(None) => self.control.resume(),
                 other => break other,
             }
@@ -243,6 +249,18 @@ impl Machine {
         let end = |outcome| Ok(Some(End::Exit(outcome)));
         let exits = |policy| policy == Restart::Exit;
         match event {
+            Event::NoSpace(what) => {
+                self.space.begin(&what);
+                Ok(None)
+            }
+            Event::TrySpace => {
+                self.space.try_again();
+                Ok(None)
+            }
+            Event::SpaceTried => {
+                self.space.tried();
+                Ok(None)
+            }
             Event::PowerOff => {
                 tracing::info!("the guest powered off");
                 end(Outcome::PoweredOff)
