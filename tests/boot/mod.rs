@@ -7,6 +7,7 @@ mod firmware;
 mod hardware;
 mod megasas;
 mod messages;
+mod scsi;
 mod virtio;
 
 use testbed::runner::Test;
@@ -24,6 +25,9 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "end-host-error", run: ends::host_error },
     Test { name: "disk-ext4-12", run: disk::ext4_kernel12 },
     Test { name: "disk-ext4-13", run: disk::ext4_kernel13 },
+    Test { name: "scsi-identity", run: scsi::identity },
+    Test { name: "scsi-medium", run: scsi::medium },
+    Test { name: "scsi-wipe", run: scsi::wipe },
     Test { name: "disk-kill-none", run: disk::kill_none },
     Test { name: "disk-kill-writeback", run: disk::kill_writeback },
     Test { name: "megasas-volumes-gen2-13", run: megasas::volumes_gen2_kernel13 },
@@ -33,6 +37,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "megasas-reload", run: megasas::reload },
     Test { name: "megasas-kill-none", run: megasas::kill_none },
     Test { name: "megasas-kill-writeback", run: megasas::kill_writeback },
+    Test { name: "scsi-files", run: scsi::files },
     Test { name: "debian-13", run: debian::trixie },
     Test { name: "debian-12", run: debian::bookworm },
     Test { name: "seabios-grub-13", run: firmware::trixie },

@@ -52,7 +52,35 @@ const QUICK_MODULES: &[&str] =
     &["virtio_pci", "virtio_scsi", "megaraid_sas", "sd_mod", "sr_mod", "sg", "crc32c_generic", "ext4"];
 
 /// Programs of the quick initramfs beyond those of busybox.
-const QUICK_PROGRAMS: &[&str] = &["mke2fs", "lscpu", "sg_inq", "sg_raw"];
+const QUICK_PROGRAMS: &[&str] = &[
+    "mke2fs",
+    "lscpu",
+    "sg_compare_and_write",
+    "sg_copy_results",
+    "sg_format",
+    "sg_get_lba_status",
+    "sg_inq",
+    "sg_logs",
+    "sg_luns",
+    "sg_modes",
+    "sg_opcodes",
+    "sg_persist",
+    "sg_raw",
+    "sg_readcap",
+    "sg_requests",
+    "sg_reset",
+    "sg_sanitize",
+    "sg_start",
+    "sg_sync",
+    "sg_turs",
+    "sg_unmap",
+    "sg_verify",
+    "sg_vpd",
+    "sg_wr_mode",
+    "sg_write_same",
+    "sg_write_x",
+    "sg_xcopy",
+];
 
 /// A Debian root file system on an ext4 image, with the kernel and initrd it ships.
 #[derive(Clone, Debug)]

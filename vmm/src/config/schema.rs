@@ -211,7 +211,7 @@ const LUN: &[Key] = &[
     key("physical_block_size", Kind::Integer(512, 2 << 20), Built),
     key("rotation_rate", Kind::Integer(0, 65534), Built),
     key("discard", Kind::BoolOrChoice(Choices { names: Discard::NAMES, not_yet: &[] }), Built),
-    key("on_no_space", choice(NoSpace::NAMES, &["pause"]), Built),
+    key("on_no_space", choice(NoSpace::NAMES, &[]), Built),
     key("throttle", Kind::Table(THROTTLE), Built),
 ];
 

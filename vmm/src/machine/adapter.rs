@@ -12,6 +12,7 @@ use devices::storage::{BlockBackend, Image};
 use hba_virtio_scsi::VirtioScsi;
 
 use super::hbas;
+use super::space::Space;
 use crate::config::{self, Device, HbaType};
 
 /// An HBA that takes targets at run time. Both calls tell the guest's driver.
@@ -72,13 +73,20 @@ pub struct Adapter {
     device: Option<Arc<dyn HotPlug>>,
     /// The thread on which units end their commands.
     remote: Remote,
+    /// Where writes of units that come wait when the host has no space.
+    space: Arc<Space>,
     inventory: Mutex<Inventory>,
 }
 
 impl Adapter {
     /// An HBA with nothing behind it.
-    pub fn new(id: &str, kind: HbaType, remote: Remote) -> Self {
-        Self { id: id.into(), kind, device: None, remote, inventory: Mutex::default() }
+    pub fn new(id: &str, kind: HbaType, remote: Remote, space: Arc<Space>) -> Self {
+        Self { id: id.into(), kind, device: None, remote, space, inventory: Mutex::default() }
+    }
+
+    /// Where writes wait when the host has no space.
+    pub fn space(&self) -> &Space {
+        &self.space
     }
 
     /// Says who shows targets that come from now on.
@@ -121,7 +129,7 @@ impl Adapter {
     pub fn attach(&self, lun: &config::Lun) -> Result<()> {
         self.device()?;
         ensure!(!self.holds(lun), "target {} lun {} is in use", lun.target, lun.lun);
-        let (image, unit) = hbas::unit(&self.id, lun)?;
+        let (image, unit) = hbas::unit(&self.id, lun, &self.space)?;
         self.insert(lun, image, unit)
     }
 
@@ -202,7 +210,7 @@ impl Adapter {
     /// be opened.
     pub fn change(&self, lun: &config::Lun) -> Result<()> {
         ensure!(self.holds(lun), "nothing at target {} lun {}", lun.target, lun.lun);
-        let (image, unit) = hbas::unit(&self.id, lun)?;
+        let (image, unit) = hbas::unit(&self.id, lun, &self.space)?;
         self.detach(lun.target, lun.lun)?;
         self.insert(lun, image, unit)
     }

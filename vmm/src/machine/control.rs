@@ -41,6 +41,12 @@ pub enum Event {
     Quit,
     /// The user wants the guest to stand still, or to go on.
     Pause(bool),
+    /// A write waits because the host has no space; what the host said.
+    NoSpace(String),
+    /// Time to let waiting writes try again, and to see whether they did.
+    TrySpace,
+    /// See [`Event::TrySpace`].
+    SpaceTried,
     /// A signal that ends the process.
     Signal(i32),
 }

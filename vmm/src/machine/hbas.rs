@@ -14,8 +14,9 @@ use hba_virtio_scsi::{Options, VirtioScsi};
 
 use super::adapter::Adapter;
 use super::chipset::Chipset;
+use super::space::Space;
 use crate::config::{
-    self, Cache, Config, Controller, Device, Format, HbaType, MegasasMode, MegasasModel, Throttle,
+    self, Cache, Config, Controller, Device, Format, HbaType, MegasasMode, MegasasModel, NoSpace, Throttle,
     WritePolicy,
 };
 
@@ -34,7 +35,7 @@ pub struct Hbas {
 
 impl Hbas {
     /// Builds every HBA and plugs it in, in the order of the file.
-    pub fn plug(config: &Config, chipset: &Chipset) -> Result<Self> {
+    pub fn plug(config: &Config, chipset: &Chipset, space: &Arc<Space>) -> Result<Self> {
         let mut hbas = Self::default();
         for hba in &config.hbas {
             let threads = threads(hba)?;
@@ -43,7 +44,7 @@ impl Hbas {
             let (bdf, seat) = chipset.seat()?;
             match &hba.controller {
                 Controller::VirtioScsi { queues } => {
-                    let mut adapter = Adapter::new(&hba.id, HbaType::VirtioScsi, remote);
+                    let mut adapter = Adapter::new(&hba.id, HbaType::VirtioScsi, remote, space.clone());
                     let targets = targets(hba, &adapter)?;
                     let options = Options { request_queues: u16::from(*queues), ..Options::default() };
                     let device = VirtioScsi::new(seat, nexuses(targets), remotes, options)
@@ -54,7 +55,7 @@ impl Hbas {
                     chipset.plug(bdf, device)?;
                 }
                 Controller::Megasas(board) => {
-                    let adapter = Adapter::new(&hba.id, HbaType::Megasas, remote.clone());
+                    let adapter = Adapter::new(&hba.id, HbaType::Megasas, remote.clone(), space.clone());
                     let drives = hbas.drives(hba, board, &adapter)?;
                     let options = megasas_options(&hba.id, board);
                     let device = Megasas::new(seat, drives, remote, options)
@@ -122,7 +123,7 @@ impl Hbas {
         lun: &config::Lun,
         adapter: &Adapter,
     ) -> Result<Drive> {
-        let (image, config) = disk(hba, lun)?;
+        let (image, config) = disk(hba, lun, adapter.space())?;
         adapter.add_unit(lun, &image);
         // The name of a disk of a board is that of its SAS port.
         let wwn = config.wwn.unwrap_or_else(|| naa(&format!("{hba}-disk-{}", lun.target)));
@@ -167,7 +168,7 @@ fn threads(hba: &config::Hba) -> Result<Vec<IoThread>> {
 fn targets(hba: &config::Hba, adapter: &Adapter) -> Result<BTreeMap<u8, Arc<Target>>> {
     let mut targets: BTreeMap<u8, Arc<Target>> = BTreeMap::new();
     for lun in &hba.luns {
-        let (image, unit) = unit(&hba.id, lun)?;
+        let (image, unit) = unit(&hba.id, lun, adapter.space())?;
         let target = targets.entry(lun.target).or_default();
         target
             .attach(Lun::from_number(u32::from(lun.lun)), unit)
@@ -184,23 +185,23 @@ fn nexuses(targets: BTreeMap<u8, Arc<Target>>) -> BTreeMap<u8, Arc<Nexus>> {
 }
 
 /// A logical unit and its image.
-pub(super) fn unit(hba: &str, lun: &config::Lun) -> Result<(Arc<Image>, LogicalUnit)> {
-    let (image, config) = disk(hba, lun)?;
+pub(super) fn unit(hba: &str, lun: &config::Lun, space: &Space) -> Result<(Arc<Image>, LogicalUnit)> {
+    let (image, config) = disk(hba, lun, space)?;
     let disk =
         Disk::new(image.clone(), config).with_context(|| format!("hba {hba}, target {}", lun.target))?;
     Ok((image, LogicalUnit::Disk(disk)))
 }
 
 /// Opens the image of a disk, and says how it shall appear.
-fn disk(hba: &str, lun: &config::Lun) -> Result<(Arc<Image>, DiskConfig)> {
+fn disk(hba: &str, lun: &config::Lun, space: &Space) -> Result<(Arc<Image>, DiskConfig)> {
     let Device::Disk(disk) = &lun.device else {
         bail!("hba {hba}, target {}: only type \"disk\" is supported yet", lun.target);
     };
-    Ok((Arc::new(image(disk)?), disk_config(hba, lun, disk)))
+    Ok((Arc::new(image(disk, space)?), disk_config(hba, lun, disk)))
 }
 
 /// Opens the image of a disk.
-fn image(disk: &config::Disk) -> Result<Image> {
+fn image(disk: &config::Disk, space: &Space) -> Result<Image> {
     let (path, read_only, cache) = (disk.image.clone(), disk.read_only, cache_mode(disk.cache));
     let sharing = Sharing::default();
     let image = match disk.format {
@@ -208,6 +209,13 @@ fn image(disk: &config::Disk) -> Result<Image> {
         Format::Qcow2 => {
             let options = Qcow2Options { path, read_only, cache, sharing, discard: disk.discard };
             Image::Qcow2(Qcow2Image::open(&options)?)
+        }
+    };
+    let image = match disk.on_no_space {
+        NoSpace::Report => image,
+        NoSpace::Pause => {
+            let (parking, watch) = space.waits();
+            image.pausing(&parking, &watch)
         }
     };
     Ok(match &disk.throttle {

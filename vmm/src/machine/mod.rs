@@ -9,6 +9,7 @@ mod firmware;
 mod hbas;
 mod smbios;
 mod socket;
+mod space;
 mod symbols;
 mod tables;
 mod trace;
@@ -38,6 +39,7 @@ use events::MainLoop;
 use firmware::{FirmwareBoot, Wiring};
 use hbas::Hbas;
 use socket::{Service, Socket};
+use space::Space;
 
 /// Where the power management registers are when no firmware moves them.
 const PM_BASE: u16 = 0x600;
@@ -80,6 +82,7 @@ pub struct Machine {
     console: Console,
     socket: Option<Socket>,
     hbas: Hbas,
+    space: Arc<Space>,
 }
 
 impl Machine {
@@ -109,7 +112,8 @@ impl Machine {
             console: console.sink(),
             debug: firmware::debug_console(config.debug_log.as_deref())?,
         })?;
-        let hbas = Hbas::plug(&config, &chipset)?;
+        let space = Space::new(control.clone());
+        let hbas = Hbas::plug(&config, &chipset, &space)?;
         let chips = InitialChips::capture(&vm)?;
         let boot = boots(&Wiring {
             vm: &vm,
@@ -141,6 +145,7 @@ impl Machine {
             console,
             socket: None,
             hbas,
+            space,
         };
         let entry = machine.load()?;
         trace(start, "kernel or firmware loaded");
@@ -208,7 +213,7 @@ impl Machine {
             }
             self.control.pause(&threads);
             match self.handle(event) {
-                Ok(None) if self.control.is_paused() => {}
+                Ok(None) if self.control.is_paused() || self.space.is_short() => {}
                 Ok(None) => self.control.resume(),
                 other => break other,
             }
@@ -265,6 +270,18 @@ impl Machine {
         let end = |outcome| Ok(Some(End::Exit(outcome)));
         let exits = |policy| policy == Restart::Exit;
         match event {
+            Event::NoSpace(what) => {
+                self.space.begin(&what);
+                Ok(None)
+            }
+            Event::TrySpace => {
+                self.space.try_again();
+                Ok(None)
+            }
+            Event::SpaceTried => {
+                self.space.tried();
+                Ok(None)
+            }
             Event::PowerOff => {
                 tracing::info!("the guest powered off");
                 end(Outcome::PoweredOff)

@@ -8,6 +8,7 @@ use devices::scsi::Nexus;
 
 use super::*;
 use crate::machine::adapter::HotPlug;
+use crate::machine::space::Space;
 
 #[derive(Default)]
 struct Recorder(Mutex<Vec<String>>);
@@ -38,10 +39,11 @@ fn bench() -> (Bench, Service) {
         fs::File::create(directory.path().join(name)).unwrap().set_len(len).unwrap();
     }
     let recorder = Arc::new(Recorder::default());
-    let mut adapter = Adapter::new("scsi0", HbaType::VirtioScsi, thread.remote());
-    adapter.connect(recorder.clone());
-    let raid = Adapter::new("raid0", HbaType::Megasas, thread.remote());
     let control = Control::new(0).unwrap();
+    let space = Space::new(control.clone());
+    let mut adapter = Adapter::new("scsi0", HbaType::VirtioScsi, thread.remote(), space.clone());
+    adapter.connect(recorder.clone());
+    let raid = Adapter::new("raid0", HbaType::Megasas, thread.remote(), space);
     let service = Service {
         name: "vm".into(),
         directory: directory.path().into(),

@@ -53,10 +53,6 @@ fn what_this_version_does_not_build_is_refused_never_ignored() {
         ("[[net]]\nmac = 1", "vm.toml:8: `[[net]]` is not supported yet"),
         ("[display]\nx = 1", "vm.toml:8: `[display]` is not supported yet"),
         ("[[hba]]\n[hba.fc]\nwwpn = 1", "vm.toml:9: `fc` in [[hba]] is not supported yet"),
-        (
-            "on_no_space = \"pause\"",
-            "vm.toml:8: `on_no_space = \"pause\"` in [[hba.lun]] is not supported yet",
-        ),
         ("type = \"cd\"", "vm.toml:8: `type = \"cd\"` in [[hba.lun]] is not supported yet"),
         (
             "[[hba.lun]]\ntype = \"generic\"\nimage = \"/dev/null\"",

@@ -1,0 +1,286 @@
+//! The SCSI layer as sg3_utils and fio see it from a stock guest: what the tools print, and what is in the image.
+
+use anyhow::{Context, Result, ensure};
+use testbed::bed::Bed;
+use testbed::guest::{Disk, Vmm};
+use testbed::kernel::Debian;
+
+use super::messages;
+
+/// Begins a script: `t NAME COMMAND...` prints the command's output between marks, with its exit code.
+const HEAD: &str = r#"d=$(readlink -f /dev/at/0:0:0:0)
+    t() {
+        name=$1; shift
+        echo "BEGIN $name"
+        "$@" 2>&1
+        echo "END $name $?"
+    }
+    b() { head -c "$2" /dev/zero | tr '\0' "\\$1"; }
+"#;
+
+/// What one `t` of a script printed, and its exit code.
+fn section<'a>(output: &'a str, name: &str) -> Result<(&'a str, i32)> {
+    let missing = || format!("the guest did not run {name}:\n{output}");
+    let (_, rest) = output.split_once(&format!("BEGIN {name}\n")).with_context(missing)?;
+    let (text, rest) = rest.split_once(&format!("END {name} ")).with_context(missing)?;
+    let code = rest.split_whitespace().next().and_then(|code| code.parse().ok());
+    Ok((text, code.with_context(missing)?))
+}
+
+/// Checks that a command ended with `code` and printed all of `words`, each on some line.
+fn expect(output: &str, name: &str, code: i32, words: &[&str]) -> Result<()> {
+    let (text, ended) = section(output, name)?;
+    ensure!(ended == code, "{name} ended with {ended}, not {code}:\n{text}");
+    let absent: Vec<_> = words.iter().filter(|word| !text.contains(**word)).collect();
+    ensure!(absent.is_empty(), "{name} did not print {absent:?}:\n{text}");
+    Ok(())
+}
+
+/// Everything a disk tells about itself.
+pub(crate) fn identity(bed: &Bed, vmm: Vmm) -> Result<()> {
+    let script = format!(
+        "{HEAD}
+         t inquiry sg_inq $d
+         t versions sg_inq -d $d
+         t pages sg_vpd $d
+         for page in 0x00 0x80 0x83 0x86 0x87 0x8f 0xb0 0xb1 0xb2; do t vpd-$page sg_vpd -l -p $page $d; done
+         t no-page sg_vpd -p 0xd0 $d
+         t capacity10 sg_readcap $d
+         t capacity16 sg_readcap -l $d
+         t codes sg_opcodes --rctd $d
+         t one-code sg_opcodes --opcode=0x28 $d
+         t functions sg_opcodes --tmf $d
+         t modes sg_modes -a $d
+         t mode-caching sg_modes -p 8 $d
+         t wce-off sg_wr_mode -p 8 -c 8,12,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0 -m 0,0,4 $d
+         t mode-uncached sg_modes -p 8 $d
+         t wce-on sg_wr_mode -p 8 -c 8,12,4,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0 -m 0,0,4 $d
+         t logs sg_logs -a $d
+         t luns sg_luns $d
+         t ready sg_turs $d
+         t requests sg_requests $d
+         t reset sg_reset -d $d
+         t after-reset sg_turs $d
+         t defects sg_raw -r 8 $d 37 00 18 00 00 00 00 00 08 00
+         t results sg_copy_results -p $d
+         {}",
+        messages::SHOW
+    );
+    let disk = Disk::empty("1G")
+        .set("serial", "SN-77")
+        .set("wwn", "5000c50012345678")
+        .set("rotation_rate", 7200)
+        .set("discard", true);
+    let output = bed.guest().vmm(vmm).disk(disk).script(&script).spawn()?.finish_script(300)?;
+    expect(&output, "inquiry", 0, &["version=0x06", "3PC=1"])?;
+    expect(&output, "versions", 0, &["SPC-4", "SBC-3"])?;
+    expect(&output, "pages", 0, &["[di]", "[bl]", "[bdc]", "[lbpv]", "[tpc]", "[ei]", "[mpp]"])?;
+    for page in ["0x00", "0x80", "0x83", "0x86", "0x87", "0x8f", "0xb0", "0xb1", "0xb2"] {
+        expect(&output, &format!("vpd-{page}"), 0, &[])?;
+    }
+    expect(&output, "vpd-0x80", 0, &["SN-77"])?;
+    expect(
+        &output,
+        "vpd-0x83",
+        0,
+        &["0x5000c50012345678", "naa.5000C50012345678", "Relative target port: 0x1"],
+    )?;
+    expect(
+        &output,
+        "vpd-0xb0",
+        0,
+        &[
+            "Write same non-zero (WSNZ): 1",
+            "Maximum compare and write length: 128 blocks",
+            "Maximum transfer length: 65536 blocks",
+            "Maximum unmap LBA count: 1048576",
+            "Maximum unmap block descriptor count: 256",
+        ],
+    )?;
+    expect(&output, "vpd-0xb1", 0, &["Nominal rotation rate: 7200 rpm"])?;
+    let thin = ["(LBPU): 1", "(LBPWS): 1", "(LBPWS10): 1", "(LBPRZ): 1", "Provisioning type: 2"];
+    expect(&output, "vpd-0xb2", 0, &thin)?;
+    expect(&output, "no-page", 5, &[])?;
+    expect(&output, "capacity10", 0, &["Last LBA=2097151", "Logical block length=512 bytes"])?;
+    expect(&output, "capacity16", 0, &["lbpme=1, lbprz=1", "Last LBA=2097151"])?;
+    let codes =
+        ["Compare and write", "Extended copy", "Populate token", "Write atomic", "Sanitize, overwrite"];
+    expect(&output, "codes", 0, &codes)?;
+    expect(&output, "one-code", 0, &["28 1e ff ff ff ff 3f ff ff"])?;
+    expect(&output, "functions", 0, &["Abort task", "Logical unit reset", "Query task"])?;
+    expect(&output, "modes", 0, &["Caching", "Control", "Power condition"])?;
+    expect(&output, "wce-off", 0, &[])?;
+    expect(&output, "wce-on", 0, &[])?;
+    ensure!(
+        section(&output, "mode-caching")?.0 != section(&output, "mode-uncached")?.0,
+        "WCE did not change"
+    );
+    expect(&output, "logs", 0, &["Supported log pages"])?;
+    expect(&output, "luns", 0, &["0000000000000000"])?;
+    for name in ["ready", "requests", "reset", "defects"] {
+        expect(&output, name, 0, &[])?;
+    }
+    expect(&output, "results", 0, &["Held data limit"])?;
+    messages::check(&output)
+}
+
+/// Commands that change the medium, and what they leave in the image.
+pub(crate) fn medium(bed: &Bed, vmm: Vmm) -> Result<()> {
+    let script = format!(
+        "{HEAD}
+         b 101 1048576 > /tmp/a; b 102 512 > /tmp/b; b 102 4096 > /tmp/b8; b 101 512 > /tmp/one; cat /tmp/one /tmp/b > /tmp/swap
+         t fill dd if=/tmp/a of=$d bs=1M oflag=direct
+         t same sg_write_same --lba 16 --num 8 --in /tmp/b --10 $d
+         t same-16 sg_write_same --lba 32 --num 8 --in /tmp/b --16 $d
+         t same-zero sg_write_same --lba 64 --num 64 --unmap --in /dev/zero --16 $d
+         t unmap sg_unmap --lba 256 --num 256 $d
+         t mapped sg_get_lba_status --lba 0 $d
+         t unmapped sg_get_lba_status --lba 256 $d
+         t swap sg_compare_and_write --lba 2 --in /tmp/swap --num 1 --xferlen 1024 $d
+         t swap-again sg_compare_and_write --lba 2 --in /tmp/swap --num 1 --xferlen 1024 $d
+         t verify sg_verify --lba 0 --count 2048 $d
+         t verify-same sg_verify --lba 16 --count 8 --in /tmp/b --ndo 512 --ebytchk 3 $d
+         t verify-other sg_verify --lba 3 --count 1 --in /tmp/b --ndo 512 $d
+         t sync sg_sync $d
+         t beyond sg_verify --lba 0x200000 --count 1 --16 $d
+         t copy sg_xcopy if=/dev/sg0 of=/dev/sg0 skip=16 seek=1024 count=8 bs=512
+         t atomic sg_write_x --atomic=0 --lba=1104 --num=8 --in=/tmp/b8 --16 $d
+         t stop sg_start --stop $d
+         t stopped sg_turs $d
+         t start sg_start --start $d
+         t keys-register sg_persist --out --register --param-sark=0xabc $d
+         t keys sg_persist -k $d
+         t reserve sg_persist --out --reserve --param-rk=0xabc --prout-type=5 $d
+         t reservation sg_persist -r $d
+         t capabilities sg_persist -c $d
+         t full sg_persist -s $d
+         t clear sg_persist --out --clear --param-rk=0xabc $d
+         {}",
+        messages::SHOW
+    );
+    let disk = Disk::empty("1G").set("discard", true).set("physical_block_size", 4096);
+    let mut vm = bed.guest().vmm(vmm).disk(disk).script(&script).spawn()?;
+    let output = vm.finish_script(300)?;
+    for name in ["fill", "same", "same-16", "same-zero", "unmap", "swap", "verify", "verify-same", "sync"] {
+        expect(&output, name, 0, &[])?;
+    }
+    expect(&output, "mapped", 0, &["mapped"])?;
+    expect(&output, "unmapped", 0, &["deallocated"])?;
+    // Exit codes of sg3_utils: 14 for MISCOMPARE, 22 for an LBA out of range.
+    expect(&output, "swap-again", 14, &[])?;
+    expect(&output, "verify-other", 14, &[])?;
+    expect(&output, "beyond", 22, &[])?;
+    for name in ["copy", "atomic", "stop", "start", "keys-register", "reserve", "full", "clear"] {
+        expect(&output, name, 0, &[])?;
+    }
+    expect(&output, "keys", 0, &["0xabc"])?;
+    expect(&output, "reservation", 0, &["Write Exclusive, registrants only"])?;
+    let head = format!("{}/head", vm.dir());
+    bed.host().shell(&format!("dd if={}/disk0.raw of={head} bs=1M count=1 2>/dev/null", vm.dir()), 60)?;
+    let bytes = bed.host().get(&head)?;
+    for (lba, byte) in [
+        (0, b'A'),
+        (2, b'B'),
+        (3, b'A'),
+        (15, b'A'),
+        (16, b'B'),
+        (23, b'B'),
+        (24, b'A'),
+        (32, b'B'),
+        (40, b'A'),
+        (64, 0),
+        (127, 0),
+        (128, b'A'),
+        (255, b'A'),
+        (256, 0),
+        (511, 0),
+        (512, b'A'),
+        (1023, b'A'),
+        (1024, b'B'),
+        (1031, b'B'),
+        (1032, b'A'),
+        (1103, b'A'),
+        (1104, b'B'),
+        (1111, b'B'),
+        (1112, b'A'),
+    ] {
+        let block = bytes.get(lba * 512..(lba + 1) * 512).context("the image is too short")?;
+        ensure!(
+            block.iter().all(|b| *b == byte),
+            "block {lba} is not full of {byte:#x}: {:02x?}",
+            block.get(..8)
+        );
+    }
+    messages::check(&output)
+}
+
+/// SANITIZE and FORMAT UNIT run in the background, say how far they are, and leave what they promise.
+pub(crate) fn wipe(bed: &Bed, vmm: Vmm) -> Result<()> {
+    let script = format!(
+        "{HEAD}
+         b 101 1048576 > /tmp/a; b 132 512 > /tmp/p
+         t fill dd if=/tmp/a of=$d bs=1M oflag=direct
+         t overwrite sg_sanitize --overwrite --pattern=/tmp/p --ipl=512 --quick --early $d
+         until sg_turs $d > /tmp/turs 2>&1; do sleep 1; done
+         t first dd if=$d bs=512 count=1 iflag=direct
+         t block sg_sanitize --block --quick --wait $d
+         t crypto sg_sanitize --crypto --quick --wait $d
+         t leave sg_sanitize --fail --quick $d
+         t zeros cmp -n 67108864 $d /dev/zero
+         t refill dd if=/tmp/a of=$d bs=1M oflag=direct
+         t format sg_format --format --wait --quick $d
+         t formatted cmp -n 67108864 $d /dev/zero
+         {}",
+        messages::SHOW
+    );
+    let disk = Disk::empty("64M").set("discard", true);
+    let mut vm = bed.guest().vmm(vmm).disk(disk).script(&script).spawn()?;
+    let output = vm.finish_script(600)?;
+    for name in ["fill", "overwrite", "block", "crypto", "leave", "zeros", "refill", "format", "formatted"] {
+        expect(&output, name, 0, &[])?;
+    }
+    expect(&output, "first", 0, &["ZZZZZZZZZZZZZZZZ"])?;
+    messages::check(&output)
+}
+
+/// fio finds what it wrote, and trimmed space is back at the host.
+pub(crate) fn files(bed: &Bed, vmm: Vmm) -> Result<()> {
+    let disk = |size: &str, block: i64| {
+        Disk::empty(size).set("discard", true).set("block_size", block).set("physical_block_size", 4096)
+    };
+    let guest = bed.guest().vmm(vmm).kernel(Debian::Trixie).cpus(2).disk(Disk::debian_root(Debian::Trixie));
+    let guest = guest.disk(disk("256M", 512)).disk(disk("256M", 4096));
+    let guest = guest.disk(disk("256M", 512).qcow2()).disk(disk("256M", 4096).qcow2()).disk(disk("1G", 512));
+    let mut vm = guest.spawn()?;
+    vm.wait_for("login: ", 1200)?;
+    vm.login("root")?;
+    vm.run(
+        "for t in 1 2 3 4 5; do ln -s $(ls -d /sys/bus/scsi/devices/*:$t:0/block/*) /tmp/t$t; done; true",
+    )?;
+    for (target, size) in [(1, 512), (2, 4096), (3, 512), (4, 4096)] {
+        let fio = format!(
+            "fio --name=v --filename=/dev/$(basename $(readlink /tmp/t{target})) --direct=1 --rw=randwrite --bsrange={size}-256k \
+             --ba={size} --iodepth=16 --ioengine=libaio --verify=crc32c --verify_fatal=1 --size=48M --output-format=terse"
+        );
+        vm.run_for(&fio, 300).with_context(|| format!("fio on target {target}"))?;
+    }
+    vm.run("d=/dev/$(basename $(readlink /tmp/t5)); lsblk -D $d; mkfs.ext4 -q -F $d && mount $d /mnt")?;
+    vm.run_for("dd if=/dev/urandom of=/mnt/f bs=1M count=200 && sync", 300)?;
+    let used = |bed: &Bed, dir: &str| -> Result<u64> {
+        let text = bed.host().shell(&format!("du -k {dir}/disk5.raw"), 60)?;
+        text.split_whitespace().next().and_then(|n| n.parse().ok()).context("du")
+    };
+    let before = used(bed, vm.dir())?;
+    let trimmed = vm.run_for("rm /mnt/f; sync; fstrim -v /mnt", 120)?;
+    let after = used(bed, vm.dir())?;
+    ensure!(before > 200 << 10, "the file is not in the image: {before} KiB");
+    ensure!(after < before - (190 << 10), "{before} KiB became {after} KiB after {trimmed}");
+    let messages = vm.run(messages::SHOW)?;
+    vm.send("poweroff\n")?;
+    vm.expect_exit(0, 180)?;
+    let check = bed.prepared().tools().words("qemu-img", "qemu-img", None)?.join(" ");
+    for disk in ["disk3", "disk4"] {
+        bed.host().shell(&format!("{check} check {}/{disk}.qcow2", vm.dir()), 60)?;
+    }
+    messages::check(&messages)
+}

@@ -1,0 +1,108 @@
+//! A host without space: the machine stands still until there is some again (`on_no_space = "pause"`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use devices::storage::{BlockError, Parking, SpaceWatch};
+
+use super::control::{Control, Event};
+
+/// How often waiting writes are tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long a write that is tried again may take to find that there is still no space.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// The writes of all disks that wait for space, and whether the machine stands still for them.
+pub struct Space {
+    parking: Arc<Parking>,
+    control: Arc<Control>,
+    short: AtomicBool,
+}
+
+struct Watch(Arc<Control>);
+
+impl SpaceWatch for Watch {
+    fn no_space(&self, error: &BlockError) {
+        self.0.post(Event::NoSpace(error.to_string()));
+    }
+}
+
+impl Space {
+    /// Enough of it.
+    pub fn new(control: Arc<Control>) -> Arc<Self> {
+        Arc::new(Self { parking: Arc::default(), control, short: AtomicBool::new(false) })
+    }
+
+    /// Where the writes of a disk wait, and who is told.
+    pub fn waits(&self) -> (Arc<Parking>, Arc<dyn SpaceWatch>) {
+        (self.parking.clone(), Arc::new(Watch(self.control.clone())))
+    }
+
+    /// Whether the machine has to stand still.
+    pub fn is_short(&self) -> bool {
+        self.short.load(Ordering::Relaxed)
+    }
+
+    /// A write waits, `what` says which.
+    pub fn begin(&self, what: &str) {
+        if !self.short.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "{what}; the machine is paused and goes on by itself once the host has space again"
+            );
+            self.after(AGAIN, Event::TrySpace);
+        }
+    }
+
+    /// Lets the writes try again.
+    pub fn try_again(&self) {
+        self.parking.resume();
+        self.after(SETTLE, Event::SpaceTried);
+    }
+
+    /// Looks whether writes still wait.
+    pub fn tried(&self) {
+        if self.parking.is_waiting() {
+            self.after(AGAIN, Event::TrySpace);
+        } else if self.short.swap(false, Ordering::Relaxed) {
+            tracing::warn!("the host has space again; the machine goes on");
+        }
+    }
+
+    fn after(&self, time: Duration, event: Event) {
+        let control = self.control.clone();
+        let timer = thread::Builder::new().name("space".into());
+        let started = timer.spawn(move || {
+            thread::sleep(time);
+            control.post(event);
+        });
+        if let Err(e) = started {
+            tracing::error!("cannot wait for space: {e}; the machine goes on and the guest waits");
+            self.short.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_stands_still_until_nothing_waits() {
+        let control = Control::new(1).unwrap();
+        let space = Space::new(control.clone());
+        assert!(!space.is_short());
+        space.begin("writing \"disk.img\" failed");
+        space.begin("writing \"disk.img\" failed");
+        assert!(space.is_short());
+        thread::sleep(AGAIN * 2);
+        assert_eq!(control.take_event(), Some(Event::TrySpace));
+        assert_eq!(control.take_event(), None, "one timer for both");
+        space.try_again();
+        thread::sleep(SETTLE * 2);
+        assert_eq!(control.take_event(), Some(Event::SpaceTried));
+        space.tried();
+        assert!(!space.is_short());
+    }
+}
