@@ -89,7 +89,7 @@ fn hotplug(bed: &Bed, vmm: Vmm, debian: Debian, rounds: u32) -> Result<()> {
         vm.wait_for(&format!("GREW {round}"), 120)?;
         ask(bed, &vm, "detach", "\"target\": 5")?;
         vm.wait_for(&format!("GONE {round}"), 120)?;
-        let open = format!("ls -l /proc/{}/fd | grep -c plugged || true", vm.pid());
+        let open = format!("ls -l /proc/{}/fd 2>/dev/null | grep -c plugged || true", vm.pid());
         let open = bed.host().shell(&open, 30)?;
         ensure!(open.trim() == "0", "the image of a detached disk is still open");
     }
