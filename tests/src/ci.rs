@@ -55,7 +55,7 @@ fn check(name: &str, words: &[&str], count: &mut Count) {
 /// Runs all unit tests, counting each.
 fn unit_tests(count: &mut Count) -> Result<()> {
     println!("RUN  unit tests");
-    let mut tests = cargo(&["test", "--workspace"]);
+    let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"]);
     tests.env(firmware::SEABIOS, firmware::seabios()?);
     let mut child = tests.stdout(Stdio::piped()).spawn()?;
     let output = child.stdout.take().context("cargo test has no output")?;

@@ -168,7 +168,23 @@ fn swap(target: &Target, image: &Arc<Image>, working: &AtomicUsize) {
     }
 }
 
+/// Races until commands ended in every way, which one short race need not bring.
 fn race(shared: bool, removal: bool, rounds: u64) {
+    let mut missing = vec!["good", "aborted", "reset"];
+    for _ in 0..20 {
+        let ends = race_once(shared, removal, rounds);
+        let seen = [("good", ends.good), ("aborted", ends.aborted), ("reset", ends.reset)];
+        missing.retain(|kind| {
+            seen.iter().any(|(other, count)| other == kind && count.load(Ordering::SeqCst) == 0)
+        });
+        if missing.is_empty() {
+            return;
+        }
+    }
+    panic!("no command ended as {missing:?}: the race tests nothing");
+}
+
+fn race_once(shared: bool, removal: bool, rounds: u64) -> Ends {
     let image = Arc::new(Image::Recording(image()));
     let target = target_of(LogicalUnit::Disk(Disk::new(image.clone(), config()).unwrap()));
     let nexus = shared.then(|| Nexus::new(target.clone(), None));
@@ -187,9 +203,6 @@ fn race(shared: bool, removal: bool, rounds: u64) {
         }
     });
     assert_eq!(ends.all(), THREADS * TASKS * rounds, "each command ends once");
-    for (kind, count) in [("good", &ends.good), ("aborted", &ends.aborted), ("reset", &ends.reset)] {
-        assert!(count.load(Ordering::SeqCst) > 0, "no command ended as {kind}: the race tests nothing");
-    }
     // Nothing is left behind in the task set.
     let probe = Nexus::new(target, None);
     super::local::block_on(async {
@@ -198,6 +211,7 @@ fn race(shared: bool, removal: bool, rounds: u64) {
         ordered.attribute = TaskAttribute::Ordered;
         ordered.send(&probe, &io).await.0.unwrap();
     });
+    ends
 }
 
 #[test]
