@@ -32,7 +32,7 @@ fn again(bed: &Bed, vmm: Vmm, cmdline: &str) -> Result<()> {
         echo FIRST BOOT
         reboot -f"#;
     let guest = bed.guest().vmm(vmm).cpus(2).cmdline(cmdline).disk(Disk::empty("1G"));
-    let mut vm = guest.script(script).spawn()?;
+    let mut vm = guest.restart_after_crash().script(script).spawn()?;
     let pid = vm.pid();
     vm.wait_for("FIRST BOOT", 180)?;
     let output = vm.finish_script(180)?;

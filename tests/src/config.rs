@@ -25,6 +25,8 @@ pub struct Machine {
     pub cpus: u32,
     /// Size of the memory, such as "1GiB".
     pub memory: String,
+    /// What a crash of the guest does: "restart" or "exit".
+    pub on_crash: String,
 }
 
 /// `[boot]`

@@ -157,7 +157,12 @@ impl<'a> Guest<'a> {
             debian: Debian::Trixie,
             system: System::Debian,
             cmdline: String::new(),
-            machine: Machine { name: "guest".into(), cpus: 1, memory: "1GiB".into() },
+            machine: Machine {
+                name: "guest".into(),
+                cpus: 1,
+                memory: "1GiB".into(),
+                on_crash: "exit".into(),
+            },
             disks: Vec::new(),
             options: Vec::new(),
             terminal: None,
@@ -218,6 +223,12 @@ impl<'a> Guest<'a> {
     /// Adds a disk. They get targets 0, 1, 2, ... of their HBA in this order.
     pub fn disk(mut self, disk: Disk) -> Self {
         self.disks.push(disk);
+        self
+    }
+
+    /// Starts the guest again when it crashes; else that ends the VMM.
+    pub fn restart_after_crash(mut self) -> Self {
+        self.machine.on_crash = "restart".into();
         self
     }
 
