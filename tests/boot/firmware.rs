@@ -11,7 +11,7 @@ use testbed::vm::Vm;
 use super::messages;
 
 /// Waits are for an emulated processor on a busy machine.
-const PATIENCE: u64 = 1200;
+const PATIENCE: u64 = 180;
 /// How often the long test starts the machine.
 const ROUNDS: u32 = 20;
 
@@ -60,9 +60,10 @@ fn guest(bed: &Bed, vmm: Vmm, debian: Debian) -> Guest<'_> {
 
 /// From the BIOS by way of GRUB's menu to a shell.
 fn login(vm: &mut Vm<'_>) -> Result<()> {
-    vm.wait_for("Booting from Hard Disk...", PATIENCE)?;
-    vm.wait_for("GNU GRUB", PATIENCE)?;
-    vm.wait_for("Debian GNU/Linux", PATIENCE)?;
+    // SeaBIOS draws what changed on its screen since it last looked, in pieces.
+    vm.wait_for_drawn("Booting from Hard Disk...", PATIENCE)?;
+    vm.wait_for_drawn("GNU GRUB", PATIENCE)?;
+    vm.wait_for_drawn("Debian GNU/Linux", PATIENCE)?;
     vm.wait_for_boot("login: ")?;
     vm.login("root")
 }

@@ -108,6 +108,23 @@ impl<'a> Vm<'a> {
         }
     }
 
+    /// As [`Vm::wait_for`], on a console that programs draw on: what moves the cursor or colours may be within `text`.
+    pub fn wait_for_drawn(&mut self, text: &str, seconds: u64) -> Result<()> {
+        let end = Instant::now() + Duration::from_secs(seconds);
+        loop {
+            let rest = self.console.get(self.seen..).unwrap_or_default();
+            if let Some(past) = find_drawn(rest, text.as_bytes()) {
+                self.seen += past;
+                return Ok(());
+            }
+            match self.step(end)? {
+                Event::Nothing => bail!("{text:?} is not drawn on the console after {seconds} s"),
+                Event::Ended(status) => bail!("the VMM ended before {text:?} was drawn: {status}"),
+                _ => (),
+            }
+        }
+    }
+
     /// Waits for `text` as a guest boots that prints all the time: for 20 minutes, unless it prints nothing for
     /// three. An emulated processor was seen to put a guest to sleep for ever, under QEMU too.
     pub fn wait_for_boot(&mut self, text: &str) -> Result<String> {
@@ -285,9 +302,33 @@ fn find(text: &[u8], what: &[u8]) -> Option<usize> {
     text.windows(what.len().max(1)).position(|window| window == what)
 }
 
+/// Where the first `what` ends, not counting escape sequences (ECMA-48, 5.4) in between.
+fn find_drawn(text: &[u8], what: &[u8]) -> Option<usize> {
+    let mut plain = Vec::new();
+    let mut bytes = text.iter().enumerate();
+    while let Some((at, &byte)) = bytes.next() {
+        if byte != 0x1b {
+            plain.push((at, byte));
+        } else if let Some((_, b'[')) = bytes.next() {
+            bytes.by_ref().find(|(_, byte)| (0x40..=0x7e).contains(*byte));
+        }
+    }
+    let place = plain
+        .windows(what.len().max(1))
+        .position(|window| window.iter().map(|(_, byte)| byte).eq(what.iter()))?;
+    plain.get(place + what.len().checked_sub(1)?).map(|(at, _)| at + 1)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::find;
+    use super::{find, find_drawn};
+
+    #[test]
+    fn finds_what_is_drawn() {
+        assert_eq!(find_drawn(b"a\x1b[0m\x1b[2JGN\x1b[02;43HU x", b"GNU"), Some(20));
+        assert_eq!(find_drawn(b"\x1bcab", b"ab"), Some(4));
+        assert_eq!(find_drawn(b"a\x1b[", b"ab"), None);
+    }
 
     #[test]
     fn finds_bytes() {
