@@ -37,7 +37,6 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "debian-13", run: debian::trixie },
     Test { name: "debian-12", run: debian::bookworm },
     Test { name: "seabios-grub-13", run: firmware::trixie },
-    Test { name: "seabios-grub-12", run: firmware::bookworm },
 ];
 
 /// Boot tests that take long, with `boot-tests --soak`; CI does not run them.
@@ -51,6 +50,7 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "megasas-reload-50", run: megasas::reload_50 },
     Test { name: "megasas-debian-13", run: megasas::debian_13 },
     Test { name: "megasas-debian-12-1078", run: megasas::debian_12_1078 },
+    Test { name: "seabios-grub-12", run: firmware::bookworm },
     Test { name: "seabios-grub-20-times", run: firmware::rounds },
     Test { name: "virtio-queues", run: virtio::queues },
     Test { name: "virtio-hotplug-12", run: virtio::hotplug_kernel12 },
