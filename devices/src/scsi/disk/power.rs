@@ -157,7 +157,9 @@ impl Power {
     pub(super) fn reset(&self, power: bool) {
         self.preventing().clear();
         if power {
-            self.state.store(READY, Ordering::Release);
+            // Work in the background goes on, and a failed SANITIZE stays one (SBC-4, 4.11.3): neither is undone here.
+            self.goes(STOPPED, READY);
+            self.goes(EJECTED, READY);
         }
     }
 
@@ -206,5 +208,29 @@ impl<B: BlockBackend> Disk<B> {
             self.power.stops.fetch_add(u32::from(stopped.is_ok()), Ordering::Relaxed);
         }
         Ok(Done::good())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn power_on_starts_the_medium_but_ends_no_work_on_it() {
+        let power = Power::default();
+        power.state.store(STOPPED, Ordering::Release);
+        power.reset(true);
+        assert!(power.check().is_ok());
+        for work in [Work::Format, Work::Sanitize { unrestricted_exit: false }] {
+            power.begin(work).unwrap();
+            power.reset(true);
+            assert!(power.check().is_err(), "{work:?} still goes on");
+            power.end();
+            assert!(power.check().is_ok());
+        }
+        power.begin(Work::Sanitize { unrestricted_exit: false }).unwrap();
+        power.fail();
+        power.reset(true);
+        assert!(power.check().is_err(), "what is left is not clean");
     }
 }
