@@ -6,6 +6,7 @@ mod ends;
 mod firmware;
 mod hardware;
 mod megasas;
+mod memtest;
 mod messages;
 mod scsi;
 mod virtio;
@@ -36,6 +37,8 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "megasas-kill-writeback", run: megasas::kill_writeback },
     Test { name: "debian-13", run: debian::trixie },
     Test { name: "debian-12", run: debian::bookworm },
+    Test { name: "memtest-direct", run: memtest::direct },
+    Test { name: "memtest-disk", run: memtest::disk },
     Test { name: "seabios-grub-13", run: firmware::trixie },
 ];
 

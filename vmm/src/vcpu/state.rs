@@ -12,11 +12,13 @@ use kvm_ioctls::{Kvm, VcpuFd};
 /// Time stamp counter: never set back, guests compare it across processors.
 const MSR_TSC: u32 = 0x10;
 
-/// Writes the processor's time stamp counter as it is.
+// KVM on AMD clears the control block of a processor that shut down (a triple fault), and with it two things that it only
+// writes again when they change: the two functions below make it.
+
+/// Writes the processor's time stamp counter as it is, for KVM to write its offset.
 ///
-/// KVM on AMD clears the control block of a processor that shut down (a triple fault) and with it the offset of the counter,
-/// which it only writes again when the counter is set. Without this the clocks of a restarted guest disagree. KVM takes
-/// values that are less than a second apart for the same, so that the processors stay in step.
+/// Without this the clocks of a restarted guest disagree. KVM takes values that are less than a second apart for the
+/// same, so that the processors stay in step.
 fn refresh_tsc(vcpu: &VcpuFd) -> io::Result<()> {
     let mut tsc = collect(&[kvm_msr_entry { index: MSR_TSC, ..Default::default() }])?;
     if vcpu.get_msrs(&mut tsc)? == 1 {
@@ -24,6 +26,15 @@ fn refresh_tsc(vcpu: &VcpuFd) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// Changes CR3 while paging is off, for KVM to load the root of its own page tables again.
+///
+/// Without this a guest that shut down before it had paging faults on its first instruction for ever. The caller sets the
+/// right state afterwards.
+fn refresh_root(vcpu: &VcpuFd, sregs: &kvm_sregs) -> io::Result<()> {
+    Ok(vcpu.set_sregs(&kvm_sregs { cr3: sregs.cr3 ^ 0x1000, ..*sregs })?)
+}
+
 /// Most MSRs that one call takes.
 const MSRS_A_CALL: usize = 128;
 
@@ -61,6 +72,7 @@ impl PowerOnState {
     /// Puts the vCPU back: an application processor waits for its start-up message again.
     pub fn restore(&self, vcpu: &VcpuFd) -> io::Result<()> {
         vcpu.set_mp_state(self.mp_state)?;
+        refresh_root(vcpu, &self.sregs)?;
         vcpu.set_sregs(&self.sregs)?;
         vcpu.set_regs(&self.regs)?;
         vcpu.set_fpu(&self.fpu)?;

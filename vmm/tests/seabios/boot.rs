@@ -5,17 +5,30 @@ use std::time::Duration;
 use super::machine::{Plan, has_virtualization, image, images};
 use super::sector::Sector;
 
-/// With RAM above 4 GiB SeaBIOS 1.16.3 moves 64-bit BARs there, out of reach of its own disk drivers.
+/// Processors, RAM, and the bytes of it below and above 4 GiB. With RAM above 4 GiB SeaBIOS 1.16.3 moves 64-bit BARs
+/// there, out of reach of its own disk drivers.
+const MACHINES: [(u32, &str, u64, Option<u64>); 4] = [
+    (1, "64MiB", 0x400_0000, None),
+    (2, "512MiB", 0x2000_0000, None),
+    (4, "3GiB", 0x8000_0000, Some(0x4000_0000)),
+    (4, "6GiB", 0x8000_0000, Some(0x1_0000_0000)),
+];
+
 #[test]
-fn a_boot_sector_runs_from_a_virtio_scsi_disk() {
-    for image in images() {
+fn a_boot_sector_runs_from_a_virtio_scsi_disk_of_every_machine() {
+    for (image, (cpus, memory, low, high)) in images().iter().flat_map(|image| MACHINES.map(|m| (image, m))) {
         let disks = vec![Sector::new().print("hello from the disk").finish()];
-        let mut machine = Plan { cpus: 4, memory: "6GiB", disks, ..Plan::new(&image) }.start();
+        let mut machine = Plan { cpus, memory, disks, ..Plan::new(image) }.start();
         let time = machine.expect("serial", "hello from the disk");
         let limit = Duration::from_secs(if has_virtualization() { 3 } else { 30 });
         assert!(time < limit, "{time:?}");
         machine.expect("debug", "hello from the disk");
         let log = machine.text("debug");
+        let ram = |start: u64, len: u64| format!("qemu/e820: addr {start:#018x} len {len:#018x} [RAM]");
+        assert!(log.contains(&ram(0, low)), "{log}");
+        assert_eq!(log.matches(" [RAM]").count(), 1 + usize::from(high.is_some()), "{log}");
+        assert!(high.is_none_or(|len| log.contains(&ram(1 << 32, len))), "{log}");
+        assert!(log.contains(&format!("Found {cpus} cpu(s) max supported {cpus} cpu(s)")), "{log}");
         assert!(log.contains("found virtio-scsi at 00:01.0"), "{log}");
         assert!(log.contains("Booting from 0000:7c00"), "{log}");
         assert_eq!(machine.text("log"), "");

@@ -19,6 +19,9 @@ fn first_lines(version: &str, cpus: u32, functions: u32) -> Vec<String> {
         "=== PCI bus & bridge init ===",
         &format!("Found {functions} PCI devices (max PCI bus is 00)"),
         "PCIe: using q35 mmconfig at 0xb0000000",
+        "=== PCI new allocation pass #2 ===",
+        "PCI: init bdf=00:00.0 id=8086:29c0",
+        "PCI: init bdf=00:1f.0 id=8086:2918",
         "Q35 LPC init: elcr=00 0c",
         &format!("Found {cpus} cpu(s) max supported {cpus} cpu(s)"),
         "Copying SMBIOS",
@@ -100,7 +103,6 @@ fn every_version_passes_every_step_to_a_boot_sector() {
             "using modern (1.0) virtio mode",
             "Searching bootorder for: /pci@i0cf8/*@1/*@0/*@0,0",
             "virtio-scsi blksize=512 sectors=2048",
-            "PS2 keyboard initialized",
             "All threads complete.",
             "Running option rom at c000:0003",
             "<rom>",
@@ -111,31 +113,14 @@ fn every_version_passes_every_step_to_a_boot_sector() {
             "hello",
         ];
         in_order(&log, &then(first_lines(version(&log), 4, 3), &last));
+        // The keyboard comes when it comes: it and the disks are looked for at the same time.
+        let keyboard = ["found virtio-scsi at 00:01.0", "PS2 keyboard initialized", "All threads complete."];
+        in_order(&log, &keyboard.map(str::to_owned));
+        // How it measures time: the paravirtual clock where KVM has one, or else the PM timer.
+        assert!(log.contains("(kvmclock)") || log.contains("Using pmtimer, ioport 0x608"), "{log}");
+        let bars = ["PCI: map device bdf=00:01.0  bar 4, addr ", "PCI: map device bdf=00:01.0  bar 1, addr "];
+        in_order(&log, &bars.map(str::to_owned));
         assert_eq!(machine.text("log"), "", "nothing to warn of");
-    }
-}
-
-#[test]
-fn processors_and_memory_are_found() {
-    for image in images() {
-        let sizes = [
-            (1, "64MiB", 0x400_0000_u64, None),
-            (2, "512MiB", 0x2000_0000, None),
-            (4, "3GiB", 0x8000_0000, Some(0x4000_0000_u64)),
-            (2, "6GiB", 0x8000_0000, Some(0x1_0000_0000)),
-        ];
-        for (cpus, memory, low, high) in sizes {
-            let mut machine = Plan { cpus, memory, ..Plan::new(&image) }.start();
-            machine.expect("debug", " max supported ");
-            machine.expect("debug", "Copying SMBIOS");
-            let log = machine.text("debug");
-            let mut expected = vec![format!("qemu/e820: addr 0x0000000000000000 len {low:#018x} [RAM]")];
-            expected
-                .extend(high.map(|len| format!("qemu/e820: addr 0x0000000100000000 len {len:#018x} [RAM]")));
-            expected.push(format!("Found {cpus} cpu(s) max supported {cpus} cpu(s)"));
-            in_order(&log, &expected);
-            assert_eq!(log.contains("0x0000000100000000 len"), high.is_some(), "{log}");
-        }
     }
 }
 
