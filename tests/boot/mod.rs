@@ -39,6 +39,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "debian-12", run: debian::bookworm },
     Test { name: "memtest-direct", run: memtest::direct },
     Test { name: "memtest-disk", run: memtest::disk },
+    Test { name: "seabios-resets", run: firmware::resets },
     Test { name: "seabios-grub-13", run: firmware::trixie },
 ];
 

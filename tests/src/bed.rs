@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::firmware;
 use crate::grub::Grub;
@@ -264,10 +264,24 @@ pub fn build_vmm() -> Result<PathBuf> {
         let mut build = Command::new(cargo);
         build.current_dir(paths::workspace()).args(["build", "--quiet", "--release", "--package", "vmm"]);
         let status = build.arg("--target-dir").arg(&target).status()?;
-        anyhow::ensure!(status.success(), "the vmm does not build");
+        ensure!(status.success(), "the vmm does not build");
         Ok(())
     })?;
     Ok(target.join("release/vmm"))
+}
+
+/// Builds the tests of the target `name`, as `cargo test --workspace` does, and returns their program.
+pub fn build_tests(name: &str) -> Result<PathBuf> {
+    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.current_dir(paths::workspace()).args(["test", "--quiet", "--workspace", "--no-run"]);
+    build.args(["--message-format=json", "--test", name, "--target-dir"]).arg(paths::target()?);
+    let output = build.stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "the tests called {name} do not build");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let ours = format!("\"name\":\"{name}\"");
+    let line = text.lines().find(|line| line.contains(&ours) && line.contains("\"executable\":\""));
+    let file = line.and_then(|line| line.split("\"executable\":\"").nth(1)?.split('"').next());
+    Ok(PathBuf::from(file.with_context(|| format!("cargo names no program for the tests called {name}"))?))
 }
 
 /// Whether KVM here can run 64-bit guests by itself.
