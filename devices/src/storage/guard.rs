@@ -54,11 +54,16 @@ impl<B: BlockBackend> Guarded<B> {
         &self,
         operation: impl Fn() -> F,
     ) -> Result<(), BlockError> {
-        let result = match &self.pausing {
-            Some(pausing) => pausing.parking.insist(&*pausing.watch, operation).await,
-            None => operation().await,
-        };
-        self.complaints.heard(result)
+        loop {
+            let seen = self.pausing.as_ref().map_or(0, |pausing| pausing.parking.resumed());
+            let result = operation().await;
+            match (&self.pausing, &result) {
+                (Some(Pausing { parking, watch }), Err(error)) if error.kind == BlockErrorKind::NoSpace => {
+                    parking.park(seen, &**watch, error).await;
+                }
+                _ => return self.complaints.heard(result),
+            }
+        }
     }
 }
 

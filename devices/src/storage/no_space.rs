@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
-use super::{BlockError, BlockErrorKind};
+use super::BlockError;
 
 /// Told about requests that wait for space. Called on I/O threads; must not block.
 pub trait SpaceWatch: Send + Sync {
@@ -46,25 +46,13 @@ impl Parking {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Repeats `operation` until it ends in something else than a lack of space, which `watch` is told of.
-    pub(super) async fn insist<F: Future<Output = Result<(), BlockError>>>(
-        &self,
-        watch: &dyn SpaceWatch,
-        operation: impl Fn() -> F,
-    ) -> Result<(), BlockError> {
-        loop {
-            let seen = self.lock().resumed;
-            match operation().await {
-                Err(error) if error.kind == BlockErrorKind::NoSpace => {
-                    self.park(seen, watch, &error).await;
-                }
-                result => return result,
-            }
-        }
+    /// How often requests were told to try again.
+    pub(super) fn resumed(&self) -> u64 {
+        self.lock().resumed
     }
 
-    /// Waits for a resume after `seen`.
-    async fn park(&self, seen: u64, watch: &dyn SpaceWatch, error: &BlockError) {
+    /// Waits until requests were told to try again more often than `seen`. `watch` hears of the first that waits.
+    pub(super) async fn park(&self, seen: u64, watch: &dyn SpaceWatch, error: &BlockError) {
         let first = {
             let mut waiting = self.lock();
             waiting.resumed == seen && !std::mem::replace(&mut waiting.told, true)
@@ -94,7 +82,7 @@ mod tests {
     use super::*;
     use crate::iothread::TaskPool;
     use crate::mem::{FromGuest, SgList, ToGuest};
-    use crate::storage::{Action, BlockBackend, ByteOffset, Durability, Guarded, Pausing};
+    use crate::storage::{Action, BlockBackend, BlockErrorKind, ByteOffset, Durability, Guarded, Pausing};
     use crate::testing::conformance::{check, contents};
     use crate::testing::{Effect, Fault, FaultDisk, RamDisk, on_io_thread};
 
