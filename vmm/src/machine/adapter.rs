@@ -1,13 +1,12 @@
 //! One HBA while the machine runs: what is behind it, and units that come, go and change.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use devices::iothread::{Io, Remote};
-use devices::scsi::{LogicalUnit, Lun, Nexus, Target};
+use devices::scsi::{LogicalUnit, Lun, Nexus, Target, TargetGroup};
 use devices::storage::{BlockBackend, Image};
 use hba_virtio_scsi::VirtioScsi;
 
@@ -75,13 +74,21 @@ pub struct Adapter {
     remote: Remote,
     /// Where writes of units that come wait when the host has no space.
     space: Arc<Space>,
+    /// What new targets join.
+    group: TargetGroup,
     inventory: Mutex<Inventory>,
 }
 
 impl Adapter {
     /// An HBA with nothing behind it.
-    pub fn new(id: &str, kind: HbaType, remote: Remote, space: Arc<Space>) -> Self {
-        Self { id: id.into(), kind, device: None, remote, space, inventory: Mutex::default() }
+    pub fn new(id: &str, kind: HbaType, remote: Remote, space: &Arc<Space>, group: &TargetGroup) -> Self {
+        let (space, group) = (space.clone(), group.clone());
+        Self { id: id.into(), kind, device: None, remote, space, group, inventory: Mutex::default() }
+    }
+
+    /// The targets of the machine.
+    pub fn group(&self) -> &TargetGroup {
+        &self.group
     }
 
     /// Where writes wait when the host has no space.
@@ -145,7 +152,7 @@ impl Adapter {
         match inventory.targets.get(&lun.target) {
             Some(target) => target.attach(number, unit)?,
             None => {
-                let target = Target::new();
+                let target = self.group.target();
                 target.attach(number, unit)?;
                 device.attach_target(lun.target, Nexus::new(target.clone(), None))?;
                 inventory.targets.insert(lun.target, target);
@@ -186,16 +193,11 @@ impl Adapter {
         let unit = unit.ok_or_else(|| anyhow!("nothing at target {target} lun {lun}"))?;
         let image = unit.image.clone();
         if let Some(size) = size {
-            ensure!(
-                matches!(&*image, Image::Raw(_)),
-                "only raw images without throttle can be made larger here"
-            );
             let now = image.geometry().len;
             ensure!(size >= now, "{size} bytes are less than the {now} of now: shrinking would lose data");
             ensure!(size.is_multiple_of(512), "{size} bytes are no multiple of 512");
-            let file = OpenOptions::new().write(true).open(&unit.path);
-            let file = file.with_context(|| format!("opening {}", unit.path.display()))?;
-            file.set_len(size).with_context(|| format!("making {} larger", unit.path.display()))?;
+            let image = image.clone();
+            self.on_thread(move |io| async move { image.grow(&io, size).await })??;
         }
         let len = self.on_thread(|io| async move {
             image.refresh(&io).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use devices::iothread::{IoThread, Polling, Remote, Settings};
 use devices::pci::Bdf;
-use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, Target};
+use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, Target, TargetGroup};
 use devices::storage::{CacheMode, Image, Limits, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing};
 use hba_megasas::{Drive, Megasas, Model};
 use hba_virtio_scsi::{Options, VirtioScsi};
@@ -29,6 +29,8 @@ pub struct Hbas {
     /// What the control socket works on.
     adapters: Vec<Arc<Adapter>>,
     targets: Vec<Arc<Target>>,
+    /// All targets of the machine.
+    group: TargetGroup,
     /// Dropped last: their Drop waits for everything that is in flight.
     threads: Vec<IoThread>,
 }
@@ -44,7 +46,7 @@ impl Hbas {
             let (bdf, seat) = chipset.seat()?;
             match &hba.controller {
                 Controller::VirtioScsi { queues } => {
-                    let mut adapter = Adapter::new(&hba.id, HbaType::VirtioScsi, remote, space.clone());
+                    let mut adapter = Adapter::new(&hba.id, HbaType::VirtioScsi, remote, space, &hbas.group);
                     let targets = targets(hba, &adapter)?;
                     let options = Options { request_queues: u16::from(*queues), ..Options::default() };
                     let device = VirtioScsi::new(seat, nexuses(targets), remotes, options)
@@ -55,7 +57,7 @@ impl Hbas {
                     chipset.plug(bdf, device)?;
                 }
                 Controller::Megasas(board) => {
-                    let adapter = Adapter::new(&hba.id, HbaType::Megasas, remote.clone(), space.clone());
+                    let adapter = Adapter::new(&hba.id, HbaType::Megasas, remote.clone(), space, &hbas.group);
                     let drives = hbas.drives(hba, board, &adapter)?;
                     let options = megasas_options(&hba.id, board);
                     let device = Megasas::new(seat, drives, remote, options)
@@ -137,7 +139,7 @@ impl Hbas {
 
     /// A target of its own for a disk.
     fn nexus(&mut self, image: &Arc<Image>, config: DiskConfig) -> Result<Arc<Nexus>> {
-        let target = Target::new();
+        let target = self.group.target();
         target.attach(Lun::default(), LogicalUnit::Disk(Disk::new(image.clone(), config)?))?;
         self.targets.push(target.clone());
         Ok(Nexus::new(target, None))
@@ -169,7 +171,7 @@ fn targets(hba: &config::Hba, adapter: &Adapter) -> Result<BTreeMap<u8, Arc<Targ
     let mut targets: BTreeMap<u8, Arc<Target>> = BTreeMap::new();
     for lun in &hba.luns {
         let (image, unit) = unit(&hba.id, lun, adapter.space())?;
-        let target = targets.entry(lun.target).or_default();
+        let target = targets.entry(lun.target).or_insert_with(|| adapter.group().target());
         target
             .attach(Lun::from_number(u32::from(lun.lun)), unit)
             .with_context(|| format!("hba {}, target {}, lun {}", hba.id, lun.target, lun.lun))?;
@@ -211,17 +213,11 @@ fn image(disk: &config::Disk, space: &Space) -> Result<Image> {
             Image::Qcow2(Qcow2Image::open(&options)?)
         }
     };
-    let image = match disk.on_no_space {
-        NoSpace::Report => image,
-        NoSpace::Pause => {
-            let (parking, watch) = space.waits();
-            image.pausing(&parking, &watch)
-        }
+    let pausing = match disk.on_no_space {
+        NoSpace::Report => None,
+        NoSpace::Pause => Some(space.waits()),
     };
-    Ok(match &disk.throttle {
-        Some(throttle) => image.throttled(&limits(throttle)),
-        None => image,
-    })
+    Ok(image.guarded(disk.throttle.as_ref().map(limits).as_ref(), pausing))
 }
 
 fn limits(throttle: &Throttle) -> Limits {
