@@ -115,7 +115,10 @@ impl Firmware {
             opcode::EVENT_GET => self.events(dcmd),
             opcode::EVENT_WAIT => {
                 let filter = Filter::new(dcmd.word(0), dcmd.word(1));
-                dcmd.needs(size_of::<Record>()).map(|()| Reply::Wait(filter))
+                dcmd.needs(size_of::<Record>()).map(|()| {
+                    self.asked(Some(filter.from));
+                    Reply::Wait(filter)
+                })
             }
             opcode::GET_TIME => data(&self.clock.packed()),
             opcode::GET_TIME_SECONDS => data(&zerocopy::little_endian::U32::new(self.clock.seconds())),
