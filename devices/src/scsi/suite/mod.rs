@@ -22,9 +22,11 @@ mod persistent;
 mod provisioning;
 #[cfg(test)]
 mod races;
+mod request;
 #[cfg(test)]
 mod speed;
 
+pub use self::request::{Request, check_reply};
 pub use crate::testing::{Operation, RecordingDisk};
 
 use super::{DiskConfig, Residual};
