@@ -211,7 +211,8 @@ async fn ask(io: &Io, nexus: &Nexus, cdb: &[u8], data: &mut [u8]) -> Option<Stat
         priority: 0,
         data: DataBuffers::to_initiator(ToGuest::new(memory)),
     };
-    let reply = nexus.execute(io, request).await.ok()?;
+    // Rare and large: not worth the room in every task.
+    let reply = Box::pin(nexus.execute(io, request)).await.ok()?;
     view.read_at(0, data);
     Some(reply.status)
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use devices::iothread::{Io, Remote};
-use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, Target};
+use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, Target, TargetGroup};
 use devices::storage::{BlockBackend, Image};
 use hba_virtio_scsi::VirtioScsi;
 
@@ -88,13 +88,21 @@ pub struct Adapter {
     remote: Remote,
     /// Where writes of units that come wait when the host has no space.
     space: Arc<Space>,
+    /// What new targets join.
+    group: TargetGroup,
     inventory: Mutex<Inventory>,
 }
 
 impl Adapter {
     /// An HBA with nothing behind it.
-    pub fn new(id: &str, kind: HbaType, remote: Remote, space: Arc<Space>) -> Self {
-        Self { id: id.into(), kind, device: None, remote, space, inventory: Mutex::default() }
+    pub fn new(id: &str, kind: HbaType, remote: Remote, space: &Arc<Space>, group: &TargetGroup) -> Self {
+        let (space, group) = (space.clone(), group.clone());
+        Self { id: id.into(), kind, device: None, remote, space, group, inventory: Mutex::default() }
+    }
+
+    /// The targets of the machine.
+    pub fn group(&self) -> &TargetGroup {
+        &self.group
     }
 
     /// Where writes wait when the host has no space.
@@ -162,8 +170,10 @@ impl Adapter {
             }
         } else {
             let mut targets = Vec::with_capacity(units.len());
-            for unit in units {
-                let target = Target::new();
+            let count = units.len();
+            for (index, unit) in units.into_iter().enumerate() {
+                // What the guest uses comes last. Copies reach nothing else.
+                let target = if index + 1 == count { self.group.target() } else { Target::new() };
                 target.attach(number, unit)?;
                 targets.push(target);
             }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use devices::iothread::{IoThread, Polling, Remote, Settings};
 use devices::pci::Bdf;
-use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, Target};
+use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, Target, TargetGroup};
 use devices::storage::{CacheMode, Image, Limits, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing};
 use hba_megasas::Megasas;
 use hba_virtio_scsi::{Options, VirtioScsi};
@@ -26,6 +26,8 @@ pub struct Hbas {
     addresses: Vec<Bdf>,
     /// What the control socket works on.
     adapters: Vec<Arc<Adapter>>,
+    /// All targets of the machine.
+    group: TargetGroup,
     /// Dropped last: their Drop waits for everything that is in flight.
     threads: Vec<IoThread>,
 }
@@ -41,7 +43,7 @@ impl Hbas {
             let (bdf, seat) = chipset.seat()?;
             match &hba.controller {
                 Controller::VirtioScsi { queues } => {
-                    let mut adapter = Adapter::new(&hba.id, HbaType::VirtioScsi, remote, space.clone());
+                    let mut adapter = Adapter::new(&hba.id, HbaType::VirtioScsi, remote, space, &hbas.group);
                     let targets = targets(hba, &adapter)?;
                     let options = Options { request_queues: u16::from(*queues), ..Options::default() };
                     let device = VirtioScsi::new(seat, nexuses(targets), remotes, options)
@@ -57,7 +59,7 @@ impl Hbas {
                         (raid::options(&hba.id, board), raid::events(board).with_context(name)?);
                     let device = Megasas::new(seat, BTreeMap::new(), remote.clone(), options, events)
                         .with_context(name)?;
-                    let mut adapter = Adapter::new(&hba.id, HbaType::Megasas, remote, space.clone());
+                    let mut adapter = Adapter::new(&hba.id, HbaType::Megasas, remote, space, &hbas.group);
                     adapter.connect(Arc::new(raid::Board::new(&hba.id, board, device.clone())));
                     for lun in &hba.luns {
                         let place = || format!("hba {}, target {}", hba.id, lun.target);
@@ -132,7 +134,7 @@ fn targets(hba: &config::Hba, adapter: &Adapter) -> Result<BTreeMap<u8, Arc<Targ
     let mut targets: BTreeMap<u8, Arc<Target>> = BTreeMap::new();
     for lun in &hba.luns {
         let (image, unit) = unit(&hba.id, lun, adapter.space())?;
-        let target = targets.entry(lun.target).or_default();
+        let target = targets.entry(lun.target).or_insert_with(|| adapter.group().target());
         target
             .attach(Lun::from_number(u32::from(lun.lun)), unit)
             .with_context(|| format!("hba {}, target {}, lun {}", hba.id, lun.target, lun.lun))?;

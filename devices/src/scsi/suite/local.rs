@@ -31,7 +31,11 @@ pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 pub(super) fn disk(image: RecordingDisk, config: DiskConfig) -> LogicalUnit {
-    LogicalUnit::Disk(Disk::new(Arc::new(Image::Recording(image)), config).unwrap())
+    disk_of(Arc::new(Image::Recording(image)), config)
+}
+
+pub(super) fn disk_of(image: Arc<Image>, config: DiskConfig) -> LogicalUnit {
+    LogicalUnit::Disk(Disk::new(image, config).unwrap())
 }
 
 /// An initiator on a nexus.

@@ -22,9 +22,13 @@ mod persistent;
 mod provisioning;
 #[cfg(test)]
 mod races;
+#[cfg(test)]
+mod removal;
 mod request;
 #[cfg(test)]
 mod speed;
+#[cfg(test)]
+mod workload;
 
 pub use self::request::{Request, check_reply};
 pub use crate::testing::{Operation, RecordingDisk};
