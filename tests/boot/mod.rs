@@ -10,6 +10,7 @@ mod hotplug;
 mod megasas;
 mod messages;
 mod scsi;
+mod scsi_host;
 mod virtio;
 
 use testbed::runner::Test;
@@ -69,4 +70,12 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "scsi-medium", run: scsi::medium },
     Test { name: "scsi-wipe", run: scsi::wipe },
     Test { name: "scsi-files", run: scsi::files },
+    Test { name: "scsi-verify", run: scsi::verify },
+    Test { name: "scsi-libiscsi", run: scsi::libiscsi },
+    Test { name: "scsi-libiscsi-4096", run: scsi::libiscsi_4096 },
+    Test { name: "scsi-qcow2-kill", run: scsi_host::qcow2_kill },
+    Test { name: "scsi-no-space", run: scsi_host::no_space },
+    Test { name: "scsi-pause", run: scsi_host::pause },
+    Test { name: "scsi-pause-stop", run: scsi_host::stop_while_paused },
+    Test { name: "scsi-bad-sectors", run: scsi_host::bad_sectors },
 ];

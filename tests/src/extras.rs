@@ -35,11 +35,21 @@ fn compile(name: &str, source: &str, dir: &Path, archive: &mut Archive) -> Resul
 
 /// `smartctl`, as Debian 13 ships it.
 pub fn smartctl() -> Result<PathBuf> {
-    let tools = Tools::of("smartmontools", &["smartmontools"])?;
-    archive("smartctl", &format!("smartctl 1 {}", tools.dir().display()), |_, archive| {
+    program("smartctl", "smartmontools")
+}
+
+/// `iscsi-test-cu`, the conformance tests of libiscsi, which also run on local devices.
+pub fn libiscsi_tests() -> Result<PathBuf> {
+    program("iscsi-test-cu", "libiscsi-bin")
+}
+
+/// A program of a package with the libraries it needs.
+fn program(name: &str, package: &str) -> Result<PathBuf> {
+    let tools = Tools::of(package, &[package])?;
+    archive(name, &format!("{name} 1 {}", tools.dir().display()), |_, archive| {
         archive.copy("lib64/ld-linux-x86-64.so.2", 0o755, &tools.loader())?;
-        archive.copy("bin/smartctl", 0o755, &tools.file("smartctl")?)?;
-        for library in tools.needs("smartctl")? {
+        archive.copy(&format!("bin/{name}"), 0o755, &tools.file(name)?)?;
+        for library in tools.needs(name)? {
             let name = library.file_name().context("a library without a name")?.to_string_lossy();
             archive.copy(&format!("usr/lib/x86_64-linux-gnu/{name}"), 0o755, &library)?;
         }

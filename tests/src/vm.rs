@@ -254,6 +254,11 @@ impl<'a> Vm<'a> {
         Ok(())
     }
 
+    /// Sends a signal to the VMM.
+    pub fn send_signal(&self, number: i32) -> Result<()> {
+        self.process.signal(number)
+    }
+
     /// Says that what follows is not worth a report: the VMM will be killed when this is dropped.
     pub fn done(mut self) {
         self.well = true;

@@ -40,6 +40,12 @@ type Plan = dyn FnMut(Victim) -> Option<Trick>;
 #[derive(Default)]
 pub(super) struct Mischief(RefCell<Option<Box<Plan>>>);
 
+impl Mischief {
+    pub(super) fn is_planned(&self) -> bool {
+        self.0.borrow().is_some()
+    }
+}
+
 impl Io {
     /// From now on `plan` decides about every operation of this thread on files.
     pub fn plot(&self, plan: impl FnMut(Victim) -> Option<Trick> + 'static) {

@@ -101,6 +101,10 @@ impl BlockBackend for Bounced {
     }
 
     async fn refresh(&self, _: &Io) {}
+
+    async fn grow(&self, _: &Io, _: u64) -> Result<(), BlockError> {
+        Err(BlockError::new(BlockErrorKind::Unsupported, "a disk of a fixed length"))
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -1,10 +1,8 @@
 //! The closed set of image formats, dispatched statically.
 
-use std::sync::Arc;
-
 use super::{
-    BlockBackend, BlockError, ByteOffset, Durability, Extent, Geometry, Limits, Parking, Pausing, Qcow2Image,
-    RawImage, SpaceWatch, Span, Throttled, Unmap,
+    BlockBackend, BlockError, ByteOffset, Durability, Extent, Geometry, Guarded, Limits, Pausing, Qcow2Image,
+    RawImage, Span, Unmap,
 };
 use crate::iothread::Io;
 use crate::mem::{FromGuest, ToGuest};
@@ -17,18 +15,10 @@ pub enum Image {
     Raw(RawImage),
     /// A qcow2 image with its backing files.
     Qcow2(Qcow2Image),
-    /// A raw image with limits of rate.
-    ThrottledRaw(Throttled<RawImage>),
-    /// A qcow2 image with limits of rate.
-    ThrottledQcow2(Throttled<Qcow2Image>),
-    /// A raw image whose writes wait for space.
-    PausingRaw(Pausing<RawImage>),
-    /// A qcow2 image whose writes wait for space.
-    PausingQcow2(Pausing<Qcow2Image>),
-    /// Both: limits of rate over writes that wait.
-    ThrottledPausingRaw(Throttled<Pausing<RawImage>>),
-    /// Both, for qcow2.
-    ThrottledPausingQcow2(Throttled<Pausing<Qcow2Image>>),
+    /// A raw image that is looked after.
+    GuardedRaw(Guarded<RawImage>),
+    /// A qcow2 image that is looked after.
+    GuardedQcow2(Guarded<Qcow2Image>),
     /// Memory, for tests.
     #[cfg(any(test, feature = "testing"))]
     Ram(RamDisk),
@@ -45,12 +35,8 @@ macro_rules! each {
         match $image {
             Image::Raw($backend) => $call,
             Image::Qcow2($backend) => $call,
-            Image::ThrottledRaw($backend) => $call,
-            Image::ThrottledQcow2($backend) => $call,
-            Image::PausingRaw($backend) => $call,
-            Image::PausingQcow2($backend) => $call,
-            Image::ThrottledPausingRaw($backend) => $call,
-            Image::ThrottledPausingQcow2($backend) => $call,
+            Image::GuardedRaw($backend) => $call,
+            Image::GuardedQcow2($backend) => $call,
             #[cfg(any(test, feature = "testing"))]
             Image::Ram($backend) => $call,
             #[cfg(any(test, feature = "testing"))]
@@ -62,24 +48,11 @@ macro_rules! each {
 }
 
 impl Image {
-    /// The same image with limits of rate. Only files have them; others stay as they are.
-    pub fn throttled(self, limits: &Limits) -> Self {
+    /// The same image, looked after. Only files are; others stay as they are.
+    pub fn guarded(self, limits: Option<&Limits>, pausing: Option<Pausing>) -> Self {
         match self {
-            Self::Raw(image) => Self::ThrottledRaw(Throttled::new(image, limits)),
-            Self::Qcow2(image) => Self::ThrottledQcow2(Throttled::new(image, limits)),
-            Self::PausingRaw(image) => Self::ThrottledPausingRaw(Throttled::new(image, limits)),
-            Self::PausingQcow2(image) => Self::ThrottledPausingQcow2(Throttled::new(image, limits)),
-            other => other,
-        }
-    }
-
-    /// The same image with writes that wait in `parking` when the host has no space, instead of failing. Comes before
-    /// [`Image::throttled`], so that a repeated write counts once.
-    pub fn pausing(self, parking: &Arc<Parking>, watch: &Arc<dyn SpaceWatch>) -> Self {
-        let (parking, watch) = (parking.clone(), watch.clone());
-        match self {
-            Self::Raw(image) => Self::PausingRaw(Pausing::new(image, parking, watch)),
-            Self::Qcow2(image) => Self::PausingQcow2(Pausing::new(image, parking, watch)),
+            Self::Raw(image) => Self::GuardedRaw(Guarded::new(image, limits, pausing)),
+            Self::Qcow2(image) => Self::GuardedQcow2(Guarded::new(image, limits, pausing)),
             other => other,
         }
     }
@@ -118,6 +91,10 @@ impl BlockBackend for Image {
 
     async fn refresh(&self, io: &Io) {
         each!(self, backend => backend.refresh(io).await)
+    }
+
+    async fn grow(&self, io: &Io, len: u64) -> Result<(), BlockError> {
+        each!(self, backend => backend.grow(io, len).await)
     }
 }
 

@@ -12,6 +12,7 @@ mod bounce;
 mod cache;
 mod error;
 mod gate;
+mod guard;
 mod image;
 mod lock;
 mod no_space;
@@ -22,12 +23,13 @@ mod throttle;
 
 pub use cache::CacheMode;
 pub use error::{Action, BlockError, BlockErrorKind, OpenError};
+pub use guard::{Guarded, Pausing};
 pub use image::Image;
 pub use lock::Sharing;
-pub use no_space::{Parking, Pausing, SpaceWatch};
+pub use no_space::{Parking, SpaceWatch};
 pub use qcow2::{Qcow2Image, Qcow2Options};
 pub use raw::{RawImage, RawOptions};
-pub use throttle::{Limits, Throttled};
+pub use throttle::Limits;
 
 use crate::iothread::Io;
 use crate::mem::{FromGuest, ToGuest};
@@ -114,4 +116,6 @@ pub trait BlockBackend {
     async fn extent(&self, io: &Io, span: Span) -> Result<Extent, BlockError>;
     /// Looks whether the host has made the image longer; from then on the geometry says so.
     async fn refresh(&self, io: &Io);
+    /// Makes the image `len` bytes long, a multiple of 512, unless it is longer. What is new reads as zeros.
+    async fn grow(&self, io: &Io, len: u64) -> Result<(), BlockError>;
 }

@@ -1,14 +1,10 @@
 //! When the host has no space left: requests wait until there is some, instead of failing.
 
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
-use super::{
-    BlockBackend, BlockError, BlockErrorKind, ByteOffset, Durability, Extent, Geometry, Span, Unmap,
-};
-use crate::iothread::Io;
-use crate::mem::{FromGuest, ToGuest};
+use super::BlockError;
 
 /// Told about requests that wait for space. Called on I/O threads; must not block.
 pub trait SpaceWatch: Send + Sync {
@@ -50,8 +46,13 @@ impl Parking {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Waits for a resume after `seen`.
-    async fn park(&self, seen: u64, watch: &dyn SpaceWatch, error: &BlockError) {
+    /// How often requests were told to try again.
+    pub(super) fn resumed(&self) -> u64 {
+        self.lock().resumed
+    }
+
+    /// Waits until requests were told to try again more often than `seen`. `watch` hears of the first that waits.
+    pub(super) async fn park(&self, seen: u64, watch: &dyn SpaceWatch, error: &BlockError) {
         let first = {
             let mut waiting = self.lock();
             waiting.resumed == seen && !std::mem::replace(&mut waiting.told, true)
@@ -73,129 +74,17 @@ impl Parking {
     }
 }
 
-/// A backend whose writes wait when the host has no space.
-pub struct Pausing<B> {
-    backend: B,
-    parking: Arc<Parking>,
-    watch: Arc<dyn SpaceWatch>,
-}
-
-impl<B: BlockBackend> Pausing<B> {
-    /// Requests of `backend` that find no space are announced to `watch` and wait in `parking`.
-    pub fn new(backend: B, parking: Arc<Parking>, watch: Arc<dyn SpaceWatch>) -> Self {
-        Self { backend, parking, watch }
-    }
-
-    /// Repeats `operation` until it ends in something else than a lack of space.
-    async fn insist<F: Future<Output = Result<(), BlockError>>>(
-        &self,
-        operation: impl Fn() -> F,
-    ) -> Result<(), BlockError> {
-        loop {
-            let seen = self.parking.lock().resumed;
-            match operation().await {
-                Err(error) if error.kind == BlockErrorKind::NoSpace => {
-                    self.parking.park(seen, &*self.watch, &error).await;
-                }
-                result => return result,
-            }
-        }
-    }
-}
-
-impl<B: BlockBackend> BlockBackend for Pausing<B> {
-    fn geometry(&self) -> Geometry {
-        self.backend.geometry()
-    }
-
-    async fn read(&self, io: &Io, at: ByteOffset, into: ToGuest) -> Result<(), BlockError> {
-        self.backend.read(io, at, into).await
-    }
-
-    async fn write(
-        &self,
-        io: &Io,
-        at: ByteOffset,
-        from: FromGuest,
-        durability: Durability,
-    ) -> Result<(), BlockError> {
-        let len = from.len();
-        self.insist(|| self.backend.write(io, at, from.window(0, len), durability)).await
-    }
-
-    async fn flush(&self, io: &Io) -> Result<(), BlockError> {
-        self.insist(|| self.backend.flush(io)).await
-    }
-
-    async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {
-        self.insist(|| self.backend.zero(io, span, unmap)).await
-    }
-
-    async fn extent(&self, io: &Io, span: Span) -> Result<Extent, BlockError> {
-        self.backend.extent(io, span).await
-    }
-
-    async fn refresh(&self, io: &Io) {
-        self.backend.refresh(io).await
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
     use crate::iothread::TaskPool;
-    use crate::mem::SgList;
+    use crate::mem::{FromGuest, SgList, ToGuest};
+    use crate::storage::{Action, BlockBackend, BlockErrorKind, ByteOffset, Durability, Guarded, Pausing};
     use crate::testing::conformance::{check, contents};
-    use crate::testing::{RamDisk, on_io_thread};
-
-    /// Has no space while it is full.
-    struct Filling {
-        disk: RamDisk,
-        full: AtomicBool,
-    }
-
-    impl Filling {
-        fn space(&self) -> Result<(), BlockError> {
-            let full = self.full.load(Ordering::Relaxed);
-            if full { Err(BlockError::new(BlockErrorKind::NoSpace, "full")) } else { Ok(()) }
-        }
-    }
-
-    impl BlockBackend for Filling {
-        fn geometry(&self) -> Geometry {
-            self.disk.geometry()
-        }
-        async fn read(&self, io: &Io, at: ByteOffset, into: ToGuest) -> Result<(), BlockError> {
-            self.disk.read(io, at, into).await
-        }
-        async fn write(
-            &self,
-            io: &Io,
-            at: ByteOffset,
-            from: FromGuest,
-            d: Durability,
-        ) -> Result<(), BlockError> {
-            self.space()?;
-            self.disk.write(io, at, from, d).await
-        }
-        async fn flush(&self, io: &Io) -> Result<(), BlockError> {
-            self.space()?;
-            self.disk.flush(io).await
-        }
-        async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {
-            self.space()?;
-            self.disk.zero(io, span, unmap).await
-        }
-        async fn extent(&self, io: &Io, span: Span) -> Result<Extent, BlockError> {
-            self.disk.extent(io, span).await
-        }
-
-        async fn refresh(&self, io: &Io) {
-            self.disk.refresh(io).await
-        }
-    }
+    use crate::testing::{Effect, Fault, FaultDisk, RamDisk, on_io_thread};
 
     #[derive(Default)]
     struct Counter(AtomicU32);
@@ -211,8 +100,10 @@ mod tests {
     fn requests_wait_for_space_and_nothing_is_lost() {
         on_io_thread(|io| async move {
             let (parking, watch) = (Arc::new(Parking::default()), Arc::new(Counter::default()));
-            let disk = Filling { disk: RamDisk::new(1 << 20), full: AtomicBool::new(true) };
-            let disk = std::rc::Rc::new(Pausing::new(disk, parking.clone(), watch.clone()));
+            let full = FaultDisk::new(RamDisk::new(1 << 20));
+            full.inject(Fault::every(Action::Write, Effect::Fail(BlockErrorKind::NoSpace)));
+            let pausing = Pausing { parking: parking.clone(), watch: watch.clone() };
+            let disk = std::rc::Rc::new(Guarded::new(full, None, Some(pausing)));
             let pool = TaskPool::new(&io, 8);
             for n in 0..4u64 {
                 let (io, disk) = (io.clone(), disk.clone());
@@ -232,7 +123,7 @@ mod tests {
             parking.resume();
             io.sleep(std::time::Duration::from_millis(20)).await;
             assert_eq!(watch.0.load(Ordering::Relaxed), 2);
-            disk.backend.full.store(false, Ordering::Relaxed);
+            disk.backend().heal();
             parking.resume();
             pool.drained().await;
             assert!(!parking.is_waiting());

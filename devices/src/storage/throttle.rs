@@ -7,9 +7,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{BlockBackend, BlockError, ByteOffset, Durability, Extent, Geometry, Span, Unmap};
 use crate::iothread::Io;
-use crate::mem::{FromGuest, ToGuest};
 
 /// Nanoseconds of a second.
 const SECOND: u128 = 1_000_000_000;
@@ -75,7 +73,7 @@ impl Bucket {
 
 /// What a request does, for the limits of one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Direction {
+pub(super) enum Direction {
     Read,
     Write,
 }
@@ -109,20 +107,19 @@ impl Buckets {
     }
 }
 
-/// A backend whose requests wait for their limits. Flushes do not wait.
-pub struct Throttled<B> {
-    backend: B,
+/// The limits of one disk, at work. Flushes do not wait.
+pub(super) struct Throttle {
     buckets: Buckets,
     start: Instant,
 }
 
-impl<B: BlockBackend> Throttled<B> {
-    /// Limits `backend`.
-    pub fn new(backend: B, limits: &Limits) -> Self {
-        Self { backend, buckets: Buckets::new(limits), start: Instant::now() }
+impl Throttle {
+    pub(super) fn new(limits: &Limits) -> Self {
+        Self { buckets: Buckets::new(limits), start: Instant::now() }
     }
 
-    async fn wait(&self, io: &Io, direction: Direction, bytes: u64) {
+    /// Waits until a request of `bytes` may go.
+    pub(super) async fn wait(&self, io: &Io, direction: Direction, bytes: u64) {
         let now = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let wait = self.buckets.book(now, direction, bytes);
         if wait > 0 {
@@ -131,49 +128,11 @@ impl<B: BlockBackend> Throttled<B> {
     }
 }
 
-impl<B: BlockBackend> BlockBackend for Throttled<B> {
-    fn geometry(&self) -> Geometry {
-        self.backend.geometry()
-    }
-
-    async fn read(&self, io: &Io, at: ByteOffset, into: ToGuest) -> Result<(), BlockError> {
-        self.wait(io, Direction::Read, into.len()).await;
-        self.backend.read(io, at, into).await
-    }
-
-    async fn write(
-        &self,
-        io: &Io,
-        at: ByteOffset,
-        from: FromGuest,
-        durability: Durability,
-    ) -> Result<(), BlockError> {
-        self.wait(io, Direction::Write, from.len()).await;
-        self.backend.write(io, at, from, durability).await
-    }
-
-    async fn flush(&self, io: &Io) -> Result<(), BlockError> {
-        self.backend.flush(io).await
-    }
-
-    async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {
-        // An operation, but its bytes do not travel.
-        self.wait(io, Direction::Write, 0).await;
-        self.backend.zero(io, span, unmap).await
-    }
-
-    async fn extent(&self, io: &Io, span: Span) -> Result<Extent, BlockError> {
-        self.backend.extent(io, span).await
-    }
-
-    async fn refresh(&self, io: &Io) {
-        self.backend.refresh(io).await
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mem::ToGuest;
+    use crate::storage::{BlockBackend, ByteOffset, Guarded};
     use crate::testing::conformance::check;
     use crate::testing::{RamDisk, on_io_thread};
 
@@ -238,9 +197,9 @@ mod tests {
     fn a_throttled_disk_conforms_and_is_slow() {
         on_io_thread(|io| async move {
             let fast = Limits { iops: Some(1_000_000), ..Limits::default() };
-            check(&io, &Throttled::new(RamDisk::new(1 << 20), &fast), 3, 100).await;
+            check(&io, &Guarded::new(RamDisk::new(1 << 20), Some(&fast), None), 3, 100).await;
             let slow = Limits { iops_read: Some(100), burst: Duration::ZERO, ..Limits::default() };
-            let disk = Throttled::new(RamDisk::new(1 << 20), &slow);
+            let disk = Guarded::new(RamDisk::new(1 << 20), Some(&slow), None);
             let start = Instant::now();
             for _ in 0..11 {
                 disk.read(&io, ByteOffset(0), ToGuest::empty()).await.unwrap();

@@ -227,6 +227,10 @@ impl BlockBackend for FaultDisk {
     async fn refresh(&self, io: &Io) {
         self.disk.refresh(io).await
     }
+
+    async fn grow(&self, io: &Io, len: u64) -> Result<(), BlockError> {
+        self.disk.grow(io, len).await
+    }
 }
 
 #[cfg(test)]

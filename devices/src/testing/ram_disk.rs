@@ -124,4 +124,8 @@ impl BlockBackend for RamDisk {
     }
 
     async fn refresh(&self, _: &Io) {}
+
+    async fn grow(&self, _: &Io, _: u64) -> Result<(), BlockError> {
+        Err(BlockError::new(BlockErrorKind::Unsupported, "a disk of a fixed length"))
+    }
 }

@@ -174,4 +174,8 @@ impl BlockBackend for RecordingDisk {
     }
 
     async fn refresh(&self, _: &Io) {}
+
+    async fn grow(&self, _: &Io, _: u64) -> Result<(), BlockError> {
+        Err(BlockError::new(BlockErrorKind::Unsupported, "a disk of a fixed length"))
+    }
 }

@@ -1,7 +1,6 @@
 //! One HBA while the machine runs: what is behind it, and units that come, go and change.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
@@ -226,16 +225,11 @@ impl Adapter {
         let unit = unit.ok_or_else(|| anyhow!("nothing at target {target} lun {lun}"))?;
         let image = unit.image.clone();
         if let Some(size) = size {
-            ensure!(
-                matches!(&*image, Image::Raw(_)),
-                "only raw images without throttle can be made larger here"
-            );
             let now = image.geometry().len;
             ensure!(size >= now, "{size} bytes are less than the {now} of now: shrinking would lose data");
             ensure!(size.is_multiple_of(512), "{size} bytes are no multiple of 512");
-            let file = OpenOptions::new().write(true).open(&unit.path);
-            let file = file.with_context(|| format!("opening {}", unit.path.display()))?;
-            file.set_len(size).with_context(|| format!("making {} larger", unit.path.display()))?;
+            let image = image.clone();
+            self.on_thread(move |io| async move { image.grow(&io, size).await })??;
         }
         let len = self.on_thread(|io| async move {
             image.refresh(&io).await;

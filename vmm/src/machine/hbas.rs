@@ -176,17 +176,11 @@ fn image(disk: &config::Disk, space: &Space) -> Result<Image> {
             Image::Qcow2(Qcow2Image::open(&options)?)
         }
     };
-    let image = match disk.on_no_space {
-        NoSpace::Report => image,
-        NoSpace::Pause => {
-            let (parking, watch) = space.waits();
-            image.pausing(&parking, &watch)
-        }
+    let pausing = match disk.on_no_space {
+        NoSpace::Report => None,
+        NoSpace::Pause => Some(space.waits()),
     };
-    Ok(match &disk.throttle {
-        Some(throttle) => image.throttled(&limits(throttle)),
-        None => image,
-    })
+    Ok(image.guarded(disk.throttle.as_ref().map(limits).as_ref(), pausing))
 }
 
 fn limits(throttle: &Throttle) -> Limits {

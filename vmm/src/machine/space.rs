@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use devices::storage::{BlockError, Parking, SpaceWatch};
+use devices::storage::{BlockError, Parking, Pausing, SpaceWatch};
 
 use super::control::{Control, Event};
 
@@ -36,8 +36,8 @@ impl Space {
     }
 
     /// Where the writes of a disk wait, and who is told.
-    pub fn waits(&self) -> (Arc<Parking>, Arc<dyn SpaceWatch>) {
-        (self.parking.clone(), Arc::new(Watch(self.control.clone())))
+    pub fn waits(&self) -> Pausing {
+        Pausing { parking: self.parking.clone(), watch: Arc::new(Watch(self.control.clone())) }
     }
 
     /// Whether the machine has to stand still.

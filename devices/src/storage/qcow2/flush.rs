@@ -85,13 +85,13 @@ impl Layer {
             };
             self.write_bytes(io, at, &bytes, turn).await?;
         }
-        let (l1, l1_dirty) = {
+        let (l1, l1_at, l1_dirty) = {
             let meta = self.meta();
-            (big_endian(&meta.l1), meta.l1_dirty.clone())
+            (big_endian(&meta.l1), meta.l1_at, meta.l1_dirty.clone())
         };
         if !l1_dirty.is_empty() {
             self.file.barrier(io).await?;
-            self.write_sectors(io, self.header.l1_at, &l1, l1_dirty, turn).await?;
+            self.write_sectors(io, l1_at, &l1, l1_dirty, turn).await?;
         } else if dirty.is_empty() {
             return Ok(());
         }

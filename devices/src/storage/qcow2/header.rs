@@ -5,7 +5,7 @@ use std::fmt;
 /// "QFI\xfb".
 const MAGIC: u32 = 0x5146_49fb;
 /// L1 table at most, in bytes: what QEMU accepts.
-const L1_BYTES_MAX: u64 = 32 << 20;
+pub(super) const L1_BYTES_MAX: u64 = 32 << 20;
 /// Refcount table at most, in bytes: what QEMU accepts.
 pub(super) const REFTABLE_BYTES_MAX: u64 = 8 << 20;
 /// Header extension: format of the backing file.
@@ -17,11 +17,17 @@ const DIRTY: u64 = 1 << 0;
 const CORRUPT: u64 = 1 << 1;
 /// Incompatible feature: data is in another file.
 const EXTERNAL_DATA: u64 = 1 << 2;
-/// Incompatible feature: compression is not deflate.
+/// Incompatible feature: the header names the kind of compression.
 const COMPRESSION: u64 = 1 << 3;
 /// Incompatible feature: subclusters.
 const EXTENDED_L2: u64 = 1 << 4;
 
+/// Offset of the size of the disk, in bytes.
+pub(super) const SIZE_FIELD: u64 = 24;
+/// Offset of the number of entries and the place of the L1 table, in bytes.
+pub(super) const L1_FIELD: u64 = 36;
+/// Offset of the kind of compression, in bytes.
+const COMPRESSION_FIELD: u64 = 104;
 /// Offset of the field with the place and the length of the refcount table, in bytes.
 pub(super) const REFTABLE_FIELD: u64 = 48;
 /// Offset of the autoclear features, in bytes.
@@ -32,6 +38,13 @@ pub(super) const AUTOCLEAR_FIELD: u64 = 88;
 pub(super) struct Backing {
     pub(super) name: String,
     pub(super) format: Option<String>,
+}
+
+/// How clusters are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Compression {
+    Deflate,
+    Zstandard,
 }
 
 /// What the header says, checked for sense.
@@ -47,6 +60,8 @@ pub(super) struct Header {
     pub(super) reftable_clusters: u64,
     /// A refcount has 1 << order bits.
     pub(super) refcount_order: u32,
+    pub(super) snapshots: u32,
+    pub(super) compression: Compression,
     pub(super) dirty: bool,
     pub(super) corrupt: bool,
     pub(super) autoclear: u64,
@@ -126,12 +141,14 @@ impl Header {
         let header = Self {
             version,
             cluster_bits,
-            len: fields.u64(24)?,
-            l1_at: fields.u64(40)?,
-            l1_entries: u64::from(fields.u32(36)?),
+            len: fields.u64(SIZE_FIELD)?,
+            l1_at: fields.u64(L1_FIELD + 4)?,
+            l1_entries: u64::from(fields.u32(L1_FIELD)?),
             reftable_at: fields.u64(REFTABLE_FIELD)?,
             reftable_clusters: u64::from(fields.u32(REFTABLE_FIELD + 8)?),
             refcount_order,
+            snapshots: fields.u32(60)?,
+            compression: compression(&fields, features, header_len)?,
             dirty: features & DIRTY != 0,
             corrupt: features & CORRUPT != 0,
             autoclear,
@@ -183,15 +200,24 @@ fn refuse_features(features: u64) -> Result<(), String> {
     if features & EXTERNAL_DATA != 0 {
         return Err(format!("it keeps its data in another file, {convert}"));
     }
-    if features & COMPRESSION != 0 {
-        return Err(format!("its compression is not zlib, {convert} -o compression_type=zlib"));
-    }
     if features & EXTENDED_L2 != 0 {
         return Err(format!("it has subclusters (extended_l2), {convert} -o extended_l2=off"));
     }
-    match features & !(DIRTY | CORRUPT) {
+    match features & !(DIRTY | CORRUPT | COMPRESSION) {
         0 => Ok(()),
         unknown => Err(format!("it has incompatible features that are not known: bits {}", Bits(unknown))),
+    }
+}
+
+fn compression(fields: &Fields<'_>, features: u64, header_len: u64) -> Result<Compression, String> {
+    if features & COMPRESSION == 0 {
+        return Ok(Compression::Deflate);
+    }
+    let [kind] = if header_len > COMPRESSION_FIELD { fields.bytes(COMPRESSION_FIELD)? } else { [0] };
+    match kind {
+        0 => Ok(Compression::Deflate),
+        1 => Ok(Compression::Zstandard),
+        other => Err(format!("its kind of compression is {other}, and only 0 (zlib) and 1 (zstd) are known")),
     }
 }
 

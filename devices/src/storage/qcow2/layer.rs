@@ -1,9 +1,11 @@
 //! One file of a chain: its header, its tables, and looking things up in them.
 
+use std::io::Read;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::entry::{self, Entry, Packed};
-use super::header::Header;
+use super::header::{Compression, Header};
 use super::meta::{Found, Meta};
 use crate::iothread::{Hold, Io};
 use crate::mem::{FromGuest, SgList, ToGuest};
@@ -13,12 +15,19 @@ use crate::storage::{BlockError, BlockErrorKind, RawImage};
 /// A qcow2 file.
 pub(super) struct Layer {
     pub(super) file: RawImage,
+    /// As it was when the file was opened. [`Layer::len`] and [`Meta::l1_at`] may change.
     pub(super) header: Header,
+    pub(super) len: AtomicU64,
     pub(super) meta: Arc<Mutex<Meta>>,
     pub(super) read_only: bool,
 }
 
 impl Layer {
+    /// Length of the disk in bytes.
+    pub(super) fn len(&self) -> u64 {
+        self.len.load(Ordering::Relaxed)
+    }
+
     pub(super) fn meta(&self) -> MutexGuard<'_, Meta> {
         Meta::locked(&self.meta)
     }
@@ -106,8 +115,8 @@ impl Layer {
     /// Unpacks a compressed cluster, on a helper thread.
     pub(super) async fn unpack(&self, io: &Io, packed: Packed) -> Result<Vec<u8>, BlockError> {
         let bytes = self.read_bytes(io, packed.at, packed.len).await?;
-        let size = self.header.cluster() as usize;
-        let unpacked = io.blocking(move || inflate(&bytes, size)).await;
+        let (size, compression) = (self.header.cluster() as usize, self.header.compression);
+        let unpacked = io.blocking(move || unpack(compression, &bytes, size)).await;
         match unpacked {
             Ok(Some(cluster)) => Ok(cluster),
             Ok(None) => Err(self.damaged(Action::Read, "a compressed cluster is damaged")),
@@ -121,6 +130,19 @@ pub(super) fn buffer(len: u64) -> Result<SgList, BlockError> {
     usize::try_from(len).ok().and_then(|len| SgList::host(len, 4096)).ok_or_else(|| {
         BlockError::new(BlockErrorKind::HostResources, "no host memory for a part of a qcow2 image")
     })
+}
+
+/// Unpacks a cluster of `size` bytes.
+fn unpack(compression: Compression, bytes: &[u8], size: usize) -> Option<Vec<u8>> {
+    match compression {
+        Compression::Deflate => inflate(bytes, size),
+        Compression::Zstandard => {
+            let mut out = vec![0; size];
+            let mut stream = ruzstd::decoding::StreamingDecoder::new(bytes).ok()?;
+            stream.read_exact(&mut out).ok()?;
+            Some(out)
+        }
+    }
 }
 
 /// Unpacks a raw deflate stream of exactly `size` bytes, which other bytes may follow.

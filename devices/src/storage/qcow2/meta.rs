@@ -46,6 +46,7 @@ pub(super) struct OldReftable {
 #[derive(Default)]
 pub(super) struct Meta {
     pub(super) l1: Vec<u64>,
+    pub(super) l1_at: u64,
     /// Sectors of the L1 table that are to be written.
     pub(super) l1_dirty: BTreeSet<usize>,
     pub(super) tables: HashMap<usize, Table>,

@@ -12,6 +12,7 @@
 mod alloc;
 mod entry;
 mod flush;
+mod grow;
 mod header;
 mod layer;
 mod meta;
@@ -114,7 +115,7 @@ impl Chain {
     }
 
     fn len(&self) -> u64 {
-        self.layers.first().map_or(0, |layer| layer.header.len & !511)
+        self.layers.first().map_or(0, |layer| layer.len() & !511)
     }
 
     /// Whether something is below the top.
@@ -141,10 +142,10 @@ impl Chain {
     async fn resolve(&self, io: &Io, at: u64, mut len: u64) -> Result<(Piece, u64), BlockError> {
         for (layer, file) in self.layers.iter().enumerate() {
             // A shorter backing file ends in zeros, whatever is below it.
-            if at >= file.header.len {
+            if at >= file.len() {
                 return Ok((Piece::Zero, len));
             }
-            let (entry, run) = file.lookup(io, at, len.min(file.header.len - at)).await?;
+            let (entry, run) = file.lookup(io, at, len.min(file.len().saturating_sub(at))).await?;
             len = run;
             let piece = match entry {
                 Entry::Unallocated => continue,
@@ -311,6 +312,10 @@ impl BlockBackend for Qcow2Image {
     }
 
     async fn refresh(&self, _: &Io) {}
+
+    async fn grow(&self, io: &Io, len: u64) -> Result<(), BlockError> {
+        self.inner.grow(io, len).await
+    }
 }
 
 impl Drop for Qcow2Image {

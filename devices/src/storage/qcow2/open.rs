@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use super::entry;
@@ -143,7 +144,8 @@ fn open_layer(file: RawImage, path: &Path, read_only: bool) -> Result<Layer, Ope
         read_table(&plain, len, at, bytes)
             .map_err(|e| failed(&format!("cannot read the {what} table; run qemu-img check on it"), e))
     };
-    let mut meta = Meta { l1: table(header.l1_at, header.l1_entries * 8, "L1")?, ..Meta::default() };
+    let l1 = table(header.l1_at, header.l1_entries * 8, "L1")?;
+    let mut meta = Meta { l1, l1_at: header.l1_at, ..Meta::default() };
     if !read_only {
         let bytes = header.reftable_clusters * header.cluster();
         meta.reftable = table(header.reftable_at, bytes, "refcount")?;
@@ -155,7 +157,8 @@ fn open_layer(file: RawImage, path: &Path, read_only: bool) -> Result<Layer, Ope
         // What is beyond the end of a device was used by others.
         meta.virgin = if regular { len.div_ceil(header.cluster()) } else { u64::MAX };
     }
-    Ok(Layer { file, header, meta: Arc::new(Mutex::new(meta)), read_only })
+    let len = AtomicU64::new(header.len);
+    Ok(Layer { file, header, len, meta: Arc::new(Mutex::new(meta)), read_only })
 }
 
 fn writable(header: &Header) -> Result<(), String> {

@@ -108,7 +108,7 @@ impl RawImage {
 
     /// As [`RawImage::measure`], without waiting for the host on this thread. An image that became shorter is left as it
     /// was: its end fails to be read, and the guest hears of that.
-    async fn grow(&self, io: &Io) {
+    async fn look_at_length(&self, io: &Io) {
         let file = self.host.file.clone();
         if let Ok(Ok(len)) = io.blocking(move || open::length(&file)).await {
             self.host_len.fetch_max(len, Ordering::Relaxed);
@@ -232,7 +232,12 @@ impl BlockBackend for RawImage {
     }
 
     async fn refresh(&self, io: &Io) {
-        self.grow(io).await
+        self.look_at_length(io).await
+    }
+
+    async fn grow(&self, io: &Io, len: u64) -> Result<(), BlockError> {
+        self.check(Action::Write, 0, 0)?;
+        self.extend(io, len).await
     }
 }
 

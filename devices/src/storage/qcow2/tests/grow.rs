@@ -1,0 +1,85 @@
+//! Longer disks, and clusters that zstd compressed.
+
+use super::*;
+
+/// Makes an image longer while it is written to; QEMU reads the same afterwards.
+fn grows(bench: &Bench, shape: &str, backing: Option<&str>, from: u64, to: u64) {
+    let what = format!("{shape} {backing:?} from {from} to {to}");
+    let mut args = vec!["create", "-q", "-f", "qcow2", "-o", shape];
+    if let Some(backing) = backing {
+        args.extend(["-b", backing, "-F", "raw"]);
+    }
+    let len = from.to_string();
+    bench.img(&[&args[..], &["grow.qcow2", &len]].concat());
+    let path = bench.path("grow.qcow2");
+    let image = open(&path);
+    let after = on_io_thread(move |io| async move {
+        let image = Rc::new(image);
+        image.write(&io, ByteOffset(from - 1024), filled(1024, 7), Durability::Cached).await.unwrap();
+        let beyond = image.write(&io, ByteOffset(from), filled(512, 7), Durability::Cached).await;
+        assert_eq!(beyond.unwrap_err().kind, BlockErrorKind::OutOfRange);
+        image.grow(&io, from.saturating_sub(512)).await.unwrap();
+        assert_eq!(image.geometry().len, from, "never shorter");
+        image.grow(&io, to).await.unwrap();
+        assert_eq!(image.geometry().len, to);
+        image.write(&io, ByteOffset(to - 4096), filled(4096, 8), Durability::Cached).await.unwrap();
+        image.grow(&io, to + 512).await.unwrap();
+        image.write(&io, ByteOffset(to), filled(512, 9), Durability::Cached).await.unwrap();
+        contents(&io, &*image).await
+    });
+    assert_eq!(after.len() as u64, to + 512, "{what}");
+    let mut expected = vec![0; after.len()];
+    if let Some(backing) = backing {
+        let bytes = std::fs::read(bench.path(backing)).unwrap();
+        let visible = bytes.len().min(from as usize);
+        expected[..visible].copy_from_slice(&bytes[..visible]);
+    }
+    expected[from as usize - 1024..from as usize].fill(7);
+    expected[to as usize - 4096..to as usize].fill(8);
+    expected[to as usize..].fill(9);
+    assert!(after == expected, "{what}: the disk holds something else");
+    bench.check_clean("grow.qcow2");
+    assert!(bench.oracle("grow.qcow2") == after, "{what}: QEMU reads something else");
+    assert!(read_all(open(&path)) == after, "{what}: a second opening differs");
+}
+
+#[test]
+fn disks_become_longer() {
+    let Some(bench) = Bench::new() else { return };
+    std::fs::write(bench.path("below.raw"), vec![5; 3 << 20]).unwrap();
+    for shape in ["cluster_size=64k", "cluster_size=512", "compat=0.10,cluster_size=4k"] {
+        // Within the L1 table, and with a larger one.
+        grows(&bench, shape, None, 1 << 20, 1 << 21);
+        grows(&bench, shape, None, (1 << 20) + 512, 40 << 20);
+        // What a longer backing file has there must not show.
+        grows(&bench, shape, Some("below.raw"), (1 << 20) + 512, 2 << 20);
+        grows(&bench, shape, Some("below.raw"), 1 << 20, 8 << 20);
+    }
+}
+
+#[test]
+fn disks_that_cannot_become_longer_say_why() {
+    let Some(bench) = Bench::new() else { return };
+    bench.img(&["create", "-q", "-f", "qcow2", "kept.qcow2", "1M"]);
+    bench.img(&["snapshot", "-c", "one", "kept.qcow2"]);
+    bench.img(&["create", "-q", "-f", "qcow2", "-o", "cluster_size=512", "small.qcow2", "1M"]);
+    for (name, len, why) in [("kept.qcow2", 2 << 20, "snapshots"), ("small.qcow2", 1 << 50, "L1 table")] {
+        let image = open(&bench.path(name));
+        let error = on_io_thread(move |io| async move { image.grow(&io, len).await.unwrap_err() });
+        assert!(error.kind == BlockErrorKind::Unsupported && error.context.contains(why), "{error}");
+        bench.check_clean(name);
+    }
+}
+
+#[test]
+fn clusters_that_zstd_compressed() {
+    let Some(bench) = Bench::new() else { return };
+    let bytes: Vec<u8> = (0..1 << 20).map(|i: u32| (i / 700) as u8 ^ (i % 13) as u8).collect();
+    std::fs::write(bench.path("plain.raw"), bytes).unwrap();
+    for shape in ["compression_type=zstd", "compression_type=zstd,cluster_size=4k", "compression_type=zlib"] {
+        bench.img(&["convert", "-f", "raw", "-O", "qcow2", "-c", "-o", shape, "plain.raw", "packed.qcow2"]);
+        let path = bench.path("packed.qcow2");
+        assert!(std::fs::metadata(&path).unwrap().len() < 800 << 10, "it is compressed");
+        conforms(&bench, "packed.qcow2", options(&path), 5, 100);
+    }
+}
