@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use devices::pci::{PciDevice, PciError, PciFunction, PciSeat};
 use devices::scsi::TaskManagement;
 use thiserror::Error;
 
-use crate::firmware::{Drive, Firmware, Kind, Log, MAX_LDS, Personality};
+use crate::firmware::{Drive, EventStore, Firmware, Kind, Log, MAX_LDS, Personality};
 use crate::function;
 use crate::model::Model;
 use crate::transport::{Adapter, Port, Window, Worker, serve};
@@ -33,8 +32,6 @@ pub struct Options {
     /// Completed writes to volumes may be lost until the cache is flushed, which Linux does not do at a file
     /// system's flush. Otherwise each write is stable when it completes.
     pub write_back: bool,
-    /// The file that keeps the event log; without one it ends with the process.
-    pub event_log: Option<PathBuf>,
 }
 
 /// Why an HBA could not be made, or a drive not attached.
@@ -49,9 +46,6 @@ pub enum Error {
     /// An event descriptor could not be made.
     #[error("event descriptor")]
     EventFd(#[from] io::Error),
-    /// The event log could not be opened, or is another's.
-    #[error("event log {0}")]
-    EventLog(PathBuf, #[source] io::Error),
     /// The PCI function could not be built.
     #[error("PCI function")]
     Pci(#[from] PciError),
@@ -74,22 +68,21 @@ struct Shared {
 }
 
 impl Megasas {
-    /// An HBA in the slot of `seat`, with `drives` by target number, on the thread of `io`.
+    /// An HBA in the slot of `seat`, with `drives` by target number, on the thread of `io`. Without a store the event
+    /// log ends with the HBA.
     pub fn new(
         seat: PciSeat,
         drives: BTreeMap<u8, Drive>,
         io: Remote,
         options: Options,
+        events: Option<Box<dyn EventStore>>,
     ) -> Result<Arc<Self>, Error> {
-        let Options { model, serial, sas_address, write_back, event_log } = options;
+        let Options { model, serial, sas_address, write_back } = options;
         if serial.len() > MAX_SERIAL || !serial.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
             return Err(Error::Serial);
         }
-        let log = match event_log {
-            Some(path) => Log::open(&path).map_err(|error| Error::EventLog(path, error))?,
-            None => Log::default(),
-        };
-        let firmware = Arc::new(Firmware::new(Personality { model, serial, sas_address, write_back }, log));
+        let personality = Personality { model, serial, sas_address, write_back };
+        let firmware = Arc::new(Firmware::new(personality, Log::new(events)));
         let shared = Arc::new(Shared { firmware: firmware.clone(), remote: io.clone() });
         let port = Port::new(model, seat.dma.clone(), shared.clone())?;
         let window = Arc::new(Window(port.clone()));
@@ -128,6 +121,12 @@ impl Megasas {
     /// Takes the drive at `id` away and tells the driver. Frames it runs come to their end.
     pub fn detach_drive(&self, id: u8) -> Option<Drive> {
         self.shared.firmware.detach(id).map(|place| place.drive.clone())
+    }
+
+    /// Waits until the driver has asked for events after the newest, at most for `patience`: it has taken note of all
+    /// that came and went. A driver that does not listen is not waited for.
+    pub fn wait_until_told(&self, patience: Duration) {
+        self.shared.firmware.wait_until_told(patience);
     }
 
     /// Makes the firmware fail, as a driver's recovery sees it: to test that.

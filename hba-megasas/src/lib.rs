@@ -19,6 +19,6 @@ mod model;
 mod spec;
 mod transport;
 
-pub use firmware::Drive;
+pub use firmware::{Drive, EVENT_RECORDS, EventMarks, EventRecord, EventStore, KeptEvents};
 pub use hba::{Error, Megasas, Options};
 pub use model::Model;

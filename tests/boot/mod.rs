@@ -4,7 +4,9 @@ mod debian;
 mod disk;
 mod ends;
 mod firmware;
+mod handover;
 mod hardware;
+mod hotplug;
 mod megasas;
 mod memtest;
 mod messages;
@@ -49,6 +51,13 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "megasas-volumes-gen2-12", run: megasas::volumes_gen2_kernel12 },
     Test { name: "megasas-volumes-1078-13", run: megasas::volumes_1078_kernel13 },
     Test { name: "megasas-jbod-1078-13", run: megasas::jbod_1078_kernel13 },
+    Test { name: "megasas-hotplug-gen2-13", run: megasas::hotplug_gen2_kernel13 },
+    Test { name: "megasas-hotplug-1078-12", run: megasas::hotplug_1078_kernel12 },
+    Test { name: "megasas-hotplug-jbod-12", run: megasas::hotplug_jbod_kernel12 },
+    Test { name: "megasas-hotplug-jbod-13", run: megasas::hotplug_jbod_kernel13 },
+    Test { name: "megasas-kexec", run: handover::kexec },
+    Test { name: "megasas-kdump", run: handover::kdump },
+    Test { name: "megasas-kdump-1078-12", run: handover::kdump_1078_kernel12 },
     Test { name: "megasas-64", run: megasas::volumes_64 },
     Test { name: "megasas-reset-stalled", run: megasas::reset_of_a_stalled_disk },
     Test { name: "megasas-reset-stopped", run: megasas::reset_of_stopped_firmware },

@@ -1,12 +1,11 @@
 //! The virtio-scsi HBA with a stock driver: queues, and disks that come and go while the machine runs.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use testbed::bed::Bed;
 use testbed::guest::{Disk, Vmm};
 use testbed::kernel::Debian;
-use testbed::{paths, vm::Vm};
+
+use super::hotplug::{self, Place};
 
 /// Each vCPU has a queue, and uses it; two I/O threads serve them.
 pub(crate) fn queues(bed: &Bed, vmm: Vmm) -> Result<()> {
@@ -27,83 +26,22 @@ pub(crate) fn queues(bed: &Bed, vmm: Vmm) -> Result<()> {
 }
 
 pub(crate) fn hotplug_kernel12(bed: &Bed, vmm: Vmm) -> Result<()> {
-    hotplug(bed, vmm, Debian::Bookworm, 3)
+    hotplug_rounds(bed, vmm, Debian::Bookworm, 3)
 }
 
 pub(crate) fn hotplug_kernel13(bed: &Bed, vmm: Vmm) -> Result<()> {
-    hotplug(bed, vmm, Debian::Trixie, 3)
+    hotplug_rounds(bed, vmm, Debian::Trixie, 3)
 }
 
 /// For the soak list.
 pub(crate) fn hotplug_many(bed: &Bed, vmm: Vmm) -> Result<()> {
-    hotplug(bed, vmm, Debian::Trixie, 500)
+    hotplug_rounds(bed, vmm, Debian::Trixie, 500)
 }
 
-/// A disk comes, is written, grows, and goes, again and again, while the guest reads another.
-fn hotplug(bed: &Bed, vmm: Vmm, debian: Debian, rounds: u32) -> Result<()> {
+fn hotplug_rounds(bed: &Bed, vmm: Vmm, debian: Debian, rounds: u32) -> Result<()> {
     if vmm == Vmm::Qemu {
         return Ok(());
     }
-    let script = format!(
-        "(while :; do
-              echo 1 > /proc/sys/vm/drop_caches
-              dd if=/dev/at/0:0:0:0 of=/dev/null bs=64k count=64 2>/dev/null || echo READ FAILED
-          done) &
-         reader=$!
-         place=/sys/class/scsi_device/0:0:5:0
-         i=0
-         echo HOTPLUG READY
-         while [ $i -lt {rounds} ]; do
-             until ls $place/device/block/*/size >/dev/null 2>&1; do sleep 0.1; done
-             name=$(ls $place/device/block)
-             until [ -b /dev/$name ]; do sleep 0.1; done
-             echo round $i > /tmp/text
-             dd if=/tmp/text of=/dev/$name bs=512 conv=sync,fsync 2>/dev/null || echo WRITE FAILED
-             echo \"SEEN $i $(cat /sys/block/$name/size)\"
-             until [ \"$(cat /sys/block/$name/size)\" = 65536 ]; do sleep 0.1; done
-             echo \"GREW $i\"
-             while [ -e $place ]; do sleep 0.1; done
-             echo \"GONE $i\"
-             i=$((i + 1))
-         done
-         kill $reader
-         ! ls /sys/class/scsi_device | grep 0:0:5"
-    );
     let guest = bed.guest().vmm(vmm).kernel(debian).cpus(2).disk(Disk::empty("1G"));
-    let mut vm = guest.option("--set=control.path=control.sock").script(&script).spawn()?;
-    vm.wait_for("HOTPLUG READY", 300)?;
-    let image = format!("{}/plugged.img", vm.dir());
-    for round in 0..rounds {
-        bed.host().shell(&format!("rm -f {image}; truncate -s 16M {image}"), 30)?;
-        ask(bed, &vm, "attach", "\"image\": \"plugged.img\", \"target\": 5, \"cache\": \"none\"")?;
-        vm.wait_for(&format!("SEEN {round} 32768"), 120)?;
-        let text = bed.host().shell(&format!("head -c 16 {image} | tr -d '\\0'"), 30)?;
-        ensure!(text.trim() == format!("round {round}"), "the image has {text:?}");
-        if round == 0 {
-            ask(bed, &vm, "pause", "")?;
-            let status = ask(bed, &vm, "query-status", "")?;
-            ensure!(status.contains("\"paused\""), "not paused: {status}");
-            ask(bed, &vm, "resume", "")?;
-        }
-        ask(bed, &vm, "resize", "\"target\": 5, \"size\": 33554432")?;
-        vm.wait_for(&format!("GREW {round}"), 120)?;
-        ask(bed, &vm, "detach", "\"target\": 5")?;
-        vm.wait_for(&format!("GONE {round}"), 120)?;
-        let open = format!("ls -l /proc/{}/fd 2>/dev/null | grep -c plugged || true", vm.pid());
-        let open = bed.host().shell(&open, 30)?;
-        ensure!(open.trim() == "0", "the image of a detached disk is still open");
-    }
-    vm.wait_for("TESTBED EXIT 0", 120)?;
-    ensure!(!vm.console().contains("FAILED"), "an operation failed");
-    vm.expect_exit(0, 60)
-}
-
-/// Asks the control socket; the answer must be no error.
-fn ask(bed: &Bed, vm: &Vm<'_>, command: &str, arguments: &str) -> Result<String> {
-    let program = paths::program()?.to_string_lossy().into_owned();
-    let socket = format!("{}/control.sock", vm.dir());
-    let line = format!("{{\"execute\": \"{command}\", \"arguments\": {{{arguments}}}}}");
-    let output = bed.host().run(&[&program, "ask", &socket, &line], Duration::from_secs(60))?;
-    ensure!(output.status.success() && output.text.contains("\"return\""), "{line}: {}", output.text);
-    Ok(output.text)
+    hotplug::run(bed, guest, &Place { channel: 0, rescans: false }, rounds)
 }

@@ -13,12 +13,24 @@ use crate::tools::Tools;
 /// `mfi`: a MegaRAID management tool of the test bed's own, see `tests/guest/mfi.c`.
 pub fn mfi() -> Result<PathBuf> {
     let source = include_str!("../guest/mfi.c");
-    archive("mfi", &format!("mfi 1 {source}"), |dir, archive| {
-        let (text, program) = (dir.join("mfi.c"), dir.join("mfi"));
-        std::fs::write(&text, source)?;
-        capture(Command::new("cc").args(["-static", "-O2", "-o"]).arg(&program).arg(&text))?;
-        archive.copy("bin/mfi", 0o755, &program)
+    archive("mfi", &format!("mfi 1 {source}"), |dir, archive| compile("mfi", source, dir, archive))
+}
+
+/// `kexec`, see `tests/guest/kexec.c`, and a kernel for it: `/vmlinuz`.
+pub fn kexec(kernel: &Path) -> Result<PathBuf> {
+    let source = include_str!("../guest/kexec.c");
+    archive("kexec", &format!("kexec 1 {} {source}", kernel.display()), |dir, archive| {
+        archive.copy("vmlinuz", 0o644, kernel)?;
+        compile("kexec", source, dir, archive)
     })
+}
+
+/// A program of the test bed's own, linked statically.
+fn compile(name: &str, source: &str, dir: &Path, archive: &mut Archive) -> Result<()> {
+    let (text, program) = (dir.join(name).with_extension("c"), dir.join(name));
+    std::fs::write(&text, source)?;
+    capture(Command::new("cc").args(["-static", "-O2", "-o"]).arg(&program).arg(&text))?;
+    archive.copy(&format!("bin/{name}"), 0o755, &program)
 }
 
 /// `smartctl`, as Debian 13 ships it.

@@ -3,12 +3,12 @@
 use devices::iothread::Io;
 use devices::mem::FromGuest;
 use devices::scsi::{Lun, TaskManagement};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::drives::Kind;
 use super::log::{Event, Filter, Subject};
 use super::{Firmware, lock, physical};
-use crate::spec::controller::Defaults;
+use crate::spec::controller::{Defaults, PATROL_DISABLED, PatrolProperties};
 use crate::spec::event::{Record, class, code, locale};
 use crate::spec::{Status, opcode};
 
@@ -115,7 +115,10 @@ impl Firmware {
             opcode::EVENT_GET => self.events(dcmd),
             opcode::EVENT_WAIT => {
                 let filter = Filter::new(dcmd.word(0), dcmd.word(1));
-                dcmd.needs(size_of::<Record>()).map(|()| Reply::Wait(filter))
+                dcmd.needs(size_of::<Record>()).map(|()| {
+                    self.asked(Some(filter.from));
+                    Reply::Wait(filter)
+                })
             }
             opcode::GET_TIME => data(&self.clock.packed()),
             opcode::GET_TIME_SECONDS => data(&zerocopy::little_endian::U32::new(self.clock.seconds())),
@@ -220,11 +223,33 @@ fn constant(dcmd: &Dcmd) -> Result<Reply, Status> {
         | opcode::CFG_FOREIGN_SCAN
         | opcode::CLUSTER
         | opcode::CLUSTER_RESET_ALL => Ok(Reply::Data(vec![0; dcmd.room().min(MAX_DUMMY) as usize])),
-        opcode::BBU_STATUS | opcode::BBU_CAPACITY | opcode::BBU_DESIGN | opcode::BBU_PROPERTIES => {
-            Err(Status::NoHardwarePresent)
+        // Patrol reads are the host's to do: they are off, and stay so.
+        opcode::PATROL_PROPERTIES => {
+            let mut properties = PatrolProperties::new_zeroed();
+            properties.mode = PATROL_DISABLED;
+            data(&properties)
         }
-        // The configuration of the machine is not the guest's to change.
-        opcode::PD_STATE_SET
+        // No run so far, none under way.
+        opcode::PATROL_STATUS => data(&[0_u8; 16]),
+        opcode::PATROL_STOP => Ok(Reply::Done),
+        opcode::PATROL_SET_PROPERTIES => match dcmd.input()? {
+            [PATROL_DISABLED] => Ok(Reply::Done),
+            _ => Err(Status::WrongState),
+        },
+        opcode::CFG_FOREIGN_DISPLAY | opcode::CFG_FOREIGN_PREVIEW => Err(Status::NotFound),
+        opcode::BBU_STATUS
+        | opcode::BBU_CAPACITY
+        | opcode::BBU_DESIGN
+        | opcode::BBU_START_LEARN
+        | opcode::BBU_PROPERTIES
+        | opcode::BBU_SET_PROPERTIES => Err(Status::NoHardwarePresent),
+        // Neither the configuration of the machine nor its firmware is the guest's to change.
+        opcode::PATROL_START
+        | opcode::FLASH_OPEN
+        | opcode::FLASH_DOWNLOAD
+        | opcode::FLASH_WRITE
+        | opcode::FLASH_CLOSE
+        | opcode::PD_STATE_SET
         | opcode::PD_REBUILD_START
         | opcode::PD_REBUILD_ABORT
         | opcode::PD_CLEAR_START

@@ -211,7 +211,8 @@ async fn ask(io: &Io, nexus: &Nexus, cdb: &[u8], data: &mut [u8]) -> Option<Stat
         priority: 0,
         data: DataBuffers::to_initiator(ToGuest::new(memory)),
     };
-    let reply = nexus.execute(io, request).await.ok()?;
+    // Rare and large: not worth the room in every task.
+    let reply = Box::pin(nexus.execute(io, request)).await.ok()?;
     view.read_at(0, data);
     Some(reply.status)
 }
@@ -237,7 +238,7 @@ pub(crate) async fn flush(io: &Io, nexus: &Nexus) -> bool {
 pub(crate) struct Identity {
     /// Standard INQUIRY data, filled with zeros.
     pub(crate) inquiry: [u8; 96],
-    /// Device identification VPD page, cut.
+    /// Device identification VPD page, with as many designators as there is room for.
     pub(crate) vpd_83: [u8; 64],
     /// Logical block length in bytes.
     pub(crate) block_size: u32,
@@ -251,8 +252,8 @@ pub(crate) struct Identity {
 async fn identify(io: &Io, nexus: &Nexus) -> Identity {
     let mut inquiry = [0; 96];
     ask(io, nexus, &[0x12, 0, 0, 0, 96, 0], &mut inquiry).await;
-    let mut vpd_83 = [0; 64];
-    ask(io, nexus, &[0x12, 1, 0x83, 0, 64, 0], &mut vpd_83).await;
+    let mut names = [0; 252];
+    ask(io, nexus, &[0x12, 1, 0x83, 0, 252, 0], &mut names).await;
     let mut characteristics = [0; 64];
     ask(io, nexus, &[0x12, 1, 0xb1, 0, 64, 0], &mut characteristics).await;
     let mut capacity = [0; 32];
@@ -264,25 +265,47 @@ async fn identify(io: &Io, nexus: &Nexus) -> Identity {
     let blocks = if block_size == 0 { 0 } else { last.saturating_add(1) };
     let sectors = blocks.saturating_mul(u64::from(block_size / 512));
     let rate = u16::from_be_bytes([characteristics[4], characteristics[5]]);
-    Identity { inquiry, vpd_83, block_size, sectors, solid_state: rate == 1 }
+    Identity { inquiry, vpd_83: shortened(&names), block_size, sectors, solid_state: rate == 1 }
+}
+
+/// The designators of a device identification VPD page (SPC-5, 7.7.6): each as it is in the page.
+fn designators(page: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let len = match page {
+        [_, _, high, low, ..] => usize::from(u16::from_be_bytes([*high, *low])),
+        _ => 0,
+    };
+    let mut rest = page.get(4..).map_or(&[][..], |rest| rest.get(..len).unwrap_or(rest));
+    std::iter::from_fn(move || {
+        let len = 4 + usize::from(*rest.get(3)?);
+        let (designator, next) = rest.split_at_checked(len)?;
+        rest = next;
+        Some(designator)
+    })
+}
+
+/// The page with those designators that fit into what drives' information has room for.
+fn shortened(page: &[u8]) -> [u8; 64] {
+    let mut short = [0; 64];
+    let mut used = 4;
+    for designator in designators(page) {
+        if let Some(room) = short.get_mut(used..used + designator.len()) {
+            room.copy_from_slice(designator);
+            used += designator.len();
+        }
+    }
+    let [high, low] = ((used - 4) as u16).to_be_bytes();
+    let header = [page.first().copied().unwrap_or(0), 0x83, high, low];
+    short.iter_mut().zip(header).for_each(|(to, from)| *to = from);
+    short
 }
 
 impl Identity {
     /// The NAA name of the unit (SPC-5, 7.7.6.6), which is its SAS address.
     pub(crate) fn naa(&self) -> Option<u64> {
-        let [_, _, high, low, rest @ ..] = &self.vpd_83;
-        let end = usize::from(u16::from_be_bytes([*high, *low])).min(rest.len());
-        let mut rest = rest.get(..end)?;
-        while let [_, kind, _, len, more @ ..] = rest {
-            let (name, next) = more.split_at_checked(usize::from(*len))?;
-            if kind & 0x0f == 3
-                && let Ok(name) = name.try_into()
-            {
-                return Some(u64::from_be_bytes(name));
-            }
-            rest = next;
-        }
-        None
+        designators(&self.vpd_83).find_map(|designator| match designator {
+            [_, kind, _, _, name @ ..] if kind & 0x0f == 3 => name.try_into().ok().map(u64::from_be_bytes),
+            _ => None,
+        })
     }
 }
 
@@ -305,5 +328,16 @@ mod tests {
         assert_eq!(identity(&[0, 0x83, 0, 7, 2, 1, 0, 3, 1, 2, 3]).naa(), None);
         assert_eq!(identity(&[0, 0x83, 0xff, 0xff, 1, 3, 0, 0xff]).naa(), None, "cut short");
         assert_eq!(identity(&[]).naa(), None);
+    }
+
+    #[test]
+    fn a_long_page_keeps_the_designators_that_fit() {
+        let designator = |kind: u8, len: u8| [vec![1, kind, 0, len], vec![kind; len.into()]].concat();
+        let all = [designator(1, 40), designator(3, 8), designator(8, 30), designator(4, 0)].concat();
+        let page = [&[0, 0x83, 0, all.len() as u8][..], &all].concat();
+        let short = shortened(&page);
+        let kept: Vec<_> = designators(&short).map(|designator| designator[1]).collect();
+        assert_eq!((short[..4].to_vec(), kept), (vec![0, 0x83, 0, 60], vec![1, 3, 4]));
+        assert_eq!(shortened(&[]), shortened(&[0, 0, 0xff, 0xff, 1, 3, 0, 9, 1]), "cut short");
     }
 }

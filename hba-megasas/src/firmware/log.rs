@@ -1,16 +1,50 @@
 //! The event log: a ring of records with sequence numbers that never go back.
 
 use std::collections::VecDeque;
-use std::io;
-use std::path::Path;
 
-use zerocopy::FromZeros;
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::journal::{Journal, Marks};
 use crate::spec::event::{LogInfo, Record, arg};
 
-/// Records kept.
-pub(super) const CAPACITY: usize = 256;
+/// How many records a log has: the newest.
+pub const EVENT_RECORDS: usize = 256;
+const CAPACITY: usize = EVENT_RECORDS;
+
+/// Keeps the event log of a controller while the process does not run. The log tells it all that happens to it, in
+/// order; nothing here may wait for long: it is called on the thread that serves the guest.
+pub trait EventStore: Send {
+    /// What was kept the last time.
+    fn load(&mut self) -> KeptEvents;
+    /// Keeps a record in the place of the one that is [`EVENT_RECORDS`] numbers older.
+    fn keep(&mut self, number: u32, record: &EventRecord);
+    /// Keeps the numbers beside the records.
+    fn keep_marks(&mut self, marks: EventMarks);
+}
+
+/// A record of the log as drivers read it.
+pub type EventRecord = [u8; size_of::<Record>()];
+
+/// What an [`EventStore`] kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeptEvents {
+    /// The records, in any order.
+    pub records: Vec<EventRecord>,
+    /// The numbers beside them.
+    pub marks: EventMarks,
+    /// No record had this number or a higher one: 1 if there never was one.
+    pub next: u32,
+}
+
+/// Numbers of records that drivers ask for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EventMarks {
+    /// The newest when the log was cleared.
+    pub clear: u32,
+    /// The newest when the controller was shut down.
+    pub shutdown: u32,
+    /// The first since the firmware started.
+    pub boot: u32,
+}
 
 /// Which events somebody wants (`megasas_evt_class_locale`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,27 +90,28 @@ pub(crate) enum Subject {
 }
 
 /// The log.
-#[derive(Debug)]
 pub(crate) struct Log {
     records: VecDeque<Record>,
     next: u32,
-    marks: Marks,
+    marks: EventMarks,
     /// Where the log is kept, if anywhere.
-    journal: Option<Journal>,
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self { records: VecDeque::with_capacity(CAPACITY), next: 1, marks: Marks::default(), journal: None }
-    }
+    store: Option<Box<dyn EventStore>>,
 }
 
 impl Log {
-    /// The log that the file at `path` keeps, for this process alone; a new one if there is no file.
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let (journal, records, marks) = Journal::open(path)?;
-        let newest = records.last().map_or(marks.clear, |record| record.seq.get());
-        Ok(Self { records: records.into(), next: newest.wrapping_add(1), marks, journal: Some(journal) })
+    /// The log that `store` kept; without a store a new one.
+    pub(crate) fn new(mut store: Option<Box<dyn EventStore>>) -> Self {
+        let kept = store.as_mut().map(|store| store.load()).unwrap_or_default();
+        let mut records: Vec<Record> =
+            kept.records.iter().filter_map(|bytes| Record::read_from_bytes(bytes).ok()).collect();
+        records.retain(|record| record.seq.get() > kept.marks.clear);
+        records.sort_unstable_by_key(|record| record.seq.get());
+        records.dedup_by_key(|record| record.seq.get());
+        let newest = records.last().map_or(kept.marks.clear, |record| record.seq.get());
+        let next = kept.next.max(newest.wrapping_add(1));
+        let mut ring = VecDeque::with_capacity(CAPACITY);
+        ring.extend(records.iter().skip(records.len().saturating_sub(CAPACITY)));
+        Self { records: ring, next, marks: kept.marks, store }
     }
 
     /// Appends an event that happened at `time`, in seconds since 2000; returns its sequence number.
@@ -109,7 +144,9 @@ impl Log {
             self.records.pop_front();
         }
         self.records.push_back(record);
-        self.keep(|journal| journal.write(&record));
+        if let (Some(store), Ok(bytes)) = (&mut self.store, record.as_bytes().try_into()) {
+            store.keep(seq, bytes);
+        }
         seq
     }
 
@@ -132,14 +169,9 @@ impl Log {
         self.keep_marks();
     }
 
-    fn keep_marks(&self) {
-        self.keep(|journal| journal.write_marks(self.marks));
-    }
-
-    /// A log that cannot be kept is still a log.
-    fn keep(&self, write: impl FnOnce(&Journal) -> io::Result<()>) {
-        if let Some(Err(error)) = self.journal.as_ref().map(write) {
-            devices::log_limited!(warn, "megasas: event log not written: {error}");
+    fn keep_marks(&mut self) {
+        if let Some(store) = &mut self.store {
+            store.keep_marks(self.marks);
         }
     }
 
@@ -179,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_record_as_drivers_read_it() {
-        let mut log = Log::default();
+        let mut log = Log::new(None);
         assert_eq!(log.append(0x11223344, &event(1, locale::PD), "hello"), 1);
         let filter = Filter::new(0, 0xfe00_ffff);
         let record = log.matching(&filter).next().unwrap();
@@ -191,7 +223,7 @@ mod tests {
 
     #[test]
     fn filters_by_sequence_class_and_locale() {
-        let mut log = Log::default();
+        let mut log = Log::new(None);
         log.append(0, &event(class::INFO, locale::LD), "");
         log.append(0, &event(3, locale::PD), "");
         log.append(0, &event(class::INFO, locale::CTRL), "");
@@ -208,7 +240,7 @@ mod tests {
 
     #[test]
     fn the_ring_keeps_the_newest_and_numbers_go_on() {
-        let mut log = Log::default();
+        let mut log = Log::new(None);
         for _ in 0..1000 {
             log.append(0, &event(class::INFO, locale::LD), &"x".repeat(500));
         }
@@ -220,63 +252,76 @@ mod tests {
         assert_eq!(log.append(0, &event(class::INFO, locale::LD), ""), 1001);
     }
 
+    /// A store in memory.
+    #[derive(Clone, Default)]
+    struct Memory(std::sync::Arc<std::sync::Mutex<(KeptEvents, Vec<String>)>>);
+
+    impl EventStore for Memory {
+        fn load(&mut self) -> KeptEvents {
+            self.0.lock().unwrap().0.clone()
+        }
+        fn keep(&mut self, number: u32, record: &EventRecord) {
+            let (kept, order) = &mut *self.0.lock().unwrap();
+            kept.records.retain(|old| old[0] != record[0]);
+            kept.records.push(*record);
+            order.push(format!("record {number}"));
+        }
+        fn keep_marks(&mut self, marks: EventMarks) {
+            let (kept, order) = &mut *self.0.lock().unwrap();
+            kept.marks = marks;
+            order.push(format!("marks {} {} {}", marks.clear, marks.shutdown, marks.boot));
+        }
+    }
+
+    fn stored(store: &Memory) -> Log {
+        Log::new(Some(Box::new(store.clone())))
+    }
+
     #[test]
-    fn a_log_in_a_file_goes_on_where_it_was() {
-        let dir = tempfile::TempDir::new().unwrap();
-        let path = dir.path().join("events");
-        let mut log = Log::open(&path).unwrap();
+    fn a_log_that_is_kept_goes_on_where_it_was() {
+        let (store, all) = (Memory::default(), Filter::new(0, 0xfe00_ffff));
+        let mut log = stored(&store);
         assert_eq!(log.info().newest.get(), 0);
         for number in 0..300 {
             log.append(number, &event(class::INFO, locale::LD), &format!("event {number}"));
         }
         log.booted(7);
         log.shut_down(299);
-        let (info, all) = (log.info(), Filter::new(0, 0xfe00_ffff));
         let texts = |log: &Log| log.matching(&all).map(|record| record.description).collect::<Vec<_>>();
-        let before = texts(&log);
-        assert!(Log::open(&path).is_err(), "of one process only");
+        let (info, before) = (log.info(), texts(&log));
         drop(log);
-        let mut log = Log::open(&path).unwrap();
+        let mut log = stored(&store);
         assert_eq!(log.info().as_bytes(), info.as_bytes());
         assert_eq!((texts(&log), before.len()), (before, 256));
         assert_eq!(log.append(0, &event(class::INFO, locale::LD), ""), 301);
         log.clear();
         drop(log);
-        let mut log = Log::open(&path).unwrap();
+        let mut log = stored(&store);
         assert_eq!((log.count(&all), log.info().clear.get()), (0, 301));
         assert_eq!(log.append(0, &event(class::INFO, locale::LD), ""), 302);
+        let order = &store.0.lock().unwrap().1;
+        assert_eq!(order[298..302], ["record 299", "record 300", "marks 0 0 7", "marks 0 299 7"]);
     }
 
     #[test]
-    fn files_that_are_no_log_are_left_alone() {
-        let dir = tempfile::TempDir::new().unwrap();
-        let path = dir.path().join("disk.img");
-        for content in [&b"x"[..], &[0; 4096], b"a text that somebody wrote, longer than a header"] {
-            std::fs::write(&path, content).unwrap();
-            assert!(Log::open(&path).is_err());
-            assert_eq!(std::fs::read(&path).unwrap(), content);
+    fn what_a_store_kept_is_believed_only_as_far_as_it_can_be() {
+        let store = Memory::default();
+        let mut log = stored(&store);
+        (0..10).for_each(|_| _ = log.append(0, &event(class::INFO, locale::LD), ""));
+        {
+            let kept = &mut store.0.lock().unwrap().0;
+            // One is missing, one is there twice, one is of before the log was cleared, all in disorder.
+            kept.records.remove(5);
+            let twice = kept.records[2];
+            kept.records.push(twice);
+            kept.marks.clear = 1;
+            kept.records.reverse();
+            kept.next = 900;
         }
-        assert!(Log::open(&dir.path().join("missing/events")).is_err());
-    }
-
-    #[test]
-    fn records_that_were_never_finished_are_left_out() {
-        use std::os::unix::fs::FileExt;
-        let dir = tempfile::TempDir::new().unwrap();
-        let path = dir.path().join("events");
-        let mut log = Log::open(&path).unwrap();
-        (0..5).for_each(|_| _ = log.append(0, &event(class::INFO, locale::LD), ""));
-        drop(log);
-        let file = std::fs::File::options().write(true).open(&path).unwrap();
-        // Of another place, and of a number that leaves the rest far behind.
-        file.write_all_at(&9_u32.to_le_bytes(), 256 * 4).unwrap();
-        let log = Log::open(&path).unwrap();
-        assert_eq!((log.info().oldest.get(), log.info().newest.get()), (1, 5));
-        assert_eq!(log.count(&Filter::new(0, 0xfe00_ffff)), 4);
-        drop(log);
-        file.write_all_at(&(u32::MAX - 251).to_le_bytes(), 256 * 5).unwrap();
-        let mut log = Log::open(&path).unwrap();
-        assert_eq!(log.count(&Filter::new(0, 0xfe00_ffff)), 1);
-        (0..300).for_each(|_| _ = log.append(0, &event(class::INFO, locale::LD), ""));
+        let mut log = stored(&store);
+        let all = Filter::new(0, 0xfe00_ffff);
+        let seqs: Vec<_> = log.matching(&all).map(|record| record.seq.get()).collect();
+        assert_eq!(seqs, [2, 3, 4, 5, 7, 8, 9, 10]);
+        assert_eq!(log.append(0, &event(class::INFO, locale::LD), ""), 900, "numbers are never used twice");
     }
 }

@@ -5,11 +5,12 @@ mod configuration;
 mod dcmd;
 mod drives;
 mod info;
-mod journal;
 mod lists;
 mod log;
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use zerocopy::FromZeros;
 
@@ -23,6 +24,7 @@ pub(crate) use dcmd::{Dcmd, Reply};
 pub use drives::Drive;
 pub(crate) use drives::{Drives, Kind, Place, flush};
 pub(crate) use info::MAX_LDS;
+pub use log::{EVENT_RECORDS, EventMarks, EventRecord, EventStore, KeptEvents};
 pub(crate) use log::{Filter, Log};
 
 /// What tells one controller from another.
@@ -46,6 +48,12 @@ pub(crate) struct Firmware {
     bios_data: Mutex<[u8; 64]>,
     /// Called when there is a new event.
     listener: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// How many events there were.
+    events: AtomicU64,
+    /// First number of the events that the driver asked for last; `None` since the start until it asks.
+    asked: Mutex<Option<u32>>,
+    /// That changed.
+    told: Condvar,
 }
 
 impl Firmware {
@@ -59,6 +67,9 @@ impl Firmware {
             properties: Mutex::new(info::default_properties()),
             bios_data: Mutex::new(FromZeros::new_zeroed()),
             listener: OnceLock::new(),
+            events: AtomicU64::new(0),
+            asked: Mutex::default(),
+            told: Condvar::new(),
         };
         firmware.started();
         firmware
@@ -80,6 +91,7 @@ impl Firmware {
     /// The adapter was reset: the firmware starts anew, its log goes on.
     pub(crate) fn started(&self) {
         self.drives.unsettle();
+        self.asked(None);
         let event = Event {
             code: code::FIRMWARE_INIT,
             locale: locale::CTRL,
@@ -112,14 +124,33 @@ impl Firmware {
         Some(before)
     }
 
+    /// The driver waits for events from number `from` on; it has taken note of those before.
+    fn asked(&self, from: Option<u32>) {
+        *lock(&self.asked) = from;
+        self.told.notify_all();
+    }
+
+    /// Waits until a driver that listens to events has taken note of all, at most for `patience`.
+    pub(crate) fn wait_until_told(&self, patience: Duration) {
+        let newest = self.log().info().newest.get();
+        let behind = |asked: &mut Option<u32>| asked.is_some_and(|from| from <= newest);
+        drop(self.told.wait_timeout_while(lock(&self.asked), patience, behind));
+    }
+
     /// Logs an event and tells the listener. The tables it is about have to be up to date before.
     fn report(&self, event: Event, text: &str) -> u32 {
         let time = self.clock.seconds();
         let seq = self.log().append(time, &event, text);
+        self.events.fetch_add(1, Ordering::Release);
         if let Some(listener) = self.listener.get() {
             listener();
         }
         seq
+    }
+
+    /// How many events were reported so far: changes when there is a new one.
+    pub(crate) fn event_count(&self) -> u64 {
+        self.events.load(Ordering::Acquire)
     }
 
     /// The first event that `filter` takes.

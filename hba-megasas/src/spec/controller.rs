@@ -135,3 +135,25 @@ const _: () = assert!(offset_of!(ControllerInfo, memory_mib) == 0x5d0);
 const _: () = assert!(offset_of!(ControllerInfo, max_strips_per_io) == 0x5da);
 const _: () = assert!(offset_of!(ControllerInfo, stripe_min) == 0x5e8);
 const _: () = assert!(offset_of!(ControllerInfo, properties) == 0x600);
+
+/// Properties of patrol reads (FreeBSD's `mfi_pr_properties`).
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct PatrolProperties {
+    /// 0: by itself, 1: when asked, 2: never.
+    pub(crate) mode: u8,
+    pub(crate) max_pds: u8,
+    pub(crate) reserved: u8,
+    pub(crate) excluded_count: u8,
+    pub(crate) excluded_lds: [U16; 64],
+    pub(crate) current_pds: [u8; 32],
+    pub(crate) last_pds: [u8; 32],
+    pub(crate) next: U32,
+    pub(crate) period: U32,
+    pub(crate) clear_period: U32,
+}
+
+/// Patrol reads never happen.
+pub(crate) const PATROL_DISABLED: u8 = 2;
+
+const _: () = assert!(size_of::<PatrolProperties>() == 208);

@@ -75,6 +75,7 @@ async fn direct(token: FrameToken, header: FrameHeader, opcode: u32, mailbox: [u
             let epoch = token.ticket().epoch;
             token.complete(Status::Ok);
             worker.flush();
+            worker.signal();
             worker.port().retire(epoch);
         }
         Err(status) => token.complete(status),
@@ -189,6 +190,10 @@ async fn execute(token: &FrameToken, nexus: &Nexus, cdb: Cdb, data: SgList) -> O
         data: buffers(cdb.opcode(), data),
     };
     let reply = nexus.execute(token.worker().io(), request).await.map_err(Trouble::Transport)?;
+    if reply.status != ScsiStatus::Good && nexus.luns().is_empty() {
+        // The drive was taken away in the meantime.
+        return Err(Status::DeviceNotFound.into());
+    }
     let short = |residual| matches!(residual, Residual::Over(_));
     if short(reply.residual_out) || (offered == 0 && short(reply.residual_in)) {
         // Frames of this kind have no residual to tell of it.

@@ -2,6 +2,7 @@
 
 mod execute;
 mod frame;
+mod moderation;
 mod port;
 mod registers;
 mod ring;

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use devices::bus::BusDevice;
 use devices::mem::Dma;
@@ -39,11 +39,15 @@ pub(crate) struct Done {
     pub(crate) epoch: u64,
     /// What to post; `None` when there is nothing to post.
     pub(crate) context: Option<u64>,
+    /// When the frame was taken from the queue.
+    pub(crate) taken: Instant,
 }
 
 struct Inbound {
     frames: Vec<u64>,
     open: bool,
+    /// The worker wants the doorbell for the next frame; otherwise it looks by itself.
+    armed: bool,
 }
 
 struct Inner {
@@ -61,6 +65,8 @@ pub(crate) struct Port {
     adapter: Arc<dyn Adapter>,
     doorbell: Arc<EventFd>,
     inbound: Mutex<Inbound>,
+    /// Whether there are frames in `inbound`: a hint for a worker that looks often.
+    waiting: AtomicBool,
     inner: Mutex<Inner>,
     epoch: AtomicU64,
     in_flight: AtomicU32,
@@ -80,7 +86,8 @@ impl Port {
             dma,
             adapter,
             doorbell,
-            inbound: Mutex::new(Inbound { frames, open: true }),
+            inbound: Mutex::new(Inbound { frames, open: true, armed: true }),
+            waiting: AtomicBool::new(false),
             inner: Mutex::new(inner),
             epoch: AtomicU64::new(0),
             in_flight: AtomicU32::new(0),
@@ -147,18 +154,32 @@ impl Port {
             devices::log_limited!(warn, "megasas: more frames than the adapter takes: {address:#x} dropped");
             return;
         }
-        let idle = inbound.frames.is_empty();
         inbound.frames.push(address);
+        self.waiting.store(true, Ordering::Relaxed);
+        let armed = std::mem::take(&mut inbound.armed);
         drop(inbound);
-        if idle {
+        if armed {
             self.ring_doorbell();
         }
+    }
+
+    /// Whether frames wait, as far as can be seen without the lock.
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Asks for the doorbell with the next frame; false when there are frames already.
+    pub(crate) fn arm(&self) -> bool {
+        let mut inbound = lock(&self.inbound);
+        inbound.armed = inbound.frames.is_empty();
+        inbound.armed
     }
 
     /// Moves the frames that wait to `batch`, which is empty; they are in flight from here on. Returns their epoch.
     pub(crate) fn take(&self, batch: &mut Vec<u64>) -> u64 {
         let mut inbound = lock(&self.inbound);
         std::mem::swap(batch, &mut inbound.frames);
+        self.waiting.store(false, Ordering::Relaxed);
         self.in_flight.fetch_add(batch.len() as u32, Ordering::AcqRel);
         self.epoch()
     }
@@ -189,11 +210,11 @@ impl Port {
         Ok(())
     }
 
-    /// Takes what is done, posts it, and interrupts once for all of it.
-    pub(crate) fn complete(&self, done: &mut Vec<Done>) {
+    /// Takes what is done and posts it; returns whether anything was posted, which [`Self::signal`] tells the driver.
+    pub(crate) fn complete(&self, done: &mut Vec<Done>) -> bool {
         let mut inner = lock(&self.inner);
         let epoch = self.epoch();
-        let Inner { registers, ring, .. } = &mut *inner;
+        let Inner { ring, .. } = &mut *inner;
         let count = done.len() as u32;
         let contexts = done.drain(..).filter(|done| done.epoch == epoch).filter_map(|done| done.context);
         let posted = match ring {
@@ -204,21 +225,26 @@ impl Port {
                 Ok(false)
             }
         };
-        match posted {
-            Ok(true) => {
-                registers.set_reply();
-                if registers.interrupts() {
-                    self.notify();
-                }
-            }
-            Ok(false) => {}
-            Err(error) => {
-                devices::log_limited!(warn, "megasas: {error}; the firmware is in FAULT");
-                self.fault_locked(&mut inner);
-            }
-        }
+        let posted = posted.unwrap_or_else(|error| {
+            devices::log_limited!(warn, "megasas: {error}; the firmware is in FAULT");
+            self.fault_locked(&mut inner);
+            false
+        });
         self.in_flight.fetch_sub(count, Ordering::AcqRel);
         self.finish(&mut inner);
+        posted
+    }
+
+    /// Interrupts for what was posted, unless the driver has taken all of it in the meantime.
+    pub(crate) fn signal(&self) {
+        let mut inner = lock(&self.inner);
+        let Inner { registers, ring, .. } = &mut *inner;
+        if ring.as_ref().is_some_and(|ring| ring.has_unread(&self.dma)) {
+            registers.set_reply();
+            if registers.interrupts() {
+                self.notify();
+            }
+        }
     }
 
     /// The controller was shut down: frames are taken as before INIT, what was posted can still be seen.
@@ -275,6 +301,7 @@ impl Port {
     fn begin(&self, inner: &mut Inner, state: State) {
         let mut inbound = lock(&self.inbound);
         inbound.frames.clear();
+        self.waiting.store(false, Ordering::Relaxed);
         inbound.open = false;
         self.epoch.fetch_add(1, Ordering::AcqRel);
         drop(inbound);

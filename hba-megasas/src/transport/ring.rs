@@ -97,6 +97,11 @@ impl ReplyRing {
         !self.held.is_empty()
     }
 
+    /// Whether there are entries that the driver has not taken yet. What is no index says nothing.
+    pub(crate) fn has_unread(&self, dma: &Dma) -> bool {
+        dma.read_obj::<U32>(self.consumer_at).map_or(true, |consumer| consumer.get() != self.producer)
+    }
+
     /// Entries that may be written. One stays empty, to tell full from empty.
     fn room(&self, dma: &Dma) -> Result<u32, DmaError> {
         let consumer: U32 = dma.read_obj(self.consumer_at)?;
@@ -150,6 +155,18 @@ mod tests {
             ram.write_obj((round + 1) % 129, GuestAddress(0x2004)).unwrap();
         }
         assert_eq!(word(&ram, 0x1000 + 4 * 129), 0x5555_5555);
+    }
+
+    #[test]
+    fn what_the_driver_has_taken_is_not_unread() {
+        let (ram, dma) = memory();
+        let mut ring = ReplyRing::open(&dma, &info(4, 0), 8).unwrap();
+        assert!(!ring.has_unread(&dma));
+        ring.post(&dma, 1..=2).unwrap();
+        for (consumer, unread) in [(0_u32, true), (1, true), (2, false), (0xdead_dead, true)] {
+            ram.write_obj(consumer, GuestAddress(0x2004)).unwrap();
+            assert_eq!(ring.has_unread(&dma), unread);
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A frame in flight, as a value that has to be completed exactly once.
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use super::port::Done;
 use super::worker::Worker;
@@ -18,6 +19,8 @@ pub(crate) struct Ticket {
     pub(crate) context: u64,
     pub(crate) flags: u16,
     pub(crate) epoch: u64,
+    /// When it was taken from the queue.
+    pub(crate) taken: Instant,
 }
 
 /// A frame taken from the queue. Exactly one of the methods that take it ends it; one that is dropped otherwise is a
@@ -59,15 +62,16 @@ impl FrameToken {
     /// Ends the frame without completion and gives back what it takes to complete it later.
     pub(crate) fn park(mut self) -> Ticket {
         self.open = false;
-        self.worker.done(self.ticket.address, Done { epoch: self.ticket.epoch, context: None });
+        let Ticket { address, epoch, taken, .. } = self.ticket;
+        self.worker.done(address, Done { epoch, context: None, taken });
         self.ticket
     }
 
     /// Status last: a driver that polls looks at nothing else.
     fn finish(&mut self, status: Status, scsi_status: u8, sense: Option<u8>) {
         self.open = false;
-        let Ticket { address, context, flags, epoch } = self.ticket;
-        let mut done = Done { epoch, context: None };
+        let Ticket { address, context, flags, epoch, taken } = self.ticket;
+        let mut done = Done { epoch, context: None, taken };
         if !self.is_stale() {
             let dma = self.worker.port().dma();
             let put = |offset: u64, value: u8| dma.write(address.wrapping_add(offset), &[value]);

@@ -2,16 +2,21 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::Instant;
 
-use devices::iothread::{Io, TaskPool};
+use devices::iothread::{Io, Poller, TaskPool, Watch};
 use devices::mem::ToGuest;
 use devices::scsi::{Status as ScsiStatus, Tag};
 use zerocopy::IntoBytes;
 
 use super::execute;
 use super::frame::{Fetcher, Frame};
+use super::moderation::Moderation;
 use super::port::{Done, Port};
 use super::token::{FrameToken, Ticket};
 use crate::firmware::{Filter, Firmware, Place};
@@ -37,6 +42,12 @@ pub(crate) struct Worker {
     parked: RefCell<Option<Parked>>,
     drives: RefCell<(u64, Arc<Map>)>,
     serial: Cell<u64>,
+    moderation: RefCell<Moderation>,
+    /// How many events had happened at the last look.
+    events: Cell<u64>,
+    /// There is something to do without a doorbell.
+    seen: Cell<bool>,
+    waker: Cell<Option<Waker>>,
 }
 
 impl Worker {
@@ -52,6 +63,10 @@ impl Worker {
             parked: RefCell::default(),
             drives,
             serial: Cell::new(0),
+            moderation: RefCell::default(),
+            events: Cell::new(0),
+            seen: Cell::new(false),
+            waker: Cell::new(None),
         })
     }
 
@@ -90,22 +105,68 @@ impl Worker {
         self.done.borrow_mut().push(done);
     }
 
-    /// Posts what is done.
+    /// Posts what is done, with an interrupt when it is time for one.
     pub(crate) fn flush(&self) {
         let mut done = self.done.borrow_mut();
+        let mut moderation = self.moderation.borrow_mut();
+        if done.is_empty() && moderation.is_idle() {
+            return;
+        }
+        let now = Instant::now();
         if !done.is_empty() {
+            moderation
+                .completed(now, done.iter().filter(|done| done.context.is_some()).map(|done| done.taken));
             self.port.complete(&mut done);
         }
+        if moderation.is_due(now, self.port.in_flight()) {
+            moderation.signalled();
+            self.port.signal();
+        }
+    }
+
+    /// Interrupts for what was posted.
+    pub(crate) fn signal(&self) {
+        let mut moderation = self.moderation.borrow_mut();
+        if !moderation.is_idle() {
+            moderation.signalled();
+            self.port.signal();
+        }
+    }
+
+    /// Waits for the doorbell, or for frames that are seen without; `false` when the adapter is taken down.
+    async fn next_frames(&self, watch: &mut Watch) -> bool {
+        let mut rung = pin!(watch.next());
+        let result = poll_fn(|cx| {
+            if self.seen.take() {
+                return Poll::Ready(Ok(()));
+            }
+            let known = self.waker.take().filter(|waker| waker.will_wake(cx.waker()));
+            self.waker.set(Some(known.unwrap_or_else(|| cx.waker().clone())));
+            rung.as_mut().poll(cx)
+        });
+        if let Err(error) = result.await {
+            tracing::error!(%error, "megasas: doorbell lost");
+            self.port.fault();
+            return false;
+        }
+        !self.port.is_closed()
+    }
+
+    fn notice(&self) -> bool {
+        self.seen.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+        true
     }
 
     /// Looks at a frame and starts it.
     fn accept(
         self: &Rc<Self>,
-        address: u64,
-        epoch: u64,
+        (address, epoch, taken): (u64, u64, Instant),
         fetcher: &mut Fetcher,
     ) -> Option<(FrameToken, Frame)> {
-        let forget = || self.done.borrow_mut().push(Done { epoch, context: None });
+        let forget = || self.done.borrow_mut().push(Done { epoch, context: None, taken });
         let Some(frame) = fetcher.fetch(self.port.dma(), address, self.port.model().max_sges()) else {
             devices::log_limited!(warn, "megasas: no frame at {address:#x}");
             forget();
@@ -124,7 +185,7 @@ impl Worker {
         }
         self.active.borrow_mut().insert(address, context);
         let flags = frame.header.flags.get();
-        Some((FrameToken::new(self.clone(), Ticket { address, context, flags, epoch }), frame))
+        Some((FrameToken::new(self.clone(), Ticket { address, context, flags, epoch, taken }), frame))
     }
 
     /// Answers an EVENT_WAIT, or keeps it. Of two, the first stays.
@@ -141,6 +202,7 @@ impl Worker {
 
     /// Answers the EVENT_WAIT if there is what it waits for.
     fn deliver_event(self: &Rc<Self>) {
+        self.events.set(self.firmware.event_count());
         let event = match &*self.parked.borrow() {
             Some(parked) => self.firmware.first_event(&parked.filter),
             None => None,
@@ -180,32 +242,55 @@ impl Worker {
     }
 }
 
+/// Between doorbells: the port itself says whether there is something to do.
+impl Poller for Worker {
+    fn poll(&self) -> bool {
+        let late = {
+            let moderation = self.moderation.borrow();
+            !moderation.is_idle() && moderation.is_late(Instant::now())
+        };
+        if late {
+            self.signal();
+        }
+        self.port.has_waiting() && self.notice()
+    }
+
+    fn arm(&self) -> bool {
+        self.signal();
+        !self.port.arm() && self.notice()
+    }
+}
+
 /// Serves the port for as long as it lives.
 pub(crate) async fn serve(worker: Rc<Worker>) {
     let port = worker.port.clone();
     let limit = Port::queue_limit(port.model());
     let pool = TaskPool::new(&worker.io, limit);
     let at_end = worker.clone();
-    let hook = worker.io.at_batch_end(move || at_end.flush());
+    let hook = worker.io.at_batch_end(move || {
+        at_end.flush();
+        // A thread that is busy with completions takes new frames in between.
+        if at_end.port.has_waiting() {
+            at_end.notice();
+        }
+    });
+    let poller: Rc<dyn Poller> = worker.clone();
+    worker.io.add_poller(Rc::downgrade(&poller));
+    drop(poller);
     let mut watch = worker.io.watch(port.doorbell());
     let (mut batch, mut fetcher) = (Vec::with_capacity(limit), Fetcher::default());
-    loop {
-        if let Err(error) = watch.next().await {
-            tracing::error!(%error, "megasas: doorbell lost");
-            port.fault();
-            break;
+    while worker.next_frames(&mut watch).await {
+        if worker.events.get() != worker.firmware.event_count() {
+            worker.deliver_event();
         }
-        if port.is_closed() {
-            break;
-        }
-        worker.deliver_event();
         let epoch = port.take(&mut batch);
-        if batch.is_empty() {
-            // Perhaps the driver has made room in a full ring.
-            port.complete(&mut worker.done.borrow_mut());
+        if batch.is_empty() && port.complete(&mut worker.done.borrow_mut()) {
+            // The driver has made room in a full ring.
+            port.signal();
         }
+        let now = Instant::now();
         for address in batch.drain(..) {
-            let Some((token, frame)) = worker.accept(address, epoch, &mut fetcher) else { continue };
+            let Some((token, frame)) = worker.accept((address, epoch, now), &mut fetcher) else { continue };
             if pool.running() >= limit {
                 token.complete_scsi(ScsiStatus::Busy as u8, 0);
                 continue;
@@ -218,4 +303,5 @@ pub(crate) async fn serve(worker: Rc<Worker>) {
     pool.drained().await;
     drop(hook);
     worker.flush();
+    worker.signal();
 }

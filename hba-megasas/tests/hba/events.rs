@@ -1,6 +1,7 @@
 //! Events: held registrations, hot-plug, and storms.
 
-use hba_megasas::Model;
+use devices::scsi::Lun;
+use hba_megasas::{Drive, Model};
 
 use crate::guest::{Frame, Guest, drive, image, le16, le32};
 
@@ -113,4 +114,82 @@ fn classes_and_locales_filter() {
     // Fatal only.
     let mailbox = [1_u32.to_le_bytes(), 0x0300_ffff_u32.to_le_bytes()].concat();
     assert_eq!(watcher.guest.dcmd(0x0104_0300, &mailbox, 8 + 2560).0, 0x23);
+}
+
+/// What the host does to take a drive away: the firmware forgets it, then its commands are ended.
+fn take_away(guest: &Guest, id: u8, drive: &Drive) {
+    let (done, ended) = std::sync::mpsc::channel();
+    let target = drive.logical.as_ref().unwrap_or(&drive.physical).target().clone();
+    assert!(guest.hba.detach_drive(id).is_some());
+    guest._thread.remote().spawn(move |io| async move {
+        assert!(target.detach(Lun::default()).await);
+        io.quiesce().await;
+        done.send(()).unwrap();
+    });
+    // The image holds its commands back for as long as it likes: that is not waited for.
+    ended.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
+}
+
+#[test]
+fn each_command_in_flight_on_a_drive_that_goes_completes_once() {
+    for raid in [true, false] {
+        let mut guest = Guest::new(Model::Gen2, raid, &[0, 1]);
+        let drive = drive(&guest.images[&1].clone(), raid);
+        guest.hba.attach_drive(1, drive.clone()).unwrap();
+        assert_eq!(guest.init(1009), 0);
+        // A unit attention may come first.
+        guest.scsi(if raid { 3 } else { 4 }, 1, &[0; 6], &[], 0);
+        guest.recording(1).hold(true);
+        let before = guest.recording(1).arrived();
+        let read = |guest: &mut Guest, context: u32| {
+            let data = guest.alloc(512);
+            let frame = if raid {
+                Frame::io(false, 1, 0, 1)
+            } else {
+                Frame::scsi(4, 1, &[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0]).len(512)
+            };
+            guest.send(&frame.context(context).sge(data, 512))
+        };
+        let frames: Vec<u64> = (0..200).map(|context| read(&mut guest, context)).collect();
+        guest.wait_for("held reads", || guest.recording(1).arrived() == before + 200);
+        take_away(&guest, 1, &drive);
+        let mut seen = vec![0; 201];
+        (0..200).for_each(|_| seen[guest.wait_reply() as usize] += 1);
+        // Later ones find nothing; what the image answers now is nobody's.
+        let late = read(&mut guest, 200);
+        seen[guest.wait_reply() as usize] += 1;
+        guest.recording(1).hold(false);
+        guest.expect_silence();
+        assert!(seen.iter().all(|&times| times == 1), "{seen:?}");
+        for frame in frames.into_iter().chain([late]) {
+            assert_eq!(guest.status_of(frame), 0x0c);
+        }
+        assert_eq!(guest.scsi(if raid { 3 } else { 4 }, 0, &[0; 6], &[], 0).status & !0x2d, 0);
+    }
+}
+
+#[test]
+fn what_comes_waits_until_the_driver_knows_what_went() {
+    use std::time::{Duration, Instant};
+    let mut watcher = Watcher::new(false);
+    let quick = |guest: &Guest| {
+        let start = Instant::now();
+        guest.hba.wait_until_told(Duration::from_millis(300));
+        start.elapsed() < Duration::from_millis(300)
+    };
+    assert!(quick(&watcher.guest), "nobody listens");
+    watcher.arm();
+    watcher.guest.expect_silence();
+    assert!(quick(&watcher.guest), "nothing happened");
+    watcher.guest.hba.detach_drive(0);
+    assert!(!quick(&watcher.guest), "the driver has not asked for more events");
+    assert_eq!(watcher.event(), (0x70, 0));
+    assert!(!quick(&watcher.guest));
+    watcher.arm();
+    watcher.guest.expect_silence();
+    assert!(quick(&watcher.guest));
+    watcher.guest.hba.attach_drive(0, drive(&image(), false)).unwrap();
+    watcher.guest.adapter_reset();
+    watcher.guest.wait_ready();
+    assert!(quick(&watcher.guest), "after a reset nobody listens");
 }

@@ -19,9 +19,15 @@ fn physical_drives() {
     assert_eq!((le16(&info, 0xb8), le16(&info, 0xbc)), (0x18, 0x2002), "online, SAS, in a volume");
     assert_eq!((&info[4 + 8..4 + 12], le64(&info, 0xe8), le16(&info, 0x194)), (&b"ACME"[..], 16384, 512));
     assert_eq!(info[0x65], 0x83);
-    let reply = guest.scsi(4, 2, &[0x12, 1, 0x83, 0, 64, 0], &[], 64);
-    let end = 4 + usize::from(reply.data[3]);
-    assert_eq!(reply.data[..end], info[0x64..0x64 + end], "as by INQUIRY");
+    let reply = guest.scsi(4, 2, &[0x12, 1, 0x83, 0, 252, 0], &[], 252);
+    let end = 0x64 + 4 + usize::from(info[0x67]);
+    let mut designators = &info[0x68..end];
+    assert!(!designators.is_empty());
+    while let [_, _, _, len, ..] = designators {
+        let (designator, rest) = designators.split_at(4 + usize::from(*len));
+        assert!(reply.data.windows(designator.len()).any(|part| part == designator), "as by INQUIRY");
+        designators = rest;
+    }
     // A list that does not fit says how long it is.
     let (_, list) = guest.dcmd(0x0201_0000, &[], 32);
     assert_eq!(le32(&list, 0), 56);
@@ -97,7 +103,7 @@ fn properties_time_and_bios_data() {
 #[test]
 fn what_there_is_not() {
     let mut guest = raid();
-    for battery in [0x0501_0000, 0x0502_0000, 0x0503_0000, 0x0505_0100] {
+    for battery in [0x0501_0000, 0x0502_0000, 0x0503_0000, 0x0504_0000, 0x0505_0100, 0x0505_0200] {
         assert_eq!(guest.dcmd(battery, &[], 64).0, 0x22);
     }
     for unknown in [0, 0xffff_ffff, 0x0300_e101, 0x0119_0100, 0x0200_e103] {
@@ -108,6 +114,29 @@ fn what_there_is_not() {
     }
     for frame in [7, 8] {
         assert_eq!(guest.poll(Frame::new(frame, 0x20)), 0x0c, "SMP and STP");
+    }
+}
+
+/// What FreeBSD's mfiutil and mfid, and NetBSD's bioctl ask.
+#[test]
+fn patrol_reads_are_off_and_firmware_stays() {
+    let mut guest = raid();
+    let (status, properties) = guest.dcmd(0x0107_0200, &[], 208);
+    assert_eq!((status, properties[0], &properties[1..]), (0, 2, &[0; 207][..]), "disabled");
+    assert_eq!(guest.dcmd(0x0107_0100, &[], 16), (0, vec![0; 16]), "no run, stopped");
+    assert_eq!(guest.dcmd_with(0x0107_0300, &[], &properties).0, 0);
+    for mode in [0, 1] {
+        let mut other = properties.clone();
+        other[0] = mode;
+        assert_eq!(guest.dcmd_with(0x0107_0300, &[], &other).0, 0x32);
+    }
+    assert_eq!(guest.dcmd(0x0107_0300, &[], 0).0, 3);
+    assert_eq!((guest.dcmd(0x0107_0400, &[], 0).0, guest.dcmd(0x0107_0500, &[], 0).0), (0x32, 0));
+    for flash in [0x010f_0100, 0x010f_0200, 0x010f_0300, 0x010f_0400] {
+        assert_eq!(guest.dcmd(flash, &[], 64).0, 0x32);
+    }
+    for foreign in [0x0406_0200, 0x0406_0300] {
+        assert_eq!(guest.dcmd(foreign, &[], 64), (0x23, vec![0xcc; 64]));
     }
 }
 

@@ -122,13 +122,7 @@ pub struct Reply {
 }
 
 pub fn options(model: Model) -> Options {
-    Options {
-        model,
-        serial: "SV1234567".into(),
-        sas_address: 0x5006_05b0_0000_1230,
-        write_back: false,
-        event_log: None,
-    }
+    Options { model, serial: "SV1234567".into(), sas_address: 0x5006_05b0_0000_1230, write_back: false }
 }
 
 fn nexus(image: &Arc<Image>, config: DiskConfig) -> Arc<Nexus> {
@@ -165,7 +159,7 @@ impl Guest {
         let seat = TestSeat::new(RAM);
         let thread = IoThread::start("io").unwrap();
         let model = options.model;
-        let hba = Megasas::new(seat.seat.clone(), drives, thread.remote(), options).unwrap();
+        let hba = Megasas::new(seat.seat.clone(), drives, thread.remote(), options, None).unwrap();
         let guest = Self { seat, hba, model, entries: 0, consumer: 0, heap: HEAP, images, _thread: thread };
         guest.place();
         guest

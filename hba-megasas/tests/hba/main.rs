@@ -11,6 +11,7 @@
 
 mod cves;
 mod drivers;
+mod endurance;
 mod events;
 mod firmware;
 mod guest;

@@ -115,10 +115,10 @@ fn shutdown_is_posted_and_then_ready() {
     let mut guest = started();
     guest.recording(0).operations();
     guest.send(&Frame::dcmd(0x0105_0000, &[]).context(6));
-    assert_eq!(guest.wait_reply(), 6);
-    assert!(!guest.recording(0).operations().is_empty(), "flushed");
     guest.wait_ready();
     assert!(guest.seat.intx.is_high(), "the completion can still be seen");
+    assert_eq!(guest.wait_reply(), 6);
+    assert!(!guest.recording(0).operations().is_empty(), "flushed");
     assert_eq!(guest.init(1009), 0, "another driver");
 }
 

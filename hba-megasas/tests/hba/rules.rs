@@ -230,14 +230,14 @@ fn rule_12_the_status_shows_the_reply_bit_in_every_mode() {
                 _ => guest.enable_msix(),
             }
             guest.send(&Frame::scsi(3, 0, &[0; 6]).context(1));
-            assert_eq!(guest.wait_reply(), 1);
             guest.wait_for("status", || guest.read(0x30) == guest.reply_bit());
             let messages = guest.seat.msi.take();
             assert_eq!((messages.len(), guest.seat.intx.is_high()), (usize::from(mode > 0), mode == 0));
+            assert_eq!(guest.wait_reply(), 1);
             // A driver that does not acknowledge gets the next message all the same.
             guest.send(&Frame::scsi(3, 0, &[0; 6]).context(2));
-            assert_eq!(guest.wait_reply(), 2);
             guest.wait_for("message", || mode == 0 || !guest.seat.msi.take().is_empty());
+            assert_eq!(guest.wait_reply(), 2);
             guest.write(0xa0, guest.reply_bit());
             assert_eq!((guest.read(0x30), guest.seat.intx.is_high()), (0, false));
         }
@@ -253,8 +253,8 @@ fn masked_interrupts_come_when_they_are_unmasked() {
         }
         guest.write(0x34, u32::MAX);
         guest.send(&Frame::scsi(3, 0, &[0; 6]).context(1));
-        assert_eq!(guest.wait_reply(), 1);
         guest.wait_for("status", || guest.read(0x30) == 1);
+        assert_eq!(guest.wait_reply(), 1);
         assert!(!guest.seat.intx.is_high() && guest.seat.msi.take().is_empty());
         guest.write(0x34, !1);
         assert_eq!((guest.seat.intx.is_high(), guest.seat.msi.take().len()), (mode == 0, mode));

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+pub mod megasas;
+
 use std::future::Future;
 use std::sync::{Arc, OnceLock, mpsc};
 

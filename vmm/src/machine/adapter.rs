@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use devices::iothread::{Io, Remote};
-use devices::scsi::{LogicalUnit, Lun, Nexus, Target, TargetGroup};
+use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, Target, TargetGroup};
 use devices::storage::{BlockBackend, Image};
 use hba_virtio_scsi::VirtioScsi;
 
@@ -14,22 +14,35 @@ use super::hbas;
 use super::space::Space;
 use crate::config::{self, Device, HbaType};
 
-/// An HBA that takes targets at run time. Both calls tell the guest's driver.
+/// An HBA that takes targets at run time.
 pub trait HotPlug: Send + Sync {
-    /// Puts a target behind the HBA.
-    fn attach_target(&self, id: u8, nexus: Arc<Nexus>) -> Result<()>;
-    /// Takes a target away, whose commands have ended.
-    fn detach_target(&self, id: u8) -> Result<()>;
+    /// The logical units that show one image, each at a target of its own where there is more than one.
+    fn units(&self, lun: &config::Lun, image: &Arc<Image>, disk: DiskConfig) -> Result<Vec<LogicalUnit>>;
+    /// Puts the targets of these units behind the HBA, and tells the guest's driver.
+    fn attach_targets(&self, id: u8, targets: &[Arc<Target>]) -> Result<()>;
+    /// Targets are about to go: from here on the HBA may keep new commands from them.
+    fn close_targets(&self, _id: u8) {}
+    /// Takes them away, and tells the guest's driver. Their commands have ended.
+    fn detach_targets(&self, id: u8) -> Result<()>;
+    /// Waits a moment until the driver has taken note of what went, so that what comes to the same place is not taken
+    /// for it.
+    fn settle(&self) {}
 }
 
 impl HotPlug for VirtioScsi {
-    fn attach_target(&self, id: u8, nexus: Arc<Nexus>) -> Result<()> {
-        Self::attach_target(self, id, nexus);
+    fn units(&self, _: &config::Lun, image: &Arc<Image>, disk: DiskConfig) -> Result<Vec<LogicalUnit>> {
+        Ok(vec![LogicalUnit::Disk(Disk::new(image.clone(), disk)?)])
+    }
+
+    fn attach_targets(&self, id: u8, targets: &[Arc<Target>]) -> Result<()> {
+        for target in targets {
+            self.attach_target(id, Nexus::new(target.clone(), None));
+        }
         Ok(())
     }
 
-    fn detach_target(&self, id: u8) -> Result<()> {
-        Self::detach_target(self, id);
+    fn detach_targets(&self, id: u8) -> Result<()> {
+        self.detach_target(id);
         Ok(())
     }
 }
@@ -43,7 +56,7 @@ struct Attached {
 
 #[derive(Default)]
 struct Inventory {
-    targets: BTreeMap<u8, Arc<Target>>,
+    targets: BTreeMap<u8, Vec<Arc<Target>>>,
     units: BTreeMap<(u8, u16), Attached>,
 }
 
@@ -103,7 +116,7 @@ impl Adapter {
 
     /// Takes note of a target that was there from the start.
     pub fn add_target(&self, id: u8, target: &Arc<Target>) {
-        self.lock().targets.insert(id, target.clone());
+        self.lock().targets.insert(id, vec![target.clone()]);
     }
 
     /// Takes note of a unit that was there from the start.
@@ -134,29 +147,37 @@ impl Adapter {
 
     /// Attaches a logical unit. The guest is told.
     pub fn attach(&self, lun: &config::Lun) -> Result<()> {
-        self.device()?;
+        let device = self.device()?;
         ensure!(!self.holds(lun), "target {} lun {} is in use", lun.target, lun.lun);
-        let (image, unit) = hbas::unit(&self.id, lun, &self.space)?;
-        self.insert(lun, image, unit)
+        let (image, disk) = hbas::disk(&self.id, lun, &self.space)?;
+        let units = device.units(lun, &image, disk)?;
+        self.insert(lun, image, units)
     }
 
     fn holds(&self, lun: &config::Lun) -> bool {
         self.lock().units.contains_key(&(lun.target, lun.lun))
     }
 
-    fn insert(&self, lun: &config::Lun, image: Arc<Image>, unit: LogicalUnit) -> Result<()> {
+    fn insert(&self, lun: &config::Lun, image: Arc<Image>, units: Vec<LogicalUnit>) -> Result<()> {
         let Device::Disk(disk) = &lun.device else { bail!("only disks can be attached") };
         let device = self.device()?;
         let mut inventory = self.lock();
         let number = Lun::from_number(u32::from(lun.lun));
-        match inventory.targets.get(&lun.target) {
-            Some(target) => target.attach(number, unit)?,
-            None => {
-                let target = self.group.target();
+        if let Some(targets) = inventory.targets.get(&lun.target) {
+            for (target, unit) in targets.iter().zip(units) {
                 target.attach(number, unit)?;
-                device.attach_target(lun.target, Nexus::new(target.clone(), None))?;
-                inventory.targets.insert(lun.target, target);
             }
+        } else {
+            let mut targets = Vec::with_capacity(units.len());
+            let count = units.len();
+            for (index, unit) in units.into_iter().enumerate() {
+                // What the guest uses comes last. Copies reach nothing else.
+                let target = if index + 1 == count { self.group.target() } else { Target::new() };
+                target.attach(number, unit)?;
+                targets.push(target);
+            }
+            device.attach_targets(lun.target, &targets)?;
+            inventory.targets.insert(lun.target, targets);
         }
         let unit = Attached { image, path: disk.image.clone(), read_only: disk.read_only };
         inventory.units.insert((lun.target, lun.lun), unit);
@@ -167,12 +188,23 @@ impl Adapter {
     /// returns the image is closed.
     pub fn detach(&self, target: u8, lun: u16) -> Result<()> {
         let device = self.device()?;
-        let behind = self.lock().targets.get(&target).cloned();
-        let behind = behind.ok_or_else(|| anyhow!("nothing at target {target} lun {lun}"))?;
+        let (behind, last) = {
+            let inventory = self.lock();
+            let known = inventory.units.contains_key(&(target, lun));
+            let behind = inventory.targets.get(&target).filter(|_| known).cloned();
+            let behind = behind.ok_or_else(|| anyhow!("nothing at target {target} lun {lun}"))?;
+            (behind, inventory.units.keys().filter(|&&(other, _)| other == target).count() == 1)
+        };
+        if last {
+            device.close_targets(target);
+        }
         let number = Lun::from_number(u32::from(lun));
         // Without the lock: it may wait for the host.
         let found = self.on_thread(move |io| async move {
-            let found = behind.detach(number).await;
+            let mut found = false;
+            for target in &behind {
+                found |= target.detach(number).await;
+            }
             io.quiesce().await;
             found
         })?;
@@ -181,7 +213,7 @@ impl Adapter {
         inventory.units.remove(&(target, lun));
         if !inventory.units.keys().any(|&(other, _)| other == target) {
             inventory.targets.remove(&target);
-            device.detach_target(target)?;
+            device.detach_targets(target)?;
         }
         Ok(())
     }
@@ -204,7 +236,7 @@ impl Adapter {
             image.geometry().len
         })?;
         let behind = inventory.targets.get(&target).context("no such target")?;
-        behind.refresh(Lun::from_number(u32::from(lun)));
+        behind.iter().for_each(|target| target.refresh(Lun::from_number(u32::from(lun))));
         Ok(len)
     }
 
@@ -212,14 +244,17 @@ impl Adapter {
     /// be opened.
     pub fn change(&self, lun: &config::Lun) -> Result<()> {
         ensure!(self.holds(lun), "nothing at target {} lun {}", lun.target, lun.lun);
-        let (image, unit) = hbas::unit(&self.id, lun, &self.space)?;
+        let device = self.device()?;
+        let (image, disk) = hbas::disk(&self.id, lun, &self.space)?;
+        let units = device.units(lun, &image, disk)?;
         self.detach(lun.target, lun.lun)?;
-        self.insert(lun, image, unit)
+        device.settle();
+        self.insert(lun, image, units)
     }
 
     /// The targets now.
     pub fn targets(&self) -> Vec<Arc<Target>> {
-        self.lock().targets.values().cloned().collect()
+        self.lock().targets.values().flatten().cloned().collect()
     }
 
     fn device(&self) -> Result<&Arc<dyn HotPlug>> {

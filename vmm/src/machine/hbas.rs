@@ -9,16 +9,14 @@ use devices::iothread::{IoThread, Polling, Remote, Settings};
 use devices::pci::Bdf;
 use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, Target, TargetGroup};
 use devices::storage::{CacheMode, Image, Limits, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing};
-use hba_megasas::{Drive, Megasas, Model};
+use hba_megasas::Megasas;
 use hba_virtio_scsi::{Options, VirtioScsi};
 
 use super::adapter::Adapter;
 use super::chipset::Chipset;
+use super::raid;
 use super::space::Space;
-use crate::config::{
-    self, Cache, Config, Controller, Device, Format, HbaType, MegasasMode, MegasasModel, NoSpace, Throttle,
-    WritePolicy,
-};
+use crate::config::{self, Cache, Config, Controller, Device, Format, HbaType, NoSpace, Throttle};
 
 /// The HBAs with what is behind them and the threads that serve them.
 #[derive(Default)]
@@ -28,7 +26,6 @@ pub struct Hbas {
     addresses: Vec<Bdf>,
     /// What the control socket works on.
     adapters: Vec<Arc<Adapter>>,
-    targets: Vec<Arc<Target>>,
     /// All targets of the machine.
     group: TargetGroup,
     /// Dropped last: their Drop waits for everything that is in flight.
@@ -57,11 +54,17 @@ impl Hbas {
                     chipset.plug(bdf, device)?;
                 }
                 Controller::Megasas(board) => {
-                    let adapter = Adapter::new(&hba.id, HbaType::Megasas, remote.clone(), space, &hbas.group);
-                    let drives = hbas.drives(hba, board, &adapter)?;
-                    let options = megasas_options(&hba.id, board);
-                    let device = Megasas::new(seat, drives, remote, options)
-                        .with_context(|| format!("hba {}", hba.id))?;
+                    let name = || format!("hba {}", hba.id);
+                    let (options, events) =
+                        (raid::options(&hba.id, board), raid::events(board).with_context(name)?);
+                    let device = Megasas::new(seat, BTreeMap::new(), remote.clone(), options, events)
+                        .with_context(name)?;
+                    let mut adapter = Adapter::new(&hba.id, HbaType::Megasas, remote, space, &hbas.group);
+                    adapter.connect(Arc::new(raid::Board::new(&hba.id, board, device.clone())));
+                    for lun in &hba.luns {
+                        let place = || format!("hba {}, target {}", hba.id, lun.target);
+                        adapter.attach(lun).with_context(place)?;
+                    }
                     hbas.adapters.push(Arc::new(adapter));
                     hbas.megasas.push(device.clone());
                     chipset.plug(bdf, device)?;
@@ -88,8 +91,7 @@ impl Hbas {
     pub fn power_on(&self) {
         let Some(thread) = self.threads.first() else { return };
         let (done, finished) = mpsc::sync_channel(1);
-        let mut targets = self.targets.clone();
-        targets.extend(self.adapters.iter().flat_map(|adapter| adapter.targets()));
+        let targets: Vec<_> = self.adapters.iter().flat_map(|adapter| adapter.targets()).collect();
         thread.remote().spawn(move |_| async move {
             for target in &targets {
                 target.power_on().await;
@@ -104,45 +106,6 @@ impl Hbas {
     pub fn shut_down(&self) {
         self.virtio.iter().for_each(|hba| hba.shut_down());
         self.megasas.iter().for_each(|hba| hba.shut_down());
-    }
-
-    /// The drives of a MegaRAID SAS board. In RAID mode each image is there twice: as a volume, and as the disk behind
-    /// it, which tools may look at.
-    fn drives(
-        &mut self,
-        hba: &config::Hba,
-        board: &config::Megasas,
-        adapter: &Adapter,
-    ) -> Result<BTreeMap<u8, Drive>> {
-        hba.luns.iter().map(|lun| Ok((lun.target, self.drive(&hba.id, board, lun, adapter)?))).collect()
-    }
-
-    /// One of them.
-    fn drive(
-        &mut self,
-        hba: &str,
-        board: &config::Megasas,
-        lun: &config::Lun,
-        adapter: &Adapter,
-    ) -> Result<Drive> {
-        let (image, config) = disk(hba, lun, adapter.space())?;
-        adapter.add_unit(lun, &image);
-        // The name of a disk of a board is that of its SAS port.
-        let wwn = config.wwn.unwrap_or_else(|| naa(&format!("{hba}-disk-{}", lun.target)));
-        let config = DiskConfig { wwn: Some(wwn), ..config };
-        let logical = match board.mode {
-            MegasasMode::Raid => Some(self.nexus(&image, volume(hba, board, lun.target, &config))?),
-            MegasasMode::Jbod => None,
-        };
-        Ok(Drive { logical, physical: self.nexus(&image, config)? })
-    }
-
-    /// A target of its own for a disk.
-    fn nexus(&mut self, image: &Arc<Image>, config: DiskConfig) -> Result<Arc<Nexus>> {
-        let target = self.group.target();
-        target.attach(Lun::default(), LogicalUnit::Disk(Disk::new(image.clone(), config)?))?;
-        self.targets.push(target.clone());
-        Ok(Nexus::new(target, None))
     }
 }
 
@@ -187,7 +150,7 @@ fn nexuses(targets: BTreeMap<u8, Arc<Target>>) -> BTreeMap<u8, Arc<Nexus>> {
 }
 
 /// A logical unit and its image.
-pub(super) fn unit(hba: &str, lun: &config::Lun, space: &Space) -> Result<(Arc<Image>, LogicalUnit)> {
+fn unit(hba: &str, lun: &config::Lun, space: &Space) -> Result<(Arc<Image>, LogicalUnit)> {
     let (image, config) = disk(hba, lun, space)?;
     let disk =
         Disk::new(image.clone(), config).with_context(|| format!("hba {hba}, target {}", lun.target))?;
@@ -195,7 +158,7 @@ pub(super) fn unit(hba: &str, lun: &config::Lun, space: &Space) -> Result<(Arc<I
 }
 
 /// Opens the image of a disk, and says how it shall appear.
-fn disk(hba: &str, lun: &config::Lun, space: &Space) -> Result<(Arc<Image>, DiskConfig)> {
+pub(super) fn disk(hba: &str, lun: &config::Lun, space: &Space) -> Result<(Arc<Image>, DiskConfig)> {
     let Device::Disk(disk) = &lun.device else {
         bail!("hba {hba}, target {}: only type \"disk\" is supported yet", lun.target);
     };
@@ -231,48 +194,6 @@ fn limits(throttle: &Throttle) -> Limits {
         bps_write: throttle.bps_write,
         burst: throttle.burst_seconds.map_or(default.burst, Duration::from_secs),
     }
-}
-
-/// A volume shows the board and a name of its own. It has a cache only where its writes need not be stable when they
-/// complete.
-fn volume(hba: &str, board: &config::Megasas, target: u8, disk: &DiskConfig) -> DiskConfig {
-    let product = match board.model {
-        MegasasModel::Gen2 => "MR9260-8i",
-        MegasasModel::Sas1078 => "MegaRAID 8708EM2",
-    };
-    DiskConfig {
-        vendor: "LSI".into(),
-        product: product.into(),
-        revision: "2.13".into(),
-        serial: String::new(),
-        wwn: Some(naa(&format!("{hba}-volume-{target}"))),
-        write_cache: board.write_policy == WritePolicy::WriteBack,
-        ..disk.clone()
-    }
-}
-
-fn megasas_options(id: &str, board: &config::Megasas) -> hba_megasas::Options {
-    let model = match board.model {
-        MegasasModel::Gen2 => Model::Gen2,
-        MegasasModel::Sas1078 => Model::Sas1078,
-    };
-    let own = naa(id) & !0xff;
-    let serial = board.serial.clone().unwrap_or_else(|| format!("SV{:08X}", (own >> 4) as u32));
-    hba_megasas::Options {
-        model,
-        serial,
-        sas_address: board.sas_address.unwrap_or(own),
-        write_back: board.write_policy == WritePolicy::WriteBack,
-        event_log: board.event_log.clone(),
-    }
-}
-
-/// A name of the board vendor's (NAA 5h, company 00605Bh) for something called `what`: the same at every start.
-fn naa(what: &str) -> u64 {
-    let hash = what.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    0x5006_05b0_0000_0000 | hash >> 28
 }
 
 fn cache_mode(cache: Cache) -> CacheMode {

@@ -4,7 +4,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::sync::Mutex;
 
 use devices::iothread::IoThread;
-use devices::scsi::{Nexus, TargetGroup};
+use devices::scsi::{Disk, DiskConfig, LogicalUnit, Nexus, Target, TargetGroup};
+use devices::storage::Image;
 
 use super::*;
 use crate::machine::adapter::HotPlug;
@@ -14,14 +15,23 @@ use crate::machine::space::Space;
 struct Recorder(Mutex<Vec<String>>);
 
 impl HotPlug for Recorder {
-    fn attach_target(&self, id: u8, nexus: Arc<Nexus>) -> Result<()> {
-        self.0.lock().unwrap().push(format!("attach {id}, {} units", nexus.luns().len()));
+    fn units(&self, _: &config::Lun, image: &Arc<Image>, disk: DiskConfig) -> Result<Vec<LogicalUnit>> {
+        Ok(vec![LogicalUnit::Disk(Disk::new(image.clone(), disk)?)])
+    }
+
+    fn attach_targets(&self, id: u8, targets: &[Arc<Target>]) -> Result<()> {
+        let units: usize = targets.iter().map(|target| Nexus::new(target.clone(), None).luns().len()).sum();
+        self.0.lock().unwrap().push(format!("attach {id}, {units} units"));
         Ok(())
     }
 
-    fn detach_target(&self, id: u8) -> Result<()> {
+    fn detach_targets(&self, id: u8) -> Result<()> {
         self.0.lock().unwrap().push(format!("detach {id}"));
         Ok(())
+    }
+
+    fn settle(&self) {
+        self.0.lock().unwrap().push("settle".into());
     }
 }
 
@@ -93,7 +103,7 @@ fn disks_come_change_and_go() {
     assert_eq!(ask(&service, change), json!({"return": {}}));
     assert_eq!(ask(&service, &detach(3)), json!({"return": {}}));
     let seen = bench.recorder.0.lock().unwrap().join("; ");
-    assert_eq!(seen, "attach 0, 1 units; detach 0; attach 0, 1 units; detach 0");
+    assert_eq!(seen, "attach 0, 1 units; detach 0; settle; attach 0, 1 units; detach 0");
 }
 
 #[test]

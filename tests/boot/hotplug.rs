@@ -1,0 +1,94 @@
+//! Disks that come, grow and go while the machine runs, asked for at the control socket.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use testbed::bed::Bed;
+use testbed::guest::Guest;
+use testbed::{paths, vm::Vm};
+
+/// Where the guest finds the disk, which is at target 5.
+pub(crate) struct Place {
+    /// The channel of its driver.
+    pub(crate) channel: u32,
+    /// The guest has to be asked to look at the size: its driver never hears of it.
+    pub(crate) rescans: bool,
+}
+
+/// A disk comes, is written, grows, and goes in the middle of reads, again and again, while the guest reads another,
+/// which is at target 0.
+pub(crate) fn run(bed: &Bed, guest: Guest<'_>, place: &Place, rounds: u32) -> Result<()> {
+    let Place { channel, rescans } = *place;
+    let look = if rescans { "echo 1 > $place/device/rescan" } else { "true" };
+    let script = format!(
+        "(while :; do
+              echo 1 > /proc/sys/vm/drop_caches
+              dd if=/dev/at/0:{channel}:0:0 of=/dev/null bs=64k count=64 2>/dev/null || echo READ FAILED
+          done) &
+         reader=$!
+         place=/sys/class/scsi_device/0:{channel}:5:0
+         i=0
+         echo HOTPLUG READY
+         while [ $i -lt {rounds} ]; do
+             until ls $place/device/block/*/size >/dev/null 2>&1; do sleep 0.1; done
+             name=$(ls $place/device/block)
+             until [ -b /dev/$name ]; do sleep 0.1; done
+             echo round $i > /tmp/text
+             dd if=/tmp/text of=/dev/$name bs=512 conv=sync,fsync 2>/dev/null || echo WRITE FAILED
+             echo \"SEEN $i $(cat /sys/block/$name/size)\"
+             until [ \"$(cat /sys/block/$name/size)\" = 65536 ]; do sleep 0.1; {look}; done
+             for n in 1 2 3 4; do (while dd if=/dev/$name of=/dev/null bs=64k iflag=direct 2>/dev/null; do :; done) & eval p$n=$!; done
+             echo \"GREW $i\"
+             while [ -e $place ]; do sleep 0.1; done
+             wait $p1 $p2 $p3 $p4
+             echo \"GONE $i\"
+             i=$((i + 1))
+         done
+         kill $reader
+         ! ls /sys/class/scsi_device | grep 0:{channel}:5"
+    );
+    let mut vm = guest.option("--set=control.path=control.sock").script(&script).spawn()?;
+    vm.wait_for("HOTPLUG READY", 300)?;
+    let image = format!("{}/plugged.img", vm.dir());
+    let (mut came, mut went) = (Duration::ZERO, Duration::ZERO);
+    for round in 0..rounds {
+        bed.host().shell(&format!("rm -f {image}; truncate -s 16M {image}"), 30)?;
+        let start = Instant::now();
+        ask(bed, &vm, "attach", "\"image\": \"plugged.img\", \"target\": 5, \"cache\": \"none\"")?;
+        vm.wait_for(&format!("SEEN {round} 32768"), 120)?;
+        came = came.max(start.elapsed());
+        let text = bed.host().shell(&format!("head -c 16 {image} | tr -d '\\0'"), 30)?;
+        ensure!(text.trim() == format!("round {round}"), "the image has {text:?}");
+        if round == 0 {
+            ask(bed, &vm, "pause", "")?;
+            let status = ask(bed, &vm, "query-status", "")?;
+            ensure!(status.contains("\"paused\""), "not paused: {status}");
+            ask(bed, &vm, "resume", "")?;
+        }
+        ask(bed, &vm, "resize", "\"target\": 5, \"size\": 33554432")?;
+        vm.wait_for(&format!("GREW {round}"), 120)?;
+        let start = Instant::now();
+        ask(bed, &vm, "detach", "\"target\": 5")?;
+        vm.wait_for(&format!("GONE {round}"), 120)?;
+        went = went.max(start.elapsed());
+        let open = format!("ls -l /proc/{}/fd 2>/dev/null | grep -c plugged || true", vm.pid());
+        let open = bed.host().shell(&open, 30)?;
+        ensure!(open.trim() == "0", "the image of a detached disk is still open");
+    }
+    println!(
+        "  {rounds} rounds; slowest from request to written {came:.1?}, from request to gone {went:.1?}"
+    );
+    vm.wait_for("TESTBED EXIT 0", 120)?;
+    ensure!(!vm.console().contains("FAILED"), "an operation failed");
+    vm.expect_exit(0, 60)
+}
+
+/// Asks the control socket; the answer must be no error.
+pub(crate) fn ask(bed: &Bed, vm: &Vm<'_>, command: &str, arguments: &str) -> Result<String> {
+    let program = paths::program()?.to_string_lossy().into_owned();
+    let socket = format!("{}/control.sock", vm.dir());
+    let line = format!("{{\"execute\": \"{command}\", \"arguments\": {{{arguments}}}}}");
+    let output = bed.host().run(&[&program, "ask", &socket, &line], Duration::from_secs(60))?;
+    ensure!(output.status.success() && output.text.contains("\"return\""), "{line}: {}", output.text);
+    Ok(output.text)
+}

@@ -1,0 +1,279 @@
+//! The event log of a MegaRAID SAS board in a file, so that it outlives the process.
+//!
+//! A header of 512 bytes, then as many slots of 512 bytes as the log has records, each in the place that its number
+//! gives it. Header and slots end with a checksum: what a crash leaves half-written is left out at the next start. A
+//! thread writes, so that the thread that serves the guest never waits for the host's disk, unless that is a whole log
+//! behind. What the thread had not written when the process was killed is lost, but numbers are never used twice: after
+//! a process that did not close the file they go on a whole log later.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use hba_megasas::{EVENT_RECORDS, EventMarks, EventRecord, EventStore, KeptEvents};
+
+const MAGIC: &[u8; 8] = b"MFIEVLG2";
+/// Bytes of the header and of each slot: what disks write in one piece.
+const BLOCK: usize = 512;
+/// Offset of the checksum in a block.
+const CHECKSUM: usize = BLOCK - 8;
+
+type Block = [u8; BLOCK];
+
+/// What is to be written.
+#[derive(Default)]
+struct Pending {
+    /// By slot: of two for one slot the newer is enough.
+    records: BTreeMap<usize, (u32, EventRecord)>,
+    marks: Option<EventMarks>,
+    /// The newest number that was handed in, and the newest of those before it that are all in the file.
+    newest: u32,
+    written: u32,
+    ended: bool,
+}
+
+struct Shared {
+    pending: Mutex<Pending>,
+    /// There is something to do, or something was done.
+    changed: Condvar,
+}
+
+/// The file.
+pub(super) struct EventFile {
+    shared: Arc<Shared>,
+    kept: KeptEvents,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl EventFile {
+    /// Opens the file or makes it, for this process alone.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        file.try_lock()?;
+        let kept = if file.metadata()?.len() == 0 { KeptEvents::default() } else { read(&file)? };
+        // Open from now on: whoever finds it so knows that its process did not end well.
+        file.write_all_at(&header(kept.marks, 0), 0)?;
+        file.sync_data()?;
+        let newest = kept.next.saturating_sub(1);
+        let pending = Pending { newest, written: newest, ..Pending::default() };
+        let shared = Arc::new(Shared { pending: Mutex::new(pending), changed: Condvar::new() });
+        let (writer, marks) = (shared.clone(), kept.marks);
+        let thread =
+            std::thread::Builder::new().name("event-log".into()).spawn(move || writer.write(&file, marks))?;
+        Ok(Self { shared, kept, thread: Some(thread) })
+    }
+}
+
+impl EventStore for EventFile {
+    fn load(&mut self) -> KeptEvents {
+        self.kept.clone()
+    }
+
+    fn keep(&mut self, number: u32, record: &EventRecord) {
+        let full = |pending: &mut Pending| number.wrapping_sub(pending.written) > EVENT_RECORDS as u32;
+        let pending = self.shared.lock();
+        let mut pending =
+            self.shared.changed.wait_while(pending, full).unwrap_or_else(PoisonError::into_inner);
+        pending.records.insert(number as usize % EVENT_RECORDS, (number, *record));
+        pending.newest = number;
+        self.shared.changed.notify_all();
+    }
+
+    fn keep_marks(&mut self, marks: EventMarks) {
+        self.shared.lock().marks = Some(marks);
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Drop for EventFile {
+    fn drop(&mut self) {
+        self.shared.lock().ended = true;
+        self.shared.changed.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // It never panics, and there would be nobody to tell.
+            drop(thread.join());
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes what is pending until the end.
+    fn write(&self, file: &File, mut marks: EventMarks) {
+        loop {
+            let idle = |pending: &mut Pending| {
+                pending.records.is_empty() && pending.marks.is_none() && !pending.ended
+            };
+            let mut pending =
+                self.changed.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
+            let (records, newest) = (std::mem::take(&mut pending.records), pending.newest);
+            let new_marks = pending.marks.take();
+            let ended = pending.ended;
+            drop(pending);
+            marks = new_marks.unwrap_or(marks);
+            // The records before the header that counts on them.
+            let mut result = records
+                .into_iter()
+                .try_for_each(|(slot, (_, record))| file.write_all_at(&block(&record), at(slot)));
+            if result.is_ok() && (new_marks.is_some() || ended) {
+                let next = if ended { newest.wrapping_add(1) } else { 0 };
+                result = file.write_all_at(&header(marks, next), 0);
+            }
+            if let Err(error) = result.and_then(|()| file.sync_data()) {
+                // A log that cannot be kept is still a log.
+                devices::log_limited!(warn, "event log not written: {error}");
+            }
+            self.lock().written = newest;
+            self.changed.notify_all();
+            if ended {
+                return;
+            }
+        }
+    }
+}
+
+/// Where a slot is.
+fn at(slot: usize) -> u64 {
+    (BLOCK * (1 + slot)) as u64
+}
+
+fn block(content: &[u8]) -> Block {
+    let mut block = [0; BLOCK];
+    block.iter_mut().zip(content).for_each(|(to, from)| *to = *from);
+    let sum = checksum(&block);
+    block.iter_mut().skip(CHECKSUM).zip(sum.to_le_bytes()).for_each(|(to, from)| *to = from);
+    block
+}
+
+/// `next`: the number that the next record has; 0 while the file is open.
+fn header(marks: EventMarks, next: u32) -> Block {
+    let EventMarks { clear, shutdown, boot } = marks;
+    let words = [clear, shutdown, boot, next].map(u32::to_le_bytes);
+    block(&[MAGIC, words.as_flattened()].concat())
+}
+
+/// FNV-1a of all but the checksum.
+fn checksum(block: &Block) -> u64 {
+    block
+        .iter()
+        .take(CHECKSUM)
+        .fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+fn word(block: &Block, at: usize) -> u32 {
+    block.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |bytes| u32::from_le_bytes(*bytes))
+}
+
+/// A block that is whole.
+fn read_block(file: &File, at: u64) -> Option<Block> {
+    let mut block = [0; BLOCK];
+    file.read_exact_at(&mut block, at).ok()?;
+    (block.get(CHECKSUM..) == Some(&checksum(&block).to_le_bytes())).then_some(block)
+}
+
+fn read(file: &File) -> io::Result<KeptEvents> {
+    let header = read_block(file, 0).filter(|header| header.starts_with(MAGIC));
+    let header = header
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it is no event log of this program"))?;
+    let marks = EventMarks { clear: word(&header, 8), shutdown: word(&header, 12), boot: word(&header, 16) };
+    let mut records: Vec<EventRecord> = (0..EVENT_RECORDS)
+        .filter_map(|slot| {
+            let block = read_block(file, at(slot))?;
+            let record: &EventRecord = block.first_chunk()?;
+            (word(&block, 0) as usize % EVENT_RECORDS == slot).then_some(*record)
+        })
+        .collect();
+    let number = |record: &EventRecord| record.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+    let newest = records.iter().map(number).max().unwrap_or(0).max(marks.clear).max(marks.boot);
+    records.retain(|record| newest - number(record) < EVENT_RECORDS as u32);
+    let next = match word(&header, 20) {
+        0 if newest == 0 => 1,
+        // The process was killed: some that drivers have seen may not have been written.
+        0 => newest.saturating_add(EVENT_RECORDS as u32 + 1),
+        next => next.max(newest.saturating_add(1)),
+    };
+    Ok(KeptEvents { records, marks, next })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(number: u32) -> EventRecord {
+        let mut record = [number as u8; 256];
+        record[..4].copy_from_slice(&number.to_le_bytes());
+        record
+    }
+
+    fn numbers(kept: &KeptEvents) -> Vec<u32> {
+        let mut all: Vec<_> =
+            kept.records.iter().map(|r| u32::from_le_bytes(r[..4].try_into().unwrap())).collect();
+        all.sort_unstable();
+        all
+    }
+
+    fn fill(path: &Path, numbers: std::ops::RangeInclusive<u32>, marks: EventMarks) {
+        let mut file = EventFile::open(path).unwrap();
+        numbers.for_each(|number| file.keep(number, &record(number)));
+        file.keep_marks(marks);
+    }
+
+    #[test]
+    fn what_was_kept_is_there_again() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("events");
+        let marks = EventMarks { clear: 3, shutdown: 299, boot: 7 };
+        fill(&path, 1..=1000, marks);
+        let mut file = EventFile::open(&path).unwrap();
+        let kept = file.load();
+        assert_eq!((kept.marks, kept.next), (marks, 1001));
+        assert_eq!(numbers(&kept), (745..=1000).collect::<Vec<_>>());
+        assert!(kept.records.contains(&record(900)));
+        assert!(EventFile::open(&path).is_err(), "of one process only");
+    }
+
+    #[test]
+    fn numbers_go_on_behind_what_a_killed_process_may_have_used() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("events");
+        fill(&path, 1..=10, EventMarks::default());
+        // As the file of a process that was killed: still open.
+        let file = File::options().write(true).open(&path).unwrap();
+        file.write_all_at(&header(EventMarks::default(), 0), 0).unwrap();
+        let kept = EventFile::open(&path).unwrap().load();
+        assert_eq!((numbers(&kept), kept.next), ((1..=10).collect(), 267));
+    }
+
+    #[test]
+    fn half_written_records_are_left_out() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("events");
+        fill(&path, 1..=10, EventMarks::default());
+        let file = File::options().write(true).open(&path).unwrap();
+        // The second half of number 10 never came; number 4 is where another belongs; the file ends within a slot.
+        file.write_all_at(&[0; 256], at(10) + 128).unwrap();
+        file.write_all_at(&block(&record(5)), at(4)).unwrap();
+        file.set_len(at(9) + 100).unwrap();
+        let kept = EventFile::open(&path).unwrap().load();
+        assert_eq!(numbers(&kept), [1, 2, 3, 5, 6, 7, 8]);
+    }
+
+    #[test]
+    fn files_that_are_no_log_are_left_alone() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("disk.img");
+        for content in [&b"x"[..], &[0; 4096], b"a text that somebody wrote, longer than a header"] {
+            std::fs::write(&path, content).unwrap();
+            assert!(EventFile::open(&path).is_err());
+            assert_eq!(std::fs::read(&path).unwrap(), content);
+        }
+        assert!(EventFile::open(&dir.path().join("missing/events")).is_err());
+    }
+}

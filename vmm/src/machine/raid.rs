@@ -1,0 +1,119 @@
+//! MegaRAID SAS boards: how an image becomes a volume with a disk behind it, at the start and at run time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use devices::scsi::{Disk, DiskConfig, LogicalUnit, Nexus, Target};
+use devices::storage::Image;
+use hba_megasas::{Drive, EventStore, Megasas, Model, Options};
+
+use super::adapter::HotPlug;
+use super::event_file::EventFile;
+use crate::config::{self, MegasasMode, MegasasModel, WritePolicy};
+
+/// How long a new disk waits for a driver to take note that the one before it has gone.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// A board of the configuration and the device it became.
+pub(super) struct Board {
+    id: String,
+    board: config::Megasas,
+    device: Arc<Megasas>,
+}
+
+impl Board {
+    pub(super) fn new(id: &str, board: &config::Megasas, device: Arc<Megasas>) -> Self {
+        Self { id: id.into(), board: board.clone(), device }
+    }
+
+    /// A volume shows the board and a name of its own. It has a cache only where its writes need not be stable when
+    /// they complete.
+    fn volume(&self, target: u8, disk: &DiskConfig) -> DiskConfig {
+        let product = match self.board.model {
+            MegasasModel::Gen2 => "MR9260-8i",
+            MegasasModel::Sas1078 => "MegaRAID 8708EM2",
+        };
+        DiskConfig {
+            vendor: "LSI".into(),
+            product: product.into(),
+            revision: "2.13".into(),
+            serial: String::new(),
+            wwn: Some(naa(&format!("{}-volume-{target}", self.id))),
+            write_cache: self.board.write_policy == WritePolicy::WriteBack,
+            ..disk.clone()
+        }
+    }
+}
+
+impl HotPlug for Board {
+    /// The disk, and in RAID mode the volume on it: tools may look at the one, guests use the other.
+    fn units(&self, lun: &config::Lun, image: &Arc<Image>, disk: DiskConfig) -> Result<Vec<LogicalUnit>> {
+        let raid = self.board.mode == MegasasMode::Raid;
+        let write_back = raid && self.board.write_policy == WritePolicy::WriteBack;
+        let qcow2 = matches!(
+            &lun.device,
+            config::Device::Disk(disk) if disk.format == config::Format::Qcow2
+        );
+        ensure!(!(write_back && qcow2), "write_policy = \"write-back\" is not for qcow2 images");
+        // The name of a disk of a board is that of its SAS port.
+        let wwn = disk.wwn.unwrap_or_else(|| naa(&format!("{}-disk-{}", self.id, lun.target)));
+        let disk = DiskConfig { wwn: Some(wwn), ..disk };
+        let volume = raid.then(|| self.volume(lun.target, &disk));
+        let unit = |config| Ok(LogicalUnit::Disk(Disk::new(image.clone(), config)?));
+        std::iter::once(disk).chain(volume).map(unit).collect()
+    }
+
+    fn attach_targets(&self, id: u8, targets: &[Arc<Target>]) -> Result<()> {
+        let nexus = |target: &Arc<Target>| Nexus::new(target.clone(), None);
+        let physical = nexus(targets.first().context("no disk")?);
+        let logical = targets.get(1).map(nexus);
+        self.device.attach_drive(id, Drive { logical, physical })?;
+        Ok(())
+    }
+
+    /// The driver is told at once, and gets "device not found" for what it still sends: what the host still works on
+    /// may take its time.
+    fn close_targets(&self, id: u8) {
+        self.device.detach_drive(id);
+    }
+
+    fn detach_targets(&self, _: u8) -> Result<()> {
+        Ok(())
+    }
+
+    fn settle(&self) {
+        self.device.wait_until_told(SETTLE);
+    }
+}
+
+/// What the device is told of the configuration.
+pub(super) fn options(id: &str, board: &config::Megasas) -> Options {
+    let model = match board.model {
+        MegasasModel::Gen2 => Model::Gen2,
+        MegasasModel::Sas1078 => Model::Sas1078,
+    };
+    let own = naa(id) & !0xff;
+    let serial = board.serial.clone().unwrap_or_else(|| format!("SV{:08X}", (own >> 4) as u32));
+    Options {
+        model,
+        serial,
+        sas_address: board.sas_address.unwrap_or(own),
+        write_back: board.write_policy == WritePolicy::WriteBack,
+    }
+}
+
+/// Where the board keeps its events, if the configuration says so.
+pub(super) fn events(board: &config::Megasas) -> Result<Option<Box<dyn EventStore>>> {
+    let Some(path) = &board.event_log else { return Ok(None) };
+    let file = EventFile::open(path).with_context(|| format!("event log {}", path.display()))?;
+    Ok(Some(Box::new(file)))
+}
+
+/// A name of the board vendor's (NAA 5h, company 00605Bh) for something called `what`: the same at every start.
+fn naa(what: &str) -> u64 {
+    let hash = what.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    0x5006_05b0_0000_0000 | hash >> 28
+}
