@@ -15,7 +15,7 @@ use thiserror::Error;
 use crate::config::Config;
 use crate::directory::{Directory, View};
 use crate::event::{EventPort, Events};
-use crate::function::{Function, vectors};
+use crate::function::{Function, Interface, vectors};
 use crate::queue::Queue;
 use crate::ring::MAX_CHAIN;
 use crate::spec::{feature, queue};
@@ -39,11 +39,18 @@ pub struct Options {
     /// Offer VIRTIO_F_ACCESS_PLATFORM. Memory is reached in the same way; guests that insist on their own memory
     /// protection want to see it.
     pub access_platform: bool,
+    /// The register interfaces.
+    pub interface: Interface,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { request_queues: 1, queue_size: 256, access_platform: false }
+        Self {
+            request_queues: 1,
+            queue_size: 256,
+            access_platform: false,
+            interface: Interface::Modern,
+        }
     }
 }
 
@@ -99,7 +106,7 @@ impl VirtioScsi {
         io: Vec<Remote>,
         options: Options,
     ) -> Result<Arc<Self>, Error> {
-        let Options { request_queues, queue_size, access_platform } = options;
+        let Options { request_queues, queue_size, access_platform, interface } = options;
         if !(1..=MAX_REQUEST_QUEUES).contains(&request_queues) {
             return Err(Error::RequestQueues(request_queues));
         }
@@ -120,7 +127,7 @@ impl VirtioScsi {
         let limits = Limits { queue_size, vectors: vectors(count), access_platform };
         let transport = Transport::new(shared.clone(), queues, limits);
         let dma = seat.dma.clone();
-        let function = Function::new(seat, transport.clone())?;
+        let function = Function::new(seat, transport.clone(), interface)?;
         let hba = Self { function, transport, shared };
         for (id, nexus) in targets {
             hba.connect(id, nexus);

@@ -18,6 +18,8 @@ pub(crate) mod status {
 pub(crate) mod feature {
     pub(crate) const SCSI_HOTPLUG: u64 = 1 << 1;
     pub(crate) const SCSI_CHANGE: u64 = 1 << 2;
+    /// Legacy drivers only (6.3).
+    pub(crate) const ANY_LAYOUT: u64 = 1 << 27;
     pub(crate) const RING_INDIRECT_DESC: u64 = 1 << 28;
     pub(crate) const RING_EVENT_IDX: u64 = 1 << 29;
     pub(crate) const VERSION_1: u64 = 1 << 32;
@@ -67,6 +69,38 @@ pub(crate) struct CommonCfg {
     pub(crate) queue_reset: U16,
     pub(crate) admin_queue_index: U16,
     pub(crate) admin_queue_num: U16,
+}
+
+/// The legacy registers (4.1.4.10); the vectors are there only while MSI-X is enabled.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct LegacyCfg {
+    pub(crate) device_features: U32,
+    pub(crate) driver_features: U32,
+    pub(crate) queue_address: U32,
+    pub(crate) queue_size: U16,
+    pub(crate) queue_select: U16,
+    pub(crate) queue_notify: U16,
+    pub(crate) device_status: u8,
+    pub(crate) isr_status: u8,
+    pub(crate) config_msix_vector: U16,
+    pub(crate) queue_msix_vector: U16,
+}
+
+/// Offsets of the legacy registers, and lengths of what comes before the device configuration (4.1.4.10).
+pub(crate) mod legacy {
+    pub(crate) const DRIVER_FEATURES: u64 = 4;
+    pub(crate) const QUEUE_ADDRESS: u64 = 8;
+    pub(crate) const QUEUE_SELECT: u64 = 14;
+    pub(crate) const QUEUE_NOTIFY: u64 = 16;
+    pub(crate) const DEVICE_STATUS: u64 = 18;
+    pub(crate) const ISR: u64 = 19;
+    pub(crate) const CONFIG_VECTOR: u64 = 20;
+    pub(crate) const QUEUE_VECTOR: u64 = 22;
+    pub(crate) const HEADER: u64 = 20;
+    pub(crate) const HEADER_WITH_VECTORS: u64 = 24;
+    /// Unit of a queue's address, and alignment of its used ring (4.1.5.1.3.1).
+    pub(crate) const PAGE: u64 = 4096;
 }
 
 /// Device configuration (5.6.4).

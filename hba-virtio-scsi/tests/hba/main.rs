@@ -14,4 +14,5 @@ mod disks;
 mod events;
 mod guest;
 mod hostile;
+mod legacy;
 mod registers;

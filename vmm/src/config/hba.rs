@@ -8,7 +8,7 @@ use super::machine::path;
 use super::section::Section;
 use super::types::{
     Cache, Cd, Controller, Device, Discard, Disk, Format, Hba, HbaType, Identity, IoThreads, Lun, LunType,
-    Megasas, MegasasMode, MegasasModel, NoSpace, Polling, Throttle, WritePolicy,
+    Megasas, MegasasMode, MegasasModel, NoSpace, Polling, Throttle, VirtioInterface, VirtioScsi, WritePolicy,
 };
 
 /// CPUs of a host at most, as far as they can be named here.
@@ -17,6 +17,8 @@ const CPUS: usize = 1024;
 const MEGASAS_TARGETS: u64 = 64;
 /// Keys of a MegaRAID SAS board only.
 const MEGASAS_KEYS: [&str; 6] = ["model", "mode", "write_policy", "serial", "sas_address", "event_log"];
+/// Keys of a virtio-scsi adapter only.
+const VIRTIO_KEYS: [&str; 4] = ["queues", "queue_size", "interface", "io_threads"];
 /// Targets of a virtio-scsi device: one byte of its LUN field (virtio 1.3, 5.6.6.1).
 const VIRTIO_TARGETS: u64 = 256;
 
@@ -73,10 +75,17 @@ fn hba(section: &Section<'_>, id: String, directory: &Path, cpus: u8, errors: &m
         HbaType::VirtioScsi => {
             section.meaningless(&MEGASAS_KEYS, "for type = \"virtio-scsi\"", errors);
             let queues = section.integer("queues").map_or(Some(cpus), |queues| u8::try_from(queues).ok())?;
-            Controller::VirtioScsi { queues }
+            let default = VirtioScsi::with_queues(queues);
+            let queue_size = section.integer("queue_size").and_then(|size| u16::try_from(size).ok());
+            let interface = section.text("interface").and_then(VirtioInterface::named);
+            Controller::VirtioScsi(VirtioScsi {
+                queue_size: queue_size.unwrap_or(default.queue_size),
+                interface: interface.unwrap_or(default.interface),
+                ..default
+            })
         }
         HbaType::Megasas => {
-            section.meaningless(&["queues", "io_threads"], "for type = \"megasas\"", errors);
+            section.meaningless(&VIRTIO_KEYS, "for type = \"megasas\"", errors);
             let luns = luns.as_deref().unwrap_or_default();
             Controller::Megasas(megasas(section, luns, directory, errors))
         }
@@ -88,7 +97,7 @@ fn hba(section: &Section<'_>, id: String, directory: &Path, cpus: u8, errors: &m
 fn threads(section: &Section<'_>, controller: &Controller, errors: &mut Errors) -> IoThreads {
     let default = IoThreads::default();
     let count = section.integer("io_threads").and_then(|count| u8::try_from(count).ok());
-    if let (Controller::VirtioScsi { queues }, Some(count)) = (controller, count)
+    if let (Controller::VirtioScsi(VirtioScsi { queues, .. }), Some(count)) = (controller, count)
         && count > *queues
     {
         let hint = format!("expected at most one for each of its {queues} queues");

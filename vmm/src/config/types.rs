@@ -258,12 +258,39 @@ named! {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Controller {
     /// virtio-scsi
-    VirtioScsi {
-        /// Number of request queues.
-        queues: u8,
-    },
+    VirtioScsi(VirtioScsi),
     /// MegaRAID SAS
     Megasas(Megasas),
+}
+
+/// A virtio-scsi adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VirtioScsi {
+    /// Number of request queues.
+    pub queues: u8,
+    /// Size of each queue on offer, in descriptors: a power of two.
+    pub queue_size: u16,
+    /// Which registers it has.
+    pub interface: VirtioInterface,
+}
+
+impl VirtioScsi {
+    /// One with `queues` request queues and everything else as when nothing is said.
+    pub fn with_queues(queues: u8) -> Self {
+        Self { queues, queue_size: 256, interface: VirtioInterface::Modern }
+    }
+}
+
+named! {
+    /// Register interfaces of a virtio device.
+    VirtioInterface {
+        /// That of version 1 only.
+        Modern = "modern",
+        /// That of version 1, and the legacy one.
+        Transitional = "transitional",
+        /// The legacy one only.
+        Legacy = "legacy",
+    }
 }
 
 /// A MegaRAID SAS board.

@@ -10,14 +10,14 @@ use devices::pci::Bdf;
 use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, Target};
 use devices::storage::{CacheMode, Image, Limits, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing};
 use hba_megasas::{Drive, Megasas, Model};
-use hba_virtio_scsi::{Options, VirtioScsi};
+use hba_virtio_scsi::{Interface, Options, VirtioScsi};
 
 use super::adapter::Adapter;
 use super::chipset::Chipset;
 use super::space::Space;
 use crate::config::{
     self, Cache, Config, Controller, Device, Format, HbaType, MegasasMode, MegasasModel, NoSpace, Throttle,
-    WritePolicy,
+    VirtioInterface, WritePolicy,
 };
 
 /// The HBAs with what is behind them and the threads that serve them.
@@ -43,11 +43,10 @@ impl Hbas {
             let remote = remotes.first().context("no I/O thread")?.clone();
             let (bdf, seat) = chipset.seat()?;
             match &hba.controller {
-                Controller::VirtioScsi { queues } => {
+                Controller::VirtioScsi(virtio) => {
                     let mut adapter = Adapter::new(&hba.id, HbaType::VirtioScsi, remote, space.clone());
                     let targets = targets(hba, &adapter)?;
-                    let options = Options { request_queues: u16::from(*queues), ..Options::default() };
-                    let device = VirtioScsi::new(seat, nexuses(targets), remotes, options)
+                    let device = VirtioScsi::new(seat, nexuses(targets), remotes, virtio_options(*virtio))
                         .with_context(|| format!("hba {}", hba.id))?;
                     adapter.connect(device.clone());
                     hbas.adapters.push(Arc::new(adapter));
@@ -252,6 +251,19 @@ fn volume(hba: &str, board: &config::Megasas, target: u8, disk: &DiskConfig) -> 
         wwn: Some(naa(&format!("{hba}-volume-{target}"))),
         write_cache: board.write_policy == WritePolicy::WriteBack,
         ..disk.clone()
+    }
+}
+
+fn virtio_options(virtio: config::VirtioScsi) -> Options {
+    Options {
+        request_queues: virtio.queues.into(),
+        queue_size: virtio.queue_size,
+        interface: match virtio.interface {
+            VirtioInterface::Modern => Interface::Modern,
+            VirtioInterface::Transitional => Interface::Transitional,
+            VirtioInterface::Legacy => Interface::Legacy,
+        },
+        ..Options::default()
     }
 }
 
