@@ -57,6 +57,7 @@ fn watch(bed: &Bed, mut vm: Vm<'_>, rounds: u32, what: &str) -> Result<()> {
         }
     }
     let late = footprint(bed, &vm)?;
+    ensure!(late.0 > 0, "the process is gone already");
     let output = vm.wait_for("TESTBED EXIT 0", 300)?;
     let console = vm.console();
     ensure!(!console.contains("CANARY DIED"), "a write after a reset:\n{output}");
@@ -93,15 +94,17 @@ fn unbind_rounds(bed: &Bed, vmm: Vmm, rounds: u32) -> Result<()> {
              load $(disk)
              sleep 0.5
              echo $device > $driver/unbind
-             guard 64
+             guard 24
              wait
-             check 64
+             check 24
              echo $device > $driver/bind
              dd if=$(disk) of=/tmp/back bs=1M count=1 iflag=direct 2>/dev/null
              cmp -n 1048576 /tmp/back /tmp/z || exit 1
              echo \"ROUND $round done\"
              round=$((round + 1))
-         done"
+         done
+         # Long enough for a look at the process.
+         sleep 10"
     );
     let vm = bed.guest().vmm(vmm).cpus(2).disk(full_disk(bed)?).script(&script).spawn()?;
     watch(bed, vm, rounds, "unbind and bind")
@@ -128,14 +131,16 @@ fn reload_rounds(bed: &Bed, vmm: Vmm, rounds: u32) -> Result<()> {
              echo $device > $driver/unbind
              wait
              until rmmod virtio_scsi 2>/dev/null; do sleep 0.1; done
-             guard 64
+             guard 24
              insmod /lib/virtio_scsi.ko
-             check 64
+             check 24
              dd if=$(disk) of=/tmp/back bs=1M count=1 iflag=direct 2>/dev/null
              cmp -n 1048576 /tmp/back /tmp/z || exit 1
              echo \"ROUND $round done\"
              round=$((round + 1))
-         done"
+         done
+         # Long enough for a look at the process.
+         sleep 10"
     );
     let vm = bed.guest().vmm(vmm).cpus(2).disk(full_disk(bed)?).script(&script).spawn()?;
     watch(bed, vm, rounds, "rmmod and insmod")
@@ -155,10 +160,10 @@ fn reset_rounds(bed: &Bed, vmm: Vmm, rounds: u32) -> Result<()> {
         "{FUNCTIONS}
          count=/dev/at/0:0:1:0
          [ -e $count ] || count=$(readlink -f /dev/at/*:0:1:0)
-         guard 400
+         guard 300
          round=$(dd if=$count bs=512 count=1 iflag=direct 2>/dev/null | tr -dc 0-9)
          sleep 1
-         check 400
+         check 300
          dd if=$(disk) of=/tmp/back bs=64k count=1 iflag=direct 2>/dev/null
          cmp -n 65536 /tmp/back /tmp/z || exit 1
          round=$((${{round:-0}} + 1))
