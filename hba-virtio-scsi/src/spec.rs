@@ -16,8 +16,10 @@ pub(crate) mod status {
 
 /// Feature bits (6, 5.6.3).
 pub(crate) mod feature {
+    pub(crate) const SCSI_INOUT: u64 = 1;
     pub(crate) const SCSI_HOTPLUG: u64 = 1 << 1;
     pub(crate) const SCSI_CHANGE: u64 = 1 << 2;
+    pub(crate) const SCSI_T10_PI: u64 = 1 << 3;
     /// Legacy drivers only (6.3).
     pub(crate) const ANY_LAYOUT: u64 = 1 << 27;
     pub(crate) const RING_INDIRECT_DESC: u64 = 1 << 28;
@@ -148,6 +150,15 @@ pub(crate) struct CmdRequest {
     pub(crate) crn: u8,
 }
 
+/// What follows [`CmdRequest`] with VIRTIO_SCSI_F_T10_PI, before the CDB: that is where Linux's driver and vhost-scsi have
+/// it. The standard's structure has it after the CDB (5.6.6.1), where no driver is known to.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct CmdProtection {
+    pub(crate) pi_bytesout: U32,
+    pub(crate) pi_bytesin: U32,
+}
+
 /// The fixed head of a response, before the sense area of `sense_size` bytes (5.6.6.1).
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -169,7 +180,10 @@ pub(crate) enum Response {
     Aborted = 2,
     BadTarget = 3,
     Reset = 4,
+    Busy = 5,
     TransportFailure = 6,
+    TargetFailure = 7,
+    NexusFailure = 8,
     Failure = 9,
     FunctionSucceeded = 10,
     FunctionRejected = 11,

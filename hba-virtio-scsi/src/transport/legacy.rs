@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(ring(256), (0x1_0000, 0x1_1000, 0x1_2000));
         assert_eq!(ring(4), (0x1_0000, 0x1_0040, 0x1_1000));
         assert_eq!(ring(1024), (0x1_0000, 0x1_4000, 0x1_5000));
-        assert_eq!(legacy_ring(u32::MAX, 256).desc, 0xffff_ffff_000);
+        assert_eq!(legacy_ring(u32::MAX, 256).desc, 0x0fff_ffff_f000);
         // Where used_event is the last that fits before a page ends, and where it is not.
         assert_eq!(legacy_ring(0x10, 128).device, 0x1_1000);
     }

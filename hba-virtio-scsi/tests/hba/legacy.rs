@@ -125,7 +125,7 @@ fn identity_is_the_one_that_legacy_drivers_know() {
 #[test]
 fn registers_are_where_the_standard_puts_them() {
     let guest = guest(Interface::Transitional, BTreeMap::new());
-    let features = HOTPLUG | CHANGE | INDIRECT | EVENT_IDX | ANY_LAYOUT;
+    let features = 1 | HOTPLUG | CHANGE | INDIRECT | EVENT_IDX | ANY_LAYOUT;
     assert_eq!(u64::from(guest.port32(0)), features);
     guest.set_port(4, &u32::MAX.to_le_bytes());
     assert_eq!(u64::from(guest.port32(4)), features, "no more than was on offer");

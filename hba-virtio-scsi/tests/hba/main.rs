@@ -15,4 +15,5 @@ mod events;
 mod guest;
 mod hostile;
 mod legacy;
+mod protection;
 mod registers;

@@ -8,7 +8,8 @@ use super::machine::path;
 use super::section::Section;
 use super::types::{
     Cache, Cd, Controller, Device, Discard, Disk, Format, Hba, HbaType, Identity, IoThreads, Lun, LunType,
-    Megasas, MegasasMode, MegasasModel, NoSpace, Polling, Throttle, VirtioInterface, VirtioScsi, WritePolicy,
+    Megasas, MegasasMode, MegasasModel, NoSpace, Polling, Protection, Throttle, VirtioInterface, VirtioScsi,
+    WritePolicy,
 };
 
 /// CPUs of a host at most, as far as they can be named here.
@@ -189,6 +190,9 @@ fn luns(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Erro
         if hba == HbaType::Megasas && lun != 0 {
             section.refuse("lun", "expected 0: each disk of a megasas HBA is a target", errors);
         }
+        if hba == HbaType::Megasas && section.integer("protection").is_some_and(|kind| kind != 0) {
+            section.refuse("protection", "expected 0 on a megasas HBA, whose volumes have none", errors);
+        }
         let same = addresses.iter().position(|address| *address == (target, lun));
         if let Some(other) = same.and_then(|same| sections.get(same)) {
             let other = place(&other.origin);
@@ -221,6 +225,8 @@ fn device(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Optio
                 "discard",
                 "on_no_space",
                 "throttle",
+                "protection",
+                "protection_image",
             ];
             section.meaningless(&keys, &with, errors);
             let cache = cache(section);
@@ -249,6 +255,8 @@ fn device(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Optio
                 "discard",
                 "on_no_space",
                 "throttle",
+                "protection",
+                "protection_image",
             ];
             section.meaningless(&keys, &with, errors);
             section.require("image", "a device of the host", errors);
@@ -288,6 +296,7 @@ fn disk(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Option<
         None => section.boolean("discard").unwrap_or(false),
     };
     let image = image?;
+    let protection = protection(section, &image, directory, errors);
     Some(Disk {
         format: format(section, Some(&image), errors),
         image,
@@ -300,7 +309,29 @@ fn disk(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Option<
         discard,
         on_no_space: section.text("on_no_space").and_then(NoSpace::named).unwrap_or(NoSpace::Report),
         throttle: section.sections("throttle").first().map(|section| throttle(section, errors)),
+        protection,
     })
+}
+
+fn protection(
+    section: &Section<'_>,
+    image: &Path,
+    directory: &Path,
+    errors: &mut Errors,
+) -> Option<Protection> {
+    let kind = section.integer("protection").filter(|kind| *kind != 0);
+    if kind.is_none() {
+        section.meaningless(&["protection_image"], "without protection = 1 or 3", errors);
+    }
+    let mut beside = image.as_os_str().to_owned();
+    beside.push(".pi");
+    let image = path(section, "protection_image", directory).unwrap_or_else(|| beside.into());
+    if let (Some(_), Err(reason)) = (kind, host::check_creatable(&image, "file")) {
+        let key =
+            if section.written("protection_image").is_some() { "protection_image" } else { "protection" };
+        section.reject(key, &reason, errors);
+    }
+    Some(Protection { type_3: kind? == 3, image })
 }
 
 fn throttle(section: &Section<'_>, errors: &mut Errors) -> Throttle {

@@ -215,6 +215,8 @@ const LUN: &[Key] = &[
     key("discard", Kind::BoolOrChoice(Choices { names: Discard::NAMES, not_yet: &[] }), Built),
     key("on_no_space", choice(NoSpace::NAMES, &[]), Built),
     key("throttle", Kind::Table(THROTTLE), Built),
+    key("protection", Kind::OneOf(&[0, 1, 3]), Built),
+    key("protection_image", Kind::Path, Built),
 ];
 
 const THROTTLE: &[Key] = &[

@@ -413,6 +413,17 @@ pub struct Disk {
     pub on_no_space: NoSpace,
     /// Limits of rate.
     pub throttle: Option<Throttle>,
+    /// Protection information, and where it is kept.
+    pub protection: Option<Protection>,
+}
+
+/// Protection information of a disk (SBC-4, 4.21).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Protection {
+    /// Type 3 instead of type 1: reference tags belong to the guest.
+    pub type_3: bool,
+    /// The file with eight bytes for each logical block; made when it is not there.
+    pub image: PathBuf,
 }
 
 /// Limits of rate of a disk. `None` is no limit.

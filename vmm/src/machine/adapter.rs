@@ -40,6 +40,15 @@ struct Attached {
     image: Arc<Image>,
     path: PathBuf,
     read_only: bool,
+    /// It has protection information.
+    protected: bool,
+}
+
+impl Attached {
+    fn new(disk: &config::Disk, image: Arc<Image>) -> Self {
+        let protected = disk.protection.is_some();
+        Self { image, path: disk.image.clone(), read_only: disk.read_only, protected }
+    }
 }
 
 #[derive(Default)]
@@ -102,7 +111,7 @@ impl Adapter {
     /// Takes note of a unit that was there from the start.
     pub fn add_unit(&self, lun: &config::Lun, image: &Arc<Image>) {
         let Device::Disk(disk) = &lun.device else { return };
-        let unit = Attached { image: image.clone(), path: disk.image.clone(), read_only: disk.read_only };
+        let unit = Attached::new(disk, image.clone());
         self.lock().units.insert((lun.target, lun.lun), unit);
     }
 
@@ -151,7 +160,7 @@ impl Adapter {
                 inventory.targets.insert(lun.target, target);
             }
         }
-        let unit = Attached { image, path: disk.image.clone(), read_only: disk.read_only };
+        let unit = Attached::new(disk, image);
         inventory.units.insert((lun.target, lun.lun), unit);
         Ok(())
     }
@@ -185,6 +194,7 @@ impl Adapter {
         let unit = inventory.units.get(&(target, lun));
         let unit = unit.ok_or_else(|| anyhow!("nothing at target {target} lun {lun}"))?;
         let image = unit.image.clone();
+        ensure!(!unit.protected, "a disk with protection information keeps its size");
         if let Some(size) = size {
             ensure!(
                 matches!(&*image, Image::Raw(_)),

@@ -152,6 +152,11 @@ fn values_of_a_logical_unit() {
             "`cache` in [[hba.lun]] is \"fast\", \
              expected \"none\", \"writeback\", \"writethrough\", \"directsync\" or \"unsafe\"",
         ),
+        ("protection = 2", "`protection` in [[hba.lun]] is 2, expected 0 or 1 or 3"),
+        (
+            "protection_image = \"x.pi\"",
+            "`protection_image` in [[hba.lun]] has no meaning without protection = 1 or 3",
+        ),
         (
             "throttle = { iops = 0 }",
             "`iops` in [hba.lun.throttle] is 0, expected an integer from 1 to 1000000000000000",

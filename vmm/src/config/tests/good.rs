@@ -46,6 +46,7 @@ fn the_smallest_file_has_every_default() {
                         discard: false,
                         on_no_space: NoSpace::Report,
                         throttle: None,
+                        protection: None,
                     }),
                 }],
             }],
@@ -103,6 +104,8 @@ fn every_supported_key_is_read() {
         discard = "unmap"
         on_no_space = "report"
         throttle = { iops = 500, bps_write = "100MiB", burst_seconds = 3 }
+        protection = 3
+        protection_image = "d.pi"
         [control]
         path = "control.sock"
     "#;
@@ -157,6 +160,7 @@ fn every_supported_key_is_read() {
             burst_seconds: Some(3),
             ..Throttle::default()
         }),
+        protection: Some(Protection { type_3: true, image: fixture.path("d.pi") }),
     };
     assert_eq!(hba.luns[0].device, Device::Disk(disk));
     assert_eq!(config.summary(), "deb13: 4 vCPUs, 1GiB, 1 HBA, 1 logical unit");
