@@ -83,7 +83,7 @@ pub(crate) fn identity(bed: &Bed, vmm: Vmm) -> Result<()> {
         &output,
         "vpd-0x83",
         0,
-        &["0x5000c50012345678", "naa.5000C50012345678", "Relative target port: 0x1"],
+        &["0x5000c50012345678", "naa.5000C50012345678", "000c500012345678", "Relative target port: 0x1"],
     )?;
     expect(
         &output,

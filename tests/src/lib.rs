@@ -6,7 +6,7 @@
 //! level1 ── a machine with KVM, where there is none     agent, wire, host ── running commands in it
 //! bed ── all of the above, ready       guest, config, qemu ── describe and start a guest
 //!                                      vm ── talk to it
-//! runner, ci, demo, bench ── the commands; the boot tests themselves are in ../boot
+//! runner, ci, demo, bench, fuzz ── the commands; the boot tests themselves are in ../boot
 //! ```
 
 pub mod agent;
@@ -22,6 +22,7 @@ pub mod demo;
 pub mod extras;
 pub mod fio;
 pub mod firmware;
+pub mod fuzz;
 pub mod grub;
 pub mod guest;
 pub mod host;

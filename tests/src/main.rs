@@ -13,7 +13,7 @@ use testbed::kernel::Debian;
 use testbed::level1::Level1;
 use testbed::runner::{self, Count, Test};
 use testbed::wire::Launch;
-use testbed::{agent, bench, ci, demo, report};
+use testbed::{agent, bench, ci, demo, fuzz, report};
 
 #[path = "../boot/mod.rs"]
 mod boot;
@@ -88,6 +88,17 @@ enum Cmd {
         /// For storage: a key of our `[[hba]]`, as KEY=VALUE.
         #[arg(long)]
         key: Vec<String>,
+    },
+    /// Build the fuzz targets and run them one after the other.
+    Fuzz {
+        /// How long each runs.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Only list them.
+        #[arg(long)]
+        list: bool,
+        /// Only targets whose name holds one of these.
+        filters: Vec<String>,
     },
     /// Run everything that has to pass before a change is taken.
     Ci,
@@ -171,6 +182,11 @@ fn run(command: Cmd) -> Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Cmd::Fuzz { list: true, filters, .. } => {
+            fuzz::select(&filters)?.iter().for_each(|name| println!("{name}"));
+            Ok(ExitCode::SUCCESS)
+        }
+        Cmd::Fuzz { seconds, filters, .. } => fuzz::run(&filters, seconds).map(|()| ExitCode::SUCCESS),
         Cmd::Ci => Ok(if ci::run(boot::TESTS) { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
         Cmd::Ask { socket, line } => ask(&socket, &line).map(|()| ExitCode::SUCCESS),
         Cmd::Agent { port: Some(name) } => agent::serve_port(&name).map(|()| ExitCode::SUCCESS),

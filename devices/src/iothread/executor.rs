@@ -55,6 +55,8 @@ pub(super) struct Core {
     pollers: RefCell<Vec<Weak<dyn Poller>>>,
     window: RefCell<Window>,
     closing: Cell<bool>,
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) mischief: super::mischief::Mischief,
 }
 
 #[derive(Default)]
@@ -75,6 +77,8 @@ impl Core {
             pollers: RefCell::default(),
             window: RefCell::new(Window::new(polling)),
             closing: Cell::new(false),
+            #[cfg(any(test, feature = "testing"))]
+            mischief: Default::default(),
         }))
     }
 

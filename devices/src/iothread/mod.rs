@@ -18,6 +18,8 @@ mod blocking;
 mod event;
 mod executor;
 mod hold;
+#[cfg(any(test, feature = "testing"))]
+mod mischief;
 mod op;
 mod polling;
 mod pool;
@@ -46,6 +48,8 @@ use wake::Shared;
 
 pub use event::Watch;
 pub use hold::{Claims, Hold};
+#[cfg(any(test, feature = "testing"))]
+pub use mischief::{Trick, Victim};
 pub use polling::{Poller, Polling};
 pub use pool::TaskPool;
 
@@ -341,8 +345,18 @@ impl Io {
         }
     }
 
-    /// Hands `op` to the ring and waits for its end.
+    /// Runs `op` to its end.
     async fn run(&self, op: Op) -> Outcome {
+        #[cfg(any(test, feature = "testing"))]
+        let op = match self.meddle(op).await {
+            Ok(outcome) => return outcome,
+            Err(op) => op,
+        };
+        self.perform(op).await
+    }
+
+    /// Hands `op` to the ring and waits for its end.
+    async fn perform(&self, op: Op) -> Outcome {
         let mut running = Running { core: &self.core, key: None };
         let key = *running.key.insert(self.core.start(op));
         let outcome = poll_fn(|cx| self.core.ring.borrow_mut().poll(key, cx.waker())).await;

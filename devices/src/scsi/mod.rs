@@ -11,12 +11,13 @@
 //!
 //! - `nexus`, `target`, `unit`: who can reach what; `tasks`: what may run and how it is ended; `attention`.
 //! - `opcode`: one table a unit decodes CDBs, refuses reserved bits and reports supported commands.
-//! - `reservation`: persistent and older reservations.
+//! - `background`: work that outlasts its command. `reservation`: persistent and older reservations.
 //! - `sense`, `outcome`: how commands end. `absent`: what answers where there is no unit.
 //! - `disk`: the direct access block device.
 
 mod absent;
 mod attention;
+mod background;
 mod disk;
 mod lun;
 mod nexus;
@@ -38,5 +39,5 @@ pub use request::{
     Cdb, DataBuffers, Lun, MAX_CDB, MAX_SENSE, ProtectionBuffers, Residual, ScsiReply, ScsiRequest, Sense,
     Status, Tag, TaskAttribute, TransportFault,
 };
-pub use target::{AttachError, PortEvents, Target, TaskManagement, TaskManagementReply};
+pub use target::{AttachError, PortEvents, Target, TargetGroup, TaskManagement, TaskManagementReply};
 pub use unit::LogicalUnit;

@@ -65,12 +65,29 @@ pub enum AttachError {
     InUse,
 }
 
-/// All targets of this process. One process is one machine: whatever is here belongs to the same guest.
-static TARGETS: RwLock<Vec<Weak<Target>>> = RwLock::new(Vec::new());
+/// Targets that belong together: EXTENDED COPY and tokens reach all units of a group, whichever target they are at.
+#[derive(Clone, Default)]
+pub struct TargetGroup(Arc<RwLock<Vec<Weak<Target>>>>);
+
+impl TargetGroup {
+    /// Adds a target without logical units.
+    pub fn target(&self) -> Arc<Target> {
+        let target = Arc::new(Target { group: self.clone(), inventory: RwLock::default() });
+        let mut targets = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        targets.retain(|target| target.strong_count() > 0);
+        targets.push(Arc::downgrade(&target));
+        target
+    }
+
+    fn targets(&self) -> Vec<Arc<Target>> {
+        let targets = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        targets.iter().filter_map(Weak::upgrade).collect()
+    }
+}
 
 /// A target device: logical units behind one target port.
-#[derive(Default)]
 pub struct Target {
+    group: TargetGroup,
     inventory: RwLock<Inventory>,
 }
 
@@ -87,9 +104,10 @@ impl Inventory {
 }
 
 impl Target {
-    /// A target without logical units.
+    /// A target without logical units, in a group of its own.
+    #[allow(clippy::new_ret_no_self, reason = "a target is always shared")]
     pub fn new() -> Arc<Self> {
-        Arc::new(Self::default())
+        TargetGroup::default().target()
     }
 
     /// Adds a logical unit at `lun` (any addressing method). Every nexus finds it at once: REPORTED LUNS DATA HAS
@@ -112,13 +130,14 @@ impl Target {
         Ok(())
     }
 
-    /// Takes a logical unit away; false when there was none. Its commands end with LOGICAL UNIT NOT SUPPORTED and have
-    /// left when this returns.
+    /// Takes a logical unit away; false when there was none. Its commands end with LOGICAL UNIT NOT SUPPORTED. When
+    /// this returns they have left, and what went on in the background has ended, wherever it was.
     pub async fn detach(&self, lun: Lun) -> bool {
         let Some((unit, others, nexuses)) = self.remove(lun) else { return false };
         let mark = unit.tasks.end(|_, _| Some(Ended::Detached));
         announce(&others, &nexuses);
         unit.tasks.left(mark).await;
+        unit.background.end().await;
         true
     }
 
@@ -153,25 +172,16 @@ impl Target {
         }
     }
 
-    /// The logical units that a copy can reach: all of the machine, those of this target first.
+    /// The logical units that a copy can reach: all of the group, those of this target first.
     pub(crate) fn reachable(&self) -> Vec<Arc<Unit>> {
-        let targets: Vec<_> = {
-            let targets = TARGETS.read().unwrap_or_else(PoisonError::into_inner);
-            targets.iter().filter_map(Weak::upgrade).collect()
-        };
         let units = |target: &Self| target.read().units.values().cloned().collect::<Vec<_>>();
         let mut all = units(self);
+        let targets = self.group.targets();
         all.extend(targets.iter().filter(|target| !std::ptr::eq(&***target, self)).flat_map(|t| units(t)));
         all
     }
 
     pub(crate) fn join(self: &Arc<Self>, nexus: &Arc<Nexus>) {
-        let mut targets = TARGETS.write().unwrap_or_else(PoisonError::into_inner);
-        targets.retain(|target| target.strong_count() > 0);
-        if !targets.iter().any(|target| std::ptr::eq(target.as_ptr(), Arc::as_ptr(self))) {
-            targets.push(Arc::downgrade(self));
-        }
-        drop(targets);
         let mut inventory = self.write();
         inventory.nexuses.retain(|nexus| nexus.strong_count() > 0);
         inventory.nexuses.push(Arc::downgrade(nexus));

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use super::attention::{Attention, Attentions};
+use super::background::Background;
 use super::disk::{self, Disk, Image};
 use super::nexus::Nexus;
 use super::outcome::Outcome;
@@ -82,6 +83,7 @@ pub(crate) struct Unit {
     pub(crate) logical: LogicalUnit,
     pub(crate) tasks: TaskSet,
     pub(crate) reservations: Reservations,
+    pub(crate) background: Arc<Background>,
     paths: RwLock<Vec<Weak<Path>>>,
 }
 
@@ -92,6 +94,7 @@ impl Unit {
             logical,
             tasks: TaskSet::default(),
             reservations: Reservations::default(),
+            background: Arc::default(),
             paths: RwLock::default(),
         })
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use devices::iothread::{Io, Remote};
-use devices::scsi::{LogicalUnit, Lun, Nexus, Target};
+use devices::scsi::{LogicalUnit, Lun, Nexus, Target, TargetGroup};
 use devices::storage::{BlockBackend, Image};
 use hba_virtio_scsi::VirtioScsi;
 
@@ -84,13 +84,21 @@ pub struct Adapter {
     remote: Remote,
     /// Where writes of units that come wait when the host has no space.
     space: Arc<Space>,
+    /// What new targets join.
+    group: TargetGroup,
     inventory: Mutex<Inventory>,
 }
 
 impl Adapter {
     /// An HBA with nothing behind it.
-    pub fn new(id: &str, kind: HbaType, remote: Remote, space: Arc<Space>) -> Self {
-        Self { id: id.into(), kind, device: None, remote, space, inventory: Mutex::default() }
+    pub fn new(id: &str, kind: HbaType, remote: Remote, space: &Arc<Space>, group: &TargetGroup) -> Self {
+        let (space, group) = (space.clone(), group.clone());
+        Self { id: id.into(), kind, device: None, remote, space, group, inventory: Mutex::default() }
+    }
+
+    /// The targets of the machine.
+    pub fn group(&self) -> &TargetGroup {
+        &self.group
     }
 
     /// Where writes wait when the host has no space.
@@ -154,7 +162,7 @@ impl Adapter {
         match inventory.targets.get(&lun.target) {
             Some(target) => target.attach(number, unit)?,
             None => {
-                let target = Target::new();
+                let target = self.group.target();
                 target.attach(number, unit)?;
                 device.attach_target(lun.target, Nexus::new(target.clone(), None))?;
                 inventory.targets.insert(lun.target, target);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use devices::iothread::{IoThread, Polling, Remote, Settings};
 use devices::pci::Bdf;
-use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, ProtectionType, Target};
+use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, ProtectionType, Target, TargetGroup};
 use devices::storage::{
     BlockBackend, CacheMode, Image, Limits, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing,
 };
@@ -32,6 +32,8 @@ pub struct Hbas {
     /// What the control socket works on.
     adapters: Vec<Arc<Adapter>>,
     targets: Vec<Arc<Target>>,
+    /// All targets of the machine.
+    group: TargetGroup,
     /// Dropped last: their Drop waits for everything that is in flight.
     threads: Vec<IoThread>,
 }
@@ -47,7 +49,7 @@ impl Hbas {
             let (bdf, seat) = chipset.seat()?;
             match &hba.controller {
                 Controller::VirtioScsi(virtio) => {
-                    let mut adapter = Adapter::new(&hba.id, HbaType::VirtioScsi, remote, space.clone());
+                    let mut adapter = Adapter::new(&hba.id, HbaType::VirtioScsi, remote, space, &hbas.group);
                     let targets = targets(hba, &adapter)?;
                     let device =
                         VirtioScsi::new(seat, nexuses(targets), remotes, virtio_options(*virtio, hba))
@@ -58,7 +60,7 @@ impl Hbas {
                     chipset.plug(bdf, device)?;
                 }
                 Controller::Megasas(board) => {
-                    let adapter = Adapter::new(&hba.id, HbaType::Megasas, remote.clone(), space.clone());
+                    let adapter = Adapter::new(&hba.id, HbaType::Megasas, remote.clone(), space, &hbas.group);
                     let drives = hbas.drives(hba, board, &adapter)?;
                     let options = megasas_options(&hba.id, board);
                     let device = Megasas::new(seat, drives, remote, options)
@@ -140,7 +142,7 @@ impl Hbas {
 
     /// A target of its own for a disk.
     fn nexus(&mut self, image: &Arc<Image>, config: DiskConfig) -> Result<Arc<Nexus>> {
-        let target = Target::new();
+        let target = self.group.target();
         target.attach(Lun::default(), LogicalUnit::Disk(Disk::new(image.clone(), config)?))?;
         self.targets.push(target.clone());
         Ok(Nexus::new(target, None))
@@ -172,7 +174,7 @@ fn targets(hba: &config::Hba, adapter: &Adapter) -> Result<BTreeMap<u8, Arc<Targ
     let mut targets: BTreeMap<u8, Arc<Target>> = BTreeMap::new();
     for lun in &hba.luns {
         let (image, unit) = unit(&hba.id, lun, adapter.space())?;
-        let target = targets.entry(lun.target).or_default();
+        let target = targets.entry(lun.target).or_insert_with(|| adapter.group().target());
         target
             .attach(Lun::from_number(u32::from(lun.lun)), unit)
             .with_context(|| format!("hba {}, target {}, lun {}", hba.id, lun.target, lun.lun))?;

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::sync::Mutex;
 
 use devices::iothread::IoThread;
-use devices::scsi::Nexus;
+use devices::scsi::{Nexus, TargetGroup};
 
 use super::*;
 use crate::machine::adapter::HotPlug;
@@ -41,9 +41,10 @@ fn bench() -> (Bench, Service) {
     let recorder = Arc::new(Recorder::default());
     let control = Control::new(0).unwrap();
     let space = Space::new(control.clone());
-    let mut adapter = Adapter::new("scsi0", HbaType::VirtioScsi, thread.remote(), space.clone());
+    let mut adapter =
+        Adapter::new("scsi0", HbaType::VirtioScsi, thread.remote(), &space, &TargetGroup::default());
     adapter.connect(recorder.clone());
-    let raid = Adapter::new("raid0", HbaType::Megasas, thread.remote(), space);
+    let raid = Adapter::new("raid0", HbaType::Megasas, thread.remote(), &space, &TargetGroup::default());
     let service = Service {
         name: "vm".into(),
         directory: directory.path().into(),

@@ -38,7 +38,9 @@ pub(super) struct Designator {
 
 /// Designator types.
 const T10_VENDOR: u8 = 1;
+const EUI_64: u8 = 2;
 const NAA: u8 = 3;
+const SCSI_NAME: u8 = 8;
 
 impl Designator {
     pub(super) fn new(kind: u8, name: &[u8]) -> Self {
@@ -46,9 +48,13 @@ impl Designator {
         page.put(name);
         Self { kind, name: page }
     }
-    /// CODE SET: binary or ASCII.
+    /// CODE SET: binary, ASCII or UTF-8.
     pub(super) fn code_set(&self) -> u8 {
-        if self.kind == NAA { 1 } else { 2 }
+        match self.kind {
+            NAA | EUI_64 => 1,
+            SCSI_NAME => 3,
+            _ => 2,
+        }
     }
     /// DESIGNATOR TYPE
     pub(super) fn kind(&self) -> u8 {
@@ -61,6 +67,11 @@ impl Designator {
     pub(super) fn is(&self, other: &Self) -> bool {
         self.kind == other.kind && self.as_bytes() == other.as_bytes()
     }
+}
+
+/// The EUI-64 of an IEEE Registered name (NAA 5h): its company identifier, and its 36 bits as 40.
+fn eui64(naa: u64) -> Option<u64> {
+    (naa >> 60 == 5).then_some((naa >> 36 & 0x00ff_ffff) << 40 | naa & 0x000f_ffff_ffff)
 }
 
 impl<B: BlockBackend> Disk<B> {
@@ -134,12 +145,16 @@ impl<B: BlockBackend> Disk<B> {
 
     /// The names of the logical unit, the best first.
     pub(super) fn designators(&self) -> impl Iterator<Item = Designator> {
-        let naa = self.config.naa().map(|naa| Designator::new(NAA, &naa.to_be_bytes()));
+        let naa = self.config.naa();
+        let name = naa.map(|naa| Designator::new(SCSI_NAME, format!("naa.{naa:016X}\0\0\0\0").as_bytes()));
+        let eui64 = naa.and_then(eui64).map(|eui64| Designator::new(EUI_64, &eui64.to_be_bytes()));
+        let naa = naa.map(|naa| Designator::new(NAA, &naa.to_be_bytes()));
         // Vendor, then what makes it unique.
         let mut text = Page::<60>::new();
         let serial = &self.config.serial;
         text.ascii(&self.config.vendor, 8).ascii(&self.config.product, 16).ascii(serial, serial.len());
-        naa.into_iter().chain([Designator { kind: T10_VENDOR, name: text }])
+        let vendor = Designator { kind: T10_VENDOR, name: text };
+        naa.into_iter().chain(eui64).chain([vendor]).chain(name)
     }
 
     /// Device identification (SPC-5, 7.7.6): each designator has code set, association and type, 0, length.

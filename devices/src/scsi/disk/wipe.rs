@@ -9,9 +9,10 @@ use super::verify::CHUNK;
 use crate::iothread::Io;
 use crate::mem::{FromGuest, SgList, ToGuest};
 use crate::scsi::DataBuffers;
+use crate::scsi::background::Working;
 use crate::scsi::opcode::field;
 use crate::scsi::outcome::{Done, Outcome};
-use crate::scsi::sense::{Failure, PARAMETER_LIST_LENGTH_ERROR, SenseData};
+use crate::scsi::sense::{Failure, NO_ADDITIONAL_SENSE, PARAMETER_LIST_LENGTH_ERROR, SenseData, SenseKey};
 use crate::scsi::unit::Context;
 use crate::storage::{ByteOffset, Durability, Image, Span};
 
@@ -63,23 +64,23 @@ pub(super) async fn sanitize(context: Context<'_>, cdb: &[u8], data: DataBuffers
 }
 
 /// Begins the work, and unless the initiator does not want to wait, does it. Resets and aborts do not end work that
-/// goes on by itself (SBC-4, 4.11.1).
+/// goes on by itself (SBC-4, 4.11.1); only taking the unit away does.
 async fn start(context: Context<'_>, work: Work, wipe: Wipe, immediate: bool) -> Result<(), Failure> {
     let unit = context.path.unit.clone();
     disk(&unit).power.begin(work)?;
     if !immediate {
-        return finish(context.io, disk(&unit), wipe).await;
+        return finish(context.io, disk(&unit), wipe, None).await;
     }
-    let io = context.io.clone();
+    let (io, working) = (context.io.clone(), Working::on(unit));
     context.io.spawn(async move {
         // The state of the medium tells what became of it.
-        let _ = finish(&io, disk(&unit), wipe).await;
+        let _ = finish(&io, disk(&working), wipe, Some(&working)).await;
     });
     Ok(())
 }
 
-async fn finish(io: &Io, disk: &Disk<Image>, wipe: Wipe) -> Result<(), Failure> {
-    let progress = Progress(&disk.power);
+async fn finish(io: &Io, disk: &Disk<Image>, wipe: Wipe, working: Option<&Working>) -> Result<(), Failure> {
+    let progress = Progress { power: &disk.power, working };
     let result = match wipe {
         Wipe::Erase => disk.erase(io, &progress).await,
         Wipe::Overwrite(overwrite) => disk.overwrite(io, overwrite, &progress).await,
@@ -99,7 +100,7 @@ impl Disk<Image> {
             let span = Span { at: ByteOffset(at), len: STEP.min(total - at) };
             self.clear(io, span, unmap).await?;
             at += span.len;
-            progress.at(0, at, total, 1);
+            progress.at(0, at, total, 1)?;
         }
         self.flush(io).await?;
         Ok(())
@@ -118,7 +119,7 @@ impl Disk<Image> {
                 let len = part.len();
                 self.store(io, ByteOffset(at), part, Durability::Cached).await?;
                 at += len;
-                progress.at(pass, at, total, list.passes);
+                progress.at(pass, at, total, list.passes)?;
             }
             self.flush(io).await?;
         }
@@ -202,20 +203,28 @@ fn check_format_list(cdb: &[u8], list: &FromGuest, usage: u64) -> Result<(u64, b
 }
 
 /// Keeps the medium not ready while work is done on all of it; ready again when dropped.
-struct Progress<'a>(&'a Power);
+struct Progress<'a> {
+    power: &'a Power,
+    /// Where the work goes on in the background.
+    working: Option<&'a Working>,
+}
 
 impl Progress<'_> {
-    /// `done` of `total` bytes in pass number `pass` of `passes`.
-    fn at(&self, pass: u64, done: u64, total: u64, passes: u64) {
+    /// `done` of `total` bytes in pass number `pass` of `passes`. Fails when the work must end here.
+    fn at(&self, pass: u64, done: u64, total: u64, passes: u64) -> Result<(), Failure> {
         // PROGRESS INDICATION is a numerator over 65536 (SPC-5, 4.4.2.4.4).
         let (total, passes) = (u128::from(total.max(1)), u128::from(passes.max(1)));
         let part = (u128::from(pass) * total + u128::from(done)) * 65535 / (total * passes);
-        self.0.set_progress(part as u16);
+        self.power.set_progress(part as u16);
+        match self.working.is_some_and(Working::must_end) {
+            true => Err(SenseData::new(SenseKey::AbortedCommand, NO_ADDITIONAL_SENSE).into()),
+            false => Ok(()),
+        }
     }
 }
 
 impl Drop for Progress<'_> {
     fn drop(&mut self) {
-        self.0.end();
+        self.power.end();
     }
 }

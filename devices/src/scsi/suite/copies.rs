@@ -24,7 +24,7 @@ fn read(i: &mut dyn Initiator, lba: u16, blocks: u8) -> Vec<u8> {
     exact(i, &[0x28, 0, 0, 0, high, low, 0, 0, blocks, 0], &[], usize::from(blocks) * BLOCK)
 }
 
-fn out_cdb(action: u8, id: u32, len: usize) -> [u8; 16] {
+pub(super) fn out_cdb(action: u8, id: u32, len: usize) -> [u8; 16] {
     let mut cdb = [0x83, action, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     cdb[6..10].copy_from_slice(&id.to_be_bytes());
     cdb[10..14].copy_from_slice(&(len as u32).to_be_bytes());
@@ -32,7 +32,7 @@ fn out_cdb(action: u8, id: u32, len: usize) -> [u8; 16] {
 }
 
 /// An identification CSCD descriptor with an NAA name.
-fn cscd(name: u64) -> Vec<u8> {
+pub(super) fn cscd(name: u64) -> Vec<u8> {
     let mut cscd = vec![0xe4, 0, 0, 0, 1, 3, 0, 8];
     cscd.extend(name.to_be_bytes());
     cscd.resize(32, 0);
@@ -48,7 +48,7 @@ fn own(i: &mut dyn Initiator) -> Vec<u8> {
 }
 
 /// Block to block: so many blocks from and to these addresses.
-fn segment(source: u16, target: u16, blocks: u16, from: u64, to: u64) -> Vec<u8> {
+pub(super) fn segment(source: u16, target: u16, blocks: u16, from: u64, to: u64) -> Vec<u8> {
     let mut segment = vec![0x02, 0, 0, 0x18];
     segment.extend(source.to_be_bytes());
     segment.extend(target.to_be_bytes());
@@ -59,7 +59,7 @@ fn segment(source: u16, target: u16, blocks: u16, from: u64, to: u64) -> Vec<u8>
     segment
 }
 
-fn list(id: u8, usage: u8, cscds: &[Vec<u8>], segments: &[Vec<u8>]) -> Vec<u8> {
+pub(super) fn list(id: u8, usage: u8, cscds: &[Vec<u8>], segments: &[Vec<u8>]) -> Vec<u8> {
     let (cscds, segments) = (cscds.concat(), segments.concat());
     let mut list = vec![id, usage << 3];
     list.extend((cscds.len() as u16).to_be_bytes());

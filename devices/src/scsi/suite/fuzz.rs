@@ -5,9 +5,10 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::local::{Request, block_on, target_of};
-use super::{BLOCK, FILL, config, image};
+use super::request::check_reply;
+use super::{BLOCK, config, image};
 use crate::iothread::Io;
-use crate::scsi::{Disk, Image, LogicalUnit, Nexus, Residual, Status};
+use crate::scsi::{Disk, Image, LogicalUnit, Nexus};
 
 /// CDBs that are mostly right: an operation code that is likely known, few bits set in the rest.
 fn cdbs() -> impl Strategy<Value = Vec<u8>> {
@@ -48,22 +49,7 @@ proptest! {
             let data_in_len = if both || data_out.is_empty() { data_in_len } else { 0 };
             let (reply, data_in) = block_on(Request::new(&cdb, &data_out, data_in_len).send(&nexus, &io));
             let reply = reply.unwrap();
-            let moved_in = moved(reply.residual_in, data_in_len);
-            let moved_out = moved(reply.residual_out, data_out.len());
-            prop_assert!(moved_in.is_some() && moved_out.is_some(), "{reply:?}");
-            prop_assert_eq!(reply.status == Status::CheckCondition, reply.sense.is_some());
-            // Nothing is written beyond what the residual admits to.
-            let moved_in = moved_in.unwrap();
-            prop_assert!(data_in[moved_in..].iter().all(|byte| *byte == FILL), "{cdb:02x?}");
-            if reply.status != Status::Good && reply.status != Status::CheckCondition {
-                prop_assert_eq!(moved_in, 0);
-            }
-            if let Some(sense) = reply.sense {
-                let sense = sense.as_bytes();
-                let descriptor = sense[0] == 0x72;
-                prop_assert!(descriptor || sense.len() == 18 && sense[0] & 0x7f == 0x70);
-                prop_assert_eq!(usize::from(sense[7]) + 8, sense.len());
-            }
+            check_reply(&cdb, data_out.len(), &data_in, &reply);
         }
     }
 }
@@ -140,14 +126,5 @@ proptest! {
                 prop_assert!(matches!(sense.as_bytes()[2] & 0x0f, 0x5 | 0xa), "{sense:?}");
             }
         }
-    }
-}
-
-/// Bytes moved according to a residual; `None` when it contradicts the buffer.
-fn moved(residual: Residual, offered: usize) -> Option<usize> {
-    match residual {
-        Residual::Exact => Some(offered),
-        Residual::Under(rest) => (rest > 0).then(|| offered.checked_sub(rest as usize))?,
-        Residual::Over(rest) => (rest > 0).then_some(offered),
     }
 }

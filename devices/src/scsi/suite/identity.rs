@@ -112,6 +112,10 @@ fn vpd_identification(i: &mut dyn Initiator) {
     assert_eq!(at, len);
     let naa = vec![0x50, 0x00, 0xc5, 0x00, 0x12, 0x34, 0x56, 0x78];
     assert!(seen.contains(&(1, 3, naa)), "{seen:02x?}");
+    let eui64 = vec![0x00, 0x0c, 0x50, 0x00, 0x12, 0x34, 0x56, 0x78];
+    assert!(seen.contains(&(1, 2, eui64)), "{seen:02x?}");
+    // Ends in zeros, to a multiple of four bytes (SPC-5, 7.7.6.11).
+    assert!(seen.contains(&(3, 8, b"naa.5000C50012345678\0\0\0\0".to_vec())), "{seen:02x?}");
     assert!(seen.contains(&(2, 1, b"ACME    CONFORMANCE     SN-0042".to_vec())), "{seen:02x?}");
     assert!(seen.contains(&(1, 0x14, vec![0, 0, 0, 1])), "{seen:02x?}");
 }

@@ -5,13 +5,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 
-use super::{FILL, Initiator, Outcome, RecordingDisk, config, image, tests};
+pub(super) use super::request::Request;
+use super::{Initiator, Outcome, RecordingDisk, config, image, tests};
 use crate::iothread::Io;
-use crate::mem::{FromGuest, SgList, ToGuest};
-use crate::scsi::{
-    Cdb, DataBuffers, Disk, DiskConfig, Image, LogicalUnit, Lun, Nexus, Residual, ScsiReply, ScsiRequest,
-    Tag, Target, TaskAttribute, TransportFault,
-};
+use crate::scsi::{Disk, DiskConfig, Image, LogicalUnit, Lun, Nexus, Residual, Target};
 
 struct Unpark(Thread);
 
@@ -34,52 +31,11 @@ pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 pub(super) fn disk(image: RecordingDisk, config: DiskConfig) -> LogicalUnit {
-    LogicalUnit::Disk(Disk::new(Arc::new(Image::Recording(image)), config).unwrap())
+    disk_of(Arc::new(Image::Recording(image)), config)
 }
 
-/// A request with data buffers of its own.
-pub(super) struct Request {
-    pub(super) lun: Lun,
-    pub(super) tag: u64,
-    pub(super) attribute: TaskAttribute,
-    cdb: Vec<u8>,
-    data_out: Vec<u8>,
-    data_in_len: usize,
-}
-
-impl Request {
-    pub(super) fn new(cdb: &[u8], data_out: &[u8], data_in_len: usize) -> Self {
-        Self {
-            lun: Lun::default(),
-            tag: 0,
-            attribute: TaskAttribute::Simple,
-            cdb: cdb.to_vec(),
-            data_out: data_out.to_vec(),
-            data_in_len,
-        }
-    }
-
-    /// Sends the request on `nexus`; gives the reply and the data-in buffer.
-    pub(super) async fn send(self, nexus: &Nexus, io: &Io) -> (Result<ScsiReply, TransportFault>, Vec<u8>) {
-        let buffer = |len: usize| SgList::host(len, 16).unwrap().window(0, len as u64);
-        let (data_in, data_out) = (buffer(self.data_in_len), buffer(self.data_out.len()));
-        let fill = vec![FILL; self.data_in_len];
-        ToGuest::new(data_in.window(0, u64::MAX)).write_at(0, &fill);
-        ToGuest::new(data_out.window(0, u64::MAX)).write_at(0, &self.data_out);
-        let seen = FromGuest::new(data_in.window(0, u64::MAX));
-        let request = ScsiRequest {
-            tag: Tag(self.tag),
-            lun: self.lun,
-            cdb: Cdb::new(&self.cdb),
-            attribute: self.attribute,
-            priority: 0,
-            data: DataBuffers::new(FromGuest::new(data_out), ToGuest::new(data_in)),
-        };
-        let reply = nexus.execute(io, request).await;
-        let mut data = fill;
-        seen.read_at(0, &mut data);
-        (reply, data)
-    }
+pub(super) fn disk_of(image: Arc<Image>, config: DiskConfig) -> LogicalUnit {
+    LogicalUnit::Disk(Disk::new(image, config).unwrap())
 }
 
 /// An initiator on a nexus.

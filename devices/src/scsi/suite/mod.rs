@@ -23,8 +23,14 @@ mod provisioning;
 #[cfg(test)]
 mod races;
 #[cfg(test)]
+mod removal;
+mod request;
+#[cfg(test)]
 mod speed;
+#[cfg(test)]
+mod workload;
 
+pub use self::request::{Request, check_reply};
 pub use crate::testing::{Operation, RecordingDisk};
 
 use super::{DiskConfig, Residual};

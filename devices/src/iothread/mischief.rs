@@ -1,0 +1,90 @@
+//! A host that misbehaves, for tests: operations of one I/O thread fail, come short or take long, as a plan says.
+//!
+//! What comes short really moves that much, so what is in the file is what the kernel would have left there.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use super::Io;
+use super::op::{Op, segments};
+use super::ring::Outcome;
+use crate::mem::SgList;
+
+/// What is done to an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trick {
+    /// It fails with this error number and does nothing.
+    Fail(i32),
+    /// It moves this many bytes at most. Nothing happens to what is no transfer.
+    Short(u64),
+    /// It takes longer.
+    Delay(Duration),
+}
+
+/// An operation as a plan sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Victim {
+    /// A read of so many bytes.
+    Read(u64),
+    /// A write of so many bytes.
+    Write(u64),
+    /// fdatasync(2)
+    Sync,
+    /// fallocate(2)
+    Allocate,
+}
+
+type Plan = dyn FnMut(Victim) -> Option<Trick>;
+
+/// The plan of a thread.
+#[derive(Default)]
+pub(super) struct Mischief(RefCell<Option<Box<Plan>>>);
+
+impl Io {
+    /// From now on `plan` decides about every operation of this thread on files.
+    pub fn plot(&self, plan: impl FnMut(Victim) -> Option<Trick> + 'static) {
+        *self.core.mischief.0.borrow_mut() = Some(Box::new(plan));
+    }
+
+    /// Everything works again.
+    pub fn repent(&self) {
+        *self.core.mischief.0.borrow_mut() = None;
+    }
+
+    /// Runs `op` as the plan says; gives it back when the plan says nothing.
+    pub(super) async fn meddle(&self, op: Op) -> Result<Outcome, Op> {
+        let victim = match &op {
+            Op::Read { mem, first, .. } => Victim::Read(length(mem, *first)),
+            Op::Write { mem, first, .. } => Victim::Write(length(mem, *first)),
+            Op::Sync { .. } => Victim::Sync,
+            Op::Allocate { .. } => Victim::Allocate,
+            _ => return Err(op),
+        };
+        let trick = self.core.mischief.0.borrow_mut().as_mut().and_then(|plan| plan(victim));
+        match trick {
+            None => Err(op),
+            Some(Trick::Fail(error)) => Ok(Outcome { result: -error, count: 0, op }),
+            Some(Trick::Delay(time)) => {
+                self.perform(Op::Sleep(time)).await;
+                Err(op)
+            }
+            Some(Trick::Short(len)) => self.shorten(op, len).await,
+        }
+    }
+
+    async fn shorten(&self, mut op: Op, len: u64) -> Result<Outcome, Op> {
+        let (Op::Read { mem, first, .. } | Op::Write { mem, first, .. }) = &mut op else { return Err(op) };
+        let (whole, start) = (std::mem::replace(mem, SgList::empty()), *first);
+        let before: u64 = whole.iovecs().iter().take(start).map(|part| part.iov_len as u64).sum();
+        (*mem, *first) = (whole.window(before, len.min(length(&whole, start))), 0);
+        let mut outcome = self.perform(op).await;
+        if let Op::Read { mem, first, .. } | Op::Write { mem, first, .. } = &mut outcome.op {
+            (*mem, *first) = (whole, start);
+        }
+        Ok(outcome)
+    }
+}
+
+fn length(mem: &SgList, first: usize) -> u64 {
+    segments(mem, first).iter().map(|part| part.iov_len as u64).sum()
+}

@@ -1,0 +1,120 @@
+//! What the targets share: reading structure out of bytes, a disk to command, an I/O thread that stays.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+pub mod virtio;
+
+use std::future::Future;
+use std::sync::{Arc, OnceLock, mpsc};
+
+use devices::iothread::{Io, IoThread};
+use devices::scsi::suite::{Request, check_reply};
+use devices::scsi::{Disk, DiskConfig, Image, LogicalUnit, Lun, Nexus, Target};
+use devices::testing::RamDisk;
+
+/// Most bytes of a data buffer: some blocks.
+pub const MAX_DATA: usize = 4096;
+
+/// Takes values off the front of a fuzzer's bytes; zeros when there are no more.
+pub struct Bytes<'a>(pub &'a [u8]);
+
+impl<'a> Bytes<'a> {
+    /// Whether all were taken.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The next `len` bytes, or what is left.
+    pub fn take(&mut self, len: usize) -> &'a [u8] {
+        let (taken, rest) = self.0.split_at(len.min(self.0.len()));
+        self.0 = rest;
+        taken
+    }
+
+    /// The next byte.
+    pub fn u8(&mut self) -> u8 {
+        self.take(1).first().copied().unwrap_or(0)
+    }
+
+    /// The next two bytes, big-endian.
+    pub fn u16(&mut self) -> u16 {
+        u16::from_be_bytes([self.u8(), self.u8()])
+    }
+}
+
+/// A command as the inputs of `scsi-commands` hold it: length of the CDB, of the data out and of the data in, then the
+/// CDB and the data out.
+pub struct Command {
+    pub cdb: Vec<u8>,
+    pub data_out: Vec<u8>,
+    pub data_in_len: usize,
+}
+
+impl Command {
+    pub fn read(bytes: &mut Bytes<'_>) -> Self {
+        let (cdb_len, out_len, in_len) = (bytes.u8(), bytes.u16(), bytes.u16());
+        Self {
+            cdb: bytes.take(1 + usize::from(cdb_len) % 40).to_vec(),
+            data_out: bytes.take(usize::from(out_len) % (MAX_DATA + 1)).to_vec(),
+            data_in_len: usize::from(in_len) % (MAX_DATA + 1),
+        }
+    }
+
+    pub fn write(&self, to: &mut Vec<u8>) {
+        to.push(self.cdb.len() as u8 - 1);
+        to.extend((self.data_out.len().min(MAX_DATA) as u16).to_be_bytes());
+        to.extend((self.data_in_len.min(MAX_DATA) as u16).to_be_bytes());
+        to.extend(&self.cdb);
+        to.extend(self.data_out.iter().take(MAX_DATA));
+    }
+}
+
+/// The name of the first disk, which copies can use. That of the second is one more.
+pub const WWN: u64 = 0x5000_c500_1234_5678;
+
+/// Two small disks at LUN 0 and 1: the second thick, with blocks of 4096 bytes.
+pub fn target() -> Arc<Target> {
+    let target = Target::new();
+    for (number, discard, block_size) in [(0, true, 512), (1, false, 4096)] {
+        let wwn = Some(WWN + u64::from(number));
+        let config = DiskConfig { wwn, discard, block_size, ..DiskConfig::default() };
+        let image = Arc::new(Image::Ram(RamDisk::new(256 << 10)));
+        let disk = LogicalUnit::Disk(Disk::new(image, config).expect("the configuration is good"));
+        target.attach(Lun::from_number(number), disk).expect("the LUN is free");
+    }
+    target
+}
+
+/// Sends commands to LUN 0 of a fresh target, after its unit attention, and checks what must hold for each reply.
+pub fn send_all(commands: Vec<Command>) {
+    on_io_thread(move |io| async move {
+        let target = target();
+        let nexus = Nexus::new(target, None);
+        for lun in [0, 1] {
+            let mut ready = Request::new(&[0; 6], &[], 0);
+            ready.lun = Lun::from_number(lun);
+            let _ = ready.send(&nexus, &io).await;
+        }
+        for Command { cdb, data_out, data_in_len } in commands {
+            let (reply, data_in) = Request::new(&cdb, &data_out, data_in_len).send(&nexus, &io).await;
+            check_reply(&cdb, data_out.len(), &data_in, &reply.expect("nothing ends commands here"));
+        }
+    });
+}
+
+/// Runs a future on the one I/O thread of this process and waits for it.
+pub fn on_io_thread<T, F, M>(make: M) -> T
+where
+    T: Send + 'static,
+    F: Future<Output = T> + 'static,
+    M: FnOnce(Io) -> F + Send + 'static,
+{
+    static THREAD: OnceLock<IoThread> = OnceLock::new();
+    let thread = THREAD.get_or_init(|| IoThread::start("fuzz").expect("an I/O thread"));
+    let (done, result) = mpsc::sync_channel(1);
+    thread.remote().spawn(move |io| {
+        let future = make(io);
+        async move { drop(done.send(future.await)) }
+    });
+    result.recv().expect("the task ended")
+}
