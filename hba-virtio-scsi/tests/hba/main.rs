@@ -10,6 +10,7 @@
 )]
 
 mod commands;
+mod conformance;
 mod disks;
 mod events;
 mod guest;
