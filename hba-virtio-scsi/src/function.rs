@@ -11,10 +11,12 @@ use devices::pci::{
 };
 
 use crate::queue::Queue;
-use crate::spec::cap;
+use crate::spec::{ScsiConfig, cap, legacy};
 use crate::transport::{BAR_SIZE, NOTIFY_MULTIPLIER, Signal, Transport, Window};
 
-/// BAR of the MSI-X structures. BAR 0 stays free for the legacy registers of a transitional device.
+/// BAR of the legacy registers, at I/O ports (4.1.4.10).
+const LEGACY_BAR: u8 = 0;
+/// BAR of the MSI-X structures.
 const MSIX_BAR: u8 = 1;
 /// BAR of the virtio structures: 32-bit, so that firmware without paging reaches it.
 const STRUCTURES_BAR: u8 = 4;
@@ -24,6 +26,9 @@ const STRUCTURES_BAR: u8 = 4;
 const PORTS_BAR: u8 = 5;
 /// Length of an I/O BAR in bytes at most (PCI 3.0, 6.2.5.1).
 const PORTS_MAX: u32 = 256;
+/// Length of the legacy BAR in bytes: a header with vectors and the device configuration, as a power of two.
+const LEGACY_SIZE: u32 =
+    (legacy::HEADER_WITH_VECTORS as u32 + size_of::<ScsiConfig>() as u32).next_power_of_two();
 
 /// Offsets in the capability that describes the access window (4.1.4.9).
 mod window {
@@ -31,6 +36,27 @@ mod window {
     pub(super) const OFFSET: u16 = 8;
     pub(super) const LENGTH: u16 = 12;
     pub(super) const DATA: u16 = 16;
+}
+
+/// Which register interfaces the function has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Interface {
+    /// That of version 1 only.
+    #[default]
+    Modern,
+    /// That of version 1, and the legacy one for older drivers.
+    Transitional,
+    /// The legacy one only.
+    Legacy,
+}
+
+impl Interface {
+    fn header(self) -> Header {
+        match self {
+            Self::Modern => HEADER,
+            Self::Transitional | Self::Legacy => LEGACY_HEADER,
+        }
+    }
 }
 
 /// Identity: a SCSI host device that is not transitional (4.1.2.1). Revision and subsystem are those that drivers
@@ -46,12 +72,16 @@ const HEADER: Header = Header {
     multifunction: false,
 };
 
+/// Identity of a device that legacy drivers know: device IDs of its own, revision 0, and the device type as subsystem
+/// ID (4.1.2.1, 4.1.2.3).
+const LEGACY_HEADER: Header = Header { device: 0x1004, revision: 0, subsystem: 8, ..HEADER };
+
 /// The function of one HBA.
 pub(crate) struct Function {
     device: PciDevice,
     transport: Arc<Transport>,
-    /// Offset of the access window's capability.
-    window: u16,
+    /// Offset of the access window's capability, where there is one.
+    window: Option<u16>,
 }
 
 /// Number of message-signalled interrupt vectors for `queues` queues: one for each, and one for configuration.
@@ -60,41 +90,38 @@ pub(crate) fn vectors(queues: u16) -> u16 {
 }
 
 impl Function {
-    pub(crate) fn new(seat: PciSeat, transport: Arc<Transport>) -> Result<Self, PciError> {
+    pub(crate) fn new(
+        seat: PciSeat,
+        transport: Arc<Transport>,
+        interface: Interface,
+    ) -> Result<Self, PciError> {
         let queues = transport.queues().len() as u16;
         let vectors = vectors(queues);
         let table_len = u32::from(vectors) * 16;
         let msix_len = (table_len + u32::from(vectors).div_ceil(64) * 8).next_power_of_two().max(0x1000);
         let msix = MsixSpec { vectors, table: (MSIX_BAR, 0), pba: (MSIX_BAR, table_len), offset: None };
         let interrupts = InterruptSpec { msi: None, msix: Some(msix) };
-        let mut builder = PciDeviceBuilder::new("virtio-scsi", &HEADER, &interrupts, seat)?;
+        let mut builder = PciDeviceBuilder::new("virtio-scsi", &interface.header(), &interrupts, seat)?;
         builder.bar(MSIX_BAR, Bar::empty(BarKind::Memory32, msix_len.into()));
-        let registers = Arc::new(Registers(transport.clone()));
-        let mut bar = Bar::new(BarKind::Memory32, BAR_SIZE.into(), registers);
-        for (index, queue) in (0..).zip(transport.queues()) {
-            bar = bar.doorbell(doorbell(Window::Notify.offset(), index, queue));
+        if interface != Interface::Modern {
+            builder.bar(LEGACY_BAR, legacy_bar(&transport));
         }
-        builder.bar(STRUCTURES_BAR, bar);
-        let ports = Window::Notify.len(queues).next_power_of_two();
-        if ports <= PORTS_MAX {
-            let mut bar = Bar::new(BarKind::Port, ports.into(), Arc::new(Ports(transport.clone())));
-            for (index, queue) in (0..).zip(transport.queues()) {
-                bar = bar.doorbell(doorbell(0, index, queue));
-            }
-            builder.bar(PORTS_BAR, bar);
-        }
-        let window = add_capabilities(&mut builder, queues)?;
+        let window = match interface {
+            Interface::Legacy => None,
+            Interface::Modern | Interface::Transitional => Some(add_structures(&mut builder, &transport)?),
+        };
         transport.connect(Box::new(Wire(builder.interrupt())));
         Ok(Self { device: builder.build()?, transport, window })
     }
 
     /// The access of the window as the driver described it: BAR contents, offset and length.
     fn window_access(&self) -> Option<(Arc<dyn BusDevice>, u64, usize)> {
+        let at = self.window?;
         let mut bar = [0];
         let (mut offset, mut length) = ([0; 4], [0; 4]);
-        self.device.read(self.window + window::BAR, &mut bar);
-        self.device.read(self.window + window::OFFSET, &mut offset);
-        self.device.read(self.window + window::LENGTH, &mut length);
+        self.device.read(at + window::BAR, &mut bar);
+        self.device.read(at + window::OFFSET, &mut offset);
+        self.device.read(at + window::LENGTH, &mut length);
         let [bar] = bar;
         let (offset, length) = (u64::from(u32::from_le_bytes(offset)), u32::from_le_bytes(length));
         let (contents, size) = self.device.bar(bar)?;
@@ -106,7 +133,7 @@ impl Function {
 
     /// The bytes of an access of `len` bytes at `offset` that lie in the data field of the window, and where.
     fn window_data(&self, offset: u16, len: usize) -> Option<(Range<usize>, usize)> {
-        let field = usize::from(self.window + window::DATA);
+        let field = usize::from(self.window? + window::DATA);
         let start = usize::from(offset).max(field);
         let end = (usize::from(offset) + len).min(field + 4);
         (start < end).then(|| (start - usize::from(offset)..end - usize::from(offset), start - field))
@@ -129,12 +156,13 @@ impl PciFunction for Function {
 
     fn config_write(&self, offset: u16, data: &[u8]) {
         self.device.write(offset, data);
+        let Some(capability) = self.window else { return };
         if self.window_data(offset, data.len()).is_none() {
             return;
         }
         let Some((contents, at, length)) = self.window_access() else { return };
         let mut value = [0; 4];
-        self.device.read(self.window + window::DATA, &mut value);
+        self.device.read(capability + window::DATA, &mut value);
         contents.write(at, value.get(..length).unwrap_or_default());
     }
 
@@ -152,6 +180,37 @@ fn doorbell(base: u32, index: u16, queue: &Queue) -> BarDoorbell {
     let offset = base + u32::from(index) * NOTIFY_MULTIPLIER;
     // Any width and value: the address says it all, and the hypervisor is fastest when it need not look.
     BarDoorbell { offset: offset.into(), width: 0, value: None, event: queue.doorbell().clone() }
+}
+
+/// The legacy registers. A notification there is the number of the queue.
+fn legacy_bar(transport: &Arc<Transport>) -> Bar {
+    let registers = Arc::new(LegacyRegisters(transport.clone()));
+    let mut bar = Bar::new(BarKind::Port, LEGACY_SIZE.into(), registers);
+    for (index, queue) in (0_u64..).zip(transport.queues()) {
+        let event = queue.doorbell().clone();
+        bar = bar.doorbell(BarDoorbell { offset: legacy::QUEUE_NOTIFY, width: 2, value: Some(index), event });
+    }
+    bar
+}
+
+/// Adds the structures of version 1 and what locates them; returns the offset of the access window's capability.
+fn add_structures(builder: &mut PciDeviceBuilder, transport: &Arc<Transport>) -> Result<u16, PciError> {
+    let queues = transport.queues().len() as u16;
+    let registers = Arc::new(Registers(transport.clone()));
+    let mut bar = Bar::new(BarKind::Memory32, BAR_SIZE.into(), registers);
+    for (index, queue) in (0..).zip(transport.queues()) {
+        bar = bar.doorbell(doorbell(Window::Notify.offset(), index, queue));
+    }
+    builder.bar(STRUCTURES_BAR, bar);
+    let ports = Window::Notify.len(queues).next_power_of_two();
+    if ports <= PORTS_MAX {
+        let mut bar = Bar::new(BarKind::Port, ports.into(), Arc::new(Ports(transport.clone())));
+        for (index, queue) in (0..).zip(transport.queues()) {
+            bar = bar.doorbell(doorbell(0, index, queue));
+        }
+        builder.bar(PORTS_BAR, bar);
+    }
+    add_capabilities(builder, queues)
 }
 
 /// Adds the capabilities that locate the structures; returns the offset of the access window's.
@@ -194,6 +253,23 @@ impl BusDevice for Registers {
 
     fn write(&self, offset: u64, data: &[u8]) {
         self.0.write(offset, data);
+    }
+
+    fn name(&self) -> &str {
+        "virtio-scsi"
+    }
+}
+
+/// What answers at the legacy ports.
+struct LegacyRegisters(Arc<Transport>);
+
+impl BusDevice for LegacyRegisters {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.0.read_legacy(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.0.write_legacy(offset, data);
     }
 
     fn name(&self) -> &str {

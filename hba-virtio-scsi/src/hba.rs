@@ -15,7 +15,7 @@ use thiserror::Error;
 use crate::config::Config;
 use crate::directory::{Directory, View};
 use crate::event::{EventPort, Events};
-use crate::function::{Function, vectors};
+use crate::function::{Function, Interface, vectors};
 use crate::queue::Queue;
 use crate::ring::MAX_CHAIN;
 use crate::spec::{feature, queue};
@@ -39,11 +39,21 @@ pub struct Options {
     /// Offer VIRTIO_F_ACCESS_PLATFORM. Memory is reached in the same way; guests that insist on their own memory
     /// protection want to see it.
     pub access_platform: bool,
+    /// Offer VIRTIO_SCSI_F_T10_PI: protection information of disks that have it goes through buffers of its own.
+    pub protection: bool,
+    /// The register interfaces.
+    pub interface: Interface,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { request_queues: 1, queue_size: 256, access_platform: false }
+        Self {
+            request_queues: 1,
+            queue_size: 256,
+            access_platform: false,
+            protection: false,
+            interface: Interface::Modern,
+        }
     }
 }
 
@@ -81,6 +91,8 @@ pub struct VirtioScsi {
 /// What the transport and the workers share of the device.
 struct Shared {
     config: Config,
+    /// Offer VIRTIO_SCSI_F_T10_PI.
+    protection: bool,
     directory: Arc<Directory>,
     events: Arc<Events>,
     /// What each nexus reports to, by target number.
@@ -99,7 +111,7 @@ impl VirtioScsi {
         io: Vec<Remote>,
         options: Options,
     ) -> Result<Arc<Self>, Error> {
-        let Options { request_queues, queue_size, access_platform } = options;
+        let Options { request_queues, queue_size, access_platform, protection, interface } = options;
         if !(1..=MAX_REQUEST_QUEUES).contains(&request_queues) {
             return Err(Error::RequestQueues(request_queues));
         }
@@ -109,6 +121,7 @@ impl VirtioScsi {
         let remote = io.first().ok_or(Error::NoIoThread)?.clone();
         let shared = Arc::new(Shared {
             config: Config::new(request_queues, queue_size),
+            protection,
             directory: Arc::new(Directory::new(BTreeMap::new())),
             events: Arc::default(),
             ports: Mutex::default(),
@@ -120,7 +133,7 @@ impl VirtioScsi {
         let limits = Limits { queue_size, vectors: vectors(count), access_platform };
         let transport = Transport::new(shared.clone(), queues, limits);
         let dma = seat.dma.clone();
-        let function = Function::new(seat, transport.clone())?;
+        let function = Function::new(seat, transport.clone(), interface)?;
         let hba = Self { function, transport, shared };
         for (id, nexus) in targets {
             hba.connect(id, nexus);
@@ -184,7 +197,11 @@ async fn serve_queue(worker: Rc<Worker>, shared: Arc<Shared>) {
         queue::EVENT => event_queue::serve(worker, shared.events.clone()).await,
         _ => {
             let view = View::new(shared.directory.clone());
-            let parse = |chain: &mut _, shape| request::parse(&dma, shared.config.layout(), chain, shape);
+            let transport = worker.transport().clone();
+            let parse = |chain: &mut _, shape| {
+                let format = request::Format::new(shared.config.layout(), &transport);
+                request::parse(&dma, format, chain, shape)
+            };
             serve(worker, parse, |token, body| request::run(view.current(), token, body)).await;
         }
     }
@@ -198,7 +215,8 @@ impl Shared {
 
 impl Device for Shared {
     fn features(&self) -> u64 {
-        feature::SCSI_HOTPLUG | feature::SCSI_CHANGE
+        let protection = if self.protection { feature::SCSI_T10_PI } else { 0 };
+        feature::SCSI_INOUT | feature::SCSI_HOTPLUG | feature::SCSI_CHANGE | protection
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {

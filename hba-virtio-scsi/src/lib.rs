@@ -25,4 +25,5 @@ mod token;
 mod transport;
 mod worker;
 
+pub use function::Interface;
 pub use hba::{Error, MAX_REQUEST_QUEUES, Options, VirtioScsi};

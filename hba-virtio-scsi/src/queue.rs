@@ -1,10 +1,11 @@
 //! One virtqueue as vCPU threads and its worker share it.
 
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::mem::Dma;
 use devices::scsi::{Lun, Tag};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::ring::{Chain, ChainError, MAX_CHAIN, Ring, RingAddress, RingError};
@@ -71,8 +72,15 @@ pub(crate) struct Queue {
     doorbell: Arc<EventFd>,
     vector: AtomicU16,
     running: AtomicBool,
+    /// Where the driver's available index is while the queue runs, else [`NOWHERE`]; and how far chains were taken. For
+    /// looks without the lock.
+    index_at: AtomicU64,
+    taken: AtomicU16,
     state: Mutex<State>,
 }
+
+/// No guest address: the whole index would have to fit below.
+const NOWHERE: u64 = u64::MAX;
 
 struct State {
     ring: Option<Ring>,
@@ -89,6 +97,8 @@ impl Queue {
             doorbell: Arc::new(EventFd::new(EFD_NONBLOCK)?),
             vector: AtomicU16::new(NO_VECTOR),
             running: AtomicBool::new(false),
+            index_at: AtomicU64::new(NOWHERE),
+            taken: AtomicU16::new(0),
             state: Mutex::new(state),
         })
     }
@@ -122,6 +132,8 @@ impl Queue {
     pub(crate) fn start(&self, at: RingAddress, event_idx: bool) -> Result<(), RingError> {
         let ring = Ring::new(at, event_idx)?;
         let mut state = self.lock();
+        self.taken.store(ring.position(), Ordering::Relaxed);
+        self.index_at.store(ring.index_at(), Ordering::Relaxed);
         state.ring = Some(ring);
         self.running.store(true, Ordering::Relaxed);
         drop(state);
@@ -140,6 +152,7 @@ impl Queue {
     fn halt(&self, state: &mut State) {
         state.ring = None;
         self.running.store(false, Ordering::Relaxed);
+        self.index_at.store(NOWHERE, Ordering::Relaxed);
     }
 
     /// Takes the next chain and lets `parse` look at it. When there is none and `arm` is set, asks the driver to
@@ -154,8 +167,9 @@ impl Queue {
     ) -> Result<Next<T>, RingError> {
         let mut state = self.lock();
         let result = state.take(&self.dma, arm, chain, parse);
-        if result.is_err() {
-            self.halt(&mut state);
+        match &state.ring {
+            Some(ring) if result.is_ok() => self.taken.store(ring.position(), Ordering::Relaxed),
+            _ => self.halt(&mut state),
         }
         result
     }
@@ -170,11 +184,15 @@ impl Queue {
         result
     }
 
-    /// Whether a chain waits to be taken.
+    /// Whether a chain waits to be taken. A look without the lock, for the queue's worker, which alone takes chains.
     pub(crate) fn has_waiting(&self) -> bool {
-        let state = self.lock();
+        let at = self.index_at.load(Ordering::Relaxed);
+        if at == NOWHERE {
+            return false;
+        }
         // What cannot be read is found out when it is taken.
-        state.ring.as_ref().is_some_and(|ring| ring.waiting(&self.dma).map_or(true, |count| count > 0))
+        let index = self.dma.ram().ok().and_then(|ram| ram.load(GuestAddress(at), Ordering::Acquire).ok());
+        index.is_none_or(|index| u16::from_le(index) != self.taken.load(Ordering::Relaxed))
     }
 
     /// Tells the driver that its doorbells are not needed while the worker is busy.

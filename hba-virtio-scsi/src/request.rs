@@ -7,7 +7,8 @@ use std::rc::Rc;
 
 use devices::mem::Dma;
 use devices::scsi::{
-    Cdb, DataBuffers, MAX_SENSE, Residual, ScsiReply, ScsiRequest, Tag, TaskAttribute, TransportFault,
+    Cdb, DataBuffers, MAX_SENSE, ProtectionBuffers, Residual, ScsiReply, ScsiRequest, Tag, TaskAttribute,
+    TransportFault,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -16,8 +17,9 @@ use crate::directory::Snapshot;
 use crate::lun::{self, Address};
 use crate::queue::TaskId;
 use crate::ring::{Chain, ChainError};
-use crate::spec::{CmdRequest, CmdResponse, Response};
+use crate::spec::{CmdProtection, CmdRequest, CmdResponse, Response, feature};
 use crate::token::{ChainToken, ResponseArea, window};
+use crate::transport::Transport;
 use crate::worker::Parsed;
 
 const REQUEST_HEAD: usize = size_of::<CmdRequest>();
@@ -25,9 +27,26 @@ const RESPONSE_HEAD: usize = size_of::<CmdResponse>();
 /// Offset of the response byte, the last of the fixed part.
 const RESPONSE_AT: usize = RESPONSE_HEAD - 1;
 /// Longest request head with CDB.
-const MAX_HEAD: usize = REQUEST_HEAD + 255;
+const MAX_HEAD: usize = REQUEST_HEAD + size_of::<CmdProtection>() + 255;
 /// Longest response that is ever filled in.
 const MAX_RESPONSE: usize = RESPONSE_HEAD + MAX_SENSE;
+
+/// What the driver and the device agreed on, as far as requests are concerned.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Format {
+    layout: Layout,
+    /// VIRTIO_SCSI_F_T10_PI
+    protection: bool,
+    /// VIRTIO_SCSI_F_INOUT
+    both_ways: bool,
+}
+
+impl Format {
+    pub(crate) fn new(layout: Layout, transport: &Transport) -> Self {
+        let protection = transport.has(feature::SCSI_T10_PI);
+        Self { layout, protection, both_ways: transport.has(feature::SCSI_INOUT) }
+    }
+}
 
 /// A command as it goes to a target.
 #[derive(Debug)]
@@ -38,19 +57,21 @@ pub(crate) struct Command {
     offered_in: u64,
     /// Length of the response with its sense area.
     response_len: usize,
+    /// Protection information lies between response and data.
+    protected: bool,
 }
 
 /// Looks at a chain of a request queue. A body of `None` is a request that can only be answered with FAILURE.
 pub(crate) fn parse(
     dma: &Dma,
-    layout: Layout,
+    format: Format,
     chain: &Chain,
     shape: Result<(), ChainError>,
 ) -> Parsed<Option<Command>> {
-    let response_len = RESPONSE_HEAD + layout.sense_size as usize;
+    let response_len = RESPONSE_HEAD + format.layout.sense_size as usize;
     let response = ResponseArea::of(&chain.writable, response_len as u64);
     let body = match shape {
-        Ok(()) if response.len() == response_len as u64 => command(dma, layout, chain, response_len),
+        Ok(()) if response.len() == response_len as u64 => command(dma, format, chain, response_len),
         Ok(()) => Err("the writable part is shorter than a response".to_owned()),
         Err(error) => Err(error.to_string()),
     };
@@ -59,17 +80,34 @@ pub(crate) fn parse(
     Parsed { response, response_at: RESPONSE_AT, task, body }
 }
 
-fn command(dma: &Dma, layout: Layout, chain: &Chain, response_len: usize) -> Result<Command, String> {
+fn command(dma: &Dma, format: Format, chain: &Chain, response_len: usize) -> Result<Command, String> {
     let mut head = [0; MAX_HEAD];
-    let head_len = (REQUEST_HEAD + layout.cdb_size as usize).min(MAX_HEAD);
+    let more = if format.protection { size_of::<CmdProtection>() } else { 0 };
+    let head_len = (REQUEST_HEAD + more + format.layout.cdb_size as usize).min(MAX_HEAD);
     let head = head.get_mut(..head_len).unwrap_or_default();
     read_start(dma, &chain.readable, head)?;
-    let (fixed, cdb) = CmdRequest::read_from_prefix(head).map_err(|_| "no request".to_owned())?;
-    let out = window(&chain.readable, head_len as u64, u64::MAX);
-    let data_out = dma.from_guest(out).map_err(|error| error.to_string())?;
-    let into = window(&chain.writable, response_len as u64, u64::MAX);
-    let data_in = dma.to_guest(into).map_err(|error| error.to_string())?;
-    if !data_out.is_empty() && !data_in.is_empty() {
+    let (fixed, rest) = CmdRequest::read_from_prefix(head).map_err(|_| "no request".to_owned())?;
+    let (protection, cdb) = match format.protection {
+        true => CmdProtection::read_from_prefix(rest).map_err(|_| "no request".to_owned())?,
+        false => (CmdProtection::default(), rest),
+    };
+    let (pi_out, pi_in) = (protection.pi_bytesout.get(), protection.pi_bytesin.get());
+    let from = |at: u64, len: u64| {
+        dma.from_guest(window(&chain.readable, at, len)).map_err(|error| error.to_string())
+    };
+    let into =
+        |at: u64, len: u64| dma.to_guest(window(&chain.writable, at, len)).map_err(|error| error.to_string());
+    let (out_at, in_at) = (head_len as u64, response_len as u64);
+    let (protection_out, protection_in) = (from(out_at, pi_out.into())?, into(in_at, pi_in.into())?);
+    if protection_out.len() < pi_out.into() || protection_in.len() < pi_in.into() {
+        return Err("less protection information than announced".to_owned());
+    }
+    let any = pi_out > 0 || pi_in > 0;
+    let apart = || Box::new(ProtectionBuffers { data_out: protection_out, data_in: protection_in });
+    let protection = any.then(apart);
+    let data_out = from(out_at + u64::from(pi_out), u64::MAX)?;
+    let data_in = into(in_at + u64::from(pi_in), u64::MAX)?;
+    if !format.both_ways && !data_out.is_empty() && !data_in.is_empty() {
         return Err("data in both directions without VIRTIO_SCSI_F_INOUT".to_owned());
     }
     let address = lun::decode(fixed.lun);
@@ -85,9 +123,10 @@ fn command(dma: &Dma, layout: Layout, chain: &Chain, response_len: usize) -> Res
         attribute: attribute(fixed.task_attr),
         // Priority is a field of 4 bits (SAM-6, 8.7).
         priority: fixed.prio & 0xf,
-        data: DataBuffers { data_out, data_in },
+        data: DataBuffers { data_out, data_in, protection },
     };
-    Ok(Command { address, request, offered_out, offered_in, response_len })
+    let protected = pi_in > 0;
+    Ok(Command { address, request, offered_out, offered_in, response_len, protected })
 }
 
 /// Copies the first bytes of the readable part, once.
@@ -128,7 +167,7 @@ impl Command {
 /// Carries a command out and answers it.
 pub(crate) async fn run(targets: Rc<Snapshot>, token: ChainToken, command: Option<Command>) {
     let Some(command) = command else { return token.fail() };
-    let Command { address, request, offered_out, offered_in, response_len } = command;
+    let Command { address, request, offered_out, offered_in, response_len, protected } = command;
     let nexus = match address {
         Some(Address::Unit { target, .. }) => targets.get(target),
         // Any target can tell; the first does.
@@ -152,7 +191,8 @@ pub(crate) async fn run(targets: Rc<Snapshot>, token: ChainToken, command: Optio
     if moved_in > 0 && response_len <= MAX_RESPONSE {
         // What is reported as written has no gaps: the unused part of the sense area is zeroed (2.7.8.2).
         len = response_len;
-        used = (response_len as u64).saturating_add(moved_in);
+        // How much of the protection information was written is the target's affair; less than was is allowed.
+        used = (response_len as u64).saturating_add(if protected { 0 } else { moved_in });
     }
     let response = response.get(..len.min(response_len)).unwrap_or_default();
     token.complete(response, u32::try_from(used).unwrap_or(u32::MAX));
@@ -179,6 +219,9 @@ fn encode(result: &Result<ScsiReply, TransportFault>, offered: u64) -> ([u8; MAX
                 TransportFault::Aborted => Response::Aborted,
                 TransportFault::Reset => Response::Reset,
                 TransportFault::PathLost => Response::TransportFailure,
+                TransportFault::Busy => Response::Busy,
+                TransportFault::TargetFailure => Response::TargetFailure,
+                TransportFault::NexusFailure => Response::NexusFailure,
             };
             (head(response, 0, offered, 0), &[][..])
         }
@@ -197,5 +240,28 @@ fn head(response: Response, status: u8, residual: u64, sense_len: usize) -> CmdR
         status_qualifier: 0.into(),
         status,
         response: response as u8,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a nexus says of a command without a status, and the response values of 5.6.6.1.
+    #[test]
+    fn each_fault_has_its_response() {
+        for (fault, response) in [
+            (TransportFault::Aborted, 2),
+            (TransportFault::NoTarget, 3),
+            (TransportFault::Reset, 4),
+            (TransportFault::Busy, 5),
+            (TransportFault::PathLost, 6),
+            (TransportFault::TargetFailure, 7),
+            (TransportFault::NexusFailure, 8),
+        ] {
+            let (bytes, len) = encode(&Err(fault), 0x1234);
+            let expected = [0, 0, 0, 0, 0x34, 0x12, 0, 0, 0, 0, 0, response];
+            assert_eq!(bytes.get(..len), Some(&expected[..]), "{fault:?}");
+        }
     }
 }

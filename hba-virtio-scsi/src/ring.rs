@@ -167,6 +167,11 @@ impl Ring {
         self.queue.next_avail()
     }
 
+    /// Guest address of the driver's index of the available ring: after its flags (2.7.6).
+    pub(crate) fn index_at(&self) -> u64 {
+        self.queue.avail_ring().wrapping_add(2)
+    }
+
     /// How many chains the driver has made available and the device not taken.
     pub(crate) fn waiting(&self, dma: &Dma) -> Result<u16, RingError> {
         let idx = self.queue.avail_idx(&**dma.ram()?, Ordering::Acquire).map_err(RingError::Ring)?;

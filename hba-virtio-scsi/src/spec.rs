@@ -16,8 +16,12 @@ pub(crate) mod status {
 
 /// Feature bits (6, 5.6.3).
 pub(crate) mod feature {
+    pub(crate) const SCSI_INOUT: u64 = 1;
     pub(crate) const SCSI_HOTPLUG: u64 = 1 << 1;
     pub(crate) const SCSI_CHANGE: u64 = 1 << 2;
+    pub(crate) const SCSI_T10_PI: u64 = 1 << 3;
+    /// Legacy drivers only (6.3).
+    pub(crate) const ANY_LAYOUT: u64 = 1 << 27;
     pub(crate) const RING_INDIRECT_DESC: u64 = 1 << 28;
     pub(crate) const RING_EVENT_IDX: u64 = 1 << 29;
     pub(crate) const VERSION_1: u64 = 1 << 32;
@@ -69,6 +73,38 @@ pub(crate) struct CommonCfg {
     pub(crate) admin_queue_num: U16,
 }
 
+/// The legacy registers (4.1.4.10); the vectors are there only while MSI-X is enabled.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct LegacyCfg {
+    pub(crate) device_features: U32,
+    pub(crate) driver_features: U32,
+    pub(crate) queue_address: U32,
+    pub(crate) queue_size: U16,
+    pub(crate) queue_select: U16,
+    pub(crate) queue_notify: U16,
+    pub(crate) device_status: u8,
+    pub(crate) isr_status: u8,
+    pub(crate) config_msix_vector: U16,
+    pub(crate) queue_msix_vector: U16,
+}
+
+/// Offsets of the legacy registers, and lengths of what comes before the device configuration (4.1.4.10).
+pub(crate) mod legacy {
+    pub(crate) const DRIVER_FEATURES: u64 = 4;
+    pub(crate) const QUEUE_ADDRESS: u64 = 8;
+    pub(crate) const QUEUE_SELECT: u64 = 14;
+    pub(crate) const QUEUE_NOTIFY: u64 = 16;
+    pub(crate) const DEVICE_STATUS: u64 = 18;
+    pub(crate) const ISR: u64 = 19;
+    pub(crate) const CONFIG_VECTOR: u64 = 20;
+    pub(crate) const QUEUE_VECTOR: u64 = 22;
+    pub(crate) const HEADER: u64 = 20;
+    pub(crate) const HEADER_WITH_VECTORS: u64 = 24;
+    /// Unit of a queue's address, and alignment of its used ring (4.1.5.1.3.1).
+    pub(crate) const PAGE: u64 = 4096;
+}
+
 /// Device configuration (5.6.4).
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -114,6 +150,15 @@ pub(crate) struct CmdRequest {
     pub(crate) crn: u8,
 }
 
+/// What follows [`CmdRequest`] with VIRTIO_SCSI_F_T10_PI, before the CDB: that is where Linux's driver and vhost-scsi have
+/// it. The standard's structure has it after the CDB (5.6.6.1), where no driver is known to.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct CmdProtection {
+    pub(crate) pi_bytesout: U32,
+    pub(crate) pi_bytesin: U32,
+}
+
 /// The fixed head of a response, before the sense area of `sense_size` bytes (5.6.6.1).
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -135,7 +180,10 @@ pub(crate) enum Response {
     Aborted = 2,
     BadTarget = 3,
     Reset = 4,
+    Busy = 5,
     TransportFailure = 6,
+    TargetFailure = 7,
+    NexusFailure = 8,
     Failure = 9,
     FunctionSucceeded = 10,
     FunctionRejected = 11,

@@ -13,6 +13,7 @@ mod messages;
 mod scsi;
 mod scsi_host;
 mod virtio;
+mod virtio_soak;
 
 use testbed::runner::Test;
 
@@ -70,6 +71,17 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "virtio-hotplug-12", run: virtio::hotplug_kernel12 },
     Test { name: "virtio-hotplug-13", run: virtio::hotplug_kernel13 },
     Test { name: "soak-virtio-hotplug-500", run: virtio::hotplug_many },
+    Test { name: "virtio-legacy-12", run: virtio::legacy_kernel12 },
+    Test { name: "virtio-legacy-13", run: virtio::legacy_kernel13 },
+    Test { name: "virtio-unbind-ten", run: virtio_soak::unbind },
+    Test { name: "virtio-reload-ten", run: virtio_soak::reload },
+    Test { name: "virtio-resets-four", run: virtio_soak::resets },
+    Test { name: "virtio-recovery", run: virtio_soak::recovery },
+    Test { name: "virtio-stall", run: virtio_soak::stall },
+    Test { name: "virtio-scale", run: virtio_soak::scale },
+    Test { name: "soak-virtio-unbind-100", run: virtio_soak::unbind_100 },
+    Test { name: "soak-virtio-reload-100", run: virtio_soak::reload_100 },
+    Test { name: "soak-virtio-resets-30", run: virtio_soak::resets_30 },
     Test { name: "scsi-identity", run: scsi::identity },
     Test { name: "scsi-medium", run: scsi::medium },
     Test { name: "scsi-wipe", run: scsi::wipe },

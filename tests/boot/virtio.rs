@@ -6,6 +6,7 @@ use testbed::guest::{Disk, Vmm};
 use testbed::kernel::Debian;
 
 use super::hotplug::{self, Place};
+use super::messages;
 
 /// Each vCPU has a queue, and uses it; two I/O threads serve them.
 pub(crate) fn queues(bed: &Bed, vmm: Vmm) -> Result<()> {
@@ -44,4 +45,46 @@ fn hotplug_rounds(bed: &Bed, vmm: Vmm, debian: Debian, rounds: u32) -> Result<()
     }
     let guest = bed.guest().vmm(vmm).kernel(debian).cpus(2).disk(Disk::empty("1G"));
     hotplug::run(bed, guest, &Place { channel: 0, rescans: false }, rounds)
+}
+
+pub(crate) fn legacy_kernel12(bed: &Bed, vmm: Vmm) -> Result<()> {
+    legacy(bed, vmm, Debian::Bookworm)
+}
+
+pub(crate) fn legacy_kernel13(bed: &Bed, vmm: Vmm) -> Result<()> {
+    legacy(bed, vmm, Debian::Trixie)
+}
+
+/// The driver through the legacy registers: of a device that has no others, and of one that has both.
+fn legacy(bed: &Bed, vmm: Vmm, debian: Debian) -> Result<()> {
+    if vmm == Vmm::Qemu {
+        return Ok(());
+    }
+    let script = format!(
+        "set -e
+         disk=$(readlink -f /dev/at/0:0:0:0)
+         dd if=/dev/urandom of=/tmp/data bs=1M count=8 2>/dev/null
+         dd if=/tmp/data of=$disk bs=64k oflag=direct 2>/dev/null
+         dd if=$disk of=/tmp/back bs=64k count=128 iflag=direct 2>/dev/null
+         cmp /tmp/data /tmp/back
+         echo FEATURES $(cat /sys/bus/virtio/drivers/virtio_scsi/virtio*/features)
+         grep virtio /proc/interrupts
+         {}",
+        messages::SHOW
+    );
+    for (interface, word) in
+        [("legacy", ""), ("transitional", "virtio_pci.force_legacy=1"), ("transitional", "")]
+    {
+        let guest = bed.guest().vmm(vmm).kernel(debian).cpus(2).disk(Disk::empty("64M"));
+        let guest = guest.hba_key("interface", interface).cmdline(word).script(&script);
+        let output = guest.spawn()?.finish_script(300)?;
+        let features = output.lines().find_map(|line| line.trim().strip_prefix("FEATURES "));
+        let modern = interface == "transitional" && word.is_empty();
+        // VIRTIO_F_VERSION_1 is bit 32.
+        let version_1 = features.and_then(|bits| bits.chars().nth(32)) == Some('1');
+        ensure!(version_1 == modern, "{interface} {word}: features {features:?}");
+        ensure!(output.contains("-request"), "no MSI-X:\n{output}");
+        messages::check(&output)?;
+    }
+    Ok(())
 }

@@ -33,8 +33,7 @@ pub fn memory(bed: &Bed, rounds: u32, which: &[Vmm]) -> Result<()> {
         let mut vm = guest.spawn()?;
         vm.wait_for("TESTBED READY", PATIENCE)?;
         std::thread::sleep(Duration::from_secs(3));
-        let smaps = bed.host().get(&format!("/proc/{}/smaps", vm.pid()))?;
-        let kib = anonymous(&String::from_utf8_lossy(&smaps))?;
+        let kib = own_memory(bed, vm.pid())?;
         vm.kill()?;
         Ok(kib as f64)
     };
@@ -72,6 +71,12 @@ fn compare(
         println!("{what}: ratio {:.3}", ours / qemu);
     }
     Ok(())
+}
+
+/// The memory of a VMM's process in KiB, without that of its guest.
+pub fn own_memory(bed: &Bed, pid: u32) -> Result<u64> {
+    let smaps = bed.host().get(&format!("/proc/{pid}/smaps"))?;
+    anonymous(&String::from_utf8_lossy(&smaps))
 }
 
 /// The sum, in KiB, of the anonymous memory of all mappings but the guest's own memory.

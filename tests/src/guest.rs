@@ -220,7 +220,7 @@ impl<'a> Guest<'a> {
         self
     }
 
-    /// Adds a disk. They get targets 0, 1, 2, ... of their HBA in this order.
+    /// Adds a disk. They get targets 0, 1, 2, ... of their HBA in this order, unless they have one set.
     pub fn disk(mut self, disk: Disk) -> Self {
         self.disks.push(disk);
         self
@@ -347,13 +347,18 @@ impl<'a> Guest<'a> {
                 HbaKind::Virtio => &mut virtio,
                 HbaKind::Megasas => &mut megasas,
             };
+            let mut more = disk.more.clone();
+            let target = match more.remove("target").and_then(|target| target.as_integer()) {
+                Some(target) => u32::try_from(target)?,
+                None => u32::try_from(hba.lun.len())?,
+            };
             hba.lun.push(Lun {
-                target: u32::try_from(hba.lun.len())?,
+                target,
                 kind: disk.kind.into(),
                 image,
                 format: disk.format.into(),
                 cache: disk.cache.clone(),
-                more: disk.more.clone(),
+                more,
             });
         }
         Ok([virtio, megasas].into_iter().filter(|hba| !hba.lun.is_empty()).collect())

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 use vmm::config::schema::{Key, Kind, ROOT, Status};
-use vmm::config::{Cache, Config, Controller, Device, Host, Restart, Serial, parse};
+use vmm::config::{Cache, Config, Controller, Device, Host, Restart, Serial, VirtioScsi, parse};
 
 fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -68,7 +68,7 @@ fn the_examples_mean_what_their_comments_say() {
     let storage = example("storage.toml");
     assert_eq!(storage.vm.on_reset, Restart::Exit);
     assert!(matches!(storage.serial, Serial::File(_)));
-    assert_eq!(storage.hbas[1].controller, Controller::VirtioScsi { queues: 8 });
+    assert_eq!(storage.hbas[1].controller, Controller::VirtioScsi(VirtioScsi::with_queues(8)));
     let addresses: Vec<_> = storage.hbas[1].luns.iter().map(|lun| (lun.target, lun.lun)).collect();
     assert_eq!(addresses, [(4, 0), (4, 1), (0, 0)]);
 }

@@ -33,11 +33,11 @@ mod target;
 mod tasks;
 mod unit;
 
-pub use disk::{Disk, DiskConfig, DiskError, Image};
+pub use disk::{Disk, DiskConfig, DiskError, Image, ProtectionType};
 pub use nexus::Nexus;
 pub use request::{
-    Cdb, DataBuffers, Lun, MAX_CDB, MAX_SENSE, Residual, ScsiReply, ScsiRequest, Sense, Status, Tag,
-    TaskAttribute, TransportFault,
+    Cdb, DataBuffers, Lun, MAX_CDB, MAX_SENSE, ProtectionBuffers, Residual, ScsiReply, ScsiRequest, Sense,
+    Status, Tag, TaskAttribute, TransportFault,
 };
 pub use target::{AttachError, PortEvents, Target, TargetGroup, TaskManagement, TaskManagementReply};
 pub use unit::LogicalUnit;

@@ -1,6 +1,7 @@
 //! The I_T nexus: where commands and task management functions of one initiator port arrive.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -70,15 +71,21 @@ impl Nexus {
         let order = unit.logical.attribute(&cdb, attribute);
         let outcome = match unit.tasks.enter(self.id, tag, order) {
             None => Err(Failure::Status(Status::TaskSetFull)),
-            Some(task) => match task.run(self.serve(io, &path, attribute, &cdb, data)).await {
-                Ok(outcome) => outcome,
-                Err(why) => {
-                    // The command's work is dropped, the kernel's part of it perhaps not yet done.
-                    io.quiesce().await;
-                    drop(task);
-                    ended(why)?
+            Some(task) => {
+                let result = {
+                    let mut work = pin!(self.serve(io, &path, attribute, &cdb, data));
+                    task.run(work.as_mut()).await
+                };
+                match result {
+                    Ok(outcome) => outcome,
+                    Err(why) => {
+                        // The command's work is dropped, the kernel's part of it perhaps not yet done.
+                        io.quiesce().await;
+                        drop(task);
+                        ended(why)?
+                    }
                 }
-            },
+            }
         };
         Ok(reply(outcome, offered, unit.logical.descriptor_sense()))
     }

@@ -70,20 +70,43 @@ pub struct DataBuffers {
     pub data_out: FromGuest,
     /// Data-in: to the initiator.
     pub data_in: ToGuest,
+    /// Protection information, where the transport moves it apart from the blocks.
+    pub protection: Option<Box<ProtectionBuffers>>,
+}
+
+/// Buffers for protection information apart from the data.
+#[derive(Debug)]
+pub struct ProtectionBuffers {
+    /// What goes with data-out.
+    pub data_out: FromGuest,
+    /// What goes with data-in.
+    pub data_in: ToGuest,
 }
 
 impl DataBuffers {
     /// No data either way.
     pub fn none() -> Self {
-        Self { data_out: FromGuest::empty(), data_in: ToGuest::empty() }
+        Self::new(FromGuest::empty(), ToGuest::empty())
+    }
+    /// Data either way, protection information among it if there is any.
+    pub fn new(data_out: FromGuest, data_in: ToGuest) -> Self {
+        Self { data_out, data_in, protection: None }
+    }
+    /// Room for protection information to the initiator, in bytes.
+    pub(crate) fn protection_in(&self) -> u64 {
+        self.protection.as_ref().map_or(0, |protection| protection.data_in.len())
+    }
+    /// Protection information from the initiator, in bytes.
+    pub(crate) fn protection_out(&self) -> u64 {
+        self.protection.as_ref().map_or(0, |protection| protection.data_out.len())
     }
     /// Data to the initiator.
     pub fn to_initiator(data_in: ToGuest) -> Self {
-        Self { data_out: FromGuest::empty(), data_in }
+        Self::new(FromGuest::empty(), data_in)
     }
     /// Data from the initiator.
     pub fn from_initiator(data_out: FromGuest) -> Self {
-        Self { data_out, data_in: ToGuest::empty() }
+        Self::new(data_out, ToGuest::empty())
     }
 }
 
@@ -190,4 +213,10 @@ pub enum TransportFault {
     Reset,
     /// The path to the target is down.
     PathLost,
+    /// It failed for now: the same again is likely to work.
+    Busy,
+    /// The target fails, on whatever path.
+    TargetFailure,
+    /// This nexus fails; another path may do better.
+    NexusFailure,
 }

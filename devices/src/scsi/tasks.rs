@@ -4,7 +4,7 @@
 //! each of entering and leaving; slots and their signals are reused, so a warm command allocates nothing.
 
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
@@ -243,10 +243,10 @@ impl Tasks {
 }
 
 impl Task<'_> {
-    /// Does `work` once the task set allows it. When the command is ended from outside, `work` is dropped wherever it
-    /// is and the reason returned.
-    pub(crate) async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Ended> {
-        let mut work = pin!(work);
+    /// Does `work` once the task set allows it. When the command is ended from outside, the reason is returned with
+    /// `work` wherever it is; the caller drops it then. It stays with the caller because a future that takes another one
+    /// holds it twice.
+    pub(crate) async fn run<T>(&self, mut work: Pin<&mut impl Future<Output = T>>) -> Result<T, Ended> {
         poll_fn(|cx| {
             loop {
                 if let Some(why) = self.signal.ended() {
@@ -278,6 +278,7 @@ impl Drop for Task<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
     use std::task::Context;
 
     use super::*;
@@ -292,7 +293,8 @@ mod tests {
 
     /// Whether the command may work now.
     fn is_running(task: &Task<'_>) -> bool {
-        let work = pin!(task.run(async {}));
+        let mut work = pin!(async {});
+        let work = pin!(task.run(work.as_mut()));
         work.poll(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 
@@ -334,7 +336,8 @@ mod tests {
         assert!(!c_runs);
         set.end(|_, tag| (tag == Tag(2)).then_some(Ended::Aborted));
         {
-            let work = pin!(b.run(async {}));
+            let mut work = pin!(async {});
+            let work = pin!(b.run(work.as_mut()));
             let end = work.poll(&mut Context::from_waker(Waker::noop()));
             assert_eq!(end, Poll::Ready(Err(Ended::Aborted)));
         }
@@ -352,7 +355,8 @@ mod tests {
             set.end(|_, _| Some(Ended::Reset));
             Poll::<()>::Pending
         });
-        let run = pin!(task.run(work));
+        let mut work = pin!(work);
+        let run = pin!(task.run(work.as_mut()));
         assert_eq!(run.poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(Ended::Reset)));
     }
 

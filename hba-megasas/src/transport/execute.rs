@@ -209,9 +209,7 @@ fn buffers(opcode: u8, data: SgList) -> DataBuffers {
         0x08 | 0x28 | 0x88 | 0xa8 => DataBuffers::to_initiator(ToGuest::new(data)),
         0x0a | 0x2a | 0x8a | 0xaa => DataBuffers::from_initiator(FromGuest::new(data)),
         _ if data.is_empty() => DataBuffers::none(),
-        _ => {
-            DataBuffers { data_out: FromGuest::new(data.window(0, data.len())), data_in: ToGuest::new(data) }
-        }
+        _ => DataBuffers::new(FromGuest::new(data.window(0, data.len())), ToGuest::new(data)),
     }
 }
 

@@ -26,7 +26,7 @@ pub(super) struct Registers {
 /// What the driver programmed for one queue.
 #[derive(Clone, Debug)]
 pub(super) struct QueueRegisters {
-    at: RingAddress,
+    pub(super) at: RingAddress,
     enabled: bool,
     /// The queue is stopped and commands of it are still in flight.
     pub(super) draining: bool,
@@ -35,6 +35,15 @@ pub(super) struct QueueRegisters {
 impl QueueRegisters {
     pub(super) fn new(size: u16) -> Self {
         Self { at: RingAddress { size, desc: 0, driver: 0, device: 0 }, enabled: false, draining: false }
+    }
+
+    /// Sets the place of a queue and enables it, unless it is enabled or not yet at rest.
+    pub(super) fn place(&mut self, at: RingAddress) -> bool {
+        let free = !self.enabled && !self.draining;
+        if free {
+            (self.at, self.enabled) = (at, true);
+        }
+        free
     }
 }
 
@@ -51,6 +60,18 @@ impl Registers {
             resetting: false,
             aborting: false,
         }
+    }
+
+    pub(super) fn queue_select(&self) -> u16 {
+        self.queue_select
+    }
+
+    pub(super) fn driver_features(&self) -> u64 {
+        self.driver_features
+    }
+
+    pub(super) fn set_driver_features(&mut self, features: u64) {
+        self.driver_features = features;
     }
 
     fn selected(&mut self) -> Option<&mut QueueRegisters> {
@@ -169,7 +190,9 @@ impl Transport {
                 }
             }
             28 if value == 1 => self.enable_queue(registers),
-            58 if value == 1 && self.has(feature::RING_RESET) => self.reset_queue(registers),
+            58 if value == 1 && self.has(feature::RING_RESET) => {
+                self.reset_queue(registers, registers.queue_select);
+            }
             _ => {}
         }
     }
@@ -187,10 +210,11 @@ impl Transport {
         }
     }
 
-    fn reset_queue(&self, registers: &mut Registers) {
-        let index = registers.queue_select;
-        let Some(queue) = self.queues.get(usize::from(index)) else { return };
-        let Some(state) = registers.selected().filter(|state| state.enabled && !state.draining) else {
+    pub(super) fn reset_queue(&self, registers: &mut Registers, index: u16) {
+        let index_at = usize::from(index);
+        let Some(queue) = self.queues.get(index_at) else { return };
+        let Some(state) = registers.queues.get_mut(index_at).filter(|state| state.enabled && !state.draining)
+        else {
             return;
         };
         state.draining = !queue.stop();
@@ -236,7 +260,7 @@ impl Transport {
     }
 
     /// Starts a queue that the driver enabled.
-    fn start_queue(&self, registers: &mut Registers, index: u16) {
+    pub(super) fn start_queue(&self, registers: &mut Registers, index: u16) {
         let (Some(state), Some(queue)) =
             (registers.queues.get(usize::from(index)), self.queues.get(usize::from(index)))
         else {

@@ -28,6 +28,11 @@ impl Isr {
         let _ = self.signal.set(signal);
     }
 
+    /// Whether MSI-X is enabled.
+    pub(super) fn has_messages(&self) -> bool {
+        self.signal.get().is_some_and(|signal| signal.has_messages())
+    }
+
     /// A queue interrupt. The status bit is for drivers without MSI-X only (4.1.4.5.1).
     pub(super) fn queue(&self, vector: u16) {
         let Some(signal) = self.signal.get() else { return };

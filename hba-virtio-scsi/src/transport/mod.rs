@@ -1,4 +1,4 @@
-//! Virtio over PCI, modern (4.1): the registers, the life of the device, interrupts. Knows no SCSI.
+//! Virtio over PCI (4.1), modern and legacy: the registers, the life of the device, interrupts. Knows no SCSI.
 //!
 //! ```text
 //!   vCPU ── register access ──> Transport ── start, stop ──> Queue <── take, flush ── Worker (I/O thread)
@@ -12,6 +12,7 @@
 mod bar;
 mod common;
 mod isr;
+mod legacy;
 #[cfg(test)]
 mod tests;
 
@@ -234,6 +235,7 @@ impl Transport {
             *state = common::QueueRegisters::new(self.limits.queue_size);
             queue.set_vector(NO_VECTOR);
         }
+        self.quiet.notify_all();
     }
 
     fn lock(&self) -> MutexGuard<'_, Registers> {

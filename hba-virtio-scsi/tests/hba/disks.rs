@@ -173,6 +173,22 @@ fn residuals_and_overruns() {
     assert_eq!(u32::from(inquiry.data[4]) + 5, 255 - inquiry.residual, "additional length agrees");
 }
 
+/// VIRTIO_SCSI_F_INOUT. No command of a disk moves data both ways, so one of the buffers is residual as a whole (5.6.6.1).
+#[test]
+fn data_both_ways_with_the_feature() {
+    let mut bench = Bench::new(one(), 1, 1);
+    let guest = &mut bench.guest;
+    let reply = guest.command(2, lun(5, 0), &[0x12, 0, 0, 0, 96, 0], &[7; 16], 96);
+    assert_eq!((reply.response, reply.status, reply.residual), (0, 0, 16));
+    assert_eq!((&reply.data[8..11], reply.used), (&b"ACM"[..], 108 + 96));
+    let reply = guest.command(2, lun(5, 0), &write10(0, 1), &[0x5a; 512], 8);
+    assert_eq!((reply.response, reply.status, reply.residual, reply.used), (0, 0, 8, 12));
+    assert_eq!(reply.data, [0xdd; 8]);
+    assert_eq!(guest.command(2, lun(5, 0), &read10(0, 1), &[], 512).data, [0x5a; 512]);
+    let reply = guest.command(2, lun(6, 0), &[0; 6], &[1; 8], 8);
+    assert_eq!((reply.response, reply.residual), (3, 16), "nothing moved either way");
+}
+
 #[test]
 fn sense_data_comes_with_the_response() {
     let mut bench = Bench::new(one(), 1, 0);

@@ -74,6 +74,13 @@ pub struct GuestQueue {
     rung_idx: u16,
 }
 
+impl GuestQueue {
+    /// A queue nobody has used yet, with its three parts and its doorbell.
+    pub fn new(index: u16, size: u16, [desc, avail, used]: [u64; 3], notify: u64) -> Self {
+        Self { index, size, desc, avail, used, notify, next_desc: 0, avail_idx: 0, used_idx: 0, rung_idx: 0 }
+    }
+}
+
 /// A part of a chain.
 #[derive(Clone, Copy, Debug)]
 pub struct Part {
@@ -246,19 +253,7 @@ impl Guest {
         self.write(common + 28, &1_u16.to_le_bytes());
         let off = u64::from(self.queue_word(index, 30));
         let notify = self.at.notify + off * self.at.multiplier;
-        let queue = GuestQueue {
-            index,
-            size,
-            desc,
-            avail,
-            used,
-            notify,
-            next_desc: 0,
-            avail_idx: 0,
-            used_idx: 0,
-            rung_idx: 0,
-        };
-        self.queues.push(queue);
+        self.queues.push(GuestQueue::new(index, size, [desc, avail, used], notify));
     }
 
     /// The whole initialisation, all queues at `size`, one vector each (0 is for configuration changes).

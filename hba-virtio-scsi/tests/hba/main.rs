@@ -10,8 +10,11 @@
 )]
 
 mod commands;
+mod conformance;
 mod disks;
 mod events;
 mod guest;
 mod hostile;
+mod legacy;
+mod protection;
 mod registers;

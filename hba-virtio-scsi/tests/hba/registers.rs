@@ -47,9 +47,10 @@ fn offers_what_the_standard_needs_and_nothing_it_cannot_do() {
     let options = Options { request_queues: 4, ..Options::default() };
     let with = guest(Options { access_platform: true, ..options });
     let without = guest(options);
-    let features = HOTPLUG | CHANGE | INDIRECT | EVENT_IDX | VERSION_1 | RING_RESET;
+    let features = 1 | HOTPLUG | CHANGE | INDIRECT | EVENT_IDX | VERSION_1 | RING_RESET;
     assert_eq!(without.offered(), features);
     assert_eq!(with.offered(), features | 1 << 33);
+    assert_eq!(self::guest(Options { protection: true, ..options }).offered(), features | 8);
     without.write(without.at.common, &2_u32.to_le_bytes());
     assert_eq!(without.read::<4>(without.at.common + 4), [0; 4], "no third half");
     assert_eq!(without.read::<2>(without.at.common + 18), [6, 0], "num_queues");
@@ -59,7 +60,7 @@ fn offers_what_the_standard_needs_and_nothing_it_cannot_do() {
 fn features_are_refused_by_clearing_features_ok() {
     let mut guest = guest(Options::default());
     assert!(!guest.negotiate(EVENT_IDX), "without VERSION_1");
-    assert!(!guest.negotiate(VERSION_1 | 1), "INOUT is not on offer");
+    assert!(!guest.negotiate(VERSION_1 | 8), "T10_PI is not on offer without disks that have it");
     assert!(!guest.negotiate(VERSION_1 | 1 << 34), "packed rings are not on offer");
     guest.set_status(3 | 8 | 4);
     assert_eq!(guest.status(), 3, "no DRIVER_OK without FEATURES_OK");

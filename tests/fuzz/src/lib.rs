@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 pub mod megasas;
+pub mod virtio;
 
 use std::future::Future;
 use std::sync::{Arc, OnceLock, mpsc};

@@ -8,7 +8,8 @@ use super::machine::path;
 use super::section::Section;
 use super::types::{
     Cache, Cd, Controller, Device, Discard, Disk, Format, Hba, HbaType, Identity, IoThreads, Lun, LunType,
-    Megasas, MegasasMode, MegasasModel, NoSpace, Polling, Throttle, WritePolicy,
+    Megasas, MegasasMode, MegasasModel, NoSpace, Polling, Protection, Throttle, VirtioInterface, VirtioScsi,
+    WritePolicy,
 };
 
 /// CPUs of a host at most, as far as they can be named here.
@@ -17,6 +18,8 @@ const CPUS: usize = 1024;
 const MEGASAS_TARGETS: u64 = 64;
 /// Keys of a MegaRAID SAS board only.
 const MEGASAS_KEYS: [&str; 6] = ["model", "mode", "write_policy", "serial", "sas_address", "event_log"];
+/// Keys of a virtio-scsi adapter only.
+const VIRTIO_KEYS: [&str; 4] = ["queues", "queue_size", "interface", "io_threads"];
 /// Targets of a virtio-scsi device: one byte of its LUN field (virtio 1.3, 5.6.6.1).
 const VIRTIO_TARGETS: u64 = 256;
 
@@ -73,10 +76,17 @@ fn hba(section: &Section<'_>, id: String, directory: &Path, cpus: u8, errors: &m
         HbaType::VirtioScsi => {
             section.meaningless(&MEGASAS_KEYS, "for type = \"virtio-scsi\"", errors);
             let queues = section.integer("queues").map_or(Some(cpus), |queues| u8::try_from(queues).ok())?;
-            Controller::VirtioScsi { queues }
+            let default = VirtioScsi::with_queues(queues);
+            let queue_size = section.integer("queue_size").and_then(|size| u16::try_from(size).ok());
+            let interface = section.text("interface").and_then(VirtioInterface::named);
+            Controller::VirtioScsi(VirtioScsi {
+                queue_size: queue_size.unwrap_or(default.queue_size),
+                interface: interface.unwrap_or(default.interface),
+                ..default
+            })
         }
         HbaType::Megasas => {
-            section.meaningless(&["queues", "io_threads"], "for type = \"megasas\"", errors);
+            section.meaningless(&VIRTIO_KEYS, "for type = \"megasas\"", errors);
             let luns = luns.as_deref().unwrap_or_default();
             Controller::Megasas(megasas(section, luns, directory, errors))
         }
@@ -88,7 +98,7 @@ fn hba(section: &Section<'_>, id: String, directory: &Path, cpus: u8, errors: &m
 fn threads(section: &Section<'_>, controller: &Controller, errors: &mut Errors) -> IoThreads {
     let default = IoThreads::default();
     let count = section.integer("io_threads").and_then(|count| u8::try_from(count).ok());
-    if let (Controller::VirtioScsi { queues }, Some(count)) = (controller, count)
+    if let (Controller::VirtioScsi(VirtioScsi { queues, .. }), Some(count)) = (controller, count)
         && count > *queues
     {
         let hint = format!("expected at most one for each of its {queues} queues");
@@ -180,6 +190,9 @@ fn luns(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Erro
         if hba == HbaType::Megasas && lun != 0 {
             section.refuse("lun", "expected 0: each disk of a megasas HBA is a target", errors);
         }
+        if hba == HbaType::Megasas && section.integer("protection").is_some_and(|kind| kind != 0) {
+            section.refuse("protection", "expected 0 on a megasas HBA, whose volumes have none", errors);
+        }
         let same = addresses.iter().position(|address| *address == (target, lun));
         if let Some(other) = same.and_then(|same| sections.get(same)) {
             let other = place(&other.origin);
@@ -212,6 +225,8 @@ fn device(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Optio
                 "discard",
                 "on_no_space",
                 "throttle",
+                "protection",
+                "protection_image",
             ];
             section.meaningless(&keys, &with, errors);
             let cache = cache(section);
@@ -240,6 +255,8 @@ fn device(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Optio
                 "discard",
                 "on_no_space",
                 "throttle",
+                "protection",
+                "protection_image",
             ];
             section.meaningless(&keys, &with, errors);
             section.require("image", "a device of the host", errors);
@@ -279,6 +296,7 @@ fn disk(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Option<
         None => section.boolean("discard").unwrap_or(false),
     };
     let image = image?;
+    let protection = protection(section, &image, directory, errors);
     Some(Disk {
         format: format(section, Some(&image), errors),
         image,
@@ -291,7 +309,29 @@ fn disk(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Option<
         discard,
         on_no_space: section.text("on_no_space").and_then(NoSpace::named).unwrap_or(NoSpace::Report),
         throttle: section.sections("throttle").first().map(|section| throttle(section, errors)),
+        protection,
     })
+}
+
+fn protection(
+    section: &Section<'_>,
+    image: &Path,
+    directory: &Path,
+    errors: &mut Errors,
+) -> Option<Protection> {
+    let kind = section.integer("protection").filter(|kind| *kind != 0);
+    if kind.is_none() {
+        section.meaningless(&["protection_image"], "without protection = 1 or 3", errors);
+    }
+    let mut beside = image.as_os_str().to_owned();
+    beside.push(".pi");
+    let image = path(section, "protection_image", directory).unwrap_or_else(|| beside.into());
+    if let (Some(_), Err(reason)) = (kind, host::check_creatable(&image, "file")) {
+        let key =
+            if section.written("protection_image").is_some() { "protection_image" } else { "protection" };
+        section.reject(key, &reason, errors);
+    }
+    Some(Protection { type_3: kind? == 3, image })
 }
 
 fn throttle(section: &Section<'_>, errors: &mut Errors) -> Throttle {

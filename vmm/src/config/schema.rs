@@ -5,7 +5,7 @@
 
 use super::types::{
     Cache, Discard, Format, HbaType, LunType, MegasasMode, MegasasModel, NoSpace, Polling, Restart, RtcBase,
-    SerialMode, WritePolicy,
+    SerialMode, VirtioInterface, WritePolicy,
 };
 
 /// Whether this version builds what a key asks for.
@@ -180,6 +180,8 @@ const HBA: &[Key] = &[
     key("id", Kind::Ascii(32), Built),
     key("type", choice(HbaType::NAMES, &[]), Built),
     key("queues", Kind::Integer(1, 255), Built),
+    key("queue_size", Kind::OneOf(&[4, 8, 16, 32, 64, 128, 256, 512, 1024]), Built),
+    key("interface", choice(VirtioInterface::NAMES, &[]), Built),
     key("io_threads", Kind::Integer(1, 64), Built),
     key("io_cpus", Kind::Text(1), Built),
     key("polling", choice(Polling::NAMES, &[]), Built),
@@ -213,6 +215,8 @@ const LUN: &[Key] = &[
     key("discard", Kind::BoolOrChoice(Choices { names: Discard::NAMES, not_yet: &[] }), Built),
     key("on_no_space", choice(NoSpace::NAMES, &[]), Built),
     key("throttle", Kind::Table(THROTTLE), Built),
+    key("protection", Kind::OneOf(&[0, 1, 3]), Built),
+    key("protection_image", Kind::Path, Built),
 ];
 
 const THROTTLE: &[Key] = &[

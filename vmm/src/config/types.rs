@@ -258,12 +258,39 @@ named! {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Controller {
     /// virtio-scsi
-    VirtioScsi {
-        /// Number of request queues.
-        queues: u8,
-    },
+    VirtioScsi(VirtioScsi),
     /// MegaRAID SAS
     Megasas(Megasas),
+}
+
+/// A virtio-scsi adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VirtioScsi {
+    /// Number of request queues.
+    pub queues: u8,
+    /// Size of each queue on offer, in descriptors: a power of two.
+    pub queue_size: u16,
+    /// Which registers it has.
+    pub interface: VirtioInterface,
+}
+
+impl VirtioScsi {
+    /// One with `queues` request queues and everything else as when nothing is said.
+    pub fn with_queues(queues: u8) -> Self {
+        Self { queues, queue_size: 256, interface: VirtioInterface::Modern }
+    }
+}
+
+named! {
+    /// Register interfaces of a virtio device.
+    VirtioInterface {
+        /// That of version 1 only.
+        Modern = "modern",
+        /// That of version 1, and the legacy one.
+        Transitional = "transitional",
+        /// The legacy one only.
+        Legacy = "legacy",
+    }
 }
 
 /// A MegaRAID SAS board.
@@ -386,6 +413,17 @@ pub struct Disk {
     pub on_no_space: NoSpace,
     /// Limits of rate.
     pub throttle: Option<Throttle>,
+    /// Protection information, and where it is kept.
+    pub protection: Option<Protection>,
+}
+
+/// Protection information of a disk (SBC-4, 4.21).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Protection {
+    /// Type 3 instead of type 1: reference tags belong to the guest.
+    pub type_3: bool,
+    /// The file with eight bytes for each logical block; made when it is not there.
+    pub image: PathBuf,
 }
 
 /// Limits of rate of a disk. `None` is no limit.

@@ -52,6 +52,15 @@ struct Attached {
     image: Arc<Image>,
     path: PathBuf,
     read_only: bool,
+    /// It has protection information.
+    protected: bool,
+}
+
+impl Attached {
+    fn new(disk: &config::Disk, image: Arc<Image>) -> Self {
+        let protected = disk.protection.is_some();
+        Self { image, path: disk.image.clone(), read_only: disk.read_only, protected }
+    }
 }
 
 #[derive(Default)]
@@ -122,7 +131,7 @@ impl Adapter {
     /// Takes note of a unit that was there from the start.
     pub fn add_unit(&self, lun: &config::Lun, image: &Arc<Image>) {
         let Device::Disk(disk) = &lun.device else { return };
-        let unit = Attached { image: image.clone(), path: disk.image.clone(), read_only: disk.read_only };
+        let unit = Attached::new(disk, image.clone());
         self.lock().units.insert((lun.target, lun.lun), unit);
     }
 
@@ -179,7 +188,7 @@ impl Adapter {
             device.attach_targets(lun.target, &targets)?;
             inventory.targets.insert(lun.target, targets);
         }
-        let unit = Attached { image, path: disk.image.clone(), read_only: disk.read_only };
+        let unit = Attached::new(disk, image);
         inventory.units.insert((lun.target, lun.lun), unit);
         Ok(())
     }
@@ -224,6 +233,7 @@ impl Adapter {
         let unit = inventory.units.get(&(target, lun));
         let unit = unit.ok_or_else(|| anyhow!("nothing at target {target} lun {lun}"))?;
         let image = unit.image.clone();
+        ensure!(!unit.protected, "a disk with protection information keeps its size");
         if let Some(size) = size {
             let now = image.geometry().len;
             ensure!(size >= now, "{size} bytes are less than the {now} of now: shrinking would lose data");

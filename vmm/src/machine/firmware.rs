@@ -212,10 +212,10 @@ impl Sink for DebugFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Controller;
+    use crate::config::{Controller, VirtioScsi};
 
     fn hba(id: &str) -> Hba {
-        let controller = Controller::VirtioScsi { queues: 1 };
+        let controller = Controller::VirtioScsi(VirtioScsi::with_queues(1));
         Hba { id: id.into(), controller, threads: Default::default(), luns: Vec::new() }
     }
 

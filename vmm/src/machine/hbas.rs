@@ -1,22 +1,27 @@
 //! The HBAs of a configuration with their I/O threads, targets and logical units.
 
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use devices::iothread::{IoThread, Polling, Remote, Settings};
 use devices::pci::Bdf;
-use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, Target, TargetGroup};
-use devices::storage::{CacheMode, Image, Limits, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing};
+use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, ProtectionType, Target, TargetGroup};
+use devices::storage::{
+    BlockBackend, CacheMode, Image, Limits, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing,
+};
 use hba_megasas::Megasas;
-use hba_virtio_scsi::{Options, VirtioScsi};
+use hba_virtio_scsi::{Interface, Options, VirtioScsi};
 
 use super::adapter::Adapter;
 use super::chipset::Chipset;
 use super::raid;
 use super::space::Space;
-use crate::config::{self, Cache, Config, Controller, Device, Format, HbaType, NoSpace, Throttle};
+use crate::config::{
+    self, Cache, Config, Controller, Device, Format, HbaType, NoSpace, Throttle, VirtioInterface,
+};
 
 /// The HBAs with what is behind them and the threads that serve them.
 #[derive(Default)]
@@ -42,12 +47,12 @@ impl Hbas {
             let remote = remotes.first().context("no I/O thread")?.clone();
             let (bdf, seat) = chipset.seat()?;
             match &hba.controller {
-                Controller::VirtioScsi { queues } => {
+                Controller::VirtioScsi(virtio) => {
                     let mut adapter = Adapter::new(&hba.id, HbaType::VirtioScsi, remote, space, &hbas.group);
                     let targets = targets(hba, &adapter)?;
-                    let options = Options { request_queues: u16::from(*queues), ..Options::default() };
-                    let device = VirtioScsi::new(seat, nexuses(targets), remotes, options)
-                        .with_context(|| format!("hba {}", hba.id))?;
+                    let device =
+                        VirtioScsi::new(seat, nexuses(targets), remotes, virtio_options(*virtio, hba))
+                            .with_context(|| format!("hba {}", hba.id))?;
                     adapter.connect(device.clone());
                     hbas.adapters.push(Arc::new(adapter));
                     hbas.virtio.push(device.clone());
@@ -152,9 +157,43 @@ fn nexuses(targets: BTreeMap<u8, Arc<Target>>) -> BTreeMap<u8, Arc<Nexus>> {
 /// A logical unit and its image.
 fn unit(hba: &str, lun: &config::Lun, space: &Space) -> Result<(Arc<Image>, LogicalUnit)> {
     let (image, config) = disk(hba, lun, space)?;
-    let disk =
-        Disk::new(image.clone(), config).with_context(|| format!("hba {hba}, target {}", lun.target))?;
+    let place = || format!("hba {hba}, target {}", lun.target);
+    let disk = match &lun.device {
+        Device::Disk(config::Disk { protection: Some(protection), cache, .. }) => {
+            let store = protection_store(protection, *cache, &image, &config).with_context(place)?;
+            let kind = if protection.type_3 { ProtectionType::Type3 } else { ProtectionType::Type1 };
+            Disk::with_protection(image.clone(), config, kind, store).with_context(place)?
+        }
+        _ => Disk::new(image.clone(), config).with_context(place)?,
+    };
     Ok((image, LogicalUnit::Disk(disk)))
+}
+
+/// The file of a disk's protection information: eight bytes for each logical block, with holes where nothing was written.
+fn protection_store(
+    protection: &config::Protection,
+    cache: Cache,
+    image: &Image,
+    config: &DiskConfig,
+) -> Result<Arc<Image>> {
+    let (path, read_only) = (&protection.image, config.read_only);
+    let len = (image.geometry().len / u64::from(config.block_size) * 8).next_multiple_of(512);
+    if !read_only {
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
+        let file = file.with_context(|| format!("opening {}", path.display()))?;
+        let now = file.metadata().with_context(|| format!("looking at {}", path.display()))?.len();
+        if now == 0 {
+            file.set_len(len).with_context(|| format!("making {} longer", path.display()))?;
+        }
+    }
+    // Pieces of eight bytes are no work for direct I/O.
+    let cache = match cache_mode(cache) {
+        CacheMode::None => CacheMode::Writeback,
+        CacheMode::Directsync => CacheMode::Writethrough,
+        cache => cache,
+    };
+    let options = RawOptions { path: path.clone(), read_only, cache, sharing: Sharing::default() };
+    Ok(Arc::new(Image::Raw(RawImage::open(&options)?)))
 }
 
 /// Opens the image of a disk, and says how it shall appear.
@@ -193,6 +232,22 @@ fn limits(throttle: &Throttle) -> Limits {
         bps_read: throttle.bps_read,
         bps_write: throttle.bps_write,
         burst: throttle.burst_seconds.map_or(default.burst, Duration::from_secs),
+    }
+}
+
+fn virtio_options(virtio: config::VirtioScsi, hba: &config::Hba) -> Options {
+    let protected =
+        |lun: &config::Lun| matches!(&lun.device, Device::Disk(disk) if disk.protection.is_some());
+    Options {
+        request_queues: virtio.queues.into(),
+        queue_size: virtio.queue_size,
+        protection: hba.luns.iter().any(protected),
+        interface: match virtio.interface {
+            VirtioInterface::Modern => Interface::Modern,
+            VirtioInterface::Transitional => Interface::Transitional,
+            VirtioInterface::Legacy => Interface::Legacy,
+        },
+        ..Options::default()
     }
 }
 

@@ -35,6 +35,26 @@ fn a_boot_sector_runs_from_a_virtio_scsi_disk_of_every_machine() {
     }
 }
 
+/// SeaBIOS prefers the registers of virtio 1 where they are.
+#[test]
+fn a_boot_sector_runs_from_a_virtio_scsi_disk_of_either_interface() {
+    for image in images() {
+        for (hba, mode) in [
+            ("interface = \"transitional\"", "using modern (1.0) virtio mode"),
+            ("interface = \"legacy\"", "using legacy (0.9.5) virtio mode"),
+        ] {
+            let disks = vec![Sector::new().print("hello from the disk").finish()];
+            let mut machine = Plan { disks, hba, ..Plan::new(&image) }.start();
+            machine.expect("debug", "hello from the disk");
+            let log = machine.text("debug");
+            assert!(log.contains(mode), "{log}");
+            assert!(log.contains("found virtio-scsi at 00:01.0"), "{log}");
+            assert!(log.contains("virtio-scsi blksize=512 sectors=2048"), "{log}");
+            assert_eq!(machine.text("log"), "");
+        }
+    }
+}
+
 #[test]
 fn disks_boot_in_the_order_of_the_configuration() {
     let Some(image) = image() else { return };

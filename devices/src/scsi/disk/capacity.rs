@@ -1,6 +1,6 @@
 //! READ CAPACITY (SBC-4, 5.20 and 5.21) and READ DEFECT DATA (SBC-4, 5.23 and 5.24).
 
-use super::Disk;
+use super::{Disk, ProtectionType};
 use crate::scsi::DataBuffers;
 use crate::scsi::opcode::field;
 use crate::scsi::outcome::{Done, Outcome, Page, Writer};
@@ -22,8 +22,14 @@ impl<B: BlockBackend> Disk<B> {
         // LBPME and LBPRZ: space given back reads as zeros, by the contract of images.
         let provisioning = if self.is_thin() { 0xc0 } else { 0 };
         let mut page = Page::<32>::new();
-        page.u64(self.last_lba()).u32(self.config.block_size).u8(0);
-        page.u8(self.physical_exponent()).u8(provisioning).u8(0).pad_to(32);
+        page.u64(self.last_lba()).u32(self.config.block_size);
+        // P_TYPE and PROT_EN (SBC-4, 5.21.2).
+        let protection = match self.protection.as_ref().map(|protection| protection.kind) {
+            None => 0,
+            Some(ProtectionType::Type1) => 0x01,
+            Some(ProtectionType::Type3) => 0x05,
+        };
+        page.u8(protection).u8(self.physical_exponent()).u8(provisioning).u8(0).pad_to(32);
         let mut writer = Writer::new(&data.data_in, field(cdb, 10, 4));
         writer.put(page.as_bytes());
         writer.finish()

@@ -2,6 +2,15 @@
 
 use thiserror::Error;
 
+/// Types of protection information (SBC-4, 4.21.2); type 2 is left out, which only commands of 32 bytes can use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProtectionType {
+    /// The reference tag is the lower half of the LBA.
+    Type1,
+    /// The reference tag is the application's.
+    Type3,
+}
+
 /// A disk as it shall appear. Identity is the administrator's: it must stay the same for the life of the data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskConfig {
@@ -71,6 +80,9 @@ pub enum DiskError {
     /// The image is smaller than one block.
     #[error("the image is smaller than one block")]
     Empty,
+    /// The store of protection information is too small.
+    #[error("the store of protection information has not eight bytes for each block")]
+    ProtectionStore,
 }
 
 impl DiskConfig {

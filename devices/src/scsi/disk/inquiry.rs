@@ -33,7 +33,7 @@ impl<B: BlockBackend> Disk<B> {
             .u8(0x06) // VERSION: SPC-4
             .u8(0x12) // HISUP, RESPONSE DATA FORMAT 2
             .u8(96 - 5) // ADDITIONAL LENGTH
-            .put(&[0x08, 0]) // 3PC: third-party copy
+            .put(&[0x08 | u8::from(self.protection.is_some()), 0]) // 3PC: third-party copy; PROTECT
             .u8(0x02) // CMDQUE
             .ascii(&config.vendor, 8)
             .ascii(&config.product, 16)

@@ -9,6 +9,7 @@ mod log;
 mod mode;
 mod mode_select;
 mod power;
+mod protection;
 mod provision;
 mod transfer;
 mod update;
@@ -20,12 +21,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use crate::storage::Image;
-pub use config::{DiskConfig, DiskError};
+pub use config::{DiskConfig, DiskError, ProtectionType};
 pub(super) use update::runs_alone;
 
 use self::commands::{COMMANDS, Id};
 use self::mode::ModeParameters;
 use self::power::Power;
+use self::protection::Protection;
 use super::attention::Attention;
 use super::opcode::{Command, Properties, decode};
 use super::outcome::{Done, Outcome};
@@ -48,6 +50,7 @@ pub struct Disk<B> {
     mode: ModeParameters,
     power: Power,
     copies: copy::Copies,
+    protection: Option<Protection<B>>,
 }
 
 impl<B: BlockBackend> Disk<B> {
@@ -60,6 +63,7 @@ impl<B: BlockBackend> Disk<B> {
             mode: ModeParameters::new(config.write_cache),
             power: Power::default(),
             copies: copy::Copies::default(),
+            protection: None,
             image,
             config,
         };
@@ -71,23 +75,77 @@ impl<B: BlockBackend> Disk<B> {
         Ok(disk)
     }
 
+    /// A disk with protection information, which is in `store`: eight bytes for each logical block.
+    pub fn with_protection(
+        image: Arc<B>,
+        config: DiskConfig,
+        kind: ProtectionType,
+        store: Arc<B>,
+    ) -> Result<Self, DiskError> {
+        let mut disk = Self::new(image, config)?;
+        if store.geometry().len / protection::TUPLE < disk.blocks() {
+            return Err(DiskError::ProtectionStore);
+        }
+        disk.protection = Some(Protection::new(kind, store));
+        Ok(disk)
+    }
+
     /// The image below.
     pub fn image(&self) -> &Arc<B> {
         &self.image
     }
 
     pub(super) async fn execute(&self, context: Context<'_>, cdb: &Cdb, data: DataBuffers) -> Outcome {
+        let (protect, cdb) = &self.split_protect(cdb);
         let command = decode(COMMANDS, |command| self.supports(command), cdb)?;
         self.admit(context, command)?;
         let (io, bytes) = (context.io, cdb.padded().as_slice());
         match command.id {
-            Id::Read => self.read(io, bytes, command.usage.len(), data).await,
-            Id::Write => self.write(io, bytes, command.usage.len(), data).await,
-            Id::WriteAndVerify => self.write_and_verify(io, bytes, command.usage.len(), data).await,
-            Id::Verify => self.verify(io, bytes, command.usage.len(), data).await,
+            Id::Read => self.read(io, bytes, command.usage.len(), *protect, data).await,
+            Id::Write => self.write(io, bytes, command.usage.len(), *protect, data).await,
+            Id::SynchronizeCache => self.synchronize_cache(io, bytes, command.usage.len()).await,
+            Id::WriteAndVerify
+            | Id::Verify
+            | Id::CompareAndWrite
+            | Id::OrWrite
+            | Id::FormatUnit
+            | Id::SanitizeOverwrite
+            | Id::SanitizeBlockErase
+            | Id::SanitizeCryptographicErase
+            | Id::WriteAtomic
+            | Id::ExtendedCopy
+            | Id::WriteUsingToken
+            | Id::ReadCapacity10
+            | Id::ReadCapacity16
+            | Id::GetLbaStatus
+            | Id::WriteSame
+            | Id::Unmap
+            | Id::StartStopUnit
+            | Id::PersistentReserveOut
+            | Id::ModeSelect => {
+                // In a place of their own: the future of a command is moved when it starts, and should be small.
+                Box::pin(self.execute_rare(context, command, bytes, data, *protect)).await
+            }
+            _ => self.inform(context, command, bytes, &data),
+        }
+    }
+
+    /// The commands with I/O that are not the daily work of a disk.
+    async fn execute_rare(
+        &self,
+        context: Context<'_>,
+        command: &Command<Id>,
+        bytes: &[u8],
+        data: DataBuffers,
+        protect: u8,
+    ) -> Outcome {
+        let (io, len) = (context.io, command.usage.len());
+        match command.id {
+            Id::WriteAndVerify => self.write_and_verify(io, bytes, len, data).await,
+            Id::Verify => self.verify(io, bytes, len, data).await,
             Id::CompareAndWrite => self.compare_and_write(io, bytes, data).await,
             Id::OrWrite => self.or_write(io, bytes, data).await,
-            Id::FormatUnit => wipe::format_unit(context, bytes, data).await,
+            Id::FormatUnit => wipe::format_unit(context, bytes, data, self.check_format(protect)?).await,
             Id::SanitizeOverwrite | Id::SanitizeBlockErase | Id::SanitizeCryptographicErase => {
                 wipe::sanitize(context, bytes, data).await
             }
@@ -99,8 +157,7 @@ impl<B: BlockBackend> Disk<B> {
                 self.inform(context, command, bytes, &data)
             }
             Id::GetLbaStatus => self.get_lba_status(io, bytes, &data).await,
-            Id::SynchronizeCache => self.synchronize_cache(io, bytes, command.usage.len()).await,
-            Id::WriteSame => self.write_same(io, bytes, command.usage.len(), data).await,
+            Id::WriteSame => self.write_same(io, bytes, len, data).await,
             Id::Unmap => self.unmap(io, bytes, data).await,
             Id::StartStopUnit => self.start_stop(context, bytes).await,
             Id::PersistentReserveOut => reservation::persistent_reserve_out(context, bytes, data).await,
@@ -227,10 +284,16 @@ impl<B: BlockBackend> Disk<B> {
         at: ByteOffset,
         from: FromGuest,
         durability: Durability,
-    ) -> Result<(), BlockError> {
+    ) -> Result<(), Failure> {
         let len = from.len();
         self.copies.changed(at.0, len);
-        let result = self.image.write(io, at, from, durability).await;
+        let result = match &self.protection {
+            None => self.image.write(io, at, from, durability).await.map_err(Failure::from),
+            Some(protection) => {
+                // Rare enough to be kept apart: the futures of plain disks stay small.
+                Box::pin(self.store_generated(io, at, from, durability, protection)).await
+            }
+        };
         self.copies.changed(at.0, len);
         result
     }
@@ -240,7 +303,19 @@ impl<B: BlockBackend> Disk<B> {
         self.copies.changed(span.at.0, span.len);
         let result = self.image.zero(io, span, unmap).await;
         self.copies.changed(span.at.0, span.len);
-        result
+        match (&self.protection, result) {
+            (Some(protection), Ok(())) => Box::pin(self.clear_protection(io, span, protection)).await,
+            (_, result) => result,
+        }
+    }
+
+    /// Makes everything written so far stable.
+    async fn flush(&self, io: &Io) -> Result<(), BlockError> {
+        self.image.flush(io).await?;
+        match &self.protection {
+            Some(protection) => protection.store.flush(io).await,
+            None => Ok(()),
+        }
     }
 
     /// A host buffer for data that no initiator sees.

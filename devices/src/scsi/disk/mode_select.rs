@@ -28,7 +28,7 @@ impl<B: BlockBackend> Disk<B> {
         }
         if cached && !self.mode.write_cache() {
             // What was written while the cache was on must not be the less stable for what follows.
-            self.image.flush(context.io).await?;
+            self.flush(context.io).await?;
         }
         Ok(Done::received(len))
     }

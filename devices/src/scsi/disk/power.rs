@@ -199,7 +199,7 @@ impl<B: BlockBackend> Disk<B> {
             return Ok(Done::good());
         }
         if !no_flush && !self.is_read_only() {
-            self.image.flush(context.io).await?;
+            self.flush(context.io).await?;
         }
         if load_eject {
             state.store(EJECTED, Ordering::Release);

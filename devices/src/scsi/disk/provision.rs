@@ -109,7 +109,7 @@ impl<B: BlockBackend> Disk<B> {
     /// Without a write cache, what was written is stable before the command ends.
     async fn settle(&self, io: &Io) -> Result<(), Failure> {
         if !self.mode.write_cache() {
-            self.image.flush(io).await?;
+            self.flush(io).await?;
         }
         Ok(())
     }

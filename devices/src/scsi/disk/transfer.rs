@@ -84,8 +84,19 @@ impl<B: BlockBackend> Disk<B> {
         if stable { Durability::Stable } else { Durability::Cached }
     }
 
-    pub(super) async fn read(&self, io: &Io, cdb: &[u8], len: usize, data: DataBuffers) -> Outcome {
-        let span = self.transfer_span(Extent::of(cdb, len))?;
+    pub(super) async fn read(
+        &self,
+        io: &Io,
+        cdb: &[u8],
+        len: usize,
+        protect: u8,
+        data: DataBuffers,
+    ) -> Outcome {
+        let extent = Extent::of(cdb, len);
+        if let Some(protection) = &self.protection {
+            return Box::pin(self.read_protected(io, extent, protect, data, protection)).await;
+        }
+        let span = self.transfer_span(extent)?;
         let mut into = data.data_in;
         if into.len() > span.len {
             into.truncate(span.len);
@@ -97,8 +108,20 @@ impl<B: BlockBackend> Disk<B> {
     }
 
     /// Writes the whole blocks that the initiator sent; blocks that it named and did not send stay as they are.
-    pub(super) async fn write(&self, io: &Io, cdb: &[u8], len: usize, data: DataBuffers) -> Outcome {
+    pub(super) async fn write(
+        &self,
+        io: &Io,
+        cdb: &[u8],
+        len: usize,
+        protect: u8,
+        data: DataBuffers,
+    ) -> Outcome {
         let extent = Extent::of(cdb, len);
+        if protect != 0
+            && let Some(protection) = &self.protection
+        {
+            return Box::pin(self.write_protected(io, extent, protect, data, protection)).await;
+        }
         let span = self.transfer_span(extent)?;
         let mut from = data.data_out;
         let whole = self.whole_blocks(from.len().min(span.len));
@@ -128,7 +151,7 @@ impl<B: BlockBackend> Disk<B> {
         let extent = Extent::of(cdb, len);
         self.span(extent)?;
         if !self.is_read_only() {
-            self.image.flush(io).await?;
+            self.flush(io).await?;
         }
         Ok(Done::good())
     }

@@ -1,6 +1,6 @@
 //! Vital product data (SPC-5, 7.7; SBC-4, 6.6).
 
-use super::{Disk, copy};
+use super::{Disk, ProtectionType, copy};
 use crate::scsi::outcome::{Page, Writer};
 use crate::scsi::sense::SenseData;
 use crate::storage::BlockBackend;
@@ -96,8 +96,13 @@ impl<B: BlockBackend> Disk<B> {
                 true
             }
             0x86 => {
-                // Extended INQUIRY data: HEADSUP, ORDSUP, SIMPSUP; V_SUP, a cache that forgets.
-                body.put(&[0, 0x07, 0x01]).pad_to(0x3c);
+                // Extended INQUIRY data: SPT, GRD_CHK, REF_CHK; HEADSUP, ORDSUP, SIMPSUP; V_SUP, a cache that forgets.
+                let checks = match self.protection.as_ref().map(|protection| protection.kind) {
+                    None => 0,
+                    Some(ProtectionType::Type1) => 0x05,
+                    Some(ProtectionType::Type3) => 0x24,
+                };
+                body.put(&[checks, 0x07, 0x01]).pad_to(0x3c);
                 true
             }
             0x87 => {

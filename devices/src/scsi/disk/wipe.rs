@@ -14,7 +14,7 @@ use crate::scsi::opcode::field;
 use crate::scsi::outcome::{Done, Outcome};
 use crate::scsi::sense::{Failure, NO_ADDITIONAL_SENSE, PARAMETER_LIST_LENGTH_ERROR, SenseData, SenseKey};
 use crate::scsi::unit::Context;
-use crate::storage::{BlockBackend, ByteOffset, Durability, Image, Span};
+use crate::storage::{ByteOffset, Durability, Image, Span};
 
 /// Bytes zeroed in one step: progress is told and an abort heeded in between.
 const STEP: u64 = 1 << 30;
@@ -42,8 +42,8 @@ enum Wipe {
 }
 
 /// FORMAT UNIT: all blocks read as zeros afterwards. The block length stays.
-pub(super) async fn format_unit(context: Context<'_>, cdb: &[u8], data: DataBuffers) -> Outcome {
-    let (received, immediate) = check_format_list(cdb, &data.data_out)?;
+pub(super) async fn format_unit(context: Context<'_>, cdb: &[u8], data: DataBuffers, usage: u64) -> Outcome {
+    let (received, immediate) = check_format_list(cdb, &data.data_out, usage)?;
     start(context, Work::Format, Wipe::Erase, immediate).await?;
     Ok(Done::received(received))
 }
@@ -102,7 +102,7 @@ impl Disk<Image> {
             at += span.len;
             progress.at(0, at, total, 1)?;
         }
-        self.image.flush(io).await?;
+        self.flush(io).await?;
         Ok(())
     }
 
@@ -121,7 +121,7 @@ impl Disk<Image> {
                 at += len;
                 progress.at(pass, at, total, list.passes)?;
             }
-            self.image.flush(io).await?;
+            self.flush(io).await?;
         }
         Ok(())
     }
@@ -173,11 +173,15 @@ fn invert(pattern: &mut SgList) {
 }
 
 /// Checks the parameter list of FORMAT UNIT (SBC-4, 5.4.2) and returns its length, and IMMED.
-fn check_format_list(cdb: &[u8], list: &FromGuest) -> Result<(u64, bool), SenseData> {
+fn check_format_list(cdb: &[u8], list: &FromGuest, usage: u64) -> Result<(u64, bool), SenseData> {
     let options = field(cdb, 1, 1);
     if options & FMTDATA == 0 {
         // The rest of the byte belongs to the list.
-        return if options == 0 { Ok((0, false)) } else { Err(SenseData::cdb_field(1, Some(4))) };
+        return if options == 0 && usage == 0 {
+            Ok((0, false))
+        } else {
+            Err(SenseData::cdb_field(1, Some(4)))
+        };
     }
     let (len, defects_at, defects_len) = if options & LONGLIST == 0 { (4, 2, 2) } else { (8, 4, 4) };
     let mut header = [0; 8];
@@ -185,8 +189,8 @@ fn check_format_list(cdb: &[u8], list: &FromGuest) -> Result<(u64, bool), SenseD
     if list.read_at(0, header) < len {
         return Err(SenseData::illegal(PARAMETER_LIST_LENGTH_ERROR));
     }
-    // No protection information, no initialization pattern, no defects to bring along.
-    if field(header, 0, 1) & 0x07 != 0 {
+    // The type of protection information that there is, no initialization pattern, no defects to bring along.
+    if field(header, 0, 1) & 0x07 != usage {
         return Err(SenseData::parameter_field(0, Some(2)));
     }
     if field(header, 1, 1) & 0x08 != 0 {

@@ -52,7 +52,7 @@ impl Request {
             cdb: Cdb::new(&self.cdb),
             attribute: self.attribute,
             priority: 0,
-            data: DataBuffers { data_out: FromGuest::new(data_out), data_in: ToGuest::new(data_in) },
+            data: DataBuffers::new(FromGuest::new(data_out), ToGuest::new(data_in)),
         };
         let reply = nexus.execute(io, request).await;
         let mut data = fill;

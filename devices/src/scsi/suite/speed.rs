@@ -10,11 +10,46 @@ use std::time::Instant;
 use super::config;
 use super::local::{block_on, target_of};
 use crate::iothread::Io;
-use crate::mem::{SgList, ToGuest};
+use crate::mem::{FromGuest, SgList, ToGuest};
 use crate::scsi::{
     Cdb, DataBuffers, Disk, Image, LogicalUnit, Lun, Nexus, ScsiRequest, Status, Tag, TaskAttribute,
 };
+use crate::storage::{BlockBackend, ByteOffset, CacheMode, Durability, RawImage, RawOptions, Sharing};
 use crate::testing::RamDisk;
+
+/// Each command moves its future into a slot: what is in it beyond need is copied each time.
+#[test]
+fn the_future_of_a_command_is_small() {
+    let io = Io::for_test();
+    let raw = tempfile::NamedTempFile::new().unwrap();
+    raw.as_file().set_len(1 << 20).unwrap();
+    let options = RawOptions {
+        path: raw.path().into(),
+        read_only: false,
+        cache: CacheMode::Writeback,
+        sharing: Sharing::default(),
+    };
+    let image = Arc::new(Image::Raw(RawImage::open(&options).unwrap()));
+    let (at, list) = (ByteOffset(0), SgList::empty);
+    println!("image read: {}", size_of_val(&image.read(&io, at, ToGuest::new(list()))));
+    let write = image.write(&io, at, FromGuest::new(list()), Durability::Cached);
+    println!("image write: {}", size_of_val(&write));
+    println!("image flush: {}", size_of_val(&image.flush(&io)));
+    drop(write);
+    let nexus = Nexus::new(target_of(LogicalUnit::Disk(Disk::new(image, config()).unwrap())), None);
+    let request = ScsiRequest {
+        tag: Tag(0),
+        lun: Lun::default(),
+        cdb: Cdb::new(&[0; 6]),
+        attribute: TaskAttribute::Simple,
+        priority: 0,
+        data: DataBuffers::none(),
+    };
+    println!("request: {}", size_of_val(&request));
+    let size = size_of_val(&nexus.execute(&io, request));
+    println!("command: {size}");
+    assert!(size <= 6144, "{size} bytes");
+}
 
 #[test]
 #[ignore = "a measurement"]

@@ -152,6 +152,11 @@ fn values_of_a_logical_unit() {
             "`cache` in [[hba.lun]] is \"fast\", \
              expected \"none\", \"writeback\", \"writethrough\", \"directsync\" or \"unsafe\"",
         ),
+        ("protection = 2", "`protection` in [[hba.lun]] is 2, expected 0 or 1 or 3"),
+        (
+            "protection_image = \"x.pi\"",
+            "`protection_image` in [[hba.lun]] has no meaning without protection = 1 or 3",
+        ),
         (
             "throttle = { iops = 0 }",
             "`iops` in [hba.lun.throttle] is 0, expected an integer from 1 to 1000000000000000",
@@ -282,6 +287,14 @@ fn relations_between_keys() {
         (
             "[[hba]]\nio_cpus = \"3-1\"",
             "vm.toml:9: `io_cpus` in [[hba]] is \"3-1\", expected CPU numbers such as \"0-3,8\"",
+        ),
+        (
+            "[[hba]]\nqueue_size = 100",
+            "vm.toml:9: `queue_size` in [[hba]] is 100, expected 4 or 8 or 16 or 32 or 64 or 128 or 256 or 512 or 1024",
+        ),
+        (
+            "[[hba]]\ntype = \"megasas\"\ninterface = \"legacy\"",
+            "vm.toml:10: `interface` in [[hba]] has no meaning for type = \"megasas\"",
         ),
         ("[[hba]]\nqueues = 0", "vm.toml:9: `queues` in [[hba]] is 0, expected an integer from 1 to 255"),
         (

@@ -29,7 +29,7 @@ fn the_smallest_file_has_every_default() {
             directory: fixture.path(""),
             hbas: vec![Hba {
                 id: "hba0".into(),
-                controller: Controller::VirtioScsi { queues: 1 },
+                controller: Controller::VirtioScsi(VirtioScsi::with_queues(1)),
                 threads: IoThreads { count: 1, polling: Polling::Auto, polling_us: 50, cpus: vec![] },
                 luns: vec![Lun {
                     target: 0,
@@ -46,6 +46,7 @@ fn the_smallest_file_has_every_default() {
                         discard: false,
                         on_no_space: NoSpace::Report,
                         throttle: None,
+                        protection: None,
                     }),
                 }],
             }],
@@ -78,6 +79,8 @@ fn every_supported_key_is_read() {
         id = "scsi0"
         type = "virtio-scsi"
         queues = 2
+        queue_size = 1024
+        interface = "transitional"
         io_threads = 2
         io_cpus = "0-1,3"
         polling = "adaptive"
@@ -101,6 +104,8 @@ fn every_supported_key_is_read() {
         discard = "unmap"
         on_no_space = "report"
         throttle = { iops = 500, bps_write = "100MiB", burst_seconds = 3 }
+        protection = 3
+        protection_image = "d.pi"
         [control]
         path = "control.sock"
     "#;
@@ -129,7 +134,8 @@ fn every_supported_key_is_read() {
     );
     assert_eq!(config.serial, Serial::File(fixture.path("serial.log")));
     let hba = &config.hbas[0];
-    assert_eq!((hba.id.as_str(), &hba.controller), ("scsi0", &Controller::VirtioScsi { queues: 2 }));
+    let virtio = VirtioScsi { queues: 2, queue_size: 1024, interface: VirtioInterface::Transitional };
+    assert_eq!((hba.id.as_str(), &hba.controller), ("scsi0", &Controller::VirtioScsi(virtio)));
     assert_eq!((hba.luns[0].target, hba.luns[0].lun), (7, 300));
     let disk = Disk {
         image: fixture.path("d.qcow2"),
@@ -154,6 +160,7 @@ fn every_supported_key_is_read() {
             burst_seconds: Some(3),
             ..Throttle::default()
         }),
+        protection: Some(Protection { type_3: true, image: fixture.path("d.pi") }),
     };
     assert_eq!(hba.luns[0].device, Device::Disk(disk));
     assert_eq!(config.summary(), "deb13: 4 vCPUs, 1GiB, 1 HBA, 1 logical unit");
@@ -169,7 +176,11 @@ fn defaults_depend_on_what_is_written() {
     let ids: Vec<_> = config.hbas.iter().map(|hba| hba.id.as_str()).collect();
     assert_eq!(ids, ["hba1", "hba0", "hba2"], "a default id is none that is written");
     for hba in &config.hbas {
-        assert_eq!(hba.controller, Controller::VirtioScsi { queues: 3 }, "one queue for each vCPU");
+        assert_eq!(
+            hba.controller,
+            Controller::VirtioScsi(VirtioScsi::with_queues(3)),
+            "one queue for each vCPU"
+        );
     }
     let Device::Disk(disk) = &config.hbas[0].luns[1].device else { panic!() };
     assert!(disk.discard);
@@ -300,7 +311,7 @@ fn unsupported_parts_are_parsed() {
         controllers,
         [
             Controller::Megasas(Megasas { model: MegasasModel::Sas1078, mode: MegasasMode::Jbod, ..board() }),
-            Controller::VirtioScsi { queues: 1 },
+            Controller::VirtioScsi(VirtioScsi::with_queues(1)),
             Controller::Megasas(board()),
         ]
     );

@@ -179,7 +179,7 @@ async fn copy(
 async fn zero(io: &Io, to: &Disk<Image>, span: Span) -> Result<(), Failure> {
     to.clear(io, span, to.unmap_if_thin()).await?;
     if to.durability(0) == Durability::Stable {
-        to.image.flush(io).await?;
+        to.flush(io).await?;
     }
     Ok(())
 }

@@ -1,0 +1,521 @@
+//! Protection information (SBC-4, 4.21): eight bytes for each logical block, which say what is in it and where it
+//! belongs.
+//!
+//! They are in an image of their own, at eight times the LBA, with every bit turned over: what was never written reads as
+//! bytes FFh there, which is what a medium has after FORMAT UNIT and what disables the checks of a block.
+//! Data and protection information are written one after the other; within the process no read comes between. A host that
+//! loses power in between leaves a block whose guard does not match.
+
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+
+use super::Disk;
+use super::config::ProtectionType;
+use super::transfer::Extent;
+use super::verify::CHUNK;
+use crate::iothread::Io;
+use crate::mem::{FromGuest, SgList, ToGuest};
+use crate::scsi::outcome::{Done, Outcome};
+use crate::scsi::sense::{Failure, GUARD_CHECK_FAILED, REFERENCE_TAG_CHECK_FAILED, SenseData, SenseKey};
+use crate::scsi::{Cdb, DataBuffers};
+use crate::storage::{BlockBackend, BlockError, ByteOffset, Durability, Span, Unmap};
+
+/// Bytes of protection information for a block.
+pub(super) const TUPLE: u64 = 8;
+/// The longest logical block, in bytes.
+const MAX_BLOCK: usize = 4096;
+/// RDPROTECT and WRPROTECT: the top bits of byte 1.
+const PROTECT_BIT: u8 = 7;
+
+/// The protection information of a disk.
+pub(super) struct Protection<B> {
+    pub(super) kind: ProtectionType,
+    pub(super) store: Arc<B>,
+    turns: Turns,
+}
+
+impl<B> Protection<B> {
+    pub(super) fn new(kind: ProtectionType, store: Arc<B>) -> Self {
+        Self { kind, store, turns: Turns::default() }
+    }
+}
+
+/// Of one block: guard, application tag, reference tag, big-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tuple([u8; TUPLE as usize]);
+
+impl Tuple {
+    /// What the device server makes for a block that came without (SBC-4, 4.21.3). Nobody else owns the application tag.
+    fn generate(kind: ProtectionType, lba: u64, block: &[u8]) -> Self {
+        let [g, h] = crc_t10dif(block).to_be_bytes();
+        let reference = match kind {
+            ProtectionType::Type1 => lba as u32,
+            ProtectionType::Type3 => u32::MAX,
+        };
+        let [a, b, c, d] = reference.to_be_bytes();
+        Self([g, h, 0, 0, a, b, c, d])
+    }
+
+    fn guard(self) -> u16 {
+        u16::from_be_bytes([self.0[0], self.0[1]])
+    }
+
+    fn reference(self) -> u32 {
+        u32::from_be_bytes([self.0[4], self.0[5], self.0[6], self.0[7]])
+    }
+
+    /// Whether the tags say that the block is not to be checked when it is read.
+    fn escapes(self, kind: ProtectionType) -> bool {
+        let application = u16::from_be_bytes([self.0[2], self.0[3]]) == u16::MAX;
+        application && (kind == ProtectionType::Type1 || self.reference() == u32::MAX)
+    }
+
+    /// What the checks find wrong.
+    fn check(self, kind: ProtectionType, checks: Checks, lba: u64, block: &[u8]) -> Result<(), SenseData> {
+        let failed = |code| Err(SenseData::new(SenseKey::AbortedCommand, code).with_information(lba));
+        if checks.guard && self.guard() != crc_t10dif(block) {
+            return failed(GUARD_CHECK_FAILED);
+        }
+        // Type 3 leaves the reference tag to the application.
+        if checks.reference && kind == ProtectionType::Type1 && self.reference() != lba as u32 {
+            return failed(REFERENCE_TAG_CHECK_FAILED);
+        }
+        Ok(())
+    }
+}
+
+/// What is checked: the application tag never is, as VPD page 86h says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Checks {
+    guard: bool,
+    reference: bool,
+}
+
+impl Checks {
+    /// By RDPROTECT or WRPROTECT (SBC-4, 5.13 and 5.42); the other codes are reserved.
+    fn of(protect: u8) -> Result<Self, SenseData> {
+        let (guard, reference) = match protect {
+            0 | 1 | 5 => (true, true),
+            2 => (false, true),
+            3 => (false, false),
+            4 => (true, false),
+            _ => return Err(SenseData::cdb_field(1, Some(PROTECT_BIT))),
+        };
+        Ok(Self { guard, reference })
+    }
+}
+
+/// The CRC of the guard (SBC-4, 4.21.4): polynomial 8BB7h, most significant bit first, from zero.
+pub(super) fn crc_t10dif(bytes: &[u8]) -> u16 {
+    #[expect(clippy::indexing_slicing, reason = "evaluated by the compiler, which would say so")]
+    const TABLE: [u16; 256] = {
+        let (mut table, mut byte) = ([0_u16; 256], 0);
+        while byte < 256 {
+            let (mut crc, mut bit) = ((byte as u16) << 8, 0);
+            while bit < 8 {
+                crc = if crc & 0x8000 != 0 { crc << 1 ^ 0x8bb7 } else { crc << 1 };
+                bit += 1;
+            }
+            table[byte] = crc;
+            byte += 1;
+        }
+        table
+    };
+    bytes.iter().fold(0, |crc, byte| {
+        let index = usize::from((crc >> 8) as u8 ^ byte);
+        crc << 8 ^ TABLE.get(index).copied().unwrap_or(0)
+    })
+}
+
+/// How protection information lies in the buffers of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Layout {
+    /// There is none.
+    Plain,
+    /// In a buffer of its own.
+    Separate,
+    /// After each block.
+    Interleaved,
+}
+
+impl Layout {
+    /// `separate`: bytes of the buffer for tuples alone.
+    fn of(protect: u8, separate: u64) -> Self {
+        match (protect, separate) {
+            (0, _) => Self::Plain,
+            (_, 0) => Self::Interleaved,
+            _ => Self::Separate,
+        }
+    }
+
+    /// Bytes from one block to the next in the data buffer.
+    fn stride(self, block: u64) -> u64 {
+        if self == Self::Interleaved { block + TUPLE } else { block }
+    }
+
+    /// Where in which buffer the tuple of block `index` is.
+    fn tuple_at(self, block: u64, index: u64) -> u64 {
+        if self == Self::Interleaved { index * (block + TUPLE) + block } else { index * TUPLE }
+    }
+
+    /// What a command on `extent` moves, to be compared with the data buffer: a buffer for the tuples that is too short
+    /// counts as if the data buffer were.
+    fn wanted(self, extent: Extent, block: u64, separate: u64) -> u64 {
+        let tuples = extent.blocks * TUPLE;
+        let missing = if self == Self::Separate { tuples.saturating_sub(separate) } else { 0 };
+        extent.blocks * self.stride(block) + missing
+    }
+}
+
+/// Some blocks and their tuples on the way, in host memory.
+struct Chunk {
+    lba: u64,
+    blocks: u64,
+    data: SgList,
+    tuples: SgList,
+}
+
+impl<B: BlockBackend> Disk<B> {
+    /// Takes RDPROTECT, WRPROTECT and FMTPINFO out of a CDB, which mean something on a disk with protection information
+    /// only: the rest of it decodes as on any other disk.
+    pub(super) fn split_protect(&self, cdb: &Cdb) -> (u8, Cdb) {
+        let shift = match cdb.opcode() {
+            0x28 | 0x2a | 0x88 | 0x8a | 0xa8 | 0xaa => 5,
+            0x04 => 6,
+            _ => return (0, *cdb),
+        };
+        if self.protection.is_none() {
+            return (0, *cdb);
+        }
+        let mut bytes = *cdb.padded();
+        let protect = bytes[1] >> shift;
+        bytes[1] &= (1 << shift) - 1;
+        (protect, Cdb::new(bytes.get(..cdb.as_bytes().len()).unwrap_or(&bytes)))
+    }
+
+    /// FORMAT UNIT keeps the type of protection information, as it does the block length; returns the PROTECTION FIELD
+    /// USAGE that goes with it (SBC-4, 5.4.2).
+    pub(super) fn check_format(&self, fmtpinfo: u8) -> Result<u64, SenseData> {
+        let (wanted, usage) = match self.protection.as_ref().map(|protection| protection.kind) {
+            None => (0, 0),
+            Some(ProtectionType::Type1) => (2, 0),
+            Some(ProtectionType::Type3) => (3, 1),
+        };
+        if fmtpinfo == wanted { Ok(usage) } else { Err(SenseData::cdb_field(1, Some(PROTECT_BIT))) }
+    }
+
+    /// READ, with the checks that `protect` asks for.
+    pub(super) async fn read_protected(
+        &self,
+        io: &Io,
+        extent: Extent,
+        protect: u8,
+        data: DataBuffers,
+        protection: &Protection<B>,
+    ) -> Outcome {
+        let (checks, block) = (Checks::of(protect)?, self.block_size());
+        self.transfer_span(extent)?;
+        let layout = Layout::of(protect, data.protection_in());
+        let done = Done::sent(layout.wanted(extent, block, data.protection_in()));
+        if layout == Layout::Separate && data.protection_in() < extent.blocks * TUPLE {
+            return Ok(done);
+        }
+        let wanted = extent.blocks.min(data.data_in.len().div_ceil(layout.stride(block)));
+        let _turn = protection.turns.shared().await;
+        let mut at = 0;
+        while at < wanted {
+            let chunk = self.chunk(extent.lba + at, wanted - at)?;
+            let span = self.span_of(&chunk);
+            self.image.read(io, span.at, ToGuest::new(chunk.data.window(0, span.len))).await?;
+            let (from, len) = (ByteOffset(chunk.lba * TUPLE), chunk.blocks * TUPLE);
+            protection.store.read(io, from, ToGuest::new(chunk.tuples.window(0, len))).await?;
+            if let Err((blocks, sense)) = self.deliver(&chunk, at, layout, checks, &data, protection.kind) {
+                return Ok(Done::sent((at + blocks) * layout.stride(block)).but(sense));
+            }
+            at += chunk.blocks;
+        }
+        Ok(done)
+    }
+
+    /// Checks blocks and hands them to the initiator, from its block number `first` on; what fails comes with the number
+    /// of blocks before it.
+    fn deliver(
+        &self,
+        chunk: &Chunk,
+        first: u64,
+        layout: Layout,
+        checks: Checks,
+        data: &DataBuffers,
+        kind: ProtectionType,
+    ) -> Result<(), (u64, SenseData)> {
+        let block = self.block_size();
+        let source = FromGuest::new(chunk.data.window(0, u64::MAX));
+        let tuples = FromGuest::new(chunk.tuples.window(0, u64::MAX));
+        let mut buffer = [0; MAX_BLOCK];
+        let bytes = buffer.get_mut(..block as usize).unwrap_or_default();
+        for index in 0..chunk.blocks {
+            source.read_at(index * block, bytes);
+            let mut tuple = [0; TUPLE as usize];
+            tuples.read_at(index * TUPLE, &mut tuple);
+            let tuple = Tuple(tuple.map(|byte| !byte));
+            if !tuple.escapes(kind) {
+                tuple.check(kind, checks, chunk.lba + index, bytes).map_err(|sense| (index, sense))?;
+            }
+            let number = first + index;
+            data.data_in.write_at(number * layout.stride(block), bytes);
+            let at = layout.tuple_at(block, number);
+            match (layout, &data.protection) {
+                (Layout::Separate, Some(protection)) => protection.data_in.write_at(at, &tuple.0),
+                (Layout::Interleaved, _) => data.data_in.write_at(at, &tuple.0),
+                _ => 0,
+            };
+        }
+        Ok(())
+    }
+
+    /// WRITE with protection information: what the checks refuse is not written.
+    pub(super) async fn write_protected(
+        &self,
+        io: &Io,
+        extent: Extent,
+        protect: u8,
+        data: DataBuffers,
+        protection: &Protection<B>,
+    ) -> Outcome {
+        let (checks, block) = (Checks::of(protect)?, self.block_size());
+        self.transfer_span(extent)?;
+        let layout = Layout::of(protect, data.protection_out());
+        let done = Done::received(layout.wanted(extent, block, data.protection_out()));
+        if layout == Layout::Separate && data.protection_out() < extent.blocks * TUPLE {
+            return Ok(done);
+        }
+        let sent = extent.blocks.min(data.data_out.len() / layout.stride(block));
+        let durability = self.durability(extent.flags);
+        let _turn = protection.turns.alone().await;
+        let mut at = 0;
+        while at < sent {
+            let chunk = self.chunk(extent.lba + at, sent - at)?;
+            if let Err((blocks, sense)) = self.collect(&chunk, at, layout, checks, &data, protection.kind) {
+                return Ok(Done::received((at + blocks) * layout.stride(block)).but(sense));
+            }
+            self.put(io, &chunk, durability, protection).await?;
+            at += chunk.blocks;
+        }
+        Ok(done)
+    }
+
+    /// Copies blocks and tuples of the initiator, from its block number `first` on, and checks them.
+    fn collect(
+        &self,
+        chunk: &Chunk,
+        first: u64,
+        layout: Layout,
+        checks: Checks,
+        data: &DataBuffers,
+        kind: ProtectionType,
+    ) -> Result<(), (u64, SenseData)> {
+        let block = self.block_size();
+        let target = ToGuest::new(chunk.data.window(0, u64::MAX));
+        let tuples = ToGuest::new(chunk.tuples.window(0, u64::MAX));
+        let mut buffer = [0; MAX_BLOCK];
+        let bytes = buffer.get_mut(..block as usize).unwrap_or_default();
+        for index in 0..chunk.blocks {
+            let (number, lba) = (first + index, chunk.lba + index);
+            data.data_out.read_at(number * layout.stride(block), bytes);
+            let (mut tuple, at) = ([0; TUPLE as usize], layout.tuple_at(block, number));
+            let source = match (layout, &data.protection) {
+                (Layout::Separate, Some(protection)) => Some(&protection.data_out),
+                (Layout::Interleaved, _) => Some(&data.data_out),
+                _ => None,
+            };
+            let tuple = match source {
+                None => Tuple::generate(kind, lba, bytes),
+                Some(source) => {
+                    source.read_at(at, &mut tuple);
+                    Tuple(tuple)
+                }
+            };
+            tuple.check(kind, checks, lba, bytes).map_err(|sense| (index, sense))?;
+            target.write_at(index * block, bytes);
+            tuples.write_at(index * TUPLE, &tuple.0.map(|byte| !byte));
+        }
+        Ok(())
+    }
+
+    /// Writes whole blocks that came without protection information, which is made here.
+    pub(super) async fn store_generated(
+        &self,
+        io: &Io,
+        at: ByteOffset,
+        from: FromGuest,
+        durability: Durability,
+        protection: &Protection<B>,
+    ) -> Result<(), Failure> {
+        let checks = Checks { guard: false, reference: false };
+        let (lba, blocks) = (at.0 >> self.block_shift, from.len() >> self.block_shift);
+        let data = DataBuffers::from_initiator(from);
+        let _turn = protection.turns.alone().await;
+        let mut done = 0;
+        while done < blocks {
+            let chunk = self.chunk(lba + done, blocks - done)?;
+            // Nothing is checked, so nothing is refused.
+            let _ = self.collect(&chunk, done, Layout::Plain, checks, &data, protection.kind);
+            self.put(io, &chunk, durability, protection).await?;
+            done += chunk.blocks;
+        }
+        Ok(())
+    }
+
+    /// Forgets the protection information of blocks that have been zeroed or given back.
+    pub(super) async fn clear_protection(
+        &self,
+        io: &Io,
+        span: Span,
+        protection: &Protection<B>,
+    ) -> Result<(), BlockError> {
+        let tuples = |bytes: u64| (bytes >> self.block_shift) * TUPLE;
+        let _turn = protection.turns.alone().await;
+        let span = Span { at: ByteOffset(tuples(span.at.0)), len: tuples(span.len) };
+        protection.store.zero(io, span, Unmap::Allowed).await
+    }
+
+    async fn put(
+        &self,
+        io: &Io,
+        chunk: &Chunk,
+        durability: Durability,
+        protection: &Protection<B>,
+    ) -> Result<(), BlockError> {
+        let span = self.span_of(chunk);
+        self.image.write(io, span.at, FromGuest::new(chunk.data.window(0, span.len)), durability).await?;
+        let tuples = FromGuest::new(chunk.tuples.window(0, chunk.blocks * TUPLE));
+        protection.store.write(io, ByteOffset(chunk.lba * TUPLE), tuples, durability).await
+    }
+
+    fn chunk(&self, lba: u64, blocks: u64) -> Result<Chunk, Failure> {
+        let blocks = blocks.min(CHUNK >> self.block_shift);
+        Ok(Chunk {
+            lba,
+            blocks,
+            data: self.scratch(blocks << self.block_shift)?,
+            tuples: self.scratch(blocks * TUPLE)?,
+        })
+    }
+
+    fn span_of(&self, chunk: &Chunk) -> Span {
+        Span { at: ByteOffset(chunk.lba << self.block_shift), len: chunk.blocks << self.block_shift }
+    }
+}
+
+/// Who may work on data and protection information now: readers together, a writer alone. A writer that waits lets no
+/// more readers in.
+#[derive(Default)]
+struct Turns(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    readers: usize,
+    writing: bool,
+    writers_waiting: usize,
+    wakers: Vec<Waker>,
+}
+
+/// A turn; it ends when dropped.
+struct Turn<'a> {
+    turns: &'a Turns,
+    alone: bool,
+}
+
+/// A writer that waits.
+struct Waiting<'a>(&'a Turns);
+
+impl Turns {
+    async fn shared(&self) -> Turn<'_> {
+        self.wait(|state| {
+            let free = !state.writing && state.writers_waiting == 0;
+            state.readers += usize::from(free);
+            free
+        })
+        .await;
+        Turn { turns: self, alone: false }
+    }
+
+    async fn alone(&self) -> Turn<'_> {
+        self.lock().writers_waiting += 1;
+        let waiting = Waiting(self);
+        self.wait(|state| {
+            let free = !state.writing && state.readers == 0;
+            state.writing |= free;
+            free
+        })
+        .await;
+        drop(waiting);
+        Turn { turns: self, alone: true }
+    }
+
+    async fn wait(&self, mut enter: impl FnMut(&mut State) -> bool) {
+        poll_fn(|cx| {
+            let mut state = self.lock();
+            if enter(&mut state) {
+                return Poll::Ready(());
+            }
+            if !state.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+                state.wakers.push(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.lock();
+        change(&mut state);
+        let wakers = std::mem::take(&mut state.wakers);
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let alone = self.alone;
+        self.turns.change(|state| match alone {
+            true => state.writing = false,
+            false => state.readers = state.readers.saturating_sub(1),
+        });
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.change(|state| state.writers_waiting = state.writers_waiting.saturating_sub(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The check value of CRC-16/T10-DIF, and what SBC-4's table of examples has for blocks of 32 bytes (4.21.4).
+    #[test]
+    fn the_guard_is_the_crc_of_the_standard() {
+        assert_eq!(crc_t10dif(b"123456789"), 0xd0db);
+        assert_eq!(crc_t10dif(&[0; 32]), 0);
+        assert_eq!(crc_t10dif(&[0xff; 32]), 0xa293);
+        let counting: Vec<u8> = (0..32).collect();
+        assert_eq!(crc_t10dif(&counting), 0x0224);
+    }
+
+    #[test]
+    fn codes_select_the_checks() {
+        let checks = |protect| Checks::of(protect).ok().map(|checks| (checks.guard, checks.reference));
+        let expected = [Some((true, true)), Some((true, true)), Some((false, true)), Some((false, false))];
+        assert_eq!([0, 1, 2, 3].map(checks), expected);
+        assert_eq!([4, 5, 6, 7].map(checks), [Some((true, false)), Some((true, true)), None, None]);
+    }
+}

@@ -1,0 +1,304 @@
+//! The virtio-scsi HBA under a driver that comes, goes and resets with I/O under way, and on a host that is slow.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use testbed::bed::Bed;
+use testbed::bench::own_memory;
+use testbed::guest::{Disk, Guest, Vmm};
+use testbed::kernel::Debian;
+use testbed::report::note;
+use testbed::vm::Vm;
+
+/// Shell functions: `disk` waits for the disk and names it, `load` keeps reading and writing it until that fails,
+/// `guard` takes memory that transfers of before may still know, and `check` looks whether one of them wrote there.
+const FUNCTIONS: &str = r#"
+    disk() {
+        while :; do
+            for block in /sys/class/scsi_device/*:0:0:0/device/block/*; do
+                [ -b "/dev/${block##*/}" ] && echo "/dev/${block##*/}" && return
+            done
+            sleep 0.1
+        done
+    }
+    load() {
+        for part in 0 1 2 3; do
+            while dd if=$1 of=/dev/null bs=64k skip=$((part * 64)) count=64 iflag=direct 2>/dev/null; do :; done &
+        done
+        while dd if=/tmp/z of=$1 bs=64k seek=256 oflag=direct 2>/dev/null; do :; done &
+    }
+    guard() { dd if=/dev/zero of=/tmp/canary bs=1M count=$1 2>/dev/null; }
+    check() { cmp -n $(($1 * 1048576)) /tmp/canary /dev/zero || echo "CANARY DIED"; rm /tmp/canary; }
+    head -c 4194304 /dev/zero | tr '\0' Z > /tmp/z
+"#;
+
+/// A disk full of letters, so that a transfer to the wrong place shows.
+fn full_disk(bed: &Bed) -> Result<Disk> {
+    let dir = bed.new_dir()?;
+    let file = format!("{dir}/full.img");
+    bed.host().shell(&format!("head -c 33554432 /dev/zero | tr '\\0' Z > {file}"), 60)?;
+    Ok(Disk::file(&file))
+}
+
+/// Bytes and descriptors of the VMM's process.
+fn footprint(bed: &Bed, vm: &Vm<'_>) -> Result<(u64, u64)> {
+    let count = bed.host().shell(&format!("ls /proc/{}/fd | wc -l", vm.pid()), 30)?;
+    Ok((own_memory(bed, vm.pid())?, count.trim().parse()?))
+}
+
+/// Lets `rounds` rounds go by, each announced by "ROUND n", and compares the footprints from the tenth part on.
+fn watch(bed: &Bed, mut vm: Vm<'_>, rounds: u32, what: &str) -> Result<()> {
+    let begin = Instant::now();
+    let mut early = (0, 0);
+    for round in 1..=rounds {
+        vm.wait_for(&format!("ROUND {round} "), 300)?;
+        if round == rounds.div_ceil(10) {
+            early = footprint(bed, &vm)?;
+        }
+    }
+    let late = footprint(bed, &vm)?;
+    ensure!(late.0 > 0, "the process is gone already");
+    let output = vm.wait_for("TESTBED EXIT 0", 300)?;
+    let console = vm.console();
+    ensure!(!console.contains("CANARY DIED"), "a write after a reset:\n{output}");
+    note(&format!(
+        "{what}: {rounds} rounds in {:.0} s, from {} KiB and {} descriptors to {} KiB and {}",
+        begin.elapsed().as_secs_f64(),
+        early.0,
+        early.1,
+        late.0,
+        late.1
+    ));
+    ensure!(late.1 <= early.1, "{early:?} became {late:?}: descriptors leak");
+    // Pages of stacks and pools are touched as time goes by; a leak of a page for each round would show.
+    ensure!(late.0 < early.0 + 256 + 2 * u64::from(rounds), "{early:?} became {late:?}: memory leaks");
+    vm.expect_exit(0, 120)
+}
+
+pub(crate) fn unbind(bed: &Bed, vmm: Vmm) -> Result<()> {
+    unbind_rounds(bed, vmm, 10)
+}
+
+pub(crate) fn unbind_100(bed: &Bed, vmm: Vmm) -> Result<()> {
+    unbind_rounds(bed, vmm, 100)
+}
+
+/// The driver is unbound and bound with transfers in both directions under way.
+fn unbind_rounds(bed: &Bed, vmm: Vmm, rounds: u32) -> Result<()> {
+    let script = format!(
+        "{FUNCTIONS}
+         driver=/sys/bus/virtio/drivers/virtio_scsi
+         device=$(cd $driver; echo virtio*)
+         round=1
+         while [ $round -le {rounds} ]; do
+             load $(disk)
+             sleep 0.5
+             echo $device > $driver/unbind
+             guard 24
+             wait
+             check 24
+             echo $device > $driver/bind
+             dd if=$(disk) of=/tmp/back bs=1M count=1 iflag=direct 2>/dev/null
+             cmp -n 1048576 /tmp/back /tmp/z || exit 1
+             echo \"ROUND $round done\"
+             round=$((round + 1))
+         done
+         # Long enough for a look at the process.
+         sleep 10"
+    );
+    let vm = bed.guest().vmm(vmm).cpus(2).disk(full_disk(bed)?).script(&script).spawn()?;
+    watch(bed, vm, rounds, "unbind and bind")
+}
+
+pub(crate) fn reload(bed: &Bed, vmm: Vmm) -> Result<()> {
+    reload_rounds(bed, vmm, 10)
+}
+
+pub(crate) fn reload_100(bed: &Bed, vmm: Vmm) -> Result<()> {
+    reload_rounds(bed, vmm, 100)
+}
+
+/// The driver's module goes as soon as it can after the device was taken from it under I/O, and comes again.
+fn reload_rounds(bed: &Bed, vmm: Vmm, rounds: u32) -> Result<()> {
+    let script = format!(
+        "{FUNCTIONS}
+         driver=/sys/bus/virtio/drivers/virtio_scsi
+         device=$(cd $driver; echo virtio*)
+         round=1
+         while [ $round -le {rounds} ]; do
+             load $(disk)
+             sleep 0.5
+             echo $device > $driver/unbind
+             wait
+             until rmmod virtio_scsi 2>/dev/null; do sleep 0.1; done
+             guard 24
+             insmod /lib/virtio_scsi.ko
+             check 24
+             dd if=$(disk) of=/tmp/back bs=1M count=1 iflag=direct 2>/dev/null
+             cmp -n 1048576 /tmp/back /tmp/z || exit 1
+             echo \"ROUND $round done\"
+             round=$((round + 1))
+         done
+         # Long enough for a look at the process.
+         sleep 10"
+    );
+    let vm = bed.guest().vmm(vmm).cpus(2).disk(full_disk(bed)?).script(&script).spawn()?;
+    watch(bed, vm, rounds, "rmmod and insmod")
+}
+
+pub(crate) fn resets(bed: &Bed, vmm: Vmm) -> Result<()> {
+    reset_rounds(bed, vmm, 4)
+}
+
+pub(crate) fn resets_30(bed: &Bed, vmm: Vmm) -> Result<()> {
+    reset_rounds(bed, vmm, 30)
+}
+
+/// The guest resets itself at once (sysrq b) with slow transfers under way; what the next kernel has in its memory stays.
+fn reset_rounds(bed: &Bed, vmm: Vmm, rounds: u32) -> Result<()> {
+    let script = format!(
+        "{FUNCTIONS}
+         count=/dev/at/0:0:1:0
+         [ -e $count ] || count=$(readlink -f /dev/at/*:0:1:0)
+         guard 300
+         round=$(dd if=$count bs=512 count=1 iflag=direct 2>/dev/null | tr -dc 0-9)
+         sleep 1
+         check 300
+         dd if=$(disk) of=/tmp/back bs=64k count=1 iflag=direct 2>/dev/null
+         cmp -n 65536 /tmp/back /tmp/z || exit 1
+         round=$((${{round:-0}} + 1))
+         echo \"ROUND $round done\"
+         if [ $round -le {rounds} ]; then
+             echo $round | dd of=$count bs=512 conv=sync oflag=direct 2>/dev/null
+             load $(disk)
+             sleep 1
+             echo b > /proc/sysrq-trigger
+             sleep 100
+         fi
+         true"
+    );
+    let slow: toml::Table = [("iops".to_owned(), toml::Value::from(40))].into_iter().collect();
+    let disk = full_disk(bed)?.set("throttle", slow);
+    let guest = bed.guest().vmm(vmm).cpus(2).disk(disk).disk(Disk::empty("1M"));
+    watch(bed, guest.script(&script).spawn()?, rounds, "guest resets")
+}
+
+/// Resets by `sg_reset` and timeouts, on a disk that answers twice in a second. Linux's driver never gives a command up:
+/// its device promises to answer (`virtscsi_eh_timed_out`).
+pub(crate) fn recovery(bed: &Bed, vmm: Vmm) -> Result<()> {
+    let script = format!(
+        "{FUNCTIONS}
+         disk=$(disk)
+         echo 1 > /sys/block/${{disk##*/}}/device/timeout
+         for kind in none device target bus host; do
+             for part in 0 1 2 3 4 5; do
+                 dd if=$disk of=/tmp/part$part bs=4k count=1 skip=$((part * 8)) iflag=direct 2>/dev/null &
+             done
+             sleep 0.3
+             if [ $kind != none ]; then
+                 sg_reset -N --$kind $disk
+                 echo \"RESET $kind $?\"
+             fi
+             wait
+             for part in 0 1 2 3 4 5; do
+                 cmp -n 4096 /tmp/part$part /tmp/z || echo \"PART $part IS WRONG\"
+             done
+             echo \"SERVED $kind $(cat /sys/block/${{disk##*/}}/device/state)\"
+         done
+         dmesg | tail -n 30"
+    );
+    let slow: toml::Table = [("iops".to_owned(), toml::Value::from(2))].into_iter().collect();
+    let disk = full_disk(bed)?.set("throttle", slow);
+    let output = bed.guest().vmm(vmm).disk(disk).script(&script).spawn()?.finish_script(500)?;
+    note(&output);
+    ensure!(!output.contains("IS WRONG"), "data is wrong:\n{output}");
+    ensure!(output.contains("RESET device 0"), "LOGICAL UNIT RESET failed:\n{output}");
+    for kind in ["none", "device", "target", "bus", "host"] {
+        ensure!(output.contains(&format!("SERVED {kind} running")), "after {kind}:\n{output}");
+    }
+    for bad in ["offline", "I/O error", "blocked for more than"] {
+        ensure!(!output.contains(bad), "the kernel says \"{bad}\":\n{output}");
+    }
+    Ok(())
+}
+
+/// The host's file system stands still for some seconds: writes wait, a reset of the unit waits with them, and all goes
+/// on.
+pub(crate) fn stall(bed: &Bed, vmm: Vmm) -> Result<()> {
+    let host = bed.host();
+    let dir = bed.new_dir()?;
+    host.shell(
+        &format!(
+            "cd {dir}; truncate -s 128M fs; mkfs.ext4 -q -F fs; mkdir mnt; mount -o loop fs mnt
+             truncate -s 32M mnt/image"
+        ),
+        120,
+    )?;
+    let script = format!(
+        "{FUNCTIONS}
+         disk=$(disk)
+         echo 1 > /sys/block/${{disk##*/}}/device/timeout
+         echo STALL NOW
+         read line < /dev/console
+         for part in 0 1 2 3; do
+             dd if=/tmp/z of=$disk bs=4k count=64 seek=$((part * 64)) oflag=direct 2>/dev/null && echo WRITTEN $part &
+         done
+         sleep 1
+         echo RESETTING
+         sg_reset -N --device $disk
+         echo \"RESET $?\"
+         wait
+         dd if=$disk of=/tmp/back bs=1M count=1 iflag=direct 2>/dev/null
+         cmp -n 1048576 /tmp/back /tmp/z || echo DATA IS WRONG
+         dmesg | tail -n 20"
+    );
+    let result = (|| {
+        let image = Disk::file(&format!("{dir}/mnt/image"));
+        let mut vm = bed.guest().vmm(vmm).cpus(2).disk(image).script(&script).spawn()?;
+        vm.wait_for("STALL NOW", 300)?;
+        host.shell(&format!("fsfreeze -f {dir}/mnt"), 30)?;
+        vm.send("\n")?;
+        vm.wait_for("RESETTING", 120)?;
+        std::thread::sleep(std::time::Duration::from_secs(5));
+        ensure!(!vm.console().contains("WRITTEN"), "a write has ended on a frozen file system");
+        host.shell(&format!("fsfreeze -u {dir}/mnt"), 30)?;
+        let output = vm.wait_for("TESTBED EXIT 0", 200)?;
+        note(&output);
+        ensure!(output.contains("RESET 0") && !output.contains("IS WRONG"), "no recovery:\n{output}");
+        ensure!(!output.contains("offline"), "the disk is offline:\n{output}");
+        vm.expect_exit(0, 60)
+    })();
+    let cleaned = host.shell(&format!("fsfreeze -u {dir}/mnt 2>/dev/null; umount {dir}/mnt"), 60);
+    result.and(cleaned.map(|_| ()))
+}
+
+/// 1024 disks: 256 targets with four units each.
+pub(crate) fn scale(bed: &Bed, vmm: Vmm) -> Result<()> {
+    if vmm == Vmm::Qemu {
+        return Ok(());
+    }
+    let dir = bed.new_dir()?;
+    let image = format!("{dir}/one.img");
+    bed.host().shell(&format!("truncate -s 1M {image}"), 30)?;
+    let script = "until [ $(ls /sys/class/scsi_disk | wc -l) = 1024 ]; do sleep 1; done
+         echo \"ALL $(cut -d' ' -f1 /proc/uptime) s\"
+         ls /sys/class/scsi_disk | cut -d: -f3 | sort -un | wc -l
+         cat /sys/class/scsi_disk/*:0:255:3/device/block/*/size";
+    let unit = |target: i64, lun: i64| {
+        Disk::file(&image).set("readonly", true).set("target", target).set("lun", lun).cache("writeback")
+    };
+    let units = (0..256).flat_map(|target| (0..4).map(move |lun| (target, lun)));
+    let guest = units.fold(bed.guest(), |guest: Guest<'_>, (target, lun)| guest.disk(unit(target, lun)));
+    let mut vm = guest.vmm(vmm).kernel(Debian::Trixie).cpus(2).script(script).spawn()?;
+    let begin = Instant::now();
+    vm.wait_for("ALL ", 580)?;
+    let (kib, descriptors) = footprint(bed, &vm)?;
+    note(&format!(
+        "1024 disks: found after {:.0} s; {kib} KiB and {descriptors} descriptors",
+        begin.elapsed().as_secs_f64()
+    ));
+    let output = vm.wait_for("TESTBED EXIT 0", 120)?;
+    vm.expect_exit(0, 60)?;
+    ensure!(output.contains("256\n") && output.contains("2048\n"), "not all units are there:\n{output}");
+    Ok(())
+}
