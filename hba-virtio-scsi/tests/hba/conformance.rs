@@ -39,7 +39,7 @@ fn the_write_flag_of_an_indirect_descriptor_is_ignored() {
 fn normal_descriptors_may_come_before_an_indirect_one() {
     let mut guest = started(INDIRECT);
     let (request, response) = request(&mut guest);
-    let table = guest.alloc(32) + 15 & !15;
+    let table = (guest.alloc(32) + 15) & !15;
     guest.descriptor(table, 0, request + 30, 21, NEXT, 1);
     guest.descriptor(table, 1, response, 108, WRITE, 0);
     let desc = guest.queues[2].desc;
