@@ -73,6 +73,7 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "soak-virtio-hotplug-500", run: virtio::hotplug_many },
     Test { name: "virtio-legacy-12", run: virtio::legacy_kernel12 },
     Test { name: "virtio-legacy-13", run: virtio::legacy_kernel13 },
+    Test { name: "virtio-protection", run: virtio::protection },
     Test { name: "virtio-unbind-ten", run: virtio_soak::unbind },
     Test { name: "virtio-reload-ten", run: virtio_soak::reload },
     Test { name: "virtio-resets-four", run: virtio_soak::resets },

@@ -88,3 +88,37 @@ fn legacy(bed: &Bed, vmm: Vmm, debian: Debian) -> Result<()> {
     }
     Ok(())
 }
+
+/// Linux makes protection information, sends it beside the data, and checks what comes back; the disk keeps it.
+pub(crate) fn protection(bed: &Bed, vmm: Vmm) -> Result<()> {
+    if vmm == Vmm::Qemu {
+        return Ok(());
+    }
+    let script = format!(
+        "set -e
+         disk=$(readlink -f /dev/at/0:0:0:0); name=${{disk##*/}}
+         echo \"FORMAT $(cat /sys/block/$name/integrity/format)\"
+         dd if=/dev/urandom of=/tmp/data bs=1M count=4 2>/dev/null
+         dd if=/tmp/data of=$disk bs=64k seek=100 oflag=direct 2>/dev/null
+         dd if=$disk of=/tmp/back bs=64k skip=100 count=64 iflag=direct 2>/dev/null
+         cmp /tmp/data /tmp/back
+         mkfs.ext4 -q -F $disk && mount $disk /mnt
+         cp /tmp/data /mnt/file && umount /mnt && mount $disk /mnt && cmp /tmp/data /mnt/file && umount /mnt
+         sg_readcap -l $disk
+         dmesg | grep DIX
+         echo DATA IS RIGHT
+         {}",
+        messages::SHOW
+    );
+    let disk = Disk::empty("64M").set("protection", 1);
+    let mut vm = bed.guest().vmm(vmm).disk(disk).script(&script).spawn()?;
+    let dir = vm.dir().to_string();
+    let output = vm.finish_script(300)?;
+    for text in ["FORMAT T10-DIF-TYPE1-CRC", "Protection: prot_en=1, p_type=0", "DATA IS RIGHT"] {
+        ensure!(output.contains(text), "{text} is missing:\n{output}");
+    }
+    let tuple = bed.host().shell(&format!("od -An -tx1 -j 102400 -N 8 {dir}/disk0.raw.pi"), 30)?;
+    // Block 12800 is 3200h; bits are kept turned over.
+    ensure!(tuple.trim().ends_with("ff ff cd ff"), "the reference tag is not kept: {tuple}");
+    messages::check(&output)
+}

@@ -24,6 +24,7 @@ pub fn svg(rows: &[Row]) -> String {
             let colour = match row.name {
                 "vmm" => "#2a6fb0",
                 "qemu" => "#c06a2b",
+                "cloud" => "#4b9a57",
                 _ => "#bbbbbb",
             };
             let height = BAR - 2;

@@ -2,7 +2,7 @@
 //! direct I/O, alternating.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
@@ -33,6 +33,8 @@ pub struct Plan {
     pub only: Vec<String>,
     /// Keys of our `[[hba]]`, `KEY=VALUE`.
     pub keys: Vec<String>,
+    /// The program of Cloud Hypervisor, for [`Vmm::CloudHypervisor`].
+    pub cloud_hypervisor: Option<PathBuf>,
 }
 
 /// One run of one workload.
@@ -173,7 +175,7 @@ fn guest_figures(bed: &Bed, vmm: Vmm, plan: &Plan, jobs: &[Job], archive: &Path)
     let jobs_file =
         fio::job_file(jobs, "@DISK@", plan.seconds(), Some("sh -c \"echo BENCH @ > /dev/console\""));
     let script = format!(
-        "cd /tmp\n{}disk=$(readlink -f {name}); sed -i \"s,@DISK@,$disk,\" jobs
+        "cd /tmp\n{}disk=$(readlink -f {name}); [ -b \"$disk\" ] || disk=/dev/vda; sed -i \"s,@DISK@,$disk,\" jobs
          echo none > /sys/block/${{disk##*/}}/queue/scheduler
          fio {} jobs > result 2>&1 || {{ cat result; exit 1; }}
          grep ';' result | cut -d';' -f1-9,47-50 | sed 's/^/RESULT /'",
@@ -181,6 +183,9 @@ fn guest_figures(bed: &Bed, vmm: Vmm, plan: &Plan, jobs: &[Job], archive: &Path)
         fio::OPTIONS.join(" ")
     );
     let mut guest = bed.guest().vmm(vmm).cpus(plan.cpus).memory("1GiB").archive(archive.to_path_buf());
+    if let Some(program) = &plan.cloud_hypervisor {
+        guest = guest.program(program.clone());
+    }
     for key in &plan.keys {
         let (key, value) = key.split_once('=').context("a key is KEY=VALUE")?;
         let value = value.parse().unwrap_or_else(|_| toml::Value::String(value.into()));
@@ -247,15 +252,16 @@ fn ticks(stat: &str) -> Result<f64> {
 
 fn report(rows: &[Row], plan: &Plan) -> Result<()> {
     println!(
-        "{:22} {:6} {:>9} {:>9} {:>9} {:>8} {:>7}",
-        "workload", "where", "IOPS", "MB/s", "us CPU/IO", "exits/IO", "ratio"
+        "{:22} {:6} {:>9} {:>9} {:>9} {:>8} {:>7} {:>8}",
+        "workload", "where", "IOPS", "MB/s", "us CPU/IO", "exits/IO", "to QEMU", "to cloud"
     );
     for row in rows {
         let cpu = row.cpu.map_or("-".into(), |cpu| format!("{cpu:.1}"));
         let exits = row.exits.map_or("-".into(), |exits| format!("{exits:.2}"));
-        let ratio = ratio(rows, row).map_or(String::new(), |ratio| format!("{ratio:.2}"));
+        let number = |other| ratio(rows, row, other).map_or(String::new(), |ratio| format!("{ratio:.2}"));
+        let (qemu, cloud) = (number(Vmm::Qemu), number(Vmm::CloudHypervisor));
         println!(
-            "{:22} {:6} {:9.0} {:9.1} {cpu:>9} {exits:>8} {ratio:>7}",
+            "{:22} {:6} {:9.0} {:9.1} {cpu:>9} {exits:>8} {qemu:>7} {cloud:>8}",
             row.job.name(),
             row.name,
             row.iops,
@@ -270,9 +276,9 @@ fn report(rows: &[Row], plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-/// Of our VMM's rows: operations in a second against QEMU's.
-fn ratio(rows: &[Row], row: &Row) -> Option<f64> {
-    let theirs = rows.iter().find(|other| other.job == row.job && other.name == Vmm::Qemu.name())?;
+/// Of our VMM's rows: operations in a second against another's.
+fn ratio(rows: &[Row], row: &Row, other: Vmm) -> Option<f64> {
+    let theirs = rows.iter().find(|theirs| theirs.job == row.job && theirs.name == other.name())?;
     (row.name == Vmm::Ours.name()).then_some(row.iops / theirs.iops)
 }
 
@@ -283,10 +289,12 @@ fn to_json(rows: &[Row], plan: &Plan) -> String {
             let all: Vec<String> = row.all.iter().map(|iops| format!("{iops:.1}")).collect();
             let cpu = row.cpu.map_or("null".into(), |cpu| format!("{cpu:.2}"));
             let exits = row.exits.map_or("null".into(), |exits| format!("{exits:.2}"));
-            let ratio = ratio(rows, row).map_or("null".into(), |ratio| format!("{ratio:.3}"));
+            let number = |ratio: Option<f64>| ratio.map_or("null".into(), |ratio| format!("{ratio:.3}"));
+            let (qemu, cloud) = (ratio(rows, row, Vmm::Qemu), ratio(rows, row, Vmm::CloudHypervisor));
+            let (qemu, cloud): (String, String) = (number(qemu), number(cloud));
             format!(
                 "    {{\"workload\": \"{}\", \"where\": \"{}\", \"iops\": {:.1}, \"mb_per_s\": {:.2}, \
-                 \"cpu_us_per_io\": {cpu}, \"exits_per_io\": {exits}, \"ratio_to_qemu\": {ratio}, \"rounds\": [{}]}}",
+                 \"cpu_us_per_io\": {cpu}, \"exits_per_io\": {exits}, \"ratio_to_qemu\": {qemu}, \"ratio_to_cloud_hypervisor\": {cloud}, \"rounds\": [{}]}}",
                 row.job.name(),
                 row.name,
                 row.iops,
@@ -321,7 +329,15 @@ mod tests {
 
     #[test]
     fn quick_and_full_plans() {
-        let plan = Plan { hba: HbaKind::Virtio, rounds: 1, quick: true, cpus: 1, only: vec![], keys: vec![] };
+        let plan = Plan {
+            hba: HbaKind::Virtio,
+            rounds: 1,
+            quick: true,
+            cpus: 1,
+            only: vec![],
+            keys: vec![],
+            cloud_hypervisor: None,
+        };
         assert_eq!(plan.jobs().len(), 6);
         let full = Plan { quick: false, ..plan.clone() };
         assert_eq!(full.jobs().len(), 16);

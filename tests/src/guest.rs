@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::bed::Bed;
+use crate::cloud;
 use crate::config::{Boot, Config, Hba, Lun, Machine, Serial};
 use crate::grub::{self, Terminal};
 use crate::images::script_archive;
@@ -24,6 +25,8 @@ pub enum Vmm {
     Ours,
     /// The pinned QEMU, with KVM.
     Qemu,
+    /// A Cloud Hypervisor that whoever measures has built, see [`Guest::program`]; with virtio-blk disks.
+    CloudHypervisor,
 }
 
 impl Vmm {
@@ -32,6 +35,7 @@ impl Vmm {
         match self {
             Self::Ours => "vmm",
             Self::Qemu => "qemu",
+            Self::CloudHypervisor => "cloud",
         }
     }
 }
@@ -147,6 +151,7 @@ pub struct Guest<'a> {
     archives: Vec<PathBuf>,
     megasas: toml::Table,
     hba_keys: toml::Table,
+    program: Option<PathBuf>,
 }
 
 impl<'a> Guest<'a> {
@@ -169,7 +174,14 @@ impl<'a> Guest<'a> {
             archives: Vec::new(),
             megasas: toml::Table::new(),
             hba_keys: toml::Table::new(),
+            program: None,
         }
+    }
+
+    /// The program of [`Vmm::CloudHypervisor`].
+    pub fn program(mut self, path: PathBuf) -> Self {
+        self.program = Some(path);
+        self
     }
 
     /// What runs it; ours by default.
@@ -286,6 +298,10 @@ impl<'a> Guest<'a> {
             let mut words = vec![vmm, "--config".into(), file.into()];
             words.extend(self.options.iter().cloned());
             return Ok(words);
+        }
+        if self.vmm == Vmm::CloudHypervisor {
+            let program = self.program.as_deref().context("no Cloud Hypervisor is named")?;
+            return cloud::command_line(config, program);
         }
         let mut words = qemu::command_line(config, self.bed.prepared().tools())?;
         for option in &self.options {

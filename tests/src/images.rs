@@ -48,8 +48,17 @@ touch "$1/etc/.updated" "$1/var/.updated""#;
 /// Bytes of a root image.
 pub const ROOT_SIZE: u64 = 4 << 30;
 
-const QUICK_MODULES: &[&str] =
-    &["virtio_pci", "virtio_scsi", "megaraid_sas", "sd_mod", "sr_mod", "sg", "crc32c_generic", "ext4"];
+const QUICK_MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_scsi",
+    "virtio_blk",
+    "megaraid_sas",
+    "sd_mod",
+    "sr_mod",
+    "sg",
+    "crc32c_generic",
+    "ext4",
+];
 
 /// Programs of the quick initramfs beyond those of busybox.
 const QUICK_PROGRAMS: &[&str] = &[

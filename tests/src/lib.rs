@@ -16,6 +16,7 @@ pub mod bench_chart;
 pub mod bench_storage;
 pub mod cache;
 pub mod ci;
+pub mod cloud;
 pub mod config;
 pub mod cpio;
 pub mod demo;

@@ -1,5 +1,6 @@
 //! The commands of the test bed.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -88,6 +89,9 @@ enum Cmd {
         /// For storage: a key of our `[[hba]]`, as KEY=VALUE.
         #[arg(long)]
         key: Vec<String>,
+        /// For storage: measure this Cloud Hypervisor too, with virtio-blk.
+        #[arg(long)]
+        cloud_hypervisor: Option<PathBuf>,
     },
     /// Build the fuzz targets and run them one after the other.
     Fuzz {
@@ -165,7 +169,7 @@ fn run(command: Cmd) -> Result<ExitCode> {
             let tests = if soak { boot::SOAK } else { boot::TESTS };
             Ok(boot_tests(tests, list, which(qemu), &filters)?)
         }
-        Cmd::Bench { what, rounds, qemu, hba, quick, cpus, only, key } => {
+        Cmd::Bench { what, rounds, qemu, hba, quick, cpus, only, key, cloud_hypervisor } => {
             let bed = Bed::new()?;
             let which: &[Vmm] = if qemu { &[Vmm::Qemu] } else { &[Vmm::Ours, Vmm::Qemu] };
             match what {
@@ -176,8 +180,10 @@ fn run(command: Cmd) -> Result<ExitCode> {
                         Hba::VirtioScsi => HbaKind::Virtio,
                         Hba::Megasas => HbaKind::Megasas,
                     };
-                    let plan = Plan { hba, rounds, quick, cpus, only, keys: key };
-                    bench_storage::run(&bed, &plan, which)?;
+                    let plan = Plan { hba, rounds, quick, cpus, only, keys: key, cloud_hypervisor };
+                    let mut which = which.to_vec();
+                    which.extend(plan.cloud_hypervisor.as_ref().map(|_| Vmm::CloudHypervisor));
+                    bench_storage::run(&bed, &plan, &which)?;
                 }
             }
             Ok(ExitCode::SUCCESS)

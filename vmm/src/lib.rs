@@ -7,6 +7,7 @@ pub mod config;
 pub mod console;
 pub mod exit;
 mod kvm;
+pub mod limits;
 pub mod logging;
 pub mod machine;
 mod vcpu;

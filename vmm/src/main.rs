@@ -9,7 +9,7 @@ use vmm::config::Restart;
 use vmm::console::{Signals, die};
 use vmm::exit::{Outcome, complain, tell};
 use vmm::machine::{End, Machine};
-use vmm::{config, logging};
+use vmm::{config, limits, logging};
 
 fn main() -> ExitCode {
     run().into()
@@ -55,6 +55,9 @@ fn run() -> Outcome {
     if cli.no_reboot {
         config.vm.on_reset = Restart::Exit;
         config.vm.on_crash = Restart::Exit;
+    }
+    if let Err(error) = limits::raise_open_files() {
+        tracing::warn!("the limit of open files stays as it is: {error}");
     }
     let machine = match Machine::build(config, signals, start) {
         Ok(machine) => machine,

@@ -188,7 +188,7 @@ impl Transport {
         if !registers.resetting {
             self.begin_reset(&mut registers);
         }
-        while registers.resetting {
+        while registers.resetting && !self.is_closed() {
             let waited = self.quiet.wait_timeout(registers, SLOW_RESET);
             let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             registers = guard;

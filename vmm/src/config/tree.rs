@@ -48,16 +48,17 @@ impl Table {
 /// Parses a file. Syntax errors are noted one a line; the tree then holds what could be read.
 pub(super) fn parse(text: &str, errors: &mut Errors) -> Table {
     let (document, problems) = DeTable::parse_recoverable(text);
+    let lines = Lines::of(text);
     let mut problems: Vec<_> = problems
         .iter()
-        .map(|problem| (line(text, problem.span().map_or(0, |span| span.start)), problem.message()))
+        .map(|problem| (lines.at(problem.span().map_or(0, |span| span.start)), problem.message()))
         .collect();
     problems.sort_by_key(|&(line, _)| line);
     problems.dedup_by_key(|&mut (line, _)| line);
     for (line, message) in problems {
         errors.add(&Origin::Line(line), format!("not TOML: {message}"));
     }
-    table(document.get_ref(), &|offset| Origin::Line(line(text, offset)))
+    table(document.get_ref(), &|offset| Origin::Line(lines.at(offset)))
 }
 
 /// Parses one value, of an option at `origin`.
@@ -66,9 +67,18 @@ pub(super) fn parse_value(text: &str, origin: &Origin) -> Result<Node, String> {
     Ok(node(&value, &|_| origin.clone()))
 }
 
-/// The line of a byte, counted from 1.
-fn line(text: &str, offset: usize) -> usize {
-    1 + text.bytes().take(offset).filter(|&byte| byte == b'\n').count()
+/// Where the lines of a text end: a file with thousands of disks has tens of thousands of keys, each on some line.
+struct Lines(Vec<usize>);
+
+impl Lines {
+    fn of(text: &str) -> Self {
+        Self(text.bytes().enumerate().filter(|&(_, byte)| byte == b'\n').map(|(offset, _)| offset).collect())
+    }
+
+    /// The line of a byte, counted from 1.
+    fn at(&self, offset: usize) -> usize {
+        1 + self.0.partition_point(|&end| end < offset)
+    }
 }
 
 fn table(from: &DeTable<'_>, origin: &dyn Fn(usize) -> Origin) -> Table {

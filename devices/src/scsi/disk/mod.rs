@@ -258,9 +258,14 @@ impl<B: BlockBackend> Disk<B> {
         1 << self.block_shift
     }
 
-    /// Number of logical blocks; a last part of a block is not one.
+    /// Number of logical blocks; a last part of a block is not one, and what has no room for its protection information is
+    /// none either.
     fn blocks(&self) -> u64 {
-        self.image.geometry().len >> self.block_shift
+        let blocks = self.image.geometry().len >> self.block_shift;
+        match &self.protection {
+            Some(protection) => blocks.min(protection.store.geometry().len / protection::TUPLE),
+            None => blocks,
+        }
     }
 
     fn is_read_only(&self) -> bool {
