@@ -264,13 +264,13 @@ pub(crate) fn verify(bed: &Bed, vmm: Vmm) -> Result<()> {
         script.push_str(&format!(
             "d=$(readlink -f /dev/at/0:0:{target}:0)
              for half in 0 1; do
-                 fio --name=v$half --filename=$d --offset=$((half * 64))m --size=32m --direct=1 --rw=randrw --bsrange={block}-192k \
-                     --bs_unaligned=0 --blockalign={block} --norandommap=0 --iodepth=16 --ioengine=libaio --thread --verify=crc32c \
+                 fio --name=v$half --filename=$d --offset=$((half * 64))m --size=32m --direct=1 --rw=randwrite --bsrange={block}-192k \
+                     --blockalign={block} --iodepth=16 --ioengine=libaio --thread --verify=crc32c \
                      --verify_fatal=1 --do_verify=1 --randseed=$((half + {target} * 7)) --output-format=terse > /tmp/fio$half 2>&1 &
                  eval job$half=$!
              done
              wait $job0 && wait $job1 || {{ cat /tmp/fio0 /tmp/fio1; exit 1; }}
-             echo \"VERIFIED {target} $(cut -d';' -f5 /tmp/fio0 /tmp/fio1 | tr '\\n' ' ')\"
+             echo \"VERIFIED {target} $(cut -s -d';' -f5 /tmp/fio0 /tmp/fio1 | tr '\\n' ' ')\"
 "
         ));
     }

@@ -83,6 +83,23 @@ impl<B: BlockBackend> Disk<B> {
         match command.id {
             Id::Read => self.read(io, bytes, command.usage.len(), data).await,
             Id::Write => self.write(io, bytes, command.usage.len(), data).await,
+            Id::SynchronizeCache => self.synchronize_cache(io, bytes, command.usage.len()).await,
+            id if id.takes_long() => Box::pin(self.execute_long(context, command, bytes, data)).await,
+            _ => self.inform(context, command, bytes, &data),
+        }
+    }
+
+    /// The commands that are seldom, or take so long that an allocation more does not show: their futures are large, and
+    /// those of the others shall not be moved about with room for them.
+    async fn execute_long(
+        &self,
+        context: Context<'_>,
+        command: &Command<Id>,
+        bytes: &[u8],
+        data: DataBuffers,
+    ) -> Outcome {
+        let io = context.io;
+        match command.id {
             Id::WriteAndVerify => self.write_and_verify(io, bytes, command.usage.len(), data).await,
             Id::Verify => self.verify(io, bytes, command.usage.len(), data).await,
             Id::CompareAndWrite => self.compare_and_write(io, bytes, data).await,
@@ -99,7 +116,6 @@ impl<B: BlockBackend> Disk<B> {
                 self.inform(context, command, bytes, &data)
             }
             Id::GetLbaStatus => self.get_lba_status(io, bytes, &data).await,
-            Id::SynchronizeCache => self.synchronize_cache(io, bytes, command.usage.len()).await,
             Id::WriteSame => self.write_same(io, bytes, command.usage.len(), data).await,
             Id::Unmap => self.unmap(io, bytes, data).await,
             Id::StartStopUnit => self.start_stop(context, bytes).await,
