@@ -99,10 +99,10 @@ pub(crate) fn identity(bed: &Bed, vmm: Vmm) -> Result<()> {
         0,
         &[
             "Write same non-zero (WSNZ): 1",
-            "Maximum compare and write length: 128 blocks",
-            "Maximum transfer length: 65536 blocks",
-            "Maximum unmap LBA count: 1048576",
-            "Maximum unmap block descriptor count: 256",
+            "Maximum compare and write length: 0x80",
+            "Maximum transfer length: 0x10000",
+            "Maximum unmap LBA count: 0x100000",
+            "Maximum unmap block descriptor count: 0x100",
         ],
     )?;
     expect(&output, "vpd-0xb1", 0, &["Nominal rotation rate: 7200 rpm"])?;
