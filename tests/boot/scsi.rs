@@ -99,10 +99,10 @@ pub(crate) fn identity(bed: &Bed, vmm: Vmm) -> Result<()> {
         0,
         &[
             "Write same non-zero (WSNZ): 1",
-            "Maximum compare and write length: 128 blocks",
-            "Maximum transfer length: 65536 blocks",
-            "Maximum unmap LBA count: 1048576",
-            "Maximum unmap block descriptor count: 256",
+            "Maximum compare and write length: 0x80",
+            "Maximum transfer length: 0x10000",
+            "Maximum unmap LBA count: 0x100000",
+            "Maximum unmap block descriptor count: 0x100",
         ],
     )?;
     expect(&output, "vpd-0xb1", 0, &["Nominal rotation rate: 7200 rpm"])?;
@@ -264,13 +264,13 @@ pub(crate) fn verify(bed: &Bed, vmm: Vmm) -> Result<()> {
         script.push_str(&format!(
             "d=$(readlink -f /dev/at/0:0:{target}:0)
              for half in 0 1; do
-                 fio --name=v$half --filename=$d --offset=$((half * 64))m --size=32m --direct=1 --rw=randrw --bsrange={block}-192k \
-                     --bs_unaligned=0 --blockalign={block} --norandommap=0 --iodepth=16 --ioengine=libaio --thread --verify=crc32c \
+                 fio --name=v$half --filename=$d --offset=$((half * 64))m --size=32m --direct=1 --rw=randwrite --bsrange={block}-192k \
+                     --blockalign={block} --iodepth=16 --ioengine=libaio --thread --verify=crc32c \
                      --verify_fatal=1 --do_verify=1 --randseed=$((half + {target} * 7)) --output-format=terse > /tmp/fio$half 2>&1 &
                  eval job$half=$!
              done
              wait $job0 && wait $job1 || {{ cat /tmp/fio0 /tmp/fio1; exit 1; }}
-             echo \"VERIFIED {target} $(cut -d';' -f5 /tmp/fio0 /tmp/fio1 | tr '\\n' ' ')\"
+             echo \"VERIFIED {target} $(cut -s -d';' -f5 /tmp/fio0 /tmp/fio1 | tr '\\n' ' ')\"
 "
         ));
     }

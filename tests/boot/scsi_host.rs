@@ -12,7 +12,7 @@ const SIGTERM: i32 = 15;
 const RECORDS: &str = r#"d=$(readlink -f /dev/at/0:0:0:0)
     echo 0 > /sys/block/$(basename $d)/device/timeout 2>/dev/null
     i=0
-    while printf 'record %-4089d' $i | dd of=$d bs=4096 seek=$((i * STRIDE)) oflag=direct,sync 2>/dev/null; do
+    while printf 'record %-4089d' $i | dd of=$d bs=4096 seek=$((i * STRIDE)) oflag=direct conv=fsync 2>/dev/null; do
         echo "acknowledged $i."
         i=$((i + 1))
         [ $i -lt LIMIT ] || break

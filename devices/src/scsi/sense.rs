@@ -54,6 +54,7 @@ pub(crate) const INLINE_DATA_LENGTH_EXCEEDED: Code = (0x26, 0x0b);
 pub(crate) const WRITE_PROTECTED: Code = (0x27, 0x00);
 pub(crate) const SOFTWARE_WRITE_PROTECTED: Code = (0x27, 0x02);
 pub(crate) const SPACE_ALLOCATION_FAILED: Code = (0x27, 0x07);
+pub(crate) const MEDIUM_FORMAT_CORRUPTED: Code = (0x31, 0x00);
 pub(crate) const SANITIZE_FAILED: Code = (0x31, 0x03);
 pub(crate) const SAVING_PARAMETERS_NOT_SUPPORTED: Code = (0x39, 0x00);
 pub(crate) const MEDIUM_NOT_PRESENT: Code = (0x3a, 0x00);

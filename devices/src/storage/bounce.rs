@@ -111,7 +111,8 @@ impl Bounce {
         while done < from.len() {
             let piece = self.piece(at + done, from.len() - done);
             let data = from.window(done, piece.inner);
-            self.write_piece(host, io, &piece, data, stable, outer).await?;
+            // Boxed: a large future, which whole blocks shall not be moved about with.
+            Box::pin(self.write_piece(host, io, &piece, data, stable, outer)).await?;
             done += piece.inner;
         }
         Ok(())

@@ -1,5 +1,7 @@
 //! Fakes for tests: what the hypervisor and the host would provide.
 
+#[cfg(test)]
+mod allocations;
 pub mod conformance;
 mod fault_disk;
 pub mod irq;
@@ -7,6 +9,8 @@ pub mod pci;
 mod ram_disk;
 mod recording_disk;
 
+#[cfg(test)]
+pub(crate) use allocations::allocations;
 pub use fault_disk::{Effect, Fault, FaultDisk};
 pub use ram_disk::RamDisk;
 pub use recording_disk::{Operation, RecordingDisk};

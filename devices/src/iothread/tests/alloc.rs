@@ -1,33 +1,7 @@
 //! Warm commands allocate nothing.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-
 use super::*;
-
-thread_local! {
-    static COUNT: Cell<u64> = const { Cell::new(0) };
-}
-
-/// Counts what each thread allocates.
-struct Counting;
-
-// SAFETY: hands everything to the system's allocator; the counter needs neither memory nor a destructor.
-#[allow(unsafe_code)]
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        COUNT.set(COUNT.get() + 1);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use crate::testing::allocations;
 
 #[test]
 fn warm_commands_allocate_nothing() {
@@ -44,7 +18,7 @@ fn warm_commands_allocate_nothing() {
         let mut before = 0;
         for round in 0..20 {
             if round == 10 {
-                before = COUNT.get();
+                before = allocations();
             }
             bell.write(1).unwrap();
             watch.next().await.unwrap();
@@ -62,6 +36,6 @@ fn warm_commands_allocate_nothing() {
             pool.drained().await;
         }
         assert_eq!(done.get(), 20 * 64);
-        assert_eq!(COUNT.get() - before, 0, "allocations of 640 warm commands");
+        assert_eq!(allocations() - before, 0, "allocations of 640 warm commands");
     });
 }

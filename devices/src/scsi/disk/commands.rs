@@ -47,6 +47,34 @@ pub(crate) enum Id {
     SupportedTaskManagement,
 }
 
+impl Id {
+    /// Whether it does I/O, but is none of those that move data all day.
+    pub(super) fn takes_long(self) -> bool {
+        matches!(
+            self,
+            Self::CompareAndWrite
+                | Self::ExtendedCopy
+                | Self::FormatUnit
+                | Self::GetLbaStatus
+                | Self::ModeSelect
+                | Self::OrWrite
+                | Self::PersistentReserveOut
+                | Self::ReadCapacity10
+                | Self::ReadCapacity16
+                | Self::SanitizeBlockErase
+                | Self::SanitizeCryptographicErase
+                | Self::SanitizeOverwrite
+                | Self::StartStopUnit
+                | Self::Unmap
+                | Self::Verify
+                | Self::WriteAndVerify
+                | Self::WriteAtomic
+                | Self::WriteSame
+                | Self::WriteUsingToken
+        )
+    }
+}
+
 /// Changes something other than the medium.
 const NONE: Properties = Properties::NONE;
 /// Says something that is no secret.
@@ -58,8 +86,8 @@ const MEDIUM: Properties = Properties::MEDIUM;
 const READ: Properties = MEDIUM.and(Properties::READ);
 const CAPACITY: Properties = MEDIUM.and(Properties::ALWAYS);
 const WRITE: Properties = MEDIUM.and(Properties::WRITE);
-/// Allowed when an earlier SANITIZE failed.
-const SANITIZE: Properties = Properties::WRITE;
+/// Allowed when an earlier one failed.
+const WIPE: Properties = Properties::WRITE;
 const UNMAP: Properties = WRITE.and(Properties::THIN);
 
 const fn plain(id: Id, properties: Properties, usage: &'static [u8]) -> Command<Id> {
@@ -77,7 +105,7 @@ const fn action(id: Id, properties: Properties, action: u16, usage: &'static [u8
 pub(super) const COMMANDS: &[Command<Id>] = &[
     plain(Id::TestUnitReady, ALWAYS, &[0x00, 0, 0, 0, 0, 0]),
     plain(Id::RequestSense, SHARED, &[0x03, 0x01, 0, 0, 0xff, 0]),
-    plain(Id::FormatUnit, WRITE, &[0x04, 0x3f, 0, 0, 0, 0]),
+    plain(Id::FormatUnit, WIPE, &[0x04, 0x3f, 0, 0, 0, 0]),
     plain(Id::Read, READ, &[0x08, 0x1f, 0xff, 0xff, 0xff, 0]),
     plain(Id::Write, WRITE, &[0x0a, 0x1f, 0xff, 0xff, 0xff, 0]),
     plain(Id::Inquiry, SHARED, &[0x12, 0x01, 0xff, 0xff, 0xff, 0]),
@@ -97,9 +125,9 @@ pub(super) const COMMANDS: &[Command<Id>] = &[
     plain(Id::ReadDefectData, READ, &[0x37, 0, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0]),
     plain(Id::WriteSame, WRITE, &[0x41, 0x08, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0]),
     plain(Id::Unmap, UNMAP, &[0x42, 0, 0, 0, 0, 0, 0x3f, 0xff, 0xff, 0]),
-    action(Id::SanitizeOverwrite, SANITIZE, 0x01, &[0x48, 0xa1, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
-    action(Id::SanitizeBlockErase, SANITIZE, 0x02, &[0x48, 0xa2, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
-    action(Id::SanitizeCryptographicErase, SANITIZE, 0x03, &[0x48, 0xa3, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    action(Id::SanitizeOverwrite, WIPE, 0x01, &[0x48, 0xa1, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    action(Id::SanitizeBlockErase, WIPE, 0x02, &[0x48, 0xa2, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    action(Id::SanitizeCryptographicErase, WIPE, 0x03, &[0x48, 0xa3, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
     action(Id::SanitizeExitFailure, NONE, 0x1f, &[0x48, 0xbf, 0, 0, 0, 0, 0, 0, 0, 0]),
     plain(Id::LogSense, SHARED, &[0x4d, 0, 0xff, 0xff, 0, 0xff, 0xff, 0xff, 0xff, 0]),
     plain(Id::ModeSelect, NONE, &[0x55, 0x10, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),

@@ -104,34 +104,16 @@ impl<B: BlockBackend> Disk<B> {
             Id::Read => self.read(io, bytes, command.usage.len(), *protect, data).await,
             Id::Write => self.write(io, bytes, command.usage.len(), *protect, data).await,
             Id::SynchronizeCache => self.synchronize_cache(io, bytes, command.usage.len()).await,
-            Id::WriteAndVerify
-            | Id::Verify
-            | Id::CompareAndWrite
-            | Id::OrWrite
-            | Id::FormatUnit
-            | Id::SanitizeOverwrite
-            | Id::SanitizeBlockErase
-            | Id::SanitizeCryptographicErase
-            | Id::WriteAtomic
-            | Id::ExtendedCopy
-            | Id::WriteUsingToken
-            | Id::ReadCapacity10
-            | Id::ReadCapacity16
-            | Id::GetLbaStatus
-            | Id::WriteSame
-            | Id::Unmap
-            | Id::StartStopUnit
-            | Id::PersistentReserveOut
-            | Id::ModeSelect => {
-                // In a place of their own: the future of a command is moved when it starts, and should be small.
-                Box::pin(self.execute_rare(context, command, bytes, data, *protect)).await
+            id if id.takes_long() => {
+                Box::pin(self.execute_long(context, command, bytes, data, *protect)).await
             }
             _ => self.inform(context, command, bytes, &data),
         }
     }
 
-    /// The commands with I/O that are not the daily work of a disk.
-    async fn execute_rare(
+    /// The commands that are seldom, or take so long that an allocation more does not show: their futures are large, and
+    /// those of the others shall not be moved about with room for them.
+    async fn execute_long(
         &self,
         context: Context<'_>,
         command: &Command<Id>,

@@ -9,8 +9,8 @@ use crate::scsi::attention::Attention;
 use crate::scsi::opcode::field;
 use crate::scsi::outcome::{Done, Outcome};
 use crate::scsi::sense::{
-    FORMAT_IN_PROGRESS, Failure, INITIALIZING_COMMAND_REQUIRED, MEDIUM_NOT_PRESENT, MEDIUM_REMOVAL_PREVENTED,
-    SANITIZE_FAILED, SANITIZE_IN_PROGRESS, SenseData, SenseKey,
+    FORMAT_IN_PROGRESS, Failure, INITIALIZING_COMMAND_REQUIRED, MEDIUM_FORMAT_CORRUPTED, MEDIUM_NOT_PRESENT,
+    MEDIUM_REMOVAL_PREVENTED, SANITIZE_FAILED, SANITIZE_IN_PROGRESS, SenseData, SenseKey,
 };
 use crate::scsi::tasks::NexusId;
 use crate::scsi::unit::Context;
@@ -25,6 +25,7 @@ const SANITIZING: u8 = 4;
 const SANITIZING_UNRESTRICTED: u8 = 5;
 const SANITIZE_FAILED_RESTRICTED: u8 = 6;
 const SANITIZE_FAILED_UNRESTRICTED: u8 = 7;
+const FORMAT_FAILED: u8 = 8;
 
 /// Work on the whole medium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +73,7 @@ impl Power {
             SANITIZE_FAILED_RESTRICTED | SANITIZE_FAILED_UNRESTRICTED => {
                 SenseData::new(SenseKey::MediumError, SANITIZE_FAILED)
             }
+            FORMAT_FAILED => SenseData::new(SenseKey::MediumError, MEDIUM_FORMAT_CORRUPTED),
             _ => not_ready(MEDIUM_NOT_PRESENT),
         }
         .into())
@@ -86,7 +88,8 @@ impl Power {
         };
         let failed = if again { SANITIZE_FAILED_RESTRICTED } else { READY };
         let failed_unrestricted = if again { SANITIZE_FAILED_UNRESTRICTED } else { READY };
-        while ![READY, failed, failed_unrestricted].into_iter().any(|from| self.goes(from, state)) {
+        let from = [READY, FORMAT_FAILED, failed, failed_unrestricted];
+        while !from.into_iter().any(|from| self.goes(from, state)) {
             // Something else was faster: the answer is what anyone else gets now.
             self.check()?;
         }
@@ -105,8 +108,10 @@ impl Power {
         }
     }
 
-    /// The work failed. After SANITIZE nobody shall take what is on the medium for clean.
+    /// The work failed. After FORMAT UNIT there is half of it (SBC-4, 5.4.1); after SANITIZE nobody shall take what is on
+    /// the medium for clean.
     pub(super) fn fail(&self) {
+        self.goes(FORMATTING, FORMAT_FAILED);
         self.goes(SANITIZING, SANITIZE_FAILED_RESTRICTED);
         self.goes(SANITIZING_UNRESTRICTED, SANITIZE_FAILED_UNRESTRICTED);
     }
@@ -228,6 +233,13 @@ mod tests {
             power.end();
             assert!(power.check().is_ok());
         }
+        power.begin(Work::Format).unwrap();
+        power.fail();
+        power.end();
+        assert!(power.check().is_err(), "half of it is formatted");
+        power.begin(Work::Format).unwrap();
+        power.end();
+        assert!(power.check().is_ok());
         power.begin(Work::Sanitize { unrestricted_exit: false }).unwrap();
         power.fail();
         power.reset(true);

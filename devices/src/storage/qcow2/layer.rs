@@ -48,7 +48,7 @@ impl Layer {
             let found = self.meta().find(&self.header, at, len);
             match found {
                 Found::Run(entry, run) => return Ok((entry, run)),
-                Found::NotLoaded => self.load(io, self.l1_index(at)).await?,
+                Found::NotLoaded => Box::pin(self.load(io, self.l1_index(at))).await?,
                 Found::Damaged => return Err(self.damaged(Action::Read, "its L2 tables are damaged")),
             }
         }

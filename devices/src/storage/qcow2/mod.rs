@@ -178,7 +178,7 @@ impl Chain {
                 }
             }
             Piece::Packed { layer, packed, within } => {
-                let cluster = self.unpack(io, layer, packed).await?;
+                let cluster = Box::pin(self.unpack(io, layer, packed)).await?;
                 if let Some(bytes) = cluster.get(within as usize..) {
                     into.write_at(0, bytes.get(..into.len() as usize).unwrap_or(bytes));
                 }
@@ -234,7 +234,7 @@ impl Chain {
             return top.file.barrier(io).await;
         }
         let turn = self.turn().await;
-        self.write_back(io, &turn).await
+        Box::pin(self.write_back(io, &turn)).await
     }
 
     async fn write_back(&self, io: &Io, turn: &Hold) -> Result<(), BlockError> {
@@ -296,7 +296,7 @@ impl BlockBackend for Qcow2Image {
     async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {
         let chain = &self.inner;
         chain.check(Action::Zero, span.at.0, span.len)?;
-        chain.make_zero(io, span.at.0, span.len, unmap).await?;
+        Box::pin(chain.make_zero(io, span.at.0, span.len, unmap)).await?;
         if chain.cache.is_stable() {
             chain.flush(io).await?;
         }
@@ -314,7 +314,7 @@ impl BlockBackend for Qcow2Image {
     async fn refresh(&self, _: &Io) {}
 
     async fn grow(&self, io: &Io, len: u64) -> Result<(), BlockError> {
-        self.inner.grow(io, len).await
+        Box::pin(self.inner.grow(io, len)).await
     }
 }
 

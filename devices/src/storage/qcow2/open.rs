@@ -52,7 +52,9 @@ impl Chain {
                     "{place} has more than {DEPTH} backing files; shorten the chain with qemu-img commit or rebase"
                 )));
             }
-            let file = RawImage::open(&raw_options(options, &path, top))?;
+            let options_here = raw_options(options, &path, top);
+            let file =
+                if qcow2 { RawImage::open_container(&options_here)? } else { RawImage::open(&options_here)? };
             if !qcow2 {
                 base = Some(file);
                 break;

@@ -45,12 +45,14 @@ impl Chain {
                 continue;
             }
             drop(hold);
-            done += self.put_new(io, at + done, &from.window(done, len - done)).await?;
+            let rest = from.window(done, len - done);
+            // Boxed, as what follows: large futures, which writes in place shall not be moved about with.
+            done += Box::pin(self.put_new(io, at + done, &rest)).await?;
             moved = true;
         }
         // A write in place is not stable before the tables that lead to it are.
         let flush = stable && (moved || self.top()?.meta().is_dirty());
-        if flush { self.flush(io).await } else { Ok(()) }
+        if flush { Box::pin(self.flush(io)).await } else { Ok(()) }
     }
 
     /// Writes the start of `from` into new clusters; returns how much. 0 if someone else was faster.

@@ -66,6 +66,19 @@ impl RawImage {
     ///
     /// A length that is no multiple of 512 is rounded down with a warning. Errors name the file and the remedy.
     pub fn open(options: &RawOptions) -> Result<Self, OpenError> {
+        let image = Self::open_container(options)?;
+        let excess = image.host_len.load(Ordering::Relaxed) % SECTOR;
+        if excess != 0 {
+            tracing::warn!(
+                "{}: its length is no multiple of 512 bytes; the guest does not see the last {excess}",
+                image.host.name
+            );
+        }
+        Ok(image)
+    }
+
+    /// As [`RawImage::open`], for a file that holds an image of another format.
+    pub(in crate::storage) fn open_container(options: &RawOptions) -> Result<Self, OpenError> {
         let host = Host::open(options)?;
         let name: Arc<str> = options.path.to_string_lossy().into();
         let file = |file, block| HostFile { file: Arc::new(file), name: name.clone(), block };
@@ -96,14 +109,8 @@ impl RawImage {
     pub(in crate::storage) fn measure(&self) -> Result<u64, OpenError> {
         let len = open::length(&self.host.file)
             .map_err(|e| OpenError::host(format!("{}: cannot find out its length", self.host.name), e))?;
-        let excess = len % SECTOR;
-        if self.host_len.swap(len, Ordering::Relaxed) != len && excess != 0 {
-            tracing::warn!(
-                "{}: its length of {len} bytes is no multiple of 512; the guest does not see the last {excess}",
-                self.host.name
-            );
-        }
-        Ok(len - excess)
+        self.host_len.store(len, Ordering::Relaxed);
+        Ok(len - len % SECTOR)
     }
 
     /// As [`RawImage::measure`], without waiting for the host on this thread. An image that became shorter is left as it
