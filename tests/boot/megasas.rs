@@ -383,11 +383,11 @@ pub(crate) fn reset_of_stopped_firmware(bed: &Bed, vmm: Vmm) -> Result<()> {
          dd if=/dev/urandom of=/tmp/data bs=1M count=16 2>/dev/null
          (sleep 0.5; mfi out 0x20 0x20; echo stopped) &
          for turn in 1 2 3 4; do
-             dd if=/tmp/data of=/dev/sda bs=16k seek=$((turn * 1024)) oflag=direct conv=notrunc
+             dd if=/tmp/data of=/dev/sda bs=64k seek=$((turn * 256)) oflag=direct conv=notrunc
          done
          wait
          for turn in 1 2 3 4; do
-             dd if=/dev/sda of=/tmp/back bs=16k skip=$((turn * 1024)) count=1024 iflag=direct 2>/dev/null
+             dd if=/dev/sda of=/tmp/back bs=64k skip=$((turn * 256)) count=256 iflag=direct 2>/dev/null
              cmp /tmp/data /tmp/back
          done
          echo intact

@@ -1,14 +1,19 @@
 //! Requests and answers, word for word, on an HBA that only takes note.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::sync::Mutex;
 
 use devices::iothread::IoThread;
 use devices::scsi::{Disk, DiskConfig, LogicalUnit, Nexus, Target, TargetGroup};
 use devices::storage::Image;
+use devices::testing::pci::TestSeat;
+use hba_megasas::Megasas;
 
 use super::*;
+use crate::config::{MegasasMode, MegasasModel, WritePolicy};
 use crate::machine::adapter::HotPlug;
+use crate::machine::raid;
 use crate::machine::space::Space;
 
 #[derive(Default)]
@@ -180,4 +185,85 @@ fn the_socket_answers_line_by_line_and_goes_away() {
     assert!(bind(&path).is_ok(), "left behind by a process that is gone");
     fs::write(bench.directory.path().join("file"), "").unwrap();
     assert!(bind(&bench.directory.path().join("file")).is_err());
+}
+
+/// A service with a board of this mode and write policy, to which no driver listens.
+fn board(mode: MegasasMode, write_policy: WritePolicy) -> (Bench, Service, Arc<Megasas>) {
+    let (bench, mut service) = bench();
+    let config = config::Megasas {
+        model: MegasasModel::Gen2,
+        mode,
+        write_policy,
+        serial: None,
+        sas_address: None,
+        event_log: None,
+    };
+    let (io, options) = (bench._thread.remote(), raid::options("raid0", &config));
+    let device =
+        Megasas::new(TestSeat::new(1 << 16).seat, BTreeMap::new(), io.clone(), options, None).unwrap();
+    let space = Space::new(bench.control.clone());
+    let mut adapter = Adapter::new("raid0", HbaType::Megasas, io, &space, &TargetGroup::default());
+    adapter.connect(Arc::new(raid::Board::new("raid0", &config, device.clone())));
+    service.adapters = vec![Arc::new(adapter)];
+    (bench, service, device)
+}
+
+fn is_open(path: &Path) -> bool {
+    let open = fs::read_dir("/proc/self/fd").unwrap();
+    open.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == path))
+}
+
+#[test]
+fn an_image_on_a_board_is_a_volume_with_a_disk_behind_it() {
+    for (mode, targets) in [(MegasasMode::Raid, 2), (MegasasMode::Jbod, 1)] {
+        let (bench, service, device) = board(mode, WritePolicy::WriteThrough);
+        let path = bench.directory.path().join("a.img");
+        assert_eq!(
+            ask(&service, r#"{"execute": "attach", "arguments": {"target": 5, "image": "a.img"}}"#),
+            json!({"return": {"target": 5, "lun": 0}})
+        );
+        assert_eq!(service.adapters[0].targets().len(), targets);
+        assert!(is_open(&path));
+        let resize = r#"{"execute": "resize", "arguments": {"target": 5, "size": 4194304}}"#;
+        assert_eq!(ask(&service, resize), json!({"return": {"size": 4194304}}));
+        let start = std::time::Instant::now();
+        let change = r#"{"execute": "change", "arguments": {"target": 5, "image": "b.img"}}"#;
+        assert_eq!(ask(&service, change), json!({"return": {}}));
+        assert!(start.elapsed() < std::time::Duration::from_secs(1), "no driver is waited for");
+        assert!(!is_open(&path));
+        for (line, expected) in [
+            (r#"{"execute": "attach", "arguments": {"target": 5, "image": "a.img"}}"#, "is in use"),
+            (r#"{"execute": "attach", "arguments": {"target": 64, "image": "a.img"}}"#, "at most 64 targets"),
+            (
+                r#"{"execute": "attach", "arguments": {"target": 1, "lun": 1, "image": "a.img"}}"#,
+                "expected 0",
+            ),
+        ] {
+            let said = error(&service, line);
+            assert!(said.contains(expected), "{line}: {said}");
+        }
+        let detach = r#"{"execute": "detach", "arguments": {"target": 5}}"#;
+        assert_eq!(ask(&service, detach), json!({"return": {}}));
+        assert!(service.adapters[0].targets().is_empty() && device.detach_drive(5).is_none());
+        assert!(!is_open(&bench.directory.path().join("b.img")));
+        assert_eq!(error(&service, detach), "nothing at target 5 lun 0");
+    }
+}
+
+#[test]
+fn a_board_that_never_flushes_takes_no_qcow2_image() {
+    let (bench, service, _device) = board(MegasasMode::Raid, WritePolicy::WriteBack);
+    // A header of version 2, one table entry, nothing allocated.
+    let mut image = vec![0; 0x4_0000];
+    let words: [u32; 18] =
+        [0x5146_49fb, 2, 0, 0, 0, 16, 0, 1 << 20, 0, 1, 0, 0x3_0000, 0, 0x1_0000, 1, 0, 0, 0];
+    image[..72].copy_from_slice(words.map(u32::to_be_bytes).as_flattened());
+    image[0x1_0000..0x1_0008].copy_from_slice(&0x2_0000_u64.to_be_bytes());
+    (0..4).for_each(|cluster| image[0x2_0001 + 2 * cluster] = 1);
+    fs::write(bench.directory.path().join("c.qcow2"), image).unwrap();
+    let said = error(
+        &service,
+        r#"{"execute": "attach", "arguments": {"image": "c.qcow2", "format": "qcow2", "target": 1}}"#,
+    );
+    assert!(said.contains("not for qcow2 images"), "{said}");
 }
