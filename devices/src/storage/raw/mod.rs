@@ -67,10 +67,11 @@ impl RawImage {
     /// A length that is no multiple of 512 is rounded down with a warning. Errors name the file and the remedy.
     pub fn open(options: &RawOptions) -> Result<Self, OpenError> {
         let image = Self::open_container(options)?;
-        let excess = image.host_len.load(Ordering::Relaxed) % SECTOR;
+        let len = image.host_len.load(Ordering::Relaxed);
+        let excess = len % SECTOR;
         if excess != 0 {
             tracing::warn!(
-                "{}: its length is no multiple of 512 bytes; the guest does not see the last {excess}",
+                "{}: its length of {len} bytes is no multiple of 512; the guest does not see the last {excess}",
                 image.host.name
             );
         }
