@@ -38,6 +38,8 @@ fn a_hundred_resets_in_a_row_boot_again() {
 fn each_kind_of_reset_boots_again() {
     for image in images() {
         let mut machine = Plan { cpus: 2, disks: vec![resets(4)], log: "info", ..Plan::new(&image) }.start();
+        // Five starts, each of which may take half a minute on a busy machine.
+        machine.patience(Duration::from_secs(600));
         machine.expect("debug", "all done");
         let (debug, log) = (machine.text("debug"), machine.text("log"));
         assert_eq!(debug.matches("boot sector\n").count(), 5);
