@@ -83,31 +83,14 @@ pub(crate) fn unbind_100(bed: &Bed, vmm: Vmm) -> Result<()> {
     unbind_rounds(bed, vmm, 100)
 }
 
-/// The driver is unbound and bound with transfers in both directions under way.
+/// The device is taken from its driver under I/O and given back.
 fn unbind_rounds(bed: &Bed, vmm: Vmm, rounds: u32) -> Result<()> {
-    let script = format!(
-        "{FUNCTIONS}
-         driver=/sys/bus/virtio/drivers/virtio_scsi
-         device=$(cd $driver; echo virtio*)
-         round=1
-         while [ $round -le {rounds} ]; do
-             load $(disk)
-             sleep 0.5
-             echo $device > $driver/unbind
+    let step = "echo $device > $driver/unbind
              guard 24
              wait
              check 24
-             echo $device > $driver/bind
-             dd if=$(disk) of=/tmp/back bs=1M count=1 iflag=direct 2>/dev/null
-             cmp -n 1048576 /tmp/back /tmp/z || exit 1
-             echo \"ROUND $round done\"
-             round=$((round + 1))
-         done
-         # Long enough for a look at the process.
-         sleep 10"
-    );
-    let vm = bed.guest().vmm(vmm).cpus(2).disk(full_disk(bed)?).script(&script).spawn()?;
-    watch(bed, vm, rounds, "unbind and bind")
+             echo $device > $driver/bind";
+    again_under_load(bed, vmm, rounds, step, "unbind and bind")
 }
 
 pub(crate) fn reload(bed: &Bed, vmm: Vmm) -> Result<()> {
@@ -120,6 +103,17 @@ pub(crate) fn reload_100(bed: &Bed, vmm: Vmm) -> Result<()> {
 
 /// The driver's module goes as soon as it can after the device was taken from it under I/O, and comes again.
 fn reload_rounds(bed: &Bed, vmm: Vmm, rounds: u32) -> Result<()> {
+    let step = "echo $device > $driver/unbind
+             wait
+             until rmmod virtio_scsi 2>/dev/null; do sleep 0.1; done
+             guard 24
+             insmod /lib/virtio_scsi.ko
+             check 24";
+    again_under_load(bed, vmm, rounds, step, "rmmod and insmod")
+}
+
+/// Does `step` in a guest that writes, and looks whether the disk is there afterwards, again and again.
+fn again_under_load(bed: &Bed, vmm: Vmm, rounds: u32, step: &str, what: &str) -> Result<()> {
     let script = format!(
         "{FUNCTIONS}
          driver=/sys/bus/virtio/drivers/virtio_scsi
@@ -128,12 +122,7 @@ fn reload_rounds(bed: &Bed, vmm: Vmm, rounds: u32) -> Result<()> {
          while [ $round -le {rounds} ]; do
              load $(disk)
              sleep 0.5
-             echo $device > $driver/unbind
-             wait
-             until rmmod virtio_scsi 2>/dev/null; do sleep 0.1; done
-             guard 24
-             insmod /lib/virtio_scsi.ko
-             check 24
+             {step}
              dd if=$(disk) of=/tmp/back bs=1M count=1 iflag=direct 2>/dev/null
              cmp -n 1048576 /tmp/back /tmp/z || exit 1
              echo \"ROUND $round done\"
@@ -143,7 +132,7 @@ fn reload_rounds(bed: &Bed, vmm: Vmm, rounds: u32) -> Result<()> {
          sleep 10"
     );
     let vm = bed.guest().vmm(vmm).cpus(2).disk(full_disk(bed)?).script(&script).spawn()?;
-    watch(bed, vm, rounds, "rmmod and insmod")
+    watch(bed, vm, rounds, what)
 }
 
 pub(crate) fn resets(bed: &Bed, vmm: Vmm) -> Result<()> {
