@@ -1,5 +1,5 @@
 /*
- * Mends two faults of QEMU's TCG that show only with nested SVM guests. Preloaded into QEMU alone.
+ * Mends three faults of QEMU's TCG that show only with nested SVM guests. Preloaded into QEMU alone.
  *
  * A processor's interrupt requests are bits of one word. Threads that hold the big QEMU lock change it with plain
  * read-modify-write instructions, but VMRUN and #VMEXIT change it without the lock. Now and then one of two
@@ -8,6 +8,11 @@
  *
  * A CR8 write with a virtual interrupt pending reaches tcg_handle_interrupt(), which starts with
  * `g_assert(bql_locked())`, without the lock. Here the lock is taken when the caller does not hold it.
+ *
+ * VMRUN with an interrupt to inject delivers it at once, but also notes its vector as an exception that is yet to come,
+ * and nothing takes the note away until the guest exits. When the thread is asked to look around before that, the vector is
+ * delivered once more, whether or not the guest has interrupts enabled: it deadlocks or crashes, now and then, the
+ * sooner the more interrupts it takes. Here the note is not written.
  *
  * All places are found by the form of their code in functions that QEMU exports. When something is not
  * as expected, nothing is changed, and a line says so.
@@ -24,6 +29,7 @@
 
 enum { LONGEST_START = 48, JUMP_BYTES = 5, CALL_BYTES = 5, CALL = 0xe8, JUMP = 0xe9, LOCK = 0xf0, NOP = 0x90 };
 enum { OR_REGISTER = 0x09, AND_REGISTER = 0x21, WITH_LONG = 0x81, WITH_BYTE = 0x83, OR = 1, AND = 4 };
+enum { STORE = 0x89, STORE_NUMBER = 0xc7, STORE_BYTES = 6, VMEXIT = 0x100, NOTE_AHEAD = 80 };
 enum { VIRQ = 0x100, ROOM = 1 << 16, STEP = 1 << 20, MOST_PLACES = 32 };
 
 struct code {
@@ -209,6 +215,60 @@ static uint8_t *behind_assertion(struct code code, size_t *start)
     return rest[2] == 0x0f && rest[3] == 0x84 ? rest + 8 : NULL;
 }
 
+/* Where the exception to come is noted, behind the registers: #VMEXIT notes itself by a number of its own. */
+static int32_t exception_offset(void)
+{
+    struct code code = find("cpu_vmexit");
+
+    for (size_t at = 0; at + 10 < code.size; at++) {
+        const uint8_t *here = code.start + at;
+        if (here[0] == STORE_NUMBER && (here[1] & 0xf8) == 0x80 && number(here + 6) == VMEXIT && number(here + 2) < 0)
+            return number(here + 2);
+    }
+    return 0;
+}
+
+/* VMRUN's note of a vector, ahead of the call that delivers it; NULL if there is not exactly one. */
+static uint8_t *injected_vector_note(void)
+{
+    struct code code = find("helper_vmrun");
+    const uint8_t *deliver = dlsym(RTLD_DEFAULT, "do_interrupt_x86_hardirq");
+    int32_t offset = exception_offset();
+    uint8_t *call = NULL, *note = NULL;
+
+    if (!deliver || !offset)
+        return NULL;
+    for (size_t at = NOTE_AHEAD; at + CALL_BYTES < code.size; at++) {
+        uint8_t *here = code.start + at;
+        if (here[0] != CALL || here + CALL_BYTES + number(here + 1) != deliver)
+            continue;
+        if (call)
+            return NULL;
+        call = here;
+    }
+    if (!call)
+        return NULL;
+    for (uint8_t *here = call - NOTE_AHEAD; here + STORE_BYTES <= call; here++) {
+        /* A register to memory behind another, neither of the upper eight. */
+        if (here[0] != STORE || here[1] >> 6 != 2 || (here[1] & 7) == 4 || number(here + 2) != offset)
+            continue;
+        if (note || (here[-1] & 0xf0) == 0x40)
+            return NULL;
+        note = here;
+    }
+    return note;
+}
+
+static bool remove_code(uint8_t *at, size_t bytes)
+{
+    struct code code = { at, bytes };
+
+    if (!protect(code, PROT_READ | PROT_WRITE | PROT_EXEC))
+        return false;
+    memset(at, NOP, bytes);
+    return protect(code, PROT_READ | PROT_EXEC);
+}
+
 static bool hook(struct code code, size_t start, const uint8_t *rest)
 {
     uint8_t *moved = room + used;
@@ -250,13 +310,16 @@ static const char *mend(void)
         return "a change of the interrupt requests is not found";
     if (!collect_virtual("helper_vmrun", OR, &places) || !collect_virtual("do_vmexit", AND, &places))
         return "VMRUN or #VMEXIT has another form";
+    uint8_t *note = injected_vector_note();
+    if (!note)
+        return "VMRUN injects interrupts in another way";
     room = memory_near(handle.start);
     if (!room)
         return "there is no memory near its code";
     for (size_t at = 0; at < places.count; at++)
         if (!add_lock(places.at[at]))
             return "its code cannot be changed";
-    if (!hook(handle, start, rest) || mprotect(room, ROOM, PROT_READ | PROT_EXEC))
+    if (!remove_code(note, STORE_BYTES) || !hook(handle, start, rest) || mprotect(room, ROOM, PROT_READ | PROT_EXEC))
         return "its code cannot be changed";
     return NULL;
 }

@@ -229,6 +229,8 @@ fn the_serial_port_interrupts_both_ways() {
         handler(g, vector, Ack::Pic, |g| {
             g.in8(COM1 + 2);
             g.store_abs(COUNTERS - 4, Eax);
+            // Reports go out at this port too, and would leave an interrupt of an empty register behind.
+            g.out8(COM1 + 1, 0x00);
         });
         load_idt(g);
         pics(g, !(1 << 4), !0);
@@ -236,7 +238,6 @@ fn the_serial_port_interrupts_both_ways() {
         g.out8(COM1 + 4, 0x0b);
         g.out8(COM1 + 1, 0x02);
         wait_for(g, vector, 1);
-        g.out8(COM1 + 1, 0x00);
         g.load_abs(Eax, COUNTERS - 4);
         g.report("IIR for empty", Eax);
         // Received data: what the test sends.
