@@ -1,5 +1,6 @@
 //! vCPU threads.
 
+mod counters;
 mod cpuid;
 mod exit;
 mod state;
@@ -28,6 +29,8 @@ pub struct Vcpu {
     fd: VcpuFd,
     power_on: PowerOnState,
     physical_bits: u8,
+    /// How often KVM_RUN returned.
+    returns: u64,
 }
 
 impl Vcpu {
@@ -37,7 +40,7 @@ impl Vcpu {
         fd.set_cpuid2(&cpuid.for_vcpu(index)?).map_err(call("setting CPUID"))?;
         let power_on = PowerOnState::capture(kvm, &fd)
             .map_err(|source| KvmError::Call { what: "reading the state of a new vCPU", source })?;
-        Ok(Self { index, fd, power_on, physical_bits: cpuid.physical_bits() })
+        Ok(Self { index, fd, power_on, physical_bits: cpuid.physical_bits(), returns: 0 })
     }
 
     /// Sets the registers for a direct boot: the first vCPU enters the kernel, the others wait.
@@ -70,7 +73,7 @@ impl Vcpu {
                         control.crashed(Crash::Host(format!("vCPU {}: resetting: {e}", self.index)));
                     }
                 }
-                Order::Exit => return,
+                Order::Exit => return counters::log(&self.fd, self.index, self.returns),
             }
         }
     }
@@ -81,6 +84,7 @@ impl Vcpu {
             tracing::debug!(target: "vmm::start", "first guest instruction next");
         }
         while control.is_running() {
+            self.returns = self.returns.wrapping_add(1);
             match exit::run_once(&mut self.fd, buses) {
                 Outcome::Continue | Outcome::Kicked => {}
                 Outcome::SystemReset => control.reset_requested("hypervisor register"),
