@@ -230,12 +230,13 @@ fn only_reads(opcode: u8) -> bool {
     )
 }
 
-/// Commands that change data: FORMAT UNIT, WRITE, WRITE AND VERIFY, WRITE SAME, UNMAP, SANITIZE, COMPARE AND WRITE,
-/// ORWRITE, of all lengths.
+/// Commands that change data and may leave it in a cache: WRITE, WRITE AND VERIFY, WRITE SAME, UNMAP, EXTENDED COPY and
+/// WRITE USING TOKEN, COMPARE AND WRITE, ORWRITE, WRITE ATOMIC, of all lengths. FORMAT UNIT and SANITIZE flush by
+/// themselves, and while they go on in the background nothing else could.
 fn changes_medium(opcode: u8) -> bool {
     matches!(
         opcode,
-        0x04 | 0x0a | 0x2a | 0x2e | 0x41 | 0x42 | 0x48 | 0x89 | 0x8a | 0x8b | 0x8e | 0x93 | 0xaa | 0xae
+        0x0a | 0x2a | 0x2e | 0x41 | 0x42 | 0x83 | 0x89 | 0x8a | 0x8b | 0x8e | 0x93 | 0x9c | 0xaa | 0xae
     )
 }
 
