@@ -9,8 +9,9 @@ use super::drives::{Identity, Kind, Place};
 use super::info::STRIP;
 use super::{Firmware, info};
 use crate::spec::drive::{
-    DDF_IN_VD, DDF_SAS, DISK_CACHE_DISABLED, DISK_CACHE_ENABLED, LD_CACHE_WRITE_BACK, LD_OPTIMAL, LdConfig,
-    LdEntry, LdInfo, LdProperties, NO_ENCLOSURE, PD_ONLINE, PD_SYSTEM, PdAddress, PdInfo,
+    DDF_IN_VD, DDF_SAS, DISK_CACHE_DISABLED, DISK_CACHE_ENABLED, LD_CACHE_BAD_BBU, LD_CACHE_WRITE_BACK,
+    LD_CACHE_WRITES, LD_OPTIMAL, LdConfig, LdEntry, LdInfo, LdProperties, NO_ENCLOSURE, PD_ONLINE, PD_SYSTEM,
+    PdAddress, PdInfo,
 };
 use crate::spec::{Status, opcode};
 
@@ -162,7 +163,7 @@ impl Firmware {
         properties.seq = place.seq.into();
         properties.name = place.name();
         let (cache, disk_cache) = if self.personality.write_back {
-            (LD_CACHE_WRITE_BACK, DISK_CACHE_ENABLED)
+            (LD_CACHE_WRITE_BACK | LD_CACHE_BAD_BBU | LD_CACHE_WRITES, DISK_CACHE_ENABLED)
         } else {
             (0, DISK_CACHE_DISABLED)
         };

@@ -109,8 +109,12 @@ pub(crate) struct LdProperties {
     pub(crate) reserved2: [u8; 7],
 }
 
-/// `LdProperties::*_cache_policy`: completed writes may be lost until the cache is flushed.
+/// `LdProperties::*_cache_policy` (`MR_LD_CACHE_*`): completed writes may be lost until the cache is flushed.
 pub(crate) const LD_CACHE_WRITE_BACK: u8 = 0x01;
+/// As [`LD_CACHE_WRITE_BACK`]: also without a battery.
+pub(crate) const LD_CACHE_BAD_BBU: u8 = 0x10;
+/// As [`LD_CACHE_WRITE_BACK`]: there is a cache for writes, which is what FreeBSD and OpenBSD ask.
+pub(crate) const LD_CACHE_WRITES: u8 = 0x20;
 /// `LdProperties::disk_cache_policy`: disabled.
 pub(crate) const DISK_CACHE_DISABLED: u8 = 2;
 /// `LdProperties::disk_cache_policy`: enabled.
