@@ -92,6 +92,8 @@ pub(crate) struct LdEntry {
 
 /// `LdEntry::state`, `LdParameters::state`.
 pub(crate) const LD_OPTIMAL: u8 = 3;
+/// As [`LD_OPTIMAL`]: not there.
+pub(crate) const LD_OFFLINE: u8 = 0;
 
 /// LD properties (`MR_LD_PROPERTIES`).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

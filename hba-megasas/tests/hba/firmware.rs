@@ -149,8 +149,14 @@ fn locate_is_an_event() {
     let mailbox = [0, 0, 0, 0, 0xff, 0xff, 0, 0xfe];
     let (status, events) = guest.dcmd(0x0104_0300, &mailbox, 8 + 30 * 256);
     let count = le32(&events, 0) as usize;
-    assert_eq!((status, le32(&events, 8 + 256 * (count - 1) + 8)), (0, 0x72));
+    let last = &events[8 + 256 * (count - 1)..][..256];
+    assert_eq!(
+        (status, le32(last, 8), last[0x10]),
+        (0, 0x72, 0x0f),
+        "device, enclosure, slot; state before and now"
+    );
+    assert_eq!(last[0x20..0x2c], [2, 0, 0xff, 2, 0x18, 0, 0, 0, 0x18, 0, 0, 0]);
     assert_eq!(guest.dcmd(0x0104_0200, &[], 0).0, 0, "clear");
     let (_, events) = guest.dcmd(0x0104_0300, &mailbox, 8 + 30 * 256);
-    assert_eq!(le32(&events, 0), 1, "that it was cleared");
+    assert_eq!((le32(&events, 0), le32(&events, 8 + 8)), (1, 0x1e), "that it was cleared");
 }
