@@ -122,6 +122,45 @@ fn shutdown_is_posted_and_then_ready() {
     assert_eq!(guest.init(1009), 0, "another driver");
 }
 
+/// What the firmware itself does on a disk that hangs holds up no reset.
+#[test]
+fn a_flush_that_hangs_holds_up_no_reset() {
+    for raid in [true, false] {
+        let mut guest = Guest::new(Model::Gen2, raid, &[0]);
+        assert_eq!(guest.init(1009), 0);
+        guest.recording(0).hold(true);
+        let before = guest.recording(0).arrived();
+        let flush = guest.send(&Frame::dcmd(0x0110_1000, &[3]).context(6));
+        guest.wait_for("flush", || guest.recording(0).arrived() > before);
+        // IDB 01h alone has it fail.
+        guest.write(0x20, 0x01);
+        assert_eq!((guest.wait_reply(), guest.status_of(flush)), (6, 0x2e));
+        let before = guest.recording(0).arrived();
+        let flush = guest.send(&Frame::dcmd(0x0110_1000, &[3]).context(7));
+        guest.wait_for("flush", || guest.recording(0).arrived() > before);
+        guest.adapter_reset();
+        guest.wait_ready();
+        assert_eq!(guest.status_of(flush), 0xff);
+        guest.recording(0).hold(false);
+        assert_eq!(guest.init(1009), 0);
+        guest.recording(0).operations();
+        assert_eq!(guest.dcmd(0x0110_1000, &[3], 0).0, 0);
+        assert_eq!(guest.recording(0).operations().len(), 1);
+    }
+}
+
+/// A driver may ask for it as often as it likes: what that leaves to do on the host does not pile up.
+#[test]
+fn aborts_by_doorbell_do_not_pile_up() {
+    let mut guest = started();
+    for _ in 0..200_000 {
+        guest.write(0x20, 0x01);
+    }
+    let start = std::time::Instant::now();
+    assert_eq!(guest.scsi(3, 0, &[0; 6], &[], 0).status & !0x2e, 0);
+    assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
+}
+
 #[test]
 fn init_only_in_ready() {
     let mut guest = started();
