@@ -73,6 +73,7 @@ async fn direct(token: FrameToken, header: FrameHeader, opcode: u32, mailbox: [u
         Ok(Reply::Wait(filter)) => worker.wait_for_event(token, filter, ToGuest::new(data)),
         Ok(Reply::Shutdown) => {
             let epoch = token.ticket().epoch;
+            worker.end_wait();
             token.complete(Status::Ok);
             worker.flush();
             worker.signal();

@@ -247,6 +247,14 @@ impl Worker {
         resumed.then(|| (FrameToken::new(self.clone(), parked.ticket), parked.buffer))
     }
 
+    /// The driver goes: what it let wait for events comes back as if it had aborted that, and no event is written to its
+    /// memory any more.
+    pub(crate) fn end_wait(self: &Rc<Self>) {
+        if let Some((token, _)) = self.unpark(|_| true) {
+            token.complete(Status::Invalid);
+        }
+    }
+
     /// ABORT of the frame at `address`. A held frame comes back before the ABORT does; others run to their end.
     pub(crate) fn abort(self: &Rc<Self>, context: u64, address: u64) -> Status {
         // Drivers fill in the low half only.

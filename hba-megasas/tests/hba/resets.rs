@@ -122,6 +122,24 @@ fn shutdown_is_posted_and_then_ready() {
     assert_eq!(guest.init(1009), 0, "another driver");
 }
 
+/// Linux and FreeBSD abort their registration before; whoever does not gets it back, and no event is written later to
+/// memory that may be somebody else's by then.
+#[test]
+fn shutdown_ends_the_wait_for_events() {
+    let mut guest = started();
+    let record = guest.alloc_with(&[0xcc; 256]);
+    let mailbox = [u32::MAX.to_le_bytes(), 0xfe00_ffff_u32.to_le_bytes()].concat();
+    let wait = guest.send(&Frame::dcmd(0x0104_0500, &mailbox).context(4).len(256).sge(record, 256));
+    guest.expect_silence();
+    guest.send(&Frame::dcmd(0x0105_0000, &[]).context(6));
+    assert_eq!((guest.wait_reply(), guest.wait_reply(), guest.status_of(wait)), (4, 6, 0xff));
+    guest.wait_ready();
+    guest.poke(wait, &[0x77; 64]);
+    guest.hba.detach_drive(0).unwrap();
+    guest.expect_silence();
+    assert_eq!((guest.peek(record, 256), guest.peek(wait, 64)), (vec![0xcc; 256], vec![0x77; 64]));
+}
+
 /// What the firmware itself does on a disk that hangs holds up no reset.
 #[test]
 fn a_flush_that_hangs_holds_up_no_reset() {
