@@ -7,6 +7,7 @@ mod drives;
 mod info;
 mod lists;
 mod log;
+mod policy;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -27,6 +28,7 @@ pub(crate) use drives::{Drives, Kind, Place, flush};
 pub(crate) use info::MAX_LDS;
 pub use log::{EVENT_RECORDS, EventMarks, EventRecord, EventStore, KeptEvents};
 pub(crate) use log::{Filter, Log};
+pub(crate) use policy::{changes_medium, only_reads, write_protected};
 
 /// What tells one controller from another.
 #[derive(Clone, Debug, PartialEq, Eq)]
