@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use devices::iothread::Remote;
 use devices::pci::{PciDevice, PciError, PciFunction, PciSeat};
-use devices::scsi::TaskManagement;
 use thiserror::Error;
 
-use crate::firmware::{Drive, EventStore, Firmware, Kind, Log, MAX_LDS, Personality};
+use crate::firmware::{Drive, EventStore, Firmware, Log, MAX_LDS, Personality};
 use crate::function;
 use crate::model::Model;
 use crate::transport::{Adapter, Port, Window, Worker, serve};
@@ -65,6 +65,8 @@ pub struct Megasas {
 struct Shared {
     firmware: Arc<Firmware>,
     remote: Remote,
+    /// 1 while commands are cancelled, 2 when that is to be done once more.
+    cancels: Arc<AtomicU8>,
 }
 
 impl Megasas {
@@ -83,7 +85,8 @@ impl Megasas {
         }
         let personality = Personality { model, serial, sas_address, write_back };
         let firmware = Arc::new(Firmware::new(personality, Log::new(events)));
-        let shared = Arc::new(Shared { firmware: firmware.clone(), remote: io.clone() });
+        let shared =
+            Arc::new(Shared { firmware: firmware.clone(), remote: io.clone(), cancels: Arc::default() });
         let port = Port::new(model, seat.dma.clone(), shared.clone())?;
         let window = Arc::new(Window(port.clone()));
         let function = function::build(model, seat, window)?;
@@ -139,11 +142,7 @@ impl Shared {
     /// Ends the commands of every drive.
     async fn end_commands(firmware: &Firmware, io: &devices::iothread::Io) {
         for place in firmware.drives().all().values() {
-            for kind in [Kind::Logical, Kind::Physical] {
-                if let Some(nexus) = place.nexus(kind) {
-                    nexus.manage(io, TaskManagement::NexusReset).await;
-                }
-            }
+            place.end_commands(io).await;
         }
         firmware.drives().unsettle();
     }
@@ -165,8 +164,20 @@ impl Adapter for Shared {
     }
 
     fn cancel(&self) {
-        let firmware = self.firmware.clone();
-        self.remote.spawn(move |io| async move { Self::end_commands(&firmware, &io).await });
+        // However often the driver asks: one task at a time, and once more for what came while it ran.
+        if self.cancels.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| Some(2.min(n + 1))) != Ok(0) {
+            return;
+        }
+        let (firmware, cancels) = (self.firmware.clone(), self.cancels.clone());
+        self.remote.spawn(move |io| async move {
+            loop {
+                cancels.store(1, Ordering::Release);
+                Self::end_commands(&firmware, &io).await;
+                if cancels.compare_exchange(1, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                    return;
+                }
+            }
+        });
     }
 
     fn restart(&self) {

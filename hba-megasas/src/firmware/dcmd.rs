@@ -9,6 +9,7 @@ use super::drives::Kind;
 use super::log::{Event, Filter, Subject};
 use super::{Firmware, lock, physical};
 use crate::spec::controller::{Defaults, PATROL_DISABLED, PatrolProperties};
+use crate::spec::drive::{PD_ONLINE, PD_SYSTEM};
 use crate::spec::event::{Record, class, code, locale};
 use crate::spec::{Status, opcode};
 
@@ -200,11 +201,14 @@ impl Firmware {
         Ok(Reply::Done)
     }
 
-    /// The locate LED: nobody sees it, but it is an event.
+    /// The locate LED: nobody sees it, but it is an event. There is no code for it: it is a change to the same state.
     fn locate(&self, dcmd: &Dcmd) -> Result<Reply, Status> {
         let place = self.drives.get(dcmd.half(0)).ok_or(Status::DeviceNotFound)?;
         let on = if dcmd.opcode == opcode::PD_LOCATE_ON { "on" } else { "off" };
-        self.report(physical(code::LOCATE, place.id), &format!("Locate LED {on}: PD {:02x}", place.id));
+        let state = if place.nexus(Kind::Logical).is_some() { PD_ONLINE } else { PD_SYSTEM };
+        let subject = Subject::PhysicalState(place.id.into(), 0xff, place.id, [state; 2]);
+        let event = Event { subject, ..physical(code::PD_STATE_CHANGED, place.id) };
+        self.report(event, &format!("Locate LED {on}: PD {:02x}", place.id));
         Ok(Reply::Done)
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::iothread::Io;
 use devices::mem::{FromGuest, SgList, ToGuest};
-use devices::scsi::{Cdb, DataBuffers, Lun, Nexus, ScsiRequest, Status, Tag, TaskAttribute};
+use devices::scsi::{Cdb, DataBuffers, Lun, Nexus, ScsiRequest, Status, Tag, TaskAttribute, TaskManagement};
 
 /// The controller's own commands have tags from here on; frames have smaller ones.
 const OWN_TAGS: u64 = 1 << 63;
@@ -37,6 +37,8 @@ pub(crate) struct Place {
     /// The firmware's own ways to the units: what it asks takes no unit attention away from the guest.
     own_logical: Option<Arc<Nexus>>,
     own_physical: Arc<Nexus>,
+    /// Its way for what may take as long as the host does: a reset ends that, and what it asks goes on.
+    own_slow: Arc<Nexus>,
     logical_settled: AtomicBool,
     physical_settled: AtomicBool,
     /// Logical block length of the logical drive in bytes; known once it is settled.
@@ -61,6 +63,7 @@ impl Place {
             id,
             own_logical: drive.logical.as_ref().map(own),
             own_physical: own(&drive.physical),
+            own_slow: own(drive.logical.as_ref().unwrap_or(&drive.physical)),
             drive,
             seq,
             // The ports of the disks follow those of the controller.
@@ -92,11 +95,25 @@ impl Place {
 
     /// Makes everything stable that was written; false when the disk says that it could not.
     pub(crate) async fn flush(&self, io: &Io) -> bool {
-        let own = self.own_logical.as_ref().unwrap_or(&self.own_physical);
-        settle(io, own).await;
-        // Where the guest has reserved the disk, only the guest's way is open.
-        let guest = self.drive.logical.as_ref().unwrap_or(&self.drive.physical);
-        flush(io, own).await || flush(io, guest).await
+        settle(io, &self.own_slow).await;
+        match synchronize(io, &self.own_slow).await {
+            Some(Status::Good) => true,
+            // Where the guest has reserved the disk, only the guest's way is open.
+            Some(Status::ReservationConflict) => {
+                flush(io, self.drive.logical.as_ref().unwrap_or(&self.drive.physical)).await
+            }
+            _ => false,
+        }
+    }
+
+    /// Ends the commands of the driver, and what the firmware flushes.
+    pub(crate) async fn end_commands(&self, io: &Io) {
+        self.own_slow.manage(io, TaskManagement::AbortTaskSet(Lun::default())).await;
+        for kind in [Kind::Logical, Kind::Physical] {
+            if let Some(nexus) = self.nexus(kind) {
+                nexus.manage(io, TaskManagement::NexusReset).await;
+            }
+        }
     }
 
     fn settled(&self, kind: Kind) -> &AtomicBool {
@@ -227,10 +244,14 @@ async fn settle(io: &Io, nexus: &Nexus) {
 
 /// Makes everything stable that was written through `nexus`; false when the disk says that it could not.
 pub(crate) async fn flush(io: &Io, nexus: &Nexus) -> bool {
-    // SYNCHRONIZE CACHE(16) of the whole medium (SBC-4, 5.36).
+    synchronize(io, nexus).await == Some(Status::Good)
+}
+
+/// SYNCHRONIZE CACHE(16) of the whole medium (SBC-4, 5.36).
+async fn synchronize(io: &Io, nexus: &Nexus) -> Option<Status> {
     let mut cdb = [0; 16];
     cdb[0] = 0x91;
-    ask(io, nexus, &cdb, &mut []).await == Some(Status::Good)
+    ask(io, nexus, &cdb, &mut []).await
 }
 
 /// What a disk says of itself.

@@ -3,13 +3,15 @@
 use devices::iothread::Io;
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::configuration::array_of;
 use super::dcmd::{Dcmd, Reply, parse};
 use super::drives::{Identity, Kind, Place};
 use super::info::STRIP;
 use super::{Firmware, info};
 use crate::spec::drive::{
-    DDF_IN_VD, DDF_SAS, DISK_CACHE_DISABLED, DISK_CACHE_ENABLED, LD_CACHE_WRITE_BACK, LD_OPTIMAL, LdConfig,
-    LdEntry, LdInfo, LdProperties, NO_ENCLOSURE, PD_ONLINE, PD_SYSTEM, PdAddress, PdInfo,
+    DDF_IN_VD, DDF_SAS, DISK_CACHE_DISABLED, DISK_CACHE_ENABLED, LD_CACHE_BAD_BBU, LD_CACHE_WRITE_BACK,
+    LD_CACHE_WRITES, LD_OPTIMAL, LdConfig, LdEntry, LdInfo, LdProperties, NO_ENCLOSURE, PD_ONLINE, PD_SYSTEM,
+    PdAddress, PdInfo,
 };
 use crate::spec::{Status, opcode};
 
@@ -122,17 +124,18 @@ impl Firmware {
 
     /// LD_GET_INFO.
     pub(super) async fn ld_info(&self, io: &Io, target: u16) -> Result<Reply, Status> {
-        let place = self.drives.get(target).ok_or(Status::DeviceNotFound)?;
+        let drives = self.drives.all();
+        let place = u8::try_from(target).ok().and_then(|id| drives.get(&id)).ok_or(Status::DeviceNotFound)?;
         let identity = place.identify(io, Kind::Logical).await.ok_or(Status::DeviceNotFound)?;
         let mut info = LdInfo::new_zeroed();
-        info.config = self.ld_config(&place, &identity);
+        info.config = self.ld_config(place, array_of(&drives, place.id), &identity);
         info.size = identity.sectors.into();
         info.vpd_83 = identity.vpd_83;
         Ok(Reply::Data(info.as_bytes().to_vec()))
     }
 
-    /// How a logical drive is made up: RAID 0 of one disk.
-    pub(super) fn ld_config(&self, place: &Place, identity: &Identity) -> LdConfig {
+    /// How a logical drive is made up: RAID 0 of one disk, which is array `array_ref`.
+    pub(super) fn ld_config(&self, place: &Place, array_ref: u16, identity: &Identity) -> LdConfig {
         let mut config = LdConfig::new_zeroed();
         config.properties = self.properties_of(place);
         config.parameters.stripe_size = STRIP;
@@ -142,7 +145,7 @@ impl Firmware {
         config.parameters.is_consistent = 1;
         if let Some(span) = config.spans.first_mut() {
             span.blocks = identity.sectors.into();
-            span.array_ref = u16::from(place.id).into();
+            span.array_ref = array_ref.into();
         }
         config
     }
@@ -160,7 +163,7 @@ impl Firmware {
         properties.seq = place.seq.into();
         properties.name = place.name();
         let (cache, disk_cache) = if self.personality.write_back {
-            (LD_CACHE_WRITE_BACK, DISK_CACHE_ENABLED)
+            (LD_CACHE_WRITE_BACK | LD_CACHE_BAD_BBU | LD_CACHE_WRITES, DISK_CACHE_ENABLED)
         } else {
             (0, DISK_CACHE_DISABLED)
         };

@@ -85,8 +85,34 @@ pub(crate) enum Subject {
     None,
     /// A physical drive: device ID, enclosure index, slot.
     Physical(u16, u8, u8),
+    /// A physical drive, the state it had, and the one it has.
+    PhysicalState(u16, u8, u8, [u16; 2]),
     /// A logical drive: target, index.
     Logical(u16, u8),
+    /// A logical drive, the state it had, and the one it has.
+    LogicalState(u16, u8, [u8; 2]),
+}
+
+impl Subject {
+    /// Type of the arguments, and these.
+    fn args(self) -> (u8, [u8; 12]) {
+        let args = |id: u16, rest: [u8; 2], states: [u16; 2]| {
+            let ([low, high], [a, b]) = (id.to_le_bytes(), rest);
+            let [[old, old_high], [new, new_high]] = states.map(u16::to_le_bytes);
+            [low, high, a, b, old, old_high, 0, 0, new, new_high, 0, 0]
+        };
+        match self {
+            Self::None => (arg::NONE, [0; 12]),
+            Self::Physical(id, enclosure, slot) => (arg::PD, args(id, [enclosure, slot], [0; 2])),
+            Self::PhysicalState(id, enclosure, slot, states) => {
+                (arg::PD_STATE, args(id, [enclosure, slot], states))
+            }
+            Self::Logical(target, index) => (arg::LD, args(target, [index, 0], [0; 2])),
+            Self::LogicalState(target, index, states) => {
+                (arg::LD_STATE, args(target, [index, 0], states.map(u16::from)))
+            }
+        }
+    }
 }
 
 /// The log.
@@ -124,17 +150,7 @@ impl Log {
         record.code = event.code.into();
         record.locale = event.locale.into();
         record.class = event.class;
-        let (kind, args) = match event.subject {
-            Subject::None => (arg::NONE, [0; 4]),
-            Subject::Physical(id, enclosure, slot) => {
-                let [low, high] = id.to_le_bytes();
-                (arg::PD, [low, high, enclosure, slot])
-            }
-            Subject::Logical(target, index) => {
-                let [low, high] = target.to_le_bytes();
-                (arg::LD, [low, high, index, 0])
-            }
-        };
+        let (kind, args) = event.subject.args();
         record.arg_type = kind;
         record.args.iter_mut().zip(args).for_each(|(to, from)| *to = from);
         // One byte less than there is: the text always ends with a zero.

@@ -7,6 +7,7 @@ mod drives;
 mod info;
 mod lists;
 mod log;
+mod policy;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -16,6 +17,7 @@ use zerocopy::FromZeros;
 
 use crate::model::Model;
 use crate::spec::controller::Properties;
+use crate::spec::drive::{LD_OFFLINE, LD_OPTIMAL};
 use crate::spec::event::{class, code, locale};
 use clock::Clock;
 use log::{Event, Subject};
@@ -26,6 +28,7 @@ pub(crate) use drives::{Drives, Kind, Place, flush};
 pub(crate) use info::MAX_LDS;
 pub use log::{EVENT_RECORDS, EventMarks, EventRecord, EventStore, KeptEvents};
 pub(crate) use log::{Filter, Log};
+pub(crate) use policy::{changes_medium, only_reads, write_protected};
 
 /// What tells one controller from another.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,10 +117,14 @@ impl Firmware {
         }
     }
 
-    /// Takes the drive at `id` away, with its events.
+    /// Takes the drive at `id` away, with its events. FreeBSD looks at the state of a volume only, Linux also at that it
+    /// is deleted.
     pub(crate) fn detach(&self, id: u8) -> Option<Arc<Place>> {
         let before = self.drives.set(id, None)?;
         if before.drive.logical.is_some() {
+            let subject = Subject::LogicalState(id.into(), id, [LD_OPTIMAL, LD_OFFLINE]);
+            let event = Event { subject, ..volume(code::LD_STATE_CHANGED, id) };
+            self.report(event, &format!("State change on VD {id:02x}/{id} from OPTIMAL(3) to OFFLINE(0)"));
             self.report(volume(code::LD_DELETED, id), &format!("Deleted VD {id:02x}/{id}"));
         }
         self.report(physical(code::PD_REMOVED, id), &format!("Removed: PD {id:02x}(e0xff/s{id})"));

@@ -92,6 +92,8 @@ pub(crate) struct LdEntry {
 
 /// `LdEntry::state`, `LdParameters::state`.
 pub(crate) const LD_OPTIMAL: u8 = 3;
+/// As [`LD_OPTIMAL`]: not there.
+pub(crate) const LD_OFFLINE: u8 = 0;
 
 /// LD properties (`MR_LD_PROPERTIES`).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -109,8 +111,12 @@ pub(crate) struct LdProperties {
     pub(crate) reserved2: [u8; 7],
 }
 
-/// `LdProperties::*_cache_policy`: completed writes may be lost until the cache is flushed.
+/// `LdProperties::*_cache_policy` (`MR_LD_CACHE_*`): completed writes may be lost until the cache is flushed.
 pub(crate) const LD_CACHE_WRITE_BACK: u8 = 0x01;
+/// As [`LD_CACHE_WRITE_BACK`]: also without a battery.
+pub(crate) const LD_CACHE_BAD_BBU: u8 = 0x10;
+/// As [`LD_CACHE_WRITE_BACK`]: there is a cache for writes, which is what FreeBSD and OpenBSD ask.
+pub(crate) const LD_CACHE_WRITES: u8 = 0x20;
 /// `LdProperties::disk_cache_policy`: disabled.
 pub(crate) const DISK_CACHE_DISABLED: u8 = 2;
 /// `LdProperties::disk_cache_policy`: enabled.

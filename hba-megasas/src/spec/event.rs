@@ -44,24 +44,31 @@ pub(crate) mod locale {
     pub(crate) const CTRL: u16 = 0x20;
 }
 
-/// Event codes (`MR_EVT_*`).
+/// Event codes (`MR_EVT_*`; the table of events in the MegaRAID SAS Software User Guide).
 pub(crate) mod code {
     pub(crate) const FIRMWARE_INIT: u32 = 0x0000;
+    pub(crate) const LOG_CLEARED: u32 = 0x001e;
     pub(crate) const SHUTDOWN: u32 = 0x002a;
+    pub(crate) const LD_STATE_CHANGED: u32 = 0x0051;
     pub(crate) const PD_INSERTED: u32 = 0x005b;
     pub(crate) const PD_REMOVED: u32 = 0x0070;
+    pub(crate) const PD_STATE_CHANGED: u32 = 0x0072;
     pub(crate) const LD_CREATED: u32 = 0x008a;
     pub(crate) const LD_DELETED: u32 = 0x008b;
     pub(crate) const PROPERTIES_CHANGED: u32 = 0x012f;
-    pub(crate) const LOG_CLEARED: u32 = 0x0035;
-    pub(crate) const LOCATE: u32 = 0x0072;
 }
 
 /// Types of arguments (`MR_EVT_ARGS_*`).
 pub(crate) mod arg {
     pub(crate) const NONE: u8 = 0x00;
+    /// Target, index.
     pub(crate) const LD: u8 = 0x02;
+    /// As [`LD`], the state before, the state now.
+    pub(crate) const LD_STATE: u8 = 0x08;
+    /// Device, enclosure, slot.
     pub(crate) const PD: u8 = 0x0a;
+    /// As [`PD`], the state before, the state now.
+    pub(crate) const PD_STATE: u8 = 0x0f;
 }
 
 const _: () = assert!(size_of::<Record>() == 256 && std::mem::offset_of!(Record, class) == 0x0f);

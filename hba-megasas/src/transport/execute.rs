@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use devices::mem::{FromGuest, SgList, ToGuest};
 use devices::scsi::{
-    Cdb, DataBuffers, Lun, Nexus, Residual, ScsiReply, ScsiRequest, Sense, Status as ScsiStatus,
-    TaskAttribute, TransportFault,
+    Cdb, DataBuffers, Lun, Nexus, Residual, ScsiReply, ScsiRequest, Status as ScsiStatus, TaskAttribute,
+    TransportFault,
 };
 
 use super::frame::{Body, Frame};
 use super::token::FrameToken;
-use crate::firmware::{Dcmd, Kind, Place, Reply, flush};
+use crate::firmware::{Dcmd, Kind, Place, Reply, changes_medium, flush, only_reads, write_protected};
 use crate::spec::{FrameHeader, QueueInfo, Status};
 
 /// Byte 1 of READ and WRITE (SBC-4, 5.16): force unit access, and with it disable page out.
@@ -73,6 +73,7 @@ async fn direct(token: FrameToken, header: FrameHeader, opcode: u32, mailbox: [u
         Ok(Reply::Wait(filter)) => worker.wait_for_event(token, filter, ToGuest::new(data)),
         Ok(Reply::Shutdown) => {
             let epoch = token.ticket().epoch;
+            worker.end_wait();
             token.complete(Status::Ok);
             worker.flush();
             worker.signal();
@@ -210,43 +211,6 @@ fn buffers(opcode: u8, data: SgList) -> DataBuffers {
         0x0a | 0x2a | 0x8a | 0xaa => DataBuffers::from_initiator(FromGuest::new(data)),
         _ if data.is_empty() => DataBuffers::none(),
         _ => DataBuffers::new(FromGuest::new(data.window(0, data.len())), ToGuest::new(data)),
-    }
-}
-
-/// Commands that leave the medium and the state of a disk alone: what tools may send to a disk behind a volume.
-fn only_reads(opcode: u8) -> bool {
-    matches!(
-        opcode,
-        // TEST UNIT READY, REQUEST SENSE, READ(6), INQUIRY, MODE SENSE(6), RECEIVE DIAGNOSTIC RESULTS
-        0x00 | 0x03 | 0x08 | 0x12 | 0x1a | 0x1c
-        // READ CAPACITY(10), READ(10), VERIFY(10), PRE-FETCH(10), SYNCHRONIZE CACHE(10), READ DEFECT DATA(10)
-        | 0x25 | 0x28 | 0x2f | 0x34 | 0x35 | 0x37
-        // LOG SENSE, MODE SENSE(10), PERSISTENT RESERVE IN
-        | 0x4d | 0x5a | 0x5e
-        // READ(16), VERIFY(16), PRE-FETCH(16), SYNCHRONIZE CACHE(16), SERVICE ACTION IN(16)
-        | 0x88 | 0x8f | 0x90 | 0x91 | 0x9e
-        // REPORT LUNS, MAINTENANCE IN, READ(12), VERIFY(12), READ DEFECT DATA(12)
-        | 0xa0 | 0xa3 | 0xa8 | 0xaf | 0xb7
-    )
-}
-
-/// Commands that change data: FORMAT UNIT, WRITE, WRITE AND VERIFY, WRITE SAME, UNMAP, SANITIZE, COMPARE AND WRITE,
-/// ORWRITE, of all lengths.
-fn changes_medium(opcode: u8) -> bool {
-    matches!(
-        opcode,
-        0x04 | 0x0a | 0x2a | 0x2e | 0x41 | 0x42 | 0x48 | 0x89 | 0x8a | 0x8b | 0x8e | 0x93 | 0xaa | 0xae
-    )
-}
-
-/// CHECK CONDITION, DATA PROTECT, WRITE PROTECTED in fixed format (SPC-5, 4.4.3).
-fn write_protected() -> ScsiReply {
-    let sense = [0x70, 0, 0x07, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x27, 0, 0, 0, 0, 0];
-    ScsiReply {
-        status: ScsiStatus::CheckCondition,
-        sense: Some(Sense::from_bytes(&sense)),
-        residual_out: Residual::Exact,
-        residual_in: Residual::Exact,
     }
 }
 

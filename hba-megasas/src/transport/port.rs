@@ -70,6 +70,8 @@ pub(crate) struct Port {
     inner: Mutex<Inner>,
     epoch: AtomicU64,
     in_flight: AtomicU32,
+    /// There are completions that the reply ring had no room for.
+    holding: AtomicBool,
     closed: AtomicBool,
     quiet: Condvar,
     interrupt: OnceLock<Interrupt>,
@@ -91,6 +93,7 @@ impl Port {
             inner: Mutex::new(inner),
             epoch: AtomicU64::new(0),
             in_flight: AtomicU32::new(0),
+            holding: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             quiet: Condvar::new(),
             interrupt: OnceLock::new(),
@@ -230,9 +233,16 @@ impl Port {
             self.fault_locked(&mut inner);
             false
         });
+        let holding = inner.ring.as_ref().is_some_and(ReplyRing::holds_back);
+        self.holding.store(holding, Ordering::Relaxed);
         self.in_flight.fetch_sub(count, Ordering::AcqRel);
         self.finish(&mut inner);
         posted
+    }
+
+    /// Whether the last [`Self::complete`] left completions for which the reply ring has no room.
+    pub(crate) fn is_holding(&self) -> bool {
+        self.holding.load(Ordering::Relaxed)
     }
 
     /// Interrupts for what was posted, unless the driver has taken all of it in the meantime.

@@ -43,7 +43,9 @@ impl ReplyRing {
         let wide = info.flags.get() & QUEUE_CONTEXT64 != 0;
         let len = entries * if wide { 8 } else { 4 };
         let (base, producer_at) = (info.reply_queue.get(), info.producer_index.get());
-        dma.to_guest([(base, len), (producer_at, 4)]).map_err(|_| Status::InvalidParameter)?;
+        let consumer_at = info.consumer_index.get();
+        let memory = [(base, len), (producer_at, 4), (consumer_at, 4)];
+        dma.to_guest(memory).map_err(|_| Status::InvalidParameter)?;
         let producer: U32 = dma.read_obj(producer_at).map_err(|_| Status::InvalidParameter)?;
         if producer.get() >= entries {
             return Err(Status::InvalidParameter);
@@ -53,7 +55,7 @@ impl ReplyRing {
             wide,
             base,
             producer_at,
-            consumer_at: info.consumer_index.get(),
+            consumer_at,
             producer: producer.get(),
             held: VecDeque::with_capacity(usize::from(max_commands)),
             max_held: usize::from(max_commands),
@@ -220,6 +222,7 @@ mod tests {
         assert_eq!(outside(|info| info.reply_queue = 0xfffc.into()), Status::InvalidParameter);
         assert_eq!(outside(|info| info.reply_queue = (u64::MAX - 3).into()), Status::InvalidParameter);
         assert_eq!(outside(|info| info.producer_index = 0xfe00_0000.into()), Status::InvalidParameter);
+        assert_eq!(outside(|info| info.consumer_index = 0xfe00_0000.into()), Status::InvalidParameter);
         assert!(ReplyRing::open(&dma, &info(9, 0), 8).is_ok(), "as many as the status word says, and one");
     }
 }

@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use devices::iothread::{Io, Poller, TaskPool, Watch};
 use devices::mem::ToGuest;
@@ -23,6 +23,9 @@ use crate::firmware::{Filter, Firmware, Place};
 use crate::spec::Status;
 
 type Map = BTreeMap<u8, Arc<Place>>;
+
+/// How often to look whether a full reply ring has room again.
+const FULL_RING_POLL: Duration = Duration::from_millis(1);
 
 /// An EVENT_WAIT that no event has answered yet.
 struct Parked {
@@ -47,6 +50,8 @@ pub(crate) struct Worker {
     events: Cell<u64>,
     /// There is something to do without a doorbell.
     seen: Cell<bool>,
+    /// [`Self::retry`] runs.
+    retrying: Cell<bool>,
     waker: Cell<Option<Waker>>,
 }
 
@@ -66,6 +71,7 @@ impl Worker {
             moderation: RefCell::default(),
             events: Cell::new(0),
             seen: Cell::new(false),
+            retrying: Cell::new(false),
             waker: Cell::new(None),
         })
     }
@@ -106,7 +112,7 @@ impl Worker {
     }
 
     /// Posts what is done, with an interrupt when it is time for one.
-    pub(crate) fn flush(&self) {
+    pub(crate) fn flush(self: &Rc<Self>) {
         let mut done = self.done.borrow_mut();
         let mut moderation = self.moderation.borrow_mut();
         if done.is_empty() && moderation.is_idle() {
@@ -116,12 +122,30 @@ impl Worker {
         if !done.is_empty() {
             moderation
                 .completed(now, done.iter().filter(|done| done.context.is_some()).map(|done| done.taken));
-            self.port.complete(&mut done);
+            if self.port.complete(&mut done) && moderation.is_idle() {
+                // They had to wait for room, and were counted when they came.
+                self.port.signal();
+            }
+            if self.port.is_holding() && !self.retrying.replace(true) {
+                let worker = self.clone();
+                self.io.spawn(async move { worker.retry().await });
+            }
         }
         if moderation.is_due(now, self.port.in_flight()) {
             moderation.signalled();
             self.port.signal();
         }
+    }
+
+    /// Looks for room in a reply ring that was full: a driver that takes completions need not say so.
+    async fn retry(&self) {
+        while self.port.is_holding() && !self.port.is_closed() {
+            self.io.sleep(FULL_RING_POLL).await;
+            if self.port.complete(&mut self.done.borrow_mut()) {
+                self.port.signal();
+            }
+        }
+        self.retrying.set(false);
     }
 
     /// Interrupts for what was posted.
@@ -221,6 +245,14 @@ impl Worker {
         let parked = slot.take_if(|parked| wanted(&parked.ticket))?;
         let resumed = self.port.resume(parked.ticket.epoch);
         resumed.then(|| (FrameToken::new(self.clone(), parked.ticket), parked.buffer))
+    }
+
+    /// The driver goes: what it let wait for events comes back as if it had aborted that, and no event is written to its
+    /// memory any more.
+    pub(crate) fn end_wait(self: &Rc<Self>) {
+        if let Some((token, _)) = self.unpark(|_| true) {
+            token.complete(Status::Invalid);
+        }
     }
 
     /// ABORT of the frame at `address`. A held frame comes back before the ABORT does; others run to their end.

@@ -122,7 +122,7 @@ fn cve_2017_9503_frames_that_change_while_they_are_looked_at() {
 }
 
 #[test]
-fn cve_2020_13659_frames_that_are_not_in_memory() {
+fn cve_2020_13659_lp1878259_frames_that_are_not_in_memory() {
     let mut guest = started();
     for address in [0xfee0_0000_u32, 0xc000_0000, 0xffff_ffc0, 0x0300_0000, 0x02ff_ffe0] {
         guest.write(0x40, address | 1);
@@ -196,7 +196,7 @@ fn addresses_of_the_device_itself() {
 }
 
 #[test]
-fn msix_structures_take_any_width() {
+fn cve_2015_7549_and_2020_13754_msix_structures_take_any_width() {
     let guest = started();
     for at in (0x1ff0..0x4000).step_by(61) {
         for width in 1..=8 {

@@ -51,6 +51,13 @@ fn volumes_come_and_go() {
     assert_eq!(watcher.guest.io(false, 9, 0, &[0; 512]).0, 0);
     watcher.arm();
     assert!(watcher.guest.hba.detach_drive(9).is_some());
+    // FreeBSD takes its disk away when the state becomes offline, and for nothing else.
+    assert_eq!(watcher.event(), (0x51, 9));
+    let record = watcher.guest.peek(watcher.record, 256);
+    assert_eq!((record[0x10], &record[0x20..0x2c]), (8, &[9, 0, 9, 0, 3, 0, 0, 0, 0, 0, 0, 0][..]));
+    let (_, list) = watcher.guest.dcmd(0x0301_0100, &[1], 268);
+    assert_eq!((le32(&list, 4), list[11]), (1, 0), "gone before it is told");
+    watcher.arm();
     assert_eq!(watcher.event(), (0x8b, 9));
     watcher.arm();
     assert_eq!(watcher.event(), (0x70, 9));

@@ -47,7 +47,7 @@ fn volumes() {
     assert_eq!(guest.dcmd(0x0301_0100, &[3], 268).0, 3);
     let (_, info) = guest.dcmd(0x0302_0000, &[2, 0], 384);
     assert_eq!((info[0], info[0x20], info[0x24], info[0x25], info[0x26], info[0x2f]), (2, 0, 1, 1, 3, 0));
-    assert_eq!((le64(&info, 0x48), le16(&info, 0x50), le64(&info, 0x100)), (16384, 2, 16384));
+    assert_eq!((le64(&info, 0x48), le16(&info, 0x50), le64(&info, 0x100)), (16384, 1, 16384));
     assert_eq!(guest.dcmd(0x0302_0000, &[1, 0], 384).0, 0x0c);
     // The name can be set, the cache policy not.
     let (_, mut properties) = guest.dcmd(0x0303_0000, &[2], 32);
@@ -66,7 +66,7 @@ fn configuration() {
     let words: Vec<u16> = (4..16).step_by(2).map(|at| le16(&config, at)).collect();
     assert_eq!(words, [2, 0x120, 2, 0x100, 0, 0x28]);
     let array = &config[32 + 0x120..];
-    assert_eq!((le64(array, 0), array[8], le16(array, 10), le16(array, 0x20)), (16384, 1, 2, 2));
+    assert_eq!((le64(array, 0), array[8], le16(array, 10), le16(array, 0x20)), (16384, 1, 1, 2));
     assert_eq!(le16(array, 0x28), 0xffff);
     assert_eq!(config[32 + 2 * 0x120], 0);
     assert_eq!(config[32 + 2 * 0x120 + 0x100], 2);
@@ -149,8 +149,14 @@ fn locate_is_an_event() {
     let mailbox = [0, 0, 0, 0, 0xff, 0xff, 0, 0xfe];
     let (status, events) = guest.dcmd(0x0104_0300, &mailbox, 8 + 30 * 256);
     let count = le32(&events, 0) as usize;
-    assert_eq!((status, le32(&events, 8 + 256 * (count - 1) + 8)), (0, 0x72));
+    let last = &events[8 + 256 * (count - 1)..][..256];
+    assert_eq!(
+        (status, le32(last, 8), last[0x10]),
+        (0, 0x72, 0x0f),
+        "device, enclosure, slot; state before and now"
+    );
+    assert_eq!(last[0x20..0x2c], [2, 0, 0xff, 2, 0x18, 0, 0, 0, 0x18, 0, 0, 0]);
     assert_eq!(guest.dcmd(0x0104_0200, &[], 0).0, 0, "clear");
     let (_, events) = guest.dcmd(0x0104_0300, &mailbox, 8 + 30 * 256);
-    assert_eq!(le32(&events, 0), 1, "that it was cleared");
+    assert_eq!((le32(&events, 0), le32(&events, 8 + 8)), (1, 0x1e), "that it was cleared");
 }

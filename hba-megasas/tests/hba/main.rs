@@ -19,3 +19,4 @@ mod hostile;
 mod resets;
 mod rules;
 mod suites;
+mod tools;

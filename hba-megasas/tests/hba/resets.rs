@@ -122,6 +122,85 @@ fn shutdown_is_posted_and_then_ready() {
     assert_eq!(guest.init(1009), 0, "another driver");
 }
 
+/// Linux and FreeBSD abort their registration before; whoever does not gets it back, and no event is written later to
+/// memory that may be somebody else's by then.
+#[test]
+fn shutdown_ends_the_wait_for_events() {
+    let mut guest = started();
+    let record = guest.alloc_with(&[0xcc; 256]);
+    let mailbox = [u32::MAX.to_le_bytes(), 0xfe00_ffff_u32.to_le_bytes()].concat();
+    let wait = guest.send(&Frame::dcmd(0x0104_0500, &mailbox).context(4).len(256).sge(record, 256));
+    guest.expect_silence();
+    guest.send(&Frame::dcmd(0x0105_0000, &[]).context(6));
+    assert_eq!((guest.wait_reply(), guest.wait_reply(), guest.status_of(wait)), (4, 6, 0xff));
+    guest.wait_ready();
+    guest.poke(wait, &[0x77; 64]);
+    guest.hba.detach_drive(0).unwrap();
+    guest.expect_silence();
+    assert_eq!((guest.peek(record, 256), guest.peek(wait, 64)), (vec![0xcc; 256], vec![0x77; 64]));
+}
+
+/// What the firmware itself does on a disk that hangs holds up no reset.
+#[test]
+fn a_flush_that_hangs_holds_up_no_reset() {
+    for raid in [true, false] {
+        let mut guest = Guest::new(Model::Gen2, raid, &[0]);
+        assert_eq!(guest.init(1009), 0);
+        guest.recording(0).hold(true);
+        let before = guest.recording(0).arrived();
+        let flush = guest.send(&Frame::dcmd(0x0110_1000, &[3]).context(6));
+        guest.wait_for("flush", || guest.recording(0).arrived() > before);
+        // IDB 01h alone has it fail.
+        guest.write(0x20, 0x01);
+        assert_eq!((guest.wait_reply(), guest.status_of(flush)), (6, 0x2e));
+        let before = guest.recording(0).arrived();
+        let flush = guest.send(&Frame::dcmd(0x0110_1000, &[3]).context(7));
+        guest.wait_for("flush", || guest.recording(0).arrived() > before);
+        guest.adapter_reset();
+        guest.wait_ready();
+        assert_eq!(guest.status_of(flush), 0xff);
+        guest.recording(0).hold(false);
+        assert_eq!(guest.init(1009), 0);
+        guest.recording(0).operations();
+        assert_eq!(guest.dcmd(0x0110_1000, &[3], 0).0, 0);
+        assert_eq!(guest.recording(0).operations().len(), 1);
+    }
+}
+
+/// A driver may ask for it as often as it likes: what that leaves to do on the host does not pile up.
+#[test]
+fn aborts_by_doorbell_do_not_pile_up() {
+    let mut guest = started();
+    for _ in 0..200_000 {
+        guest.write(0x20, 0x01);
+    }
+    let start = std::time::Instant::now();
+    assert_eq!(guest.scsi(3, 0, &[0; 6], &[], 0).status & !0x2e, 0);
+    assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
+}
+
+/// The driver takes completions from a full ring without another word: those that had no room come all the same, each
+/// with an interrupt.
+#[test]
+fn a_ring_that_was_full_goes_on_by_itself() {
+    let mut guest = Guest::new(Model::Gen2, true, &[0]);
+    assert_eq!(guest.init(3), 0);
+    guest.enable_msix();
+    guest.enable_interrupts();
+    for context in 0..20 {
+        guest.send(&Frame::scsi(3, 0, &[0; 6]).context(context));
+    }
+    let mut seen = Vec::new();
+    while seen.len() < 20 {
+        guest.wait_for("interrupt", || !guest.seat.msi.take().is_empty());
+        guest.write(0xa0, u32::MAX);
+        std::thread::sleep(Duration::from_millis(3));
+        seen.extend(std::iter::from_fn(|| guest.reply()));
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, Vec::from_iter(0..20));
+}
+
 #[test]
 fn init_only_in_ready() {
     let mut guest = started();

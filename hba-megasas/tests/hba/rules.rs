@@ -111,9 +111,77 @@ fn rule_6_volume_writes_are_stable_when_completed() {
         let operations = guest.recording(0).operations();
         assert_eq!(operations.last(), Some(&Operation::Flush), "{cdb:02x?}: {operations:?}");
     }
+    // COMPARE AND WRITE of zeros, WRITE ATOMIC, WRITE SAME and UNMAP of a unit whose write cache is on.
+    let (_, zeros) = guest.io(true, 0, 8, &[0; 4096]);
+    let unmap = [0, 22, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0];
+    let cdbs: [(&[u8], &[u8]); 4] = [
+        (&[0x89, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 1, 0, 0], &zeros[..1024]),
+        (&[0x9c, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0], &zeros),
+        (&[0x93, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0], &zeros[..512]),
+        (&[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0], &unmap),
+    ];
+    for (cdb, data) in cdbs {
+        guest.recording(0).operations();
+        let reply = guest.scsi(3, 0, cdb, data, 0);
+        assert_eq!(reply.status, 0, "{cdb:02x?}: {:02x?}", reply.sense);
+        let operations = guest.recording(0).operations();
+        assert_eq!(operations.last(), Some(&Operation::Flush), "{cdb:02x?}: {operations:?}");
+    }
+    // EXTENDED COPY(LID1) of block 8 to block 80: the unit by its name, then one segment of blocks.
+    let names = guest.scsi(3, 0, &[0x12, 1, 0x83, 0, 252, 0], &[], 252).data;
+    let naa = designator(&names, 3);
+    let mut unit = vec![0xe4, 0, 0, 0];
+    unit.extend(&naa);
+    unit.resize(28, 0);
+    unit.extend([0, 0, 2, 0]);
+    let mut segment = vec![2, 0, 0, 24, 0, 0, 0, 0, 0, 0, 0, 1];
+    segment.extend(8_u64.to_be_bytes());
+    segment.extend(80_u64.to_be_bytes());
+    let list = [&[7, 0, 0, 32, 0, 0, 0, 0, 0, 0, 0, 28, 0, 0, 0, 0][..], &unit, &segment].concat();
+    let cdb = [0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, list.len() as u8, 0, 0];
+    let reply = guest.scsi(3, 0, &cdb, &list, 0);
+    assert_eq!(reply.status, 0, "{:02x?}", reply.sense);
+    assert_eq!(guest.recording(0).operations().last(), Some(&Operation::Flush), "EXTENDED COPY");
     // And the controller says that it does not cache.
     let (_, info) = guest.dcmd(0x0302_0000, &[0], 384);
     assert_eq!((info[0x14] & 1, info[0x17] & 1, info[0x16]), (0, 0, 2));
+}
+
+/// The first designator of a kind in a device identification VPD page, with its header.
+fn designator(page: &[u8], kind: u8) -> Vec<u8> {
+    let mut rest = &page[4..];
+    loop {
+        let (this, next) = rest.split_at(4 + usize::from(rest[3]));
+        if this[1] & 0x0f == kind {
+            return this.to_vec();
+        }
+        rest = next;
+    }
+}
+
+/// FORMAT UNIT and SANITIZE that go on in the background (IMMED) are accepted, and are stable at their end.
+#[test]
+fn rule_6_wiping_in_the_background_is_no_failure() {
+    let mut guest = gen2();
+    for (cdb, data) in
+        [(&[0x48_u8, 0x83, 0, 0, 0, 0, 0, 0, 0, 0][..], &[][..]), (&[0x04, 0x10, 0, 0, 0, 0], &[0, 2, 0, 0])]
+    {
+        assert_eq!(guest.io(true, 0, 5, &[7; 512]).0, 0);
+        guest.recording(0).operations();
+        guest.recording(0).hold(true);
+        let reply = guest.scsi(3, 0, cdb, data, 0);
+        assert_eq!((reply.status, reply.scsi_status), (0, 0), "{cdb:02x?}");
+        let busy = guest.scsi(3, 0, &[0; 6], &[], 0);
+        assert_eq!((busy.status, busy.sense[2] & 0xf, busy.sense[12]), (0x2d, 2, 4), "not ready meanwhile");
+        guest.recording(0).hold(false);
+        let mut ready = || guest.scsi(3, 0, &[0; 6], &[], 0).status == 0;
+        let start = std::time::Instant::now();
+        while !ready() {
+            assert!(start.elapsed().as_secs() < 10, "{cdb:02x?}");
+        }
+        assert_eq!(guest.recording(0).operations().last(), Some(&Operation::Flush), "{cdb:02x?}");
+        assert_eq!(guest.io(false, 0, 5, &[7; 512]), (0, vec![0; 512]));
+    }
 }
 
 #[test]
