@@ -1,7 +1,7 @@
 //! The commands of a disk: SBC-4, table 34, and what SPC-5 adds.
 
 use super::super::absent::REPORT_LUNS_USAGE;
-use super::super::opcode::{Command, Properties};
+use super::super::opcode::{Command, Properties, field};
 
 /// What a disk does with a CDB; the lengths of one command share a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +73,18 @@ impl Id {
                 | Self::WriteUsingToken
         )
     }
+
+    /// What holds for a command with this CDB, if `properties` hold for it in general: to start the medium or to allow its
+    /// removal takes nothing from who has a reservation (SBC-3, table 13).
+    pub(super) fn properties(self, properties: Properties, cdb: &[u8]) -> Properties {
+        let harmless = match self {
+            // START, and no POWER CONDITION.
+            Self::StartStopUnit => field(cdb, 4, 1) & 0xf1 == 0x01,
+            Self::PreventAllow => field(cdb, 4, 1) & 0x03 == 0,
+            _ => false,
+        };
+        if harmless { properties.and(SHARED) } else { properties }
+    }
 }
 
 /// Changes something other than the medium.
@@ -80,7 +92,8 @@ const NONE: Properties = Properties::NONE;
 /// Says something that is no secret.
 const SHARED: Properties = Properties::SHARED.and(Properties::ALWAYS);
 const ALWAYS: Properties = Properties::ALWAYS;
-const INFORM: Properties = Properties::INFORM;
+/// Says something of the unit that those whom a reservation shuts out need not know.
+const INFORM: Properties = Properties::READ;
 const SUPPORTED: Properties = Properties::SHARED.and(INFORM);
 const MEDIUM: Properties = Properties::MEDIUM;
 const READ: Properties = MEDIUM.and(Properties::READ);

@@ -33,7 +33,7 @@ use super::opcode::{Command, Properties, decode};
 use super::outcome::{Done, Outcome};
 use super::sense::{Failure, SOFTWARE_WRITE_PROTECTED, SenseData, SenseKey, WRITE_PROTECTED};
 use super::tasks::NexusId;
-use super::unit::Context;
+use super::unit::{Context, Path};
 use super::{Cdb, DataBuffers, Status, absent, reservation, supported};
 use crate::iothread::Io;
 use crate::mem::{FromGuest, SgList};
@@ -98,8 +98,9 @@ impl<B: BlockBackend> Disk<B> {
     pub(super) async fn execute(&self, context: Context<'_>, cdb: &Cdb, data: DataBuffers) -> Outcome {
         let (protect, cdb) = &self.split_protect(cdb);
         let command = decode(COMMANDS, |command| self.supports(command), cdb)?;
-        self.admit(context, command)?;
         let (io, bytes) = (context.io, cdb.padded().as_slice());
+        self.reserved(context.path, command, bytes)?;
+        self.usable(command.properties)?;
         match command.id {
             Id::Read => self.read(io, bytes, command.usage.len(), *protect, data).await,
             Id::Write => self.write(io, bytes, command.usage.len(), *protect, data).await,
@@ -200,12 +201,19 @@ impl<B: BlockBackend> Disk<B> {
         !command.properties.has(Properties::THIN) || self.is_thin()
     }
 
-    /// What stands between a valid CDB and its execution: reservations, the medium, write protection.
-    fn admit(&self, context: Context<'_>, command: &Command<Id>) -> Result<(), Failure> {
-        let path = context.path;
-        let properties = command.properties;
-        path.unit.admits(path.nexus, properties.access(), properties.has(Properties::SHARED))?;
-        self.usable(properties)
+    /// RESERVATION CONFLICT if reservations of others stand against a command.
+    fn reserved(&self, path: &Path, command: &Command<Id>, cdb: &[u8]) -> Result<(), Failure> {
+        let properties = command.id.properties(command.properties, cdb);
+        path.unit.admits(path.nexus, properties.access(), properties.has(Properties::SHARED))
+    }
+
+    /// As [`Disk::reserved`], for a CDB that nobody has looked at.
+    pub(super) fn check_reservations(&self, path: &Path, cdb: &Cdb) -> Result<(), Failure> {
+        let (_, cdb) = &self.split_protect(cdb);
+        match decode(COMMANDS, |command| self.supports(command), cdb) {
+            Ok(command) => self.reserved(path, command, cdb.padded()),
+            Err(_) => Ok(()),
+        }
     }
 
     /// Whether the medium is there for a command with these properties.
