@@ -171,7 +171,8 @@ impl<B: BlockBackend> Disk<B> {
             Id::PersistentReserveIn => reservation::persistent_reserve_in(context, cdb, data),
             Id::ReportLuns => absent::report_luns(context.nexus, cdb, data),
             Id::SupportedOperationCodes => {
-                supported::operation_codes(COMMANDS, |command| self.supports(command), cdb, data)
+                let more = |command: &Command<Id>| self.protect_bits(command.opcode());
+                supported::operation_codes(COMMANDS, |command| self.supports(command), more, cdb, data)
             }
             Id::SupportedTaskManagement => supported::task_management(cdb, data),
             Id::Read
