@@ -264,6 +264,11 @@ fn log_sense(i: &mut dyn Initiator) {
     let data = good(i, &[0x4d, 0, 0x40, 0xff, 0, 0, 0, 0, 64, 0], &[], 64);
     assert_eq!(data[..8], [0x40, 0xff, 0, 12, 0x00, 0x00, 0x00, 0xff]);
     bad_field(i, &[0x4d, 0, 0x7e, 0, 0, 0, 0, 0, 64, 0], &[], 64, 2, Some(5));
+    // PARAMETER POINTER: of the start-stop cycle counter page from parameter 3 on, which leaves number 4.
+    let data = exact(i, &[0x4d, 0, 0x4e, 0, 0, 0, 3, 0, 12, 0], &[], 12);
+    assert_eq!(data[..8], [0x0e, 0, 0, 8, 0, 4, 3, 4]);
+    bad_field(i, &[0x4d, 0, 0x4e, 0, 0, 0, 5, 0, 12, 0], &[], 12, 5, Some(7));
+    bad_field(i, &[0x4d, 0, 0x40, 0, 0, 0, 1, 0, 12, 0], &[], 12, 5, Some(7));
 }
 
 fn unknown_operation_codes(i: &mut dyn Initiator) {
