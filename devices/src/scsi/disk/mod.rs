@@ -29,7 +29,7 @@ use self::mode::ModeParameters;
 use self::power::Power;
 use self::protection::Protection;
 use super::attention::Attention;
-use super::opcode::{Command, Properties, decode};
+use super::opcode::{Command, Properties, decode, field};
 use super::outcome::{Done, Outcome};
 use super::sense::{Failure, SOFTWARE_WRITE_PROTECTED, SenseData, SenseKey, WRITE_PROTECTED};
 use super::tasks::NexusId;
@@ -158,12 +158,13 @@ impl<B: BlockBackend> Disk<B> {
             Id::Inquiry => self.inquiry(cdb, data),
             Id::ModeSense => self.mode_sense(cdb, data),
             Id::LogSense => self.log_sense(cdb, data),
-            Id::ReadCapacity10 => Ok(self.read_capacity_10(data)),
-            Id::ReadCapacity16 => Ok(self.read_capacity_16(cdb, data)),
+            Id::ReadCapacity10 => self.read_capacity_10(cdb, data),
+            Id::ReadCapacity16 => self.read_capacity_16(cdb, data),
             Id::PopulateToken => copy::populate_token(context, cdb, data),
             Id::ReceiveCopyResults => copy::receive(context, cdb, data),
             Id::PreFetch => self.pre_fetch(cdb, command.usage.len()),
             Id::ReadDefectData => self.read_defect_data(cdb, data),
+            Id::SendDiagnostic => self.send_diagnostic(cdb),
             Id::PreventAllow => self.power.prevent(path.nexus, cdb),
             Id::Reserve => granted(path.unit.reservations.reserve(path.nexus)),
             Id::Release => granted(path.unit.reservations.release(path.nexus)),
@@ -242,6 +243,16 @@ impl<B: BlockBackend> Disk<B> {
             _ => SenseData::new(SenseKey::NoSense, super::sense::NO_ADDITIONAL_SENSE),
         };
         absent::request_sense(cdb, sense, data)
+    }
+
+    /// SEND DIAGNOSTIC (SPC-5, 6.42): of self-tests the default one, which has nothing to test but that the medium is
+    /// there. There are no diagnostic pages, so PF says nothing.
+    fn send_diagnostic(&self, cdb: &[u8]) -> Outcome {
+        const SELFTEST: u64 = 0x04;
+        if field(cdb, 1, 1) & SELFTEST != 0 {
+            self.power.check()?;
+        }
+        Ok(Done::good())
     }
 
     /// Logical block length in bytes.
