@@ -95,6 +95,8 @@ pub(crate) fn report_luns(nexus: &Nexus, cdb: &[u8], data: &DataBuffers) -> Outc
         2 => (true, true),
         _ => return Err(SenseData::cdb_field(2, Some(7)).into()),
     };
+    // Before the look: of what comes after it the initiator shall hear.
+    nexus.clear_luns_changed();
     let mut count = u32::from(well_known);
     let mut writer = Writer::new(&data.data_in, allocation);
     writer.put(&[0; 8]);
@@ -109,6 +111,5 @@ pub(crate) fn report_luns(nexus: &Nexus, cdb: &[u8], data: &DataBuffers) -> Outc
     }
     // The list length counts all units, whether they fitted or not.
     data.data_in.write_at(0, &(count * 8).to_be_bytes());
-    nexus.clear_luns_changed();
     Ok(writer.finish())
 }

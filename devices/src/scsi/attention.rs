@@ -64,6 +64,11 @@ impl Attention {
         }
     }
 
+    /// Whether it comes before the status RESERVATION CONFLICT; the others come after it (SAM-5, 5.3.3).
+    pub(crate) const fn precedes_conflict(self) -> bool {
+        matches!(self, Self::PowerOn | Self::UnitReset | Self::NexusLoss)
+    }
+
     /// As sense data.
     pub(crate) const fn sense(self) -> SenseData {
         SenseData::new(SenseKey::UnitAttention, self.code())
@@ -110,6 +115,14 @@ impl Attentions {
                 Ok(_) => return Attention::ALL.into_iter().find(|a| a.bit() == lowest),
                 Err(now) => pending = now,
             }
+        }
+    }
+
+    /// The condition that [`Attentions::take`] would take.
+    pub(crate) fn first(&self) -> Option<Attention> {
+        match self.0.load(Ordering::Acquire) {
+            0 => None,
+            pending => Attention::ALL.into_iter().find(|attention| attention.bit() & pending != 0),
         }
     }
 

@@ -104,9 +104,14 @@ impl Nexus {
         }
         path.unit.refresh();
         if !passes_attention(cdb.opcode())
-            && let Some(attention) = self.take_attention(path)
+            && let Some(first) = path.attentions.first()
         {
-            return Err(attention.sense().into());
+            if !first.precedes_conflict() {
+                path.unit.logical.check_reservations(path, cdb)?;
+            }
+            if let Some(attention) = self.take_attention(path) {
+                return Err(attention.sense().into());
+            }
         }
         path.unit.logical.execute(Context { io, nexus: self, path }, cdb, data).await
     }

@@ -34,8 +34,6 @@ impl Properties {
     pub(crate) const THIN: Self = Self(8);
     /// Allowed to everyone under a persistent reservation.
     pub(crate) const ALWAYS: Self = Self(16);
-    /// Allowed to registered nexuses under one.
-    pub(crate) const INFORM: Self = Self(32);
     /// Reads the medium or about it: allowed where only writing is exclusive.
     pub(crate) const READ: Self = Self(64);
     /// None of these.
@@ -49,8 +47,6 @@ impl Properties {
     pub(crate) const fn access(self) -> Access {
         if self.has(Self::ALWAYS) {
             Access::Always
-        } else if self.has(Self::INFORM) {
-            Access::Inform
         } else if self.has(Self::READ) {
             Access::Read
         } else {

@@ -10,10 +10,12 @@ const RECOMMENDED_TIMEOUT: u32 = 60;
 /// Length of a command timeouts descriptor (SPC-5, 6.34.4).
 const TIMEOUTS_LEN: u32 = 12;
 
-/// REPORT SUPPORTED OPERATION CODES over the commands of `table` that are `supported`.
+/// REPORT SUPPORTED OPERATION CODES over the commands of `table` that are `supported`; `more` has bits of byte 1 that the
+/// unit looks at besides those of the table.
 pub(crate) fn operation_codes<C>(
     table: &[Command<C>],
     supported: impl Fn(&Command<C>) -> bool,
+    more: impl Fn(&Command<C>) -> u8,
     cdb: &[u8],
     data: &DataBuffers,
 ) -> Outcome {
@@ -35,7 +37,7 @@ pub(crate) fn operation_codes<C>(
         3 => with_action.or(plain.filter(|_| action == 0)),
         _ => return Err(SenseData::cdb_field(2, Some(2)).into()),
     };
-    Ok(one(writer, found, with_timeouts))
+    Ok(one(writer, found, found.map_or(0, more), with_timeouts))
 }
 
 /// The all_commands format (SPC-5, 6.34.2).
@@ -60,7 +62,12 @@ fn all<'t, C: 't>(
 }
 
 /// The one_command format (SPC-5, 6.34.3): SUPPORT is 001b for not supported, 011b for as the standard says.
-fn one<C>(mut writer: Writer<'_>, command: Option<&Command<C>>, with_timeouts: bool) -> super::outcome::Done {
+fn one<C>(
+    mut writer: Writer<'_>,
+    command: Option<&Command<C>>,
+    more: u8,
+    with_timeouts: bool,
+) -> super::outcome::Done {
     let Some(command) = command else {
         writer.put(&[0, 0x01, 0, 0]);
         return writer.finish();
@@ -68,7 +75,10 @@ fn one<C>(mut writer: Writer<'_>, command: Option<&Command<C>>, with_timeouts: b
     let flags = 0x03 | if with_timeouts { 0x80 } else { 0 };
     let [high, low] = (command.usage.len() as u16).to_be_bytes();
     writer.put(&[0, flags, high, low]);
-    writer.put(command.usage);
+    if let Some((first, rest)) = command.usage.split_first_chunk::<2>() {
+        writer.put(&[first[0], first[1] | more]);
+        writer.put(rest);
+    }
     if with_timeouts {
         timeouts(&mut writer);
     }

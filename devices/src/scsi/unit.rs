@@ -8,6 +8,7 @@ use super::disk::{self, Disk, Image};
 use super::nexus::Nexus;
 use super::outcome::Outcome;
 use super::reservation::Reservations;
+use super::sense::Failure;
 use super::tasks::{NexusId, TaskSet};
 use super::{Cdb, DataBuffers, Lun, PortEvents, TaskAttribute};
 use crate::iothread::Io;
@@ -30,6 +31,13 @@ impl LogicalUnit {
     pub(crate) async fn execute(&self, context: Context<'_>, cdb: &Cdb, data: DataBuffers) -> Outcome {
         match self {
             Self::Disk(disk) => disk.execute(context, cdb, data).await,
+        }
+    }
+
+    /// RESERVATION CONFLICT if a reservation of others stands against a command.
+    pub(crate) fn check_reservations(&self, path: &Path, cdb: &Cdb) -> Result<(), Failure> {
+        match self {
+            Self::Disk(disk) => disk.check_reservations(path, cdb),
         }
     }
 

@@ -4,6 +4,8 @@
 mod allocations;
 pub mod conformance;
 mod fault_disk;
+#[cfg(test)]
+mod files;
 pub mod irq;
 pub mod pci;
 mod ram_disk;
@@ -12,6 +14,8 @@ mod recording_disk;
 #[cfg(test)]
 pub(crate) use allocations::allocations;
 pub use fault_disk::{Effect, Fault, FaultDisk};
+#[cfg(test)]
+pub(crate) use files::{temp_dir, temp_file};
 pub use ram_disk::RamDisk;
 pub use recording_disk::{Operation, RecordingDisk};
 

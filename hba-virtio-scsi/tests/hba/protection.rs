@@ -154,6 +154,8 @@ fn the_disk_says_what_it_has() {
         assert_eq!(inquiry.data[5] & 1, u8::from(kind.is_some()), "PROTECT");
         let extended = bench.send(&[0x12, 1, 0x86, 0, 64, 0], &[], &[], 0, 64).0;
         assert_eq!(extended.data[4], checks, "SPT, GRD_CHK, REF_CHK");
+        let usage = bench.send(&[0xa3, 0x0c, 1, 0x28, 0, 0, 0, 0, 0, 64, 0, 0], &[], &[], 0, 64).0;
+        assert_eq!(usage.data[5] >> 5, if kind.is_some() { 7 } else { 0 }, "RDPROTECT is looked at");
     }
 }
 

@@ -3,11 +3,19 @@
 use super::{Disk, ProtectionType};
 use crate::scsi::DataBuffers;
 use crate::scsi::opcode::field;
-use crate::scsi::outcome::{Done, Outcome, Page, Writer};
+use crate::scsi::outcome::{Outcome, Page, Writer};
+use crate::scsi::sense::SenseData;
 use crate::storage::BlockBackend;
 
+/// PMI and its LBA are gone since SBC-3, but old initiators still ask how far it goes on without delay from an LBA: to the
+/// last block. An LBA without PMI was an error then (SBC-2, 5.10).
+fn check_pmi(pmi: u64, lba: u64) -> Result<(), SenseData> {
+    if pmi == 0 && lba != 0 { Err(SenseData::cdb_field(2, Some(7))) } else { Ok(()) }
+}
+
 impl<B: BlockBackend> Disk<B> {
-    pub(super) fn read_capacity_10(&self, data: &DataBuffers) -> Done {
+    pub(super) fn read_capacity_10(&self, cdb: &[u8], data: &DataBuffers) -> Outcome {
+        check_pmi(field(cdb, 8, 1), field(cdb, 2, 4))?;
         let last = self.last_lba();
         let mut page = Page::<8>::new();
         // A last LBA that does not fit reads as FFFFFFFFh: the initiator goes on to READ CAPACITY (16).
@@ -15,10 +23,11 @@ impl<B: BlockBackend> Disk<B> {
         // There is no allocation length: the data is always eight bytes.
         let mut writer = Writer::new(&data.data_in, 8);
         writer.put(page.as_bytes());
-        writer.finish()
+        Ok(writer.finish())
     }
 
-    pub(super) fn read_capacity_16(&self, cdb: &[u8], data: &DataBuffers) -> Done {
+    pub(super) fn read_capacity_16(&self, cdb: &[u8], data: &DataBuffers) -> Outcome {
+        check_pmi(field(cdb, 14, 1), field(cdb, 2, 8))?;
         // LBPME and LBPRZ: space given back reads as zeros, by the contract of images.
         let provisioning = if self.is_thin() { 0xc0 } else { 0 };
         let mut page = Page::<32>::new();
@@ -32,7 +41,7 @@ impl<B: BlockBackend> Disk<B> {
         page.u8(protection).u8(self.physical_exponent()).u8(provisioning).u8(0).pad_to(32);
         let mut writer = Writer::new(&data.data_in, field(cdb, 10, 4));
         writer.put(page.as_bytes());
-        writer.finish()
+        Ok(writer.finish())
     }
 
     /// READ DEFECT DATA: empty lists in the format that was asked for.

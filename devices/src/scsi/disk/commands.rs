@@ -1,7 +1,7 @@
 //! The commands of a disk: SBC-4, table 34, and what SPC-5 adds.
 
 use super::super::absent::REPORT_LUNS_USAGE;
-use super::super::opcode::{Command, Properties};
+use super::super::opcode::{Command, Properties, field};
 
 /// What a disk does with a CDB; the lengths of one command share a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,7 @@ pub(crate) enum Id {
     PersistentReserveIn,
     PersistentReserveOut,
     StartStopUnit,
+    SendDiagnostic,
     PreventAllow,
     ReadCapacity10,
     WriteAndVerify,
@@ -73,6 +74,18 @@ impl Id {
                 | Self::WriteUsingToken
         )
     }
+
+    /// What holds for a command with this CDB, if `properties` hold for it in general: to start the medium or to allow its
+    /// removal takes nothing from who has a reservation (SBC-3, table 13).
+    pub(super) fn properties(self, properties: Properties, cdb: &[u8]) -> Properties {
+        let harmless = match self {
+            // START, and no POWER CONDITION.
+            Self::StartStopUnit => field(cdb, 4, 1) & 0xf1 == 0x01,
+            Self::PreventAllow => field(cdb, 4, 1) & 0x03 == 0,
+            _ => false,
+        };
+        if harmless { properties.and(SHARED) } else { properties }
+    }
 }
 
 /// Changes something other than the medium.
@@ -80,7 +93,8 @@ const NONE: Properties = Properties::NONE;
 /// Says something that is no secret.
 const SHARED: Properties = Properties::SHARED.and(Properties::ALWAYS);
 const ALWAYS: Properties = Properties::ALWAYS;
-const INFORM: Properties = Properties::INFORM;
+/// Says something of the unit that those whom a reservation shuts out need not know.
+const INFORM: Properties = Properties::READ;
 const SUPPORTED: Properties = Properties::SHARED.and(INFORM);
 const MEDIUM: Properties = Properties::MEDIUM;
 const READ: Properties = MEDIUM.and(Properties::READ);
@@ -114,8 +128,9 @@ pub(super) const COMMANDS: &[Command<Id>] = &[
     plain(Id::Release, SHARED, &[0x17, 0, 0, 0, 0, 0]),
     plain(Id::ModeSense, INFORM, &[0x1a, 0x08, 0xff, 0xff, 0xff, 0]),
     plain(Id::StartStopUnit, NONE, &[0x1b, 0x01, 0, 0x0f, 0xf7, 0]),
+    plain(Id::SendDiagnostic, NONE, &[0x1d, 0x17, 0, 0, 0, 0]),
     plain(Id::PreventAllow, NONE, &[0x1e, 0, 0, 0, 0x03, 0]),
-    plain(Id::ReadCapacity10, CAPACITY, &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+    plain(Id::ReadCapacity10, CAPACITY, &[0x25, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0x01, 0]),
     plain(Id::Read, READ, &[0x28, 0x1e, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0]),
     plain(Id::Write, WRITE, &[0x2a, 0x1a, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0]),
     plain(Id::WriteAndVerify, WRITE, &[0x2e, 0x16, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0]),
@@ -180,7 +195,7 @@ pub(super) const COMMANDS: &[Command<Id>] = &[
         Id::ReadCapacity16,
         CAPACITY,
         0x10,
-        &[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        &[0x9e, 0x10, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01, 0],
     ),
     action(
         Id::GetLbaStatus,

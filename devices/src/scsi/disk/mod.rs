@@ -29,11 +29,11 @@ use self::mode::ModeParameters;
 use self::power::Power;
 use self::protection::Protection;
 use super::attention::Attention;
-use super::opcode::{Command, Properties, decode};
+use super::opcode::{Command, Properties, decode, field};
 use super::outcome::{Done, Outcome};
 use super::sense::{Failure, SOFTWARE_WRITE_PROTECTED, SenseData, SenseKey, WRITE_PROTECTED};
 use super::tasks::NexusId;
-use super::unit::Context;
+use super::unit::{Context, Path};
 use super::{Cdb, DataBuffers, Status, absent, reservation, supported};
 use crate::iothread::Io;
 use crate::mem::{FromGuest, SgList};
@@ -98,8 +98,9 @@ impl<B: BlockBackend> Disk<B> {
     pub(super) async fn execute(&self, context: Context<'_>, cdb: &Cdb, data: DataBuffers) -> Outcome {
         let (protect, cdb) = &self.split_protect(cdb);
         let command = decode(COMMANDS, |command| self.supports(command), cdb)?;
-        self.admit(context, command)?;
         let (io, bytes) = (context.io, cdb.padded().as_slice());
+        self.reserved(context.path, command, bytes)?;
+        self.usable(command.properties)?;
         match command.id {
             Id::Read => self.read(io, bytes, command.usage.len(), *protect, data).await,
             Id::Write => self.write(io, bytes, command.usage.len(), *protect, data).await,
@@ -157,12 +158,13 @@ impl<B: BlockBackend> Disk<B> {
             Id::Inquiry => self.inquiry(cdb, data),
             Id::ModeSense => self.mode_sense(cdb, data),
             Id::LogSense => self.log_sense(cdb, data),
-            Id::ReadCapacity10 => Ok(self.read_capacity_10(data)),
-            Id::ReadCapacity16 => Ok(self.read_capacity_16(cdb, data)),
+            Id::ReadCapacity10 => self.read_capacity_10(cdb, data),
+            Id::ReadCapacity16 => self.read_capacity_16(cdb, data),
             Id::PopulateToken => copy::populate_token(context, cdb, data),
             Id::ReceiveCopyResults => copy::receive(context, cdb, data),
             Id::PreFetch => self.pre_fetch(cdb, command.usage.len()),
             Id::ReadDefectData => self.read_defect_data(cdb, data),
+            Id::SendDiagnostic => self.send_diagnostic(cdb),
             Id::PreventAllow => self.power.prevent(path.nexus, cdb),
             Id::Reserve => granted(path.unit.reservations.reserve(path.nexus)),
             Id::Release => granted(path.unit.reservations.release(path.nexus)),
@@ -170,7 +172,8 @@ impl<B: BlockBackend> Disk<B> {
             Id::PersistentReserveIn => reservation::persistent_reserve_in(context, cdb, data),
             Id::ReportLuns => absent::report_luns(context.nexus, cdb, data),
             Id::SupportedOperationCodes => {
-                supported::operation_codes(COMMANDS, |command| self.supports(command), cdb, data)
+                let more = |command: &Command<Id>| self.protect_bits(command.opcode());
+                supported::operation_codes(COMMANDS, |command| self.supports(command), more, cdb, data)
             }
             Id::SupportedTaskManagement => supported::task_management(cdb, data),
             Id::Read
@@ -200,12 +203,19 @@ impl<B: BlockBackend> Disk<B> {
         !command.properties.has(Properties::THIN) || self.is_thin()
     }
 
-    /// What stands between a valid CDB and its execution: reservations, the medium, write protection.
-    fn admit(&self, context: Context<'_>, command: &Command<Id>) -> Result<(), Failure> {
-        let path = context.path;
-        let properties = command.properties;
-        path.unit.admits(path.nexus, properties.access(), properties.has(Properties::SHARED))?;
-        self.usable(properties)
+    /// RESERVATION CONFLICT if reservations of others stand against a command.
+    fn reserved(&self, path: &Path, command: &Command<Id>, cdb: &[u8]) -> Result<(), Failure> {
+        let properties = command.id.properties(command.properties, cdb);
+        path.unit.admits(path.nexus, properties.access(), properties.has(Properties::SHARED))
+    }
+
+    /// As [`Disk::reserved`], for a CDB that nobody has looked at.
+    pub(super) fn check_reservations(&self, path: &Path, cdb: &Cdb) -> Result<(), Failure> {
+        let (_, cdb) = &self.split_protect(cdb);
+        match decode(COMMANDS, |command| self.supports(command), cdb) {
+            Ok(command) => self.reserved(path, command, cdb.padded()),
+            Err(_) => Ok(()),
+        }
     }
 
     /// Whether the medium is there for a command with these properties.
@@ -233,6 +243,16 @@ impl<B: BlockBackend> Disk<B> {
             _ => SenseData::new(SenseKey::NoSense, super::sense::NO_ADDITIONAL_SENSE),
         };
         absent::request_sense(cdb, sense, data)
+    }
+
+    /// SEND DIAGNOSTIC (SPC-5, 6.42): of self-tests the default one, which has nothing to test but that the medium is
+    /// there. There are no diagnostic pages, so PF says nothing.
+    fn send_diagnostic(&self, cdb: &[u8]) -> Outcome {
+        const SELFTEST: u64 = 0x04;
+        if field(cdb, 1, 1) & SELFTEST != 0 {
+            self.power.check()?;
+        }
+        Ok(Done::good())
     }
 
     /// Logical block length in bytes.

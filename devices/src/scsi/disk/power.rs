@@ -27,6 +27,11 @@ const SANITIZE_FAILED_RESTRICTED: u8 = 6;
 const SANITIZE_FAILED_UNRESTRICTED: u8 = 7;
 const FORMAT_FAILED: u8 = 8;
 
+/// POWER CONDITION (SBC-4, 5.31): START and LOEJ mean something; the active condition; timers, of which none is enabled.
+const START_VALID: u64 = 0x0;
+const ACTIVE: u64 = 0x1;
+const LU_CONTROL: u64 = 0x7;
+
 /// Work on the whole medium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Work {
@@ -178,20 +183,24 @@ impl<B: BlockBackend> Disk<B> {
     /// done before the medium may be called stopped.
     pub(super) async fn start_stop(&self, context: Context<'_>, cdb: &[u8]) -> Outcome {
         let bits = field(cdb, 4, 1);
-        if bits & 0xf0 != 0 {
-            // POWER CONDITION: there are no idle or standby conditions (mode page 1Ah).
-            return Err(SenseData::cdb_field(4, Some(7)).into());
+        let state = &self.power.state;
+        if state.load(Ordering::Acquire) >= FORMATTING {
+            // Whatever it asks for, it must wait.
+            return self.power.check().map(|()| Done::good());
         }
-        let (start, load_eject, no_flush) = (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0);
+        let (start, load_eject, no_flush) = match bits >> 4 {
+            START_VALID => (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0),
+            // The rest of the byte is ignored.
+            ACTIVE => (true, false, false),
+            LU_CONTROL => return Ok(Done::good()),
+            // There are no idle or standby conditions (mode page 1Ah).
+            _ => return Err(SenseData::cdb_field(4, Some(7)).into()),
+        };
         if load_eject && !self.config.removable {
             return Err(SenseData::cdb_field(4, Some(1)).into());
         }
         if load_eject && !start && !self.power.preventing().is_empty() {
             return Err(SenseData::illegal(MEDIUM_REMOVAL_PREVENTED).into());
-        }
-        let state = &self.power.state;
-        if state.load(Ordering::Acquire) >= FORMATTING {
-            return self.power.check().map(|()| Done::good());
         }
         if start {
             if !load_eject && state.load(Ordering::Acquire) == EJECTED {

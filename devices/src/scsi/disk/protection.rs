@@ -180,18 +180,24 @@ impl<B: BlockBackend> Disk<B> {
     /// Takes RDPROTECT, WRPROTECT and FMTPINFO out of a CDB, which mean something on a disk with protection information
     /// only: the rest of it decodes as on any other disk.
     pub(super) fn split_protect(&self, cdb: &Cdb) -> (u8, Cdb) {
-        let shift = match cdb.opcode() {
-            0x28 | 0x2a | 0x88 | 0x8a | 0xa8 | 0xaa => 5,
-            0x04 => 6,
-            _ => return (0, *cdb),
-        };
-        if self.protection.is_none() {
+        let mask = self.protect_bits(cdb.opcode());
+        if mask == 0 {
             return (0, *cdb);
         }
         let mut bytes = *cdb.padded();
-        let protect = bytes[1] >> shift;
-        bytes[1] &= (1 << shift) - 1;
+        let protect = (bytes[1] & mask) >> mask.trailing_zeros();
+        bytes[1] &= !mask;
         (protect, Cdb::new(bytes.get(..cdb.as_bytes().len()).unwrap_or(&bytes)))
+    }
+
+    /// Where byte 1 of commands with this operation code has those fields.
+    pub(super) fn protect_bits(&self, opcode: u8) -> u8 {
+        match opcode {
+            _ if self.protection.is_none() => 0,
+            0x28 | 0x2a | 0x88 | 0x8a | 0xa8 | 0xaa => 0xe0,
+            0x04 => 0xc0,
+            _ => 0,
+        }
     }
 
     /// FORMAT UNIT keeps the type of protection information, as it does the block length; returns the PROTECTION FIELD

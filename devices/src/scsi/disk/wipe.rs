@@ -2,6 +2,9 @@
 //!
 //! While one runs the medium is not ready, and sense data tells how far it is.
 
+use std::pin::Pin;
+use std::task::{self, Poll};
+
 use super::Disk;
 use super::copy::disk;
 use super::power::{Power, Work};
@@ -63,23 +66,47 @@ pub(super) async fn sanitize(context: Context<'_>, cdb: &[u8], data: DataBuffers
     Ok(Done::received(len))
 }
 
-/// Begins the work, and unless the initiator does not want to wait, does it. Resets and aborts do not end work that
-/// goes on by itself (SBC-4, 4.11.1); only taking the unit away does.
+/// Begins the work, and unless the initiator does not want to wait, does it. Resets and aborts do not end it (SBC-4,
+/// 4.11.1); only taking the unit away does.
 async fn start(context: Context<'_>, work: Work, wipe: Wipe, immediate: bool) -> Result<(), Failure> {
     let unit = context.path.unit.clone();
     disk(&unit).power.begin(work)?;
-    if !immediate {
-        return finish(context.io, disk(&unit), wipe, None).await;
-    }
     let (io, working) = (context.io.clone(), Working::on(unit));
-    context.io.spawn(async move {
-        // The state of the medium tells what became of it.
-        let _ = finish(&io, disk(&working), wipe, Some(&working)).await;
-    });
-    Ok(())
+    let work = Box::pin(async move { finish(&io, disk(&working), wipe, &working).await });
+    let lasting = Lasting { io: context.io, work: Some(work) };
+    if immediate { Ok(()) } else { lasting.await }
 }
 
-async fn finish(io: &Io, disk: &Disk<Image>, wipe: Wipe, working: Option<&Working>) -> Result<(), Failure> {
+type Wiping = Pin<Box<dyn Future<Output = Result<(), Failure>>>>;
+
+/// Work that goes on by itself once nobody waits for it any more: the state of the medium tells what became of it.
+struct Lasting<'a> {
+    io: &'a Io,
+    work: Option<Wiping>,
+}
+
+impl Future for Lasting<'_> {
+    type Output = Result<(), Failure>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
+        let Some(work) = &mut self.work else { return Poll::Pending };
+        let result = task::ready!(work.as_mut().poll(cx));
+        self.work = None;
+        Poll::Ready(result)
+    }
+}
+
+impl Drop for Lasting<'_> {
+    fn drop(&mut self) {
+        if let Some(work) = self.work.take() {
+            self.io.spawn(async move {
+                let _ = work.await;
+            });
+        }
+    }
+}
+
+async fn finish(io: &Io, disk: &Disk<Image>, wipe: Wipe, working: &Working) -> Result<(), Failure> {
     let progress = Progress { power: &disk.power, working };
     let result = match wipe {
         Wipe::Erase => disk.erase(io, &progress).await,
@@ -193,20 +220,29 @@ fn check_format_list(cdb: &[u8], list: &FromGuest, usage: u64) -> Result<(u64, b
     if field(header, 0, 1) & 0x07 != usage {
         return Err(SenseData::parameter_field(0, Some(2)));
     }
-    if field(header, 1, 1) & 0x08 != 0 {
+    let format = field(header, 1, 1) as u8;
+    if format & 0x08 != 0 {
         return Err(SenseData::parameter_field(1, Some(3)));
+    }
+    // Without FOV there are no DPRY, DCRT and STPF (SBC-4, 5.4.2.2). All of them are as they are here anyway.
+    if format & 0x80 == 0 && format & 0x70 != 0 {
+        return Err(SenseData::parameter_field(1, Some(7 - (format & 0x70).leading_zeros() as u8)));
+    }
+    // P_I_INFORMATION and PROTECTION INTERVAL EXPONENT.
+    let interval = if options & LONGLIST == 0 { 0 } else { field(header, 3, 1) as u8 };
+    if interval != 0 {
+        return Err(SenseData::parameter_field(3, Some(7 - interval.leading_zeros() as u8)));
     }
     if field(header, defects_at, defects_len) != 0 {
         return Err(SenseData::parameter_field(defects_at as u16, None));
     }
-    Ok((len as u64, field(header, 1, 1) & 0x02 != 0))
+    Ok((len as u64, format & 0x02 != 0))
 }
 
 /// Keeps the medium not ready while work is done on all of it; ready again when dropped.
 struct Progress<'a> {
     power: &'a Power,
-    /// Where the work goes on in the background.
-    working: Option<&'a Working>,
+    working: &'a Working,
 }
 
 impl Progress<'_> {
@@ -216,7 +252,7 @@ impl Progress<'_> {
         let (total, passes) = (u128::from(total.max(1)), u128::from(passes.max(1)));
         let part = (u128::from(pass) * total + u128::from(done)) * 65535 / (total * passes);
         self.power.set_progress(part as u16);
-        match self.working.is_some_and(Working::must_end) {
+        match self.working.must_end() {
             true => Err(SenseData::new(SenseKey::AbortedCommand, NO_ADDITIONAL_SENSE).into()),
             false => Ok(()),
         }

@@ -19,6 +19,10 @@ const TARGET_PORT: u16 = 1;
 pub(crate) fn persistent_reserve_in(context: Context<'_>, cdb: &[u8], data: &DataBuffers) -> Outcome {
     let mut writer = Writer::new(&data.data_in, field(cdb, 7, 2));
     let state = context.path.unit.reservations.lock();
+    if state.reserved.is_some() {
+        // Whoever made it: SPC-2, 5.5.1.
+        return Err(Failure::Status(Status::ReservationConflict));
+    }
     let persistent = &state.persistent;
     match field(cdb, 1, 1) & 0x1f {
         0 => read_keys(persistent, &mut writer),

@@ -12,13 +12,12 @@ use persistent::Persistent;
 
 use super::tasks::NexusId;
 
-/// What a command does, as far as a persistent reservation cares (SPC-5, table 68; SBC-4, table 13).
+/// What a command does, as far as a persistent reservation cares (SPC-4, table 66; SBC-3, table 13). Where only its holder
+/// has access, registration alone gives nobody more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
     /// Allowed to everyone.
     Always,
-    /// Allowed to every registered nexus, and to all while only writing is exclusive.
-    Inform,
     /// Allowed to all while only writing is exclusive.
     Read,
     /// Allowed to those who have the reservation, or share in it.

@@ -91,7 +91,6 @@ impl Persistent {
         }
         match access {
             Access::Always => true,
-            Access::Inform => registered || kind.only_writing(),
             Access::Read => kind.only_writing(),
             Access::Write => false,
         }
@@ -256,7 +255,7 @@ impl Persistent {
             effects.preempted.iter().map(|nexus| (*nexus, Attention::RegistrationsPreempted)).collect();
         if let (Some(kind), Some(old)) = (new_kind, self.reservation) {
             self.reservation = Some(Reservation { holder: nexus, kind });
-            if old.kind != kind && old.kind.shared() {
+            if old.kind != kind {
                 self.tell_registrants(&mut effects, nexus, Attention::ReservationsReleased);
             }
         } else if self.registrants.is_empty() {

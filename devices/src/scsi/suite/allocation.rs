@@ -8,7 +8,7 @@ use crate::iothread::Io;
 use crate::mem::{FromGuest, SgList, ToGuest};
 use crate::scsi::{Cdb, DataBuffers, Image, Lun, Nexus, ScsiRequest, Status, Tag, TaskAttribute};
 use crate::storage::{CacheMode, RawImage, RawOptions, Sharing};
-use crate::testing::{RamDisk, allocations, on_io_thread};
+use crate::testing::{RamDisk, allocations, on_io_thread, temp_file};
 
 /// Executes a command and says how many allocations that took.
 async fn execute(nexus: &Nexus, io: &Io, buffer: &SgList, cdb: &[u8], write: bool) -> u64 {
@@ -33,7 +33,7 @@ async fn execute(nexus: &Nexus, io: &Io, buffer: &SgList, cdb: &[u8], write: boo
 
 #[test]
 fn warm_commands_allocate_nothing() {
-    let file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let file = temp_file();
     file.as_file().set_len(1 << 20).unwrap();
     let open = |cache| {
         let (path, sharing) = (file.path().to_owned(), Sharing::Unlocked);

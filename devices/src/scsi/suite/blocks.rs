@@ -294,6 +294,12 @@ fn start_stop(i: &mut dyn Initiator) {
     good(i, &[0x00, 0, 0, 0, 0, 0], &[], 0);
     // Neither power conditions nor a medium to eject.
     bad_field(i, &[0x1b, 0, 0, 0, 0x20, 0], &[], 0, 4, Some(7));
+    // POWER CONDITION ACTIVE starts, LU_CONTROL does nothing; START and LOEJ do not count then.
+    exact(i, &[0x1b, 0, 0, 0, 0, 0], &[], 0);
+    exact(i, &[0x1b, 0, 0, 0, 0x72, 0], &[], 0);
+    check(i, &[0x00; 6], &[], 0, (0x2, 0x04, 0x02));
+    exact(i, &[0x1b, 0, 0, 0, 0x12, 0], &[], 0);
+    good(i, &[0x00; 6], &[], 0);
     bad_field(i, &[0x1b, 0, 0, 0, 0x02, 0], &[], 0, 4, Some(1));
 }
 

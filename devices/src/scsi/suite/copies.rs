@@ -208,7 +208,8 @@ fn token(i: &mut dyn Initiator) {
     let data = make(i, &[(0, 8), (20, 8)]);
     // Service action, completed; then after 32 bytes the descriptors: length, restricted field, token.
     assert_eq!(data[..6], [0, 0, 2, 0x22, 0x10, 1]);
-    assert_eq!(data[16..24], 8192u64.to_be_bytes());
+    // Transfer count: units F1h, blocks.
+    assert_eq!((data[15], &data[16..24]), (0xf1, &16u64.to_be_bytes()[..]));
     assert_eq!(data[32..36], 514u32.to_be_bytes());
     let token = data[38..550].to_vec();
     assert_eq!((&token[..4], &token[6..8]), (&[0x00, 0x80, 0x00, 0x01][..], &[0x01, 0xf8][..]));

@@ -14,6 +14,7 @@ pub(super) const TESTS: &[(&str, Test)] = &[
     ("vital product data block limits", vpd_block_limits),
     ("vital product data characteristics", vpd_characteristics),
     ("read capacity", read_capacity),
+    ("send diagnostic", send_diagnostic),
     ("report luns", report_luns),
     ("supported operation codes", supported_operation_codes),
     ("supported operation codes one by one", one_operation_code),
@@ -160,6 +161,25 @@ fn read_capacity(i: &mut dyn Initiator) {
     assert!(data[16..].iter().all(|byte| *byte == 0));
     let outcome = i.command(&[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 0, 0], &[], 32);
     assert!(outcome.data_in[12..].iter().all(|byte| *byte == FILL));
+    // Up to SBC-2 there was PMI; an LBA means something with it only.
+    let data = exact(i, &[0x25, 0, 0, 0, 1, 0, 0, 0, 1, 0], &[], 8);
+    assert_eq!(data, [0, 0, 0x3f, 0xff, 0, 0, 2, 0]);
+    bad_field(i, &[0x25, 0, 0, 0, 1, 0, 0, 0, 0, 0], &[], 8, 2, Some(7));
+    let data = exact(i, &[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 8, 1, 0], &[], 8);
+    assert_eq!(data, (BLOCKS - 1).to_be_bytes());
+    bad_field(i, &[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 8, 0, 0], &[], 8, 2, Some(7));
+}
+
+fn send_diagnostic(i: &mut dyn Initiator) {
+    settle(i);
+    // SBC-3, table 34 has it as mandatory. Nothing; the default self-test, with PF, DEVOFFL, UNITOFFL.
+    exact(i, &[0x1d, 0x10, 0, 0, 0, 0], &[], 0);
+    exact(i, &[0x1d, 0x17, 0, 0, 0, 0], &[], 0);
+    // A background self-test; a diagnostic page.
+    bad_field(i, &[0x1d, 0x20, 0, 0, 0, 0], &[], 0, 1, Some(5));
+    bad_field(i, &[0x1d, 0x10, 0, 0, 8, 0], &[0; 8], 0, 4, Some(3));
+    exact(i, &[0x1b, 0, 0, 0, 0, 0], &[], 0);
+    check(i, &[0x1d, 0x04, 0, 0, 0, 0], &[], 0, (0x2, 0x04, 0x02));
 }
 
 fn report_luns(i: &mut dyn Initiator) {
@@ -198,7 +218,7 @@ fn supported_operation_codes(i: &mut dyn Initiator) {
         // CONTROL: nothing of it is looked at but NACA, which is refused.
         assert_eq!(one[if opcode == 0x7f { 5 } else { 3 + cdb_len }], 0);
     }
-    for opcode in [0x00, 0x03, 0x12, 0x25, 0x28, 0x2a, 0x35, 0x42, 0x88, 0x8a, 0x93, 0x9e, 0xa0, 0xa3] {
+    for opcode in [0x00, 0x03, 0x12, 0x1d, 0x25, 0x28, 0x2a, 0x35, 0x42, 0x88, 0x8a, 0x93, 0x9e, 0xa0, 0xa3] {
         assert!(listed.iter().any(|entry| entry[0] == opcode), "{opcode:02x}");
     }
     // With timeouts each entry has CTDP and a descriptor of 12 bytes.
@@ -264,6 +284,11 @@ fn log_sense(i: &mut dyn Initiator) {
     let data = good(i, &[0x4d, 0, 0x40, 0xff, 0, 0, 0, 0, 64, 0], &[], 64);
     assert_eq!(data[..8], [0x40, 0xff, 0, 12, 0x00, 0x00, 0x00, 0xff]);
     bad_field(i, &[0x4d, 0, 0x7e, 0, 0, 0, 0, 0, 64, 0], &[], 64, 2, Some(5));
+    // PARAMETER POINTER: of the start-stop cycle counter page from parameter 3 on, which leaves number 4.
+    let data = exact(i, &[0x4d, 0, 0x4e, 0, 0, 0, 3, 0, 12, 0], &[], 12);
+    assert_eq!(data[..8], [0x0e, 0, 0, 8, 0, 4, 3, 4]);
+    bad_field(i, &[0x4d, 0, 0x4e, 0, 0, 0, 5, 0, 12, 0], &[], 12, 5, Some(7));
+    bad_field(i, &[0x4d, 0, 0x40, 0, 0, 0, 1, 0, 12, 0], &[], 12, 5, Some(7));
 }
 
 fn unknown_operation_codes(i: &mut dyn Initiator) {

@@ -88,7 +88,7 @@ fn who_may_do_what_under_each_type() {
     // Status for: B (registered) reads, writes, asks for mode pages; C (not registered) the same. 1 means conflict.
     let table = [
         (1u8, [0, 1, 0], [0, 1, 0]),
-        (3, [1, 1, 0], [1, 1, 1]),
+        (3, [1, 1, 1], [1, 1, 1]),
         (5, [0, 0, 0], [0, 1, 0]),
         (6, [0, 0, 0], [1, 1, 1]),
         (7, [0, 0, 0], [0, 1, 0]),
@@ -104,6 +104,15 @@ fn who_may_do_what_under_each_type() {
             // These are nobody's secret.
             for cdb in [&READY[..], &[0x12, 0, 0, 0, 36, 0], &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0]] {
                 assert_eq!(i.command(cdb, &[], 96).status, 0, "{cdb:02x?}");
+            }
+            // To start the medium and to allow its removal takes nothing from anyone; the opposites are as writes.
+            for cdb in [[0x1b, 0, 0, 0, 0x01, 0], [0x1e, 0, 0, 0, 0, 0]] {
+                assert_eq!(i.command(&cdb, &[], 0).status, 0, "{cdb:02x?}");
+            }
+            for cdb in [[0x1b, 0, 0, 0, 0x00, 0], [0x1b, 0, 0, 0, 0x11, 0], [0x1e, 0, 0, 0, 1, 0]] {
+                let status = i.command(&cdb, &[], 0).status;
+                assert_eq!(status / CONFLICT, writes / CONFLICT, "{cdb:02x?}");
+                let _ = i.command(&[0x1b, 0, 0, 0, 0x01, 0], &[], 0);
             }
             [reads, writes, modes].map(|status| status / CONFLICT)
         };
@@ -194,6 +203,38 @@ fn preempt() {
 }
 
 #[test]
+fn a_new_type_is_told_to_those_who_stay() {
+    // SPC-4, 5.13.11.2.4: whichever type it was before, but not if it stays the same.
+    let (_, mut a, mut b, mut c) = three();
+    assert_eq!(out(&mut c, REGISTER, 0, 0, 0xc), 0);
+    assert_eq!(out(&mut a, RESERVE, 3, 0xa, 0), 0);
+    assert_eq!(out(&mut b, PREEMPT, 1, 0xb, 0xa), 0);
+    check(&mut c, &READY, &[], 0, (0x6, 0x2a, 0x04));
+    good(&mut b, &READY, &[], 0);
+    check(&mut a, &READY, &[], 0, (0x6, 0x2a, 0x05));
+    assert_eq!(out(&mut a, REGISTER, 0, 0, 0xa), 0);
+    assert_eq!(out(&mut a, PREEMPT, 1, 0xa, 0xb), 0);
+    good(&mut c, &READY, &[], 0);
+}
+
+#[test]
+fn a_conflict_comes_before_all_attentions_but_those_of_resets() {
+    // SAM-5, 5.3.3. What is not reported stays.
+    let (_, mut a, mut b, mut c) = three();
+    assert_eq!(out(&mut a, RESERVE, 5, 0xa, 0), 0);
+    assert_eq!(out(&mut a, RELEASE, 5, 0xa, 0), 0);
+    assert_eq!(out(&mut a, RESERVE, 3, 0xa, 0), 0);
+    assert_eq!(b.command(&READ, &[], BLOCK).status, CONFLICT);
+    assert_eq!(b.command(&[0xff; 6], &[], 0).sense[12..14], [0x2a, 0x04]);
+    assert_eq!(b.command(&READ, &[], BLOCK).status, CONFLICT);
+    good(&mut b, &READY, &[], 0);
+    manage(&c.nexus, TaskManagement::LogicalUnitReset(LUN_0), &mut []);
+    check(&mut b, &READ, &[], BLOCK, (0x6, 0x29, 0x03));
+    assert_eq!(b.command(&READ, &[], BLOCK).status, CONFLICT);
+    settle(&mut c);
+}
+
+#[test]
 fn preempt_under_all_registrants() {
     let (_, mut a, mut b, mut c) = three();
     assert_eq!(out(&mut c, REGISTER, 0, 0, 0xc), 0);
@@ -266,4 +307,5 @@ fn what_registrations_outlast() {
     assert_eq!((keys(&mut b).len(), get(&mut b, 1).len()), (0, 8));
     exact(&mut b, &[0x16, 0, 0, 0, 0, 0], &[], 0);
     assert_eq!(out(&mut b, REGISTER, 0, 0, 0xb), CONFLICT, "nor has registering beside RESERVE");
+    assert_eq!(b.command(&[0x5e, 0, 0, 0, 0, 0, 0, 0, 8, 0], &[], 8).status, CONFLICT, "nor asking");
 }

@@ -160,11 +160,21 @@ fn format_unit(i: &mut dyn Initiator) {
         exact(i, &cdb, list, 0);
         assert_eq!(read(i, 0, 8), vec![0; 8 * BLOCK], "{cdb:02x?}");
     }
-    // Protection information, an initialization pattern, defects; no list at all.
-    for (list, byte, bit) in [([1, 0, 0, 0], 0, 0x8a), ([0, 8, 0, 0], 1, 0x8b), ([0, 0, 0, 8], 2, 0x80)] {
+    // FOV with DPRY, DCRT and STPF.
+    exact(i, &[0x04, 0x10, 0, 0, 0, 0], &[0, 0xf0, 0, 0], 0);
+    // Protection information, an initialization pattern, defects, DCRT without FOV; no list at all.
+    for (list, byte, bit) in [
+        ([1, 0, 0, 0], 0, 0x8a),
+        ([0, 8, 0, 0], 1, 0x8b),
+        ([0, 0, 0, 8], 2, 0x80),
+        ([0, 0x20, 0, 0], 1, 0x8d),
+    ] {
         let sense = check(i, &[0x04, 0x10, 0, 0, 0, 0], &list, 0, (0x5, 0x26, 0x00));
         assert_eq!(sense[15..18], [bit, 0, byte]);
     }
+    // A PROTECTION INTERVAL EXPONENT.
+    let sense = check(i, &[0x04, 0x30, 0, 0, 0, 0], &[0, 0, 0, 3, 0, 0, 0, 0], 0, (0x5, 0x26, 0x00));
+    assert_eq!(sense[15..18], [0x89, 0, 3]);
     check(i, &[0x04, 0x10, 0, 0, 0, 0], &[], 0, (0x5, 0x1a, 0x00));
     bad_field(i, &[0x04, 0x40, 0, 0, 0, 0], &[], 0, 1, Some(6));
 }

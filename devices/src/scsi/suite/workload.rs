@@ -16,7 +16,7 @@ use crate::iothread::{Io, TaskPool, Trick, Victim};
 use crate::scsi::{Image, Nexus, ScsiReply, Status, TaskAttribute};
 use crate::storage::{CacheMode, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing};
 use crate::testing::conformance::Random;
-use crate::testing::on_io_thread;
+use crate::testing::{on_io_thread, temp_dir, temp_file};
 
 const SECTOR: usize = 512;
 /// Bytes that one initiator has for itself.
@@ -300,7 +300,7 @@ fn over_raw(steps: u32, host: fn(u64) -> Host) {
     let caches = [CacheMode::None, CacheMode::Writeback, CacheMode::Writethrough];
     for (seed, cache) in caches.into_iter().enumerate() {
         for block in [512, 4096] {
-            let file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+            let file = temp_file();
             file.as_file().set_len(LEN).unwrap();
             // Direct I/O moves whole blocks.
             let host = host(if cache == CacheMode::None { 4096 } else { 1 });
@@ -313,7 +313,7 @@ fn over_raw(steps: u32, host: fn(u64) -> Host) {
 }
 
 fn over_qcow2(steps: u32, host: Host) {
-    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let dir = temp_dir();
     let img = |args: &[&str]| {
         let out = Command::new("qemu-img").args(args).current_dir(dir.path()).output().ok()?;
         let text = [out.stdout, out.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());

@@ -8,14 +8,14 @@ use crate::mem::SgList;
 use crate::storage::bounce::Bounce;
 use crate::storage::sys::DirectAlign;
 use crate::testing::conformance::{check, check_neighbours, contents};
-use crate::testing::on_io_thread;
+use crate::testing::{on_io_thread, temp_file};
 
 fn options(path: &Path, cache: CacheMode) -> RawOptions {
     RawOptions { path: path.into(), read_only: false, cache, sharing: Sharing::Exclusive }
 }
 
 fn file_of(len: u64) -> tempfile::NamedTempFile {
-    let file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let file = temp_file();
     file.as_file().set_len(len).unwrap();
     file
 }

@@ -98,7 +98,8 @@ pub(in crate::scsi::disk) fn receive(context: Context<'_>, cdb: &[u8], data: &Da
     }
     let lid4 = action >= 5;
     let list = if lid4 { field(cdb, 2, 4) } else { field(cdb, 2, 1) } as u32;
-    let copies = &disk(&context.path.unit).copies;
+    let disk = disk(&context.path.unit);
+    let copies = &disk.copies;
     let held = copies.held();
     let mine =
         |held: &&Held| held.nexus == context.path.nexus && held.list == list && (lid4 || held.action == 0);
@@ -106,8 +107,8 @@ pub(in crate::scsi::disk) fn receive(context: Context<'_>, cdb: &[u8], data: &Da
     match action {
         0 => status_lid1(found, &mut writer),
         4 => failure_details(found, &mut writer)?,
-        5 => status_lid4(found, false, &mut writer),
-        _ => status_lid4(found, true, &mut writer),
+        5 => status_lid4(found, disk.block_size(), false, &mut writer),
+        _ => status_lid4(found, disk.block_size(), true, &mut writer),
     }
     Ok(writer.finish())
 }
@@ -152,15 +153,17 @@ fn failure_details(held: &Held, writer: &mut Writer<'_>) -> Result<(), SenseData
 }
 
 /// RECEIVE COPY STATUS (LID4), and with tokens RECEIVE ROD TOKEN INFORMATION, which begins alike.
-fn status_lid4(held: &Held, tokens: bool, writer: &mut Writer<'_>) {
+fn status_lid4(held: &Held, block_size: u64, tokens: bool, writer: &mut Writer<'_>) {
     let sense = held.sense.map(|sense| sense.encode(true));
     let sense = sense.as_ref().map_or(&[][..], |sense| sense.as_bytes());
     let mut page = Page::<{ 64 + 6 + TOKEN_LEN }>::new();
     page.u8(held.action).u8(held.status()).u16(1).u32(0xffff_ffff);
     page.u8(if held.sense.is_none() { 0x00 } else { 0x02 });
-    // The field has as many bytes as there is sense data; then units: bytes.
-    page.u8(sense.len() as u8).u8(sense.len() as u8).u8(0);
-    page.u64(held.bytes).u16(held.segments).put(&[0; 6]).put(sense);
+    // The commands with tokens count blocks (SBC-3, 5.15 and 5.53), the others bytes.
+    let (units, count) = if held.action >= 0x10 { (0xf1, held.bytes / block_size) } else { (0, held.bytes) };
+    // The field has as many bytes as there is sense data.
+    page.u8(sense.len() as u8).u8(sense.len() as u8).u8(units);
+    page.u64(count).u16(held.segments).put(&[0; 6]).put(sense);
     if tokens {
         match &held.token {
             // ROD TOKEN DESCRIPTORS LENGTH; each has the number of its CSCD descriptor, here none.

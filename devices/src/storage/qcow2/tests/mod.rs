@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::mem::SgList;
 use crate::testing::conformance::{Random, check, check_neighbours, contents};
-use crate::testing::on_io_thread;
+use crate::testing::{on_io_thread, temp_dir};
 
 /// A directory for images where qemu-img is installed.
 struct Bench {
@@ -27,7 +27,7 @@ impl Bench {
             eprintln!("SKIPPED: qemu-img is not installed");
             return None;
         }
-        Some(Self { dir: tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap() })
+        Some(Self { dir: temp_dir() })
     }
 
     fn path(&self, name: &str) -> PathBuf {
