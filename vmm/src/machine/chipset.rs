@@ -58,8 +58,8 @@ pub struct Parts<'a> {
     pub machine: MachineHandle,
     /// Where the first serial port prints to.
     pub console: Arc<dyn Sink>,
-    /// Where the debug console prints to.
-    pub debug: Arc<dyn Sink>,
+    /// Where the debug console prints to, if the machine has one.
+    pub debug: Option<Arc<dyn Sink>>,
 }
 
 /// The board, ready for functions to be plugged in.
@@ -156,7 +156,7 @@ impl Chipset {
         Ok(())
     }
 
-    fn map_ports(&self, debug: Arc<dyn Sink>) -> Result<(), ChipsetError> {
+    fn map_ports(&self, debug: Option<Arc<dyn Sink>>) -> Result<(), ChipsetError> {
         let map = |base: u64, len: u64, device: Arc<dyn BusDevice>| self.buses.ports.map(base, len, device);
         map(ConfigPorts::BASE, ConfigPorts::LEN, self.config_ports.clone())?;
         map(COM1_BASE, SERIAL_LEN, self.serial.clone())?;
@@ -167,7 +167,9 @@ impl Chipset {
         map(APM_BASE, self.apm.len(), self.apm.clone())?;
         // Port 92h lies among the DMA page registers' neighbours, not among them: 80h to 8Fh.
         map(DMA_PAGE_BASE, self.dma_pages.len(), self.dma_pages.clone())?;
-        map(DebugConsole::PORT, 1, Arc::new(DebugConsole::new(debug)))?;
+        if let Some(debug) = debug {
+            map(DebugConsole::PORT, 1, Arc::new(DebugConsole::new(debug)))?;
+        }
         Ok(())
     }
 

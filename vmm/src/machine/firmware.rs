@@ -190,11 +190,20 @@ fn boot_order(order: &[BootDevice], hbas: &[Hba], addresses: &[Bdf]) -> Result<S
     Ok(text)
 }
 
-/// Where the debug console prints to: the file at `path`, or the log.
-pub fn debug_console(path: Option<&Path>) -> Result<Arc<dyn Sink>> {
-    let Some(path) = path else { return Ok(Arc::new(LineLog::debug())) };
+/// Where the debug console prints to: the file at `path`, or the log. `None` when the log's filter lets none of it
+/// pass: then the machine has no such console, as by default under QEMU, and firmware prints nothing.
+pub fn debug_console(path: Option<&Path>) -> Result<Option<Arc<dyn Sink>>> {
+    let Some(path) = path else { return Ok(logged_console()) };
     let file = File::create(path).with_context(|| format!("boot.debug_log: {}", path.display()))?;
-    Ok(Arc::new(DebugFile(Mutex::new(file))))
+    Ok(Some(Arc::new(DebugFile(Mutex::new(file)))))
+}
+
+fn logged_console() -> Option<Arc<dyn Sink>> {
+    const TARGET: &str = "firmware";
+    let listens = tracing::enabled!(target: TARGET, tracing::Level::DEBUG);
+    listens.then(|| -> Arc<dyn Sink> {
+        Arc::new(LineLog::new(|line| tracing::debug!(target: TARGET, "{line}")))
+    })
 }
 
 /// Takes the bytes as they come: what was printed is in the file even when the process is killed.
@@ -252,12 +261,14 @@ mod tests {
     fn the_debug_console_writes_through_to_its_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("debug");
-        let sink = debug_console(Some(&path)).unwrap();
+        let sink = debug_console(Some(&path)).unwrap().unwrap();
         for byte in b"SeaBIOS\npart" {
             sink.put(&[*byte]);
         }
         assert_eq!(std::fs::read(&path).unwrap(), b"SeaBIOS\npart");
         let error = debug_console(Some(&directory.path().join("gone/x"))).err().unwrap();
         assert!(error.to_string().starts_with("boot.debug_log: "), "{error}");
+        // No test listens to the log.
+        assert!(debug_console(None).unwrap().is_none());
     }
 }

@@ -69,6 +69,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) disks: Vec<Vec<u8>>,
     /// More lines of [[hba]].
     pub(crate) hba: &'static str,
+    /// SeaBIOS shows it on the console.
+    pub(crate) uuid: Option<&'static str>,
     /// More lines of [vm].
     pub(crate) vm: &'static str,
     /// More lines of [boot].
@@ -77,6 +79,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) files: Vec<(&'static str, Vec<u8>)>,
     /// `VMM_LOG`.
     pub(crate) log: &'static str,
+    /// Whether the machine has a debug console, into the file "debug".
+    pub(crate) debug: bool,
 }
 
 impl<'a> Plan<'a> {
@@ -87,24 +91,28 @@ impl<'a> Plan<'a> {
             memory: "64MiB",
             disks: Vec::new(),
             hba: "",
+            uuid: Some("123e4567-e89b-12d3-a456-426614174000"),
             vm: "",
             boot: "",
             files: Vec::new(),
             log: "warn",
+            debug: true,
         }
     }
 
     pub(crate) fn start(self) -> Machine {
         let seat = Seat::take();
         let dir = TempDir::new().unwrap();
+        let uuid = self.uuid.map(|uuid| format!("uuid = \"{uuid}\"")).unwrap_or_default();
         let mut config = format!(
-            "[vm]\ncpus = {}\nmemory = \"{}\"\nuuid = \"123e4567-e89b-12d3-a456-426614174000\"\n{}\n\
-             [boot]\nfirmware = \"{}\"\ndebug_log = \"debug\"\n{}\n\
+            "[vm]\ncpus = {}\nmemory = \"{}\"\n{uuid}\n{}\n\
+             [boot]\nfirmware = \"{}\"\n{}\n{}\n\
              [serial]\nmode = \"file\"\npath = \"serial\"\n",
             self.cpus,
             self.memory,
             self.vm,
             self.image.display(),
+            if self.debug { "debug_log = \"debug\"" } else { "" },
             self.boot
         );
         if !self.disks.is_empty() {
@@ -181,9 +189,13 @@ impl Drop for Machine {
 const PATIENCE: Duration = Duration::from_secs(120);
 
 impl Machine {
-    /// The process.
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
+    /// Processor time of the process so far, in user mode and altogether.
+    pub(crate) fn processor_time(&self) -> (Duration, Duration) {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        // proc(5): utime and stime are fields 14 and 15, the 12th and 13th after the name in parentheses, in 1/100 s.
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        let time = |at: usize| Duration::from_millis(10 * fields[at].parse::<u64>().unwrap());
+        (time(11), time(11) + time(12))
     }
 
     /// Waits up to so long from the start on.
@@ -215,6 +227,19 @@ impl Machine {
                     self.text("log")
                 );
             }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Waits until the guest has powered off.
+    #[track_caller]
+    pub(crate) fn expect_end(&mut self) {
+        loop {
+            if let Some(ended) = self.child.try_wait().unwrap() {
+                assert!(ended.success(), "{ended}\n{}", self.text("log"));
+                return;
+            }
+            assert!(self.start.elapsed() < self.patience, "no end\n{}", self.text("log"));
             std::thread::sleep(Duration::from_millis(2));
         }
     }

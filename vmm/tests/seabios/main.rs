@@ -7,6 +7,7 @@
 
 mod boot;
 mod bring_up;
+mod cost;
 mod machine;
 mod megasas;
 mod resets;

@@ -34,6 +34,11 @@ impl Sector {
         self.code(&[0xba, low, high, 0xb0, value, 0xee])
     }
 
+    /// Soft-off: mov dx, 604h (PM1_CNT); mov ax, 2000h (SLP_EN); out dx, ax
+    pub(crate) fn power_off(self) -> Self {
+        self.code(&[0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef])
+    }
+
     /// Shuts the processor down: lidt of a limit of zero from the operand that follows the code; mov eax, cr0;
     /// or al, 1; mov cr0, eax; then in protected mode mov ax, fff8h; mov ds, ax, a selector that is none.
     pub(crate) fn triple_fault(self) -> Self {
