@@ -20,8 +20,11 @@ fn a_boot_sector_runs_from_a_virtio_scsi_disk_of_every_machine() {
         let disks = vec![Sector::new().print("hello from the disk").finish()];
         let mut machine = Plan { cpus, memory, disks, ..Plan::new(image) }.start();
         let time = machine.expect("serial", "hello from the disk");
-        let limit = Duration::from_secs(if has_virtualization() { 3 } else { 30 });
-        assert!(time < limit, "{time:?}");
+        // Where KVM emulates every instruction, 2.9 s pass on a machine that has nothing else to do. On a busy one
+        // processor time tells what the boot costs, twice as much where caches and pipelines are shared.
+        let (_, worked) = machine.processor_time();
+        let limit = Duration::from_secs(3);
+        assert!(time < limit || !has_virtualization() && worked < 2 * limit, "{time:?}, {worked:?} of work");
         machine.expect("debug", "hello from the disk");
         let log = machine.text("debug");
         let ram = |start: u64, len: u64| format!("qemu/e820: addr {start:#018x} len {len:#018x} [RAM]");
