@@ -229,6 +229,8 @@ fn the_serial_port_interrupts_both_ways() {
         handler(g, vector, Ack::Pic, |g| {
             g.in8(COM1 + 2);
             g.store_abs(COUNTERS - 4, Eax);
+            // One is enough: with this on, each byte that the guest prints would leave a request in the PIC.
+            g.out8(COM1 + 1, 0x00);
         });
         load_idt(g);
         pics(g, !(1 << 4), !0);
@@ -236,7 +238,6 @@ fn the_serial_port_interrupts_both_ways() {
         g.out8(COM1 + 4, 0x0b);
         g.out8(COM1 + 1, 0x02);
         wait_for(g, vector, 1);
-        g.out8(COM1 + 1, 0x00);
         g.load_abs(Eax, COUNTERS - 4);
         g.report("IIR for empty", Eax);
         // Received data: what the test sends.
@@ -255,4 +256,102 @@ fn the_serial_port_interrupts_both_ways() {
         output.lines().filter(|line| !line.starts_with("count=")).collect::<Vec<_>>(),
         ["IIR for empty=00000002", "received=00000078", "IIR for received=00000004"]
     );
+}
+
+#[test]
+fn keyboard_and_mouse_interrupt_for_each_byte() {
+    if !hypervisor("keyboard_and_mouse_interrupt_for_each_byte") {
+        return;
+    }
+    let (keyboard, mouse) = (PIC1 + 1, PIC2 + 4);
+    let (key, motion) = (COUNTERS - 4, COUNTERS - 8);
+    let kernel = Guest::kernel(|g| {
+        for (vector, ack, byte) in [(keyboard, Ack::Pic, key), (mouse, Ack::BothPics, motion)] {
+            handler(g, vector, ack, |g| {
+                g.in8(0x60);
+                g.store_abs(byte, Eax);
+            });
+        }
+        load_idt(g);
+        pics(g, !(1 << 1 | 1 << 2), !(1 << 4));
+        let data = |g: &mut Guest, command: u8, byte: u8| {
+            g.out8(0x64, command);
+            g.out8(0x60, byte);
+        };
+        let reports = |g: &mut Guest, name: &str, byte: u32| {
+            g.load_abs(Eax, byte);
+            g.report(name, Eax);
+        };
+        // Both interrupts on, codes as the keyboard sends them; then bytes that the controller makes up.
+        data(g, 0x60, 0x03);
+        data(g, 0xd2, 0x5a);
+        wait_for(g, keyboard, 1);
+        reports(g, "as the keyboard", key);
+        data(g, 0xd3, 0xa5);
+        wait_for(g, mouse, 1);
+        reports(g, "as the mouse", motion);
+        // An echo from the keyboard; the mouse's acknowledgement and its identifier.
+        g.out8(0x60, 0xee);
+        wait_for(g, keyboard, 2);
+        reports(g, "echo", key);
+        data(g, 0xd4, 0xf2);
+        wait_for(g, mouse, 3);
+        reports(g, "identifier", motion);
+        g.in8(0x64);
+        g.and(Eax, 0x21);
+        g.report("full", Eax);
+    });
+    let output = Vm::new(&kernel).run().ok();
+    assert_eq!(
+        output.lines().collect::<Vec<_>>(),
+        [
+            "count=00000001",
+            "as the keyboard=0000005a",
+            "count=00000001",
+            "as the mouse=000000a5",
+            "count=00000002",
+            "echo=000000ee",
+            "count=00000003",
+            "identifier=00000000",
+            "full=00000000",
+        ]
+    );
+}
+
+/// The SCI is level-triggered: it comes again until its cause is gone.
+#[test]
+fn the_power_management_timer_raises_the_sci() {
+    if !hypervisor("the_power_management_timer_raises_the_sci") {
+        return;
+    }
+    const PM1_STS: u16 = 0x600;
+    const PM1_EN: u16 = 0x602;
+    const TIMER: u16 = 1;
+    let sci = PIC2 + 1;
+    let kernel = Guest::kernel(|g| {
+        handler(g, sci, Ack::BothPics, |g| {
+            // The first time, the cause stays.
+            let first = g.label();
+            g.load_abs(Eax, counter(sci));
+            g.cmp(Eax, 2);
+            g.jump_if(Cond::Below, first);
+            g.out16(PM1_STS, TIMER);
+            g.place(first);
+        });
+        load_idt(g);
+        pics(g, !(1 << 2), !(1 << 1));
+        // ELCR: interrupt 9 is level-triggered.
+        g.out8(0x4d1, 1 << 1);
+        g.out16(PM1_EN, TIMER);
+        wait_for(g, sci, 2);
+        g.in32(PM1_STS);
+        g.report("status and enable", Eax);
+        // Nothing is pending any more: a look at the second PIC's request register.
+        g.out8(0xa0, 0x0a);
+        g.in8(0xa0);
+        g.and(Eax, 1 << 1);
+        g.report("requested", Eax);
+    });
+    let got = Vm::new(&kernel).run().reports();
+    assert_eq!((got["count"], got["status and enable"], got["requested"]), (2, 0x0001_0000, 0));
 }
