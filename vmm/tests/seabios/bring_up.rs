@@ -131,8 +131,7 @@ fn a_machine_without_a_bootable_device_waits() {
     let (before, begin) = (machine.processor_time(), Instant::now());
     std::thread::sleep(Duration::from_secs(2));
     let (after, elapsed) = (machine.processor_time(), begin.elapsed());
-    // In user mode next to nothing. In the kernel KVM polls for a while before a halted processor sleeps, which is
-    // the host's choice; a processor that spins takes the whole time.
+    // Measured: 1 in 100, for the ticks of the interval timer. A processor that spins takes the whole time.
     let (user, all) = (after.0 - before.0, after.1 - before.1);
-    assert!(user * 20 < elapsed && all * 4 < elapsed * 3, "{user:?} and {all:?} of {elapsed:?}");
+    assert!(user * 20 < elapsed && all * 5 < elapsed, "{user:?} and {all:?} of {elapsed:?}");
 }
