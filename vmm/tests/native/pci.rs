@@ -255,7 +255,7 @@ fn string_instructions_move_every_element() {
         g.in16(0xb2);
         g.report("outsw", Eax);
     });
-    let output = Vm::new(&kernel).run().ok();
+    let output = Vm::new(&kernel).set("boot.debug_log=debug").run().ok();
     let rest = output.strip_prefix(TEXT).unwrap_or_else(|| panic!("{output}"));
     assert_eq!(
         rest,
