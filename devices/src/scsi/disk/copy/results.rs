@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::list::{BLOCK_TO_BLOCK, BLOCK_TO_BLOCK_OFFSET, IDENTIFICATION};
 use super::token::{Rods, TOKEN_LEN, Token};
@@ -18,6 +19,10 @@ use crate::scsi::unit::Context;
 const COMPLETED: u8 = 0x01;
 const FAILED: u8 = 0x02;
 
+/// How long RECEIVE COPY STATUS (LID1) tells of a copy that went well, whose GOOD status told the same: "a vendor specific
+/// period of time" (SPC-3, 6.17.2). Initiators use the same few identifiers again and again.
+const STATUS_KEPT: Duration = Duration::from_secs(1);
+
 /// The result of a copy, kept until others displace it.
 #[derive(Debug)]
 pub(super) struct Held {
@@ -29,11 +34,15 @@ pub(super) struct Held {
     bytes: u64,
     sense: Option<SenseData>,
     token: Option<Token>,
+    kept_at: Instant,
+    /// RECEIVE COPY STATUS (LID1) told of it, which it does once (SPC-3, 6.17.2).
+    told: bool,
 }
 
 impl Held {
     pub(super) fn new(nexus: NexusId, list: u32, action: u8) -> Self {
-        Self { nexus, list, action, segments: 0, bytes: 0, sense: None, token: None }
+        let (kept_at, told) = (Instant::now(), false);
+        Self { nexus, list, action, segments: 0, bytes: 0, sense: None, token: None, kept_at, told }
     }
     /// One more segment is done.
     pub(super) fn progress(&mut self, bytes: u64) {
@@ -45,6 +54,11 @@ impl Held {
     }
     pub(super) fn gives(&mut self, token: Token) {
         self.token = Some(token);
+    }
+    /// Takes the one report to RECEIVE COPY STATUS (LID1).
+    fn tell(&mut self) -> bool {
+        let late = self.sense.is_none() && self.kept_at.elapsed() > STATUS_KEPT;
+        !std::mem::replace(&mut self.told, true) && !late
     }
     fn status(&self) -> u8 {
         if self.sense.is_none() { COMPLETED } else { FAILED }
@@ -64,7 +78,8 @@ impl Copies {
     }
 
     /// Keeps a result; one of the same list identifier gives way.
-    pub(super) fn keep(&self, result: Held) {
+    pub(super) fn keep(&self, mut result: Held) {
+        result.kept_at = Instant::now();
         let mut held = self.held();
         held.retain(|other| (other.nexus, other.list) != (result.nexus, result.list));
         if held.len() >= MAX_HELD {
@@ -100,11 +115,14 @@ pub(in crate::scsi::disk) fn receive(context: Context<'_>, cdb: &[u8], data: &Da
     let list = if lid4 { field(cdb, 2, 4) } else { field(cdb, 2, 1) } as u32;
     let disk = disk(&context.path.unit);
     let copies = &disk.copies;
-    let held = copies.held();
-    let mine =
-        |held: &&Held| held.nexus == context.path.nexus && held.list == list && (lid4 || held.action == 0);
-    let found = held.iter().rev().find(mine).ok_or(SenseData::cdb_field(2, Some(7)))?;
+    let mut held = copies.held();
+    let mine = |held: &&mut Held| {
+        held.nexus == context.path.nexus && held.list == list && (lid4 || held.action == 0)
+    };
+    let unknown = SenseData::cdb_field(2, Some(7));
+    let found = held.iter_mut().rev().find(mine).ok_or(unknown)?;
     match action {
+        0 if !found.tell() => return Err(unknown.into()),
         0 => status_lid1(found, &mut writer),
         4 => failure_details(found, &mut writer)?,
         5 => status_lid4(found, disk.block_size(), false, &mut writer),
@@ -176,4 +194,20 @@ fn status_lid4(held: &Held, block_size: u64, tokens: bool, writer: &mut Writer<'
         }
     }
     available(writer, page.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_that_went_well_is_told_of_for_a_moment() {
+        let before = |age| Held { kept_at: Instant::now() - age, ..Held::new(NexusId(1), 1, 0) };
+        assert!(before(Duration::ZERO).tell());
+        assert!(!before(Duration::from_secs(2)).tell());
+        let mut failed = before(Duration::from_secs(2));
+        failed.fail(SenseData::illegal(crate::scsi::sense::LBA_OUT_OF_RANGE));
+        assert!(failed.tell());
+        assert!(!failed.tell(), "once");
+    }
 }
