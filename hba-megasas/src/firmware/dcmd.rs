@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use super::drives::Kind;
 use super::log::{Event, Filter, Subject};
 use super::{Firmware, lock, physical};
-use crate::spec::controller::{Defaults, PATROL_DISABLED, PatrolProperties};
+use crate::spec::controller::{PATROL_DISABLED, PatrolProperties};
 use crate::spec::drive::{PD_ONLINE, PD_SYSTEM};
 use crate::spec::event::{Record, class, code, locale};
 use crate::spec::{Status, opcode};
@@ -132,9 +132,7 @@ impl Firmware {
                 *lock(&self.bios_data) = bytes;
                 Reply::Done
             }),
-            opcode::MFC_DEFAULTS_GET => {
-                data(&Defaults { sas_address: self.personality.sas_address.into(), policies: [0; 56] })
-            }
+            opcode::MFC_DEFAULTS_GET => data(&self.factory_defaults()),
             _ => return None,
         })
     }

@@ -9,8 +9,8 @@ use super::{Firmware, Kind, lock, put_text};
 use crate::model::Model;
 use crate::spec::Status;
 use crate::spec::controller::{
-    ControllerInfo, DEVICE_SAS_3G, DISABLE_OCR, ENABLE_JBOD, HOST_PCIE, HOST_PCIX, HW_PRESENT, PD_MIX,
-    Properties,
+    ControllerInfo, DEVICE_SAS_3G, DISABLE_OCR, Defaults, ENABLE_JBOD, HOST_PCIE, HOST_PCIX, HW_PRESENT,
+    PD_MIX, Properties,
 };
 use crate::spec::event::{class, code, locale};
 
@@ -22,6 +22,10 @@ pub(super) const STRIP: u8 = 3;
 const MEMORY_MIB: u16 = 512;
 /// "SSIS", which says that the firmware image is whole.
 const IMAGE_CHECK_WORD: u32 = 0x5353_4953;
+/// Share of the time for work in the background, in per cent.
+const BACKGROUND_RATE: u8 = 30;
+/// Seconds after which the cache is flushed.
+const FLUSH_TIME: u8 = 4;
 /// Ports of the board.
 const PORTS: u8 = 8;
 
@@ -31,7 +35,8 @@ pub(super) fn default_properties() -> Properties {
     properties.predictive_failure_poll = 300.into();
     properties.intr_throttle_count = 16.into();
     properties.intr_throttle_timeout = 50.into();
-    let rates = [30, 30, 30, 30, 30, 4];
+    let [rate, flush] = [BACKGROUND_RATE, FLUSH_TIME];
+    let rates = [rate, rate, rate, rate, rate, flush];
     properties.rates.iter_mut().zip(rates).for_each(|(to, from)| *to = from);
     properties
 }
@@ -92,6 +97,21 @@ impl Firmware {
         info.nvram_kib = 32.into();
         info.memory_mib = MEMORY_MIB.into();
         info.flash_mib = 8.into();
+    }
+
+    /// MFC_DEFAULTS_GET.
+    pub(super) fn factory_defaults(&self) -> Defaults {
+        let personality = self.personality();
+        let mut defaults = Defaults::new_zeroed();
+        defaults.sas_address = personality.sas_address.into();
+        defaults.background_rate = BACKGROUND_RATE;
+        defaults.stripe_size = STRIP;
+        defaults.flush_time = FLUSH_TIME;
+        defaults.write_back = personality.write_back.into();
+        defaults.cache_when_bbu_bad = personality.write_back.into();
+        // There is none.
+        defaults.alarm_disable = 1;
+        defaults
     }
 
     /// The properties now.

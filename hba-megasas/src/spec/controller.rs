@@ -116,12 +116,25 @@ pub(crate) const HW_PRESENT: u32 = 0x04 | 0x08 | 0x10 | 0x20;
 /// `pd_mix`: SAS and SATA disks, mixed in one logical drive.
 pub(crate) const PD_MIX: u32 = 0x01 | 0x02 | 0x08;
 
-/// Factory settings (`MR_MFC_DEFAULTS`).
+/// Factory settings (`MR_MFC_DEFAULTS`; `mfi_defaults` of FreeBSD). Of most, this board has none.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(crate) struct Defaults {
     pub(crate) sas_address: U64,
-    pub(crate) policies: [u8; 56],
+    pub(crate) phy_polarity: u8,
+    /// In per cent.
+    pub(crate) background_rate: u8,
+    /// Log2 of the strip in sectors.
+    pub(crate) stripe_size: u8,
+    /// Seconds.
+    pub(crate) flush_time: u8,
+    pub(crate) write_back: u8,
+    pub(crate) read_ahead: u8,
+    pub(crate) cache_when_bbu_bad: u8,
+    pub(crate) cached_io: u8,
+    pub(crate) smart_mode: u8,
+    pub(crate) alarm_disable: u8,
+    pub(crate) reserved: [u8; 46],
 }
 
 const _: () = assert!(size_of::<Properties>() == 64 && offset_of!(Properties, on_off) == 0x20);

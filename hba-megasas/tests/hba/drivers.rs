@@ -1,8 +1,9 @@
 //! What real drivers do, in their order.
 
+use devices::scsi::suite::Operation;
 use hba_megasas::Model;
 
-use crate::guest::{Frame, Guest, IEEE, SGL64, le16, le32, le64};
+use crate::guest::{Frame, Guest, IEEE, SGL64, drive, image, le16, le32, le64};
 
 /// SeaBIOS: ports only, no INIT, no interrupts; flags 0x11 for DCMDs and 1 for everything else.
 fn seabios(guest: &mut Guest) {
@@ -123,13 +124,16 @@ fn scan(guest: &mut Guest, list: &[u8], volumes: &[u8]) {
         assert_eq!((status, le16(&info, 0), le16(&info, 0xb8)), (0, id, 0x40));
     }
     let count = le32(volumes, 4) as usize;
-    for target in 0..64_u8 {
+    // Channel 2, and channel 3, whose IDs come as 128 and more.
+    for target in (0..64_u8).chain(128..192) {
         let reply = guest.scsi(3, target, &[0x12, 0, 0, 0, 36, 0], &[], 36);
         let there = volumes[11..11 + count].contains(&target);
         assert_eq!(reply.status, if there { 0 } else { 0x0c }, "target {target}");
         if there {
             let ready = guest.scsi(3, target, &[0; 6], &[], 0);
             assert_eq!(ready.status, 0, "no \"Unit Not Ready\"");
+            let other = Frame::scsi(3, target, &[0x12, 0, 0, 0, 36, 0]).put(5, &[1]);
+            assert_eq!(guest.poll(other), 0x0c, "no unit but the first");
         }
     }
 }
@@ -216,6 +220,67 @@ fn freebsd_probe() {
     }
     let messages = guest.seat.msi.take();
     assert_eq!((messages.len(), messages[0].data), (400, 0x42));
+}
+
+/// mfi of OpenBSD: the wire, elements of 8 bytes, and a CACHE_FLUSH for each flush of a file system.
+#[test]
+fn openbsd_attach_and_io() {
+    for model in [Model::Gen2, Model::Sas1078] {
+        let mut guest = Guest::new(model, true, &[0, 1]);
+        guest.wait_ready();
+        let commands = guest.read(0xb0) & 0xffff;
+        assert_eq!(guest.init(commands + 1), 0);
+        let (status, info) = guest.dcmd(0x0101_0000, &[], 2048);
+        assert_eq!((status, le16(&info, 0x5c0)), (0, 2), "volumes; their targets are 0 and 1");
+        guest.enable_interrupts();
+        let data = guest.alloc(4096);
+        let send = |guest: &mut Guest, frame: Frame, context: u32| {
+            let at = guest.send(&frame.context(context));
+            guest.wait_for("the wire", || guest.seat.intx.is_high());
+            let status = guest.read(0x30);
+            assert_eq!(status & guest.reply_bit(), guest.reply_bit());
+            guest.write(0xa0, status);
+            assert!(!guest.seat.intx.is_high());
+            assert_eq!((guest.wait_reply(), guest.status_of(at)), (context, 0));
+        };
+        for context in 0..100 {
+            let (write, target) = (context % 2 == 0, (context % 3 % 2) as u8);
+            let frame = Frame::io(write, target, u64::from(context), 8).flags(if write { 8 } else { 0x10 });
+            send(&mut guest, frame.sge(data, 1024).sge(data + 1024, 3072), context);
+        }
+        guest.recording(1).operations();
+        send(&mut guest, Frame::dcmd(0x0110_1000, &[3]), 7);
+        assert_eq!(guest.recording(1).operations(), [Operation::Flush]);
+    }
+}
+
+/// mr_sas of illumos: the registration for events is the same frame each time, fired by the handler of the one before.
+#[test]
+fn illumos_fires_the_same_registration_again() {
+    let mut guest = Guest::new(Model::Gen2, true, &[0]);
+    assert_eq!(guest.init(1009), 0);
+    let (_, info) = guest.dcmd(0x0104_0100, &[], 20);
+    let record = guest.alloc(256);
+    let mailbox = [(le32(&info, 0) + 1).to_le_bytes(), 0x0000_ffff_u32.to_le_bytes()].concat();
+    let frame = Frame::dcmd(0x0104_0500, &mailbox).flags(0x10).context(8).len(256).sge(record, 256);
+    let registration = guest.send(&frame);
+    for _ in 0..5 {
+        guest.hba.attach_drive(1, drive(&image(), true)).unwrap();
+        guest.hba.detach_drive(1).unwrap();
+    }
+    let mut codes = Vec::new();
+    while codes.len() < 25 {
+        assert_eq!((guest.wait_reply(), guest.status_of(registration)), (8, 0));
+        let event = guest.peek(record, 256);
+        codes.push((le32(&event, 8), le16(&event, 0x20)));
+        guest.poke(record, &[0; 256]);
+        guest.poke(registration + 2, &[0]);
+        guest.poke(registration + 0x1c, &(le32(&event, 0) + 1).to_le_bytes());
+        guest.fire(registration);
+    }
+    let each = [0x5b, 0x8a, 0x51, 0x8b, 0x70].map(|code| (code, 1));
+    assert_eq!(codes, each.repeat(5));
+    guest.expect_silence();
 }
 
 #[test]

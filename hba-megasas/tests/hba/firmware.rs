@@ -98,6 +98,9 @@ fn properties_time_and_bios_data() {
     assert_eq!(guest.dcmd(0x010c_0100, &[], 64).1, [0x5a; 64]);
     let (_, defaults) = guest.dcmd(0x010e_0201, &[], 64);
     assert_eq!(le64(&defaults, 0), 0x5006_05b0_0000_1230);
+    // Background rate, strip of 4 KiB, flush time; write-through, no battery; no alarm.
+    assert_eq!(defaults[8..18], [0, 30, 3, 4, 0, 0, 0, 0, 0, 1]);
+    assert!(defaults[18..].iter().all(|&byte| byte == 0));
 }
 
 #[test]
