@@ -88,6 +88,8 @@ struct Tasks {
     dormant: usize,
     ordered: usize,
     heads: usize,
+    /// An ordered command is enabled: nothing else may start, or COMPARE AND WRITE and its like would not be alone.
+    alone: bool,
     /// Commands ended from outside that have not left yet.
     ending: usize,
     /// Task management functions that wait for them to leave.
@@ -119,10 +121,11 @@ impl TaskSet {
             return None;
         }
         let enabled = match attribute {
-            TaskAttribute::HeadOfQueue => true,
+            TaskAttribute::HeadOfQueue => !tasks.alone,
             TaskAttribute::Ordered => tasks.live == 0,
             TaskAttribute::Simple | TaskAttribute::Aca => tasks.ordered == 0 && tasks.heads == 0,
         };
+        tasks.alone |= enabled && attribute == TaskAttribute::Ordered;
         let (slot, signal) = tasks.insert(nexus, tag, attribute);
         signal.state.store(if enabled { ENABLED } else { 0 }, Ordering::Release);
         tasks.dormant += usize::from(!enabled);
@@ -209,7 +212,9 @@ impl Tasks {
         self.live -= 1;
         self.ordered -= usize::from(slot.attribute == TaskAttribute::Ordered);
         self.heads -= usize::from(slot.attribute == TaskAttribute::HeadOfQueue);
-        self.dormant -= usize::from(!slot.signal.is_enabled());
+        let enabled = slot.signal.is_enabled();
+        self.alone &= !(enabled && slot.attribute == TaskAttribute::Ordered);
+        self.dormant -= usize::from(!enabled);
         if slot.signal.ended().is_some() {
             self.ending -= 1;
             wakers.append(&mut self.waiting);
@@ -217,27 +222,33 @@ impl Tasks {
         self.free.push(index);
     }
 
-    /// Enables what the task attributes now allow (SAM-6, 8.9): simple commands once everything at the head of the
-    /// queue and every older ordered command is gone, an ordered command once it is the oldest.
+    /// Enables what the task attributes now allow (SAM-6, 8.9): the head of the queue once no ordered command is at work,
+    /// simple commands once everything at the head of the queue and every older ordered command is gone, an ordered
+    /// command once it is the oldest.
     fn enable(&mut self, wakers: &mut Vec<Waker>) {
-        if self.heads > 0 {
+        if self.alone {
             return;
         }
+        let heads = self.heads > 0;
         let live = || self.slots.iter().filter(|slot| slot.live);
         let oldest = live().map(|slot| slot.sequence).min();
         let barrier = live().filter(|s| s.attribute == TaskAttribute::Ordered).map(|s| s.sequence).min();
-        let mut enabled = 0;
+        let (mut enabled, mut alone) = (0, false);
         for slot in live().filter(|slot| !slot.signal.is_enabled()) {
             let may = match slot.attribute {
+                TaskAttribute::HeadOfQueue => true,
+                _ if heads => false,
                 TaskAttribute::Ordered => Some(slot.sequence) == oldest,
                 _ => barrier.is_none_or(|barrier| slot.sequence < barrier),
             };
             if may {
                 slot.signal.state.fetch_or(ENABLED, Ordering::AcqRel);
                 enabled += 1;
+                alone |= slot.attribute == TaskAttribute::Ordered;
                 wakers.extend(slot.signal.take_waker());
             }
         }
+        self.alone = alone;
         self.dormant -= enabled;
     }
 }
@@ -316,14 +327,37 @@ mod tests {
     fn head_of_queue_runs_at_once_and_holds_what_has_not_started() {
         use TaskAttribute::{HeadOfQueue, Ordered, Simple};
         let set = TaskSet::default();
-        let (a, _) = started(&set, 1, Ordered);
-        let (head, head_runs) = started(&set, 2, HeadOfQueue);
-        let (b, b_runs) = started(&set, 3, Simple);
+        let (a, _) = started(&set, 1, Simple);
+        let (ordered, _) = started(&set, 2, Ordered);
+        let (head, head_runs) = started(&set, 3, HeadOfQueue);
+        let (b, b_runs) = started(&set, 4, Simple);
         assert_eq!((is_running(&a), head_runs, b_runs), (true, true, false));
         drop(a);
-        assert!(!is_running(&b));
+        assert!(!is_running(&ordered) && !is_running(&b));
         drop(head);
+        assert!(is_running(&ordered) && !is_running(&b));
+        drop(ordered);
         assert!(is_running(&b));
+    }
+
+    #[test]
+    fn head_of_queue_waits_for_what_must_be_alone_and_for_nothing_else() {
+        use TaskAttribute::{HeadOfQueue, Ordered, Simple};
+        let set = TaskSet::default();
+        let (alone, alone_runs) = started(&set, 1, Ordered);
+        let (next, _) = started(&set, 2, Ordered);
+        let (simple, _) = started(&set, 3, Simple);
+        let (head, head_runs) = started(&set, 4, HeadOfQueue);
+        let (second, second_runs) = started(&set, 5, HeadOfQueue);
+        assert_eq!((alone_runs, head_runs, second_runs), (true, false, false));
+        drop(alone);
+        assert!(is_running(&head) && is_running(&second) && !is_running(&next) && !is_running(&simple));
+        drop(head);
+        assert!(!is_running(&next));
+        drop(second);
+        assert!(is_running(&next) && !is_running(&simple));
+        drop(next);
+        assert!(is_running(&simple));
     }
 
     #[test]

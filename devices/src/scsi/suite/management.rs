@@ -205,6 +205,29 @@ fn task_attributes_are_obeyed() {
 }
 
 #[test]
+fn nothing_comes_between_comparing_and_writing() {
+    let (_target, image, mut a, b) = rig(config());
+    let io = Io::for_test();
+    exact(&mut a, &WRITE, &[1; BLOCK], 0);
+    let _ = ram(&image).operations();
+    ram(&image).hold(true);
+    // COMPARE AND WRITE of one block at LBA 0: if ones, then twos.
+    let cdb = [0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0];
+    let mut swap = Running::start(&a.nexus, &io, 1, &cdb, &[[1; BLOCK], [2; BLOCK]].concat());
+    let mut head = Request::new(&WRITE, &[3; BLOCK], 0);
+    head.attribute = TaskAttribute::HeadOfQueue;
+    let mut head = Running(Box::pin(head.send(&b.nexus, &io)));
+    assert!(head.poll().is_none());
+    assert_eq!(ram(&image).arrived(), 1, "the head of the queue has not reached the image");
+    ram(&image).hold(false);
+    assert!(head.poll().is_none());
+    assert_eq!(swap.poll().unwrap().unwrap().status, Status::Good);
+    assert_eq!(head.poll().unwrap().unwrap().status, Status::Good);
+    drop((swap, head));
+    assert_eq!(exact(&mut a, &READ, &[], BLOCK), [3; BLOCK]);
+}
+
+#[test]
 fn progress_is_told_while_the_medium_is_formatted() {
     let (_target, image, a, mut b) = rig(config());
     let io = Io::for_test();
