@@ -48,7 +48,7 @@ pub(crate) fn identity(bed: &Bed, vmm: Vmm) -> Result<()> {
          t pages sg_vpd $d
          for page in 0x00 0x80 0x83 0x86 0x87 0x8f 0xb0 0xb1 0xb2; do t vpd-$page sg_vpd -l -p $page $d; done
          t rate sg_vpd -H -p 0xb1 $d
-         t no-page sg_vpd -p 0xd0 $d
+         t no-page sg_raw -r 8 $d 12 01 d0 00 08 00
          t capacity10 sg_readcap $d
          t capacity16 sg_readcap -l $d
          t codes sg_opcodes --rctd $d
@@ -56,15 +56,17 @@ pub(crate) fn identity(bed: &Bed, vmm: Vmm) -> Result<()> {
          t functions sg_opcodes --tmf $d
          t modes sg_modes -a $d
          t mode-caching sg_modes -p 8 $d
-         t wce-off sg_wr_mode -p 8 -c 8,12,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0 -m 0,0,4 $d
+         echo '8 12 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0' > /tmp/off
+         echo '8 12 4 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0' > /tmp/on
+         t wce-off sg_wr_mode -p 8 -C /tmp/off -m 0,0,4 $d
          t mode-uncached sg_modes -p 8 $d
-         t wce-on sg_wr_mode -p 8 -c 8,12,4,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0 -m 0,0,4 $d
+         t wce-on sg_wr_mode -p 8 -C /tmp/on -m 0,0,4 $d
          t logs sg_logs -a $d
          t luns sg_luns $d
-         t ready sg_turs $d
+         t ready sg_raw $d 00 00 00 00 00 00
          t requests sg_requests $d
          t reset sg_reset -d $d
-         t after-reset sg_turs $d
+         t attention sg_raw $d 00 00 00 00 00 00
          t defects sg_raw -r 8 $d 37 00 18 00 00 00 00 00 08 00
          t results sg_copy_results -p $d
          {}",
@@ -106,9 +108,10 @@ pub(crate) fn identity(bed: &Bed, vmm: Vmm) -> Result<()> {
             "Maximum unmap block descriptor count: 0x100",
         ],
     )?;
-    // sg3_utils 1.48 prints a rotation rate only when there is none. 7200 is 1c20h.
+    // sg3_utils 1.48 prints a rotation rate only when there is none, takes no mode page from its command line, and its sg_turs
+    // sends nothing. 7200 is 1c20h.
     expect(&output, "rate", 0, &["00 b1 00 3c 1c 20"])?;
-    let thin = ["(LBPU): 1", "(LBPWS): 1", "(LBPWS10): 1", "(LBPRZ): 1", "Provisioning type: 2"];
+    let thin = ["LBPU=1", "LBPWS=1", "LBPWS10=1", "LBPRZ=0x1", "Provisioning type: thin provisioned"];
     expect(&output, "vpd-0xb2", 0, &thin)?;
     expect(&output, "no-page", 5, &[])?;
     expect(&output, "capacity10", 0, &["Last LBA=2097151", "Logical block length=512 bytes"])?;
@@ -130,6 +133,7 @@ pub(crate) fn identity(bed: &Bed, vmm: Vmm) -> Result<()> {
     for name in ["ready", "requests", "reset", "defects"] {
         expect(&output, name, 0, &[])?;
     }
+    expect(&output, "attention", 6, &["Bus device reset function occurred"])?;
     expect(&output, "results", 0, &["Held data limit"])?;
     messages::check(&output)
 }
