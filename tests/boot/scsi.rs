@@ -56,11 +56,12 @@ pub(crate) fn identity(bed: &Bed, vmm: Vmm) -> Result<()> {
          t functions sg_opcodes --tmf $d
          t modes sg_modes -a $d
          t mode-caching sg_modes -p 8 $d
-         echo '8 12 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0' > /tmp/off
-         echo '8 12 4 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0' > /tmp/on
-         t wce-off sg_wr_mode -p 8 -C /tmp/off -m 0,0,4 $d
+         page() {{ head -c 8 /dev/zero; printf \"\\\\010\\\\022\\\\$1\"; head -c 17 /dev/zero; }}
+         page 000 > /tmp/off
+         page 004 > /tmp/on
+         t wce-off sg_raw -s 28 -i /tmp/off $d 55 10 00 00 00 00 00 00 1c 00
          t mode-uncached sg_modes -p 8 $d
-         t wce-on sg_wr_mode -p 8 -C /tmp/on -m 0,0,4 $d
+         t wce-on sg_raw -s 28 -i /tmp/on $d 55 10 00 00 00 00 00 00 1c 00
          t logs sg_logs -a $d
          t luns sg_luns $d
          t ready sg_raw $d 00 00 00 00 00 00
@@ -108,8 +109,8 @@ pub(crate) fn identity(bed: &Bed, vmm: Vmm) -> Result<()> {
             "Maximum unmap block descriptor count: 0x100",
         ],
     )?;
-    // sg3_utils 1.48 prints a rotation rate only when there is none, takes no mode page from its command line, and its sg_turs
-    // sends nothing. 7200 is 1c20h.
+    // Of sg3_utils 1.48, sg_vpd prints a rotation rate only when there is none, sg_wr_mode takes no page in any form, and
+    // sg_turs sends nothing. 7200 is 1c20h.
     expect(&output, "rate", 0, &["00 b1 00 3c 1c 20"])?;
     let thin = ["LBPU=1", "LBPWS=1", "LBPWS10=1", "LBPRZ=0x1", "Provisioning type: thin provisioned"];
     expect(&output, "vpd-0xb2", 0, &thin)?;
