@@ -18,4 +18,5 @@ mod guest;
 mod hostile;
 mod resets;
 mod rules;
+mod speed;
 mod suites;
