@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::mem::Dma;
 use devices::scsi::{Lun, Tag};
-use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::ring::{Chain, ChainError, MAX_CHAIN, Ring, RingAddress, RingError};
@@ -191,8 +190,8 @@ impl Queue {
             return false;
         }
         // What cannot be read is found out when it is taken.
-        let index = self.dma.ram().ok().and_then(|ram| ram.load(GuestAddress(at), Ordering::Acquire).ok());
-        index.is_none_or(|index| u16::from_le(index) != self.taken.load(Ordering::Relaxed))
+        let index = self.dma.load_u16(at, Ordering::Acquire);
+        index.map_or(true, |index| index != self.taken.load(Ordering::Relaxed))
     }
 
     /// Tells the driver that its doorbells are not needed while the worker is busy.
@@ -305,6 +304,8 @@ impl State {
             }
         }
         result?;
-        self.ring.as_mut().map_or(Ok(false), |ring| ring.wants_interrupt(dma))
+        let Some(ring) = &mut self.ring else { return Ok(false) };
+        ring.publish(dma)?;
+        ring.wants_interrupt(dma)
     }
 }

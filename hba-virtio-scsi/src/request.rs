@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use devices::mem::Dma;
+use devices::mem::{Dma, FromGuest, ToGuest};
 use devices::scsi::{
     Cdb, DataBuffers, MAX_SENSE, ProtectionBuffers, Residual, ScsiReply, ScsiRequest, Tag, TaskAttribute,
     TransportFault,
@@ -98,15 +98,25 @@ fn command(dma: &Dma, format: Format, chain: &Chain, response_len: usize) -> Res
     let into =
         |at: u64, len: u64| dma.to_guest(window(&chain.writable, at, len)).map_err(|error| error.to_string());
     let (out_at, in_at) = (head_len as u64, response_len as u64);
-    let (protection_out, protection_in) = (from(out_at, pi_out.into())?, into(in_at, pi_in.into())?);
-    if protection_out.len() < pi_out.into() || protection_in.len() < pi_in.into() {
-        return Err("less protection information than announced".to_owned());
-    }
-    let any = pi_out > 0 || pi_in > 0;
-    let apart = || Box::new(ProtectionBuffers { data_out: protection_out, data_in: protection_in });
-    let protection = any.then(apart);
-    let data_out = from(out_at + u64::from(pi_out), u64::MAX)?;
-    let data_in = into(in_at + u64::from(pi_in), u64::MAX)?;
+    let protection = if pi_out > 0 || pi_in > 0 {
+        let (data_out, data_in) = (from(out_at, pi_out.into())?, into(in_at, pi_in.into())?);
+        if data_out.len() < pi_out.into() || data_in.len() < pi_in.into() {
+            return Err("less protection information than announced".to_owned());
+        }
+        Some(Box::new(ProtectionBuffers { data_out, data_in }))
+    } else {
+        None
+    };
+    let (out_at, in_at) = (out_at + u64::from(pi_out), in_at + u64::from(pi_in));
+    // Most requests have data one way, many none: a list of nothing needs no looking up.
+    let data_out = match has_beyond(&chain.readable, out_at) {
+        true => from(out_at, u64::MAX)?,
+        false => FromGuest::empty(),
+    };
+    let data_in = match has_beyond(&chain.writable, in_at) {
+        true => into(in_at, u64::MAX)?,
+        false => ToGuest::empty(),
+    };
     if !format.both_ways && !data_out.is_empty() && !data_in.is_empty() {
         return Err("data in both directions without VIRTIO_SCSI_F_INOUT".to_owned());
     }
@@ -129,9 +139,19 @@ fn command(dma: &Dma, format: Format, chain: &Chain, response_len: usize) -> Res
     Ok(Command { address, request, offered_out, offered_in, response_len, protected })
 }
 
+/// Whether `parts` have bytes beyond the first `len`.
+fn has_beyond(parts: &[(u64, u32)], len: u64) -> bool {
+    parts.iter().map(|&(_, size)| u64::from(size)).sum::<u64>() > len
+}
+
 /// Copies the first bytes of the readable part, once.
 pub(crate) fn read_start(dma: &Dma, parts: &[(u64, u32)], into: &mut [u8]) -> Result<(), String> {
     let wanted = into.len();
+    if let Some(&(addr, len)) = parts.first()
+        && len as usize >= wanted
+    {
+        return dma.read(addr, into).map_err(|error| error.to_string());
+    }
     let mut rest = into;
     for (addr, len) in window(parts, 0, wanted as u64) {
         let (now, later) = rest.split_at_mut_checked(len as usize).ok_or("a request of no sense")?;
@@ -181,7 +201,8 @@ pub(crate) async fn run(targets: Rc<Snapshot>, token: ChainToken, command: Optio
     if !token.worker().queue().is_running() {
         return token.abandon();
     }
-    let (response, mut len) = encode(&result, offered_out.saturating_add(offered_in));
+    let mut response = [0; MAX_RESPONSE];
+    let mut len = encode(&mut response, &result, offered_out.saturating_add(offered_in));
     let moved_in = match &result {
         Ok(ScsiReply { residual_in: Residual::Under(rest), .. }) => offered_in.saturating_sub(*rest),
         Ok(_) => offered_in,
@@ -198,8 +219,13 @@ pub(crate) async fn run(targets: Rc<Snapshot>, token: ChainToken, command: Optio
     token.complete(response, u32::try_from(used).unwrap_or(u32::MAX));
 }
 
-/// The response and how many bytes of it carry something. `offered`: length of the data buffers in bytes.
-fn encode(result: &Result<ScsiReply, TransportFault>, offered: u64) -> ([u8; MAX_RESPONSE], usize) {
+/// Fills in the response, which is zero before; returns how many bytes of it carry something. `offered`: length of the data
+/// buffers in bytes.
+fn encode(
+    response: &mut [u8; MAX_RESPONSE],
+    result: &Result<ScsiReply, TransportFault>,
+    offered: u64,
+) -> usize {
     let (head, sense) = match result {
         Ok(reply) => {
             let sense = reply.sense.as_ref().map_or(&[][..], |sense| sense.as_bytes());
@@ -226,11 +252,13 @@ fn encode(result: &Result<ScsiReply, TransportFault>, offered: u64) -> ([u8; MAX
             (head(response, 0, offered, 0), &[][..])
         }
     };
-    let mut bytes = [0; MAX_RESPONSE];
-    for (to, from) in bytes.iter_mut().zip(head.as_bytes().iter().chain(sense)) {
-        *to = *from;
+    let (fixed, rest) = response.split_at_mut(RESPONSE_HEAD);
+    fixed.copy_from_slice(head.as_bytes());
+    // The area has room for all the sense data that there can be.
+    if let Some(area) = rest.get_mut(..sense.len()) {
+        area.copy_from_slice(sense);
     }
-    (bytes, RESPONSE_HEAD + sense.len())
+    RESPONSE_HEAD + sense.len()
 }
 
 fn head(response: Response, status: u8, residual: u64, sense_len: usize) -> CmdResponse {
@@ -259,7 +287,8 @@ mod tests {
             (TransportFault::TargetFailure, 7),
             (TransportFault::NexusFailure, 8),
         ] {
-            let (bytes, len) = encode(&Err(fault), 0x1234);
+            let mut bytes = [0; MAX_RESPONSE];
+            let len = encode(&mut bytes, &Err(fault), 0x1234);
             let expected = [0, 0, 0, 0, 0x34, 0x12, 0, 0, 0, 0, 0, response];
             assert_eq!(bytes.get(..len), Some(&expected[..]), "{fault:?}");
         }

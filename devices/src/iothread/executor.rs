@@ -118,6 +118,11 @@ impl Core {
         }
     }
 
+    /// Queues a task slot that is marked as queued.
+    pub(super) fn queue(&self, index: u32) {
+        self.ready.borrow_mut().push_back(index);
+    }
+
     pub(super) fn add_hook(&self, hook: Weak<dyn Fn()>) {
         self.hooks.borrow_mut().push(hook);
     }

@@ -25,6 +25,7 @@ mod polling;
 mod pool;
 mod ring;
 mod setup;
+mod single;
 mod wake;
 
 #[cfg(test)]
@@ -33,8 +34,10 @@ mod tests;
 use std::fs::File;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::{Arc, mpsc};
+use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -52,6 +55,7 @@ pub use hold::{Claims, Hold};
 pub use mischief::{Trick, Victim};
 pub use polling::{Poller, Polling};
 pub use pool::TaskPool;
+pub(crate) use single::Single;
 
 /// Submission entries of a thread's ring.
 const RING_ENTRIES: u32 = 256;
@@ -360,19 +364,28 @@ impl Io {
     }
 
     /// Hands `op` to the ring and waits for its end.
-    async fn perform(&self, op: Op) -> Outcome {
-        let mut running = Running { core: &self.core, key: None };
-        let key = *running.key.insert(self.core.start(op));
-        let outcome = poll_fn(|cx| self.core.ring.borrow_mut().poll(key, cx.waker())).await;
-        running.key = None;
-        outcome
+    fn perform(&self, op: Op) -> Running<'_> {
+        Running { core: &self.core, key: Some(self.core.start(op)) }
     }
 }
 
-/// Abandons its operation when dropped early.
+/// An operation under way: a future of few bytes. Abandons it when dropped early.
 struct Running<'a> {
     core: &'a Core,
     key: Option<Key>,
+}
+
+impl Future for Running<'_> {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let Some(key) = self.key else { return Poll::Pending };
+        let polled = self.core.ring.borrow_mut().poll(key, cx.waker());
+        if polled.is_ready() {
+            self.key = None;
+        }
+        polled
+    }
 }
 
 impl Drop for Running<'_> {

@@ -56,7 +56,10 @@ impl<F: Future<Output = ()> + 'static> TaskPool<F> {
         let Some(slot) = self.vacant() else { return Err(task) };
         slot.future.borrow_mut().set(Some(task));
         self.inner.running.set(self.inner.running.get() + 1);
-        slot.waker.wake_by_ref();
+        // On its own thread: as a wake, without looking for the thread.
+        if slot.flag.mark() {
+            self.core.queue(slot.index);
+        }
         Ok(())
     }
 

@@ -106,6 +106,11 @@ impl TaskWaker {
         Self { shared, index, queued: AtomicBool::new(false) }
     }
 
+    /// Says that the task is queued; false when it was already.
+    pub(super) fn mark(&self) -> bool {
+        !self.queued.swap(true, Ordering::AcqRel)
+    }
+
     /// To be called right before the task is polled: wakes from here on queue it again.
     pub(super) fn clear(&self) {
         self.queued.swap(false, Ordering::AcqRel);
@@ -118,7 +123,7 @@ impl Wake for TaskWaker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if self.queued.swap(true, Ordering::AcqRel) {
+        if !self.mark() {
             return;
         }
         if !executor::queue_here(&self.shared, self.index) {

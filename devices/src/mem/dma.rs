@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use super::{FromGuest, GuestRam, SgList, ToGuest};
@@ -73,13 +73,35 @@ impl Dma {
 
     /// Fills `into` from guest memory.
     pub fn read(&self, addr: u64, into: &mut [u8]) -> Result<(), DmaError> {
-        let len = into.len();
-        self.ram()?.read_slice(into, GuestAddress(addr)).map_err(|e| not_ram(&e, addr, len))
+        let (ram, len) = (self.ram()?, into.len());
+        // Nearly everything is within one region: then there is no list of pieces to go through.
+        if let Ok(slice) = ram.get_slice(GuestAddress(addr), len) {
+            slice.copy_to(into);
+            return Ok(());
+        }
+        ram.read_slice(into, GuestAddress(addr)).map_err(|e| not_ram(&e, addr, len))
     }
 
     /// Writes `from` into guest memory.
     pub fn write(&self, addr: u64, from: &[u8]) -> Result<(), DmaError> {
-        self.ram()?.write_slice(from, GuestAddress(addr)).map_err(|e| not_ram(&e, addr, from.len()))
+        let ram = self.ram()?;
+        if let Ok(slice) = ram.get_slice(GuestAddress(addr), from.len()) {
+            slice.copy_from(from);
+            return Ok(());
+        }
+        ram.write_slice(from, GuestAddress(addr)).map_err(|e| not_ram(&e, addr, from.len()))
+    }
+
+    /// Loads a little-endian word at a multiple of two, at once.
+    pub fn load_u16(&self, addr: u64, order: Ordering) -> Result<u16, DmaError> {
+        let slice = self.ram()?.get_slice(GuestAddress(addr), 2).map_err(|e| not_ram(&e, addr, 2))?;
+        slice.load(0, order).map(u16::from_le).map_err(|_| DmaError::NotRam { addr, len: 2 })
+    }
+
+    /// Stores a little-endian word at a multiple of two, at once.
+    pub fn store_u16(&self, addr: u64, value: u16, order: Ordering) -> Result<(), DmaError> {
+        let slice = self.ram()?.get_slice(GuestAddress(addr), 2).map_err(|e| not_ram(&e, addr, 2))?;
+        slice.store(value.to_le(), 0, order).map_err(|_| DmaError::NotRam { addr, len: 2 })
     }
 
     /// Resolves guest ranges that the device will write to (data-in).

@@ -74,6 +74,10 @@ impl SgList {
         if len == 0 {
             return Ok(());
         }
+        if let Ok(slice) = ram.get_slice(GuestAddress(addr), len as usize) {
+            self.push(slice.ptr_guard_mut().as_ptr().cast(), slice.len());
+            return Ok(());
+        }
         for slice in ram.get_slices(GuestAddress(addr), len as usize) {
             let slice = slice.map_err(|_| not_ram())?;
             let start = slice.ptr_guard_mut().as_ptr();
@@ -145,7 +149,9 @@ impl SgList {
 
     /// Drops all bytes from `len` on.
     pub fn truncate(&mut self, len: u64) {
-        drop(self.split_off(len));
+        if len < self.len {
+            drop(self.split_off(len));
+        }
     }
 
     /// Drops the first `count` bytes.

@@ -2,7 +2,7 @@
 
 use super::lun::Address;
 use super::nexus::Nexus;
-use super::opcode::{Command, Properties, decode, field};
+use super::opcode::{Command, Properties, decode, field, starts};
 use super::outcome::{Done, Outcome, Page, Writer};
 use super::sense::{LUN_NOT_SUPPORTED, NO_ADDITIONAL_SENSE, SenseData, SenseKey};
 use super::{Cdb, DataBuffers, Lun};
@@ -17,11 +17,14 @@ enum Id {
 
 const NONE: Properties = Properties::NONE;
 const COMMANDS: &[Command<Id>] = &[
-    Command { id: Id::TestUnitReady, action: None, usage: &[0x00, 0, 0, 0, 0, 0], properties: NONE },
-    Command { id: Id::RequestSense, action: None, usage: &[0x03, 1, 0, 0, 0xff, 0], properties: NONE },
-    Command { id: Id::Inquiry, action: None, usage: &[0x12, 1, 0xff, 0xff, 0xff, 0], properties: NONE },
-    Command { id: Id::ReportLuns, action: None, usage: REPORT_LUNS_USAGE, properties: NONE },
+    Command::new(Id::TestUnitReady, None, &[0x00, 0, 0, 0, 0, 0], NONE),
+    Command::new(Id::RequestSense, None, &[0x03, 1, 0, 0, 0xff, 0], NONE),
+    Command::new(Id::Inquiry, None, &[0x12, 1, 0xff, 0xff, 0xff, 0], NONE),
+    Command::new(Id::ReportLuns, None, REPORT_LUNS_USAGE, NONE),
 ];
+
+/// Where each operation code begins.
+static STARTS: [u8; 256] = starts(COMMANDS);
 
 /// CDB usage data of REPORT LUNS, for the tables of other units.
 pub(crate) const REPORT_LUNS_USAGE: &[u8] = &[0xa0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];
@@ -36,7 +39,7 @@ pub(crate) fn execute(nexus: &Nexus, lun: &Lun, cdb: &Cdb, data: &DataBuffers) -
     let well_known = lun.address() == Address::ReportLuns;
     let absent = SenseData::illegal(LUN_NOT_SUPPORTED);
     let bytes = cdb.padded();
-    let command = match decode(COMMANDS, |_| true, cdb) {
+    let command = match decode(COMMANDS, &STARTS, |_| true, cdb) {
         Ok(command) => command.id,
         // Whatever is wrong with the CDB, an absent unit is the first thing wrong.
         Err(sense) if well_known => return Err(sense.into()),

@@ -1,9 +1,9 @@
 //! Operation code tables: one table of a unit decides what a CDB is, which of its bits mean something, and what
 //! REPORT SUPPORTED OPERATION CODES says.
 
-use super::Cdb;
 use super::reservation::Access;
 use super::sense::{INVALID_OPERATION_CODE, SenseData};
+use super::{Cdb, MAX_CDB};
 
 /// One command of a unit.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub(crate) struct Command<C> {
     pub(crate) usage: &'static [u8],
     /// What [`Properties`] say.
     pub(crate) properties: Properties,
+    /// The bits that must be zero.
+    reserved: [u8; MAX_CDB],
 }
 
 /// What holds for a command besides its CDB.
@@ -60,19 +62,27 @@ impl Properties {
 }
 
 impl<C> Command<C> {
+    pub(crate) const fn new(
+        id: C,
+        action: Option<u16>,
+        usage: &'static [u8],
+        properties: Properties,
+    ) -> Self {
+        Self { id, action, usage, properties, reserved: reserved(usage, action.is_some()) }
+    }
+
     pub(crate) fn opcode(&self) -> u8 {
         self.usage.first().copied().unwrap_or(0)
     }
 
     /// Refuses set bits that no field has (SPC-5, 4.2.1: reserved) and NACA (SAM-6, 5.2: not supported).
     fn check(&self, cdb: &Cdb) -> Result<(), SenseData> {
-        let control = if self.opcode() == VARIABLE_LENGTH { 1 } else { self.usage.len() - 1 };
-        for (byte, (value, usage)) in cdb.padded().iter().zip(self.usage).enumerate().skip(1) {
-            let reserved = if byte == control { CONTROL_RESERVED } else { !(usage | self.action_mask(byte)) };
-            let wrong = value & reserved;
-            if wrong != 0 {
-                return Err(SenseData::cdb_field(byte as u16, Some(7 - wrong.leading_zeros() as u8)));
-            }
+        // All at once first: nearly every command is as it should be.
+        let bits = || cdb.padded().iter().zip(&self.reserved).map(|(value, reserved)| value & reserved);
+        if bits().fold(0, |all, wrong| all | wrong) != 0
+            && let Some((byte, wrong)) = bits().enumerate().find(|&(_, wrong)| wrong != 0)
+        {
+            return Err(SenseData::cdb_field(byte as u16, Some(7 - wrong.leading_zeros() as u8)));
         }
         // ADDITIONAL CDB LENGTH counts from the byte after it.
         if self.opcode() == VARIABLE_LENGTH && usize::from(cdb.padded()[7]) + 8 != self.usage.len() {
@@ -80,15 +90,37 @@ impl<C> Command<C> {
         }
         Ok(())
     }
+}
 
-    fn action_mask(&self, byte: usize) -> u8 {
-        match (self.action, self.opcode(), byte) {
-            (None, ..) => 0,
-            (Some(_), VARIABLE_LENGTH, 8 | 9) => 0xff,
-            (Some(_), opcode, 1) if opcode != VARIABLE_LENGTH => 0x1f,
+/// The bits of a command with this usage that must be zero; none in byte 0.
+#[expect(clippy::indexing_slicing, reason = "evaluated by the compiler")]
+const fn reserved(usage: &[u8], has_action: bool) -> [u8; MAX_CDB] {
+    let mut reserved = [0; MAX_CDB];
+    let variable = usage[0] == VARIABLE_LENGTH;
+    let control = if variable { 1 } else { usage.len() - 1 };
+    let mut byte = 1;
+    while byte < usage.len() {
+        let action = match byte {
+            8 | 9 if has_action && variable => 0xff,
+            1 if has_action && !variable => 0x1f,
             _ => 0,
-        }
+        };
+        reserved[byte] = if byte == control { CONTROL_RESERVED } else { !(usage[byte] | action) };
+        byte += 1;
     }
+    reserved
+}
+
+/// Where each operation code begins in `table`, which is in their order and has fewer than 256 commands.
+#[expect(clippy::indexing_slicing, reason = "evaluated by the compiler")]
+pub(crate) const fn starts<C>(table: &[Command<C>]) -> [u8; 256] {
+    let mut starts = [table.len() as u8; 256];
+    let mut place = table.len();
+    while place > 0 {
+        place -= 1;
+        starts[table[place].usage[0] as usize] = place as u8;
+    }
+    starts
 }
 
 /// CONTROL byte (SAM-6, 5.2): reserved bits 5..3 and NACA; the rest is vendor specific or obsolete and ignored.
@@ -106,15 +138,18 @@ fn action_of(cdb: &Cdb) -> u16 {
     }
 }
 
-/// Finds the command of a CDB in `table`, which is in order of operation codes, and checks its reserved bits.
+/// Finds the command of a CDB in `table`, which is in order of operation codes that [`starts`] says of, and checks its
+/// reserved bits.
 pub(crate) fn decode<'t, C>(
     table: &'t [Command<C>],
+    starts: &[u8; 256],
     supported: impl Fn(&Command<C>) -> bool,
     cdb: &Cdb,
 ) -> Result<&'t Command<C>, SenseData> {
     let mut known = false;
-    let first = table.partition_point(|command| command.opcode() < cdb.opcode());
-    let same = table.iter().skip(first).take_while(|command| command.opcode() == cdb.opcode());
+    let first = starts.get(usize::from(cdb.opcode())).copied().map_or(table.len(), usize::from);
+    let same =
+        table.get(first..).unwrap_or_default().iter().take_while(|command| command.opcode() == cdb.opcode());
     for command in same.filter(|command| supported(command)) {
         if command.action.is_none_or(|action| action == action_of(cdb)) {
             command.check(cdb)?;
@@ -140,17 +175,18 @@ mod tests {
     use super::*;
 
     const TABLE: &[Command<u8>] = &[
-        Command { id: 1, action: None, usage: &[0x12, 1, 0xff, 0xff, 0xff, 0], properties: Properties::NONE },
-        Command {
-            id: 2,
-            action: Some(0x10),
-            usage: &[0x9e, 0x10, 0xff, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
-            properties: Properties::NONE,
-        },
+        Command::new(1, None, &[0x12, 1, 0xff, 0xff, 0xff, 0], Properties::NONE),
+        Command::new(
+            2,
+            Some(0x10),
+            &[0x9e, 0x10, 0xff, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
+            Properties::NONE,
+        ),
     ];
 
     fn decoded(bytes: &[u8]) -> Result<u8, [u8; 4]> {
-        decode(TABLE, |_| true, &Cdb::new(bytes)).map(|command| command.id).map_err(|sense| {
+        let found = decode(TABLE, &starts(TABLE), |_| true, &Cdb::new(bytes));
+        found.map(|command| command.id).map_err(|sense| {
             let sense = sense.encode(false);
             let bytes = sense.as_bytes();
             [bytes[12], bytes[15], bytes[16], bytes[17]]

@@ -49,7 +49,7 @@ impl Bounce {
     }
 
     /// Whether the transfer can go to the host as it is.
-    fn fits(&self, at: u64, mem: &SgList) -> bool {
+    pub(super) fn fits(&self, at: u64, mem: &SgList) -> bool {
         let (memory, block) = (self.align.memory as usize - 1, self.align.block as usize - 1);
         if memory | block == 0 {
             return true;
@@ -66,6 +66,14 @@ impl Bounce {
             return Hold::none();
         }
         self.gate.enter(at..at.saturating_add(len), Access::Write, 0).await
+    }
+
+    /// As [`Bounce::replace`]; `None` when that would have to wait.
+    pub(super) fn try_replace(&self, at: u64, len: u64) -> Option<Hold> {
+        if self.align.block <= 512 {
+            return Some(Hold::none());
+        }
+        self.gate.try_enter(at..at.saturating_add(len), Access::Write)
     }
 
     /// Fills `into`; the operations hold `outer` until the kernel is done with them.

@@ -72,6 +72,19 @@ impl Gate {
         hold
     }
 
+    /// Admission without bounce memory, if nothing excludes it; else `None`.
+    pub(super) fn try_enter(self: &Arc<Self>, range: Range<u64>, access: Access) -> Option<Hold> {
+        let mut state = self.lock();
+        if access == Access::Modify || state.modifications > 0 {
+            return None;
+        }
+        let id = state.next;
+        state.next += 1;
+        state.entries.push(Entry { id, range, access, bytes: 0, admitted: true, holders: 1, waker: None });
+        drop(state);
+        Some(Hold::new(self.clone(), id))
+    }
+
     fn queue(&self, range: Range<u64>, access: Access, bytes: u64) -> u64 {
         let mut state = self.lock();
         let id = state.next;
@@ -172,6 +185,21 @@ mod tests {
         assert!(poll(late.as_mut()).is_none(), "a hold in the ring keeps the claim");
         drop(second);
         assert!(poll(late.as_mut()).is_some());
+        assert!(gate.lock().entries.is_empty());
+    }
+
+    #[test]
+    fn who_does_not_wait_enters_beside_writes_only() {
+        let gate = Gate::new(100);
+        let write = gate.try_enter(0..8, Access::Write).unwrap();
+        let beside = gate.try_enter(4..12, Access::Write).unwrap();
+        assert!(gate.try_enter(20..24, Access::Modify).is_none());
+        let mut modify = pin!(gate.enter(4..8, Access::Modify, 0));
+        assert!(poll(modify.as_mut()).is_none());
+        assert!(gate.try_enter(20..24, Access::Write).is_none(), "it has to look who is there");
+        drop((write, beside));
+        drop(poll(modify.as_mut()).unwrap());
+        drop(gate.try_enter(4..8, Access::Write).unwrap());
         assert!(gate.lock().entries.is_empty());
     }
 

@@ -43,6 +43,19 @@ impl<B: BlockBackend> Guarded<B> {
         &self.backend
     }
 
+    /// The image below, for transfers that need no looking after while they go well.
+    pub(super) fn short_way(&self) -> Option<&B> {
+        self.throttle.is_none().then_some(&self.backend)
+    }
+
+    /// What becomes of the error of a transfer on the short way; `None` when the long way shall deal with it.
+    pub(super) fn heard(&self, error: BlockError) -> Option<BlockError> {
+        if error.kind == BlockErrorKind::NoSpace && self.pausing.is_some() {
+            return None;
+        }
+        self.complaints.heard(Err(error)).err()
+    }
+
     async fn wait(&self, io: &Io, direction: Direction, bytes: u64) {
         if let Some(throttle) = &self.throttle {
             throttle.wait(io, direction, bytes).await;

@@ -1,8 +1,9 @@
 //! The closed set of image formats, dispatched statically.
 
+use super::single::{Begun, ended};
 use super::{
-    BlockBackend, BlockError, ByteOffset, Durability, Extent, Geometry, Guarded, Limits, Pausing, Qcow2Image,
-    RawImage, Span, Unmap,
+    Action, BlockBackend, BlockError, ByteOffset, Durability, Extent, Geometry, Guarded, Limits, Pausing,
+    Qcow2Image, RawImage, Span, Unmap,
 };
 use crate::iothread::Io;
 use crate::mem::{FromGuest, ToGuest};
@@ -56,6 +57,61 @@ impl Image {
             other => other,
         }
     }
+
+    /// The raw image behind it, where transfers may go there at once.
+    fn raw(&self) -> Option<&RawImage> {
+        match self {
+            Self::Raw(image) => Some(image),
+            Self::GuardedRaw(guarded) => guarded.short_way(),
+            _ => None,
+        }
+    }
+
+    fn begin_read<'a>(&self, io: &'a Io, at: ByteOffset, into: ToGuest) -> Begun<'a, ToGuest> {
+        match (self, self.raw()) {
+            #[cfg(any(test, feature = "testing"))]
+            (Self::Ram(disk), _) => Begun::Done(disk.get(at, &into)),
+            (_, Some(raw)) => raw.begin_read(io, at, into),
+            (_, None) => Begun::Long(into),
+        }
+    }
+
+    fn begin_write<'a>(
+        &self,
+        io: &'a Io,
+        at: ByteOffset,
+        from: FromGuest,
+        durability: Durability,
+    ) -> Begun<'a, FromGuest> {
+        match (self, self.raw()) {
+            #[cfg(any(test, feature = "testing"))]
+            (Self::Ram(disk), _) => Begun::Done(disk.put(at, &from)),
+            (_, Some(raw)) => raw.begin_write(io, at, from, durability),
+            (_, None) => Begun::Long(from),
+        }
+    }
+
+    /// How a transfer that was begun ended; `None` when it takes the long way after all.
+    fn end(
+        &self,
+        action: Action,
+        at: ByteOffset,
+        len: u64,
+        result: std::io::Result<u64>,
+    ) -> Option<Result<(), BlockError>> {
+        let error = match ended(result, len)? {
+            Ok(()) => return Some(Ok(())),
+            Err(error) => error,
+        };
+        match self {
+            Self::Raw(image) => Some(Err(image.failed(action, at.0, len, error))),
+            Self::GuardedRaw(guarded) => {
+                let image = guarded.short_way()?;
+                guarded.heard(image.failed(action, at.0, len, error)).map(Err)
+            }
+            _ => None,
+        }
+    }
 }
 
 impl BlockBackend for Image {
@@ -64,7 +120,20 @@ impl BlockBackend for Image {
     }
 
     async fn read(&self, io: &Io, at: ByteOffset, into: ToGuest) -> Result<(), BlockError> {
-        each!(self, backend => backend.read(io, at, into).await)
+        let len = into.len();
+        let into = match self.begin_read(io, at, into) {
+            Begun::Done(result) => return result,
+            Begun::Long(into) => into,
+            Begun::Running(single) => {
+                let (result, mem) = single.await;
+                match self.end(Action::Read, at, len, result) {
+                    Some(result) => return result,
+                    None => ToGuest::new(mem),
+                }
+            }
+        };
+        // Apart: large, and seldom.
+        Box::pin(async move { each!(self, backend => backend.read(io, at, into).await) }).await
     }
 
     async fn write(
@@ -74,11 +143,29 @@ impl BlockBackend for Image {
         from: FromGuest,
         durability: Durability,
     ) -> Result<(), BlockError> {
-        each!(self, backend => backend.write(io, at, from, durability).await)
+        let len = from.len();
+        let from = match self.begin_write(io, at, from, durability) {
+            Begun::Done(result) => return result,
+            Begun::Long(from) => from,
+            Begun::Running(single) => {
+                let (result, mem) = single.await;
+                match self.end(Action::Write, at, len, result) {
+                    Some(result) => return result,
+                    None => FromGuest::new(mem),
+                }
+            }
+        };
+        Box::pin(async move { each!(self, backend => backend.write(io, at, from, durability).await) }).await
     }
 
     async fn flush(&self, io: &Io) -> Result<(), BlockError> {
-        each!(self, backend => backend.flush(io).await)
+        match self {
+            Self::Raw(image) => image.flush(io).await,
+            Self::GuardedRaw(image) => image.flush(io).await,
+            #[cfg(any(test, feature = "testing"))]
+            Self::Ram(image) => image.flush(io).await,
+            _ => Box::pin(async move { each!(self, backend => backend.flush(io).await) }).await,
+        }
     }
 
     async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {

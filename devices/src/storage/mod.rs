@@ -18,6 +18,7 @@ mod lock;
 mod no_space;
 mod qcow2;
 mod raw;
+mod single;
 mod sys;
 mod throttle;
 

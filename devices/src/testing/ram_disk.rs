@@ -51,6 +51,16 @@ impl RamDisk {
         self.lock().clone()
     }
 
+    /// A read, at once.
+    pub(crate) fn get(&self, at: ByteOffset, into: &ToGuest) -> Result<(), BlockError> {
+        self.with(Action::Read, at.0, into.len(), |part| into.write_at(0, part)).map(|_| ())
+    }
+
+    /// A write, at once.
+    pub(crate) fn put(&self, at: ByteOffset, from: &FromGuest) -> Result<(), BlockError> {
+        self.with(Action::Write, at.0, from.len(), |part| from.read_at(0, part)).map(|_| ())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
         self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -98,7 +108,7 @@ impl BlockBackend for RamDisk {
     }
 
     async fn read(&self, _io: &Io, at: ByteOffset, into: ToGuest) -> Result<(), BlockError> {
-        self.with(Action::Read, at.0, into.len(), |part| into.write_at(0, part)).map(|_| ())
+        self.get(at, &into)
     }
 
     async fn write(
@@ -108,7 +118,7 @@ impl BlockBackend for RamDisk {
         from: FromGuest,
         _durability: Durability,
     ) -> Result<(), BlockError> {
-        self.with(Action::Write, at.0, from.len(), |part| from.read_at(0, part)).map(|_| ())
+        self.put(at, &from)
     }
 
     async fn flush(&self, _io: &Io) -> Result<(), BlockError> {

@@ -1,5 +1,6 @@
 //! The MFI transport: registers, frames in guest memory, and the reply ring.
 
+mod addresses;
 mod execute;
 mod frame;
 mod moderation;

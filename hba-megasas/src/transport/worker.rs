@@ -1,7 +1,8 @@
 //! The task that takes frames on an I/O thread, and what it keeps.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
@@ -14,6 +15,7 @@ use devices::mem::ToGuest;
 use devices::scsi::{Status as ScsiStatus, Tag};
 use zerocopy::IntoBytes;
 
+use super::addresses::Addresses;
 use super::execute;
 use super::frame::{Fetcher, Frame};
 use super::moderation::Moderation;
@@ -41,7 +43,7 @@ pub(crate) struct Worker {
     firmware: Arc<Firmware>,
     done: RefCell<Vec<Done>>,
     /// Address and context of the frames in flight.
-    active: RefCell<HashMap<u64, u64>>,
+    active: RefCell<Addresses<u64>>,
     parked: RefCell<Option<Parked>>,
     drives: RefCell<(u64, Arc<Map>)>,
     serial: Cell<u64>,
@@ -64,7 +66,7 @@ impl Worker {
             port,
             firmware,
             done: RefCell::new(Vec::with_capacity(limit)),
-            active: RefCell::new(HashMap::with_capacity(2 * limit)),
+            active: RefCell::new(super::addresses::with_room(2 * limit)),
             parked: RefCell::default(),
             drives,
             serial: Cell::new(0),
@@ -202,12 +204,16 @@ impl Worker {
             .borrow()
             .as_ref()
             .is_some_and(|parked| (parked.ticket.address, parked.ticket.epoch) == (address, epoch));
-        if parked || self.active.borrow().contains_key(&address) {
-            devices::log_limited!(warn, "megasas: frame at {address:#x} is in flight already");
-            forget();
-            return None;
+        match self.active.borrow_mut().entry(address) {
+            Entry::Vacant(entry) if !parked => {
+                entry.insert(context);
+            }
+            _ => {
+                devices::log_limited!(warn, "megasas: frame at {address:#x} is in flight already");
+                forget();
+                return None;
+            }
         }
-        self.active.borrow_mut().insert(address, context);
         let flags = frame.header.flags.get();
         Some((FrameToken::new(self.clone(), Ticket { address, context, flags, epoch, taken }), frame))
     }

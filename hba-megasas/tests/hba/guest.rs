@@ -156,8 +156,17 @@ impl Guest {
     }
 
     pub fn with(options: Options, drives: BTreeMap<u8, Drive>, images: BTreeMap<u8, Arc<Image>>) -> Self {
+        Self::on(IoThread::start("io").unwrap(), options, drives, images)
+    }
+
+    /// As [`Self::with`], on this thread.
+    pub fn on(
+        thread: IoThread,
+        options: Options,
+        drives: BTreeMap<u8, Drive>,
+        images: BTreeMap<u8, Arc<Image>>,
+    ) -> Self {
         let seat = TestSeat::new(RAM);
-        let thread = IoThread::start("io").unwrap();
         let model = options.model;
         let hba = Megasas::new(seat.seat.clone(), drives, thread.remote(), options, None).unwrap();
         let guest = Self { seat, hba, model, entries: 0, consumer: 0, heap: HEAP, images, _thread: thread };

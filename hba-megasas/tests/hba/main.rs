@@ -18,5 +18,6 @@ mod guest;
 mod hostile;
 mod resets;
 mod rules;
+mod speed;
 mod suites;
 mod tools;

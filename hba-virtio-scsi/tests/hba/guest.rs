@@ -111,8 +111,13 @@ pub struct Reply {
 impl Guest {
     /// A machine with the HBA plugged in and its BARs placed; the device is not initialised yet.
     pub fn new(options: Options, threads: usize, targets: BTreeMap<u8, Arc<Nexus>>) -> Self {
+        let start = |i| IoThread::start(&format!("io{i}")).unwrap();
+        Self::on((0..threads).map(start).collect(), options, targets)
+    }
+
+    /// As [`Self::new`], on these threads.
+    pub fn on(threads: Vec<IoThread>, options: Options, targets: BTreeMap<u8, Arc<Nexus>>) -> Self {
         let seat = TestSeat::new(RAM);
-        let threads: Vec<_> = (0..threads).map(|i| IoThread::start(&format!("io{i}")).unwrap()).collect();
         let remotes: Vec<_> = threads.iter().map(IoThread::remote).collect();
         let hba = VirtioScsi::new(seat.seat.clone(), targets, remotes.clone(), options).unwrap();
         let mut guest = Self {

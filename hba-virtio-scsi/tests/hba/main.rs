@@ -18,3 +18,4 @@ mod hostile;
 mod legacy;
 mod protection;
 mod registers;
+mod speed;

@@ -1,7 +1,7 @@
 //! The commands of a disk: SBC-4, table 34, and what SPC-5 adds.
 
 use super::super::absent::REPORT_LUNS_USAGE;
-use super::super::opcode::{Command, Properties, field};
+use super::super::opcode::{Command, Properties, field, starts};
 
 /// What a disk does with a CDB; the lengths of one command share a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,11 +105,11 @@ const WIPE: Properties = Properties::WRITE;
 const UNMAP: Properties = WRITE.and(Properties::THIN);
 
 const fn plain(id: Id, properties: Properties, usage: &'static [u8]) -> Command<Id> {
-    Command { id, action: None, usage, properties }
+    Command::new(id, None, usage, properties)
 }
 
 const fn action(id: Id, properties: Properties, action: u16, usage: &'static [u8]) -> Command<Id> {
-    Command { id, action: Some(action), usage, properties }
+    Command::new(id, Some(action), usage, properties)
 }
 
 /// In order of operation codes and service actions.
@@ -222,6 +222,9 @@ pub(super) const COMMANDS: &[Command<Id>] = &[
     plain(Id::Verify, READ, &[0xaf, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0]),
     plain(Id::ReadDefectData, READ, &[0xb7, 0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]),
 ];
+
+/// Where each operation code begins.
+pub(super) static STARTS: [u8; 256] = starts(COMMANDS);
 
 /// Usage of the 16-byte commands with an 8-byte LBA, a 4-byte count and a group number.
 const fn long_lba(opcode: u8, flags: u8) -> [u8; 16] {

@@ -24,7 +24,7 @@ pub use crate::storage::Image;
 pub use config::{DiskConfig, DiskError, ProtectionType};
 pub(super) use update::runs_alone;
 
-use self::commands::{COMMANDS, Id};
+use self::commands::{COMMANDS, Id, STARTS};
 use self::mode::ModeParameters;
 use self::power::Power;
 use self::protection::Protection;
@@ -97,7 +97,7 @@ impl<B: BlockBackend> Disk<B> {
 
     pub(super) async fn execute(&self, context: Context<'_>, cdb: &Cdb, data: DataBuffers) -> Outcome {
         let (protect, cdb) = &self.split_protect(cdb);
-        let command = decode(COMMANDS, |command| self.supports(command), cdb)?;
+        let command = decode(COMMANDS, &STARTS, |command| self.supports(command), cdb)?;
         let (io, bytes) = (context.io, cdb.padded().as_slice());
         self.reserved(context.path, command, bytes)?;
         self.usable(command.properties)?;
@@ -212,7 +212,7 @@ impl<B: BlockBackend> Disk<B> {
     /// As [`Disk::reserved`], for a CDB that nobody has looked at.
     pub(super) fn check_reservations(&self, path: &Path, cdb: &Cdb) -> Result<(), Failure> {
         let (_, cdb) = &self.split_protect(cdb);
-        match decode(COMMANDS, |command| self.supports(command), cdb) {
+        match decode(COMMANDS, &STARTS, |command| self.supports(command), cdb) {
             Ok(command) => self.reserved(path, command, cdb.padded()),
             Err(_) => Ok(()),
         }

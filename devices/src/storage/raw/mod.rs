@@ -3,6 +3,7 @@
 mod container;
 mod file;
 mod open;
+mod single;
 mod zero;
 
 use std::path::PathBuf;

@@ -1,0 +1,60 @@
+//! What a frame costs the I/O thread on its whole way: queue, SCSI layer, a raw image in the host's cache, io_uring.
+//!
+//! `cargo test --release -p hba-megasas speed -- --ignored --nocapture`, with `SPEED_COMMANDS`, `SPEED_DEPTH` and
+//! `SPEED_WRITE` in the environment. Instructions for each command are the difference of two runs under
+//! `valgrind --tool=callgrind --separate-threads=yes`, in the file of the I/O thread; see docs/performance.md.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use devices::iothread::{IoThread, Polling, Settings};
+use devices::scsi::Image;
+use devices::storage::{CacheMode, RawImage, RawOptions, Sharing};
+use hba_megasas::{Model, Options};
+
+use crate::guest::{Frame, Guest, IEEE, drive, options};
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap())
+}
+
+/// Frames of 4 KiB as Linux makes them, `SPEED_DEPTH` at a time: the next ones when all are done.
+#[test]
+#[ignore = "a measurement"]
+fn frames_of_4_kib() {
+    let (count, depth) = (number("SPEED_COMMANDS", 200_000), number("SPEED_DEPTH", 32));
+    let write = number("SPEED_WRITE", 0) != 0;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), vec![1; 4 << 20]).unwrap();
+    let (path, sharing) = (file.path().to_owned(), Sharing::Unlocked);
+    let raw = RawImage::open(&RawOptions { path, read_only: false, cache: CacheMode::Writeback, sharing });
+    let image = Arc::new(Image::Raw(raw.unwrap()).guarded(None, None));
+    // No polling: what that costs depends on how long there is nothing to do.
+    let thread = IoThread::with("speed", Settings { polling: Polling::Off, cpus: vec![] }).unwrap();
+    let drives = BTreeMap::from([(0, drive(&image, true))]);
+    let options = Options { write_back: true, ..options(Model::Gen2) };
+    let mut guest = Guest::on(thread, options, drives, BTreeMap::from([(0, image)]));
+    assert_eq!(guest.init(129), 0);
+    guest.enable_interrupts();
+    let frames: Vec<_> = (0..depth)
+        .map(|slot| {
+            let data = guest.alloc(8192).next_multiple_of(4096);
+            let frame = Frame::io(write, 0, slot * 8, 8).context(slot as u32).flags(IEEE).sge(data, 4096);
+            guest.lay(&frame)
+        })
+        .collect();
+    let start = Instant::now();
+    for _ in 0..count.div_ceil(depth) {
+        for &frame in &frames {
+            guest.poke(frame + 2, &[0xff]);
+            guest.fire(frame);
+        }
+        for _ in 0..depth {
+            let context = guest.wait_reply();
+            assert_eq!(guest.status_of(frames[context as usize]), 0);
+        }
+        guest.write(0xa0, u32::MAX);
+    }
+    println!("{:.0} commands a second", count as f64 / start.elapsed().as_secs_f64());
+}

@@ -1,0 +1,66 @@
+//! What a command costs the I/O thread on its whole way: ring, SCSI layer, a raw image in the host's cache, io_uring.
+//!
+//! `cargo test --release -p hba-virtio-scsi speed -- --ignored --nocapture`, with `SPEED_COMMANDS`, `SPEED_DEPTH` and
+//! `SPEED_WRITE` in the environment. Instructions for each command are the difference of two runs under
+//! `valgrind --tool=callgrind --separate-threads=yes`, in the file of the I/O thread; see docs/performance.md.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use devices::iothread::{IoThread, Polling, Settings};
+use devices::scsi::{Disk, Image, LogicalUnit, Lun, Nexus, Target, suite};
+use devices::storage::{CacheMode, RawImage, RawOptions, Sharing};
+use hba_virtio_scsi::Options;
+
+use crate::guest::{EVENT_IDX, Guest, INDIRECT, INDIRECT_TABLE, NEXT, VERSION_1, WRITE, lun};
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap())
+}
+
+/// Requests of 4 KiB as Linux makes them, `SPEED_DEPTH` at a time: the next ones when all are done.
+#[test]
+#[ignore = "a measurement"]
+fn commands_of_4_kib() {
+    let (count, depth) = (number("SPEED_COMMANDS", 200_000), number("SPEED_DEPTH", 32));
+    let write = number("SPEED_WRITE", 0) != 0;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), vec![1; 4 << 20]).unwrap();
+    let (path, sharing) = (file.path().to_owned(), Sharing::Unlocked);
+    let raw = RawImage::open(&RawOptions { path, read_only: false, cache: CacheMode::Writeback, sharing });
+    let image = Arc::new(Image::Raw(raw.unwrap()).guarded(None, None));
+    let target = Target::new();
+    target.attach(Lun([0; 8]), LogicalUnit::Disk(Disk::new(image, suite::config()).unwrap())).unwrap();
+    // No polling: what that costs depends on how long there is nothing to do.
+    let thread = IoThread::with("speed", Settings { polling: Polling::Off, cpus: vec![] }).unwrap();
+    let targets = BTreeMap::from([(0, Nexus::new(target, None))]);
+    let mut guest = Guest::on(vec![thread], Options::default(), targets);
+    guest.start(VERSION_1 | EVENT_IDX | INDIRECT, 128);
+    guest.command(2, lun(0, 0), &[0; 6], &[], 0);
+    let desc = guest.queues[2].desc;
+    for slot in 0..depth {
+        let [_, _, _, _, a, b, c, d] = (slot * 8).to_be_bytes();
+        let cdb = [if write { 0x2a } else { 0x28 }, 0, a, b, c, d, 0, 0, 8, 0];
+        let request = guest.alloc_with(&Guest::request_head(lun(0, 0), slot, &cdb));
+        let (response, data) = (guest.alloc(108), 0x80_0000 + 0x1000 * slot);
+        let parts = match write {
+            false => [(request, 51, 0), (response, 108, WRITE), (data, 4096, WRITE)],
+            true => [(request, 51, 0), (data, 4096, 0), (response, 108, WRITE)],
+        };
+        let table = guest.alloc(16 * 3) & !0xf;
+        for ((addr, len, flags), i) in parts.into_iter().zip(0..) {
+            guest.descriptor(table, i, addr, len, flags | if i < 2 { NEXT } else { 0 }, i + 1);
+        }
+        guest.descriptor(desc, slot as u16, table, 48, INDIRECT_TABLE, 0);
+    }
+    let start = Instant::now();
+    for _ in 0..count.div_ceil(depth) {
+        (0..depth).for_each(|slot| guest.publish(2, slot as u16));
+        guest.kick(2);
+        for _ in 0..depth {
+            assert_eq!(guest.wait_used(2).1, if write { 12 } else { 108 + 4096 });
+        }
+    }
+    println!("{:.0} commands a second", count as f64 / start.elapsed().as_secs_f64());
+}
