@@ -88,6 +88,10 @@ impl DataBuffers {
     pub fn none() -> Self {
         Self::new(FromGuest::empty(), ToGuest::empty())
     }
+    /// Takes all of it.
+    pub(crate) fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::none())
+    }
     /// Data either way, protection information among it if there is any.
     pub fn new(data_out: FromGuest, data_in: ToGuest) -> Self {
         Self { data_out, data_in, protection: None }
