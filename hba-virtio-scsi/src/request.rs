@@ -141,7 +141,14 @@ fn command(dma: &Dma, format: Format, chain: &Chain, response_len: usize) -> Res
 
 /// Whether `parts` have bytes beyond the first `len`.
 fn has_beyond(parts: &[(u64, u32)], len: u64) -> bool {
-    parts.iter().map(|&(_, size)| u64::from(size)).sum::<u64>() > len
+    let mut left = len;
+    parts.iter().any(|&(_, size)| match left.checked_sub(size.into()) {
+        Some(rest) => {
+            left = rest;
+            false
+        }
+        None => true,
+    })
 }
 
 /// Copies the first bytes of the readable part, once.

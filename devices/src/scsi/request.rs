@@ -23,8 +23,8 @@ impl Cdb {
     pub fn new(bytes: &[u8]) -> Self {
         let mut all = [0; MAX_CDB];
         let len = bytes.len().min(MAX_CDB);
-        for (to, from) in all.iter_mut().zip(bytes) {
-            *to = *from;
+        if let (Some(to), Some(from)) = (all.get_mut(..len), bytes.get(..len)) {
+            to.copy_from_slice(from);
         }
         Self { bytes: all, len: len as u8 }
     }
