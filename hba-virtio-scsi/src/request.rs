@@ -141,7 +141,14 @@ fn command(dma: &Dma, format: Format, chain: &Chain, response_len: usize) -> Res
 
 /// Whether `parts` have bytes beyond the first `len`.
 fn has_beyond(parts: &[(u64, u32)], len: u64) -> bool {
-    parts.iter().map(|&(_, size)| u64::from(size)).sum::<u64>() > len
+    let mut left = len;
+    parts.iter().any(|&(_, size)| match left.checked_sub(size.into()) {
+        Some(rest) => {
+            left = rest;
+            false
+        }
+        None => true,
+    })
 }
 
 /// Copies the first bytes of the readable part, once.
@@ -185,9 +192,24 @@ impl Command {
 }
 
 /// Carries a command out and answers it.
-pub(crate) async fn run(targets: Rc<Snapshot>, token: ChainToken, command: Option<Command>) {
-    let Some(command) = command else { return token.fail() };
-    let Command { address, request, offered_out, offered_in, response_len, protected } = command;
+///
+/// The command stays in the future, and is moved once with it.
+#[expect(clippy::manual_async_fn, reason = "arguments of an async function have two places in its future")]
+pub(crate) fn run(
+    targets: Rc<Snapshot>,
+    token: ChainToken,
+    mut command: Option<Command>,
+) -> impl Future<Output = ()> {
+    async move {
+        match &mut command {
+            Some(command) => carry_out(&targets, token, command).await,
+            None => token.fail(),
+        }
+    }
+}
+
+async fn carry_out(targets: &Snapshot, token: ChainToken, command: &mut Command) {
+    let Command { address, ref mut request, offered_out, offered_in, response_len, protected } = *command;
     let nexus = match address {
         Some(Address::Unit { target, .. }) => targets.get(target),
         // Any target can tell; the first does.
@@ -195,7 +217,7 @@ pub(crate) async fn run(targets: Rc<Snapshot>, token: ChainToken, command: Optio
         None => None,
     };
     let result = match nexus {
-        Some(nexus) => nexus.execute(token.worker().io(), request).await,
+        Some(nexus) => nexus.execute_at(token.worker().io(), request).await,
         None => Err(TransportFault::NoTarget),
     };
     if !token.worker().queue().is_running() {

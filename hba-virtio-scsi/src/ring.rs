@@ -95,40 +95,37 @@ impl Descriptor {
     }
 }
 
+/// The first descriptors of an indirect table.
+type Near = [[u8; DESCRIPTOR]; NEAR];
+
 /// A table of descriptors in guest memory. Each descriptor is read once at most for each time that a chain names it.
 struct Table {
     at: u64,
     count: u16,
-    near: [[u8; DESCRIPTOR]; NEAR],
-    /// How many of `near` are copies.
+    /// How many of the first are copies.
     copied: u16,
 }
 
 impl Table {
-    fn new(at: u64, count: u16) -> Self {
-        Self { at, count, near: [[0; DESCRIPTOR]; NEAR], copied: 0 }
-    }
-
-    /// An indirect table of `len` bytes.
-    fn indirect(dma: &Dma, at: u64, len: u32) -> Option<Self> {
+    /// An indirect table of `len` bytes, the first descriptors of which go to `near`.
+    fn indirect(dma: &Dma, at: u64, len: u32, near: &mut Near) -> Option<Self> {
         if !len.is_multiple_of(DESCRIPTOR as u32) {
             return None;
         }
-        let mut table = Self::new(at, u16::try_from(len / DESCRIPTOR as u32).ok()?);
-        let copied = table.count.min(NEAR as u16);
-        let near = table.near.as_flattened_mut().get_mut(..usize::from(copied) * DESCRIPTOR)?;
-        if dma.read(at, near).is_ok() {
-            table.copied = copied;
-        }
-        Some(table)
+        let count = u16::try_from(len / DESCRIPTOR as u32).ok()?;
+        let copied = count.min(NEAR as u16);
+        let near = near.as_flattened_mut().get_mut(..usize::from(copied) * DESCRIPTOR)?;
+        // What cannot be read in one piece may still be read one by one.
+        let copied = if dma.read(at, near).is_ok() { copied } else { 0 };
+        Some(Self { at, count, copied })
     }
 
-    fn get(&self, dma: &Dma, index: u16) -> Option<Descriptor> {
+    fn get(&self, dma: &Dma, near: &Near, index: u16) -> Option<Descriptor> {
         if index >= self.count {
             return None;
         }
         if index < self.copied {
-            return self.near.get(usize::from(index)).map(Descriptor::of);
+            return near.get(usize::from(index)).map(Descriptor::of);
         }
         let mut bytes = [0; DESCRIPTOR];
         let at = self.at.checked_add(u64::from(index) * DESCRIPTOR as u64)?;
@@ -144,6 +141,7 @@ impl Table {
 pub(crate) struct Chain {
     pub(crate) readable: Vec<(u64, u32)>,
     pub(crate) writable: Vec<(u64, u32)>,
+    near: Near,
 }
 
 impl Chain {
@@ -155,12 +153,13 @@ impl Chain {
         // A chain longer than its table loops.
         let mut left = table.count;
         loop {
-            let descriptor = table.get(dma, at).filter(|_| left > 0).ok_or(ChainError::Broken)?;
+            let descriptor = table.get(dma, &self.near, at).filter(|_| left > 0).ok_or(ChainError::Broken)?;
             if descriptor.has(DESC_F_INDIRECT) {
                 if indirect {
                     return Err(ChainError::Broken);
                 }
-                table = Table::indirect(dma, descriptor.addr, descriptor.len).ok_or(ChainError::Broken)?;
+                let indirect_table = Table::indirect(dma, descriptor.addr, descriptor.len, &mut self.near);
+                table = indirect_table.ok_or(ChainError::Broken)?;
                 (at, indirect, left) = (0, true, table.count);
                 continue;
             }
@@ -245,7 +244,8 @@ impl Ring {
         if head >= self.at.size {
             return Err(RingError::Head(head));
         }
-        let shape = chain.fill(dma, Table::new(self.at.desc, self.at.size), head);
+        let table = Table { at: self.at.desc, count: self.at.size, copied: 0 };
+        let shape = chain.fill(dma, table, head);
         Ok(Some(Taken { head, shape }))
     }
 

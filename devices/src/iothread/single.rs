@@ -59,6 +59,15 @@ impl Io {
         Ok(Single(self.perform(op)))
     }
 
+    /// Starts fdatasync(2).
+    pub(crate) fn sync_single(&self, file: &Arc<File>) -> Option<Single<'_>> {
+        #[cfg(any(test, feature = "testing"))]
+        if self.core.mischief.is_planned() {
+            return None;
+        }
+        Some(Single(self.perform(Op::Sync { file: file.clone() })))
+    }
+
     fn is_single(&self, at: u64, mem: &SgList) -> bool {
         #[cfg(any(test, feature = "testing"))]
         if self.core.mischief.is_planned() {

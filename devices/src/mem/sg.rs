@@ -281,6 +281,10 @@ macro_rules! direction {
             pub fn window(&self, offset: u64, len: u64) -> Self {
                 Self(self.0.window(offset, len))
             }
+            /// Takes all of it.
+            pub fn take(&mut self) -> Self {
+                std::mem::replace(self, Self::empty())
+            }
             /// Takes the direction off.
             pub fn into_inner(self) -> SgList {
                 self.0

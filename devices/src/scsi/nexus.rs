@@ -12,8 +12,8 @@ use super::sense::{Failure, INVALID_MESSAGE_ERROR, LUN_NOT_SUPPORTED, SenseData}
 use super::tasks::{Ended, NexusId};
 use super::unit::{Context, Events, Path, Unit};
 use super::{
-    Cdb, DataBuffers, Lun, PortEvents, ScsiReply, ScsiRequest, Status, Tag, Target, TaskAttribute,
-    TaskManagement, TaskManagementReply, TransportFault, absent,
+    Lun, PortEvents, ScsiReply, ScsiRequest, Status, Tag, Target, TaskAttribute, TaskManagement,
+    TaskManagementReply, TransportFault, absent,
 };
 use crate::iothread::Io;
 
@@ -61,19 +61,24 @@ impl Nexus {
     ///
     /// A caller that drops the future has no result; memory that the kernel still works on then lives until it is
     /// done, see [`Io::quiesce`].
-    pub async fn execute(&self, io: &Io, request: ScsiRequest) -> Result<ScsiReply, TransportFault> {
-        let ScsiRequest { tag, lun, cdb, attribute, priority: _, data } = request;
-        let offered = Offered::of(&data);
-        let Some(path) = self.path(&lun) else {
-            return Ok(reply(absent::execute(self, &lun, &cdb, &data), offered, false));
+    pub async fn execute(&self, io: &Io, mut request: ScsiRequest) -> Result<ScsiReply, TransportFault> {
+        self.execute_at(io, &mut request).await
+    }
+
+    /// As [`Nexus::execute`], with the request where it is: it is moved no more. The buffers are taken out of it.
+    pub async fn execute_at(&self, io: &Io, request: &mut ScsiRequest) -> Result<ScsiReply, TransportFault> {
+        let offered = Offered::of(&request.data);
+        let Some(path) = self.path(&request.lun) else {
+            let outcome = absent::execute(self, &request.lun, &request.cdb, &request.data);
+            return Ok(reply(outcome, offered, false));
         };
         let unit = &path.unit;
-        let order = unit.logical.attribute(&cdb, attribute);
-        let outcome = match unit.tasks.enter(self.id, tag, order) {
+        let order = unit.logical.attribute(&request.cdb, request.attribute);
+        let outcome = match unit.tasks.enter(self.id, request.tag, order) {
             None => Err(Failure::Status(Status::TaskSetFull)),
             Some(task) => {
                 let result = {
-                    let mut work = pin!(self.serve(io, &path, attribute, &cdb, data));
+                    let mut work = pin!(self.serve(io, &path, request));
                     task.run(work.as_mut()).await
                 };
                 match result {
@@ -90,30 +95,24 @@ impl Nexus {
         Ok(reply(outcome, offered, unit.logical.descriptor_sense()))
     }
 
-    async fn serve(
-        &self,
-        io: &Io,
-        path: &Path,
-        attribute: TaskAttribute,
-        cdb: &Cdb,
-        data: DataBuffers,
-    ) -> Outcome {
-        if attribute == TaskAttribute::Aca {
+    async fn serve(&self, io: &Io, path: &Path, request: &mut ScsiRequest) -> Outcome {
+        if request.attribute == TaskAttribute::Aca {
             // No ACA is ever established here (SAM-6, 8.9.5).
             return Err(SenseData::illegal(INVALID_MESSAGE_ERROR).into());
         }
         path.unit.refresh();
-        if !passes_attention(cdb.opcode())
+        if !passes_attention(request.cdb.opcode())
             && let Some(first) = path.attentions.first()
         {
             if !first.precedes_conflict() {
-                path.unit.logical.check_reservations(path, cdb)?;
+                path.unit.logical.check_reservations(path, &request.cdb)?;
             }
             if let Some(attention) = self.take_attention(path) {
                 return Err(attention.sense().into());
             }
         }
-        path.unit.logical.execute(Context { io, nexus: self, path }, cdb, data).await
+        let context = Context { io, nexus: self, path };
+        path.unit.logical.execute(context, &request.cdb, &mut request.data).await
     }
 
     /// Takes the unit attention condition to report next.

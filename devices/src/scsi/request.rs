@@ -23,8 +23,8 @@ impl Cdb {
     pub fn new(bytes: &[u8]) -> Self {
         let mut all = [0; MAX_CDB];
         let len = bytes.len().min(MAX_CDB);
-        for (to, from) in all.iter_mut().zip(bytes) {
-            *to = *from;
+        if let (Some(to), Some(from)) = (all.get_mut(..len), bytes.get(..len)) {
+            to.copy_from_slice(from);
         }
         Self { bytes: all, len: len as u8 }
     }
@@ -87,6 +87,10 @@ impl DataBuffers {
     /// No data either way.
     pub fn none() -> Self {
         Self::new(FromGuest::empty(), ToGuest::empty())
+    }
+    /// Takes all of it.
+    pub(crate) fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::none())
     }
     /// Data either way, protection information among it if there is any.
     pub fn new(data_out: FromGuest, data_in: ToGuest) -> Self {

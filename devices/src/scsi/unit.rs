@@ -28,7 +28,7 @@ pub(crate) struct Context<'a> {
 }
 
 impl LogicalUnit {
-    pub(crate) async fn execute(&self, context: Context<'_>, cdb: &Cdb, data: DataBuffers) -> Outcome {
+    pub(crate) async fn execute(&self, context: Context<'_>, cdb: &Cdb, data: &mut DataBuffers) -> Outcome {
         match self {
             Self::Disk(disk) => disk.execute(context, cdb, data).await,
         }

@@ -91,6 +91,15 @@ impl Image {
         }
     }
 
+    fn begin_flush<'a>(&self, io: &'a Io) -> Begun<'a, ()> {
+        match (self, self.raw()) {
+            #[cfg(any(test, feature = "testing"))]
+            (Self::Ram(_), _) => Begun::Done(Ok(())),
+            (_, Some(raw)) => raw.begin_flush(io),
+            (_, None) => Begun::Long(()),
+        }
+    }
+
     /// How a transfer that was begun ended; `None` when it takes the long way after all.
     fn end(
         &self,
@@ -119,52 +128,67 @@ impl BlockBackend for Image {
         each!(self, backend => backend.geometry())
     }
 
-    async fn read(&self, io: &Io, at: ByteOffset, into: ToGuest) -> Result<(), BlockError> {
+    /// Begins at once: then there is little left to wait for.
+    fn read(&self, io: &Io, at: ByteOffset, into: ToGuest) -> impl Future<Output = Result<(), BlockError>> {
         let len = into.len();
-        let into = match self.begin_read(io, at, into) {
-            Begun::Done(result) => return result,
-            Begun::Long(into) => into,
-            Begun::Running(single) => {
-                let (result, mem) = single.await;
-                match self.end(Action::Read, at, len, result) {
-                    Some(result) => return result,
-                    None => ToGuest::new(mem),
+        let begun = self.begin_read(io, at, into);
+        async move {
+            let into = match begun {
+                Begun::Done(result) => return result,
+                Begun::Long(into) => into,
+                Begun::Running(single) => {
+                    let (result, mem) = single.await;
+                    match self.end(Action::Read, at, len, result) {
+                        Some(result) => return result,
+                        None => ToGuest::new(mem),
+                    }
                 }
-            }
-        };
-        // Apart: large, and seldom.
-        Box::pin(async move { each!(self, backend => backend.read(io, at, into).await) }).await
+            };
+            // Apart: large, and seldom.
+            Box::pin(async move { each!(self, backend => backend.read(io, at, into).await) }).await
+        }
     }
 
-    async fn write(
+    fn write(
         &self,
         io: &Io,
         at: ByteOffset,
         from: FromGuest,
         durability: Durability,
-    ) -> Result<(), BlockError> {
+    ) -> impl Future<Output = Result<(), BlockError>> {
         let len = from.len();
-        let from = match self.begin_write(io, at, from, durability) {
-            Begun::Done(result) => return result,
-            Begun::Long(from) => from,
-            Begun::Running(single) => {
-                let (result, mem) = single.await;
-                match self.end(Action::Write, at, len, result) {
-                    Some(result) => return result,
-                    None => FromGuest::new(mem),
+        let begun = self.begin_write(io, at, from, durability);
+        async move {
+            let from = match begun {
+                Begun::Done(result) => return result,
+                Begun::Long(from) => from,
+                Begun::Running(single) => {
+                    let (result, mem) = single.await;
+                    match self.end(Action::Write, at, len, result) {
+                        Some(result) => return result,
+                        None => FromGuest::new(mem),
+                    }
                 }
-            }
-        };
-        Box::pin(async move { each!(self, backend => backend.write(io, at, from, durability).await) }).await
+            };
+            Box::pin(async move { each!(self, backend => backend.write(io, at, from, durability).await) })
+                .await
+        }
     }
 
-    async fn flush(&self, io: &Io) -> Result<(), BlockError> {
-        match self {
-            Self::Raw(image) => image.flush(io).await,
-            Self::GuardedRaw(image) => image.flush(io).await,
-            #[cfg(any(test, feature = "testing"))]
-            Self::Ram(image) => image.flush(io).await,
-            _ => Box::pin(async move { each!(self, backend => backend.flush(io).await) }).await,
+    fn flush(&self, io: &Io) -> impl Future<Output = Result<(), BlockError>> {
+        let begun = self.begin_flush(io);
+        async move {
+            match begun {
+                Begun::Done(result) => return result,
+                Begun::Long(()) => {}
+                Begun::Running(single) => {
+                    let (result, _) = single.await;
+                    if let Some(result) = self.end(Action::Flush, ByteOffset(0), 0, result) {
+                        return result;
+                    }
+                }
+            }
+            Box::pin(async move { each!(self, backend => backend.flush(io).await) }).await
         }
     }
 

@@ -182,7 +182,7 @@ async fn execute(token: &FrameToken, nexus: &Nexus, cdb: Cdb, data: SgList) -> O
     if token.is_stale() {
         return Err(Trouble::Transport(TransportFault::Reset));
     }
-    let request = ScsiRequest {
+    let mut request = ScsiRequest {
         tag: token.worker().next_tag(),
         lun: Lun::default(),
         cdb,
@@ -190,7 +190,7 @@ async fn execute(token: &FrameToken, nexus: &Nexus, cdb: Cdb, data: SgList) -> O
         priority: 0,
         data: buffers(cdb.opcode(), data),
     };
-    let reply = nexus.execute(token.worker().io(), request).await.map_err(Trouble::Transport)?;
+    let reply = nexus.execute_at(token.worker().io(), &mut request).await.map_err(Trouble::Transport)?;
     if reply.status != ScsiStatus::Good && nexus.luns().is_empty() {
         // The drive was taken away in the meantime.
         return Err(Status::DeviceNotFound.into());

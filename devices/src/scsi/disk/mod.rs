@@ -95,7 +95,7 @@ impl<B: BlockBackend> Disk<B> {
         &self.image
     }
 
-    pub(super) async fn execute(&self, context: Context<'_>, cdb: &Cdb, data: DataBuffers) -> Outcome {
+    pub(super) async fn execute(&self, context: Context<'_>, cdb: &Cdb, data: &mut DataBuffers) -> Outcome {
         let (protect, cdb) = &self.split_protect(cdb);
         let command = decode(COMMANDS, &STARTS, |command| self.supports(command), cdb)?;
         let (io, bytes) = (context.io, cdb.padded().as_slice());
@@ -106,9 +106,9 @@ impl<B: BlockBackend> Disk<B> {
             Id::Write => self.write(io, bytes, command.usage.len(), *protect, data).await,
             Id::SynchronizeCache => self.synchronize_cache(io, bytes, command.usage.len()).await,
             id if id.takes_long() => {
-                Box::pin(self.execute_long(context, command, bytes, data, *protect)).await
+                Box::pin(self.execute_long(context, command, bytes, data.take(), *protect)).await
             }
-            _ => self.inform(context, command, bytes, &data),
+            _ => self.inform(context, command, bytes, data),
         }
     }
 

@@ -90,19 +90,17 @@ impl<B: BlockBackend> Disk<B> {
         cdb: &[u8],
         len: usize,
         protect: u8,
-        data: DataBuffers,
+        data: &mut DataBuffers,
     ) -> Outcome {
         let extent = Extent::of(cdb, len);
         if let Some(protection) = &self.protection {
-            return Box::pin(self.read_protected(io, extent, protect, data, protection)).await;
+            return Box::pin(self.read_protected(io, extent, protect, data.take(), protection)).await;
         }
         let span = self.transfer_span(extent)?;
-        let mut into = data.data_in;
-        if into.len() > span.len {
-            into.truncate(span.len);
-        }
+        let into = &mut data.data_in;
+        into.truncate(span.len);
         if !into.is_empty() {
-            self.image.read(io, span.at, into).await?;
+            self.image.read(io, span.at, into.take()).await?;
         }
         Ok(Done::sent(span.len))
     }
@@ -114,22 +112,20 @@ impl<B: BlockBackend> Disk<B> {
         cdb: &[u8],
         len: usize,
         protect: u8,
-        data: DataBuffers,
+        data: &mut DataBuffers,
     ) -> Outcome {
         let extent = Extent::of(cdb, len);
         if protect != 0
             && let Some(protection) = &self.protection
         {
-            return Box::pin(self.write_protected(io, extent, protect, data, protection)).await;
+            return Box::pin(self.write_protected(io, extent, protect, data.take(), protection)).await;
         }
         let span = self.transfer_span(extent)?;
-        let mut from = data.data_out;
+        let from = &mut data.data_out;
         let whole = self.whole_blocks(from.len().min(span.len));
-        if from.len() > whole {
-            from.truncate(whole);
-        }
+        from.truncate(whole);
         if !from.is_empty() {
-            self.store(io, span.at, from, self.durability(extent.flags)).await?;
+            self.store(io, span.at, from.take(), self.durability(extent.flags)).await?;
         }
         Ok(Done::received(span.len))
     }

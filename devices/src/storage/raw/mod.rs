@@ -152,6 +152,14 @@ impl RawImage {
         self.cache.is_stable() || (durability == Durability::Stable && self.cache != CacheMode::Unsafe)
     }
 
+    fn has_to_flush(&self) -> bool {
+        !self.read_only && self.cache != CacheMode::Unsafe
+    }
+
+    fn flush_error(&self, source: std::io::Error) -> BlockError {
+        BlockError::host(Action::Flush, format!("\"{}\"", self.host.name), source)
+    }
+
     /// A read whose range was checked.
     async fn get(&self, io: &Io, at: u64, mut into: ToGuest, hold: &Hold) -> Result<(), BlockError> {
         if let Some((start, edge)) = self.edge()
@@ -216,11 +224,10 @@ impl BlockBackend for RawImage {
     }
 
     async fn flush(&self, io: &Io) -> Result<(), BlockError> {
-        if self.read_only || self.cache == CacheMode::Unsafe {
+        if !self.has_to_flush() {
             return Ok(());
         }
-        let place = || format!("\"{}\"", self.host.name);
-        io.sync(&self.host.file).await.map_err(|e| BlockError::host(Action::Flush, place(), e))
+        io.sync(&self.host.file).await.map_err(|e| self.flush_error(e))
     }
 
     async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {

@@ -41,7 +41,15 @@ impl RawImage {
         Begun::of(io.write_single(&self.host.file, at.0, from, self.must_be_stable(durability), hold))
     }
 
-    /// The error of a transfer of `len` bytes that was begun at `at`.
+    /// Begins a flush.
+    pub(in crate::storage) fn begin_flush<'a>(&self, io: &'a Io) -> Begun<'a, ()> {
+        if !self.has_to_flush() {
+            return Begun::Done(Ok(()));
+        }
+        Begun::of(io.sync_single(&self.host.file).ok_or(()))
+    }
+
+    /// The error of a flush, or of a transfer of `len` bytes that was begun at `at`.
     pub(in crate::storage) fn failed(
         &self,
         action: Action,
@@ -49,6 +57,9 @@ impl RawImage {
         len: u64,
         source: std::io::Error,
     ) -> BlockError {
+        if action == Action::Flush {
+            return self.flush_error(source);
+        }
         self.host.error(action, at, len, source)
     }
 
