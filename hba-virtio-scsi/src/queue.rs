@@ -86,11 +86,14 @@ struct State {
     held: Box<[Option<Held>]>,
     in_flight: u16,
     serial: u64,
+    /// An error ended this life of the queue.
+    failed: bool,
 }
 
 impl Queue {
     pub(crate) fn new(dma: Dma) -> std::io::Result<Self> {
-        let state = State { ring: None, held: vec![None; MAX_CHAIN].into(), in_flight: 0, serial: 0 };
+        let held = vec![None; MAX_CHAIN].into();
+        let state = State { ring: None, held, in_flight: 0, serial: 0, failed: false };
         Ok(Self {
             dma,
             doorbell: Arc::new(EventFd::new(EFD_NONBLOCK)?),
@@ -133,7 +136,7 @@ impl Queue {
         let mut state = self.lock();
         self.taken.store(ring.position(), Ordering::Relaxed);
         self.index_at.store(ring.index_at(), Ordering::Relaxed);
-        state.ring = Some(ring);
+        (state.ring, state.failed) = (Some(ring), false);
         self.running.store(true, Ordering::Relaxed);
         drop(state);
         // Chains may have been made available before.
@@ -145,7 +148,24 @@ impl Queue {
     pub(crate) fn stop(&self) -> bool {
         let mut state = self.lock();
         self.halt(&mut state);
+        state.failed = false;
         state.in_flight == 0
+    }
+
+    /// Ends taking and giving back because of an error.
+    pub(crate) fn fail(&self) {
+        self.fail_locked(&mut self.lock());
+    }
+
+    /// Whether an error ended taking and giving back, and nobody stopped or started the queue since: what its worker says
+    /// of it may come after a reset.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.lock().failed
+    }
+
+    fn fail_locked(&self, state: &mut State) {
+        self.halt(state);
+        state.failed = true;
     }
 
     fn halt(&self, state: &mut State) {
@@ -168,7 +188,8 @@ impl Queue {
         let result = state.take(&self.dma, arm, chain, parse);
         match &state.ring {
             Some(ring) if result.is_ok() => self.taken.store(ring.position(), Ordering::Relaxed),
-            _ => self.halt(&mut state),
+            _ if result.is_ok() => self.halt(&mut state),
+            _ => self.fail_locked(&mut state),
         }
         result
     }
@@ -178,7 +199,7 @@ impl Queue {
         let mut state = self.lock();
         let result = state.ring.as_mut().map_or(Ok(false), |ring| ring.want_doorbell(&self.dma));
         if result.is_err() {
-            self.halt(&mut state);
+            self.fail_locked(&mut state);
         }
         result
     }
@@ -199,7 +220,7 @@ impl Queue {
         let mut state = self.lock();
         let result = state.ring.as_mut().map_or(Ok(()), |ring| ring.suppress_doorbell(&self.dma));
         if result.is_err() {
-            self.halt(&mut state);
+            self.fail_locked(&mut state);
         }
         result
     }
@@ -209,7 +230,7 @@ impl Queue {
         let mut state = self.lock();
         let result = state.flush(&self.dma, done);
         if result.is_err() {
-            self.halt(&mut state);
+            self.fail_locked(&mut state);
         }
         let drained = state.ring.is_none() && state.in_flight == 0;
         let interrupt = *result.as_ref().unwrap_or(&false);

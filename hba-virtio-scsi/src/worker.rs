@@ -123,6 +123,7 @@ impl Worker {
         });
         if let Err(error) = result.await {
             tracing::error!(queue = self.index, %error, "virtio-scsi: doorbell lost");
+            self.queue.fail();
             self.transport.fail(self.index, &error);
             return false;
         }
@@ -346,10 +347,11 @@ mod tests {
         let thread = IoThread::start("broken").unwrap();
         let (tell, told) = std::sync::mpsc::channel();
         thread.remote().spawn(move |io| async move {
-            let worker = Worker::new(io, transport.clone(), 0, queue, dma);
+            let worker = Worker::new(io, transport.clone(), 0, queue.clone(), dma);
             let look = || (worker.poll(), worker.arm());
             worker.armed.set(false);
             tell.send(look()).unwrap();
+            queue.fail();
             transport.fail(0, &"a test");
             worker.armed.set(false);
             tell.send(look()).unwrap();

@@ -133,10 +133,15 @@ impl Transport {
         }
     }
 
-    /// The queue cannot go on: sets DEVICE_NEEDS_RESET and tells the driver (2.1.2). The virtual machine lives on.
+    /// The queue has failed and cannot go on: sets DEVICE_NEEDS_RESET and tells the driver (2.1.2), unless a reset has ended
+    /// that life of the queue already. The virtual machine lives on.
     pub(crate) fn fail(&self, index: u16, why: &dyn Display) {
+        let mut registers = self.lock();
+        if !self.queues.get(usize::from(index)).is_some_and(|queue| queue.has_failed()) {
+            return;
+        }
         devices::log_limited!(warn, "virtio-scsi: queue {index}: {why}; the device needs a reset");
-        self.needs_reset(&mut self.lock());
+        self.needs_reset(&mut registers);
     }
 
     fn needs_reset(&self, registers: &mut Registers) {

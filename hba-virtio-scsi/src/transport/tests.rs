@@ -225,6 +225,7 @@ fn chains_in_flight_cannot_be_made_available_again() {
 #[test]
 fn failure_is_shown_once_and_survives_until_reset() {
     let bench = Bench::new();
+    bench.queue(0).fail();
     bench.transport.fail(0, &"a test");
     assert_eq!(bench.status(), 15 | 0x40);
     bench.write(20, &[0x8f]);
@@ -232,9 +233,23 @@ fn failure_is_shown_once_and_survives_until_reset() {
     let mut isr = [0];
     bench.transport.read(0x1000, &mut isr);
     assert_eq!(isr, [2], "configuration bit");
+    bench.queue(1).fail();
     bench.transport.fail(1, &"a test");
     bench.transport.read(0x1000, &mut isr);
     assert_eq!(isr, [0], "once");
     bench.write(20, &[0]);
     assert_eq!((bench.status(), bench.transport.is_broken()), (0, false));
+}
+
+/// The worker's word may come late: what failed was ended by a reset since, and the next driver's device is a new one.
+#[test]
+fn a_failure_before_a_reset_is_not_one_after_it() {
+    let bench = Bench::new();
+    bench.queue(0).fail();
+    bench.write(20, &[0]);
+    bench.transport.fail(0, &"a test");
+    assert_eq!((bench.status(), bench.transport.is_broken()), (0, false));
+    bench.start();
+    bench.transport.fail(0, &"a test");
+    assert_eq!(bench.status(), 15);
 }
