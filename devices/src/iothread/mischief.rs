@@ -24,10 +24,20 @@ pub enum Trick {
 /// An operation as a plan sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Victim {
-    /// A read of so many bytes.
-    Read(u64),
-    /// A write of so many bytes.
-    Write(u64),
+    /// A read.
+    Read {
+        /// Where in the file, in bytes.
+        at: u64,
+        /// How much, in bytes.
+        len: u64,
+    },
+    /// A write.
+    Write {
+        /// Where in the file, in bytes.
+        at: u64,
+        /// How much, in bytes.
+        len: u64,
+    },
     /// fdatasync(2)
     Sync,
     /// fallocate(2)
@@ -60,8 +70,8 @@ impl Io {
     /// Runs `op` as the plan says; gives it back when the plan says nothing.
     pub(super) async fn meddle(&self, op: Op) -> Result<Outcome, Op> {
         let victim = match &op {
-            Op::Read { mem, first, .. } => Victim::Read(length(mem, *first)),
-            Op::Write { mem, first, .. } => Victim::Write(length(mem, *first)),
+            Op::Read { at, mem, first, .. } => Victim::Read { at: *at, len: length(mem, *first) },
+            Op::Write { at, mem, first, .. } => Victim::Write { at: *at, len: length(mem, *first) },
             Op::Sync { .. } => Victim::Sync,
             Op::Allocate { .. } => Victim::Allocate,
             _ => return Err(op),

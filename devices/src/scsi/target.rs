@@ -11,6 +11,7 @@ use super::nexus::Nexus;
 use super::tasks::Ended;
 use super::unit::{LogicalUnit, Unit};
 use super::{Lun, Tag};
+use crate::iothread::Io;
 
 /// A task management function (SAM-6, 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,6 +161,18 @@ impl Target {
             let mark = unit.tasks.end(|_, _| Some(Ended::Reset));
             unit.reset(Attention::PowerOn);
             unit.tasks.left(mark).await;
+        }
+    }
+
+    /// Makes the media of all units whole, at the end of the machine: no HBA sends commands any more.
+    pub async fn close(&self, io: &Io) {
+        let units: Vec<_> = self.read().units.values().cloned().collect();
+        for unit in units {
+            unit.background.end().await;
+            if let Err(error) = unit.logical.close(io).await {
+                let cause = error.source.as_ref().map(|e| format!(": {e}")).unwrap_or_default();
+                tracing::error!("closing a disk at the end of the machine: {error}{cause}");
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use super::sense::Failure;
 use super::tasks::{NexusId, TaskSet};
 use super::{Cdb, DataBuffers, Lun, PortEvents, TaskAttribute};
 use crate::iothread::Io;
+use crate::storage::BlockError;
 
 /// A device server. The CDB stays raw up to here, so a unit that passes commands through is one more variant.
 pub enum LogicalUnit {
@@ -28,6 +29,13 @@ pub(crate) struct Context<'a> {
 }
 
 impl LogicalUnit {
+    /// Makes the medium whole at the end of the machine.
+    pub(crate) async fn close(&self, io: &Io) -> Result<(), BlockError> {
+        match self {
+            Self::Disk(disk) => disk.close(io).await,
+        }
+    }
+
     pub(crate) async fn execute(&self, context: Context<'_>, cdb: &Cdb, data: &mut DataBuffers) -> Outcome {
         match self {
             Self::Disk(disk) => disk.execute(context, cdb, data).await,

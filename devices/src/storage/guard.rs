@@ -124,6 +124,11 @@ impl<B: BlockBackend> BlockBackend for Guarded<B> {
     async fn grow(&self, io: &Io, len: u64) -> Result<(), BlockError> {
         self.backend.grow(io, len).await
     }
+
+    /// Nobody waits for space any more.
+    async fn close(&self, io: &Io) -> Result<(), BlockError> {
+        self.backend.close(io).await
+    }
 }
 
 /// Kinds of errors of one image that were logged lately.

@@ -207,6 +207,10 @@ impl BlockBackend for Image {
     async fn grow(&self, io: &Io, len: u64) -> Result<(), BlockError> {
         each!(self, backend => backend.grow(io, len).await)
     }
+
+    async fn close(&self, io: &Io) -> Result<(), BlockError> {
+        each!(self, backend => backend.close(io).await)
+    }
 }
 
 /// Several I/O threads use one image.

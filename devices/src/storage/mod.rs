@@ -119,4 +119,8 @@ pub trait BlockBackend {
     async fn refresh(&self, io: &Io);
     /// Makes the image `len` bytes long, a multiple of 512, unless it is longer. What is new reads as zeros.
     async fn grow(&self, io: &Io, len: u64) -> Result<(), BlockError>;
+    /// Makes the image whole, as a program that opens it next expects it: nothing more will be asked of it.
+    async fn close(&self, io: &Io) -> Result<(), BlockError> {
+        self.flush(io).await
+    }
 }

@@ -40,3 +40,23 @@ pub(super) fn ended(result: io::Result<u64>, len: u64) -> Option<io::Result<()>>
         Err(error) => Some(Err(error)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_done_at_once_takes_the_long_way() {
+        let of = |result: Result<u64, i32>| {
+            let ended = ended(result.map_err(io::Error::from_raw_os_error), 4096);
+            ended.map(|result| result.map_err(|error| error.raw_os_error()))
+        };
+        assert_eq!(of(Ok(4096)), Some(Ok(())));
+        for short in [Ok(4095), Ok(512), Ok(0), Err(libc::EAGAIN), Err(libc::EINTR)] {
+            assert_eq!(of(short), None, "{short:?}");
+        }
+        for error in [libc::EIO, libc::ENOSPC, libc::EINVAL] {
+            assert_eq!(of(Err(error)), Some(Err(Some(error))));
+        }
+    }
+}

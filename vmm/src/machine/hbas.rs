@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use devices::iothread::{IoThread, Polling, Remote, Settings};
+use devices::iothread::{Io, IoThread, Polling, Remote, Settings};
 use devices::pci::Bdf;
 use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, ProtectionType, Target, TargetGroup};
 use devices::storage::{
@@ -22,6 +23,9 @@ use super::space::Space;
 use crate::config::{
     self, Cache, Config, Controller, Device, Format, HbaType, NoSpace, Throttle, VirtioInterface,
 };
+
+/// Images are closed within this time at the end of the machine.
+const CLOSE: Duration = Duration::from_secs(60);
 
 /// The HBAs with what is behind them and the threads that serve them.
 #[derive(Default)]
@@ -94,23 +98,34 @@ impl Hbas {
 
     /// System reset: logical units as after power-on. The HBAs were reset before, so nothing is in flight.
     pub fn power_on(&self) {
-        let Some(thread) = self.threads.first() else { return };
-        let (done, finished) = mpsc::sync_channel(1);
-        let targets: Vec<_> = self.adapters.iter().flat_map(|adapter| adapter.targets()).collect();
-        thread.remote().spawn(move |_| async move {
-            for target in &targets {
-                target.power_on().await;
-            }
-            let _ = done.send(());
-        });
+        let finished = self.with_targets(async |_, target| target.power_on().await);
         // Fails only when the thread has ended, and then nothing runs any more.
         let _ = finished.recv();
     }
 
-    /// Takes the HBAs out of service at the end of the machine, before their threads end.
+    /// Takes the HBAs out of service at the end of the machine, and makes all images whole. The HBAs were reset before.
     pub fn shut_down(&self) {
         self.virtio.iter().for_each(|hba| hba.shut_down());
         self.megasas.iter().for_each(|hba| hba.shut_down());
+        let finished = self.with_targets(async |io, target| target.close(io).await);
+        if finished.recv_timeout(CLOSE) == Err(RecvTimeoutError::Timeout) {
+            tracing::error!("images were not closed within {} s: the host does not answer", CLOSE.as_secs());
+        }
+    }
+
+    /// Does something with all targets, one after the other, on an I/O thread; says when that is done.
+    fn with_targets(&self, act: impl AsyncFn(&Io, &Target) + Send + 'static) -> Receiver<()> {
+        let (done, finished) = mpsc::sync_channel(1);
+        let targets: Vec<_> = self.adapters.iter().flat_map(|adapter| adapter.targets()).collect();
+        if let Some(thread) = self.threads.first() {
+            thread.remote().spawn(move |io| async move {
+                for target in &targets {
+                    act(&io, target).await;
+                }
+                let _ = done.send(());
+            });
+        }
+        finished
     }
 }
 

@@ -325,6 +325,15 @@ impl<B: BlockBackend> Disk<B> {
         }
     }
 
+    /// Makes the image whole: nothing more will be asked of it.
+    pub(super) async fn close(&self, io: &Io) -> Result<(), BlockError> {
+        self.image.close(io).await?;
+        match &self.protection {
+            Some(protection) => protection.store.close(io).await,
+            None => Ok(()),
+        }
+    }
+
     /// A host buffer for data that no initiator sees.
     fn scratch(&self, len: u64) -> Result<SgList, Failure> {
         let align = self.image.geometry().dma_align.next_power_of_two().max(512);

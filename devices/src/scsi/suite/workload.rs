@@ -218,13 +218,13 @@ fn mischief(host: Host, seed: u64) -> impl FnMut(Victim) -> Option<Trick> {
     move |victim| {
         let fail = |error| fails.then_some(Trick::Fail(error));
         match (victim, random.below(100)) {
-            (Victim::Read(len) | Victim::Write(len), 0..12) if len > unit => {
+            (Victim::Read { len, .. } | Victim::Write { len, .. }, 0..12) if len > unit => {
                 Some(Trick::Short((1 + random.below(len / unit - 1)) * unit))
             }
             (_, 12..=13) => fail(libc::EIO),
-            (Victim::Write(_) | Victim::Allocate, 14) => fail(libc::ENOSPC),
-            (Victim::Read(_) | Victim::Write(_), 15) => Some(Trick::Fail(libc::EINTR)),
-            (Victim::Read(_) | Victim::Write(_), 16) => Some(Trick::Fail(libc::EAGAIN)),
+            (Victim::Write { .. } | Victim::Allocate, 14) => fail(libc::ENOSPC),
+            (Victim::Read { .. } | Victim::Write { .. }, 15) => Some(Trick::Fail(libc::EINTR)),
+            (Victim::Read { .. } | Victim::Write { .. }, 16) => Some(Trick::Fail(libc::EAGAIN)),
             (_, 17..20) => Some(Trick::Delay(Duration::from_micros(random.below(3000)))),
             _ => None,
         }

@@ -5,14 +5,17 @@ use std::sync::atomic::AtomicBool;
 
 use super::entry::{self, OWNED};
 use super::header::REFTABLE_BYTES_MAX;
-use super::layer::Layer;
+use super::layer::{Layer, buffer};
 use super::meta::{Allocation, Block, Meta, OldReftable};
 use crate::iothread::{Hold, Io};
+use crate::mem::FromGuest;
 use crate::storage::BlockError;
 use crate::storage::error::Action;
 
 /// Refcount blocks kept in memory at most, in bytes.
 const BLOCKS: u64 = 16 << 20;
+/// Zeros written at once, in bytes.
+const CLAIM: u64 = 1 << 20;
 /// The file grows by at least this much at a time, in bytes, so that it seldom must.
 const GROW_MIN: u64 = 1 << 20;
 /// And at most by this much at once, in bytes, beyond what is needed.
@@ -68,18 +71,20 @@ impl Meta {
 }
 
 impl Layer {
-    /// Takes up to `want` free clusters in a row, with a reference each. `range` is held by what comes back.
+    /// Takes up to `want` free clusters in a row, with a reference each. `range` is held by what comes back, `turn` is the
+    /// caller's, which writes of tables hold too.
     pub(super) async fn allocate(
         &self,
         io: &Io,
         want: u64,
         range: Hold,
+        turn: &Hold,
     ) -> Result<Arc<Allocation>, BlockError> {
         let (bits, order) = (self.header.block_bits(), self.header.refcount_order);
         let (first, count) = loop {
             let hint = self.meta().hint;
             let index = (hint >> bits) as usize;
-            if !self.ensure_block(io, index).await? {
+            if !self.ensure_block(io, index, turn).await? {
                 continue;
             }
             let mut meta = self.meta();
@@ -126,22 +131,24 @@ impl Layer {
     }
 
     /// Loads a refcount block, or makes it; false when it had to be made and the caller must look again.
-    pub(super) async fn ensure_block(&self, io: &Io, index: usize) -> Result<bool, BlockError> {
+    pub(super) async fn ensure_block(&self, io: &Io, index: usize, turn: &Hold) -> Result<bool, BlockError> {
         let entry = self.meta().reftable.get(index).copied();
         match entry {
             None => {
-                self.grow_reftable(io, index).await?;
+                self.grow_reftable(io, index, turn).await?;
                 Ok(false)
             }
             Some(0) => {
                 // Its own range has no refcounts, so it is free.
                 let first = (index as u64) << self.header.block_bits();
                 self.grow_file(io, first + 1).await?;
-                let mut meta = self.meta();
-                if meta.reserved.contains(&first) {
+                if self.meta().reserved.contains(&first) {
                     return Err(self.damaged(Action::Write, "its refcounts lack a table in use"));
                 }
-                meta.new_block(index, first << self.header.cluster_bits, self.header.cluster());
+                let at = first << self.header.cluster_bits;
+                self.claim_space(io, at, self.header.cluster(), turn).await?;
+                let mut meta = self.meta();
+                meta.new_block(index, at, self.header.cluster());
                 if let Some(block) = meta.block_mut(index) {
                     set_refcount(block, self.header.refcount_order, 0, 1);
                 }
@@ -156,6 +163,18 @@ impl Layer {
                 Ok(true)
             }
         }
+    }
+
+    /// Takes the host's space for a table that is new, so that a full host fails the write that needs it, and no
+    /// later one, nor a flush. Nothing points there yet.
+    async fn claim_space(&self, io: &Io, at: u64, len: u64, turn: &Hold) -> Result<(), BlockError> {
+        let mut done = 0;
+        while done < len {
+            let step = (len - done).min(CLAIM);
+            self.file.store_at(io, at + done, FromGuest::new(buffer(step)?), false, turn).await?;
+            done += step;
+        }
+        Ok(())
     }
 
     async fn load_block(&self, io: &Io, index: usize, at: u64) -> Result<(), BlockError> {
@@ -175,7 +194,7 @@ impl Layer {
     /// A larger refcount table, for a block with number `index` at least.
     ///
     /// It lies with new blocks for itself in the first clusters that the old one does not count.
-    async fn grow_reftable(&self, io: &Io, index: usize) -> Result<(), BlockError> {
+    async fn grow_reftable(&self, io: &Io, index: usize, turn: &Hold) -> Result<(), BlockError> {
         let (cluster, bits) = (self.header.cluster(), self.header.block_bits());
         let old_len = self.meta().reftable.len();
         let start = (old_len as u64) << bits;
@@ -193,11 +212,13 @@ impl Layer {
             return Err(self.damaged(Action::Write, "its refcount table cannot grow any more"));
         }
         self.grow_file(io, start + blocks + tables).await?;
-        let mut meta = self.meta();
         let taken = start..start + blocks + tables;
-        if taken.clone().any(|cluster| meta.reserved.contains(&cluster)) {
+        let in_use = |meta: &Meta| taken.clone().any(|cluster| meta.reserved.contains(&cluster));
+        if in_use(&self.meta()) {
             return Err(self.damaged(Action::Write, "its refcounts lack a table in use"));
         }
+        self.claim_space(io, start * cluster, (blocks + tables) * cluster, turn).await?;
+        let mut meta = self.meta();
         meta.reftable.resize((tables * cluster / 8) as usize, 0);
         for n in 0..blocks {
             meta.new_block(old_len + n as usize, (start + n) * cluster, cluster);
@@ -220,7 +241,7 @@ impl Layer {
     }
 
     /// Makes sure that an L2 table is loaded and may be changed.
-    pub(super) async fn ensure_table(&self, io: &Io, index: usize) -> Result<(), BlockError> {
+    pub(super) async fn ensure_table(&self, io: &Io, index: usize, turn: &Hold) -> Result<(), BlockError> {
         loop {
             let (l1, loaded) = {
                 let meta = self.meta();
@@ -229,10 +250,10 @@ impl Layer {
             let l1 = l1.ok_or_else(|| self.damaged(Action::Write, "its L1 table is damaged"))?;
             match (entry::offset(l1), loaded) {
                 (_, Some(true)) => return Err(self.damaged(Action::Write, "its L2 tables are damaged")),
-                (0, _) => self.new_table(io, index, None).await?,
+                (0, _) => self.new_table(io, index, None, turn).await?,
                 (_, None) => self.load(io, index).await?,
                 (_, Some(_)) if l1 & OWNED != 0 => return Ok(()),
-                (at, Some(_)) => self.new_table(io, index, Some(at)).await?,
+                (at, Some(_)) => self.new_table(io, index, Some(at), turn).await?,
             }
         }
     }
@@ -240,9 +261,16 @@ impl Layer {
     /// A new L2 table: an empty one, or a copy of the one at `old` that a snapshot uses too.
     ///
     /// May do nothing: the caller looks again.
-    async fn new_table(&self, io: &Io, index: usize, old: Option<u64>) -> Result<(), BlockError> {
-        let allocation = self.allocate(io, 1, Hold::none()).await?;
+    async fn new_table(
+        &self,
+        io: &Io,
+        index: usize,
+        old: Option<u64>,
+        turn: &Hold,
+    ) -> Result<(), BlockError> {
+        let allocation = self.allocate(io, 1, Hold::none(), turn).await?;
         let bits = self.header.cluster_bits;
+        self.claim_space(io, allocation.first << bits, self.header.cluster(), turn).await?;
         let mut meta = self.meta();
         match old {
             None => meta.keep(index, vec![0; 1 << self.header.l2_bits()].into(), true, false),

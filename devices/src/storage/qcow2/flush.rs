@@ -149,7 +149,7 @@ impl Layer {
         let slot = |cluster: u64| (cluster & ((1 << bits) - 1)) as usize;
         let counted = self.meta().reftable.get(index).is_some_and(|at| *at != 0);
         if counted {
-            self.ensure_block(io, index).await?;
+            self.ensure_block(io, index, turn).await?;
         }
         let last = (first + free.count).min((index as u64 + 1) << bits);
         let (until, count) = {

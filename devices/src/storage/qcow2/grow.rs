@@ -74,7 +74,7 @@ impl Layer {
         // What is too small is given back when all is done.
         let mut small = Vec::new();
         let place = loop {
-            let found = self.allocate(io, want, Hold::none()).await?;
+            let found = self.allocate(io, want, Hold::none(), turn).await?;
             if found.count >= want {
                 break found;
             }

@@ -237,6 +237,14 @@ impl Chain {
         Box::pin(self.write_back(io, &turn)).await
     }
 
+    /// Writes all tables back, whatever the cache mode says of flushes.
+    async fn close(&self, io: &Io) -> Result<(), BlockError> {
+        // What was freed is counted down after the first round; the second writes the counts.
+        self.flush(io).await?;
+        let pending = self.top()?.meta().is_pending();
+        if pending { self.flush(io).await } else { Ok(()) }
+    }
+
     async fn write_back(&self, io: &Io, turn: &Hold) -> Result<(), BlockError> {
         self.top()?.write_back(io, turn, self.discard).await?;
         // What was freed may be stored again, as something else.
@@ -316,24 +324,21 @@ impl BlockBackend for Qcow2Image {
     async fn grow(&self, io: &Io, len: u64) -> Result<(), BlockError> {
         Box::pin(self.inner.grow(io, len)).await
     }
+
+    async fn close(&self, io: &Io) -> Result<(), BlockError> {
+        if self.inner.read_only { Ok(()) } else { Box::pin(self.inner.close(io)).await }
+    }
 }
 
 impl Drop for Qcow2Image {
     fn drop(&mut self) {
-        let pending = |chain: &Chain| chain.layers.first().is_some_and(|top| top.meta().is_pending());
-        if self.inner.read_only || !pending(&self.inner) {
+        let pending = self.inner.layers.first().is_some_and(|top| top.meta().is_pending());
+        if self.inner.read_only || !pending {
             return;
         }
         let chain = self.inner.clone();
         let (done, result) = mpsc::sync_channel(1);
-        // What was freed is counted down after the first round; the second writes the counts.
-        let close = move |io: Io| async move {
-            let mut result = chain.flush(&io).await;
-            if result.is_ok() && pending(&chain) {
-                result = chain.flush(&io).await;
-            }
-            let _ = done.send(result);
-        };
+        let close = move |io: Io| async move { drop(done.send(chain.close(&io).await)) };
         let name = || self.inner.layers.first().map_or("", |layer| layer.file.name());
         match IoThread::start("qcow2-close") {
             Ok(thread) => {

@@ -76,8 +76,8 @@ impl Chain {
             if top.meta().is_full(&top.header) {
                 self.write_back(io, &turn).await?;
             }
-            top.ensure_table(io, top.l1_index(at)).await?;
-            top.allocate(io, new, range).await?
+            top.ensure_table(io, top.l1_index(at), &turn).await?;
+            top.allocate(io, new, range, &turn).await?
         };
         let close = start + clusters.count * cluster;
         let end = end.min(close);
@@ -86,8 +86,8 @@ impl Chain {
         let hold = clusters.hold();
         top.file.store_at(io, to(at), from.window(0, end - at), false, &hold).await?;
         self.copy_up(io, end, close, to(end), &clusters).await?;
-        let _turn = self.turn().await;
-        top.link(io, first, &clusters).await?;
+        let turn = self.turn().await;
+        top.link(io, first, &clusters, &turn).await?;
         Ok(end - at)
     }
 
@@ -136,12 +136,12 @@ impl Chain {
 
 impl Layer {
     /// Makes new clusters those of the guest's clusters from `first` on. The caller has the turn.
-    async fn link(&self, io: &Io, first: u64, clusters: &Allocation) -> Result<(), BlockError> {
+    async fn link(&self, io: &Io, first: u64, clusters: &Allocation, turn: &Hold) -> Result<(), BlockError> {
         let (bits, l2_bits) = (self.header.cluster_bits, self.header.l2_bits());
         let index = (first >> l2_bits) as usize;
         let slot = (first & ((1 << l2_bits) - 1)) as usize;
         loop {
-            self.ensure_table(io, index).await?;
+            self.ensure_table(io, index, turn).await?;
             let mut meta = self.meta();
             // Dropped from memory meanwhile?
             let Some(table) = meta.tables.get(&index) else { continue };

@@ -52,7 +52,7 @@ impl Chain {
         }
         let from = ((start >> bits) & ((1 << l2_bits) - 1)) as usize;
         loop {
-            top.ensure_table(io, index).await?;
+            top.ensure_table(io, index, &turn).await?;
             let mut meta = top.meta();
             for slot in from..from + ((end - start) >> bits) as usize {
                 let Some(&raw) = meta.tables.get(&index).and_then(|table| table.entries.get(slot)) else {

@@ -324,3 +324,27 @@ async fn measure(io: &Io, image: &Rc<crate::storage::Image>, depth: u64, len: u6
     pool.drained().await;
     start.elapsed().as_nanos() as f64 / READS as f64
 }
+
+/// At the end of the process nobody drops the image.
+#[test]
+fn a_closed_image_is_whole() {
+    let Some(bench) = Bench::new() else { return };
+    bench.img(&["create", "-q", "-f", "qcow2", "closed.qcow2", "1G"]);
+    let path = bench.path("closed.qcow2");
+    for cache in [CacheMode::Writeback, CacheMode::Unsafe] {
+        let options = Qcow2Options { cache, sharing: Sharing::Unlocked, ..options(&path) };
+        let image = Qcow2Image::open(&options).unwrap();
+        on_io_thread(move |io| async move {
+            image.write(&io, ByteOffset(512), filled(5 << 20, 7), Durability::Cached).await.unwrap();
+            let span = Span { at: ByteOffset(1 << 20), len: 1 << 20 };
+            image.zero(&io, span, Unmap::Allowed).await.unwrap();
+            image.close(&io).await.unwrap();
+            std::mem::forget(image);
+        });
+        bench.check_clean("closed.qcow2");
+        let bytes = bench.oracle("closed.qcow2");
+        let (before, within) = (&bytes[512..1 << 20], &bytes[1 << 20..2 << 20]);
+        assert!(before.iter().all(|byte| *byte == 7) && within.iter().all(|byte| *byte == 0));
+        assert!(bytes[2 << 20..(5 << 20) + 512].iter().all(|byte| *byte == 7));
+    }
+}

@@ -1,6 +1,7 @@
 //! Against qemu-img: it makes the images, checks them after our writes, and says what they hold.
 
 mod crash;
+mod full;
 mod grow;
 mod hostile;
 mod images;

@@ -1,0 +1,82 @@
+//! A host that is full.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::iothread::{Trick, Victim};
+
+/// Pages of the host's file system, in bytes.
+const PAGE: u64 = 4096;
+
+/// A file system with so many pages beyond those that the file has.
+fn room_for(path: &Path, pages: usize) -> impl FnMut(Victim) -> Option<Trick> + 'static {
+    use std::os::unix::fs::MetadataExt;
+    let blocks = std::fs::metadata(path).unwrap().blocks();
+    // What qemu-img wrote lies at the start.
+    let known: BTreeSet<u64> = (0..blocks * 512 / PAGE).collect();
+    let limit = known.len() + pages;
+    let known = RefCell::new(known);
+    move |victim| {
+        let Victim::Write { at, len } = victim else { return None };
+        let mut known = known.borrow_mut();
+        let new: Vec<u64> =
+            (at / PAGE..(at + len).div_ceil(PAGE)).filter(|page| !known.contains(page)).collect();
+        if known.len() + new.len() > limit {
+            return Some(Trick::Fail(libc::ENOSPC));
+        }
+        known.extend(new);
+        None
+    }
+}
+
+/// Writes one page to each 64 KiB, then to far places that need new tables.
+///
+/// What was written is there and can be made stable on the full host, and nothing leaks.
+#[test]
+fn what_does_not_fit_leaves_nothing_behind() {
+    let Some(bench) = Bench::new() else { return };
+    for (shape, pages) in [
+        ("cluster_size=64k", 60),
+        ("cluster_size=4k", 41),
+        ("cluster_size=4k,refcount_bits=64", 1400),
+        ("cluster_size=512", 97),
+        ("compat=0.10,cluster_size=4k", 50),
+    ] {
+        bench.img(&["create", "-q", "-f", "qcow2", "-o", shape, "full.qcow2", "4G"]);
+        let path = bench.path("full.qcow2");
+        let image = open(&path);
+        let plan = path.clone();
+        let written = on_io_thread(move |io| async move {
+            io.plot(room_for(&plan, pages));
+            let mut written = Vec::new();
+            let near = (0..4000).map(|n| n * (64 << 10));
+            for at in near.chain((1..8).map(|n| n * (512 << 20) + 4096)) {
+                let write = image.write(&io, ByteOffset(at), filled(PAGE, 7), Durability::Cached).await;
+                match write {
+                    Ok(()) => written.push(at),
+                    Err(e) => assert_eq!(e.kind, BlockErrorKind::NoSpace, "{shape}: {e}"),
+                }
+                if written.len() % 8 == 0 {
+                    image.flush(&io).await.unwrap_or_else(|e| panic!("{shape}: at {at}: {e}"));
+                }
+            }
+            image.close(&io).await.unwrap();
+            assert!(!image.inner.top().unwrap().meta().is_pending(), "{shape}: tables wait");
+            written
+        });
+        assert!((8..3900).contains(&written.len()), "{shape}: {} pages fitted", written.len());
+        bench.check_clean("full.qcow2");
+        let image = open(&path);
+        on_io_thread(move |io| async move {
+            for at in written {
+                let mem = SgList::host(PAGE as usize, 4096).unwrap();
+                let view = FromGuest::new(mem.window(0, PAGE));
+                image.read(&io, ByteOffset(at), ToGuest::new(mem)).await.unwrap();
+                let mut bytes = vec![0; PAGE as usize];
+                view.read_at(0, &mut bytes);
+                assert!(bytes.iter().all(|byte| *byte == 7), "{shape}: page at {at}");
+            }
+        });
+    }
+}
