@@ -105,9 +105,11 @@ impl Megasas {
         Ok(Arc::new(hba))
     }
 
-    /// Takes the HBA out of service for good, at the end of the machine: no frame is taken any more.
+    /// Takes the HBA out of service for good, at the end of the machine: no frame is taken any more, and the store of
+    /// its events is dropped.
     pub fn shut_down(&self) {
         self.port.close();
+        self.shared.firmware.log().close();
     }
 
     /// Puts a drive at `id`, which is its target, device and slot number, and tells the driver. What was there before

@@ -178,6 +178,11 @@ impl Log {
         self.keep_marks();
     }
 
+    /// Lets go of the store, which has all records now.
+    pub(crate) fn close(&mut self) {
+        self.store = None;
+    }
+
     /// Forgets all records; sequence numbers go on.
     pub(crate) fn clear(&mut self) {
         self.records.clear();
@@ -317,6 +322,17 @@ mod tests {
         assert_eq!(log.append(0, &event(class::INFO, locale::LD), ""), 302);
         let order = &store.0.lock().unwrap().1;
         assert_eq!(order[298..302], ["record 299", "record 300", "marks 0 0 7", "marks 0 299 7"]);
+    }
+
+    #[test]
+    fn a_store_is_let_go_at_the_end() {
+        let store = Memory::default();
+        let mut log = stored(&store);
+        log.append(0, &event(class::INFO, locale::LD), "kept");
+        log.close();
+        assert_eq!(std::sync::Arc::strong_count(&store.0), 1);
+        log.append(0, &event(class::INFO, locale::LD), "in memory only");
+        assert_eq!((log.info().newest.get(), store.0.lock().unwrap().0.records.len()), (2, 1));
     }
 
     #[test]

@@ -165,7 +165,7 @@ impl Firmware {
         self.log().matching(filter).next().copied()
     }
 
-    fn log(&self) -> MutexGuard<'_, Log> {
+    pub(crate) fn log(&self) -> MutexGuard<'_, Log> {
         lock(&self.log)
     }
 }
