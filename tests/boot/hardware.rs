@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use testbed::bed::Bed;
-use testbed::guest::{Disk, Vmm};
+use testbed::guest::{Disk, HbaKind, Vmm};
 use testbed::kernel::Debian;
 
 use super::messages;
@@ -21,6 +21,30 @@ pub(crate) fn kernel13_four_cpus(bed: &Bed, vmm: Vmm) -> Result<()> {
 
 pub(crate) fn kernel12_four_cpus(bed: &Bed, vmm: Vmm) -> Result<()> {
     check(bed, vmm, Debian::Bookworm, 4, 6 << 10)
+}
+
+/// Without IOAPIC and MSI: the interrupts of both adapters come through the router of the LPC bridge and the PICs.
+pub(crate) fn without_ioapic(bed: &Bed, vmm: Vmm) -> Result<()> {
+    let script = "set -e
+         for d in /dev/sda /dev/sdb; do
+             dd if=/dev/zero of=$d bs=64k count=32 oflag=direct 2>/dev/null
+             dd if=$d of=/dev/null bs=64k count=32 iflag=direct 2>/dev/null
+             echo DONE $d
+         done
+         dmesg | grep -i 'interrupt link' || true
+         cat /proc/interrupts";
+    let guest = bed.guest().vmm(vmm).kernel(Debian::Trixie).cmdline("noapic pci=nomsi");
+    let guest = guest.disk(Disk::empty("64M")).disk(Disk::empty("64M").on(HbaKind::Megasas));
+    let output = guest.script(script).spawn()?.finish_script(180)?;
+    ensure!(output.matches("DONE /dev/sd").count() == 2, "a disk does not answer:\n{output}");
+    for driver in ["virtio", "megasas"] {
+        let line = output.lines().find(|line| line.contains("XT-PIC") && line.contains(driver));
+        let line = line.with_context(|| format!("{driver} has no interrupt of the PICs:\n{output}"))?;
+        let count = line.split_whitespace().nth(1).and_then(|count| count.parse::<u64>().ok());
+        ensure!(count.is_some_and(|count| (32..100_000).contains(&count)), "{line}");
+    }
+    ensure!(!output.contains("nobody cared"), "interrupts are lost or wrong:\n{output}");
+    Ok(())
 }
 
 fn check(bed: &Bed, vmm: Vmm, debian: Debian, cpus: u32, mebibytes: u64) -> Result<()> {

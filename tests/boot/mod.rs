@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "hardware-13-2cpu-3g", run: hardware::kernel13_two_cpus },
     Test { name: "hardware-13-4cpu-512m", run: hardware::kernel13_four_cpus },
     Test { name: "hardware-12-4cpu-6g", run: hardware::kernel12_four_cpus },
+    Test { name: "hardware-13-no-ioapic", run: hardware::without_ioapic },
     Test { name: "end-reboot", run: ends::reboot },
     Test { name: "end-triple-fault", run: ends::triple_fault },
     Test { name: "end-no-reboot", run: ends::no_reboot },

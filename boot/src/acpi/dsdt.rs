@@ -2,12 +2,13 @@
 
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, IO, If,
-    Local, Memory32Fixed, Method, Name, NotEqual, ONE, Or, Package, PackageBuilder, Path, ResourceTemplate,
-    Return, Scope, Store, Uuid, ZERO,
+    Local, Memory32Fixed, Method, Name, NotEqual, ONE, Or, Package, Path, ResourceTemplate, Return, Scope,
+    Store, Uuid, ZERO,
 };
 use acpi_tables::{Aml, AmlSink};
 
 use super::fixed::last_bus;
+use super::links;
 use super::set::Table;
 use super::{ComPort, Machine};
 use crate::layout;
@@ -25,9 +26,6 @@ const OSC_BAD_REVISION: u8 = 1 << 3;
 const OSC_MASKED: u8 = 1 << 4;
 /// Ports of configuration mechanism #1, in the middle of PCI's I/O space.
 const CONFIG_PORTS: u16 = 0xcf8;
-/// Slots of bus 0 and pins of each.
-const SLOTS: u8 = 32;
-const PINS: u8 = 4;
 /// LPC bridge 00:1f.0.
 const LPC_ADDRESS: u32 = 0x1f_0000;
 /// Ports of the power management block.
@@ -36,7 +34,7 @@ const PM_PORTS: u8 = 0x80;
 const STA_HIDDEN: u8 = 0x0b;
 
 /// AML already in binary form.
-struct Raw(Vec<u8>);
+pub(super) struct Raw(Vec<u8>);
 
 impl Aml for Raw {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
@@ -45,7 +43,7 @@ impl Aml for Raw {
 }
 
 impl Raw {
-    fn of(parts: &[&dyn Aml]) -> Self {
+    pub(super) fn of(parts: &[&dyn Aml]) -> Self {
         let mut bytes = Vec::new();
         for part in parts {
             part.to_aml_bytes(&mut bytes);
@@ -64,7 +62,7 @@ impl Aml for IsaIrq {
     }
 }
 
-fn path(name: &str) -> Path {
+pub(super) fn path(name: &str) -> Path {
     Path::new(name)
 }
 
@@ -73,7 +71,7 @@ fn ports(base: u16, length: u8) -> IO {
 }
 
 /// `Name(name, value)`.
-fn name(name: &str, value: &dyn Aml) -> Name {
+pub(super) fn name(name: &str, value: &dyn Aml) -> Name {
     Name::new(path(name), value)
 }
 
@@ -84,18 +82,19 @@ pub(super) fn dsdt(machine: &Machine) -> Table {
     if machine.fw_cfg {
         devices.push(fw_cfg());
     }
+    devices.extend(links::links());
     devices.extend((0u32..).take(machine.apic_ids.len()).map(processor));
     let scope = Scope::new(path("_SB_"), devices.iter().map(|device| device as &dyn Aml).collect());
-    Table::new(*b"DSDT", REVISION).bytes(&Raw::of(&[&s5, &scope]).0)
+    Table::new(*b"DSDT", REVISION).bytes(&Raw::of(&[&s5, &links::interrupt_model(), &scope]).0)
 }
 
 /// `Device(name) { parts }`.
-fn device(name: &str, parts: &[&dyn Aml]) -> Raw {
+pub(super) fn device(name: &str, parts: &[&dyn Aml]) -> Raw {
     Raw::of(&[&Device::new(path(name), parts.to_vec())])
 }
 
 /// `If (predicate) { parts }`.
-fn when(predicate: &dyn Aml, parts: &[&dyn Aml]) -> Raw {
+pub(super) fn when(predicate: &dyn Aml, parts: &[&dyn Aml]) -> Raw {
     Raw::of(&[&If::new(predicate, parts.to_vec())])
 }
 
@@ -113,7 +112,7 @@ fn host_bridge(machine: &Machine) -> Raw {
             &name("_UID", &ZERO),
             &osc(),
             &host_bridge_resources(machine),
-            &name("_PRT", &interrupt_routing(machine)),
+            &links::routing(machine),
             &lpc_bridge(machine),
         ],
     )
@@ -142,17 +141,6 @@ fn host_bridge_resources(machine: &Machine) -> Name {
     resources(&windows)
 }
 
-/// `_PRT`: every slot and pin of bus 0 straight to its GSI.
-fn interrupt_routing(machine: &Machine) -> PackageBuilder {
-    let mut table = PackageBuilder::new();
-    for (slot, pin) in (0..SLOTS).flat_map(|slot| (0..PINS).map(move |pin| (slot, pin))) {
-        let address = u32::from(slot) << 16 | 0xffff;
-        let gsi = (machine.intx_gsi)(slot, pin);
-        table.add_element(&Package::new(vec![&address, &pin, &ZERO, &gsi]));
-    }
-    table
-}
-
 /// `_OSC`: grants control of what the operating system asks for, within [`OSC_GRANTED`].
 fn osc() -> Raw {
     let (status, control) = (path("CDW1"), path("CDW3"));
@@ -176,7 +164,7 @@ fn osc() -> Raw {
 }
 
 fn lpc_bridge(machine: &Machine) -> Raw {
-    let mut children = vec![Raw::of(&[&name("_ADR", &LPC_ADDRESS)])];
+    let mut children = vec![Raw::of(&[&name("_ADR", &LPC_ADDRESS)]), links::registers()];
     children.push(isa_device("RTC_", "PNP0B00", &[&ports(0x70, 2), &IsaIrq(8)]));
     if machine.i8042 {
         children.push(isa_device("KBD_", "PNP0303", &[&ports(0x60, 1), &ports(0x64, 1), &IsaIrq(1)]));

@@ -17,7 +17,7 @@ const LEVEL_HIGH: u16 = 0x000d;
 /// Bus defaults.
 const CONFORMS: u16 = 0;
 /// ISA interrupts besides the SCI that the PIRQ router uses, so that they are level-triggered too.
-const PIRQ_ISA: [u8; 3] = [5, 10, 11];
+pub(super) const PIRQ_ISA: [u8; 3] = [5, 10, 11];
 /// NMI arrives at this pin of each local APIC.
 const NMI_LINT: u8 = 1;
 

@@ -9,6 +9,7 @@
 
 mod dsdt;
 mod fixed;
+mod links;
 mod madt;
 mod set;
 #[cfg(test)]

@@ -226,6 +226,14 @@ fn dsdt_describes_what_there_is() {
     assert!(contains(&full, &[0x47, 1, 0xf8, 0x03, 0xf8, 0x03, 1, 8, 0x22, 0x10, 0, 0x79, 0]));
     // Routing of slot 3 INTB#: {0x3ffff, 1, 0, 20}.
     assert!(contains(&full, &[0x0c, 0xff, 0xff, 0x03, 0, 1, 0, 0x0a, 20]));
+    // Without IOAPIC it goes to link E: {0x3ffff, 1, LNKE, 0}.
+    assert!(contains(&full, b"\x0c\xff\xff\x03\0\x01LNKE\0"));
+    // The route registers: at 60h of the LPC bridge, a byte each, with a gap of four after the fourth.
+    assert!(contains(&full, b"\x5b\x80PIRR\x02\x0a\x60\x0a\x0c"));
+    assert!(contains(&full, b"\x01PRQA\x08PRQB\x08PRQC\x08PRQD\x08\0\x20PRQE\x08PRQF\x08PRQG\x08PRQH\x08"));
+    // A link may go to interrupt 5, 10 or 11: level-triggered, active high, shared.
+    let links: [u8; 17] = [0x89, 14, 0, 9, 3, 5, 0, 0, 0, 10, 0, 0, 0, 11, 0, 0, 0];
+    assert_eq!(full.windows(links.len()).filter(|window| *window == links).count(), 8);
     // 32-bit window: memory, min and max fixed, not cacheable, read-write.
     let window = [0x87, 0x17, 0, 0, 0x0c, 1, 0, 0, 0, 0, 0, 0, 0, 0xc0, 0xff, 0xff, 0xbf, 0xfe];
     assert!(contains(&full, &window));
