@@ -8,22 +8,24 @@ use testbed::vm::Vm;
 
 const SIGTERM: i32 = 15;
 
-/// Writes records of 4096 bytes one after the other, each stable before it is acknowledged; ends when one fails.
+/// Writes records of 4096 bytes one after the other, each stable before it is acknowledged, though not each acknowledgement
+/// is printed; ends when one fails.
 const RECORDS: &str = r#"d=$(readlink -f /dev/at/0:0:0:0)
     echo 0 > /sys/block/$(basename $d)/device/timeout 2>/dev/null
     i=0
     while printf 'record %-4089d' $i | dd of=$d bs=4096 seek=$((i * STRIDE)) oflag=direct conv=fsync 2>/dev/null; do
-        echo "acknowledged $i."
+        [ $((i % 8)) -ne 0 ] || echo "acknowledged $i."
         i=$((i + 1))
         [ $i -lt LIMIT ] || break
     done
+    [ $i -eq 0 ] || echo "acknowledged $((i - 1))."
     echo "ended at $i.""#;
 
 fn records(stride: u32, limit: u32) -> String {
     RECORDS.replace("STRIDE", &stride.to_string()).replace("LIMIT", &limit.to_string())
 }
 
-/// The last record that the guest was told is stable.
+/// The last record that the guest is known to have been told is stable.
 fn acknowledged(console: &str) -> Option<u64> {
     let number = |line: &str| line.trim().strip_prefix("acknowledged ")?.strip_suffix('.')?.parse().ok();
     console.lines().filter_map(number).max()
