@@ -105,7 +105,6 @@ pub(crate) fn protection(bed: &Bed, vmm: Vmm) -> Result<()> {
          mkfs.ext4 -q -F $disk && mount $disk /mnt
          cp /tmp/data /mnt/file && umount /mnt && mount $disk /mnt && cmp /tmp/data /mnt/file && umount /mnt
          sg_readcap -l $disk
-         dmesg | grep DIX
          echo DATA IS RIGHT
          {}",
         messages::SHOW

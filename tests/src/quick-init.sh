@@ -7,7 +7,13 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 while read -r module; do
-    insmod "$module" || echo "TESTBED cannot load $module"
+    # Parameters are words NAME.PARAMETER of the command line, as those of what is built in.
+    name=$(basename "${module%%.ko*}" | tr - _)
+    parameters=
+    for word in $(cat /proc/cmdline); do
+        case $word in "$name".*) parameters="$parameters ${word#*.}" ;; esac
+    done
+    insmod "$module" $parameters || echo "TESTBED cannot load $module"
 done < /modules
 
 # Disks appear in their own time: wait until nothing new has appeared for a moment.
