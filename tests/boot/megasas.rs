@@ -417,9 +417,9 @@ fn system(bed: &Bed, vmm: Vmm, debian: Debian, model: &str) -> Result<()> {
     let disks = vm.run("lsscsi; lsblk --noheadings --output NAME,MOUNTPOINT")?;
     expect(&disks, &["[0:2:0:0]    disk    LSI ", "[0:2:1:0]    disk    LSI "])?;
     vm.run_for(
-        "fio --name=a --filename=$(readlink -f /dev/disk/by-path/*scsi-0:2:1:0) --rw=randrw --bsrange=512-256k --size=64m \
-         --ioengine=libaio --direct=1 --iodepth=128 --verify=crc32c --verify_fatal=1 --randrepeat=0 \
-         --time_based --runtime=20",
+        "fio --name=a --filename=$(readlink -f /dev/disk/by-path/*scsi-0:2:1:0) --rw=randwrite --bsrange=512-256k --blockalign=512 \
+         --size=128m --ioengine=libaio --direct=1 --iodepth=128 --serialize_overlap=1 --verify=crc32c --do_verify=1 \
+         --verify_fatal=1 --randrepeat=0",
         400,
     )?;
     let messages = vm.run(messages::SHOW)?;
