@@ -27,7 +27,10 @@ pub fn command_line(config: &Config, program: &Path) -> Result<Vec<String>> {
     for lun in config.hba.iter().flat_map(|hba| &hba.lun) {
         let direct = if matches!(lun.cache.as_str(), "none" | "directsync") { "on" } else { "off" };
         let queues = config.vm.cpus;
-        add("--disk", format!("path={},direct={direct},num_queues={queues},queue_size=256", lun.image));
+        add(
+            "--disk",
+            format!("path={},image_type=raw,direct={direct},num_queues={queues},queue_size=256", lun.image),
+        );
     }
     Ok(words)
 }
@@ -59,7 +62,7 @@ mod tests {
         assert_eq!(
             words,
             "/ch --kernel k --cpus boot=2 --memory size=1G --serial tty --console off \
-             --disk path=/dev/nullb0,direct=on,num_queues=2,queue_size=256"
+             --disk path=/dev/nullb0,image_type=raw,direct=on,num_queues=2,queue_size=256"
         );
     }
 }
