@@ -19,6 +19,7 @@ pub mod irq;
 pub mod log;
 pub mod machine;
 pub mod mem;
+pub mod moderation;
 pub mod pci;
 pub mod platform;
 pub mod scsi;

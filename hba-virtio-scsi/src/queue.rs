@@ -47,8 +47,8 @@ pub(crate) enum Next<T> {
 /// What follows from chains given back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Flushed {
-    /// The driver wants an interrupt.
-    pub(crate) interrupt: bool,
+    /// The driver may want an interrupt: [`Queue::wants_interrupt`] tells.
+    pub(crate) published: bool,
     /// The queue is stopped and nothing of it is in flight any more.
     pub(crate) drained: bool,
 }
@@ -233,8 +233,18 @@ impl Queue {
             self.fail_locked(&mut state);
         }
         let drained = state.ring.is_none() && state.in_flight == 0;
-        let interrupt = *result.as_ref().unwrap_or(&false);
-        (Flushed { interrupt, drained }, result.map(|_| ()))
+        let published = *result.as_ref().unwrap_or(&false);
+        (Flushed { published, drained }, result.map(|_| ()))
+    }
+
+    /// Whether the driver wants an interrupt for what was given back since the last call.
+    pub(crate) fn wants_interrupt(&self) -> Result<bool, RingError> {
+        let mut state = self.lock();
+        let result = state.ring.as_mut().map_or(Ok(false), |ring| ring.wants_interrupt(&self.dma));
+        if result.is_err() {
+            self.fail_locked(&mut state);
+        }
+        result
     }
 
     /// Whether anything is in flight.
@@ -327,6 +337,6 @@ impl State {
         result?;
         let Some(ring) = &mut self.ring else { return Ok(false) };
         ring.publish(dma)?;
-        ring.wants_interrupt(dma)
+        Ok(true)
     }
 }

@@ -6,12 +6,15 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
+use std::time::Instant;
 
 use devices::iothread::{Io, Poller, TaskPool, Watch};
 use devices::mem::Dma;
+use devices::moderation::Moderation;
 
 use crate::queue::{Done, Next, Queue, TaskId};
 use crate::ring::{Chain, ChainError, MAX_CHAIN};
+use crate::spec::queue::FIRST_REQUEST;
 use crate::token::{ChainToken, ResponseArea};
 use crate::transport::Transport;
 
@@ -35,6 +38,10 @@ pub(crate) struct Worker {
     index: u16,
     transport: Arc<Transport>,
     done: RefCell<Vec<Done>>,
+    /// When to interrupt for requests; none for other queues, which interrupt at once.
+    moderation: Option<RefCell<Moderation>>,
+    /// Chains taken that did not come back.
+    running: Cell<u32>,
     /// The driver was asked to ring for the next chain.
     armed: Cell<bool>,
     /// A chain was seen without a doorbell.
@@ -52,7 +59,9 @@ impl Worker {
     ) -> Rc<Self> {
         let done = RefCell::new(Vec::with_capacity(MAX_CHAIN));
         let (armed, seen, waker) = (Cell::new(true), Cell::new(false), Cell::new(None));
-        Rc::new(Self { io, dma, queue, index, transport, done, armed, seen, waker })
+        let moderation = (index >= FIRST_REQUEST).then(|| RefCell::new(Moderation::new(false)));
+        let running = Cell::new(0);
+        Rc::new(Self { io, dma, queue, index, transport, done, moderation, running, armed, seen, waker })
     }
 
     pub(crate) fn io(&self) -> &Io {
@@ -83,25 +92,72 @@ impl Worker {
 
     /// Notes a chain for the end of the batch.
     pub(crate) fn done(&self, done: Done) {
+        self.running.set(self.running.get().saturating_sub(1));
         self.done.borrow_mut().push(done);
     }
 
-    /// Gives back what is done, with one interrupt for all of it.
+    /// The last `count` chains were taken in one go.
+    fn arrived(&self, count: u32) {
+        if let Some(moderation) = &self.moderation {
+            let before = self.running.get().saturating_sub(count);
+            moderation.borrow_mut().arrived(Instant::now(), count, before);
+        }
+    }
+
+    /// Gives back what is done, and interrupts for all of it when it is time to.
     pub(crate) fn flush(&self) {
         let mut done = self.done.borrow_mut();
         if done.is_empty() {
-            return;
+            drop(done);
+            return self.signal_if_due();
         }
+        let count = done.len();
         let (flushed, result) = self.queue.flush(&mut done);
         drop(done);
         if let Err(error) = result {
             self.transport.fail(self.index, &error);
         }
-        if flushed.interrupt {
-            self.transport.interrupt_queue(&self.queue);
+        match &self.moderation {
+            Some(moderation) if flushed.published => {
+                let now = Instant::now();
+                moderation.borrow_mut().completed(now, std::iter::repeat_n(now, count));
+                self.signal_if_due();
+            }
+            None if flushed.published => self.interrupt(),
+            _ => {}
         }
         if flushed.drained {
             self.transport.queue_drained(self.index);
+        }
+    }
+
+    /// Interrupts for what was given back, if it is time to.
+    fn signal_if_due(&self) {
+        let due = self.moderation.as_ref().is_some_and(|moderation| {
+            let moderation = moderation.borrow();
+            !moderation.is_idle()
+                && moderation.is_due(Instant::now(), self.running.get(), self.queue.has_waiting())
+        });
+        if due {
+            self.signal();
+        }
+    }
+
+    /// Interrupts for what was given back.
+    fn signal(&self) {
+        if let Some(moderation) = &self.moderation
+            && !moderation.borrow().is_idle()
+        {
+            moderation.borrow_mut().signalled();
+            self.interrupt();
+        }
+    }
+
+    fn interrupt(&self) {
+        match self.queue.wants_interrupt() {
+            Ok(true) => self.transport.interrupt_queue(&self.queue),
+            Ok(false) => {}
+            Err(error) => self.transport.fail(self.index, &error),
         }
     }
 
@@ -143,7 +199,10 @@ impl Worker {
             return None;
         }
         match self.queue.take(arm, chain, parse) {
-            Ok(Next::Chain(head, parsed)) => Some((head, parsed)),
+            Ok(Next::Chain(head, parsed)) => {
+                self.running.set(self.running.get() + 1);
+                Some((head, parsed))
+            }
             Ok(Next::Empty | Next::Stopped) => None,
             Err(error) => {
                 self.transport.fail(self.index, &error);
@@ -174,11 +233,13 @@ impl Worker {
 /// Between doorbells: the queue itself says whether there is something to do.
 impl Poller for Worker {
     fn poll(&self) -> bool {
+        self.signal_if_due();
         // A queue that is armed rings; one of a broken device waits for the reset, which rings too.
         !self.armed.get() && !self.transport.is_broken() && self.queue.has_waiting() && self.notice()
     }
 
     fn arm(&self) -> bool {
+        self.signal();
         if self.armed.replace(true) || self.transport.is_broken() {
             return false;
         }
@@ -216,7 +277,9 @@ pub(crate) async fn serve<T, F>(
             let parsed = parse(chain, shape);
             ((parsed.response, parsed.response_at, parsed.body), parsed.task)
         };
+        let mut count = 0;
         while let Some((head, (response, response_at, body))) = worker.take(false, &mut chain, parse) {
+            count += 1;
             let token = ChainToken::new(worker.clone(), head, response, response_at);
             // Never full: it has a slot for every descriptor of the largest queue. If it were, a task of its own
             // would still serve the request.
@@ -224,10 +287,12 @@ pub(crate) async fn serve<T, F>(
                 worker.io().spawn(task);
             }
         }
+        worker.arrived(count);
     }
     pool.drained().await;
     drop(hook);
     worker.flush();
+    worker.signal();
 }
 
 #[cfg(test)]

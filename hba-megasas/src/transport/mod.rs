@@ -3,7 +3,6 @@
 mod addresses;
 mod execute;
 mod frame;
-mod moderation;
 mod port;
 mod registers;
 mod ring;

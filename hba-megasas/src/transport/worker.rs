@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use devices::iothread::{Io, Poller, TaskPool, Watch};
 use devices::mem::ToGuest;
+use devices::moderation::Moderation;
 use devices::scsi::{Status as ScsiStatus, Tag};
 use zerocopy::IntoBytes;
 
 use super::addresses::Addresses;
 use super::execute;
 use super::frame::{Fetcher, Frame};
-use super::moderation::Moderation;
 use super::port::{Done, Port};
 use super::token::{FrameToken, Ticket};
 use crate::firmware::{Filter, Firmware, Place};
@@ -70,7 +70,7 @@ impl Worker {
             parked: RefCell::default(),
             drives,
             serial: Cell::new(0),
-            moderation: RefCell::default(),
+            moderation: RefCell::new(Moderation::new(true)),
             events: Cell::new(0),
             seen: Cell::new(false),
             retrying: Cell::new(false),
@@ -133,7 +133,7 @@ impl Worker {
                 self.io.spawn(async move { worker.retry().await });
             }
         }
-        if moderation.is_due(now, self.port.in_flight()) {
+        if moderation.is_due(now, self.port.in_flight(), self.port.has_waiting()) {
             moderation.signalled();
             self.port.signal();
         }
@@ -283,14 +283,15 @@ impl Worker {
 /// Between doorbells: the port itself says whether there is something to do.
 impl Poller for Worker {
     fn poll(&self) -> bool {
-        let late = {
+        let waiting = self.port.has_waiting();
+        let due = {
             let moderation = self.moderation.borrow();
-            !moderation.is_idle() && moderation.is_late(Instant::now())
+            !moderation.is_idle() && moderation.is_due(Instant::now(), self.port.in_flight(), waiting)
         };
-        if late {
+        if due {
             self.signal();
         }
-        self.port.has_waiting() && self.notice()
+        waiting && self.notice()
     }
 
     fn arm(&self) -> bool {
@@ -327,6 +328,7 @@ pub(crate) async fn serve(worker: Rc<Worker>) {
             port.signal();
         }
         let now = Instant::now();
+        worker.moderation.borrow_mut().arrived(now, batch.len() as u32, pool.running() as u32);
         for address in batch.drain(..) {
             let Some((token, frame)) = worker.accept((address, epoch, now), &mut fetcher) else { continue };
             if pool.running() >= limit {

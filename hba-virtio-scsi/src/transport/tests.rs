@@ -140,7 +140,8 @@ impl Bench {
 fn an_idle_device_resets_at_once() {
     let bench = Bench::new();
     let head = bench.take(0).unwrap();
-    assert!(bench.give(0, head).interrupt);
+    assert!(bench.give(0, head).published);
+    assert!(bench.queue(0).wants_interrupt().unwrap());
     assert_eq!(bench.used(0), 1);
     bench.write(20, &[0]);
     assert_eq!((bench.status(), bench.resets(), bench.device.aborts.load(Ordering::Relaxed)), (0, 1, 0));
@@ -161,8 +162,8 @@ fn status_is_zero_only_when_all_is_back() {
     bench.write(28, &[1, 0]);
     bench.write(20, &[0]);
     assert_eq!((bench.status(), bench.device.aborts.load(Ordering::Relaxed)), (15, 1));
-    assert_eq!(bench.give(0, heads[0]), Flushed { interrupt: false, drained: false });
-    assert_eq!(bench.give(0, heads[1]), Flushed { interrupt: false, drained: true });
+    assert_eq!(bench.give(0, heads[0]), Flushed { published: false, drained: false });
+    assert_eq!(bench.give(0, heads[1]), Flushed { published: false, drained: true });
     assert_eq!(bench.status(), 15, "one queue of two");
     bench.transport.aborted();
     assert_eq!(bench.status(), 15);

@@ -1,0 +1,223 @@
+//! When to interrupt a guest for completions: not for each, while it is about to send more or more are about to come.
+//!
+//! An interrupt costs a guest some exits besides its own work. With one command at a time there is nothing to wait for. A
+//! driver that sends command after command is not waiting for any of them: it is told when it pauses, or when enough is
+//! done, or after as long as some commands take to send.
+
+use std::time::{Duration, Instant};
+
+/// Completions without an interrupt at most. It is the number that MegaRAID boards report (interrupt throttle count).
+const COUNT_MAX: u32 = 16;
+/// Longest wait for more completions.
+const DELAY_MAX: Duration = Duration::from_millis(1);
+/// Longest wait while the driver sends, and that at least when it is not known yet how fast it does.
+const SENDING_MAX: Duration = Duration::from_millis(2);
+const SENDING_MIN: Duration = Duration::from_micros(20);
+/// Signs that the driver sends commands without waiting for those before: how many count, what one is worth, and from
+/// where on it is believed.
+const SIGNS_MAX: u8 = 16;
+const SIGN: u8 = 2;
+const SIGNS: u8 = 4;
+
+/// What the driver has not been told yet, and how it sends commands.
+#[derive(Debug)]
+pub struct Moderation {
+    /// Waits for more completions also while the driver does not send: each interrupt costs it much.
+    patient: bool,
+    untold: u32,
+    /// Since when.
+    since: Option<Instant>,
+    /// From the queue to the completion, averaged over the last few.
+    service: Duration,
+    last_arrival: Option<Instant>,
+    /// Between commands that did not wait for each other, averaged over the last few.
+    gap: Duration,
+    signs: u8,
+}
+
+impl Moderation {
+    /// A `patient` one waits, besides, until half of what the driver waits for is done, or a quarter of the time that commands
+    /// take at present has passed.
+    pub fn new(patient: bool) -> Self {
+        Self {
+            patient,
+            untold: 0,
+            since: None,
+            service: Duration::ZERO,
+            last_arrival: None,
+            gap: Duration::ZERO,
+            signs: 0,
+        }
+    }
+
+    /// `count` commands were taken, while `running` others were under way.
+    pub fn arrived(&mut self, now: Instant, count: u32, running: u32) {
+        if count == 0 {
+            return;
+        }
+        if count > 1 || running + self.untold > 0 {
+            let before = self.last_arrival.unwrap_or(now);
+            let gap = now.saturating_duration_since(before).min(DELAY_MAX) / count;
+            self.gap = (self.gap * 7 + gap) / 8;
+            self.signs = (self.signs + SIGN).min(SIGNS_MAX);
+        } else {
+            self.signs = self.signs.saturating_sub(1);
+        }
+        self.last_arrival = Some(now);
+    }
+
+    /// Completions were posted; `taken`: when their commands had been taken.
+    pub fn completed(&mut self, now: Instant, taken: impl Iterator<Item = Instant>) {
+        for taken in taken {
+            let time = now.saturating_duration_since(taken);
+            self.service = (self.service * 7 + time) / 8;
+            self.untold += 1;
+            self.since.get_or_insert(now);
+        }
+    }
+
+    /// Whether there is nothing to tell.
+    pub fn is_idle(&self) -> bool {
+        self.untold == 0
+    }
+
+    /// Whether it is time to interrupt while `running` commands are under way; with `waiting`, there are more to take.
+    pub fn is_due(&self, now: Instant, running: u32, waiting: bool) -> bool {
+        if self.untold == 0 || self.untold >= COUNT_MAX {
+            return self.untold > 0;
+        }
+        let age = self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        if waiting || self.is_sending(now) {
+            return age >= (self.gap * COUNT_MAX).clamp(SENDING_MIN, SENDING_MAX);
+        }
+        !self.patient || self.untold >= running.min(COUNT_MAX) || age >= (self.service / 4).min(DELAY_MAX)
+    }
+
+    /// Whether the driver is likely to send the next command in a moment.
+    fn is_sending(&self, now: Instant) -> bool {
+        let recent = |last| now.saturating_duration_since(last) < self.gap * 2;
+        self.signs >= SIGNS && self.last_arrival.is_some_and(recent)
+    }
+
+    /// The driver was told of all.
+    pub fn signalled(&mut self) {
+        self.untold = 0;
+        self.since = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+    const US: Duration = Duration::from_micros(1);
+
+    /// After commands of 8 ms each.
+    fn warm(start: Instant) -> Moderation {
+        let mut moderation = Moderation::new(true);
+        moderation.completed(start + 8 * MS, std::iter::repeat_n(start, 100));
+        assert!(moderation.service > 7 * MS);
+        moderation.signalled();
+        moderation
+    }
+
+    #[test]
+    fn the_last_command_is_told_at_once() {
+        let now = Instant::now();
+        let mut moderation = warm(now);
+        assert!(!moderation.is_due(now, 0, false), "nothing to tell");
+        moderation.completed(now, [now].into_iter());
+        assert!(moderation.is_due(now, 0, false));
+        assert!(moderation.is_due(now, 1, false), "half of what the driver waits for");
+        assert!(!moderation.is_due(now, 2, false));
+        let mut eager = Moderation::new(false);
+        eager.completed(now, [now].into_iter());
+        assert!(eager.is_due(now, 1000, false));
+    }
+
+    #[test]
+    fn half_or_sixteen_or_some_time() {
+        let now = Instant::now();
+        for (running, enough) in [(4, 4), (31, 16), (1000, 16)] {
+            let mut moderation = warm(now);
+            for count in 1..=enough {
+                assert!(!moderation.is_due(now, running, false));
+                moderation.completed(now, [now - 8 * MS].into_iter());
+                assert_eq!(moderation.is_due(now, running, false), count == enough);
+            }
+            moderation.signalled();
+            assert!(moderation.is_idle() && !moderation.is_due(now + MS, 0, false));
+        }
+        let mut moderation = warm(now);
+        moderation.completed(now, [now - 8 * MS].into_iter());
+        let late = |moderation: &Moderation, now| moderation.is_due(now, 1000, false);
+        assert!(!late(&moderation, now + MS - US / 1000), "a quarter of 8 ms is more than 1 ms");
+        assert!(late(&moderation, now + MS));
+        let mut quick = Moderation::new(true);
+        quick.completed(now, std::iter::repeat_n(now - 80 * US, 10));
+        assert!(!late(&quick, now + 10 * US));
+        assert!(late(&quick, now + 20 * US));
+    }
+
+    /// One command after the other, `each` apart, all done at once, `told` whenever it is due.
+    fn send(moderation: &mut Moderation, start: Instant, each: Duration, count: u32) -> (Instant, u32) {
+        let (mut now, mut told) = (start, 0);
+        for n in 0..count {
+            moderation.arrived(now, 1, 0);
+            moderation.completed(now, [now].into_iter());
+            // The next one has come before this one could be told.
+            if moderation.is_due(now, 0, n + 1 < count) {
+                moderation.signalled();
+                told += 1;
+            }
+            now += each;
+        }
+        (now, told)
+    }
+
+    #[test]
+    fn a_driver_that_sends_is_told_when_it_pauses() {
+        for patient in [false, true] {
+            let mut moderation = Moderation::new(patient);
+            let (now, _) = send(&mut moderation, Instant::now(), 10 * US, 64);
+            moderation.signalled();
+            let (now, told) = send(&mut moderation, now + MS, 10 * US, 64);
+            assert_eq!(told, 4, "sixteen at a time");
+            // Three more, and a pause.
+            for n in 0..3 {
+                moderation.arrived(now + n * 10 * US, 1, 0);
+                moderation.completed(now + n * 10 * US, [now].into_iter());
+                assert!(!moderation.is_due(now + n * 10 * US, 0, false), "{n}");
+            }
+            assert!(moderation.is_due(now + 20 * US + 4 * moderation.gap, 0, false));
+        }
+    }
+
+    #[test]
+    fn a_driver_that_waits_for_each_is_told_of_each() {
+        let mut moderation = Moderation::new(false);
+        let (mut now, _) = send(&mut moderation, Instant::now(), 10 * US, 64);
+        moderation.signalled();
+        for n in 0..40 {
+            now += 50 * US;
+            moderation.arrived(now, 1, 0);
+            now += 10 * US;
+            moderation.completed(now, [now].into_iter());
+            let due = moderation.is_due(now, 0, false);
+            assert!(due || n < 16, "it is known by now");
+            moderation.signalled();
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_long() {
+        let mut moderation = Moderation::new(false);
+        let (now, _) = send(&mut moderation, Instant::now(), 900 * US, 64);
+        moderation.signalled();
+        moderation.arrived(now, 1, 0);
+        moderation.completed(now, [now].into_iter());
+        assert!(!moderation.is_due(now, 0, true));
+        assert!(moderation.is_due(now + 2 * MS, 0, true));
+    }
+}
