@@ -238,6 +238,10 @@ impl Poller for Worker {
         !self.armed.get() && !self.transport.is_broken() && self.queue.has_waiting() && self.notice()
     }
 
+    fn is_holding(&self) -> bool {
+        self.moderation.as_ref().is_some_and(|moderation| !moderation.borrow().is_idle())
+    }
+
     fn arm(&self) -> bool {
         self.signal();
         if self.armed.replace(true) || self.transport.is_broken() {

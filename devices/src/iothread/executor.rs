@@ -179,7 +179,7 @@ impl Core {
             return self.sleep();
         }
         let begin = Instant::now();
-        if !self.window.borrow().length().is_zero() {
+        if !self.window.borrow().length().is_zero() || self.is_holding() {
             self.ring.borrow_mut().enter(false)?;
             if self.poll_until(begin) {
                 return Ok(());
@@ -210,11 +210,15 @@ impl Core {
             {
                 return true;
             }
-            if begin.elapsed() >= end {
+            if begin.elapsed() >= end && !self.is_holding() {
                 return false;
             }
             std::hint::spin_loop();
         }
+    }
+
+    fn is_holding(&self) -> bool {
+        self.pollers().any(|poller| poller.is_holding())
     }
 
     fn pollers(&self) -> impl Iterator<Item = Rc<dyn Poller>> + '_ {

@@ -13,6 +13,10 @@ use vmm_sys_util::eventfd::EventFd;
 pub trait Poller {
     /// Looks for work, and wakes its task when there is some.
     fn poll(&self) -> bool;
+    /// Whether it holds something back that [`Poller::poll`] shall let go in a moment: until then the thread does not sleep.
+    fn is_holding(&self) -> bool {
+        false
+    }
     /// The thread is about to sleep: asks for a wake-up for new work. True, and the task woken, when work came before.
     fn arm(&self) -> bool;
 }

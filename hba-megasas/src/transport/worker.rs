@@ -294,6 +294,10 @@ impl Poller for Worker {
         waiting && self.notice()
     }
 
+    fn is_holding(&self) -> bool {
+        !self.moderation.borrow().is_idle()
+    }
+
     fn arm(&self) -> bool {
         self.signal();
         !self.port.arm() && self.notice()
