@@ -82,7 +82,6 @@ pub(super) fn dsdt(machine: &Machine) -> Table {
     if machine.fw_cfg {
         devices.push(fw_cfg());
     }
-    devices.extend(links::links());
     devices.extend((0u32..).take(machine.apic_ids.len()).map(processor));
     let scope = Scope::new(path("_SB_"), devices.iter().map(|device| device as &dyn Aml).collect());
     Table::new(*b"DSDT", REVISION).bytes(&Raw::of(&[&s5, &links::interrupt_model(), &scope]).0)
@@ -166,6 +165,7 @@ fn osc() -> Raw {
 fn lpc_bridge(machine: &Machine) -> Raw {
     let mut children = vec![Raw::of(&[&name("_ADR", &LPC_ADDRESS)]), links::registers()];
     children.push(isa_device("RTC_", "PNP0B00", &[&ports(0x70, 2), &IsaIrq(8)]));
+    children.extend(links::links());
     if machine.i8042 {
         children.push(isa_device("KBD_", "PNP0303", &[&ports(0x60, 1), &ports(0x64, 1), &IsaIrq(1)]));
         children.push(isa_device("MOU_", "PNP0F13", &[&IsaIrq(12)]));

@@ -75,7 +75,12 @@ pub(super) fn routing(machine: &Machine) -> Raw {
         let gsi = (machine.intx_gsi)(slot, pin);
         straight.add_element(&Package::new(vec![&address, &pin, &ZERO, &gsi]));
         if let Some(wire) = gsi.checked_sub(FIRST_GSI).filter(|wire| *wire < u32::from(WIRES)) {
-            linked.add_element(&Package::new(vec![&address, &pin, &path(&link(wire as u8)), &ZERO]));
+            linked.add_element(&Package::new(vec![
+                &address,
+                &pin,
+                &path(&format!("ISA_.{}", link(wire as u8))),
+                &ZERO,
+            ]));
         }
     }
     let (flag, straight_name, linked_name) = (path("PICF"), path("PRTA"), path("PRTL"));
@@ -85,7 +90,7 @@ pub(super) fn routing(machine: &Machine) -> Raw {
     Raw::of(&[&name("PRTA", &straight), &name("PRTL", &linked), &method])
 }
 
-/// The route registers, in the scope of the LPC bridge.
+/// The route registers, for the scope of the LPC bridge.
 pub(super) fn registers() -> Raw {
     let bits = |wire| {
         let mut field = *b"PRQ_";
@@ -107,13 +112,13 @@ pub(super) fn registers() -> Raw {
     ])
 }
 
-/// The interrupt link devices, one for each wire.
+/// The interrupt link devices, one for each wire, beside the registers.
 pub(super) fn links() -> Vec<Raw> {
     (0..WIRES).map(link_device).collect()
 }
 
 fn link_device(wire: u8) -> Raw {
-    let route = path(&format!("\\_SB_.PCI0.ISA_.{}", register(wire)));
+    let route = path(&register(wire));
     let status = {
         let masked = And::new(&Local(0), &route, &OFF);
         let off = when(&NotEqual::new(&Local(0), &ZERO), &[&Return::new(&STA_OFF)]);
@@ -122,12 +127,12 @@ fn link_device(wire: u8) -> Raw {
     let disable = method("_DIS", 0, &[&Or::new(&route, &route, &OFF)]);
     let current = {
         let (buffer, number) = (path("BUF0"), path("IRQ0"));
-        let template = name("BUF0", &ResourceTemplate::new(vec![&Interrupts(&[0])]));
         let field = CreateDWordField::new(&number, &buffer, &NUMBER);
-        // Interrupt 0, as it is made, means none.
+        // Interrupt 0 means none.
+        let none = Store::new(&number, &ZERO);
         let masked = And::new(&Local(0), &route, &OFF);
         let on = when(&Equal::new(&Local(0), &ZERO), &[&And::new(&number, &route, &IRQ)]);
-        method("_CRS", 0, &[&template, &field, &masked, &on, &Return::new(&buffer)])
+        method("_CRS", 0, &[&field, &none, &masked, &on, &Return::new(&buffer)])
     };
     let set = {
         let number = path("IRQ1");
@@ -136,7 +141,8 @@ fn link_device(wire: u8) -> Raw {
     };
     let possible = name("_PRS", &ResourceTemplate::new(vec![&Interrupts(&PIRQ_ISA)]));
     let (kind, number) = (name("_HID", &EISAName::new("PNP0C0F")), name("_UID", &wire));
-    device(&link(wire), &[&kind, &number, &possible, &status, &disable, &current, &set])
+    let template = name("BUF0", &ResourceTemplate::new(vec![&Interrupts(&[0])]));
+    device(&link(wire), &[&kind, &number, &template, &possible, &status, &disable, &current, &set])
 }
 
 /// A serialized method: several create names.

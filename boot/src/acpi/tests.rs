@@ -226,8 +226,8 @@ fn dsdt_describes_what_there_is() {
     assert!(contains(&full, &[0x47, 1, 0xf8, 0x03, 0xf8, 0x03, 1, 8, 0x22, 0x10, 0, 0x79, 0]));
     // Routing of slot 3 INTB#: {0x3ffff, 1, 0, 20}.
     assert!(contains(&full, &[0x0c, 0xff, 0xff, 0x03, 0, 1, 0, 0x0a, 20]));
-    // Without IOAPIC it goes to link E: {0x3ffff, 1, LNKE, 0}.
-    assert!(contains(&full, b"\x0c\xff\xff\x03\0\x01LNKE\0"));
+    // Without IOAPIC it goes to link E of the LPC bridge: {0x3ffff, 1, ISA_.LNKE, 0}.
+    assert!(contains(&full, b"\x0c\xff\xff\x03\0\x01\x2eISA_LNKE\0"));
     // The route registers: at 60h of the LPC bridge, a byte each, with a gap of four after the fourth.
     assert!(contains(&full, b"\x5b\x80PIRR\x02\x0a\x60\x0a\x0c"));
     assert!(contains(&full, b"\x01PRQA\x08PRQB\x08PRQC\x08PRQD\x08\0\x20PRQE\x08PRQF\x08PRQG\x08PRQH\x08"));
