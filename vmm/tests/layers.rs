@@ -26,6 +26,7 @@ const MODULES: [(&str, &[&str]); 11] = [
     ("pci", &["bus", "irq", "mem", "machine"]),
     ("platform", &["bus", "irq", "mem", "machine"]),
     ("iothread", &["mem"]),
+    ("moderation", &[]),
     ("storage", &["iothread", "mem"]),
     ("scsi", &["storage", "iothread", "mem"]),
     ("testing", &["mem", "irq", "bus", "pci", "platform", "iothread", "storage", "scsi"]),
