@@ -17,7 +17,7 @@ const CRATES: [(&str, &[&str]); 6] = [
 ];
 
 /// What each module of `devices` may name. Every one may name itself, `log`, and in its tests `testing`.
-const MODULES: [(&str, &[&str]); 11] = [
+const MODULES: [(&str, &[&str]); 12] = [
     ("log", &[]),
     ("mem", &[]),
     ("irq", &[]),
