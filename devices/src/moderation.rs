@@ -5,6 +5,9 @@
 //! done, or after as long as some commands take to send. Where each command is done before the driver can send the next,
 //! nothing tells the one from the other: now and then a completion is held back for a moment, to see whether another command
 //! comes all the same.
+//!
+//! All that is worth no more than an interrupt costs, which goes by what a wake-up costs on this host: where a device takes
+//! long, commands lie far apart because each waits for the one before, and to wait for more would only slow them down.
 
 use std::time::{Duration, Instant};
 
@@ -34,6 +37,8 @@ pub struct Moderation {
     untold: u32,
     /// Since when.
     since: Option<Instant>,
+    /// Longest pause between two commands for which a completion is held back.
+    worth: Duration,
     /// From the queue to the completion, averaged over the last few.
     service: Duration,
     last_arrival: Option<Instant>,
@@ -52,9 +57,12 @@ pub struct Moderation {
 impl Moderation {
     /// A `patient` one waits, besides, until half of what the driver waits for is done, or a quarter of the time that commands
     /// take at present has passed.
-    pub fn new(patient: bool) -> Self {
+    ///
+    /// `bound` is how long it pays on this host to look for work instead of sleeping.
+    pub fn new(patient: bool, bound: Duration) -> Self {
         Self {
             patient,
+            worth: if patient { bound * 2 } else { bound / 2 },
             untold: 0,
             since: None,
             service: Duration::ZERO,
@@ -112,18 +120,19 @@ impl Moderation {
         }
         let age = self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         if waiting || self.is_sending(now) {
-            return age >= (self.gap * COUNT_MAX).clamp(SENDING_MIN, SENDING_MAX);
+            return age >= (self.gap * COUNT_MAX).min(self.worth * 4).clamp(SENDING_MIN, SENDING_MAX);
         }
         if self.probing {
-            return age >= (self.pace * 2).min(DELAY_MAX);
+            return age >= (self.pace * 2).min(DELAY_MAX).min(self.worth);
         }
         !self.patient || self.untold >= running.min(COUNT_MAX) || age >= (self.service / 4).min(DELAY_MAX)
     }
 
     /// Whether the driver is likely to send the next command in a moment.
     fn is_sending(&self, now: Instant) -> bool {
-        let recent = |last| now.saturating_duration_since(last) < self.gap * 2;
-        self.signs >= SIGNS && self.last_arrival.is_some_and(recent)
+        let pause = self.gap * 2;
+        let recent = |last| now.saturating_duration_since(last) < pause;
+        self.signs >= SIGNS && pause <= self.worth && self.last_arrival.is_some_and(recent)
     }
 
     /// The driver was told of all.
@@ -149,7 +158,7 @@ mod tests {
 
     /// After commands of 8 ms each.
     fn warm(start: Instant) -> Moderation {
-        let mut moderation = Moderation::new(true);
+        let mut moderation = Moderation::new(true, MS);
         moderation.completed(start + 8 * MS, std::iter::repeat_n(start, 100));
         assert!(moderation.service > 7 * MS);
         moderation.signalled();
@@ -165,7 +174,7 @@ mod tests {
         assert!(moderation.is_due(now, 0, false));
         assert!(moderation.is_due(now, 1, false), "half of what the driver waits for");
         assert!(!moderation.is_due(now, 2, false));
-        let mut eager = Moderation::new(false);
+        let mut eager = Moderation::new(false, MS);
         eager.completed(now, [now].into_iter());
         assert!(eager.is_due(now, 1000, false));
     }
@@ -188,7 +197,7 @@ mod tests {
         let late = |moderation: &Moderation, now| moderation.is_due(now, 1000, false);
         assert!(!late(&moderation, now + MS - US / 1000), "a quarter of 8 ms is more than 1 ms");
         assert!(late(&moderation, now + MS));
-        let mut quick = Moderation::new(true);
+        let mut quick = Moderation::new(true, MS);
         quick.completed(now, std::iter::repeat_n(now - 80 * US, 10));
         assert!(!late(&quick, now + 10 * US));
         assert!(late(&quick, now + 20 * US));
@@ -213,7 +222,7 @@ mod tests {
     #[test]
     fn a_driver_that_sends_is_told_when_it_pauses() {
         for patient in [false, true] {
-            let mut moderation = Moderation::new(patient);
+            let mut moderation = Moderation::new(patient, MS);
             let (now, _) = send(&mut moderation, Instant::now(), 10 * US, 64);
             moderation.signalled();
             let (now, told) = send(&mut moderation, now + MS, 10 * US, 64);
@@ -230,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_driver_that_waits_for_each_is_told_of_each() {
-        let mut moderation = Moderation::new(false);
+        let mut moderation = Moderation::new(false, MS);
         let (mut now, _) = send(&mut moderation, Instant::now(), 10 * US, 64);
         let mut held = 0;
         moderation.signalled();
@@ -249,7 +258,7 @@ mod tests {
     #[test]
     fn a_driver_that_is_always_behind_is_found_out() {
         for waits in [false, true] {
-            let mut moderation = Moderation::new(true);
+            let mut moderation = Moderation::new(true, MS);
             let (mut now, mut told, mut late) = (Instant::now(), 0, Duration::ZERO);
             for _ in 0..2000 {
                 moderation.arrived(now, 1, 0);
@@ -276,10 +285,24 @@ mod tests {
         }
     }
 
+    /// Four commands at a time on a device that takes a millisecond: each is sent because one was told.
+    #[test]
+    fn a_slow_device_is_not_made_slower() {
+        let mut moderation = Moderation::new(false, 50 * US);
+        let mut now = Instant::now();
+        for n in 0..200 {
+            moderation.arrived(now, 1, 3);
+            now += 250 * US;
+            moderation.completed(now, [now].into_iter());
+            assert!(moderation.is_due(now, 3, false), "{n}");
+            moderation.signalled();
+        }
+    }
+
     #[test]
     fn nobody_waits_for_long() {
-        let mut moderation = Moderation::new(false);
-        let (now, _) = send(&mut moderation, Instant::now(), 900 * US, 64);
+        let mut moderation = Moderation::new(false, MS);
+        let (now, _) = send(&mut moderation, Instant::now(), 200 * US, 64);
         moderation.signalled();
         moderation.arrived(now, 1, 0);
         moderation.completed(now, [now].into_iter());

@@ -59,7 +59,8 @@ impl Worker {
     ) -> Rc<Self> {
         let done = RefCell::new(Vec::with_capacity(MAX_CHAIN));
         let (armed, seen, waker) = (Cell::new(true), Cell::new(false), Cell::new(None));
-        let moderation = (index >= FIRST_REQUEST).then(|| RefCell::new(Moderation::new(false)));
+        let moderation =
+            (index >= FIRST_REQUEST).then(|| RefCell::new(Moderation::new(false, io.polling_bound())));
         let running = Cell::new(0);
         Rc::new(Self { io, dma, queue, index, transport, done, moderation, running, armed, seen, waker })
     }

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::blocking::Helpers;
 use super::op::Op;
@@ -125,6 +125,12 @@ impl Core {
 
     pub(super) fn add_hook(&self, hook: Weak<dyn Fn()>) {
         self.hooks.borrow_mut().push(hook);
+    }
+
+    pub(super) fn polling_bound(&self) -> Duration {
+        let mut window = self.window.borrow_mut();
+        window.calibrate();
+        window.bound()
     }
 
     pub(super) fn add_poller(&self, poller: Weak<dyn Poller>) {

@@ -304,6 +304,11 @@ impl Io {
         BatchHook { _hook: hook }
     }
 
+    /// How long it pays on this host to look for work instead of sleeping; zero where that is switched off.
+    pub fn polling_bound(&self) -> Duration {
+        self.core.polling_bound()
+    }
+
     /// Asks `poller` for work while the thread has nothing else to do, until its last strong reference goes.
     pub fn add_poller(&self, poller: Weak<dyn Poller>) {
         self.core.add_poller(poller);

@@ -80,6 +80,10 @@ impl Window {
         !self.bound.is_zero()
     }
 
+    pub(super) fn bound(&self) -> Duration {
+        self.bound
+    }
+
     pub(super) fn length(&self) -> Duration {
         self.length
     }

@@ -60,6 +60,7 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn new(io: Io, port: Arc<Port>, firmware: Arc<Firmware>) -> Rc<Self> {
         let limit = Port::queue_limit(port.model());
+        let moderation = RefCell::new(Moderation::new(true, io.polling_bound()));
         let drives = RefCell::new((firmware.drives().version(), firmware.drives().all()));
         Rc::new(Self {
             io,
@@ -70,7 +71,7 @@ impl Worker {
             parked: RefCell::default(),
             drives,
             serial: Cell::new(0),
-            moderation: RefCell::new(Moderation::new(true)),
+            moderation,
             events: Cell::new(0),
             seen: Cell::new(false),
             retrying: Cell::new(false),
