@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use testbed::bed::Bed;
 use testbed::extras;
 use testbed::fio::Fio;
-use testbed::guest::{Disk, Vmm};
+use testbed::guest::{Disk, Guest, Vmm};
 use testbed::kernel::Debian;
 use testbed::vm::Vm;
 
@@ -56,12 +56,12 @@ pub(crate) fn identity(bed: &Bed, vmm: Vmm) -> Result<()> {
          t functions sg_opcodes --tmf $d
          t modes sg_modes -a $d
          t mode-caching sg_modes -p 8 $d
-         page() {{ head -c 8 /dev/zero; printf \"\\\\010\\\\022\\\\$1\"; head -c 17 /dev/zero; }}
-         page 000 > /tmp/off
-         page 004 > /tmp/on
-         t wce-off sg_raw -s 28 -i /tmp/off $d 55 10 00 00 00 00 00 00 1c 00
+         wce=ff,ff,4,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0
+         t wce-off sg_wr_mode -p 8 -c 8,12,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0 -m $wce $d
          t mode-uncached sg_modes -p 8 $d
-         t wce-on sg_raw -s 28 -i /tmp/on $d 55 10 00 00 00 00 00 00 1c 00
+         t cannot sg_wr_mode -p 8 -c 8,12,4,0,0,1,0,0,0,0,0,0,0,0,0,0,0,0,0,0 $d
+         t wce-on sg_wr_mode -p 8 -c 8,12,4,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0 -m $wce $d
+         t mode-recached sg_modes -p 8 $d
          t logs sg_logs -a $d
          t luns sg_luns $d
          t ready sg_raw $d 00 00 00 00 00 00
@@ -78,7 +78,8 @@ pub(crate) fn identity(bed: &Bed, vmm: Vmm) -> Result<()> {
         .set("wwn", "5000c50012345678")
         .set("rotation_rate", 7200)
         .set("discard", true);
-    let output = bed.guest().vmm(vmm).disk(disk).script(&script).spawn()?.finish_script(300)?;
+    let guest = bed.guest().vmm(vmm).disk(disk).archive(extras::sg_wr_mode()?).script(&script);
+    let output = guest.spawn()?.finish_script(300)?;
     expect(&output, "inquiry", 0, &["version=0x06", "3PC=1"])?;
     expect(&output, "versions", 0, &["SPC-4", "SBC-3"])?;
     expect(&output, "pages", 0, &["[di]", "[bl]", "[bdc]", "[lbpv]", "[tpc]", "[ei]", "[mpp]"])?;
@@ -109,8 +110,7 @@ pub(crate) fn identity(bed: &Bed, vmm: Vmm) -> Result<()> {
             "Maximum unmap block descriptor count: 0x100",
         ],
     )?;
-    // Of sg3_utils 1.48, sg_vpd prints a rotation rate only when there is none, sg_wr_mode takes no page in any form, and
-    // sg_turs sends nothing. 7200 is 1c20h.
+    // Of sg3_utils 1.48, sg_vpd prints a rotation rate only when there is none, and sg_turs sends nothing. 7200 is 1c20h.
     expect(&output, "rate", 0, &["00 b1 00 3c 1c 20"])?;
     let thin = ["LBPU=1", "LBPWS=1", "LBPWS10=1", "LBPRZ=0x1", "Provisioning type: thin provisioned"];
     expect(&output, "vpd-0xb2", 0, &thin)?;
@@ -125,10 +125,11 @@ pub(crate) fn identity(bed: &Bed, vmm: Vmm) -> Result<()> {
     expect(&output, "modes", 0, &["Caching", "Control", "Power condition"])?;
     expect(&output, "wce-off", 0, &[])?;
     expect(&output, "wce-on", 0, &[])?;
-    ensure!(
-        section(&output, "mode-caching")?.0 != section(&output, "mode-uncached")?.0,
-        "WCE did not change"
-    );
+    // 5 is sg3_utils' exit code for ILLEGAL REQUEST: a value that is not changeable.
+    expect(&output, "cannot", 5, &[])?;
+    let caching = |name| section(&output, name).map(|(text, _)| text);
+    ensure!(caching("mode-caching")? != caching("mode-uncached")?, "WCE did not change");
+    ensure!(caching("mode-caching")? == caching("mode-recached")?, "WCE did not come back");
     expect(&output, "logs", 0, &["Supported log pages"])?;
     expect(&output, "luns", 0, &["0000000000000000"])?;
     for name in ["ready", "requests", "reset", "defects"] {
@@ -263,9 +264,9 @@ fn thin(size: &str, block: i64) -> Disk {
     Disk::empty(size).set("discard", true).set("block_size", block).set("physical_block_size", 4096)
 }
 
-/// fio with checksums over raw and qcow2, with blocks of 512 and 4096 bytes, random lengths and alignments, two
-/// initiators at once on each; afterwards everything is read again.
-pub(crate) fn verify(bed: &Bed, vmm: Vmm) -> Result<()> {
+/// A guest with fio in which two initiators at once write with checksums over raw and qcow2, with blocks of 512 and 4096
+/// bytes, random lengths and alignments; afterwards everything is read again.
+fn verifier<'a>(bed: &'a Bed, vmm: Vmm, options: &str, ending: &str) -> Result<Guest<'a>> {
     let mut script = String::from("set -e\n");
     for (target, block) in [(0, 512), (1, 4096), (2, 512), (3, 4096)] {
         script.push_str(&format!(
@@ -273,7 +274,7 @@ pub(crate) fn verify(bed: &Bed, vmm: Vmm) -> Result<()> {
              for half in 0 1; do
                  fio --name=v$half --filename=$d --offset=$((half * 64))m --size=32m --direct=1 --rw=randwrite --bsrange={block}-192k \
                      --blockalign={block} --iodepth=16 --ioengine=libaio --thread --verify=crc32c \
-                     --verify_fatal=1 --do_verify=1 --randseed=$((half + {target} * 7)) --output-format=terse > /tmp/fio$half 2>&1 &
+                     --verify_fatal=1 --do_verify=1 {options} --randseed=$((half + {target} * 7)) --output-format=terse > /tmp/fio$half 2>&1 &
                  eval job$half=$!
              done
              wait $job0 && wait $job1 || {{ cat /tmp/fio0 /tmp/fio1; exit 1; }}
@@ -281,11 +282,16 @@ pub(crate) fn verify(bed: &Bed, vmm: Vmm) -> Result<()> {
 "
         ));
     }
-    script.push_str(messages::SHOW);
+    script.push_str(ending);
     let guest = bed.guest().vmm(vmm).cpus(2).memory("1GiB").archive(Fio::prepare()?.archive()?);
     let guest = guest.disk(thin("128M", 512)).disk(thin("128M", 4096));
     let guest = guest.disk(thin("128M", 512).qcow2()).disk(thin("128M", 4096).qcow2());
-    let mut vm = guest.script(&script).spawn()?;
+    Ok(guest.script(&script))
+}
+
+/// fio with checksums where everything goes well.
+pub(crate) fn verify(bed: &Bed, vmm: Vmm) -> Result<()> {
+    let mut vm = verifier(bed, vmm, "", messages::SHOW)?.spawn()?;
     let output = vm.finish_script(900)?;
     for target in 0..4 {
         ensure!(
@@ -295,6 +301,36 @@ pub(crate) fn verify(bed: &Bed, vmm: Vmm) -> Result<()> {
     }
     check_qcow2(bed, &vm, &["disk2", "disk3"])?;
     messages::check(&output)
+}
+
+/// The same on a host where operations fail, come short and take long: what fails says so, and nothing else is wrong.
+pub(crate) fn mischief(bed: &Bed, vmm: Vmm) -> Result<()> {
+    // What fio was told has failed it does not look for. 61 is ENODATA: Linux says that of a medium error.
+    // Since it counts writes that failed, the seeds it expects in the headers of later ones are those of others; no place is
+    // written twice, so that old bytes would be zeros, without a header.
+    let ending = "dmesg | grep -o 'Sense Key : [A-Za-z ]*' | sort | uniq -c";
+    let options = "--continue_on_error=io --ignore_error=EIO:61,EIO:ENOSPC --verify_header_seed=0";
+    let guest = verifier(bed, vmm, options, ending)?.mischief(27);
+    let mut vm = guest.spawn()?;
+    let output = match vm.finish_script(220) {
+        Ok(output) => output,
+        Err(e) => {
+            println!("{}", vm.errors());
+            println!("{:?}", bed.host().shell("p=$(pidof vmm); for t in /proc/$p/task/*; do cat $t/comm $t/stat; done; sleep 2;  for t in /proc/$p/task/*; do cat $t/comm $t/stat; done; gdb -p $p -batch -ex 'thread apply all bt' 2>&1", 300));
+            return Err(e);
+        }
+    };
+    println!("{output}");
+    for target in 0..4 {
+        // fio ends well, though it names the first of its errors.
+        ensure!(output.contains(&format!("VERIFIED {target} ")), "target {target}: {output}");
+    }
+    // The guest's kernel does not print every failure.
+    ensure!(output.contains("Sense Key"), "the guest saw no sense data: {output}");
+    for line in ["reading", "writing", "Input/output error", "No space left on device"] {
+        ensure!(vm.errors().contains(line), "the log does not say {line:?}: {}", vm.errors());
+    }
+    check_qcow2(bed, &vm, &["disk2", "disk3"])
 }
 
 /// qemu-img finds nothing wrong with images of a machine that has ended.

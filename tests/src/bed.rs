@@ -258,13 +258,25 @@ pub fn build_vmm() -> Result<PathBuf> {
         let file = PathBuf::from(file);
         return file.canonicalize().with_context(|| format!("VMM_BIN: {}", file.display()));
     }
-    let target = paths::target()?;
-    report::step("building the release vmm", || {
+    build_release("the release vmm", &[], paths::target()?)
+}
+
+/// Builds a VMM whose host misbehaves: see the feature `mischief` of the package.
+pub fn build_mischievous_vmm() -> Result<PathBuf> {
+    build_release(
+        "a vmm whose host misbehaves",
+        &["--features", "mischief"],
+        paths::target()?.join("mischief"),
+    )
+}
+
+fn build_release(name: &str, options: &[&str], target: PathBuf) -> Result<PathBuf> {
+    report::step(&format!("building {name}"), || {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut build = Command::new(cargo);
         build.current_dir(paths::workspace()).args(["build", "--quiet", "--release", "--package", "vmm"]);
-        let status = build.arg("--target-dir").arg(&target).status()?;
-        ensure!(status.success(), "the vmm does not build");
+        let status = build.args(options).arg("--target-dir").arg(&target).status()?;
+        ensure!(status.success(), "{name} does not build");
         Ok(())
     })?;
     Ok(target.join("release/vmm"))

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::cache;
 use crate::cpio::Archive;
-use crate::packages::capture;
+use crate::packages::{capture, extract};
 use crate::tools::Tools;
 
 /// `mfi`: a MegaRAID management tool of the test bed's own, see `tests/guest/mfi.c`.
@@ -41,6 +41,17 @@ pub fn smartctl() -> Result<PathBuf> {
 /// `iscsi-test-cu`, the conformance tests of libiscsi, which also run on local devices.
 pub fn libiscsi_tests() -> Result<PathBuf> {
     program("iscsi-test-cu", "libiscsi-bin")
+}
+
+/// `sg_wr_mode`, as Debian 12 ships it: that of Debian 13 (sg3_utils 1.48) takes no page in any form. It has its own
+/// library; the others are those of Debian 13's tools, which the initramfs has.
+pub fn sg_wr_mode() -> Result<PathBuf> {
+    let dir = extract("sg3-utils", "bookworm", &["sg3-utils"])?;
+    archive("sg_wr_mode", &format!("sg_wr_mode 1 {}", dir.display()), |_, archive| {
+        let library = "usr/lib/x86_64-linux-gnu/libsgutils2-1.46.so.2";
+        archive.copy(library, 0o755, &dir.join(library))?;
+        archive.copy("bin/sg_wr_mode", 0o755, &dir.join("usr/bin/sg_wr_mode"))
+    })
 }
 
 /// A program of a package with the libraries it needs.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::bed::Bed;
+use crate::bed::{Bed, build_mischievous_vmm};
 use crate::cloud;
 use crate::config::{Boot, Config, Hba, Lun, Machine, Serial};
 use crate::grub::{self, Terminal};
@@ -152,6 +152,7 @@ pub struct Guest<'a> {
     megasas: toml::Table,
     hba_keys: toml::Table,
     program: Option<PathBuf>,
+    mischief: Option<u64>,
 }
 
 impl<'a> Guest<'a> {
@@ -175,12 +176,19 @@ impl<'a> Guest<'a> {
             megasas: toml::Table::new(),
             hba_keys: toml::Table::new(),
             program: None,
+            mischief: None,
         }
     }
 
     /// The program of [`Vmm::CloudHypervisor`].
     pub fn program(mut self, path: PathBuf) -> Self {
         self.program = Some(path);
+        self
+    }
+
+    /// Runs it under a VMM of ours whose host misbehaves, the same way for the same seed.
+    pub fn mischief(mut self, seed: u64) -> Self {
+        self.mischief = Some(seed);
         self
     }
 
@@ -288,13 +296,19 @@ impl<'a> Guest<'a> {
         let file = format!("{dir}/vm.toml");
         self.bed.host().put(&file, text.as_bytes())?;
         let words = self.words(&config, &file)?;
-        let launch = Launch { words, env: vec![], dir: Some(dir.clone()), terminal: self.terminal };
+        let env = self.mischief.map(|seed| ("VMM_MISCHIEF".to_string(), seed.to_string()));
+        let launch =
+            Launch { words, env: env.into_iter().collect(), dir: Some(dir.clone()), terminal: self.terminal };
         Vm::start(self.bed, &launch, dir, text)
     }
 
     fn words(&self, config: &Config, file: &str) -> Result<Vec<String>> {
         if self.vmm == Vmm::Ours {
-            let vmm = self.bed.vmm()?.to_string_lossy().into_owned();
+            let vmm = match self.mischief {
+                Some(_) => build_mischievous_vmm()?,
+                None => self.bed.vmm()?,
+            };
+            let vmm = vmm.to_string_lossy().into_owned();
             let mut words = vec![vmm, "--config".into(), file.into()];
             words.extend(self.options.iter().cloned());
             return Ok(words);

@@ -9,6 +9,7 @@ use super::Io;
 use super::op::{Op, segments};
 use super::ring::Outcome;
 use crate::mem::SgList;
+use crate::testing::conformance::Random;
 
 /// What is done to an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +43,41 @@ pub enum Victim {
     Sync,
     /// fallocate(2)
     Allocate,
+}
+
+/// How bad a host is, see [`host`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// Nothing happens.
+    Good,
+    /// Transfers take long and come short, by multiples of so many bytes.
+    Slow(u64),
+    /// Also, operations fail.
+    Bad(u64),
+}
+
+/// A plan by chance, the same for the same seed.
+pub fn host(host: Host, seed: u64) -> impl FnMut(Victim) -> Option<Trick> {
+    let mut random = Random::new(seed);
+    let (unit, fails) = match host {
+        Host::Good => (u64::MAX, false),
+        Host::Slow(unit) => (unit, false),
+        Host::Bad(unit) => (unit, true),
+    };
+    move |victim| {
+        let fail = |error| fails.then_some(Trick::Fail(error));
+        match (victim, random.below(100)) {
+            (Victim::Read { len, .. } | Victim::Write { len, .. }, 0..12) if len > unit => {
+                Some(Trick::Short((1 + random.below(len / unit - 1)) * unit))
+            }
+            (_, 12..=13) => fail(libc::EIO),
+            (Victim::Write { .. } | Victim::Allocate, 14) => fail(libc::ENOSPC),
+            (Victim::Read { .. } | Victim::Write { .. }, 15) => Some(Trick::Fail(libc::EINTR)),
+            (Victim::Read { .. } | Victim::Write { .. }, 16) => Some(Trick::Fail(libc::EAGAIN)),
+            (_, 17..20) => Some(Trick::Delay(Duration::from_micros(random.below(3000)))),
+            _ => None,
+        }
+    }
 }
 
 type Plan = dyn FnMut(Victim) -> Option<Trick>;

@@ -19,7 +19,7 @@ mod event;
 mod executor;
 mod hold;
 #[cfg(any(test, feature = "testing"))]
-mod mischief;
+pub mod mischief;
 mod op;
 mod polling;
 mod pool;
@@ -51,8 +51,6 @@ use wake::Shared;
 
 pub use event::Watch;
 pub use hold::{Claims, Hold};
-#[cfg(any(test, feature = "testing"))]
-pub use mischief::{Trick, Victim};
 pub use polling::{Poller, Polling};
 pub use pool::TaskPool;
 pub(crate) use single::Single;

@@ -143,10 +143,28 @@ fn threads(hba: &config::Hba) -> Result<Vec<IoThread>> {
     let start = |number: u8| {
         let name = if number == 0 { format!("io-{}", hba.id) } else { format!("io-{}.{number}", hba.id) };
         let settings = Settings { polling, cpus: cpus.next().copied().into_iter().collect() };
-        IoThread::with(&name, settings)
-            .with_context(|| format!("hba {}: starting its I/O thread {number}", hba.id))
+        let thread = IoThread::with(&name, settings)
+            .with_context(|| format!("hba {}: starting its I/O thread {number}", hba.id))?;
+        #[cfg(feature = "mischief")]
+        misbehave(&thread, number)?;
+        Ok(thread)
     };
     (0..wanted.count).map(start).collect()
+}
+
+/// Has the host misbehave on this thread; `VMM_MISCHIEF` is the seed.
+#[cfg(feature = "mischief")]
+fn misbehave(thread: &IoThread, number: u8) -> Result<()> {
+    use devices::iothread::mischief::{Host, host};
+    let seed = std::env::var("VMM_MISCHIEF").context("VMM_MISCHIEF, the seed of the mischief")?;
+    let seed: u64 = seed.parse().with_context(|| format!("VMM_MISCHIEF: {seed} is no number"))?;
+    // Whatever the host's block size, direct I/O can go on at a multiple of this.
+    let plan = host(Host::Bad(4096), seed + u64::from(number));
+    thread.remote().spawn(move |io| {
+        io.plot(plan);
+        async {}
+    });
+    Ok(())
 }
 
 /// The targets behind an HBA, each with its logical units.

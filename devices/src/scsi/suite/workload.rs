@@ -12,7 +12,8 @@ use std::time::Duration;
 use super::local::{disk_of, target_of};
 use super::request::{Request, check_reply};
 use super::{DiskConfig, FILL, config};
-use crate::iothread::{Io, TaskPool, Trick, Victim};
+use crate::iothread::mischief::{self, Host};
+use crate::iothread::{Io, TaskPool};
 use crate::scsi::{Image, Nexus, ScsiReply, Status, TaskAttribute};
 use crate::storage::{CacheMode, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing};
 use crate::testing::conformance::Random;
@@ -197,40 +198,6 @@ impl Initiator {
     }
 }
 
-/// How bad the host is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Host {
-    Good,
-    /// Transfers take long and come short, by multiples of so many bytes.
-    Slow(u64),
-    /// Also, operations fail. What fails ends at a sector.
-    Bad(u64),
-}
-
-/// What the host does next.
-fn mischief(host: Host, seed: u64) -> impl FnMut(Victim) -> Option<Trick> {
-    let mut random = Random::new(seed);
-    let (unit, fails) = match host {
-        Host::Good => (u64::MAX, false),
-        Host::Slow(unit) => (unit, false),
-        Host::Bad(unit) => (unit, true),
-    };
-    move |victim| {
-        let fail = |error| fails.then_some(Trick::Fail(error));
-        match (victim, random.below(100)) {
-            (Victim::Read { len, .. } | Victim::Write { len, .. }, 0..12) if len > unit => {
-                Some(Trick::Short((1 + random.below(len / unit - 1)) * unit))
-            }
-            (_, 12..=13) => fail(libc::EIO),
-            (Victim::Write { .. } | Victim::Allocate, 14) => fail(libc::ENOSPC),
-            (Victim::Read { .. } | Victim::Write { .. }, 15) => Some(Trick::Fail(libc::EINTR)),
-            (Victim::Read { .. } | Victim::Write { .. }, 16) => Some(Trick::Fail(libc::EAGAIN)),
-            (_, 17..20) => Some(Trick::Delay(Duration::from_micros(random.below(3000)))),
-            _ => None,
-        }
-    }
-}
-
 /// Runs all initiators at once, then with a good host looks at everything.
 /// Returns how many commands failed.
 fn run(image: Image, block: u32, steps: u32, seed: u64, host: Host) -> (u32, Vec<Vec<Sector>>) {
@@ -239,7 +206,7 @@ fn run(image: Image, block: u32, steps: u32, seed: u64, host: Host) -> (u32, Vec
         let target = target_of(disk_of(Arc::new(image), config));
         let nexus = Nexus::new(target, None);
         let _ = Request::new(&[0; 6], &[], 0).send(&nexus, &io).await;
-        io.plot(mischief(host, seed));
+        io.plot(mischief::host(host, seed));
         let pool = TaskPool::new(&io, INITIATORS as usize);
         let ended = Rc::new(std::cell::RefCell::new(Vec::new()));
         for number in 0..INITIATORS {

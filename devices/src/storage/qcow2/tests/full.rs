@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::iothread::{Trick, Victim};
+use crate::iothread::mischief::{Trick, Victim};
 
 /// Pages of the host's file system, in bytes.
 const PAGE: u64 = 4096;
