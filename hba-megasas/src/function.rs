@@ -5,7 +5,7 @@ use std::sync::Arc;
 use devices::bus::BusDevice;
 use devices::pci::{
     Bar, BarIndex, BarKind, Header, InterruptSpec, MsiSpec, MsixSpec, PciDevice, PciDeviceBuilder, PciError,
-    PciSeat,
+    PciSeat, RegisterPage,
 };
 
 use crate::model::Model;
@@ -32,11 +32,12 @@ const LSI_LOGIC: u16 = 0x1000;
 /// Mass storage, RAID.
 const CLASS: u32 = 0x01_04_00;
 
-/// Builds the function with `registers` in both of its windows.
+/// Builds the function with `registers` in both of its windows; `page` holds what they read.
 pub(crate) fn build(
     model: Model,
     seat: PciSeat,
     registers: Arc<dyn BusDevice>,
+    page: Arc<RegisterPage>,
 ) -> Result<PciDevice, PciError> {
     let header = Header {
         vendor: LSI_LOGIC,
@@ -63,7 +64,7 @@ pub(crate) fn build(
     let msi = MsiSpec { messages: 1, per_vector_mask: false, offset: Some(MSI_CAPABILITY) };
     let interrupts = InterruptSpec { msi: Some(msi), msix: Some(msix) };
     let mut builder = PciDeviceBuilder::new("megasas", &header, &interrupts, seat)?;
-    builder.bar(memory, Bar::new(kind, REGISTERS, registers.clone()));
+    builder.bar(memory, Bar::new(kind, REGISTERS, registers.clone()).page(page));
     builder.bar(ports, Bar::new(BarKind::Port, PORTS, registers));
     builder.bar(AUXILIARY_BAR, Bar::empty(BarKind::Memory64, AUXILIARY));
     if model == Model::Gen2 {
@@ -90,7 +91,8 @@ mod tests {
     }
 
     fn built(model: Model) -> PciDevice {
-        build(model, TestSeat::new(1 << 16).seat, Arc::new(Nothing)).unwrap()
+        build(model, TestSeat::new(1 << 16).seat, Arc::new(Nothing), Arc::new(RegisterPage::new().unwrap()))
+            .unwrap()
     }
 
     fn sizes(function: &dyn PciFunction) -> Vec<u32> {

@@ -89,7 +89,7 @@ impl Megasas {
             Arc::new(Shared { firmware: firmware.clone(), remote: io.clone(), cancels: Arc::default() });
         let port = Port::new(model, seat.dma.clone(), shared.clone())?;
         let window = Arc::new(Window(port.clone()));
-        let function = function::build(model, seat, window)?;
+        let function = function::build(model, seat, window, port.page().clone())?;
         port.connect(function.interrupt().clone());
         let hba = Self { function, port: port.clone(), shared };
         for (id, drive) in drives {

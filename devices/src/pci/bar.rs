@@ -6,7 +6,7 @@ use crate::log_limited;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::config::{ConfigSpace, bits, reg};
-use super::{PciError, PciSeat};
+use super::{PciError, PciSeat, RegisterPage};
 use crate::bus::{BusDevice, Doorbell, Space};
 
 /// Number of a BAR: 0 to 5, or [`ROM_BAR`].
@@ -52,17 +52,18 @@ pub struct Bar {
     size: u64,
     device: Option<Arc<dyn BusDevice>>,
     doorbells: Vec<BarDoorbell>,
+    page: Option<Arc<RegisterPage>>,
 }
 
 impl Bar {
     /// A window of `size` bytes (a power of two) that `device` answers.
     pub fn new(kind: BarKind, size: u64, device: Arc<dyn BusDevice>) -> Self {
-        Self { kind, prefetchable: false, size, device: Some(device), doorbells: Vec::new() }
+        Self { kind, prefetchable: false, size, device: Some(device), doorbells: Vec::new(), page: None }
     }
 
     /// A window with nothing in it but the MSI-X structures placed there; the rest reads zero.
     pub fn empty(kind: BarKind, size: u64) -> Self {
-        Self { kind, prefetchable: false, size, device: None, doorbells: Vec::new() }
+        Self { kind, prefetchable: false, size, device: None, doorbells: Vec::new(), page: None }
     }
 
     /// Reads have no side effects: firmware may place the BAR in a prefetchable window.
@@ -77,6 +78,13 @@ impl Bar {
     #[must_use]
     pub fn doorbell(mut self, bell: BarDoorbell) -> Self {
         self.doorbells.push(bell);
+        self
+    }
+
+    /// Reads of the first 4 KiB may be answered from `page`. A short cut only: the device has to answer the same.
+    #[must_use]
+    pub fn page(mut self, page: Arc<RegisterPage>) -> Self {
+        self.page = Some(page);
         self
     }
 
@@ -172,6 +180,8 @@ pub(super) struct Slot {
     /// Where the machine refused it, so that the log says it once.
     refused: Option<u64>,
     attached: Vec<(Doorbell, Arc<EventFd>)>,
+    /// The machine shows the page at this address.
+    shown: Option<u64>,
 }
 
 impl Slot {
@@ -183,12 +193,17 @@ impl Slot {
         config: &mut ConfigSpace,
     ) -> Result<Self, PciError> {
         bar.add_to(config, index)?;
+        let whole = |(base, ..): &(u64, u64, _)| *base >= RegisterPage::LEN;
+        let fits = bar.size >= RegisterPage::LEN && overlays.iter().all(whole);
+        if bar.page.is_some() && (bar.kind == BarKind::Port || !fits) {
+            return Err(PciError::Bar { index, why: "no room for a page of registers" });
+        }
         let device = bar.device.clone();
         let contents = match device {
             Some(device) if overlays.is_empty() => device,
             device => Arc::new(Contents { device, overlays, name }),
         };
-        Ok(Self { index, bar, contents, mapped: None, refused: None, attached: Vec::new() })
+        Ok(Self { index, bar, contents, mapped: None, refused: None, attached: Vec::new(), shown: None })
     }
 
     pub(super) fn index(&self) -> BarIndex {
@@ -240,6 +255,9 @@ impl Slot {
                 log_limited!(warn, "{}: doorbell {bell:?} stays attached: {error}", self.contents.name());
             }
         }
+        if let Some(base) = self.shown.take() {
+            seat.bars.hide(base);
+        }
         seat.bars.unmap(self.space(), base);
         self.mapped = None;
         log_limited!(debug, "{}: BAR {} unmapped from {base:#x}", self.contents.name(), self.index);
@@ -258,6 +276,7 @@ impl Slot {
         }
         self.mapped = Some(base);
         log_limited!(debug, "{}: BAR {} of {size:#x} mapped at {base:#x}", self.contents.name(), self.index);
+        self.shown = self.bar.page.as_ref().filter(|page| seat.bars.show(base, page)).map(|_| base);
         for bell in &self.bar.doorbells {
             let addr = base + bell.offset;
             let at = Doorbell { addr, space, width: bell.width, value: bell.value };

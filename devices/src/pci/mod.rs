@@ -9,7 +9,7 @@
 //!                          |
 //!                       PciDevice               registers, BARs, interrupts of an endpoint
 //!                      /    |    \
-//!            ConfigSpace   Bar   Interrupt      -> BarWindow, Doorbells; MsiAllocator, IntxRouter
+//!            ConfigSpace   Bar   Interrupt      -> BarWindow, PageWindow, Doorbells; MsiAllocator, IntxRouter
 //! ```
 
 pub mod config;
@@ -26,6 +26,7 @@ mod lpc;
 mod mch;
 mod msi;
 mod msix;
+mod page;
 mod seat;
 mod vectors;
 mod window;
@@ -48,6 +49,7 @@ pub use lpc::{Lpc, LpcWiring};
 pub use mch::Mch;
 pub use msi::MsiSpec;
 pub use msix::MsixSpec;
+pub use page::{PageWindow, RegisterPage};
 pub use seat::{BarWindow, PciSeat};
 pub use window::BusWindows;
 

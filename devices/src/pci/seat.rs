@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::RegisterPage;
 use crate::bus::{BusDevice, Doorbells, Space};
 use crate::irq::{IrqLine, MsiAllocator};
 use crate::mem::Dma;
@@ -13,6 +14,10 @@ pub trait BarWindow: Send + Sync {
     fn map(&self, space: Space, base: u64, len: u64, device: Arc<dyn BusDevice>) -> bool;
     /// The window no longer answers at `base`.
     fn unmap(&self, space: Space, base: u64);
+    /// Reads of the mapped window at `base` in memory may be answered from `page`; returns whether they are.
+    fn show(&self, base: u64, page: &Arc<RegisterPage>) -> bool;
+    /// They no longer are.
+    fn hide(&self, base: u64);
 }
 
 /// Everything a function may touch outside itself, handed to its constructor. Tests hand in fakes.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::log_limited;
 
-use super::BarWindow;
+use super::{BarWindow, PageWindow, RegisterPage};
 use crate::bus::{Bus, BusDevice, Space};
 
 /// Maps BARs on the buses, within the ranges that the machine routes to PCI.
@@ -14,6 +14,7 @@ pub struct BusWindows {
     ports: Arc<Bus>,
     allowed_memory: Vec<Range<u64>>,
     allowed_ports: Vec<Range<u64>>,
+    pages: Option<Arc<dyn PageWindow>>,
 }
 
 impl BusWindows {
@@ -24,7 +25,14 @@ impl BusWindows {
         allowed_memory: Vec<Range<u64>>,
         allowed_ports: Vec<Range<u64>>,
     ) -> Self {
-        Self { memory, ports, allowed_memory, allowed_ports }
+        Self { memory, ports, allowed_memory, allowed_ports, pages: None }
+    }
+
+    /// Registers are read from pages where `pages` can show them.
+    #[must_use]
+    pub fn with_pages(mut self, pages: Arc<dyn PageWindow>) -> Self {
+        self.pages = Some(pages);
+        self
     }
 
     fn of(&self, space: Space) -> (&Bus, &[Range<u64>]) {
@@ -52,5 +60,19 @@ impl BarWindow for BusWindows {
 
     fn unmap(&self, space: Space, base: u64) {
         self.of(space).0.unmap(base);
+    }
+
+    fn show(&self, base: u64, page: &Arc<RegisterPage>) -> bool {
+        let Some(pages) = &self.pages else { return false };
+        pages
+            .show(base, page)
+            .inspect_err(|error| log_limited!(warn, "no register page at {base:#x}, reads exit: {error}"))
+            .is_ok()
+    }
+
+    fn hide(&self, base: u64) {
+        if let Some(pages) = &self.pages {
+            pages.hide(base);
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use devices::bus::BusDevice;
 use devices::mem::Dma;
-use devices::pci::{Interrupt, InterruptMode};
+use devices::pci::{Interrupt, InterruptMode, RegisterPage};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::registers::{Effect, Registers, frame_address};
@@ -64,6 +64,7 @@ pub(crate) struct Port {
     dma: Dma,
     adapter: Arc<dyn Adapter>,
     doorbell: Arc<EventFd>,
+    page: Arc<RegisterPage>,
     inbound: Mutex<Inbound>,
     /// Whether there are frames in `inbound`: a hint for a worker that looks often.
     waiting: AtomicBool,
@@ -81,13 +82,15 @@ impl Port {
     pub(crate) fn new(model: Model, dma: Dma, adapter: Arc<dyn Adapter>) -> std::io::Result<Arc<Self>> {
         let doorbell = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let frames = Vec::with_capacity(Self::queue_limit(model));
-        let inner = Inner { registers: Registers::new(model), ring: None, aborting: false };
+        let page = Arc::new(RegisterPage::new()?);
+        let inner = Inner { registers: Registers::new(model, page.clone()), ring: None, aborting: false };
         Ok(Arc::new_cyclic(|this| Self {
             this: this.clone(),
             model,
             dma,
             adapter,
             doorbell,
+            page,
             inbound: Mutex::new(Inbound { frames, open: true, armed: true }),
             waiting: AtomicBool::new(false),
             inner: Mutex::new(inner),
@@ -120,6 +123,11 @@ impl Port {
 
     pub(crate) fn doorbell(&self) -> &Arc<EventFd> {
         &self.doorbell
+    }
+
+    /// What the registers read.
+    pub(crate) fn page(&self) -> &Arc<RegisterPage> {
+        &self.page
     }
 
     /// Wakes the worker.
@@ -333,11 +341,12 @@ impl Port {
         if !inner.registers.is_quiescing() || inner.aborting || self.in_flight() > 0 {
             return;
         }
-        inner.registers.quiet();
+        // READY comes last: the driver may see it without the lock.
         if inner.registers.state() == State::Ready {
             self.adapter.restart();
             lock(&self.inbound).open = !self.is_closed();
         }
+        inner.registers.quiet();
         self.quiet.notify_all();
     }
 

@@ -1,5 +1,9 @@
 //! The registers and the state of the firmware behind them. Plain data: no guest memory, no threads.
 
+use std::sync::Arc;
+
+use devices::pci::RegisterPage;
+
 use crate::model::Model;
 use crate::spec::{State, WRITE_SEQUENCE, diag, doorbell, interrupt, register};
 
@@ -26,10 +30,20 @@ pub(crate) fn frame_address(value: u32) -> u64 {
     u64::from(value & !0x1f)
 }
 
-/// The register file.
+/// Offsets of all registers that read as anything but zero.
+const READABLE: [u16; 5] = [
+    register::HOST_DIAG as u16,
+    register::OUTBOUND_INTR_MASK as u16,
+    register::OUTBOUND_INTR_STATUS as u16,
+    register::OUTBOUND_MESSAGE_0 as u16,
+    register::OUTBOUND_SCRATCH_PAD_0 as u16,
+];
+
+/// The register file, and the page in which guests read it: it follows with every change.
 #[derive(Debug)]
 pub(crate) struct Registers {
     model: Model,
+    page: Arc<RegisterPage>,
     state: State,
     /// Commands of the time before are still under way; READY waits for them.
     quiescing: bool,
@@ -43,9 +57,10 @@ pub(crate) struct Registers {
 
 impl Registers {
     /// As after power-on.
-    pub(crate) fn new(model: Model) -> Self {
-        Self {
+    pub(crate) fn new(model: Model, page: Arc<RegisterPage>) -> Self {
+        let registers = Self {
             model,
+            page,
             state: State::Ready,
             quiescing: false,
             status: 0,
@@ -53,6 +68,15 @@ impl Registers {
             diag: 0,
             keys: 0,
             high: 0,
+        };
+        registers.publish();
+        registers
+    }
+
+    /// Has the page say what the registers read. The status word comes last: what it announces is there.
+    fn publish(&self) {
+        for offset in READABLE {
+            self.page.set(offset, self.read(offset.into()));
         }
     }
 
@@ -69,6 +93,12 @@ impl Registers {
 
     /// Takes a write of `value` to `offset`.
     pub(crate) fn write(&mut self, offset: u64, value: u32) -> Effect {
+        let effect = self.take(offset, value);
+        self.publish();
+        effect
+    }
+
+    fn take(&mut self, offset: u64, value: u32) -> Effect {
         match offset {
             register::INBOUND_DOORBELL => self.ring(value),
             register::OUTBOUND_INTR_MASK => {
@@ -153,38 +183,47 @@ impl Registers {
     /// that the wire is quiet too.
     pub(crate) fn begin(&mut self, state: State) {
         let diag = self.diag & diag::RESET_ADAPTER;
-        *self = Self { state, quiescing: true, diag, ..Self::new(self.model) };
+        let (model, page) = (self.model, self.page.clone());
+        let (status, mask, keys, high) = (0, u32::MAX, 0, 0);
+        *self = Self { model, page, state, quiescing: true, diag, status, mask, keys, high };
+        self.publish();
     }
 
     /// Nothing of the time before can touch guest memory any more.
     pub(crate) fn quiet(&mut self) {
         self.quiescing = false;
         self.diag &= !diag::RESET_ADAPTER;
+        self.publish();
     }
 
     /// INIT has set a reply queue up.
     pub(crate) fn operate(&mut self) {
         self.state = State::Operational;
+        self.publish();
     }
 
     /// The controller was shut down: READY, with what the driver has yet to see left in place.
     pub(crate) fn retire(&mut self) {
         self.state = State::Ready;
+        self.publish();
     }
 
     /// There are completions.
     pub(crate) fn set_reply(&mut self) {
         self.status |= self.model.reply_bit();
+        self.publish();
     }
 
     /// The state changed by itself.
     pub(crate) fn set_state_change(&mut self) {
         self.status |= interrupt::STATE_CHANGE;
+        self.publish();
     }
 
     /// Takes mask and status over from before a reset, for a fault that the driver shall hear of.
     pub(crate) fn keep_mask(&mut self, mask: u32) {
         self.mask = mask;
+        self.publish();
     }
 
     /// The interrupt mask.
@@ -202,8 +241,12 @@ impl Registers {
 mod tests {
     use super::*;
 
+    fn new(model: Model) -> Registers {
+        Registers::new(model, Arc::new(RegisterPage::new().unwrap()))
+    }
+
     fn gen2() -> Registers {
-        Registers::new(Model::Gen2)
+        new(Model::Gen2)
     }
 
     fn unlock(registers: &mut Registers) {
@@ -215,7 +258,7 @@ mod tests {
     #[test]
     fn status_words_of_both_boards() {
         let mut a = gen2();
-        let mut b = Registers::new(Model::Sas1078);
+        let mut b = new(Model::Sas1078);
         assert_eq!((a.read(0xb0), b.read(0xb0)), (0xb43c_03f0, 0xb050_03e8));
         assert_eq!((a.read(0x18), b.read(0x18)), (0xb43c_03f0, 0xb050_03e8));
         a.operate();
@@ -226,7 +269,7 @@ mod tests {
     #[test]
     fn rule_4_bit_26_goes_with_60_elements() {
         for model in [Model::Gen2, Model::Sas1078] {
-            let word = Registers::new(model).read(0xb0);
+            let word = new(model).read(0xb0);
             let sges = if word & 1 << 26 != 0 { 60 } else { 80 };
             assert_eq!(word >> 16 & 0xff, sges);
         }
@@ -248,7 +291,7 @@ mod tests {
     #[test]
     fn interrupt_status_and_mask() {
         for (model, bit) in [(Model::Gen2, 1), (Model::Sas1078, 0x8000_0000_u32)] {
-            let mut registers = Registers::new(model);
+            let mut registers = new(model);
             assert_eq!(registers.read(0x34), u32::MAX, "all masked at power-on");
             registers.set_reply();
             assert_eq!((registers.read(0x30), registers.interrupts()), (bit, false));
@@ -333,6 +376,47 @@ mod tests {
         assert_eq!(registers.read(0xf8), 0x80);
         for _ in 0..1000 {
             registers.write(0xfc, 0xd);
+        }
+    }
+
+    /// What a guest reads from the page is what it would read from the registers, after every change.
+    #[test]
+    fn the_page_follows() {
+        for model in [Model::Gen2, Model::Sas1078] {
+            let mut registers = new(model);
+            let mut seen = std::collections::BTreeSet::new();
+            let mut check = |registers: &Registers| {
+                let page: Vec<u32> = (0..0x1000).step_by(4).map(|at| registers.page.get(at)).collect();
+                let read: Vec<u32> = (0..0x1000).step_by(4).map(|at| registers.read(at)).collect();
+                assert_eq!(page, read);
+                seen.insert(page);
+            };
+            check(&registers);
+            registers.operate();
+            check(&registers);
+            registers.write(0x34, 0x1234);
+            check(&registers);
+            registers.set_reply();
+            check(&registers);
+            registers.write(0xa0, u32::MAX);
+            check(&registers);
+            registers.set_state_change();
+            check(&registers);
+            registers.keep_mask(7);
+            check(&registers);
+            registers.retire();
+            check(&registers);
+            unlock(&mut registers);
+            check(&registers);
+            registers.write(0xf8, 0x84);
+            check(&registers);
+            registers.begin(State::Ready);
+            check(&registers);
+            registers.quiet();
+            check(&registers);
+            registers.begin(State::Fault);
+            check(&registers);
+            assert_eq!(seen.len(), 11, "only the status that was cleared is as it was before");
         }
     }
 }

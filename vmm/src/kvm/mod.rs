@@ -3,6 +3,7 @@
 mod chips;
 mod doorbell;
 mod irq;
+mod pages;
 mod ram;
 mod rom;
 
@@ -19,6 +20,7 @@ use thiserror::Error;
 pub use chips::InitialChips;
 pub use doorbell::KvmDoorbells;
 pub use irq::{InterruptRouter, Vectors};
+pub use pages::KvmPages;
 pub use ram::{Backing, allocate as allocate_ram};
 pub use rom::{Rom, map_rom};
 

@@ -25,7 +25,7 @@ use thiserror::Error;
 
 use super::Buses;
 use crate::config::{Config, RtcBase};
-use crate::kvm::{InterruptRouter, KvmDoorbells, Vectors};
+use crate::kvm::{InterruptRouter, KvmDoorbells, KvmPages, Vectors};
 
 /// First slot for HBAs and other plugged functions; slot 0 is the host bridge, slot 31 the LPC bridge.
 pub const FIRST_SLOT: u8 = 1;
@@ -246,4 +246,5 @@ fn pci_windows(buses: &Buses, parts: &Parts<'_>) -> BusWindows {
     let above = parts.layout.end()..1 << parts.physical_bits.clamp(33, 52);
     let memory = vec![below_4g, above];
     BusWindows::new(buses.memory.clone(), buses.ports.clone(), memory, vec![IO_WINDOW])
+        .with_pages(Arc::new(KvmPages::new(parts.vm.clone())))
 }

@@ -1,3 +1,6 @@
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
 use proptest::prelude::*;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -248,5 +251,71 @@ proptest! {
         for base in [0xc000_0000_u64, 0xd000_0000] {
             prop_assert!(seat.memory.find(base).is_none());
         }
+    }
+}
+
+/// Pages by the address where they are shown.
+#[derive(Default)]
+struct Pages(Mutex<BTreeMap<u64, Arc<RegisterPage>>>);
+
+impl PageWindow for Pages {
+    fn show(&self, base: u64, page: &Arc<RegisterPage>) -> std::io::Result<()> {
+        if base == 0xc00f_0000 {
+            return Err(std::io::Error::other("not there"));
+        }
+        assert!(self.0.lock().unwrap().insert(base, page.clone()).is_none(), "shown twice");
+        Ok(())
+    }
+
+    fn hide(&self, base: u64) {
+        assert!(self.0.lock().unwrap().remove(&base).is_some(), "nothing to hide at {base:#x}");
+    }
+}
+
+#[test]
+fn pages_of_registers_move_with_their_bar() {
+    let mut seat = TestSeat::new(0x1000);
+    let pages = Arc::new(Pages::default());
+    let windows =
+        BusWindows::new(seat.memory.clone(), seat.ports.clone(), vec![0xc000_0000..0xd000_0000], vec![]);
+    seat.seat.bars = Arc::new(windows.with_pages(pages.clone()));
+    let page = Arc::new(RegisterPage::new().unwrap());
+    page.set(0xffc, 0x1122_3344);
+    page.set(0x1000, 7);
+    page.set(2, 7);
+    assert_eq!((page.get(0xffc), page.get(0x1000), page.get(0)), (0x1122_3344, 0, 0));
+    let mut b = PciDeviceBuilder::new("x", &header(), &InterruptSpec::default(), seat.seat.clone()).unwrap();
+    b.bar(0, Bar::new(BarKind::Memory32, 0x4000, Window::new(1)).page(page));
+    b.bar(1, Bar::new(BarKind::Memory32, 0x1000, Window::new(2)));
+    let f = b.build().unwrap();
+    let shown = || pages.0.lock().unwrap().keys().copied().collect::<Vec<_>>();
+    set_config_dword(&f, 0x10, 0xc000_0000);
+    assert_eq!(shown(), [0_u64; 0], "not decoded");
+    set_config_word(&f, 4, 2);
+    assert_eq!(shown(), [0xc000_0000]);
+    set_config_dword(&f, 0x10, 0xffff_ffff);
+    assert_eq!(shown(), [0_u64; 0], "sizing");
+    set_config_dword(&f, 0x10, 0xe000_0000);
+    assert_eq!(shown(), [0_u64; 0], "no window there");
+    set_config_dword(&f, 0x14, 0xc001_0000);
+    set_config_dword(&f, 0x10, 0xc001_0000);
+    assert_eq!(shown(), [0_u64; 0], "another BAR is there");
+    set_config_dword(&f, 0x10, 0xc00f_0000);
+    assert_eq!((shown(), byte(&seat.memory, 0xc00f_0000)), (vec![], 1), "the window serves without a page");
+    set_config_dword(&f, 0x10, 0xc002_0000);
+    assert_eq!(shown(), [0xc002_0000]);
+    set_config_word(&f, 4, 0);
+    assert_eq!(shown(), [0_u64; 0]);
+}
+
+#[test]
+fn a_page_of_registers_needs_its_room() {
+    let seat = TestSeat::new(0x1000);
+    let page = || Arc::new(RegisterPage::new().unwrap());
+    for (kind, size) in [(BarKind::Memory32, 0x800), (BarKind::Port, 0x100)] {
+        let mut b =
+            PciDeviceBuilder::new("x", &header(), &InterruptSpec::default(), seat.seat.clone()).unwrap();
+        b.bar(0, Bar::new(kind, size, Window::new(1)).page(page()));
+        assert!(b.build().is_err());
     }
 }
