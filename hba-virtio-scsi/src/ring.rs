@@ -28,8 +28,8 @@ const ELEMENTS: u64 = 4;
 const AVAIL_ELEMENT: u64 = 2;
 const USED_ELEMENT: u64 = 8;
 
-/// Descriptors of an indirect table that are copied at once: more than the usual ones have.
-const NEAR: usize = 8;
+/// Descriptors of an indirect table that are copied at once: enough for 128 KiB in pages, and more than the usual ones have.
+const NEAR: usize = 40;
 
 /// Where the driver put a ring, guest physical, and its size in descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,11 +137,17 @@ impl Table {
 /// A chain copied out of guest memory once: address and length of each descriptor, in order.
 ///
 /// Kept by the worker and reused, so that taking a chain does not allocate.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Chain {
     pub(crate) readable: Vec<(u64, u32)>,
     pub(crate) writable: Vec<(u64, u32)>,
     near: Near,
+}
+
+impl Default for Chain {
+    fn default() -> Self {
+        Self { readable: Vec::new(), writable: Vec::new(), near: [[0; DESCRIPTOR]; NEAR] }
+    }
 }
 
 impl Chain {

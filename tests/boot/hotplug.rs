@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use testbed::bed::Bed;
 use testbed::guest::Guest;
 use testbed::{paths, vm::Vm};
@@ -78,6 +78,86 @@ pub(crate) fn run(bed: &Bed, guest: Guest<'_>, place: &Place, rounds: u32) -> Re
     println!(
         "  {rounds} rounds; slowest from request to written {came:.1?}, from request to gone {went:.1?}"
     );
+    vm.wait_for("TESTBED EXIT 0", 120)?;
+    ensure!(!vm.console().contains("FAILED"), "an operation failed");
+    vm.expect_exit(0, 60)
+}
+
+/// Disks that one round of [`many`] attaches, on targets 1 and up.
+const AT_ONCE: u32 = 20;
+
+/// Many disks come at once, are written and read, and go in the middle of reads, until it was `disks` of them, while the guest
+/// reads another. Neither memory nor descriptors of the VMM grow.
+pub(crate) fn many(bed: &Bed, guest: Guest<'_>, disks: u32) -> Result<()> {
+    let rounds = disks.div_ceil(AT_ONCE);
+    let script = format!(
+        "(while :; do
+              echo 1 > /proc/sys/vm/drop_caches
+              dd if=/dev/at/0:0:0:0 of=/dev/null bs=64k count=64 2>/dev/null || echo READ FAILED
+          done) &
+         reader=$!
+         devices() {{ ls -d /sys/class/scsi_device/0:0:[1-9]*:0/device/block/* 2>/dev/null; }}
+         i=0
+         echo HOTPLUG READY
+         while [ $i -lt {rounds} ]; do
+             tries=0
+             until [ $(devices | wc -l) = {AT_ONCE} ]; do
+                 sleep 0.2
+                 tries=$((tries + 1))
+                 if [ $tries = 200 ]; then
+                     echo \"ONLY $(devices | wc -l) of {AT_ONCE}\"; ls -d /sys/class/scsi_device/* /sys/class/scsi_device/*/device/block/*; cat /sys/class/scsi_device/*/device/state
+                     echo w > /proc/sysrq-trigger; dmesg | tail -60
+                 fi
+             done
+             for place in $(devices); do
+                 name=${{place##*/}}
+                 until [ -b /dev/$name ]; do sleep 0.1; done
+                 echo round $i > /tmp/text
+                 dd if=/tmp/text of=/dev/$name bs=512 conv=sync,fsync 2>/dev/null || echo WRITE FAILED
+                 (while dd if=/dev/$name of=/dev/null bs=64k iflag=direct 2>/dev/null; do :; done) &
+             done
+             echo \"SEEN $i.\"
+             while [ -n \"$(devices)\" ]; do sleep 0.2; done
+             echo \"GONE $i.\"
+             i=$((i + 1))
+         done
+         kill $reader
+         ! ls -d /sys/class/scsi_device/0:0:[1-9]*:0"
+    );
+    let mut vm = guest.option("--set=control.path=control.sock").script(&script).spawn()?;
+    vm.wait_for("HOTPLUG READY", 300)?;
+    let state = format!("ls /proc/{0}/fd | wc -l; grep RssAnon /proc/{0}/status", vm.pid());
+    let dir = vm.dir().to_string();
+    let mut before = String::new();
+    for round in 0..rounds {
+        let images =
+            format!("for n in $(seq {AT_ONCE}); do rm -f {dir}/many$n; truncate -s 4M {dir}/many$n; done");
+        bed.host().shell(&images, 30)?;
+        for target in 1..=AT_ONCE {
+            let arguments = format!("\"image\": \"many{target}\", \"target\": {target}, \"cache\": \"none\"");
+            ask(bed, &vm, "attach", &arguments)?;
+        }
+        vm.wait_for(&format!("SEEN {round}."), 300)?;
+        let wanted = format!("grep -l '^round {round}$' -a {dir}/many* | wc -l");
+        let written = bed.host().shell(&wanted, 60)?;
+        ensure!(written.trim() == AT_ONCE.to_string(), "{} of {AT_ONCE} images were written", written.trim());
+        for target in 1..=AT_ONCE {
+            ask(bed, &vm, "detach", &format!("\"target\": {target}"))?;
+        }
+        vm.wait_for(&format!("GONE {round}."), 300)?;
+        let now = bed.host().shell(&state, 30)?;
+        if round == 1 {
+            before.clone_from(&now);
+        }
+        if round + 1 == rounds {
+            println!("  {} disks; descriptors and memory: {before:?}, at the end {now:?}", rounds * AT_ONCE);
+            let number = |text: &str, word: usize| -> Result<u64> {
+                Ok(text.split_whitespace().nth(word).context("a word")?.parse()?)
+            };
+            ensure!(number(&now, 0)? == number(&before, 0)?, "descriptors: {before} and then {now}");
+            ensure!(number(&now, 2)? <= number(&before, 2)? + 1024, "memory: {before} and then {now}");
+        }
+    }
     vm.wait_for("TESTBED EXIT 0", 120)?;
     ensure!(!vm.console().contains("FAILED"), "an operation failed");
     vm.expect_exit(0, 60)

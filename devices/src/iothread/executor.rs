@@ -20,6 +20,10 @@ use super::{Io, RING_ENTRIES};
 /// Tasks polled before the thread looks at the ring again: a task that always wakes itself starves nobody.
 const POLLS_PER_ROUND: usize = 1024;
 
+/// Bytes of transfers after which the kernel gets them at once, and what is done meanwhile goes back, before more tasks run:
+/// the client goes on with those while the host moves the others. A system call is little beside moving as much.
+const BYTES_PER_ROUND: u64 = 128 << 10;
+
 thread_local! {
     static CURRENT: RefCell<Option<Rc<Core>>> = const { RefCell::new(None) };
 }
@@ -50,6 +54,8 @@ pub(super) struct Core {
     pub(super) ring: RefCell<Ring>,
     pub(super) helpers: Arc<Helpers>,
     ready: RefCell<VecDeque<u32>>,
+    /// Tasks that were ready when a round ended early; behind what becomes ready until the next.
+    postponed: RefCell<VecDeque<u32>>,
     tasks: RefCell<Tasks>,
     hooks: RefCell<Vec<Weak<dyn Fn()>>>,
     pollers: RefCell<Vec<Weak<dyn Poller>>>,
@@ -72,6 +78,7 @@ impl Core {
             ring: RefCell::new(Ring::new(RING_ENTRIES)?),
             helpers: Arc::default(),
             ready: RefCell::default(),
+            postponed: RefCell::default(),
             tasks: RefCell::default(),
             hooks: RefCell::default(),
             pollers: RefCell::default(),
@@ -166,11 +173,17 @@ impl Core {
             }
             self.run_ready();
             self.run_hooks();
-            if let Err(e) = self.wait() {
+            let entered = if self.postponed.borrow().is_empty() {
+                self.wait()
+            } else {
+                self.ring.borrow_mut().enter(false)
+            };
+            if let Err(e) = entered {
                 break Err(e);
             }
             self.ring.borrow_mut().reap(&mut reaped);
             reaped.settle();
+            self.ready.borrow_mut().append(&mut self.postponed.borrow_mut());
         };
         drop(inbox);
         end
@@ -258,6 +271,9 @@ impl Core {
             let task = self.tasks.borrow().slots.get(index as usize).cloned().flatten();
             if task.is_some_and(|task| task.run()) {
                 self.remove(index);
+            }
+            if self.ring.borrow().queued_bytes() >= BYTES_PER_ROUND {
+                return self.postponed.borrow_mut().append(&mut self.ready.borrow_mut());
             }
         }
     }

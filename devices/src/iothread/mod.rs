@@ -21,6 +21,7 @@ mod hold;
 #[cfg(any(test, feature = "testing"))]
 pub mod mischief;
 mod op;
+mod pieces;
 mod polling;
 mod pool;
 mod ring;
@@ -51,6 +52,7 @@ use wake::Shared;
 
 pub use event::Watch;
 pub use hold::{Claims, Hold};
+pub use pieces::PieceLimits;
 pub use polling::{Poller, Polling};
 pub use pool::TaskPool;
 pub(crate) use single::Single;
@@ -197,7 +199,14 @@ impl Io {
         into: ToGuest,
         hold: &Hold,
     ) -> (io::Result<u64>, ToGuest) {
-        let op = |mem, first, at| Op::Read { file: file.clone(), at, mem, first, hold: hold.clone() };
+        let op = |mem, first, at| Op::Read {
+            file: file.clone(),
+            at,
+            mem,
+            first,
+            limits: PieceLimits::NONE,
+            hold: hold.clone(),
+        };
         let (result, mem) = self.transfer(at, into.into_inner(), op).await;
         (result, ToGuest::new(mem))
     }
@@ -224,8 +233,15 @@ impl Io {
         stable: bool,
         hold: &Hold,
     ) -> (io::Result<u64>, FromGuest) {
-        let op =
-            |mem, first, at| Op::Write { file: file.clone(), at, mem, first, stable, hold: hold.clone() };
+        let op = |mem, first, at| Op::Write {
+            file: file.clone(),
+            at,
+            mem,
+            first,
+            stable,
+            limits: PieceLimits::NONE,
+            hold: hold.clone(),
+        };
         let (result, mem) = self.transfer(at, from.into_inner(), op).await;
         (result, FromGuest::new(mem))
     }

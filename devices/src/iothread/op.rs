@@ -12,6 +12,7 @@ use io_uring::{opcode, squeue};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Hold;
+use super::pieces::{PieceLimits, Pieces, pieces};
 use crate::mem::SgList;
 
 /// Segments of one vectored transfer at most (UIO_MAXIOV of Linux).
@@ -23,9 +24,17 @@ pub(super) const SEGMENTS_MAX: usize = 1024;
 #[expect(dead_code, reason = "holds are kept for their Drop")]
 pub(super) enum Op {
     /// Fills the segments of `mem` from number `first` on, at most [`SEGMENTS_MAX`] of them.
-    Read { file: Arc<File>, at: u64, mem: SgList, first: usize, hold: Hold },
+    Read { file: Arc<File>, at: u64, mem: SgList, first: usize, limits: PieceLimits, hold: Hold },
     /// Writes the segments of `mem` from number `first` on, at most [`SEGMENTS_MAX`] of them.
-    Write { file: Arc<File>, at: u64, mem: SgList, first: usize, stable: bool, hold: Hold },
+    Write {
+        file: Arc<File>,
+        at: u64,
+        mem: SgList,
+        first: usize,
+        stable: bool,
+        limits: PieceLimits,
+        hold: Hold,
+    },
     /// fdatasync(2).
     Sync { file: Arc<File> },
     /// fallocate(2).
@@ -46,9 +55,59 @@ impl Op {
         matches!(self, Self::Read { .. } | Self::Write { .. } | Self::Sync { .. } | Self::Allocate { .. })
     }
 
+    /// Bytes that it moves at most.
+    pub(super) fn bytes(&self) -> u64 {
+        match self {
+            Self::Read { mem, .. } | Self::Write { mem, .. } => mem.len(),
+            _ => 0,
+        }
+    }
+
+    /// Where each piece of a transfer begins, and its segments; none for what is no transfer. An entry for each.
+    pub(super) fn pieces(&self) -> Option<Pieces<'_>> {
+        match self {
+            Self::Read { at, mem, first, limits, .. } | Self::Write { at, mem, first, limits, .. } => {
+                Some(pieces(segments(mem, *first), *at, *limits))
+            }
+            _ => None,
+        }
+    }
+
     /// Submission entries it takes.
     pub(super) fn entries(&self) -> usize {
-        if matches!(self, Self::Event(_)) { 2 } else { 1 }
+        match (self, self.pieces()) {
+            (Self::Event(_), _) => 2,
+            // A transfer of nothing has one as well.
+            (_, Some(pieces)) => pieces.count().max(1),
+            _ => 1,
+        }
+    }
+
+    /// The submission entry of a piece of a transfer, under the conditions of [`Self::entry`].
+    pub(super) fn piece_entry(&self, at: u64, list: &[libc::iovec]) -> squeue::Entry {
+        let fd = |file: &Arc<File>| Fd(file.as_raw_fd());
+        match self {
+            Self::Read { file, .. } => match list {
+                [one] if let Ok(len) = u32::try_from(one.iov_len) => {
+                    opcode::Read::new(fd(file), one.iov_base.cast(), len).offset(at).build()
+                }
+                _ => opcode::Readv::new(fd(file), list.as_ptr(), list.len() as u32).offset(at).build(),
+            },
+            Self::Write { file, stable, .. } => {
+                let flags = if *stable { libc::RWF_DSYNC } else { 0 };
+                match list {
+                    [one] if let Ok(len) = u32::try_from(one.iov_len) => {
+                        let base = one.iov_base.cast_const().cast();
+                        opcode::Write::new(fd(file), base, len).offset(at).rw_flags(flags).build()
+                    }
+                    _ => opcode::Writev::new(fd(file), list.as_ptr(), list.len() as u32)
+                        .offset(at)
+                        .rw_flags(flags)
+                        .build(),
+                }
+            }
+            _ => opcode::Nop::new().build(),
+        }
     }
 
     /// The submission entry. It points into the operation, to `count` and to `time`: all three must stay where they
@@ -56,24 +115,8 @@ impl Op {
     pub(super) fn entry(&self, count: &AtomicU64, time: &Cell<Timespec>) -> squeue::Entry {
         let fd = |file: &Arc<File>| Fd(file.as_raw_fd());
         match self {
-            Self::Read { file, at, mem, first, .. } => match segments(mem, *first) {
-                [one] if let Ok(len) = u32::try_from(one.iov_len) => {
-                    opcode::Read::new(fd(file), one.iov_base.cast(), len).offset(*at).build()
-                }
-                list => opcode::Readv::new(fd(file), list.as_ptr(), list.len() as u32).offset(*at).build(),
-            },
-            Self::Write { file, at, mem, first, stable, .. } => {
-                let flags = if *stable { libc::RWF_DSYNC } else { 0 };
-                match segments(mem, *first) {
-                    [one] if let Ok(len) = u32::try_from(one.iov_len) => {
-                        let base = one.iov_base.cast_const().cast();
-                        opcode::Write::new(fd(file), base, len).offset(*at).rw_flags(flags).build()
-                    }
-                    list => opcode::Writev::new(fd(file), list.as_ptr(), list.len() as u32)
-                        .offset(*at)
-                        .rw_flags(flags)
-                        .build(),
-                }
+            Self::Read { at, mem, first, .. } | Self::Write { at, mem, first, .. } => {
+                self.piece_entry(*at, segments(mem, *first))
             }
             Self::Sync { file } => opcode::Fsync::new(fd(file)).flags(FsyncFlags::DATASYNC).build(),
             Self::Allocate { file, mode, at, len, .. } => {

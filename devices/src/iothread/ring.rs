@@ -113,6 +113,8 @@ pub(super) struct Ring {
     /// Transfers: they also wait for room in the completion queue.
     transfers: VecDeque<Key>,
     cancels: VecDeque<u64>,
+    /// Bytes of transfers that were queued since the kernel was entered last.
+    bytes: u64,
     in_flight: usize,
     in_flight_max: usize,
     /// Transfers whose futures are gone while the kernel still works on them.
@@ -132,6 +134,7 @@ impl Ring {
             waits: VecDeque::new(),
             transfers: VecDeque::new(),
             cancels: VecDeque::new(),
+            bytes: 0,
             in_flight: 0,
             in_flight_max,
             detached: 0,
@@ -144,6 +147,7 @@ impl Ring {
         let index = self.free.pop().unwrap_or_else(|| self.grow());
         let mut key = Key { index, generation: 0 };
         let transfer = op.is_transfer();
+        self.bytes += op.bytes();
         if let Some(slot) = self.at(index) {
             key.generation = slot.generation.get();
             slot.stage.set(Stage::Queued);
@@ -198,7 +202,7 @@ impl Ring {
             Stage::InFlight => {
                 slot.stage.set(Stage::Detached);
                 let (transfer, event) = match slot.op.borrow().as_ref() {
-                    Some(op) => (op.is_transfer(), op.entries() == 2),
+                    Some(op) => (op.is_transfer(), matches!(op, Op::Event(_))),
                     None => (false, false),
                 };
                 self.detached += usize::from(transfer);
@@ -223,8 +227,14 @@ impl Ring {
         Poll::Pending
     }
 
+    /// Bytes of transfers that the kernel has not been told of.
+    pub(super) fn queued_bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Hands queued operations to the kernel; with `sleep`, waits until something completes.
     pub(super) fn enter(&mut self, sleep: bool) -> io::Result<()> {
+        self.bytes = 0;
         let room = self.fill();
         let idle = self.uring.completion().is_empty();
         let want = usize::from(sleep && room && idle);
@@ -359,9 +369,9 @@ impl Ring {
         }
         let op = slot.op.borrow();
         let Some(op) = op.as_ref() else { return true };
-        let queue = self.uring.submission();
+        let (queue, entries) = (self.uring.submission(), op.entries());
         // The two entries of an event wait are linked, and a link must not be cut by a submission.
-        if queue.capacity() - queue.len() < op.entries() {
+        if queue.capacity() - queue.len() < entries {
             return false;
         }
         drop(queue);
@@ -369,10 +379,17 @@ impl Ring {
             let poll = opcode::PollAdd::new(Fd(event.as_raw_fd()), libc::POLLIN as u32).build();
             self.push(&poll.flags(squeue::Flags::IO_LINK).user_data(key.user_data() | PART));
         }
-        self.push(&op.entry(&slot.count, &slot.time).user_data(key.user_data()));
+        match op.pieces().filter(|_| entries > 1) {
+            Some(pieces) => pieces.for_each(|(at, list)| {
+                self.push(&op.piece_entry(at, list).user_data(key.user_data()));
+            }),
+            None => {
+                self.push(&op.entry(&slot.count, &slot.time).user_data(key.user_data()));
+            }
+        }
         slot.stage.set(Stage::InFlight);
-        slot.owed.set(op.entries() as u8);
-        self.in_flight += op.entries();
+        slot.owed.set(entries as u8);
+        self.in_flight += entries;
         true
     }
 
@@ -400,9 +417,10 @@ impl Ring {
             return;
         }
         if user_data & PART == 0 {
-            // After a failed poll the linked read is cancelled: the reason is the poll's.
-            if slot.result.get() >= 0 {
-                slot.result.set(result);
+            // After a failed poll the linked read is cancelled: the reason is the poll's. Pieces of a transfer add up.
+            let before = slot.result.get();
+            if before >= 0 {
+                slot.result.set(if result < 0 { result } else { before.saturating_add(result) });
             }
         } else if result < 0 {
             slot.result.set(result);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use super::op::{Op, SEGMENTS_MAX};
-use super::{Hold, Io, Running, check};
+use super::{Hold, Io, PieceLimits, Running, check};
 use crate::mem::{FromGuest, SgList, ToGuest};
 
 /// A transfer that the ring has; ends with what the kernel said of it, and the memory.
@@ -28,18 +28,21 @@ impl Future for Single<'_> {
 }
 
 impl Io {
-    /// Starts a read of all of `into` at `at`; gives it back when it takes more than one operation.
+    /// Starts a read of all of `into` at `at`, in pieces within `limits`; gives it back when it takes more than one operation.
     pub(crate) fn read_single(
         &self,
         file: &Arc<File>,
         at: u64,
         into: ToGuest,
+        limits: PieceLimits,
         hold: Hold,
     ) -> Result<Single<'_>, ToGuest> {
         if !self.is_single(at, &into) {
             return Err(into);
         }
-        let op = Op::Read { file: file.clone(), at, mem: into.into_inner(), first: 0, hold };
+        let mut mem = into.into_inner();
+        let limits = limits.prepare(&mut mem);
+        let op = Op::Read { file: file.clone(), at, mem, first: 0, limits, hold };
         Ok(Single(self.perform(op)))
     }
 
@@ -50,12 +53,15 @@ impl Io {
         at: u64,
         from: FromGuest,
         stable: bool,
+        limits: PieceLimits,
         hold: Hold,
     ) -> Result<Single<'_>, FromGuest> {
         if !self.is_single(at, &from) {
             return Err(from);
         }
-        let op = Op::Write { file: file.clone(), at, mem: from.into_inner(), first: 0, stable, hold };
+        let mut mem = from.into_inner();
+        let limits = limits.prepare(&mut mem);
+        let op = Op::Write { file: file.clone(), at, mem, first: 0, stable, limits, hold };
         Ok(Single(self.perform(op)))
     }
 

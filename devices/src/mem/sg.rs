@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, VolatileSlice};
 
 use super::{DmaError, GuestRam};
 
@@ -63,8 +63,20 @@ impl SgList {
         parts: impl IntoIterator<Item = (u64, u32)>,
     ) -> Result<Self, DmaError> {
         let mut list = Self { backing: Backing::Ram(ram.clone()), iov: take_list(), len: 0 };
+        // Most parts are in the region of the one before.
+        let mut near: Option<&GuestRegionMmap<()>> = None;
         for (addr, len) in parts {
-            list.add_guest(ram, addr, len)?;
+            let within = |region: &GuestRegionMmap<()>| {
+                let offset = region.to_region_addr(GuestAddress(addr))?;
+                region.get_slice(offset, len as usize).ok().map(|slice| slice.ptr_guard_mut().as_ptr())
+            };
+            match near.and_then(within) {
+                Some(start) if len > 0 => list.push(start.cast(), len as usize),
+                _ => {
+                    list.add_guest(ram, addr, len)?;
+                    near = ram.find_region(GuestAddress(addr));
+                }
+            }
         }
         Ok(list)
     }
@@ -158,6 +170,30 @@ impl SgList {
     pub fn advance(&mut self, count: u64) {
         let rest = self.split_off(count);
         *self = rest;
+    }
+
+    /// Makes longer segments of at most `max` bytes each. `max` is not 0.
+    pub(crate) fn cut_segments(&mut self, max: u64) {
+        let Ok(max) = usize::try_from(max.max(1)) else { return };
+        let mut place = 0;
+        while let Some(part) = self.iov.get_mut(place) {
+            place += 1;
+            if part.iov_len > max {
+                let rest = libc::iovec {
+                    iov_base: part.iov_base.wrapping_byte_add(max),
+                    iov_len: part.iov_len - max,
+                };
+                part.iov_len = max;
+                self.iov.insert(place, rest);
+            }
+        }
+    }
+
+    /// Adds the segments of another list over the same memory.
+    #[cfg(test)]
+    pub(crate) fn append(&mut self, other: &SgList) {
+        self.backing = other.backing.clone();
+        other.iov.iter().for_each(|part| self.push(part.iov_base, part.iov_len));
     }
 
     /// A second list over the same bytes from `offset` on, at most `len` of them.

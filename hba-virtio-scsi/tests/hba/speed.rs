@@ -1,7 +1,7 @@
 //! What a command costs the I/O thread on its whole way: ring, SCSI layer, a raw image in the host's cache, io_uring.
 //!
-//! `cargo test --release -p hba-virtio-scsi speed -- --ignored --nocapture`, with `SPEED_COMMANDS`, `SPEED_DEPTH` and
-//! `SPEED_WRITE` in the environment. Instructions for each command are the difference of two runs under
+//! `cargo test --release -p hba-virtio-scsi speed -- --ignored --nocapture`, with `SPEED_COMMANDS`, `SPEED_DEPTH`,
+//! `SPEED_PAGES` and `SPEED_WRITE` in the environment. Instructions for each command are the difference of two runs under
 //! `valgrind --tool=callgrind --separate-threads=yes`, in the file of the I/O thread; see docs/performance.md.
 
 use std::collections::BTreeMap;
@@ -19,12 +19,12 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
-/// Requests of 4 KiB as Linux makes them, `SPEED_DEPTH` at a time: the next ones when all are done.
+/// Requests of 4 KiB, or of `SPEED_PAGES`, as Linux makes them, `SPEED_DEPTH` at a time: the next ones when all are done.
 #[test]
 #[ignore = "a measurement"]
-fn commands_of_4_kib() {
+fn commands() {
     let (count, depth) = (number("SPEED_COMMANDS", 200_000), number("SPEED_DEPTH", 32));
-    let write = number("SPEED_WRITE", 0) != 0;
+    let (write, pages) = (number("SPEED_WRITE", 0) != 0, number("SPEED_PAGES", 1));
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), vec![1; 4 << 20]).unwrap();
     let (path, sharing) = (file.path().to_owned(), Sharing::Unlocked);
@@ -40,26 +40,31 @@ fn commands_of_4_kib() {
     guest.command(2, lun(0, 0), &[0; 6], &[], 0);
     let desc = guest.queues[2].desc;
     for slot in 0..depth {
-        let [_, _, _, _, a, b, c, d] = (slot * 8).to_be_bytes();
-        let cdb = [if write { 0x2a } else { 0x28 }, 0, a, b, c, d, 0, 0, 8, 0];
+        let [_, _, _, _, a, b, c, d] = (slot * 8 * pages).to_be_bytes();
+        let [.., high, low] = (8 * pages).to_be_bytes();
+        let cdb = [if write { 0x2a } else { 0x28 }, 0, a, b, c, d, 0, high, low, 0];
         let request = guest.alloc_with(&Guest::request_head(lun(0, 0), slot, &cdb));
-        let (response, data) = (guest.alloc(108), 0x80_0000 + 0x1000 * slot);
-        let parts = match write {
-            false => [(request, 51, 0), (response, 108, WRITE), (data, 4096, WRITE)],
-            true => [(request, 51, 0), (data, 4096, 0), (response, 108, WRITE)],
-        };
-        let table = guest.alloc(16 * 3) & !0xf;
-        for ((addr, len, flags), i) in parts.into_iter().zip(0..) {
-            guest.descriptor(table, i, addr, len, flags | if i < 2 { NEXT } else { 0 }, i + 1);
+        let (response, flags) = ((guest.alloc(108), 108, WRITE), if write { 0 } else { WRITE });
+        // Every other page, so that none continues the one before.
+        let data = (0..pages).map(|page| (0x80_0000 + 0x2000 * (slot * pages + page), 4096, flags));
+        let mut parts = vec![(request, 51, 0)];
+        match write {
+            false => parts.extend(std::iter::once(response).chain(data)),
+            true => parts.extend(data.chain([response])),
         }
-        guest.descriptor(desc, slot as u16, table, 48, INDIRECT_TABLE, 0);
+        let last = parts.len() as u16 - 1;
+        let table = guest.alloc(16 * parts.len() + 16).next_multiple_of(16);
+        for ((addr, len, flags), i) in parts.into_iter().zip(0..) {
+            guest.descriptor(table, i, addr, len, flags | if i < last { NEXT } else { 0 }, i + 1);
+        }
+        guest.descriptor(desc, slot as u16, table, 16 * (u32::from(last) + 1), INDIRECT_TABLE, 0);
     }
     let start = Instant::now();
     for _ in 0..count.div_ceil(depth) {
         (0..depth).for_each(|slot| guest.publish(2, slot as u16));
         guest.kick(2);
         for _ in 0..depth {
-            assert_eq!(guest.wait_used(2).1, if write { 12 } else { 108 + 4096 });
+            assert_eq!(guest.wait_used(2).1, if write { 12 } else { 108 + 4096 * pages as u32 });
         }
     }
     println!("{:.0} commands a second", count as f64 / start.elapsed().as_secs_f64());

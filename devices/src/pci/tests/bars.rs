@@ -276,8 +276,8 @@ impl PageWindow for Pages {
 fn pages_of_registers_move_with_their_bar() {
     let mut seat = TestSeat::new(0x1000);
     let pages = Arc::new(Pages::default());
-    let windows =
-        BusWindows::new(seat.memory.clone(), seat.ports.clone(), vec![0xc000_0000..0xd000_0000], vec![]);
+    let window = 0xc000_0000..0xd000_0000;
+    let windows = BusWindows::new(seat.memory.clone(), seat.ports.clone(), vec![window], vec![]);
     seat.seat.bars = Arc::new(windows.with_pages(pages.clone()));
     let page = Arc::new(RegisterPage::new().unwrap());
     page.set(0xffc, 0x1122_3344);

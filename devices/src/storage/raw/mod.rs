@@ -18,7 +18,7 @@ use super::{
     BlockBackend, BlockError, BlockErrorKind, ByteOffset, CacheMode, Durability, Extent, Geometry, OpenError,
     Span, Unmap,
 };
-use crate::iothread::{Hold, Io};
+use crate::iothread::{Hold, Io, PieceLimits};
 use crate::mem::{FromGuest, ToGuest};
 pub(super) use container::fill_zeros;
 use file::HostFile;
@@ -46,6 +46,8 @@ pub struct RawImage {
     /// The last block of a file that ends within one: direct I/O cannot write it without making the file longer.
     edge: Option<HostFile>,
     bounce: Bounce,
+    /// What the host's device takes at once.
+    pieces: PieceLimits,
     /// Length of the host's file in bytes.
     host_len: AtomicU64,
     cache: CacheMode,
@@ -86,6 +88,7 @@ impl RawImage {
         let file = |file, block| HostFile { file: Arc::new(file), name: name.clone(), block };
         let image = Self {
             bounce: Bounce::new(host.align),
+            pieces: host.pieces,
             dma_align: host.align.memory.max(host.align.block),
             host: file(host.file, u64::from(host.align.block)),
             edge: host.buffered.map(|buffered| file(buffered, 1)),

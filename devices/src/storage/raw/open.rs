@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::RawOptions;
+use crate::iothread::PieceLimits;
 use crate::storage::OpenError;
 use crate::storage::lock;
 use crate::storage::sys::{self, DirectAlign};
@@ -23,6 +24,8 @@ pub(super) struct Host {
     pub(super) align: DirectAlign,
     pub(super) physical_block: u32,
     pub(super) discard_granularity: u32,
+    /// Direct I/O only: the page cache cuts as it likes.
+    pub(super) pieces: PieceLimits,
 }
 
 impl Host {
@@ -66,8 +69,14 @@ impl Host {
             align,
             physical_block: if physical.is_power_of_two() { physical.max(512) } else { 512 },
             discard_granularity: match sizes {
-                Some(_) => device_discard(stat.rdev()),
+                Some(_) => queue_limit(stat.rdev(), "discard_granularity").unwrap_or(0) as u32,
                 None => u32::try_from(stat.blksize()).unwrap_or(0),
+            },
+            pieces: match sizes {
+                _ if !direct => PieceLimits::NONE,
+                Some(_) => piece_limits(stat.rdev()),
+                // The device below the file system, where it has one.
+                None => piece_limits(stat.dev()),
             },
         })
     }
@@ -113,14 +122,20 @@ fn try_read(file: &File, block: usize) -> io::Result<usize> {
     file.read_at(target, block as u64)
 }
 
-/// Discard granularity of a block device, from sysfs; 0 when it cannot discard. Partitions ask their disk.
-fn device_discard(device: u64) -> u32 {
+/// A limit of a block device's queue, from sysfs; `None` where it is not told. Partitions ask their disk.
+fn queue_limit(device: u64, name: &str) -> Option<u64> {
     let base = format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device));
     ["queue", "../queue"]
         .iter()
-        .find_map(|queue| fs::read_to_string(format!("{base}/{queue}/discard_granularity")).ok())
+        .find_map(|queue| fs::read_to_string(format!("{base}/{queue}/{name}")).ok())
         .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(0)
+}
+
+/// What a block device takes in one request.
+fn piece_limits(device: u64) -> PieceLimits {
+    let Some(kib) = queue_limit(device, "max_sectors_kb") else { return PieceLimits::NONE };
+    let segments = queue_limit(device, "max_segments").unwrap_or(u64::MAX);
+    PieceLimits::new(kib.saturating_mul(1024), usize::try_from(segments).unwrap_or(usize::MAX))
 }
 
 fn cannot_open(path: &Path, e: io::Error) -> OpenError {

@@ -20,7 +20,7 @@ impl RawImage {
         if self.is_at_edge(at.0, into.len()) || !self.bounce.fits(at.0, &into) {
             return Begun::Long(into);
         }
-        Begun::of(io.read_single(&self.host.file, at.0, into, Hold::none()))
+        Begun::of(io.read_single(&self.host.file, at.0, into, self.pieces, Hold::none()))
     }
 
     /// Begins a write.
@@ -38,7 +38,14 @@ impl RawImage {
             return Begun::Long(from);
         }
         let Some(hold) = self.bounce.try_replace(at.0, from.len()) else { return Begun::Long(from) };
-        Begun::of(io.write_single(&self.host.file, at.0, from, self.must_be_stable(durability), hold))
+        Begun::of(io.write_single(
+            &self.host.file,
+            at.0,
+            from,
+            self.must_be_stable(durability),
+            self.pieces,
+            hold,
+        ))
     }
 
     /// Begins a flush.
