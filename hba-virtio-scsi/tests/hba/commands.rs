@@ -1,7 +1,9 @@
 //! Commands, control requests and interrupts of well-behaved drivers.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
+use devices::iothread::{IoThread, Polling, Settings};
 use hba_virtio_scsi::Options;
 
 use crate::guest::{EVENT_IDX, Guest, INDIRECT, VERSION_1, into, lun, out};
@@ -193,6 +195,50 @@ fn drivers_can_do_without_interrupts() {
         std::thread::sleep(std::time::Duration::from_millis(10));
         assert_eq!(guest.seat.msi.take(), [], "features {features:#x}");
     }
+}
+
+/// A driver that waits for each request hears of each; one that sends on without waiting is left alone while it does.
+#[test]
+fn interrupts_go_by_what_the_driver_waits_for() {
+    const COUNT: usize = 2000;
+    let polling = Polling::Fixed(Duration::from_millis(20));
+    let thread = IoThread::with("poll", Settings { polling, cpus: vec![] }).unwrap();
+    let mut guest = Guest::on(vec![thread], Options::default(), BTreeMap::new());
+    guest.start(VERSION_1 | EVENT_IDX, 64);
+    let request = guest.alloc_with(&Guest::request_head(lun(0, 0), 0, &TEST_UNIT_READY));
+    let response = guest.alloc(108);
+    let parts = [out(request, 51), into(response, 108)];
+    guest.seat.msi.take();
+    for n in 0..100 {
+        guest.add(2, &parts);
+        guest.kick(2);
+        guest.wait_for("an interrupt", || !guest.seat.msi.take().is_empty());
+        guest.wait_used(2);
+        assert_eq!(guest.seat.msi.take(), [], "request {n} was told twice");
+    }
+    let (mut told, mut in_flight) = (0, 0);
+    for _ in 0..COUNT {
+        guest.add(2, &parts);
+        guest.kick(2);
+        in_flight += 1;
+        let pause = Instant::now();
+        // As Linux: what is used is looked at after an interrupt.
+        while pause.elapsed() < Duration::from_micros(20) || in_flight > 24 {
+            if !guest.seat.msi.take().is_empty() {
+                told += 1;
+                while guest.used(2).is_some() {
+                    in_flight -= 1;
+                }
+            }
+        }
+    }
+    guest.wait_for("the rest", || guest.peek16(guest.queues[2].used + 2) == guest.queues[2].avail_idx);
+    while guest.used(2).is_some() {}
+    assert!(told < COUNT / 2, "{told} interrupts for {COUNT} requests");
+    guest.seat.msi.take();
+    guest.add(2, &parts);
+    guest.kick(2);
+    guest.wait_for("the last interrupt", || !guest.seat.msi.take().is_empty());
 }
 
 #[test]
