@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use testbed::bed::Bed;
 use testbed::guest::Guest;
 use testbed::{paths, vm::Vm};
+
+use super::virtio_soak::footprint;
 
 /// Where the guest finds the disk, which is at target 5.
 pub(crate) struct Place {
@@ -122,13 +124,14 @@ pub(crate) fn many(bed: &Bed, guest: Guest<'_>, disks: u32) -> Result<()> {
              i=$((i + 1))
          done
          kill $reader
+         # The VMM is looked at once more.
+         sleep 20
          ! ls -d /sys/class/scsi_device/0:0:[1-9]*:0"
     );
     let mut vm = guest.option("--set=control.path=control.sock").script(&script).spawn()?;
     vm.wait_for("HOTPLUG READY", 300)?;
-    let state = format!("ls /proc/{0}/fd | wc -l; grep RssAnon /proc/{0}/status", vm.pid());
     let dir = vm.dir().to_string();
-    let mut before = String::new();
+    let mut early = (0, 0);
     for round in 0..rounds {
         let images =
             format!("for n in $(seq {AT_ONCE}); do rm -f {dir}/many$n; truncate -s 4M {dir}/many$n; done");
@@ -145,19 +148,14 @@ pub(crate) fn many(bed: &Bed, guest: Guest<'_>, disks: u32) -> Result<()> {
             ask(bed, &vm, "detach", &format!("\"target\": {target}"))?;
         }
         vm.wait_for(&format!("GONE {round}."), 300)?;
-        let now = bed.host().shell(&state, 30)?;
         if round == 1 {
-            before.clone_from(&now);
-        }
-        if round + 1 == rounds {
-            println!("  {} disks; descriptors and memory: {before:?}, at the end {now:?}", rounds * AT_ONCE);
-            let number = |text: &str, word: usize| -> Result<u64> {
-                Ok(text.split_whitespace().nth(word).context("a word")?.parse()?)
-            };
-            ensure!(number(&now, 0)? == number(&before, 0)?, "descriptors: {before} and then {now}");
-            ensure!(number(&now, 2)? <= number(&before, 2)? + 1024, "memory: {before} and then {now}");
+            early = footprint(bed, &vm)?;
         }
     }
+    let late = footprint(bed, &vm)?;
+    println!("  {} disks; memory in KiB and descriptors: {early:?}, at the end {late:?}", rounds * AT_ONCE);
+    ensure!(late.1 == early.1, "{early:?} became {late:?}: descriptors leak");
+    ensure!(late.0 < early.0 + 512, "{early:?} became {late:?}: memory leaks");
     vm.wait_for("TESTBED EXIT 0", 120)?;
     ensure!(!vm.console().contains("FAILED"), "an operation failed");
     vm.expect_exit(0, 60)

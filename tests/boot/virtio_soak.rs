@@ -41,7 +41,7 @@ fn full_disk(bed: &Bed) -> Result<Disk> {
 }
 
 /// Bytes and descriptors of the VMM's process.
-fn footprint(bed: &Bed, vm: &Vm<'_>) -> Result<(u64, u64)> {
+pub(super) fn footprint(bed: &Bed, vm: &Vm<'_>) -> Result<(u64, u64)> {
     let count = bed.host().shell(&format!("ls /proc/{}/fd | wc -l", vm.pid()), 30)?;
     Ok((own_memory(bed, vm.pid())?, count.trim().parse()?))
 }
