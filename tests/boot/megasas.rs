@@ -392,7 +392,7 @@ pub(crate) fn reset_of_stopped_firmware(bed: &Bed, vmm: Vmm) -> Result<()> {
          done
          echo intact
          mfi wait 'mfi dcmd 0x02070100 0'
-         dmesg"
+         dmesg | grep -i reset"
     );
     let guest =
         guest(bed, vmm, Debian::Trixie, "gen2").memory("2GiB").disk(empty("1G")).archive(extras::mfi()?);
