@@ -312,14 +312,7 @@ pub(crate) fn mischief(bed: &Bed, vmm: Vmm) -> Result<()> {
     let options = "--continue_on_error=io --ignore_error=EIO:61,EIO:ENOSPC --verify_header_seed=0";
     let guest = verifier(bed, vmm, options, ending)?.mischief(27);
     let mut vm = guest.spawn()?;
-    let output = match vm.finish_script(220) {
-        Ok(output) => output,
-        Err(e) => {
-            println!("{}", vm.errors());
-            println!("{:?}", bed.host().shell("p=$(pidof vmm); for t in /proc/$p/task/*; do cat $t/comm $t/stat; done; sleep 2;  for t in /proc/$p/task/*; do cat $t/comm $t/stat; done; gdb -p $p -batch -ex 'thread apply all bt' 2>&1", 300));
-            return Err(e);
-        }
-    };
+    let output = vm.finish_script(900)?;
     println!("{output}");
     for target in 0..4 {
         // fio ends well, though it names the first of its errors.

@@ -63,10 +63,13 @@ impl Op {
         }
     }
 
-    /// Where each piece of a transfer begins, and its segments; none for what is no transfer. An entry for each.
+    /// Where each piece of a transfer that is cut begins, and its segments: an entry for each. `None` for all else, which
+    /// nearly everything is.
     pub(super) fn pieces(&self) -> Option<Pieces<'_>> {
         match self {
-            Self::Read { at, mem, first, limits, .. } | Self::Write { at, mem, first, limits, .. } => {
+            Self::Read { at, mem, first, limits, .. } | Self::Write { at, mem, first, limits, .. }
+                if *limits != PieceLimits::NONE =>
+            {
                 Some(pieces(segments(mem, *first), *at, *limits))
             }
             _ => None,
@@ -77,8 +80,7 @@ impl Op {
     pub(super) fn entries(&self) -> usize {
         match (self, self.pieces()) {
             (Self::Event(_), _) => 2,
-            // A transfer of nothing has one as well.
-            (_, Some(pieces)) => pieces.count().max(1),
+            (_, Some(pieces)) => pieces.count(),
             _ => 1,
         }
     }

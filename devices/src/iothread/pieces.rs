@@ -4,6 +4,7 @@
 //! to a worker thread of the kernel, with two switches between threads and the copy of everything it needs. Where what the
 //! device takes is known, the ring gets pieces that fit, all at once.
 
+use super::op::SEGMENTS_MAX;
 use crate::mem::SgList;
 
 /// Pieces of one transfer at most; what needs more is left to the kernel.
@@ -31,6 +32,11 @@ impl PieceLimits {
     /// Makes a list such that it can be cut between its segments, if it has to be; returns how it is cut.
     pub(super) fn prepare(self, mem: &mut SgList) -> Self {
         if mem.len() <= self.bytes && mem.segments() <= self.segments {
+            return Self::NONE;
+        }
+        // Cutting makes a segment more for each piece at most, and one operation takes only so many.
+        let (count, room) = (mem.len().div_ceil(self.bytes), SEGMENTS_MAX.saturating_sub(PIECES_MAX));
+        if count > PIECES_MAX as u64 || mem.segments() > room {
             return Self::NONE;
         }
         mem.cut_segments(self.bytes);
@@ -134,6 +140,12 @@ mod tests {
     fn too_many_pieces_are_none() {
         assert_eq!(cut(&[4; 32], PieceLimits::new(4096, 9)).len(), 32);
         assert_eq!(cut(&[4; 33], PieceLimits::new(4096, 9)), [(0, 132, 33)]);
+        assert_eq!(cut(&[264], PieceLimits::new(8192, 9)), [(0, 264, 1)], "not cut in vain");
+        assert_eq!(
+            cut(&[4; 1000], PieceLimits::new(1 << 20, 9999)),
+            [(0, 4000, 1000)],
+            "no room for more segments"
+        );
     }
 
     /// Every byte arrives where it belongs, and one count tells of all pieces; a file that ends within one is seen.

@@ -379,7 +379,7 @@ impl Ring {
             let poll = opcode::PollAdd::new(Fd(event.as_raw_fd()), libc::POLLIN as u32).build();
             self.push(&poll.flags(squeue::Flags::IO_LINK).user_data(key.user_data() | PART));
         }
-        match op.pieces().filter(|_| entries > 1) {
+        match op.pieces() {
             Some(pieces) => pieces.for_each(|(at, list)| {
                 self.push(&op.piece_entry(at, list).user_data(key.user_data()));
             }),

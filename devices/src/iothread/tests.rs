@@ -361,3 +361,33 @@ fn readable_waits_for_input() {
         assert_eq!(&two, b"ab");
     });
 }
+
+/// Of large transfers each goes to the kernel before the next task runs; small ones go together.
+#[test]
+fn large_transfers_do_not_wait_for_each_other() {
+    for (len, together) in [(4096, true), (128 << 10, false)] {
+        let said = on_thread(move |io| async move {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(1 << 20).unwrap();
+            let (file, said) = (Arc::new(file), Rc::new(RefCell::new(String::new())));
+            let rounds = said.clone();
+            let _hook = io.at_batch_end(move || rounds.borrow_mut().push('-'));
+            let ended = Rc::new(Cell::new(0));
+            for _ in 0..3 {
+                let (io_of, file, said, ended) = (io.clone(), file.clone(), said.clone(), ended.clone());
+                io.spawn(async move {
+                    said.borrow_mut().push('x');
+                    let (count, _) = io_of.read(&file, 0, buffer(len)).await;
+                    assert_eq!(count.unwrap(), len as u64);
+                    ended.set(ended.get() + 1);
+                });
+            }
+            while ended.get() < 3 {
+                io.sleep(Duration::from_millis(1)).await;
+            }
+            said.take()
+        });
+        assert_eq!(said.contains("xxx"), together, "{len}: {said}");
+        assert_eq!(said.contains("xx"), together, "{len}: {said}");
+    }
+}

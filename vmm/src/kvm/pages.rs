@@ -39,8 +39,8 @@ impl KvmPages {
             memory_size: len,
             userspace_addr: page.host_address() as u64,
         };
-        // SAFETY: the page stays where it is until it is dropped, which `shown` puts off until the slot is empty; the
-        // guest only reads it.
+        // SAFETY: the page stays where it is until it is dropped, which `shown` puts off until the slot is empty, or
+        // for ever; the guest only reads it.
         #[allow(unsafe_code)]
         let done = unsafe { self.vm.set_user_memory_region(entry) };
         done.map_err(io::Error::from)
@@ -68,6 +68,16 @@ impl PageWindow for KvmPages {
     }
 }
 
+impl Drop for KvmPages {
+    /// The VM may be there for longer than the pages.
+    fn drop(&mut self) {
+        let bases: Vec<u64> = self.lock().keys().copied().collect();
+        bases.into_iter().for_each(|base| self.hide(base));
+        // What KVM keeps must stay where it is.
+        std::mem::take(&mut *self.lock()).into_values().for_each(std::mem::forget);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -81,7 +91,7 @@ mod tests {
 
     const PAGE: u64 = 0x8000_0000;
 
-    /// Reads the page, writes what it read behind itself, and halts; over and over. In protected mode with flat segments.
+    /// Reads the page and writes what it read, over and over. In protected mode with flat segments.
     const CODE: [u8; 12] = [
         0xa1, 0x30, 0x00, 0x00, 0x80, // mov eax, [80000030h]
         0xa3, 0xa0, 0x00, 0x00, 0x80, // mov [800000a0h], eax
@@ -124,5 +134,7 @@ mod tests {
         pages.show(PAGE + 0x1000, &page).unwrap();
         pages.show(PAGE, &page).unwrap();
         assert!(pages.show(PAGE, &page).is_err(), "one page at an address");
+        drop(pages);
+        assert_eq!(Arc::strong_count(&page), 1, "and nobody holds it any more");
     }
 }

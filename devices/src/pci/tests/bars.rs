@@ -318,4 +318,11 @@ fn a_page_of_registers_needs_its_room() {
         b.bar(0, Bar::new(kind, size, Window::new(1)).page(page()));
         assert!(b.build().is_err());
     }
+    for (table, works) in [(0xff0, false), (0x1000, true)] {
+        let msix = MsixSpec { vectors: 4, table: (0, table), pba: (0, 0x2000), offset: None };
+        let interrupts = InterruptSpec { msi: None, msix: Some(msix) };
+        let mut b = PciDeviceBuilder::new("x", &header(), &interrupts, seat.seat.clone()).unwrap();
+        b.bar(0, Bar::new(BarKind::Memory32, 0x4000, Window::new(1)).page(page()));
+        assert_eq!(b.build().is_ok(), works, "a table at {table:#x}");
+    }
 }
