@@ -93,6 +93,7 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "scsi-libiscsi", run: scsi::libiscsi },
     Test { name: "scsi-libiscsi-4096", run: scsi::libiscsi_4096 },
     Test { name: "scsi-qcow2-kill", run: scsi_host::qcow2_kill },
+    Test { name: "scsi-pieces", run: scsi::pieces },
     Test { name: "scsi-mischief", run: scsi::mischief },
     Test { name: "scsi-pause", run: scsi_host::pause },
     Test { name: "scsi-pause-stop", run: scsi_host::stop_while_paused },

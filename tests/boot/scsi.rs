@@ -326,6 +326,33 @@ pub(crate) fn mischief(bed: &Bed, vmm: Vmm) -> Result<()> {
     check_qcow2(bed, &vm, &["disk2", "disk3"])
 }
 
+/// fio with checksums over a block device of the host that takes 127 KiB at once, with requests of up to 1 MiB; in the end the
+/// device holds what the guest reads.
+pub(crate) fn pieces(bed: &Bed, vmm: Vmm) -> Result<()> {
+    let host = bed.host();
+    let device = "/dev/nullb0";
+    let limit = host.shell(
+        &format!(
+            "[ -e {device} ] || modprobe null_blk nr_devices=1 memory_backed=1 gb=1 bs=512 hw_queue_depth=256
+             cat /sys/block/nullb0/queue/max_sectors_kb"
+        ),
+        60,
+    )?;
+    ensure!(limit.trim() == "127", "the device takes {} KiB at once", limit.trim());
+    let script = "set -e
+         d=$(readlink -f /dev/at/0:0:0:0)
+         fio --name=v --filename=$d --size=256m --direct=1 --rw=randwrite --bsrange=4k-1m --blockalign=4k --iodepth=16 \
+             --ioengine=libaio --thread --verify=crc32c --verify_fatal=1 --do_verify=1 --output-format=terse > /tmp/fio || { cat /tmp/fio; exit 1; }
+         echo VERIFIED; sync
+         dd if=$d bs=1M count=256 iflag=direct 2>/dev/null | md5sum";
+    let guest = bed.guest().vmm(vmm).archive(Fio::prepare()?.archive()?).disk(Disk::file(device));
+    let output = guest.script(script).spawn()?.finish_script(600)?;
+    ensure!(output.contains("VERIFIED"), "{output}");
+    let sum = host.shell(&format!("dd if={device} bs=1M count=256 2>/dev/null | md5sum"), 120)?;
+    ensure!(output.contains(sum.trim()), "the device has {sum}, the guest read {output}");
+    Ok(())
+}
+
 /// qemu-img finds nothing wrong with images of a machine that has ended.
 fn check_qcow2(bed: &Bed, vm: &Vm<'_>, disks: &[&str]) -> Result<()> {
     let check = bed.prepared().tools().words("qemu-img", "qemu-img", None)?.join(" ");
