@@ -166,12 +166,26 @@ impl Bed {
         }
         let Some(mut dead) = self.level1.take() else { bail!("the agent on this machine ended") };
         let obituary = dead.obituary();
-        dead.stop()?;
+        self.replace(dead)?;
+        Ok(Some(obituary))
+    }
+
+    /// Starts level 1 anew although it runs, unless it was started to stay. Where a guest crashed on an emulated
+    /// processor, the next one within the same level 1 was seen to crash more often than not.
+    pub fn renew(&mut self) -> Result<()> {
+        match self.level1.take_if(|level1| !level1.stays()) {
+            Some(level1) => self.replace(level1),
+            None => Ok(()),
+        }
+    }
+
+    fn replace(&mut self, level1: Level1) -> Result<()> {
+        level1.stop()?;
         let (level1, host) = report::step("starting level 1 again", || self.prepared.level1(false))?;
         empty(&host, &self.dir)?;
         self.level1 = Some(level1);
         self.host = host;
-        Ok(Some(obituary))
+        Ok(())
     }
 
     /// A guest to describe and start.

@@ -14,9 +14,10 @@ use crate::qemu;
 use crate::vm::Vm;
 use crate::wire::Launch;
 
-/// Under emulation on a busy machine, 90 seconds are not enough for systemd to find the serial port.
-const SYSTEM_CMDLINE: &str = "console=ttyS0 root=LABEL=root rw systemd.default_timeout_start_sec=900 \
-    systemd.default_device_timeout_sec=900";
+/// Under emulation on a busy machine, 90 seconds are not enough for systemd to find the serial port. The kernel is
+/// quiet, and so is systemd, since printing is where emulated guests crash.
+const SYSTEM_CMDLINE: &str = "console=ttyS0 root=LABEL=root rw quiet systemd.show_status=false \
+    systemd.default_timeout_start_sec=900 systemd.default_device_timeout_sec=900";
 
 /// What runs the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -114,6 +114,11 @@ impl Level1 {
         self.pid
     }
 
+    /// Whether it was started to outlive this process.
+    pub fn stays(&self) -> bool {
+        self.child.is_none()
+    }
+
     /// Leaves it running when this is dropped.
     pub fn leave(mut self) {
         self.child = None;

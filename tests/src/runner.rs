@@ -58,7 +58,7 @@ pub fn select<'a>(tests: &'a [Test], filters: &[String]) -> Vec<&'a Test> {
 }
 
 /// How often a test may fail on an emulated processor before it counts.
-const ATTEMPTS: u32 = 3;
+const ATTEMPTS: u32 = 4;
 /// How often level 1 may end under one test.
 const ENDS: u32 = 3;
 
@@ -86,6 +86,9 @@ pub fn run(bed: &mut Bed, vmm: Vmm, tests: &[&Test], count: &mut Count) {
             }
             let why = if attempt.level1_ended { "level 1 ended" } else { "the processor is emulated" };
             println!("{error:#}\nAGAIN {}: {why}", test.name);
+            if !attempt.level1_ended {
+                drop(bed.renew().inspect_err(|error| println!("{error:#}")));
+            }
         };
         if failures + ends > 0 {
             again.push(test.name);

@@ -18,7 +18,7 @@ use crate::wire::Launch;
 /// How many lines of the console are shown of a guest that failed.
 const SHOWN_LINES: usize = 80;
 /// How long, in seconds, a guest that boots may print nothing.
-const BOOT_SILENCE: u64 = 180;
+const BOOT_SILENCE: u64 = 300;
 
 /// A running guest. It is killed when this is dropped.
 pub struct Vm<'a> {
@@ -125,8 +125,8 @@ impl<'a> Vm<'a> {
         }
     }
 
-    /// Waits for `text` as a guest boots that prints all the time: for 20 minutes, unless it prints nothing for
-    /// three. An emulated processor was seen to put a guest to sleep for ever, under QEMU too.
+    /// Waits for `text` as a guest boots: for 20 minutes, unless it prints nothing for
+    /// five. An emulated processor was seen to put a guest to sleep for ever, under QEMU too.
     pub fn wait_for_boot(&mut self, text: &str) -> Result<String> {
         let end = Instant::now() + Duration::from_secs(1200);
         loop {
@@ -264,6 +264,24 @@ impl<'a> Vm<'a> {
         self.well = true;
     }
 
+    /// What the VMM's threads and KVM do, twice: tells a guest that waits from one that spins, inside or by exits.
+    fn doings(&self) -> String {
+        let script = format!(
+            "[ -d /sys/kernel/debug/kvm ] || mount -t debugfs debugfs /sys/kernel/debug
+             for look in 1 2; do
+                 for task in /proc/{}/task/*; do
+                     echo \"$(cat $task/comm): $(sed 's/.*) //' $task/stat | cut -d' ' -f1,12,13) $(cat $task/wchan)\"
+                 done
+                 for name in exits io_exits mmio_exits halt_exits signal_exits irq_injections request_irq_exits; do
+                     echo $name $(cat /sys/kernel/debug/kvm/$name)
+                 done
+                 [ $look = 2 ] || sleep 3
+             done 2>&1",
+            self.pid()
+        );
+        self.bed.host().shell(&script, 30).unwrap_or_else(|error| error.to_string())
+    }
+
     fn report(&self) -> Result<String> {
         let mut text = String::new();
         writeln!(text, "--- {}/vm.toml\n{}", self.dir, self.config)?;
@@ -279,7 +297,7 @@ impl<'a> Vm<'a> {
         )?;
         match self.process.ended() {
             Some(status) => writeln!(text, "--- the VMM ended: {status}")?,
-            None => writeln!(text, "--- the VMM was still running")?,
+            None => writeln!(text, "--- the VMM was still running\n{}", self.doings())?,
         }
         Ok(text)
     }
