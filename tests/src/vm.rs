@@ -276,7 +276,14 @@ impl<'a> Vm<'a> {
                      echo $name $(cat /sys/kernel/debug/kvm/$name)
                  done
                  [ $look = 2 ] || sleep 3
-             done 2>&1",
+             done 2>&1
+             cd /sys/kernel/tracing 2>/dev/null || exit 0
+             [ -e events ] || mount -t tracefs tracefs .
+             cd /sys/kernel/tracing
+             for event in kvm_exit kvm_pio kvm_mmio; do echo 1 > events/kvm/$event/enable; done
+             sleep 0.1
+             for event in kvm_exit kvm_pio kvm_mmio; do echo 0 > events/kvm/$event/enable; done
+             grep -v '^#' trace | tail -n 60; echo > trace",
             self.pid()
         );
         self.bed.host().shell(&script, 30).unwrap_or_else(|error| error.to_string())
