@@ -1,5 +1,5 @@
 /*
- * Mends three faults of QEMU's TCG that show only with nested SVM guests. Preloaded into QEMU alone.
+ * Mends four faults of QEMU's TCG that show only with nested SVM guests. Preloaded into QEMU alone.
  *
  * A processor's interrupt requests are bits of one word. Threads that hold the big QEMU lock change it with plain
  * read-modify-write instructions, but VMRUN and #VMEXIT change it without the lock. Now and then one of two
@@ -13,6 +13,11 @@
  * and nothing takes the note away until the guest exits. When the thread is asked to look around before that, the vector is
  * delivered once more, whether or not the guest has interrupts enabled: it deadlocks or crashes, now and then, the
  * sooner the more interrupts it takes. Here the note is not written.
+ *
+ * FPU instructions of all processors clear a bit of the first processor's second word of flags (IGNNE), and do so without
+ * a lock, while that one changes the same word at VMRUN and #VMEXIT. Now and then one of two changes is lost: then a guest
+ * runs without nested paging and triple-faults, or level 1 runs with it, exits once more, and its own state takes the place of
+ * the guest's, which then faults for ever. Here that bit, which only DOS programs need, is left alone.
  *
  * All places are found by the form of their code in functions that QEMU exports. When something is not
  * as expected, nothing is changed, and a line says so.
@@ -30,6 +35,7 @@
 enum { LONGEST_START = 48, JUMP_BYTES = 5, CALL_BYTES = 5, CALL = 0xe8, JUMP = 0xe9, LOCK = 0xf0, NOP = 0x90 };
 enum { OR_REGISTER = 0x09, AND_REGISTER = 0x21, WITH_LONG = 0x81, WITH_BYTE = 0x83, OR = 1, AND = 4 };
 enum { STORE = 0x89, STORE_NUMBER = 0xc7, STORE_BYTES = 6, VMEXIT = 0x100, NOTE_AHEAD = 80 };
+enum { RETURN = 0xc3 };
 enum { VIRQ = 0x100, ROOM = 1 << 16, STEP = 1 << 20, MOST_PLACES = 32 };
 
 struct code {
@@ -269,6 +275,15 @@ static bool remove_code(uint8_t *at, size_t bytes)
     return protect(code, PROT_READ | PROT_EXEC);
 }
 
+/* Makes a function, which returns nothing, return at once. */
+static bool leave_out(struct code code)
+{
+    if (!code.size || !protect(code, PROT_READ | PROT_WRITE | PROT_EXEC))
+        return false;
+    code.start[0] = RETURN;
+    return protect(code, PROT_READ | PROT_EXEC);
+}
+
 static bool hook(struct code code, size_t start, const uint8_t *rest)
 {
     uint8_t *moved = room + used;
@@ -319,6 +334,8 @@ static const char *mend(void)
     for (size_t at = 0; at < places.count; at++)
         if (!add_lock(places.at[at]))
             return "its code cannot be changed";
+    if (!leave_out(find("cpu_clear_ignne")) || !leave_out(find("cpu_set_ignne")))
+        return "the functions for IGNNE cannot be changed";
     if (!remove_code(note, STORE_BYTES) || !hook(handle, start, rest) || mprotect(room, ROOM, PROT_READ | PROT_EXEC))
         return "its code cannot be changed";
     return NULL;
