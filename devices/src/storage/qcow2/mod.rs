@@ -271,6 +271,8 @@ impl BlockBackend for Qcow2Image {
         };
         Geometry {
             len: chain.len(),
+            // A write to several clusters may go to several places, and be torn between them.
+            physical_block: host.physical_block.min(cluster as u32),
             discard_granularity: cluster as u32,
             read_only: chain.read_only,
             volatile_cache: !chain.cache.is_stable(),

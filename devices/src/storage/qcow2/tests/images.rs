@@ -44,6 +44,19 @@ fn every_cache_mode_conforms() {
     }
 }
 
+/// What lies in several clusters is written in several pieces.
+#[test]
+fn no_physical_block_is_larger_than_a_cluster() {
+    let Some(bench) = Bench::new() else { return };
+    for (cluster, physical) in [("512", 512), ("1k", 1024), ("64k", 4096)] {
+        let shape = format!("cluster_size={cluster}");
+        bench.img(&["create", "-q", "-f", "qcow2", "-o", &shape, "small.qcow2", "4M"]);
+        let path = bench.path("small.qcow2");
+        let host = std::fs::metadata(&path).unwrap().blksize() as u32;
+        assert_eq!(open(&path).geometry().physical_block, physical.min(host), "{cluster}");
+    }
+}
+
 #[test]
 fn chains_conform() {
     let Some(bench) = Bench::new() else { return };
