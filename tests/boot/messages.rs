@@ -6,8 +6,8 @@ use anyhow::{Context, Result, ensure};
 const ALLOWED: &str = include_str!("allowed-messages.txt");
 
 /// The guest's shell text that prints, with their levels, the kernel's complaints and what concerns disks, between two
-/// marks, then how many messages there are in all. The rest is not worth its way over the serial port, where emulated
-/// guests crash.
+/// marks, then how many messages there are in all. The rest is not worth its way over the serial port, where each
+/// byte is an exit.
 pub(crate) const SHOW: &str = "echo MESSAGES; \
     dmesg -r | awk -F'[<>]' '$2 % 8 < 5 || /megaraid|megasas|scsi| sd /; END { print \"END OF MESSAGES:\", NR }'";
 

@@ -278,7 +278,7 @@ static bool remove_code(uint8_t *at, size_t bytes)
 /* Makes a function, which returns nothing, return at once. */
 static bool leave_out(struct code code)
 {
-    if (!code.size || !protect(code, PROT_READ | PROT_WRITE | PROT_EXEC))
+    if (!protect(code, PROT_READ | PROT_WRITE | PROT_EXEC))
         return false;
     code.start[0] = RETURN;
     return protect(code, PROT_READ | PROT_EXEC);
@@ -308,13 +308,14 @@ static bool hook(struct code code, size_t start, const uint8_t *rest)
 static const char *mend(void)
 {
     struct code handle = find("tcg_handle_interrupt");
+    struct code clear_ignne = find("cpu_clear_ignne"), set_ignne = find("cpu_set_ignne");
     struct places places = { .count = 0 };
     size_t start;
 
     locked = (bool (*)(void))dlsym(RTLD_DEFAULT, "bql_locked");
     lock = (void (*)(const char *, int))dlsym(RTLD_DEFAULT, "bql_lock_impl");
     unlock = (void (*)(void))dlsym(RTLD_DEFAULT, "bql_unlock");
-    if (!handle.size || !locked || !lock || !unlock)
+    if (!handle.size || !clear_ignne.size || !set_ignne.size || !locked || !lock || !unlock)
         return "a function is missing";
     uint8_t *rest = behind_assertion(handle, &start);
     if (!rest || rest[0] != OR_REGISTER || !change_bytes(rest))
@@ -334,8 +335,8 @@ static const char *mend(void)
     for (size_t at = 0; at < places.count; at++)
         if (!add_lock(places.at[at]))
             return "its code cannot be changed";
-    if (!leave_out(find("cpu_clear_ignne")) || !leave_out(find("cpu_set_ignne")))
-        return "the functions for IGNNE cannot be changed";
+    if (!leave_out(clear_ignne) || !leave_out(set_ignne))
+        return "its code cannot be changed";
     if (!remove_code(note, STORE_BYTES) || !hook(handle, start, rest) || mprotect(room, ROOM, PROT_READ | PROT_EXEC))
         return "its code cannot be changed";
     return NULL;

@@ -170,8 +170,8 @@ impl Bed {
         Ok(Some(obituary))
     }
 
-    /// Starts level 1 anew although it runs, unless it was started to stay. Where a guest crashed on an emulated
-    /// processor, the next one within the same level 1 was seen to crash more often than not.
+    /// Starts level 1 anew although it runs, unless it was started to stay. What made a guest crash on an
+    /// emulated processor may have left its mark on level 1 as well.
     pub fn renew(&mut self) -> Result<()> {
         match self.level1.take_if(|level1| !level1.stays()) {
             Some(level1) => self.replace(level1),

@@ -15,7 +15,7 @@ use crate::vm::Vm;
 use crate::wire::Launch;
 
 /// Under emulation on a busy machine, 90 seconds are not enough for systemd to find the serial port. The kernel is
-/// quiet, and so is systemd, since printing is where emulated guests crash.
+/// quiet, and so is systemd: each byte on the serial port is an exit, which takes long there.
 const SYSTEM_CMDLINE: &str = "console=ttyS0 root=LABEL=root rw quiet systemd.show_status=false \
     systemd.default_timeout_start_sec=900 systemd.default_device_timeout_sec=900";
 

@@ -32,8 +32,7 @@ for device in /sys/class/scsi_device/*; do
     done
 done
 
-# What the kernel says is in dmesg, for the script to show. On the console it would come between the script's own lines, and
-# on an emulated processor printing is where guests crash.
+# What the kernel says is in dmesg, for the script to show. On the console it would come between the script's own lines.
 dmesg -n 1
 echo "TESTBED READY"
 if [ -x /script ]; then
