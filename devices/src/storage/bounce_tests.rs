@@ -78,6 +78,7 @@ impl BlockBackend for Bounced {
         Geometry {
             len: self.1.bytes.borrow().len() as u64,
             physical_block: 4096,
+            atomic: 0,
             dma_align: 4096,
             discard_granularity: 0,
             read_only: false,

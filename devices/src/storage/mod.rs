@@ -82,6 +82,9 @@ pub struct Geometry {
     pub len: u64,
     /// Smallest unit the host writes without read-modify-write, in bytes (a power of two).
     pub physical_block: u32,
+    /// Length in bytes (a power of two) of a write at a multiple of it that the host's device makes as a whole or not at
+    /// all, also when power fails; 0 where nobody guarantees that.
+    pub atomic: u32,
     /// Address and length alignment that transfers need without bouncing, in bytes (1 when buffered).
     pub dma_align: u32,
     /// Unit in which space can be given back, in bytes; 0 when it cannot.

@@ -2,6 +2,8 @@
 
 #[cfg(test)]
 mod allocations;
+#[cfg(test)]
+mod block_device;
 pub mod conformance;
 mod fault_disk;
 #[cfg(test)]
@@ -13,6 +15,8 @@ mod recording_disk;
 
 #[cfg(test)]
 pub(crate) use allocations::allocations;
+#[cfg(test)]
+pub(crate) use block_device::LoopDevice;
 pub use fault_disk::{Effect, Fault, FaultDisk};
 #[cfg(test)]
 pub(crate) use files::{temp_dir, temp_file};

@@ -22,6 +22,7 @@ impl RamDisk {
         let geometry = Geometry {
             len: len as u64,
             physical_block: 512,
+            atomic: 0,
             dma_align: 1,
             discard_granularity: 512,
             read_only: false,

@@ -53,6 +53,7 @@ impl RecordingDisk {
         let geometry = Geometry {
             len: len as u64,
             physical_block: 4096,
+            atomic: 4096,
             dma_align: 1,
             discard_granularity: 4096,
             read_only: false,

@@ -200,7 +200,8 @@ impl<B: BlockBackend> Disk<B> {
     }
 
     fn supports(&self, command: &Command<Id>) -> bool {
-        !command.properties.has(Properties::THIN) || self.is_thin()
+        let thin = !command.properties.has(Properties::THIN) || self.is_thin();
+        thin && (command.id != Id::WriteAtomic || self.atomic_blocks() > 0)
     }
 
     /// RESERVATION CONFLICT if reservations of others stand against a command.

@@ -50,7 +50,7 @@ impl<B: BlockBackend> Disk<B> {
         Ok(done)
     }
 
-    /// WRITE ATOMIC (16): one physical block, which the host writes as a whole (SBC-4, 5.48).
+    /// WRITE ATOMIC (16): one unit that the host's device writes as a whole (SBC-4, 5.48).
     pub(super) async fn write_atomic(&self, io: &Io, cdb: &[u8], data: DataBuffers) -> Outcome {
         let (mut extent, unit) = (Extent::of(cdb, 16), u64::from(self.atomic_blocks()));
         extent.blocks = field(cdb, 12, 2);

@@ -184,14 +184,16 @@ impl<B: BlockBackend> Disk<B> {
             body.put(&[0; 16]);
         }
         body.u64(MAX_PROVISION >> self.block_shift); // MAXIMUM WRITE SAME LENGTH
-        // The host writes a physical block as a whole, and no more: that much is atomic, without boundaries.
+        // Maximum length, alignment and granularity are the same; no boundaries.
         let atomic = self.atomic_blocks();
         body.u32(atomic).u32(atomic).u32(atomic).u32(0).u32(0);
     }
 
-    /// Blocks of one WRITE ATOMIC at most, in multiples of which it starts and ends; 0 without write access.
+    /// Blocks of one WRITE ATOMIC, at a multiple of which it starts: what the host's device guarantees, whatever the
+    /// physical block is said to be. 0 where there is no WRITE ATOMIC: protection information is written apart.
     pub(super) fn atomic_blocks(&self) -> u32 {
-        if self.is_read_only() { 0 } else { 1 << self.physical_exponent() }
+        let none = self.is_read_only() || self.protection.is_some();
+        if none { 0 } else { self.image.geometry().atomic >> self.block_shift }
     }
 
     /// Third-party copy (SPC-4, 7.8.17; SBC-4, 6.6.9): descriptors of a type, a length, and fields.

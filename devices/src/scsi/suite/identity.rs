@@ -132,7 +132,7 @@ fn vpd_block_limits(i: &mut dyn Initiator) {
     assert_eq!(data[28..32], 8u32.to_be_bytes(), "granularity 4096");
     assert_eq!(data[32..36], [0x80, 0, 0, 0], "aligned to LBA 0");
     assert_eq!(data[36..44], (1u64 << 20).to_be_bytes(), "512 MiB a WRITE SAME");
-    // Atomic writes: length, alignment and granularity are those of a physical block; no boundaries.
+    // Atomic writes: length, alignment and granularity are what the image guarantees; no boundaries.
     assert_eq!(data[44..64], [0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0]);
 }
 

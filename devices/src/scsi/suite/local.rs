@@ -6,9 +6,11 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 
 pub(super) use super::request::Request;
-use super::{Initiator, Outcome, RecordingDisk, config, image, tests};
+use super::{Initiator, Outcome, RecordingDisk, config, image, settle, tests};
 use crate::iothread::Io;
 use crate::scsi::{Disk, DiskConfig, Image, LogicalUnit, Lun, Nexus, Residual, Target};
+use crate::storage::Geometry;
+use crate::testing::RamDisk;
 
 struct Unpark(Thread);
 
@@ -88,4 +90,39 @@ fn suite_passes() {
         }
     }
     assert_eq!(failed, Vec::<&str>::new());
+}
+
+/// What VPD page B0h says of atomic writes, and what WRITE ATOMIC of the first 4096 bytes is answered with.
+fn atomic_of(image: RamDisk, config: DiskConfig) -> (Vec<u8>, u8, Vec<u8>, bool) {
+    let block = config.block_size as usize;
+    let mut i = Local::new(&target_of(disk_of(Arc::new(Image::Ram(image)), config)));
+    settle(&mut i);
+    let limits = i.command(&[0x12, 1, 0xb0, 0, 64, 0], &[], 64).data_in[44..64].to_vec();
+    let blocks = (4096 / block) as u8;
+    let write = i.command(&[0x9c, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, blocks, 0, 0], &[7; 4096], 0);
+    let listed = i.command(&[0xa3, 0x0c, 1, 0x9c, 0, 0, 0, 0, 0, 64, 0, 0], &[], 64);
+    let sense = write.sense.get(..14).map(|sense| vec![sense[2] & 0x0f, sense[12], sense[13]]);
+    (limits, write.status, sense.unwrap_or_default(), listed.data_in[1] & 7 == 3)
+}
+
+#[test]
+fn only_what_the_host_guarantees_is_atomic() {
+    let of = |physical, atomic| {
+        let change =
+            |geometry: &mut Geometry| (geometry.physical_block, geometry.atomic) = (physical, atomic);
+        RamDisk::new(1 << 20).with_geometry(change)
+    };
+    let configured =
+        |block_size, physical_block_size| DiskConfig { block_size, physical_block_size, ..config() };
+    let refused = (vec![0; 20], 2, vec![0x5, 0x20, 0x00], false);
+    // A block that the file system calls physical, or the administrator, promises nothing.
+    assert_eq!(atomic_of(of(4096, 0), config()), refused);
+    assert_eq!(atomic_of(of(512, 0), configured(512, Some(4096))), refused);
+    // Less than a logical block is of no use; a disk that cannot be written to has no atomic writes.
+    assert_eq!(atomic_of(of(512, 512), configured(4096, Some(4096))), refused);
+    assert_eq!(atomic_of(of(4096, 4096), DiskConfig { read_only: true, ..config() }), refused);
+    let eight = [0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0].to_vec();
+    let done = (eight, 0, vec![], true);
+    assert_eq!(atomic_of(of(4096, 4096), config()), done);
+    assert_eq!(atomic_of(of(4096, 4096), configured(512, Some(512))), done, "whatever is said of alignment");
 }

@@ -262,6 +262,7 @@ impl BlockBackend for Qcow2Image {
                 return Geometry {
                     len: 0,
                     physical_block: 512,
+                    atomic: 0,
                     dma_align: 1,
                     discard_granularity: 0,
                     read_only: true,
@@ -273,6 +274,8 @@ impl BlockBackend for Qcow2Image {
             len: chain.len(),
             // A write to several clusters may go to several places, and be torn between them.
             physical_block: host.physical_block.min(cluster as u32),
+            // Into a new cluster, which appears as a whole or not at all, or in place.
+            atomic: if u64::from(host.atomic) <= cluster { host.atomic } else { 0 },
             discard_granularity: cluster as u32,
             read_only: chain.read_only,
             volatile_cache: !chain.cache.is_stable(),

@@ -54,6 +54,7 @@ pub struct RawImage {
     read_only: bool,
     logical_block: u32,
     physical_block: u32,
+    atomic: u32,
     dma_align: u32,
     discard_granularity: u32,
     /// Held while the file is made longer.
@@ -97,6 +98,7 @@ impl RawImage {
             read_only: options.read_only,
             logical_block: host.logical_block,
             physical_block: host.physical_block,
+            atomic: host.atomic,
             discard_granularity: host.discard_granularity,
             growing: Arc::default(),
             cannot_punch: AtomicBool::new(false),
@@ -199,6 +201,7 @@ impl BlockBackend for RawImage {
         Geometry {
             len: len - len % SECTOR,
             physical_block: self.physical_block,
+            atomic: self.atomic,
             dma_align: self.dma_align,
             discard_granularity: if self.cannot_punch.load(Ordering::Relaxed) {
                 0

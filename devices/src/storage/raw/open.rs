@@ -23,6 +23,8 @@ pub(super) struct Host {
     pub(super) logical_block: u32,
     pub(super) align: DirectAlign,
     pub(super) physical_block: u32,
+    /// See [`Geometry::atomic`](crate::storage::Geometry::atomic).
+    pub(super) atomic: u32,
     pub(super) discard_granularity: u32,
     /// Direct I/O only: the page cache cuts as it likes.
     pub(super) pieces: PieceLimits,
@@ -68,6 +70,11 @@ impl Host {
             logical_block: sizes.map_or(1, |(logical, _)| logical.max(1)),
             align,
             physical_block: if physical.is_power_of_two() { physical.max(512) } else { 512 },
+            atomic: match sizes {
+                Some((_, physical)) if direct => atomic(stat.rdev(), physical),
+                // The page cache may be written out while a page changes, and file systems tear as they like.
+                _ => 0,
+            },
             discard_granularity: match sizes {
                 Some(_) => queue_limit(stat.rdev(), "discard_granularity").unwrap_or(0) as u32,
                 None => u32::try_from(stat.blksize()).unwrap_or(0),
@@ -122,13 +129,33 @@ fn try_read(file: &File, block: usize) -> io::Result<usize> {
     file.read_at(target, block as u64)
 }
 
-/// A limit of a block device's queue, from sysfs; `None` where it is not told. Partitions ask their disk.
-fn queue_limit(device: u64, name: &str) -> Option<u64> {
+/// What sysfs says of a block device in a file; `None` where it says nothing.
+fn sysfs(device: u64, name: &str) -> Option<i64> {
     let base = format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device));
-    ["queue", "../queue"]
-        .iter()
-        .find_map(|queue| fs::read_to_string(format!("{base}/{queue}/{name}")).ok())
-        .and_then(|text| text.trim().parse().ok())
+    fs::read_to_string(format!("{base}/{name}")).ok()?.trim().parse().ok()
+}
+
+/// A limit of a block device's queue; `None` where it is not told. Partitions ask their disk.
+fn queue_limit(device: u64, name: &str) -> Option<u64> {
+    let of = |queue| sysfs(device, &format!("{queue}/{name}"));
+    of("queue").or_else(|| of("../queue"))?.try_into().ok()
+}
+
+/// What a block device writes as a whole.
+fn atomic(device: u64, physical: u32) -> u32 {
+    atomic_unit(
+        physical,
+        sysfs(device, "alignment_offset"),
+        queue_limit(device, "atomic_write_unit_max_bytes"),
+    )
+}
+
+/// A physical block is the smallest unit that a device writes atomically (Linux, Documentation/ABI/stable/sysfs-block),
+/// where the device begins at one. Larger units, which newer devices have, take writes of a kind of their own.
+fn atomic_unit(physical: u32, alignment_offset: Option<i64>, unit_max: Option<u64>) -> u32 {
+    let largest = unit_max.filter(|max| *max > 0).unwrap_or(u64::MAX);
+    let sound = physical >= 512 && physical.is_power_of_two() && u64::from(physical) <= largest;
+    if sound && alignment_offset == Some(0) { physical } else { 0 }
 }
 
 /// What a block device takes in one request.
@@ -155,4 +182,22 @@ fn no_direct_io(options: &RawOptions) -> OpenError {
         options.cache,
         if options.cache.is_stable() { "writethrough" } else { "writeback" }
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_physical_block_is_atomic_where_the_device_begins_at_one() {
+        assert_eq!(atomic_unit(4096, Some(0), None), 4096);
+        assert_eq!(atomic_unit(512, Some(0), Some(0)), 512, "a device without larger units");
+        assert_eq!(atomic_unit(4096, Some(0), Some(65536)), 4096);
+        // A partition at sector 63 of a disk of 4096-byte blocks, or parts of a stack that do not fit together.
+        assert_eq!(atomic_unit(4096, Some(3584), None), 0);
+        assert_eq!(atomic_unit(4096, Some(-1), None), 0);
+        assert_eq!(atomic_unit(4096, None, None), 0, "nobody says");
+        assert_eq!(atomic_unit(4096, Some(0), Some(512)), 0, "it contradicts itself");
+        assert_eq!(atomic_unit(0, Some(0), None), 0);
+    }
 }

@@ -9,7 +9,7 @@ use crate::storage::Image;
 use crate::storage::bounce::Bounce;
 use crate::storage::sys::DirectAlign;
 use crate::testing::conformance::{check, check_neighbours, contents};
-use crate::testing::{on_io_thread, temp_file};
+use crate::testing::{LoopDevice, on_io_thread, temp_file};
 
 fn options(path: &Path, cache: CacheMode) -> RawOptions {
     RawOptions { path: path.into(), read_only: false, cache, sharing: Sharing::Exclusive }
@@ -350,5 +350,21 @@ fn block_devices_conform() {
             check(&io, &image, 13, 150).await;
             check_neighbours(&io, Rc::new(image), 10).await;
         });
+    }
+}
+
+#[test]
+fn atomic_is_what_a_device_guarantees_and_a_file_guarantees_nothing() {
+    for cache in CacheMode::ALL {
+        let Some(image) = open(&file_of(1 << 20), cache) else { continue };
+        assert_eq!(image.geometry().atomic, 0, "a file, {cache}");
+    }
+    for sector in [512, 4096] {
+        let Some(device) = LoopDevice::new(1 << 20, sector) else { return };
+        for cache in CacheMode::ALL {
+            let image = RawImage::open(&options(device.path(), cache)).unwrap();
+            let expected = if cache.is_direct() { sector } else { 0 };
+            assert_eq!(image.geometry().atomic, expected, "a device of sectors of {sector}, {cache}");
+        }
     }
 }
