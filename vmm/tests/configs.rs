@@ -153,7 +153,7 @@ fn the_documentation_says_what_a_key_takes_and_what_is_not_yet() {
         let (kind, rest) = row.split_once(" | ").unwrap();
         let mut not_yet = key.status == Status::NotYet;
         match &key.kind {
-            Kind::Choice(choices) | Kind::BoolOrChoice(choices) => {
+            Kind::Choice(choices) | Kind::BoolOrChoice(choices) | Kind::ChoiceOrStrings(choices) => {
                 for name in choices.names {
                     assert!(
                         kind.contains(&format!("`\"{name}\"`")),

@@ -8,26 +8,32 @@
 //! - Operations own their memory until the kernel is done with it. Dropping a future abandons the result, not the
 //!   buffer: memory is released when the kernel's completion has come.
 
+mod backing;
 mod bounce;
 mod cache;
 mod error;
 mod gate;
 mod guard;
 mod image;
+mod in_use;
 mod lock;
 mod no_space;
+mod probe;
 mod qcow2;
 mod raw;
 mod single;
 mod sys;
 mod throttle;
 
+pub use backing::Backing;
 pub use cache::CacheMode;
 pub use error::{Action, BlockError, BlockErrorKind, OpenError};
 pub use guard::{Guarded, Pausing};
 pub use image::Image;
+pub use in_use::user_of;
 pub use lock::Sharing;
 pub use no_space::{Parking, SpaceWatch};
+pub use probe::Content;
 pub use qcow2::{Qcow2Image, Qcow2Options};
 pub use raw::{RawImage, RawOptions};
 pub use throttle::Limits;

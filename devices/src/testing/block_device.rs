@@ -20,7 +20,7 @@ impl LoopDevice {
         match out {
             Ok(out) if out.status.success() => {
                 let path = String::from_utf8_lossy(&out.stdout).trim().into();
-                Some(Self { path, file: file })
+                Some(Self { path, file })
             }
             _ => {
                 eprintln!("SKIPPED: no loop device can be made here");

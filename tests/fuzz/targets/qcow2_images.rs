@@ -23,7 +23,7 @@ fn buffer(byte: u8) -> SgList {
 fn open(path: &Path, read_only: bool) -> Option<Qcow2Image> {
     let cache = CacheMode::Writeback;
     let sharing = Sharing::Exclusive;
-    Qcow2Image::open(&Qcow2Options { path: path.to_owned(), read_only, cache, sharing, discard: true }).ok()
+    Qcow2Image::open(&Qcow2Options { path: path.to_owned(), read_only, cache, sharing, discard: true, backing: Default::default() }).ok()
 }
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {

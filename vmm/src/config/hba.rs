@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use devices::storage::Backing;
+
 use super::error::{Errors, Origin};
 use super::host;
 use super::machine::path;
@@ -218,6 +220,7 @@ fn device(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Optio
         LunType::Disk => disk(section, directory, errors).map(Device::Disk),
         LunType::Cd => {
             let keys = [
+                "backing",
                 "readonly",
                 "block_size",
                 "physical_block_size",
@@ -242,6 +245,7 @@ fn device(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Optio
         LunType::Generic | LunType::Block => {
             let keys = [
                 "format",
+                "backing",
                 "cache",
                 "readonly",
                 "serial",
@@ -274,10 +278,9 @@ fn disk(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Option<
     let image = path(section, "image", directory);
     let read_only = section.boolean("readonly").unwrap_or(false);
     let cache = cache(section);
-    if let Some(Err(reason)) =
-        image.as_deref().map(|image| host::check_image(image, read_only, cache.direct()))
-    {
-        section.reject("image", &reason, errors);
+    let found = image.as_deref().map(|image| host::check_image(image, read_only, cache.direct()));
+    if let Some(Err(reason)) = &found {
+        section.reject("image", reason, errors);
     }
     let block_size = section.integer("block_size").unwrap_or(512);
     let physical = section.integer("physical_block_size");
@@ -297,9 +300,18 @@ fn disk(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Option<
     };
     let image = image?;
     let protection = protection(section, &image, directory, errors);
+    let format = format(section, Some(&image), errors);
+    let backing = backing(section, format, directory, errors);
+    if found == Some(Ok(())) {
+        let written = section.written("format").is_some();
+        if let Err(reason) = host::check_content(&image, format, written, read_only, &backing) {
+            section.reject("image", &reason, errors);
+        }
+    }
     Some(Disk {
-        format: format(section, Some(&image), errors),
+        format,
         image,
+        backing,
         cache,
         read_only,
         identity: identity(section),
@@ -353,7 +365,8 @@ fn throttle(section: &Section<'_>, errors: &mut Errors) -> Throttle {
     }
 }
 
-/// The format, by the image's suffix where it is not written; never by its content, which the guest controls.
+/// The format, by the image's suffix where it is not written; never by its content, which the guest controls. What does not
+/// look like it is refused later.
 fn format(section: &Section<'_>, image: Option<&Path>, errors: &mut Errors) -> Format {
     if let Some(format) = section.text("format").and_then(Format::named) {
         return format;
@@ -364,6 +377,24 @@ fn format(section: &Section<'_>, image: Option<&Path>, errors: &mut Errors) -> F
         section.reject("image", reason, errors);
     }
     if suffix { Format::Qcow2 } else { Format::Raw }
+}
+
+/// Which files an image may name.
+fn backing(section: &Section<'_>, format: Format, directory: &Path, errors: &mut Errors) -> Backing {
+    if format == Format::Raw {
+        section.meaningless(&["backing"], "with format = \"raw\", which names no other file", errors);
+    }
+    if let Some(name) = section.text("backing") {
+        return Backing::named(name).unwrap_or_default();
+    }
+    let listed: Vec<_> = section.strings("backing").iter().map(|path| directory.join(path)).collect();
+    for path in &listed {
+        if let Err(reason) = host::check_exists(path) {
+            section.reject("backing", &reason, errors);
+        }
+    }
+    // An empty list allows nothing.
+    if section.written("backing").is_some() { Backing::Listed(listed) } else { Backing::default() }
 }
 
 fn cache(section: &Section<'_>) -> Cache {

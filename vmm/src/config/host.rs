@@ -5,6 +5,10 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
+use devices::storage::{self, Backing, CacheMode, Content, Qcow2Image, Qcow2Options, Sharing};
+
+use super::types::Format;
+
 /// What the host can give to a machine.
 #[derive(Clone, Debug, Default)]
 pub struct Host {
@@ -108,12 +112,61 @@ pub(super) fn check_image(path: &Path, read_only: bool, direct: bool) -> Result<
             )
         })?;
     }
+    if let Some(user) = storage::user_of(path).filter(|_| !read_only) {
+        return Err(format!(
+            "{shown} is in use by the host: {user}; free it, use another device, or set `readonly = true`"
+        ));
+    }
     if direct && open(path, false, libc::O_DIRECT).is_err() {
         return Err(format!(
             "the file system of {shown} has no direct I/O, expected `cache` to be \"writeback\" or \"writethrough\""
         ));
     }
     Ok(())
+}
+
+/// Checks that an image, which can be opened, is of its format, and what a qcow2 image is made of. Changes and locks nothing.
+///
+/// A format that was `written` is taken at its word.
+pub(super) fn check_content(
+    path: &Path,
+    format: Format,
+    written: bool,
+    read_only: bool,
+    backing: &Backing,
+) -> Result<(), String> {
+    let shown = path.display();
+    if format == Format::Qcow2 {
+        let options = Qcow2Options {
+            path: path.to_owned(),
+            read_only,
+            cache: CacheMode::Writeback,
+            sharing: Sharing::Unlocked,
+            backing: backing.clone(),
+            discard: false,
+        };
+        return Qcow2Image::inspect(&options).map_err(|error| match &error.source {
+            Some(source) => format!("{error}: {}", reason(source)),
+            None => error.to_string(),
+        });
+    }
+    let found = Content::of(path).map_err(|error| format!("cannot read {shown}: {}", reason(&error)))?;
+    let Some(content) = found else { return Ok(()) };
+    let (what, remedy) = (content.what, content.remedy(path));
+    if written {
+        tracing::warn!(
+            "{shown} is {what}; with format = \"raw\" the guest sees and changes its bytes as they are"
+        );
+        return Ok(());
+    }
+    Err(format!(
+        "{shown} is {what}; {remedy}, or set format = \"raw\" if the guest shall have its bytes as they are"
+    ))
+}
+
+/// Checks that there is something at `path`.
+pub(super) fn check_exists(path: &Path) -> Result<(), String> {
+    kind(path).map(drop)
 }
 
 /// Checks that `path` is a device node of the host.

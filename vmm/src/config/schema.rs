@@ -3,6 +3,8 @@
 //! This is the only place that says what is supported. A key, a value or a table that is [`NotYet`](Status::NotYet)
 //! is parsed like any other and then refused by name, never ignored.
 
+use devices::storage::Backing;
+
 use super::types::{
     Cache, Discard, Format, HbaType, LunType, MegasasMode, MegasasModel, NoSpace, Polling, Restart, RtcBase,
     SerialMode, VirtioInterface, WritePolicy,
@@ -57,6 +59,8 @@ pub enum Kind {
     Choice(Choices),
     /// `true`, `false`, or one of a set of names.
     BoolOrChoice(Choices),
+    /// One of a set of names, or a list of strings.
+    ChoiceOrStrings(Choices),
     /// A list of strings.
     Strings,
     /// A table of strings whose keys are free.
@@ -202,6 +206,7 @@ const LUN: &[Key] = &[
     key("type", choice(LunType::NAMES, &["cd", "generic", "block"]), Built),
     key("image", Kind::Path, Built),
     key("format", choice(Format::NAMES, &[]), Built),
+    key("backing", Kind::ChoiceOrStrings(Choices { names: Backing::NAMES, not_yet: &[] }), Built),
     key("cache", choice(Cache::NAMES, &[]), Built),
     key("readonly", Kind::Bool, Built),
     key("serial", Kind::Ascii(36), Built),

@@ -341,11 +341,12 @@ fn scalar<'a>(kind: &Kind, node: &Node) -> Result<Typed<'a>, String> {
             .ok_or_else(|| "expected 16 hexadecimal digits such as \"5000c500a1b2c3d4\"".into()),
         (Kind::Choice(choices), _) => choice(text, choices, ""),
         (Kind::BoolOrChoice(choices), _) => choice(text, choices, "true, false, "),
-        (Kind::Strings, Value::Array(items)) => items
+        (Kind::Strings | Kind::ChoiceOrStrings(_), Value::Array(items)) => items
             .iter()
             .map(|item| self::text(item).ok_or_else(|| "expected a list of strings".into()))
             .collect::<Result<_, _>>()
             .map(Typed::Strings),
+        (Kind::ChoiceOrStrings(choices), _) => choice(text, choices, "a list of paths, "),
         (Kind::Strings, _) => Err("expected a list of strings".into()),
         (Kind::Texts, Value::Table(table)) => table
             .0

@@ -5,6 +5,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use devices::storage::Backing;
+
 use super::smbios::Smbios;
 
 /// An enumeration whose values have names in the file.
@@ -395,6 +397,8 @@ pub struct Disk {
     pub image: PathBuf,
     /// Format of the image.
     pub format: Format,
+    /// Which backing files it may have.
+    pub backing: Backing,
     /// How the host caches it.
     pub cache: Cache,
     /// The guest may not write.

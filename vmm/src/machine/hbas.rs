@@ -244,7 +244,8 @@ fn image(disk: &config::Disk, space: &Space) -> Result<Image> {
     let image = match disk.format {
         Format::Raw => Image::Raw(RawImage::open(&RawOptions { path, read_only, cache, sharing })?),
         Format::Qcow2 => {
-            let options = Qcow2Options { path, read_only, cache, sharing, discard: disk.discard };
+            let (backing, discard) = (disk.backing.clone(), disk.discard);
+            let options = Qcow2Options { path, read_only, cache, sharing, backing, discard };
             Image::Qcow2(Qcow2Image::open(&options)?)
         }
     };

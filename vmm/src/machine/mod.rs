@@ -235,6 +235,7 @@ impl Machine {
             directory: self.config.directory.clone(),
             control: self.control.clone(),
             adapters: self.hbas.adapters().to_vec(),
+            space: self.space.clone(),
             power_button: Box::new(move || pm.press_power_button()),
         };
         Socket::listen(path, service)

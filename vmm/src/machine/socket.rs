@@ -17,6 +17,7 @@ use serde_json::{Map, Value, json};
 
 use super::adapter::Adapter;
 use super::control::{Control, Event};
+use super::space::Space;
 use crate::config::{self, HbaType};
 
 /// Longest request in bytes.
@@ -34,6 +35,8 @@ pub struct Service {
     pub control: Arc<Control>,
     /// Its HBAs.
     pub adapters: Vec<Arc<Adapter>>,
+    /// What the host has no space for.
+    pub space: Arc<Space>,
     /// Presses the power button; false when no guest listens.
     pub power_button: Box<dyn Fn() -> bool + Send + Sync>,
 }
@@ -148,9 +151,8 @@ impl Service {
         let done = || Ok(json!({}));
         match name {
             "query-status" => {
-                let status = if self.control.is_paused() { "paused" } else { "running" };
                 arguments.end()?;
-                Ok(json!({ "name": self.name, "status": status, "running": status == "running" }))
+                Ok(self.status())
             }
             "query-hbas" => {
                 arguments.end()?;
@@ -208,6 +210,20 @@ impl Service {
             }
             other => bail!("unknown command \"{other}\""),
         }
+    }
+
+    /// Whether the machine runs, and why it does not.
+    fn status(&self) -> Value {
+        let (why, detail) = match self.space.shortage() {
+            Some(detail) => ("no-space", Some(detail)),
+            None if self.control.is_paused() => ("request", None),
+            None => return json!({ "name": self.name, "status": "running", "running": true }),
+        };
+        let mut status = json!({ "name": self.name, "status": "paused", "running": false, "reason": why });
+        if let (Some(detail), Some(object)) = (detail, status.as_object_mut()) {
+            object.insert("detail".into(), detail.into());
+        }
+        status
     }
 
     fn adapter(&self, arguments: &mut Arguments) -> Result<&Arc<Adapter>> {
@@ -278,7 +294,8 @@ fn toml_value(value: &Value) -> Result<toml::Value> {
             let entries = entries.iter().map(|(key, value)| Ok((key.clone(), toml_value(value)?)));
             toml::Value::Table(entries.collect::<Result<_>>()?)
         }
-        Value::Null | Value::Array(_) => bail!("a value that no key takes"),
+        Value::Array(items) => toml::Value::Array(items.iter().map(toml_value).collect::<Result<_>>()?),
+        Value::Null => bail!("a value that no key takes"),
     })
 }
 

@@ -65,6 +65,7 @@ fn bench() -> (Bench, Service) {
         directory: directory.path().into(),
         control: control.clone(),
         adapters: vec![Arc::new(adapter), Arc::new(raid)],
+        space,
         power_button: Box::new(|| false),
     };
     (Bench { _thread: thread, directory, recorder, control }, service)
@@ -157,7 +158,7 @@ fn the_machine_is_paused_reset_and_ended() {
     assert_eq!(ask(&service, r#"{"execute": "pause"}"#), json!({"return": {}}));
     assert_eq!(
         ask(&service, r#"{"execute": "query-status"}"#),
-        json!({"return": {"name": "vm", "status": "paused", "running": false}})
+        json!({"return": {"name": "vm", "status": "paused", "running": false, "reason": "request"}})
     );
     assert_eq!(ask(&service, r#"{"execute": "cont"}"#), json!({"return": {}}));
     main.join().unwrap();
@@ -266,4 +267,37 @@ fn a_board_that_never_flushes_takes_no_qcow2_image() {
         r#"{"execute": "attach", "arguments": {"image": "c.qcow2", "format": "qcow2", "target": 1}}"#,
     );
     assert!(said.contains("not for qcow2 images"), "{said}");
+}
+
+#[test]
+fn the_status_says_that_the_machine_waits_for_space() {
+    let (_bench, service) = bench();
+    let waits = "writing \"/dev/vg/disk\" failed: the device has 1048576 bytes and needs 1114112; enlarge it";
+    service.space.begin(waits);
+    let status = json!({
+        "return": {"name": "vm", "status": "paused", "running": false, "reason": "no-space", "detail": waits}
+    });
+    assert_eq!(ask(&service, r#"{"execute": "query-status"}"#), status);
+    service.space.tried();
+    let status = json!({"return": {"name": "vm", "status": "running", "running": true}});
+    assert_eq!(ask(&service, r#"{"execute": "query-status"}"#), status);
+}
+
+#[test]
+fn images_are_looked_into_before_they_are_attached() {
+    let (bench, service) = bench();
+    let path = bench.directory.path().join("cloud.img");
+    fs::write(&path, b"QFI\xfb\0\0\0\x03".repeat(128)).unwrap();
+    let attach = r#"{"execute": "attach", "arguments": {"hba": "scsi0", "image": "cloud.img"}}"#;
+    assert!(
+        error(&service, attach).contains("is a qcow2 image; set format = \"qcow2\""),
+        "{}",
+        error(&service, attach)
+    );
+    let listed = attach.replace("}}", r#", "backing": ["nowhere"]}}"#);
+    assert!(error(&service, &listed).contains("cannot open"), "{}", error(&service, &listed));
+    let plain = attach.replace("}}", r#", "format": "raw"}}"#);
+    assert_eq!(ask(&service, &plain), json!({"return": {"target": 0, "lun": 0}}));
+    let change = attach.replace("attach", "change").replace("}}", r#", "target": 0}}"#);
+    assert!(error(&service, &change).contains("is a qcow2 image"));
 }

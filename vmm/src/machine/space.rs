@@ -1,7 +1,6 @@
 //! A host without space: the machine stands still until there is some again (`on_no_space = "pause"`).
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -18,7 +17,8 @@ const SETTLE: Duration = Duration::from_millis(300);
 pub struct Space {
     parking: Arc<Parking>,
     control: Arc<Control>,
-    short: AtomicBool,
+    /// Which write waits, while the machine stands still.
+    short: Mutex<Option<String>>,
 }
 
 struct Watch(Arc<Control>);
@@ -32,7 +32,7 @@ impl SpaceWatch for Watch {
 impl Space {
     /// Enough of it.
     pub fn new(control: Arc<Control>) -> Arc<Self> {
-        Arc::new(Self { parking: Arc::default(), control, short: AtomicBool::new(false) })
+        Arc::new(Self { parking: Arc::default(), control, short: Mutex::default() })
     }
 
     /// Where the writes of a disk wait, and who is told.
@@ -42,12 +42,22 @@ impl Space {
 
     /// Whether the machine has to stand still.
     pub fn is_short(&self) -> bool {
-        self.short.load(Ordering::Relaxed)
+        self.lock().is_some()
+    }
+
+    /// What the machine stands still for: which write of which image waits.
+    pub fn shortage(&self) -> Option<String> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<String>> {
+        self.short.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A write waits, `what` says which.
     pub fn begin(&self, what: &str) {
-        if !self.short.swap(true, Ordering::Relaxed) {
+        // Told again after each try, perhaps of another image.
+        if self.lock().replace(what.to_owned()).is_none() {
             tracing::warn!(
                 "{what}; the machine is paused and goes on by itself once the host has space again"
             );
@@ -65,7 +75,7 @@ impl Space {
     pub fn tried(&self) {
         if self.parking.is_waiting() {
             self.after(AGAIN, Event::TrySpace);
-        } else if self.short.swap(false, Ordering::Relaxed) {
+        } else if self.lock().take().is_some() {
             tracing::warn!("the host has space again; the machine goes on");
         }
     }
@@ -79,7 +89,7 @@ impl Space {
         });
         if let Err(e) = started {
             tracing::error!("cannot wait for space: {e}; the machine goes on and the guest waits");
-            self.short.store(false, Ordering::Relaxed);
+            self.lock().take();
         }
     }
 }

@@ -259,6 +259,7 @@ fn qcow2(path: &Path) -> Image {
         cache: CacheMode::Writeback,
         sharing: Sharing::Exclusive,
         discard: true,
+        backing: Default::default(),
     };
     Image::Qcow2(Qcow2Image::open(&options).unwrap_or_else(|e| panic!("{e}")))
 }

@@ -81,7 +81,7 @@ impl Layer {
         turn: &Hold,
     ) -> Result<Arc<Allocation>, BlockError> {
         let (bits, order) = (self.header.block_bits(), self.header.refcount_order);
-        let (first, count) = loop {
+        let (index, taken) = loop {
             let hint = self.meta().hint;
             let index = (hint >> bits) as usize;
             if !self.ensure_block(io, index, turn).await? {
@@ -101,22 +101,23 @@ impl Layer {
             if taken.clone().any(|cluster| meta.reserved.contains(&cluster)) {
                 return Err(self.damaged(Action::Write, "its refcounts call a table in use free"));
             }
-            if let Some(block) = meta.block_mut(index) {
-                (from..to).for_each(|i| set_refcount(block, order, i, 1));
-            }
-            meta.hint = taken.end;
-            break (taken.start, taken.end - taken.start);
+            break (index, taken);
         };
-        let virgin = {
-            let mut meta = self.meta();
-            let virgin = first >= meta.virgin;
-            meta.virgin = meta.virgin.max(first + count);
-            virgin
-        };
-        let meta = self.meta.clone();
-        let allocation = Allocation { meta, first, count, virgin, linked: AtomicBool::new(false), range };
-        self.grow_file(io, first + count).await?;
-        Ok(Arc::new(allocation))
+        // Before they are taken: a write that finds no room is tried again and again, and must leave no trace.
+        self.grow_file(io, taken.end).await?;
+        let mut meta = self.meta();
+        // It is still there: only who has the turn drops it.
+        let block = meta.block_mut(index);
+        let block = block.ok_or_else(|| self.damaged(Action::Write, "its refcounts are not to be had"))?;
+        let slot = |cluster: u64| (cluster & ((1 << bits) - 1)) as usize;
+        taken.clone().for_each(|cluster| set_refcount(block, order, slot(cluster), 1));
+        meta.hint = taken.end;
+        let virgin = taken.start >= meta.virgin;
+        meta.virgin = meta.virgin.max(taken.end);
+        drop(meta);
+        let (first, count) = (taken.start, taken.end - taken.start);
+        let (meta, linked) = (self.meta.clone(), AtomicBool::new(false));
+        Ok(Arc::new(Allocation { meta, first, count, virgin, linked, range }))
     }
 
     /// Makes the file reach to cluster `end`.
@@ -127,7 +128,7 @@ impl Layer {
             return Ok(());
         }
         let ample = need + (now / 16).clamp(GROW_MIN, GROW_MAX);
-        self.file.extend(io, ample.next_multiple_of(self.header.cluster().max(4096))).await
+        self.file.extend(io, need, ample.next_multiple_of(self.header.cluster().max(4096))).await
     }
 
     /// Loads a refcount block, or makes it; false when it had to be made and the caller must look again.

@@ -114,7 +114,7 @@ impl Header {
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let fields = Fields(bytes);
         if fields.u32(0).ok() != Some(MAGIC) {
-            return Err("it is no qcow2 image; for the bytes as they are, set format = \"raw\"".into());
+            return Err("it is no qcow2 image".into());
         }
         let version = fields.u32(4)?;
         if !matches!(version, 2 | 3) {

@@ -183,7 +183,12 @@ impl Meta {
 
     /// Whether anything waits to be written or freed.
     pub(super) fn is_pending(&self) -> bool {
-        self.is_dirty() || !self.frees.is_empty() || self.freeing.is_some()
+        self.is_dirty() || self.has_frees()
+    }
+
+    /// Whether clusters wait to be freed.
+    pub(super) fn has_frees(&self) -> bool {
+        !self.frees.is_empty() || self.freeing.is_some()
     }
 
     /// Whether tables wait to be written.

@@ -32,8 +32,8 @@ use super::error::Action;
 use super::gate::{Access, Gate};
 use super::raw::fill_zeros;
 use super::{
-    BlockBackend, BlockError, BlockErrorKind, ByteOffset, CacheMode, Durability, Extent, Geometry, OpenError,
-    RawImage, Sharing, Span, Unmap,
+    Backing, BlockBackend, BlockError, BlockErrorKind, ByteOffset, CacheMode, Durability, Extent, Geometry,
+    OpenError, RawImage, Sharing, Span, Unmap,
 };
 use crate::iothread::{Hold, Io, IoThread};
 use crate::mem::{FromGuest, ToGuest};
@@ -58,6 +58,8 @@ pub struct Qcow2Options {
     pub cache: CacheMode,
     /// Who else may use the top image at the same time; backing files are shared with other readers.
     pub sharing: Sharing,
+    /// Which backing files it may have.
+    pub backing: Backing,
     /// Give the space of clusters that are freed back to the host.
     pub discard: bool,
 }
@@ -104,6 +106,11 @@ impl Qcow2Image {
     /// Opens and locks an image and its backing files. Errors name the file and the remedy.
     pub fn open(options: &Qcow2Options) -> Result<Self, OpenError> {
         Ok(Self { inner: Arc::new(Chain::open(options)?) })
+    }
+
+    /// Looks at the headers of an image and its backing files as opening it would, and locks and changes nothing.
+    pub fn inspect(options: &Qcow2Options) -> Result<(), OpenError> {
+        open::inspect(options)
     }
 }
 

@@ -4,7 +4,7 @@
 //! the headers. A guest that writes a header into a raw disk must not decide what the host opens next.
 
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
@@ -16,58 +16,118 @@ use super::layer::Layer;
 use super::meta::Meta;
 use super::{BUDGET, Chain, Qcow2Options};
 use crate::storage::gate::Gate;
-use crate::storage::{CacheMode, OpenError, RawImage, RawOptions, Sharing};
+use crate::storage::probe::open_quietly;
+use crate::storage::raw::{cannot_open, kind_of, length};
+use crate::storage::{CacheMode, Content, OpenError, RawImage, RawOptions, Sharing};
 
 /// Files of a chain at most.
 const DEPTH: usize = 64;
 /// The header and its names are within the first cluster, which has this many bytes at most.
 const HEADER_MAX: u64 = 2 << 20;
 
-/// A backing file that was found in a header.
+/// A file of a chain.
 struct Next {
     path: PathBuf,
     qcow2: bool,
+    /// Device and inode; zeros if it is not there, which opening will say.
+    id: (u64, u64),
+}
+
+/// The way down a chain: which file comes next, and whether it may.
+struct Walk<'a> {
+    options: &'a Qcow2Options,
+    seen: Vec<(u64, u64)>,
+    next: Option<(PathBuf, bool)>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(options: &'a Qcow2Options) -> Self {
+        Self { options, seen: Vec::new(), next: Some((options.path.clone(), true)) }
+    }
+
+    /// Whether the file that came last is the one that was configured.
+    fn at_top(&self) -> bool {
+        self.seen.len() <= 1
+    }
+
+    fn step(&mut self) -> Result<Option<Next>, OpenError> {
+        let Some((path, qcow2)) = self.next.take() else { return Ok(None) };
+        // Before it is locked: two uses of one file would exclude each other.
+        let id = path.metadata().map_or((0, 0), |m| (m.dev(), m.ino()));
+        if self.seen.contains(&id) {
+            let show = path.display();
+            return Err(OpenError::new(format!(
+                "{show} is its own backing file, directly or through others"
+            )));
+        }
+        self.seen.push(id);
+        if self.seen.len() > DEPTH {
+            let place = self.options.path.display();
+            return Err(OpenError::new(format!(
+                "{place} has more than {DEPTH} backing files; shorten the chain with qemu-img commit or rebase"
+            )));
+        }
+        Ok(Some(Next { path, qcow2, id }))
+    }
+
+    /// Goes on with the backing file that the header of the image at `path` names.
+    fn below(&mut self, path: &Path, header: &Header) -> Result<(), OpenError> {
+        let Some(backing) = &header.backing else { return Ok(()) };
+        let next = find(path, backing)?;
+        let (show, name) = (path.display(), &backing.name);
+        let real = fs::canonicalize(&next.0)
+            .map_err(|e| OpenError::host(format!("{show}: cannot open its backing file \"{name}\""), e))?;
+        self.options.backing.allows(&self.options.path, &real).map_err(|why| {
+            let real = real.display();
+            OpenError::new(format!(
+                "{show} names the backing file \"{name}\", and {why}; if it shall be read, set backing = [\"{real}\"] \
+                 or its directory there"
+            ))
+        })?;
+        self.next = Some(next);
+        Ok(())
+    }
+}
+
+/// See [`Qcow2Image::inspect`](super::Qcow2Image::inspect).
+pub(super) fn inspect(options: &Qcow2Options) -> Result<(), OpenError> {
+    let mut walk = Walk::new(options);
+    while let Some(Next { path, qcow2, .. }) = walk.step()? {
+        kind_of(&path)?;
+        let file = open_quietly(&path).map_err(|e| cannot_open(&path, e))?;
+        let len = length(&file).map_err(|e| cannot_open(&path, e))?;
+        if !qcow2 {
+            break;
+        }
+        let top = walk.at_top();
+        let header = read_header(&file, len, &path, top)?;
+        check_header(&header, &path, options, top)?;
+        read_tables(&file, len, &path, &header, !options.read_only && top)?;
+        walk.below(&path, &header)?;
+    }
+    Ok(())
 }
 
 impl Chain {
     pub(super) fn open(options: &Qcow2Options) -> Result<Self, OpenError> {
         let mut layers = Vec::new();
         let mut base = None;
-        let mut seen: Vec<(u64, u64)> = Vec::new();
-        let mut next = Some(Next { path: options.path.clone(), qcow2: true });
-        while let Some(Next { path, qcow2 }) = next.take() {
-            let top = seen.is_empty();
-            let show = path.display();
-            // Before it is locked: two uses of one file would exclude each other. If it is not there, opening says so.
-            let id = path.metadata().map_or((0, 0), |m| (m.dev(), m.ino()));
-            if seen.contains(&id) {
-                return Err(OpenError::new(format!(
-                    "{show} is its own backing file, directly or through others"
-                )));
-            }
-            seen.push(id);
-            if seen.len() > DEPTH {
-                let place = options.path.display();
-                return Err(OpenError::new(format!(
-                    "{place} has more than {DEPTH} backing files; shorten the chain with qemu-img commit or rebase"
-                )));
-            }
+        let mut walk = Walk::new(options);
+        while let Some(Next { path, qcow2, id }) = walk.step()? {
+            let top = walk.at_top();
             let options_here = raw_options(options, &path, top);
             let file =
                 if qcow2 { RawImage::open_container(&options_here)? } else { RawImage::open(&options_here)? };
+            if file.id().is_ok_and(|found| found != id) {
+                return Err(replaced(&path));
+            }
             if !qcow2 {
                 base = Some(file);
                 break;
             }
-            let layer = open_layer(file, &path, options.read_only || !top)?;
-            next = layer.header.backing.as_ref().map(|backing| find(&path, backing)).transpose()?;
+            let layer = open_layer(file, &path, options, top)?;
+            walk.below(&path, &layer.header)?;
             layers.push(layer);
-        }
-        if layers.first().is_some_and(|top| top.header.len < 512) {
-            let show = options.path.display();
-            return Err(OpenError::new(format!(
-                "{show} is too short for a disk, which has 512 bytes at least"
-            )));
         }
         Ok(Self {
             layers,
@@ -80,6 +140,11 @@ impl Chain {
             unpacked: Mutex::new(VecDeque::new()),
         })
     }
+}
+
+/// What was looked at is not what was opened.
+fn replaced(path: &Path) -> OpenError {
+    OpenError::new(format!("{} was replaced while it was opened; try again", path.display()))
 }
 
 fn raw_options(options: &Qcow2Options, path: &Path, top: bool) -> RawOptions {
@@ -100,7 +165,7 @@ fn raw_options(options: &Qcow2Options, path: &Path, top: bool) -> RawOptions {
 }
 
 /// Where the backing file of the image at `path` is.
-fn find(path: &Path, backing: &Backing) -> Result<Next, OpenError> {
+fn find(path: &Path, backing: &Backing) -> Result<(PathBuf, bool), OpenError> {
     let show = path.display();
     let name = &backing.name;
     let qcow2 = match backing.format.as_deref() {
@@ -126,38 +191,81 @@ fn find(path: &Path, backing: &Backing) -> Result<Next, OpenError> {
         return Err(OpenError::new(message));
     }
     // Joining an absolute name replaces the directory.
-    Ok(Next { path: path.parent().unwrap_or(Path::new("")).join(plain), qcow2 })
+    Ok((path.parent().unwrap_or(Path::new("")).join(plain), qcow2))
 }
 
-fn open_layer(file: RawImage, path: &Path, read_only: bool) -> Result<Layer, OpenError> {
+/// Reads the header of the image at `path`, of `len` bytes.
+fn read_header(file: &File, len: u64, path: &Path, top: bool) -> Result<Header, OpenError> {
     let show = path.display();
-    let failed = |what: &str, e| OpenError::host(format!("{show}: {what}"), e);
+    let mut start = vec![0; len.min(HEADER_MAX) as usize];
+    file.read_exact_at(&mut start, 0)
+        .map_err(|e| OpenError::host(format!("{show}: cannot read the header"), e))?;
+    Header::parse(&start).map_err(|reason| {
+        let advice = match Content::of_start(&start) {
+            Some(content) if content.is_qcow2() => String::new(),
+            Some(content) => format!(", but {}; {}", content.what, content.remedy(path)),
+            None if top => "; for its bytes as they are, set format = \"raw\"".into(),
+            None => "; record what it is with qemu-img rebase -u -F in the image that names it".into(),
+        };
+        OpenError::new(format!("cannot use {show}: {reason}{advice}"))
+    })
+}
+
+/// Whether the image at `path` can be used as wanted.
+fn check_header(header: &Header, path: &Path, options: &Qcow2Options, top: bool) -> Result<(), OpenError> {
+    let show = path.display();
+    if top && header.len < 512 {
+        return Err(OpenError::new(format!("{show} is too short for a disk, which has 512 bytes at least")));
+    }
+    if top && !options.read_only {
+        writable(header).map_err(|e| OpenError::new(format!("cannot open {show} for writing: {e}")))?;
+    }
+    Ok(())
+}
+
+/// The L1 table, and for writing the refcount table.
+fn read_tables(
+    file: &File,
+    len: u64,
+    path: &Path,
+    header: &Header,
+    write: bool,
+) -> Result<(Vec<u64>, Vec<u64>), OpenError> {
+    let table = |at, bytes, what: &str| {
+        let context =
+            || format!("{}: cannot read the {what} table; run qemu-img check on it", path.display());
+        read_table(file, len, at, bytes).map_err(|e| OpenError::host(context(), e))
+    };
+    let l1 = table(header.l1_at, header.l1_entries * 8, "L1")?;
+    if !write {
+        return Ok((l1, Vec::new()));
+    }
+    Ok((l1, table(header.reftable_at, header.reftable_clusters * header.cluster(), "refcount")?))
+}
+
+fn open_layer(file: RawImage, path: &Path, options: &Qcow2Options, top: bool) -> Result<Layer, OpenError> {
+    let read_only = options.read_only || !top;
+    let failed = |what: &str, e| OpenError::host(format!("{}: {what}", path.display()), e);
     // Through the page cache: direct I/O would need aligned buffers. The locks belong to `file`.
     let plain = File::options().read(true).write(!read_only).open(path);
     let plain = plain.map_err(|e| failed("cannot open the image", e))?;
-    let len = file.host_len();
-    let mut start = vec![0; len.min(HEADER_MAX) as usize];
-    plain.read_exact_at(&mut start, 0).map_err(|e| failed("cannot read the header", e))?;
-    let header = Header::parse(&start).map_err(|e| OpenError::new(format!("cannot use {show}: {e}")))?;
-    if !read_only {
-        writable(&header).map_err(|e| OpenError::new(format!("cannot open {show} for writing: {e}")))?;
+    let found = plain.metadata().map_err(|e| failed("cannot open the image", e))?;
+    if file.id().is_ok_and(|id| id != (found.dev(), found.ino())) {
+        return Err(replaced(path));
     }
-    let table = |at, bytes, what: &str| {
-        read_table(&plain, len, at, bytes)
-            .map_err(|e| failed(&format!("cannot read the {what} table; run qemu-img check on it"), e))
-    };
-    let l1 = table(header.l1_at, header.l1_entries * 8, "L1")?;
+    let len = file.host_len();
+    let header = read_header(&plain, len, path, top)?;
+    check_header(&header, path, options, top)?;
+    let (l1, reftable) = read_tables(&plain, len, path, &header, !read_only)?;
     let mut meta = Meta { l1, l1_at: header.l1_at, ..Meta::default() };
     if !read_only {
-        let bytes = header.reftable_clusters * header.cluster();
-        meta.reftable = table(header.reftable_at, bytes, "refcount")?;
+        meta.reftable = reftable;
         meta.reftable_at = header.reftable_at;
         reserve(&mut meta, &header);
         prepare(&plain, &file, &header).map_err(|e| failed("cannot prepare the image for writing", e))?;
         file.measure()?;
-        let regular = plain.metadata().is_ok_and(|m| m.is_file());
         // What is beyond the end of a device was used by others.
-        meta.virgin = if regular { len.div_ceil(header.cluster()) } else { u64::MAX };
+        meta.virgin = if found.is_file() { len.div_ceil(header.cluster()) } else { u64::MAX };
     }
     let len = AtomicU64::new(header.len);
     Ok(Layer { file, header, len, meta: Arc::new(Mutex::new(meta)), read_only })

@@ -8,7 +8,7 @@ use super::meta::Allocation;
 use super::{Access, Chain, Piece};
 use crate::iothread::{Hold, Io};
 use crate::mem::{FromGuest, ToGuest};
-use crate::storage::{BlockError, CacheMode, Durability};
+use crate::storage::{BlockError, BlockErrorKind, CacheMode, Durability};
 
 /// New clusters are taken for this many bytes at once at most.
 const STEP: u64 = 16 << 20;
@@ -77,7 +77,15 @@ impl Chain {
                 self.write_back(io, &turn).await?;
             }
             top.ensure_table(io, top.l1_index(at), &turn).await?;
-            top.allocate(io, new, range, &turn).await?
+            match top.allocate(io, new, range.clone(), &turn).await {
+                // What was freed lately is room too, once the tables say so.
+                Err(full) if full.kind == BlockErrorKind::NoSpace && top.meta().has_frees() => {
+                    self.write_back(io, &turn).await?;
+                    top.ensure_table(io, top.l1_index(at), &turn).await?;
+                    top.allocate(io, new, range, &turn).await?
+                }
+                taken => taken?,
+            }
         };
         let close = start + clusters.count * cluster;
         let end = end.min(close);

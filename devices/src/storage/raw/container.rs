@@ -88,23 +88,26 @@ impl RawImage {
         io.sync(&self.host.file).await.map_err(|e| BlockError::host(Action::Flush, place(), e))
     }
 
-    /// Makes the file `len` bytes long if it is shorter. What is new reads as zeros.
-    pub(in crate::storage) async fn extend(&self, io: &Io, len: u64) -> Result<(), BlockError> {
-        if len <= self.host_len() {
+    /// Makes the file reach `need` bytes if it is shorter, and gives it `ample` of them then. What is new reads as zeros.
+    /// A block device has the room that it has, which the host may have made more.
+    pub(in crate::storage) async fn extend(&self, io: &Io, need: u64, ample: u64) -> Result<(), BlockError> {
+        if need <= self.host_len() {
             return Ok(());
         }
-        let file = self.host.file.clone();
-        let result = match file.metadata() {
-            // A block device has the room that it has.
-            Ok(meta) if !meta.is_file() => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
-            _ => {
-                let growing = self.growing.clone();
-                io.blocking(move || set_min_len(&file, len, &growing)).await.and_then(|result| result)
+        if self.is_device {
+            let has = self.look_at_length(io).await;
+            if need <= has {
+                return Ok(());
             }
-        };
-        let place = || format!("\"{}\", which must grow to {len} bytes,", self.host.name);
+            let name = &self.host.name;
+            let context = format!("writing \"{name}\" failed: the device has {has} bytes and needs {need}");
+            return Err(BlockError::new(BlockErrorKind::NoSpace, context + "; enlarge it"));
+        }
+        let (file, growing) = (self.host.file.clone(), self.growing.clone());
+        let result = io.blocking(move || set_min_len(&file, ample, &growing)).await.and_then(|result| result);
+        let place = || format!("\"{}\", which must grow to {ample} bytes,", self.host.name);
         result.map_err(|e| BlockError::host(Action::Write, place(), e))?;
-        self.host_len.fetch_max(len, Ordering::Relaxed);
+        self.host_len.fetch_max(ample, Ordering::Relaxed);
         Ok(())
     }
 

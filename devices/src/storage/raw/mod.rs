@@ -6,6 +6,7 @@ mod open;
 mod single;
 mod zero;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -23,6 +24,7 @@ use crate::mem::{FromGuest, ToGuest};
 pub(super) use container::fill_zeros;
 use file::HostFile;
 use open::Host;
+pub(super) use open::{cannot_open, kind_of, length};
 
 /// The smallest unit that guests see, in bytes.
 const SECTOR: u64 = 512;
@@ -52,6 +54,10 @@ pub struct RawImage {
     host_len: AtomicU64,
     cache: CacheMode,
     read_only: bool,
+    /// A block device, whose length is the host's business.
+    is_device: bool,
+    /// Keeps the host from using the device meanwhile.
+    _claim: Option<std::fs::File>,
     logical_block: u32,
     physical_block: u32,
     atomic: u32,
@@ -96,6 +102,8 @@ impl RawImage {
             host_len: AtomicU64::new(0),
             cache: options.cache,
             read_only: options.read_only,
+            is_device: host.is_device,
+            _claim: host.claim,
             logical_block: host.logical_block,
             physical_block: host.physical_block,
             atomic: host.atomic,
@@ -112,6 +120,11 @@ impl RawImage {
         Ok(image)
     }
 
+    /// Which file of the host it is: device and inode.
+    pub(in crate::storage) fn id(&self) -> std::io::Result<(u64, u64)> {
+        self.host.file.metadata().map(|found| (found.dev(), found.ino()))
+    }
+
     /// Asks the host for the length again, which may have grown; returns what the guest may use, in bytes.
     pub(in crate::storage) fn measure(&self) -> Result<u64, OpenError> {
         let len = open::length(&self.host.file)
@@ -120,13 +133,14 @@ impl RawImage {
         Ok(len - len % SECTOR)
     }
 
-    /// As [`RawImage::measure`], without waiting for the host on this thread. An image that became shorter is left as it
+    /// As [`RawImage::measure`], in bytes of the host, without waiting for it on this thread. An image that became shorter is left as it
     /// was: its end fails to be read, and the guest hears of that.
-    async fn look_at_length(&self, io: &Io) {
+    async fn look_at_length(&self, io: &Io) -> u64 {
         let file = self.host.file.clone();
         if let Ok(Ok(len)) = io.blocking(move || open::length(&file)).await {
             self.host_len.fetch_max(len, Ordering::Relaxed);
         }
+        self.host_len.load(Ordering::Relaxed)
     }
 
     /// Where the part of the image starts that direct I/O cannot reach, if there is one.
@@ -254,12 +268,21 @@ impl BlockBackend for RawImage {
     }
 
     async fn refresh(&self, io: &Io) {
-        self.look_at_length(io).await
+        self.look_at_length(io).await;
     }
 
     async fn grow(&self, io: &Io, len: u64) -> Result<(), BlockError> {
         self.check(Action::Write, 0, 0)?;
-        self.extend(io, len).await
+        if !self.is_device {
+            return self.extend(io, len, len).await;
+        }
+        let (has, name) = (self.look_at_length(io).await, &self.host.name);
+        if len <= has {
+            return Ok(());
+        }
+        let context =
+            format!("\"{name}\" is a device of {has} bytes, fewer than {len}; enlarge the device first");
+        Err(BlockError::new(BlockErrorKind::Unsupported, context))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Opening a host file or block device: what it is and what it demands.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -8,7 +8,8 @@ use std::path::Path;
 use super::RawOptions;
 use crate::iothread::PieceLimits;
 use crate::storage::OpenError;
-use crate::storage::lock;
+use crate::storage::in_use;
+use crate::storage::lock::{self, Sharing};
 use crate::storage::sys::{self, DirectAlign};
 
 /// Physical block size told to guests for regular files at most: larger file system blocks are no sector size.
@@ -19,6 +20,9 @@ pub(super) struct Host {
     pub(super) file: File,
     /// The same file through the page cache, when `file` is opened for direct I/O.
     pub(super) buffered: Option<File>,
+    pub(super) is_device: bool,
+    /// See [`claim`].
+    pub(super) claim: Option<File>,
     /// Of a block device; 1 for files.
     pub(super) logical_block: u32,
     pub(super) align: DirectAlign,
@@ -33,18 +37,16 @@ pub(super) struct Host {
 impl Host {
     pub(super) fn open(options: &RawOptions) -> Result<Self, OpenError> {
         let path = options.path.as_path();
-        // Looked at first: opening a pipe would wait for its other end.
-        let kind = fs::metadata(path).map_err(|e| cannot_open(path, e))?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            let message = "is neither a regular file nor a block device and cannot be a disk image";
-            return Err(OpenError::new(format!("{} {message}", path.display())));
-        }
+        let kind = kind_of(path)?;
         let direct = options.cache.is_direct();
         let file = open_one(options, direct).map_err(|e| match e.raw_os_error() {
             Some(libc::EINVAL) if direct => no_direct_io(options),
             _ => cannot_open(path, e),
         })?;
         lock::lock(&file, path, options.read_only, options.sharing)?;
+        // After the lock, which knows the other virtual machine. Readers, and those who share, do not exclude each other.
+        let alone = !options.read_only && options.sharing == Sharing::Exclusive;
+        let claim = if kind.is_block_device() && alone { Some(in_use::claim(path, &file)?) } else { None };
         let sizes = if kind.is_block_device() {
             Some(sys::block_sizes(&file).map_err(|e| {
                 OpenError::host(format!("{}: cannot ask the device for its block size", path.display()), e)
@@ -67,6 +69,8 @@ impl Host {
         Ok(Self {
             file,
             buffered,
+            is_device: sizes.is_some(),
+            claim,
             logical_block: sizes.map_or(1, |(logical, _)| logical.max(1)),
             align,
             physical_block: if physical.is_power_of_two() { physical.max(512) } else { 512 },
@@ -89,8 +93,19 @@ impl Host {
     }
 }
 
+/// A regular file or a block device, the only ones that can be images. Looked at before opening: a pipe would wait for its
+/// other end.
+pub(in crate::storage) fn kind_of(path: &Path) -> Result<FileType, OpenError> {
+    let kind = fs::metadata(path).map_err(|e| cannot_open(path, e))?.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(kind);
+    }
+    let message = "is neither a regular file nor a block device and cannot be a disk image";
+    Err(OpenError::new(format!("{} {message}", path.display())))
+}
+
 /// The length of a file or block device now, in bytes.
-pub(super) fn length(mut file: &File) -> io::Result<u64> {
+pub(in crate::storage) fn length(mut file: &File) -> io::Result<u64> {
     file.seek(SeekFrom::End(0))
 }
 
@@ -165,7 +180,7 @@ fn piece_limits(device: u64) -> PieceLimits {
     PieceLimits::new(kib.saturating_mul(1024), usize::try_from(segments).unwrap_or(usize::MAX))
 }
 
-fn cannot_open(path: &Path, e: io::Error) -> OpenError {
+pub(in crate::storage) fn cannot_open(path: &Path, e: io::Error) -> OpenError {
     let hint = match e.kind() {
         io::ErrorKind::NotFound => "; there is no such file",
         io::ErrorKind::PermissionDenied => "; check its owner and mode, or set readonly = true",

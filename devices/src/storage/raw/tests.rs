@@ -368,3 +368,23 @@ fn atomic_is_what_a_device_guarantees_and_a_file_guarantees_nothing() {
         }
     }
 }
+
+#[test]
+fn a_device_is_as_long_as_the_host_makes_it_and_no_longer() {
+    let Some(device) = LoopDevice::new(1 << 20, 512) else { return };
+    let image = RawImage::open(&options(device.path(), CacheMode::Writeback)).unwrap();
+    let name = device.path().display().to_string();
+    on_io_thread(move |io| async move {
+        let error = image.grow(&io, 2 << 20).await.unwrap_err();
+        let said =
+            format!("\"{name}\" is a device of 1048576 bytes, fewer than 2097152; enlarge the device first");
+        assert_eq!(error.to_string(), said);
+        device.grow(4 << 20);
+        // Nobody has looked at its size yet. What is asked for is there, and so is the rest.
+        image.grow(&io, 2 << 20).await.unwrap();
+        assert_eq!(image.geometry().len, 4 << 20);
+        image.grow(&io, 4 << 20).await.unwrap();
+        assert!(image.grow(&io, (4 << 20) + 512).await.is_err());
+        image.write(&io, ByteOffset((4 << 20) - 4096), zeros(4096), Durability::Cached).await.unwrap();
+    });
+}

@@ -37,6 +37,7 @@ fn the_smallest_file_has_every_default() {
                     device: Device::Disk(Disk {
                         image,
                         format: Format::Raw,
+                        backing: devices::storage::Backing::SameDirectory,
                         cache: Cache::Writeback,
                         read_only: false,
                         identity: Identity::default(),
@@ -140,6 +141,7 @@ fn every_supported_key_is_read() {
     let disk = Disk {
         image: fixture.path("d.qcow2"),
         format: Format::Raw,
+        backing: devices::storage::Backing::SameDirectory,
         cache: Cache::Directsync,
         read_only: true,
         identity: Identity {

@@ -2,6 +2,7 @@
 
 mod bad;
 mod good;
+mod images;
 mod set;
 
 use std::fs;
@@ -17,9 +18,10 @@ struct Fixture(TempDir);
 impl Fixture {
     fn new() -> Self {
         let directory = TempDir::new().unwrap();
-        for file in ["vmlinuz", "initrd", "a.img", "b.img", "c.img", "d.qcow2"] {
+        for file in ["vmlinuz", "initrd", "a.img", "b.img", "c.img"] {
             fs::write(directory.path().join(file), [0; 512]).unwrap();
         }
+        fs::write(directory.path().join("d.qcow2"), images::qcow2("")).unwrap();
         fs::write(directory.path().join("empty.img"), "").unwrap();
         fs::create_dir(directory.path().join("directory")).unwrap();
         std::os::unix::fs::symlink("loop", directory.path().join("loop")).unwrap();

@@ -1,6 +1,8 @@
 //! Against qemu-img: it makes the images, checks them after our writes, and says what they hold.
 
+mod backing;
 mod crash;
+mod device;
 mod full;
 mod grow;
 mod hostile;
@@ -74,6 +76,7 @@ fn options(path: &Path) -> Qcow2Options {
         read_only: false,
         cache: CacheMode::Writeback,
         sharing: Sharing::Exclusive,
+        backing: Backing::SameDirectory,
         discard: true,
     }
 }

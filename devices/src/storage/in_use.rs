@@ -1,0 +1,184 @@
+//! Block devices that the host itself uses: mounted, swapped to, or below another device.
+//!
+//! Image locks do not tell, since nobody but virtual machines takes them. The kernel does: who opens a device with O_EXCL
+//! has it for himself, and mounting it, or opening it so again, fails with EBUSY (open(2)), its partitions and the disk
+//! that it is a partition of included.
+
+use std::fs::{self, File, OpenOptions};
+#[cfg(test)]
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::OpenError;
+
+/// Takes the block device at `path`, which is open as `file`, from the host for as long as the result is open.
+pub(super) fn claim(path: &Path, file: &File) -> Result<File, OpenError> {
+    let failed = |e| OpenError::host(format!("{}: cannot claim the device", path.display()), e);
+    let claim = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path);
+    let claim =
+        claim.map_err(|e| if e.raw_os_error() == Some(libc::EBUSY) { busy(path) } else { failed(e) })?;
+    // Another device may have come to the name meanwhile.
+    let device = |file: &File| file.metadata().map(|found| found.rdev());
+    if device(&claim).map_err(failed)? != device(file).map_err(failed)? {
+        return Err(OpenError::new(format!(
+            "{}: another device while it was opened; try again",
+            path.display()
+        )));
+    }
+    Ok(claim)
+}
+
+fn busy(path: &Path) -> OpenError {
+    let user = user_of(path).unwrap_or_else(|| "another program has it for itself".into());
+    let path = path.display();
+    OpenError::new(format!(
+        "{path} is in use by the host, and a second writer would destroy what is on it: {user}; free it, use another \
+         device, or set readonly = true"
+    ))
+}
+
+/// What the host uses the block device at `path` for, or parts of it, as the end of a sentence; `None` if nothing that
+/// it tells. Claims nothing.
+pub fn user_of(path: &Path) -> Option<String> {
+    let number = device_of(path)?;
+    parts(number).into_iter().find_map(|(name, number)| {
+        let name = name.unwrap_or_else(|| path.display().to_string());
+        mounted(number)
+            .map(|place| format!("{name} is mounted at {place}"))
+            .or_else(|| swapped(number).then(|| format!("{name} is swap space")))
+            .or_else(|| holder(number).map(|holder| format!("{name} is part of {holder}")))
+    })
+}
+
+/// The number of a block device.
+fn device_of(path: &Path) -> Option<u64> {
+    let found = fs::metadata(path).ok()?;
+    found.file_type().is_block_device().then(|| found.rdev())
+}
+
+fn sysfs(number: u64) -> PathBuf {
+    format!("/sys/dev/block/{}:{}", libc::major(number), libc::minor(number)).into()
+}
+
+/// A device and its partitions, those with their names.
+fn parts(number: u64) -> Vec<(Option<String>, u64)> {
+    let entries = fs::read_dir(sysfs(number)).into_iter().flatten().flatten();
+    let partition = |entry: fs::DirEntry| {
+        fs::metadata(entry.path().join("partition")).ok()?;
+        let numbers = fs::read_to_string(entry.path().join("dev")).ok()?;
+        let (major, minor) = numbers.trim().split_once(':')?;
+        let number = libc::makedev(major.parse().ok()?, minor.parse().ok()?);
+        Some((Some(format!("/dev/{}", entry.file_name().to_string_lossy())), number))
+    };
+    [(None, number)].into_iter().chain(entries.filter_map(partition)).collect()
+}
+
+/// Where a device is mounted (proc(5), mountinfo: the device, the place, and behind a dash type and source).
+fn mounted(number: u64) -> Option<String> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let device = format!("{}:{}", libc::major(number), libc::minor(number));
+    mounts.lines().find_map(|line| {
+        let (head, tail) = line.split_once(" - ")?;
+        let mut head = head.split(' ').skip(2);
+        let (found, place) = (head.next()?, head.nth(1)?);
+        // Some file systems, such as btrfs, have a number of their own.
+        let source = || tail.split(' ').nth(1).filter(|source| source.starts_with('/'));
+        (found == device || source().and_then(|source| device_of(Path::new(source))) == Some(number))
+            .then(|| place.to_owned())
+    })
+}
+
+fn swapped(number: u64) -> bool {
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    swaps
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().next())
+        .any(|swap| device_of(Path::new(swap)) == Some(number))
+}
+
+/// A device above, such as a RAID array, a volume or a path's multipath device.
+fn holder(number: u64) -> Option<String> {
+    let holder = fs::read_dir(sysfs(number).join("holders")).ok()?.flatten().next()?;
+    let name = holder.file_name().to_string_lossy().into_owned();
+    let label = fs::read_to_string(holder.path().join("dm/name")).ok();
+    Some(match label {
+        Some(label) => format!("/dev/mapper/{}", label.trim()),
+        None => format!("/dev/{name}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::storage::{CacheMode, RawImage, RawOptions, Sharing};
+    use crate::testing::{LoopDevice, temp_dir};
+
+    fn options(device: &LoopDevice) -> RawOptions {
+        let path = device.path().into();
+        RawOptions { path, read_only: false, cache: CacheMode::Writeback, sharing: Sharing::Exclusive }
+    }
+
+    fn exclusive(device: &LoopDevice) -> io::Result<File> {
+        OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(device.path())
+    }
+
+    fn refusal(options: &RawOptions) -> String {
+        RawImage::open(options).err().expect("it opened").message
+    }
+
+    #[test]
+    fn a_device_is_ours_alone_while_we_write_to_it() {
+        let Some(device) = LoopDevice::new(1 << 20, 512) else { return };
+        let host = exclusive(&device).unwrap();
+        let writable = options(&device);
+        assert!(refusal(&writable).contains("in use by the host"), "{}", refusal(&writable));
+        let reader = RawOptions { read_only: true, ..writable.clone() };
+        let shared = RawOptions { sharing: Sharing::Shared, ..writable.clone() };
+        drop(RawImage::open(&reader).unwrap());
+        drop(RawImage::open(&shared).unwrap());
+        drop(host);
+        let image = RawImage::open(&writable).unwrap();
+        assert_eq!(exclusive(&device).unwrap_err().raw_os_error(), Some(libc::EBUSY), "as mount would find");
+        // Another virtual machine is called by its name, not taken for the host.
+        assert!(refusal(&writable).contains("two disks of this machine"), "{}", refusal(&writable));
+        drop(image);
+        drop(exclusive(&device).unwrap());
+        let readers = [RawImage::open(&reader).unwrap(), RawImage::open(&reader).unwrap()];
+        drop(exclusive(&device).unwrap());
+        drop(readers);
+    }
+
+    struct Mount(tempfile::TempDir);
+
+    impl Drop for Mount {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").arg(self.0.path()).status();
+        }
+    }
+
+    #[test]
+    fn a_mounted_device_is_refused_with_its_place() {
+        let Some(device) = LoopDevice::new(4 << 20, 512) else { return };
+        let run = |name: &str, args: &[&std::ffi::OsStr]| {
+            Command::new(name).args(args).output().is_ok_and(|out| out.status.success())
+        };
+        let directory = temp_dir();
+        let place = directory.path().as_os_str().to_owned();
+        if !run("mkfs.ext4", &["-q".as_ref(), device.path().as_os_str()])
+            || !run("mount", &[device.path().as_os_str(), &place])
+        {
+            eprintln!("SKIPPED: nothing can be mounted here");
+            return;
+        }
+        let mount = Mount(directory);
+        let said = format!("{} is mounted at {}", device.path().display(), place.to_string_lossy());
+        assert_eq!(user_of(device.path()), Some(said.clone()));
+        assert!(refusal(&options(&device)).contains(&said), "{}", refusal(&options(&device)));
+        drop(mount);
+        assert_eq!(user_of(device.path()), None);
+    }
+}

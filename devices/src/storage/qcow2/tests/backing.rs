@@ -1,0 +1,128 @@
+//! Which files of the host an image may name.
+
+use super::*;
+use crate::testing::LoopDevice;
+
+/// `vms/top.qcow2` over what `name` says, and `other/base.raw`.
+fn overlay(bench: &Bench, name: &str) -> PathBuf {
+    for directory in ["vms", "other"] {
+        std::fs::create_dir_all(bench.path(directory)).unwrap();
+        bench.img(&["create", "-q", "-f", "raw", &format!("{directory}/base.raw"), "1M"]);
+    }
+    bench.img(&["create", "-q", "-f", "qcow2", "-u", "-b", name, "-F", "raw", "vms/top.qcow2", "1M"]);
+    bench.path("vms/top.qcow2")
+}
+
+/// Opening and inspecting say the same.
+fn verdict(path: &Path, backing: Backing) -> Result<(), String> {
+    let options = Qcow2Options { backing, ..options(path) };
+    let inspected = Qcow2Image::inspect(&options).map_err(|e| e.message);
+    let opened = Qcow2Image::open(&options).map(drop).map_err(|e| e.message);
+    assert_eq!(inspected, opened);
+    opened
+}
+
+#[test]
+fn an_overlay_next_to_its_base_works_and_the_rest_of_the_host_is_closed() {
+    let Some(bench) = Bench::new() else { return };
+    let (vms, other) = (bench.path("vms"), bench.path("other"));
+    let top = overlay(&bench, "base.raw");
+    assert_eq!(verdict(&top, Backing::default()), Ok(()));
+    assert_eq!(verdict(&top, Backing::Any), Ok(()));
+    assert_eq!(verdict(&top, Backing::Listed(vec![vms.join("base.raw")])), Ok(()));
+    assert!(verdict(&top, Backing::None).unwrap_err().contains("backing = \"none\" forbids any"));
+    assert!(
+        verdict(&top, Backing::Listed(vec![other.clone()])).unwrap_err().contains("the list of `backing`")
+    );
+    assert!(verdict(&top, Backing::Listed(vec![])).is_err());
+    // A link to the image: its base is beside the image, as the name in it says, or beside the link.
+    std::os::unix::fs::symlink(&vms, bench.path("link")).unwrap();
+    assert_eq!(verdict(&bench.path("link/top.qcow2"), Backing::default()), Ok(()));
+
+    for name in ["/etc/passwd", "../other/base.raw", "./../vms/../other/base.raw"] {
+        let top = overlay(&bench, name);
+        let said = verdict(&top, Backing::default()).unwrap_err();
+        let start =
+            format!("{} names the backing file \"{name}\", and backing = \"same-directory\"", top.display());
+        assert!(said.starts_with(&start), "{said}");
+        let real = std::fs::canonicalize(vms.join(name)).unwrap();
+        assert!(said.contains(&format!("set backing = [\"{}\"]", real.display())), "{said}");
+        assert_eq!(verdict(&top, Backing::Listed(vec![real.clone()])), Ok(()));
+        assert_eq!(verdict(&top, Backing::Listed(vec![real.parent().unwrap().into()])), Ok(()));
+        assert_eq!(verdict(&top, Backing::Any), Ok(()));
+    }
+}
+
+#[test]
+fn a_link_leads_nowhere_else_and_no_device_is_beside_an_image() {
+    let Some(bench) = Bench::new() else { return };
+    let top = overlay(&bench, "link.raw");
+    let (vms, other) = (bench.path("vms"), bench.path("other"));
+    std::os::unix::fs::symlink("../other/base.raw", vms.join("link.raw")).unwrap();
+    assert!(verdict(&top, Backing::default()).unwrap_err().contains("other/base.raw"));
+    assert!(
+        verdict(&top, Backing::Listed(vec![vms.clone()])).is_err(),
+        "the link is in the list, the file is not"
+    );
+    assert_eq!(verdict(&top, Backing::Listed(vec![other])), Ok(()));
+    let Some(device) = LoopDevice::new(1 << 20, 512) else { return };
+    let top = overlay(&bench, device.path().to_str().unwrap());
+    assert!(verdict(&top, Backing::default()).is_err());
+    assert_eq!(verdict(&top, Backing::Listed(vec![device.path().into()])), Ok(()));
+    // An image that is a device of the host has all the others beside it.
+    let inner = device.path().to_str().unwrap();
+    let Some(image) = LoopDevice::new(1 << 20, 512) else { return };
+    bench.img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-u",
+        "-b",
+        inner,
+        "-F",
+        "raw",
+        image.path().to_str().unwrap(),
+        "1M",
+    ]);
+    assert!(verdict(image.path(), Backing::default()).unwrap_err().contains("same-directory"));
+    assert_eq!(verdict(image.path(), Backing::Listed(vec![device.path().into()])), Ok(()));
+}
+
+#[test]
+fn names_that_are_no_files_are_refused_whatever_is_allowed() {
+    let Some(bench) = Bench::new() else { return };
+    for name in ["json:{\"driver\":\"file\",\"filename\":\"/etc/passwd\"}", "nbd://host/disk", "fat:rw:/etc"]
+    {
+        let top = overlay(&bench, name);
+        let said = verdict(&top, Backing::Any).unwrap_err();
+        assert!(said.contains("only files are supported"), "{name}: {said}");
+    }
+    let top = overlay(&bench, "/dev/zero");
+    assert!(verdict(&top, Backing::Any).unwrap_err().contains("neither a regular file nor a block device"));
+}
+
+#[test]
+fn looking_at_an_image_changes_and_locks_nothing() {
+    use std::os::unix::fs::MetadataExt;
+    let Some(bench) = Bench::new() else { return };
+    let top = overlay(&bench, "base.raw");
+    // Autoclear features, which writing would clear.
+    let mut bytes = std::fs::read(&top).unwrap();
+    bytes[95] |= 4;
+    std::fs::write(&top, &bytes).unwrap();
+    let times = || {
+        let found = std::fs::metadata(&top).unwrap();
+        (found.atime(), found.atime_nsec(), found.mtime_nsec(), found.ctime_nsec())
+    };
+    let before = times();
+    let running = Qcow2Image::open(&Qcow2Options { read_only: true, ..options(&top) }).unwrap();
+    let after_opening = times();
+    Qcow2Image::inspect(&options(&top)).unwrap();
+    assert_eq!(times(), after_opening);
+    drop(running);
+    assert_eq!(std::fs::read(&top).unwrap(), bytes);
+    assert_eq!((before.2, before.3), (times().2, times().3));
+    // Nor is it in the way of who opens it.
+    drop(open(&top));
+}

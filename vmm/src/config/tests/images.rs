@@ -1,0 +1,112 @@
+//! Images under a wrong name, and chains that are broken: found by looking, before anything is opened.
+
+use super::*;
+
+/// A qcow2 image of one cluster of 512 bytes with nothing in it (QEMU, docs/interop/qcow2.rst).
+pub(super) fn qcow2(backing: &str) -> Vec<u8> {
+    let mut bytes = vec![0; 4096];
+    let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+    put(0, b"QFI\xfb\0\0\0\x03");
+    put(20, &9u32.to_be_bytes());
+    put(24, &512u64.to_be_bytes());
+    // An L1 table of one entry, a refcount table of one cluster.
+    put(36, &1u32.to_be_bytes());
+    put(40, &512u64.to_be_bytes());
+    put(48, &1024u64.to_be_bytes());
+    put(56, &1u32.to_be_bytes());
+    put(96, &[0, 0, 0, 4, 0, 0, 0, 104]);
+    if !backing.is_empty() {
+        put(8, &200u64.to_be_bytes());
+        put(16, &(backing.len() as u32).to_be_bytes());
+        // Header extension: the format of the backing file.
+        put(104, &[0xe2, 0x79, 0x2a, 0xca, 0, 0, 0, 3]);
+        put(112, b"raw");
+        put(200, backing.as_bytes());
+    }
+    bytes
+}
+
+const START: &str = "[vm]\nmemory = \"1GiB\"\n[boot]\nkernel = \"vmlinuz\"\n[[hba]]\n[[hba.lun]]\n";
+
+fn image(name: &str, more: &str) -> String {
+    format!("{START}image = \"{name}\"\n{more}")
+}
+
+#[test]
+fn images_under_a_wrong_name_are_refused_with_the_remedy() {
+    let fixture = Fixture::new();
+    let or = ", or set format = \"raw\" if the guest shall have its bytes as they are";
+    let convert =
+        |name: &str| format!("convert it with qemu-img convert -f {name} -O qcow2 \"x.img\" NEW.qcow2");
+    let mut fixed_vhd = vec![0; 4096];
+    fixed_vhd[4096 - 512..4096 - 504].copy_from_slice(b"conectix");
+    for (bytes, what, remedy) in [
+        (qcow2(""), "a qcow2 image", "set format = \"qcow2\"".to_owned()),
+        (b"KDMV\x01\0\0\0".repeat(100), "a VMDK image", convert("vmdk")),
+        (b"# Disk DescriptorFile\n".repeat(40), "a VMDK descriptor", convert("vmdk")),
+        (b"vhdxfile".repeat(100), "a VHDX image", convert("vhdx")),
+        (fixed_vhd, "a VHD image of fixed size", convert("vpc")),
+        ([0x1f, 0x8b, 8, 0].repeat(200), "packed with gzip", "unpack it first with gunzip".to_owned()),
+    ] {
+        std::fs::write(fixture.path("x.img"), bytes).unwrap();
+        let line = format!("vm.toml:7: `image` in [[hba.lun]]: x.img is {what}; {remedy}{or}");
+        assert_eq!(fixture.lines(&image("x.img", ""), &[]), [line]);
+        fixture.parse(&image("x.img", "format = \"raw\""), &[]).expect("taken at its word");
+    }
+    // As it comes over the control socket.
+    let request = format!("[[hba]]\n[[hba.lun]]\nimage = \"{}\"", fixture.path("x.img").display());
+    assert!(parse_hba(&request, fixture.0.path()).unwrap_err()[0].to_string().contains("gunzip"));
+    // The other way round.
+    std::fs::write(fixture.path("x.qcow2"), [0; 512]).unwrap();
+    let line = "vm.toml:7: `image` in [[hba.lun]]: cannot use x.qcow2: it is no qcow2 image; for its bytes as they \
+                are, set format = \"raw\"";
+    assert_eq!(fixture.lines(&image("x.qcow2", ""), &[]), [line]);
+    std::fs::write(fixture.path("x.qcow2"), b"vhdxfile".repeat(100)).unwrap();
+    let lines = fixture.lines(&image("x.qcow2", ""), &[]);
+    assert!(lines[0].contains("it is no qcow2 image, but a VHDX image; convert it with"), "{lines:?}");
+}
+
+#[test]
+fn broken_chains_are_found() {
+    let fixture = Fixture::new();
+    let line = |backing: &str, more: &str| {
+        std::fs::write(fixture.path("top.qcow2"), qcow2(backing)).unwrap();
+        fixture
+            .parse(&image("top.qcow2", more), &[])
+            .map(drop)
+            .map_err(|errors| fixture.shorten(&errors).join("\n"))
+    };
+    assert_eq!(line("a.img", ""), Ok(()));
+    assert_eq!(
+        line("missing.img", ""),
+        Err("vm.toml:7: `image` in [[hba.lun]]: top.qcow2: cannot open its backing file \"missing.img\": No such \
+             file or directory"
+            .into())
+    );
+    assert!(line("nbd://host/disk", "").unwrap_err().contains("only files are supported"));
+    std::fs::write(fixture.path("directory/base.img"), [0; 512]).unwrap();
+    let elsewhere = line("directory/base.img", "").unwrap_err();
+    let said = "top.qcow2 names the backing file \"directory/base.img\", and backing = \"same-directory\" allows only \
+                files in the directory of the image; if it shall be read, set backing = [\"directory/base.img\"]";
+    assert!(elsewhere.contains(said), "{elsewhere}");
+    for backing in ["\"any\"", "[\"directory\"]", "[\"directory/base.img\", \"a.img\"]"] {
+        assert_eq!(line("directory/base.img", &format!("backing = {backing}")), Ok(()), "{backing}");
+    }
+    for backing in ["\"none\"", "[]", "[\"a.img\"]", "\"same-directory\""] {
+        assert!(line("directory/base.img", &format!("backing = {backing}")).is_err(), "{backing}");
+    }
+    assert!(line("a.img", "backing = \"none\"").unwrap_err().contains("forbids any"));
+}
+
+#[test]
+fn the_files_that_an_image_may_name_are_names_or_a_list() {
+    let fixture = Fixture::new();
+    let refused = |more: &str| fixture.lines(&image("d.qcow2", more), &[]).join("\n");
+    assert_eq!(
+        refused("backing = \"some\""),
+        "vm.toml:8: `backing` in [[hba.lun]] is \"some\", expected a list of paths, \"same-directory\", \"any\" or \
+         \"none\""
+    );
+    assert!(refused("backing = [\"nowhere\"]").contains("`backing` in [[hba.lun]]: cannot open nowhere"));
+    assert!(refused("backing = \"any\"\nformat = \"raw\"").contains("has no meaning with format = \"raw\""));
+}
