@@ -41,6 +41,10 @@ pub struct RecordingDisk {
     waiting: Mutex<Vec<Waker>>,
     /// How many operations have come to a held gate.
     arrived: AtomicU64,
+    /// Bytes that one question about extents tells of at most.
+    grain: AtomicU64,
+    /// How often it was asked about extents.
+    asked: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -67,6 +71,8 @@ impl RecordingDisk {
             held: AtomicBool::new(false),
             waiting: Mutex::default(),
             arrived: AtomicU64::new(0),
+            grain: AtomicU64::new(u64::MAX),
+            asked: AtomicU64::new(0),
         }
     }
 
@@ -101,6 +107,16 @@ impl RecordingDisk {
     /// How many operations have been held back so far.
     pub fn arrived(&self) -> u64 {
         self.arrived.load(Ordering::SeqCst)
+    }
+
+    /// Tells of extents piece by piece, as formats do that keep a table.
+    pub fn set_grain(&self, bytes: u64) {
+        self.grain.store(bytes, Ordering::SeqCst);
+    }
+
+    /// How often it was asked about extents so far.
+    pub fn asked(&self) -> u64 {
+        self.asked.load(Ordering::SeqCst)
     }
 
     async fn begin(&self, operation: Operation) -> Result<(), BlockError> {
@@ -175,7 +191,8 @@ impl BlockBackend for RecordingDisk {
     }
 
     async fn extent(&self, _: &Io, span: Span) -> Result<Extent, BlockError> {
-        let range = self.range(span.at.0, span.len)?;
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let range = self.range(span.at.0, span.len.min(self.grain.load(Ordering::SeqCst)))?;
         Ok(zeros_are_holes(&lock(&self.bytes)[range]))
     }
 

@@ -20,8 +20,8 @@ pub(crate) fn only_reads(opcode: u8) -> bool {
 }
 
 /// Commands that change data and may leave it in a cache: WRITE, WRITE AND VERIFY, WRITE SAME, UNMAP, EXTENDED COPY and
-/// WRITE USING TOKEN, COMPARE AND WRITE, ORWRITE, WRITE ATOMIC, of all lengths. FORMAT UNIT and SANITIZE flush by
-/// themselves, and while they go on in the background nothing else could.
+/// WRITE USING TOKEN, COMPARE AND WRITE, ORWRITE, WRITE ATOMIC, of all lengths. FORMAT UNIT flushes by itself,
+/// and while it goes on in the background nothing else could.
 pub(crate) fn changes_medium(opcode: u8) -> bool {
     matches!(
         opcode,

@@ -159,29 +159,26 @@ fn designator(page: &[u8], kind: u8) -> Vec<u8> {
     }
 }
 
-/// FORMAT UNIT and SANITIZE that go on in the background (IMMED) are accepted, and are stable at their end.
+/// FORMAT UNIT that goes on in the background (IMMED) is accepted, and is stable at its end.
 #[test]
 fn rule_6_wiping_in_the_background_is_no_failure() {
     let mut guest = gen2();
-    for (cdb, data) in
-        [(&[0x48_u8, 0x83, 0, 0, 0, 0, 0, 0, 0, 0][..], &[][..]), (&[0x04, 0x10, 0, 0, 0, 0], &[0, 2, 0, 0])]
-    {
-        assert_eq!(guest.io(true, 0, 5, &[7; 512]).0, 0);
-        guest.recording(0).operations();
-        guest.recording(0).hold(true);
-        let reply = guest.scsi(3, 0, cdb, data, 0);
-        assert_eq!((reply.status, reply.scsi_status), (0, 0), "{cdb:02x?}");
-        let busy = guest.scsi(3, 0, &[0; 6], &[], 0);
-        assert_eq!((busy.status, busy.sense[2] & 0xf, busy.sense[12]), (0x2d, 2, 4), "not ready meanwhile");
-        guest.recording(0).hold(false);
-        let mut ready = || guest.scsi(3, 0, &[0; 6], &[], 0).status == 0;
-        let start = std::time::Instant::now();
-        while !ready() {
-            assert!(start.elapsed().as_secs() < 10, "{cdb:02x?}");
-        }
-        assert_eq!(guest.recording(0).operations().last(), Some(&Operation::Flush), "{cdb:02x?}");
-        assert_eq!(guest.io(false, 0, 5, &[7; 512]), (0, vec![0; 512]));
+    let (cdb, data) = (&[0x04, 0x10, 0, 0, 0, 0], &[0, 2, 0, 0]);
+    assert_eq!(guest.io(true, 0, 5, &[7; 512]).0, 0);
+    guest.recording(0).operations();
+    guest.recording(0).hold(true);
+    let reply = guest.scsi(3, 0, cdb, data, 0);
+    assert_eq!((reply.status, reply.scsi_status), (0, 0), "{cdb:02x?}");
+    let busy = guest.scsi(3, 0, &[0; 6], &[], 0);
+    assert_eq!((busy.status, busy.sense[2] & 0xf, busy.sense[12]), (0x2d, 2, 4), "not ready meanwhile");
+    guest.recording(0).hold(false);
+    let mut ready = || guest.scsi(3, 0, &[0; 6], &[], 0).status == 0;
+    let start = std::time::Instant::now();
+    while !ready() {
+        assert!(start.elapsed().as_secs() < 10, "{cdb:02x?}");
     }
+    assert_eq!(guest.recording(0).operations().last(), Some(&Operation::Flush), "{cdb:02x?}");
+    assert_eq!(guest.io(false, 0, 5, &[7; 512]), (0, vec![0; 512]));
 }
 
 #[test]

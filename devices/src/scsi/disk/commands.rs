@@ -34,10 +34,6 @@ pub(crate) enum Id {
     OrWrite,
     PreFetch,
     ReadDefectData,
-    SanitizeOverwrite,
-    SanitizeBlockErase,
-    SanitizeCryptographicErase,
-    SanitizeExitFailure,
     ExtendedCopy,
     PopulateToken,
     WriteUsingToken,
@@ -62,9 +58,6 @@ impl Id {
                 | Self::PersistentReserveOut
                 | Self::ReadCapacity10
                 | Self::ReadCapacity16
-                | Self::SanitizeBlockErase
-                | Self::SanitizeCryptographicErase
-                | Self::SanitizeOverwrite
                 | Self::StartStopUnit
                 | Self::Unmap
                 | Self::Verify
@@ -116,6 +109,8 @@ const fn action(id: Id, properties: Properties, action: u16, usage: &'static [u8
 ///
 /// RDPROTECT and its like are not in the masks: without protection information they are invalid fields (SBC-4, 5.13).
 /// RARC is, because it is ignored without rebuild assist; so is FUA_NV, which old initiators may still set.
+/// SANITIZE is missing on purpose: it promises that no copy of the data is left anywhere and that it goes on after a loss of
+/// power (SBC-4, 4.11), and an image can promise neither.
 pub(super) const COMMANDS: &[Command<Id>] = &[
     plain(Id::TestUnitReady, ALWAYS, &[0x00, 0, 0, 0, 0, 0]),
     plain(Id::RequestSense, SHARED, &[0x03, 0x01, 0, 0, 0xff, 0]),
@@ -140,10 +135,6 @@ pub(super) const COMMANDS: &[Command<Id>] = &[
     plain(Id::ReadDefectData, READ, &[0x37, 0, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0]),
     plain(Id::WriteSame, WRITE, &[0x41, 0x08, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0]),
     plain(Id::Unmap, UNMAP, &[0x42, 0, 0, 0, 0, 0, 0x3f, 0xff, 0xff, 0]),
-    action(Id::SanitizeOverwrite, WIPE, 0x01, &[0x48, 0xa1, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
-    action(Id::SanitizeBlockErase, WIPE, 0x02, &[0x48, 0xa2, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
-    action(Id::SanitizeCryptographicErase, WIPE, 0x03, &[0x48, 0xa3, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
-    action(Id::SanitizeExitFailure, NONE, 0x1f, &[0x48, 0xbf, 0, 0, 0, 0, 0, 0, 0, 0]),
     plain(Id::LogSense, SHARED, &[0x4d, 0, 0xff, 0xff, 0, 0xff, 0xff, 0xff, 0xff, 0]),
     plain(Id::ModeSelect, NONE, &[0x55, 0x10, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
     plain(Id::Reserve, ALWAYS, &[0x56, 0, 0, 0, 0, 0, 0, 0, 0, 0]),

@@ -77,6 +77,9 @@ pub enum DiskError {
     /// A rotation rate that the standard reserves.
     #[error("rotation rate {0} is reserved")]
     RotationRate(u16),
+    /// A name that is no NAA identifier of eight bytes (SPC-5, 7.7.6.6).
+    #[error("the world wide name {0:016x} does not begin with 2, 3 or 5, or is nothing else")]
+    Name(u64),
     /// The image is smaller than one block.
     #[error("the image is smaller than one block")]
     Empty,
@@ -104,6 +107,11 @@ impl DiskConfig {
             if text.len() > max || !text.bytes().all(|b| (0x20..0x7f).contains(&b)) {
                 return Err(DiskError::Text(name));
             }
+        }
+        if let Some(wwn) = self.wwn
+            && (!matches!(wwn >> 60, 2 | 3 | 5) || wwn << 4 == 0)
+        {
+            return Err(DiskError::Name(wwn));
         }
         // SBC-4, table 290: 0002h to 0400h and FFFFh are reserved.
         if matches!(self.rotation_rate, 2..=0x400 | 0xffff) {

@@ -36,7 +36,7 @@ use super::tasks::NexusId;
 use super::unit::{Context, Path};
 use super::{Cdb, DataBuffers, Status, absent, reservation, supported};
 use crate::iothread::Io;
-use crate::mem::{FromGuest, SgList};
+use crate::mem::{FromGuest, SgList, ToGuest};
 use crate::storage::{BlockBackend, BlockError, BlockErrorKind, ByteOffset, Durability, Span, Unmap};
 
 /// A disk over an image.
@@ -129,9 +129,6 @@ impl<B: BlockBackend> Disk<B> {
             Id::CompareAndWrite => self.compare_and_write(io, bytes, data).await,
             Id::OrWrite => self.or_write(io, bytes, data).await,
             Id::FormatUnit => wipe::format_unit(context, bytes, data, self.check_format(protect)?).await,
-            Id::SanitizeOverwrite | Id::SanitizeBlockErase | Id::SanitizeCryptographicErase => {
-                wipe::sanitize(context, bytes, data).await
-            }
             Id::WriteAtomic => self.write_atomic(io, bytes, data).await,
             Id::ExtendedCopy => copy::extended_copy(context, bytes, data).await,
             Id::WriteUsingToken => copy::write_using_token(context, bytes, data).await,
@@ -168,7 +165,6 @@ impl<B: BlockBackend> Disk<B> {
             Id::PreventAllow => self.power.prevent(path.nexus, cdb),
             Id::Reserve => granted(path.unit.reservations.reserve(path.nexus)),
             Id::Release => granted(path.unit.reservations.release(path.nexus)),
-            Id::SanitizeExitFailure => self.power.exit_failure(),
             Id::PersistentReserveIn => reservation::persistent_reserve_in(context, cdb, data),
             Id::ReportLuns => absent::report_luns(context.nexus, cdb, data),
             Id::SupportedOperationCodes => {
@@ -182,9 +178,6 @@ impl<B: BlockBackend> Disk<B> {
             | Id::Verify
             | Id::SynchronizeCache
             | Id::FormatUnit
-            | Id::SanitizeOverwrite
-            | Id::SanitizeBlockErase
-            | Id::SanitizeCryptographicErase
             | Id::WriteAtomic
             | Id::ExtendedCopy
             | Id::WriteUsingToken
@@ -295,26 +288,46 @@ impl<B: BlockBackend> Disk<B> {
     ) -> Result<(), Failure> {
         let len = from.len();
         self.copies.changed(at.0, len);
-        let result = match &self.protection {
+        let result = self.put_blocks(io, at, from, durability).await;
+        self.copies.changed(at.0, len);
+        result
+    }
+
+    /// Writes to the image what came without protection information; for those who tell the tokens themselves.
+    async fn put_blocks(
+        &self,
+        io: &Io,
+        at: ByteOffset,
+        from: FromGuest,
+        durability: Durability,
+    ) -> Result<(), Failure> {
+        match &self.protection {
             None => self.image.write(io, at, from, durability).await.map_err(Failure::from),
             Some(protection) => {
                 // Rare enough to be kept apart: the futures of plain disks stay small.
                 Box::pin(self.store_generated(io, at, from, durability, protection)).await
             }
-        };
-        self.copies.changed(at.0, len);
-        result
+        }
+    }
+
+    /// Reads whole blocks for a command that goes on with them: compared, merged, copied. With protection information
+    /// they are checked as READ checks them.
+    async fn fetch(&self, io: &Io, at: ByteOffset, into: ToGuest) -> Result<(), Failure> {
+        match &self.protection {
+            None => self.image.read(io, at, into).await.map_err(Failure::from),
+            Some(protection) => Box::pin(self.fetch_checked(io, at, into, protection)).await,
+        }
     }
 
     /// Zeroes a part of the image; see [`Disk::store`].
     async fn clear(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {
         self.copies.changed(span.at.0, span.len);
-        let result = self.image.zero(io, span, unmap).await;
+        let result = match &self.protection {
+            None => self.image.zero(io, span, unmap).await,
+            Some(protection) => Box::pin(self.clear_protected(io, span, unmap, protection)).await,
+        };
         self.copies.changed(span.at.0, span.len);
-        match (&self.protection, result) {
-            (Some(protection), Ok(())) => Box::pin(self.clear_protection(io, span, protection)).await,
-            (_, result) => result,
-        }
+        result
     }
 
     /// Makes everything written so far stable.

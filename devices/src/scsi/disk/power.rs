@@ -10,7 +10,7 @@ use crate::scsi::opcode::field;
 use crate::scsi::outcome::{Done, Outcome};
 use crate::scsi::sense::{
     FORMAT_IN_PROGRESS, Failure, INITIALIZING_COMMAND_REQUIRED, MEDIUM_FORMAT_CORRUPTED, MEDIUM_NOT_PRESENT,
-    MEDIUM_REMOVAL_PREVENTED, SANITIZE_FAILED, SANITIZE_IN_PROGRESS, SenseData, SenseKey,
+    MEDIUM_REMOVAL_PREVENTED, SenseData, SenseKey,
 };
 use crate::scsi::tasks::NexusId;
 use crate::scsi::unit::Context;
@@ -20,26 +20,12 @@ const READY: u8 = 0;
 const STOPPED: u8 = 1;
 const EJECTED: u8 = 2;
 const FORMATTING: u8 = 3;
-const SANITIZING: u8 = 4;
-/// As [`SANITIZING`], and a failure may be left by EXIT FAILURE MODE.
-const SANITIZING_UNRESTRICTED: u8 = 5;
-const SANITIZE_FAILED_RESTRICTED: u8 = 6;
-const SANITIZE_FAILED_UNRESTRICTED: u8 = 7;
-const FORMAT_FAILED: u8 = 8;
+const FORMAT_FAILED: u8 = 4;
 
 /// POWER CONDITION (SBC-4, 5.31): START and LOEJ mean something; the active condition; timers, of which none is enabled.
 const START_VALID: u64 = 0x0;
 const ACTIVE: u64 = 0x1;
 const LU_CONTROL: u64 = 0x7;
-
-/// Work on the whole medium.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Work {
-    /// FORMAT UNIT
-    Format,
-    /// SANITIZE; with AUSE, EXIT FAILURE MODE may follow a failure.
-    Sanitize { unrestricted_exit: bool },
-}
 
 /// Whether the medium can be used, and who wants it to stay.
 #[derive(Debug)]
@@ -74,27 +60,15 @@ impl Power {
             READY => return Ok(()),
             STOPPED => not_ready(INITIALIZING_COMMAND_REQUIRED),
             FORMATTING => working(FORMAT_IN_PROGRESS),
-            SANITIZING | SANITIZING_UNRESTRICTED => working(SANITIZE_IN_PROGRESS),
-            SANITIZE_FAILED_RESTRICTED | SANITIZE_FAILED_UNRESTRICTED => {
-                SenseData::new(SenseKey::MediumError, SANITIZE_FAILED)
-            }
             FORMAT_FAILED => SenseData::new(SenseKey::MediumError, MEDIUM_FORMAT_CORRUPTED),
             _ => not_ready(MEDIUM_NOT_PRESENT),
         }
         .into())
     }
 
-    /// Work on the whole medium begins: it is not ready until [`Power::end`].
-    pub(super) fn begin(&self, work: Work) -> Result<(), Failure> {
-        let (state, again) = match work {
-            Work::Format => (FORMATTING, false),
-            Work::Sanitize { unrestricted_exit: false } => (SANITIZING, true),
-            Work::Sanitize { unrestricted_exit: true } => (SANITIZING_UNRESTRICTED, true),
-        };
-        let failed = if again { SANITIZE_FAILED_RESTRICTED } else { READY };
-        let failed_unrestricted = if again { SANITIZE_FAILED_UNRESTRICTED } else { READY };
-        let from = [READY, FORMAT_FAILED, failed, failed_unrestricted];
-        while !from.into_iter().any(|from| self.goes(from, state)) {
+    /// FORMAT UNIT begins: the medium is not ready until [`Power::end`].
+    pub(super) fn begin(&self) -> Result<(), Failure> {
+        while ![READY, FORMAT_FAILED].into_iter().any(|from| self.goes(from, FORMATTING)) {
             // Something else was faster: the answer is what anyone else gets now.
             self.check()?;
         }
@@ -108,27 +82,12 @@ impl Power {
 
     /// The work is done, or given up.
     pub(super) fn end(&self) {
-        for work in [FORMATTING, SANITIZING, SANITIZING_UNRESTRICTED] {
-            self.goes(work, READY);
-        }
+        self.goes(FORMATTING, READY);
     }
 
-    /// The work failed. After FORMAT UNIT there is half of it (SBC-4, 5.4.1); after SANITIZE nobody shall take what is on
-    /// the medium for clean.
+    /// The work failed, and there is half of it (SBC-4, 5.4.1).
     pub(super) fn fail(&self) {
         self.goes(FORMATTING, FORMAT_FAILED);
-        self.goes(SANITIZING, SANITIZE_FAILED_RESTRICTED);
-        self.goes(SANITIZING_UNRESTRICTED, SANITIZE_FAILED_UNRESTRICTED);
-    }
-
-    /// SANITIZE with EXIT FAILURE MODE.
-    pub(super) fn exit_failure(&self) -> Outcome {
-        self.goes(SANITIZE_FAILED_UNRESTRICTED, READY);
-        match self.state.load(Ordering::Acquire) {
-            // The failed command did not allow it.
-            SANITIZE_FAILED_RESTRICTED => Err(SenseData::cdb_field(1, Some(4)).into()),
-            _ => self.check().map(|()| Done::good()),
-        }
     }
 
     /// Changes the state, if it is `from`.
@@ -167,7 +126,7 @@ impl Power {
     pub(super) fn reset(&self, power: bool) {
         self.preventing().clear();
         if power {
-            // Work in the background goes on, and a failed SANITIZE stays one (SBC-4, 4.11.3): neither is undone here.
+            // Work in the background goes on, and half a format stays one: neither is undone here.
             self.goes(STOPPED, READY);
             self.goes(EJECTED, READY);
         }
@@ -235,23 +194,18 @@ mod tests {
         power.state.store(STOPPED, Ordering::Release);
         power.reset(true);
         assert!(power.check().is_ok());
-        for work in [Work::Format, Work::Sanitize { unrestricted_exit: false }] {
-            power.begin(work).unwrap();
-            power.reset(true);
-            assert!(power.check().is_err(), "{work:?} still goes on");
-            power.end();
-            assert!(power.check().is_ok());
-        }
-        power.begin(Work::Format).unwrap();
-        power.fail();
-        power.end();
-        assert!(power.check().is_err(), "half of it is formatted");
-        power.begin(Work::Format).unwrap();
+        power.begin().unwrap();
+        power.reset(true);
+        assert!(power.check().is_err(), "it still goes on");
         power.end();
         assert!(power.check().is_ok());
-        power.begin(Work::Sanitize { unrestricted_exit: false }).unwrap();
+        power.begin().unwrap();
         power.fail();
+        power.end();
         power.reset(true);
-        assert!(power.check().is_err(), "what is left is not clean");
+        assert!(power.check().is_err(), "half of it is formatted");
+        power.begin().unwrap();
+        power.end();
+        assert!(power.check().is_ok());
     }
 }

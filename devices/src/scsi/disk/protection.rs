@@ -228,20 +228,53 @@ impl<B: BlockBackend> Disk<B> {
             return Ok(done);
         }
         let wanted = extent.blocks.min(data.data_in.len().div_ceil(layout.stride(block)));
+        match self.read_checked(io, (extent.lba, wanted), layout, checks, &data, protection).await? {
+            None => Ok(done),
+            Some((blocks, sense)) => Ok(Done::sent(blocks * layout.stride(block)).but(sense)),
+        }
+    }
+
+    /// Reads so many blocks from `lba` on and checks them; what fails comes with the number of blocks before it.
+    async fn read_checked(
+        &self,
+        io: &Io,
+        (lba, blocks): (u64, u64),
+        layout: Layout,
+        checks: Checks,
+        data: &DataBuffers,
+        protection: &Protection<B>,
+    ) -> Result<Option<(u64, SenseData)>, Failure> {
         let _turn = protection.turns.shared().await;
         let mut at = 0;
-        while at < wanted {
-            let chunk = self.chunk(extent.lba + at, wanted - at)?;
+        while at < blocks {
+            let chunk = self.chunk(lba + at, blocks - at)?;
             let span = self.span_of(&chunk);
             self.image.read(io, span.at, ToGuest::new(chunk.data.window(0, span.len))).await?;
             let (from, len) = (ByteOffset(chunk.lba * TUPLE), chunk.blocks * TUPLE);
             protection.store.read(io, from, ToGuest::new(chunk.tuples.window(0, len))).await?;
-            if let Err((blocks, sense)) = self.deliver(&chunk, at, layout, checks, &data, protection.kind) {
-                return Ok(Done::sent((at + blocks) * layout.stride(block)).but(sense));
+            if let Err((before, sense)) = self.deliver(&chunk, at, layout, checks, data, protection.kind) {
+                return Ok(Some((at + before, sense)));
             }
             at += chunk.blocks;
         }
-        Ok(done)
+        Ok(None)
+    }
+
+    /// Reads whole blocks for a command that goes on with them instead of handing them to its initiator: what fails the
+    /// checks must not be taken for good, and least of all get a good guard by being written.
+    pub(super) async fn fetch_checked(
+        &self,
+        io: &Io,
+        at: ByteOffset,
+        into: ToGuest,
+        protection: &Protection<B>,
+    ) -> Result<(), Failure> {
+        let (lba, blocks) = (at.0 >> self.block_shift, into.len() >> self.block_shift);
+        let (checks, data) = (Checks::of(0)?, DataBuffers::to_initiator(into));
+        match self.read_checked(io, (lba, blocks), Layout::Plain, checks, &data, protection).await? {
+            None => Ok(()),
+            Some((_, sense)) => Err(sense.into()),
+        }
     }
 
     /// Checks blocks and hands them to the initiator, from its block number `first` on; what fails comes with the number
@@ -305,7 +338,12 @@ impl<B: BlockBackend> Disk<B> {
             if let Err((blocks, sense)) = self.collect(&chunk, at, layout, checks, &data, protection.kind) {
                 return Ok(Done::received((at + blocks) * layout.stride(block)).but(sense));
             }
-            self.put(io, &chunk, durability, protection).await?;
+            // As with every write: what tokens stand for is gone.
+            let span = self.span_of(&chunk);
+            self.copies.changed(span.at.0, span.len);
+            let result = self.put(io, &chunk, durability, protection).await;
+            self.copies.changed(span.at.0, span.len);
+            result?;
             at += chunk.blocks;
         }
         Ok(done)
@@ -373,15 +411,17 @@ impl<B: BlockBackend> Disk<B> {
         Ok(())
     }
 
-    /// Forgets the protection information of blocks that have been zeroed or given back.
-    pub(super) async fn clear_protection(
+    /// Zeroes blocks or gives them back, and forgets their protection information. No read comes between.
+    pub(super) async fn clear_protected(
         &self,
         io: &Io,
         span: Span,
+        unmap: Unmap,
         protection: &Protection<B>,
     ) -> Result<(), BlockError> {
         let tuples = |bytes: u64| (bytes >> self.block_shift) * TUPLE;
         let _turn = protection.turns.alone().await;
+        self.image.zero(io, span, unmap).await?;
         let span = Span { at: ByteOffset(tuples(span.at.0)), len: tuples(span.len) };
         protection.store.zero(io, span, Unmap::Allowed).await
     }

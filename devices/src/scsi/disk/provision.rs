@@ -1,5 +1,8 @@
 //! Logical block provisioning: UNMAP (SBC-4, 5.35), WRITE SAME (SBC-4, 5.49), GET LBA STATUS (SBC-4, 5.6).
 
+use std::future::poll_fn;
+use std::task::Poll;
+
 use super::Disk;
 use super::transfer::Extent;
 use super::vpd::{MAX_PROVISION, MAX_UNMAP_DESCRIPTORS};
@@ -123,9 +126,14 @@ impl<B: BlockBackend> Disk<B> {
         }
         let room = (allocation.saturating_sub(8) / 16).clamp(1, MAX_STATUS) as usize;
         let mut runs: Vec<Run> = Vec::new();
-        let mut next = Some(lba);
-        // One run more than there is room for: the last one is known to end.
-        while let Some(lba) = next.filter(|_| runs.len() <= room) {
+        let (mut next, mut walked) = (Some(lba), 0);
+        // One run more than there is room for: the last one is known to end, unless the walk becomes too long. Then it is
+        // shorter than it could be, and the initiator asks for what comes after it (SBC-4, 5.6.1).
+        while let Some(lba) = next.filter(|_| runs.len() <= room && walked < MAX_WALK) {
+            if walked > 0 && walked.is_multiple_of(WALK_STEP) {
+                give_way().await;
+            }
+            walked += 1;
             let run = self.run(io, lba).await?;
             next = run.end().filter(|end| *end < self.blocks());
             match runs.last_mut().filter(|last| last.mapped == run.mapped) {
@@ -165,6 +173,22 @@ impl<B: BlockBackend> Disk<B> {
 
 /// Most descriptors of one GET LBA STATUS.
 const MAX_STATUS: u64 = 1024;
+/// How often one GET LBA STATUS asks the image, and how often before others have a turn.
+const MAX_WALK: u32 = 4096;
+const WALK_STEP: u32 = 64;
+
+/// Lets the other tasks of the I/O thread run.
+async fn give_way() {
+    let mut given = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut given, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await
+}
 
 /// Blocks in a row that are stored alike.
 struct Run {

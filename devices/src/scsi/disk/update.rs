@@ -1,5 +1,5 @@
 //! Commands that no other command may come between: COMPARE AND WRITE (SBC-4, 5.3) and ORWRITE (SBC-4, 5.14), which
-//! read, decide and write, and WRITE ATOMIC (SBC-4, 5.48).
+//! read, decide and write, WRITE ATOMIC (SBC-4, 5.48), and POPULATE TOKEN, whose point in time no write may straddle.
 //! The task set sees to that: these commands enter it as ordered,
 //! whatever the initiator said, so they run alone.
 
@@ -19,7 +19,12 @@ const MAX_COMPARE: u64 = 64 << 10;
 
 /// Whether a command must have the unit for itself.
 pub(in crate::scsi) fn runs_alone(cdb: &Cdb) -> bool {
-    matches!(cdb.opcode(), 0x89 | 0x8b | 0x9c)
+    const POPULATE_TOKEN: u8 = 0x10;
+    match cdb.opcode() {
+        0x89 | 0x8b | 0x9c => true,
+        0x83 => cdb.padded()[1] & 0x1f == POPULATE_TOKEN,
+        _ => false,
+    }
 }
 
 impl<B: BlockBackend> Disk<B> {
@@ -81,7 +86,7 @@ impl<B: BlockBackend> Disk<B> {
             let mut at = 0;
             while at < sent {
                 let part = Span { at: ByteOffset(span.at.0 + at), len: CHUNK.min(sent - at) };
-                self.image.read(io, part.at, ToGuest::new(scratch.window(0, part.len))).await?;
+                self.fetch(io, part.at, ToGuest::new(scratch.window(0, part.len))).await?;
                 merge(&scratch, part.len, &data.data_out, at);
                 let new = FromGuest::new(scratch.window(0, part.len));
                 self.store(io, part.at, new, self.durability(extent.flags)).await?;

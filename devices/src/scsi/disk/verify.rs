@@ -79,7 +79,7 @@ impl<B: BlockBackend> Disk<B> {
         while at < span.len {
             let len = CHUNK.min(span.len - at);
             let into = ToGuest::new(scratch.window(0, len));
-            self.image.read(io, ByteOffset(span.at.0 + at), into).await?;
+            self.fetch(io, ByteOffset(span.at.0 + at), into).await?;
             if let Some(miss) = self.first_difference(&scratch, at, len, &expected) {
                 return Ok(done.but(miscompare(miss)));
             }

@@ -119,8 +119,8 @@ impl<B: BlockBackend> Disk<B> {
                 true
             }
             0xb1 => {
-                // WABEREQ and WACEREQ 01b: blocks can be read after SANITIZE has erased them.
-                body.u16(self.config.rotation_rate).u8(0).u8(0x50).pad_to(0x3c);
+                // WABEREQ and WACEREQ 00b: there is no SANITIZE.
+                body.u16(self.config.rotation_rate).pad_to(0x3c);
                 true
             }
             0xb2 => {
@@ -153,8 +153,10 @@ impl<B: BlockBackend> Disk<B> {
         let mut text = Page::<60>::new();
         let serial = &self.config.serial;
         text.ascii(&self.config.vendor, 8).ascii(&self.config.product, 16).ascii(serial, serial.len());
-        let vendor = Designator { kind: T10_VENDOR, name: text };
-        naa.into_iter().chain(eui64).chain([vendor]).chain(name)
+        // Without a serial number others are called the same, so it is no name where there is a better one.
+        let unique = naa.is_none() || self.has_serial();
+        let vendor = unique.then_some(Designator { kind: T10_VENDOR, name: text });
+        naa.into_iter().chain(eui64).chain(vendor).chain(name)
     }
 
     /// Device identification (SPC-5, 7.7.6): each designator has code set, association and type, 0, length.

@@ -14,12 +14,12 @@ pub(super) const TESTS: &[(&str, Test)] = &[
     ("write atomic", write_atomic),
 ];
 
-fn write(i: &mut dyn Initiator, lba: u16, data: &[u8]) {
+pub(super) fn write(i: &mut dyn Initiator, lba: u16, data: &[u8]) {
     let [high, low] = lba.to_be_bytes();
     exact(i, &[0x2a, 0, 0, 0, high, low, 0, 0, (data.len() / BLOCK) as u8, 0], data, 0);
 }
 
-fn read(i: &mut dyn Initiator, lba: u16, blocks: u8) -> Vec<u8> {
+pub(super) fn read(i: &mut dyn Initiator, lba: u16, blocks: u8) -> Vec<u8> {
     let [high, low] = lba.to_be_bytes();
     exact(i, &[0x28, 0, 0, 0, high, low, 0, 0, blocks, 0], &[], usize::from(blocks) * BLOCK)
 }
@@ -177,7 +177,7 @@ fn receive_copy_results(i: &mut dyn Initiator) {
     bad_field(i, &[0x84, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 0, 0], &[], 12, 1, Some(4));
 }
 
-fn ranges(head: usize, ranges: &[(u64, u32)]) -> Vec<u8> {
+pub(super) fn ranges(head: usize, ranges: &[(u64, u32)]) -> Vec<u8> {
     let mut list = vec![0; head];
     for (lba, blocks) in ranges {
         list.extend(lba.to_be_bytes());
@@ -191,13 +191,13 @@ fn ranges(head: usize, ranges: &[(u64, u32)]) -> Vec<u8> {
 }
 
 /// Makes a token and fetches what there is to know of it.
-fn make(i: &mut dyn Initiator, parts: &[(u64, u32)]) -> Vec<u8> {
+pub(super) fn make(i: &mut dyn Initiator, parts: &[(u64, u32)]) -> Vec<u8> {
     let list = ranges(16, parts);
     exact(i, &out_cdb(0x10, 5, list.len()), &list, 0);
     exact(i, &[0x84, 7, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 2, 0x26, 0, 0], &[], 550)
 }
 
-fn using(token: &[u8], offset: u64, parts: &[(u64, u32)]) -> Vec<u8> {
+pub(super) fn using(token: &[u8], offset: u64, parts: &[(u64, u32)]) -> Vec<u8> {
     let mut list = ranges(536, parts);
     list[8..16].copy_from_slice(&offset.to_be_bytes());
     list[16..528].copy_from_slice(token);

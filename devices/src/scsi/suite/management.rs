@@ -17,9 +17,19 @@ pub(super) type Reply = Result<ScsiReply, TransportFault>;
 pub(super) struct Running<'a>(Pin<Box<dyn Future<Output = (Reply, Vec<u8>)> + 'a>>);
 
 impl<'a> Running<'a> {
+    /// For LUN 0.
     pub(super) fn start(nexus: &'a Nexus, io: &'a Io, tag: u64, cdb: &[u8], data_out: &[u8]) -> Self {
+        Self::start_at(nexus, io, (tag, LUN_0), cdb, data_out)
+    }
+    pub(super) fn start_at(
+        nexus: &'a Nexus,
+        io: &'a Io,
+        (tag, lun): (u64, Lun),
+        cdb: &[u8],
+        data_out: &[u8],
+    ) -> Self {
         let mut request = Request::new(cdb, data_out, BLOCK);
-        request.tag = tag;
+        (request.tag, request.lun) = (tag, lun);
         let mut running = Self(Box::pin(request.send(nexus, io)));
         assert!(running.poll().is_none(), "the command waits for the image");
         running
@@ -231,19 +241,17 @@ fn nothing_comes_between_comparing_and_writing() {
 fn progress_is_told_while_the_medium_is_formatted() {
     let (_target, image, a, mut b) = rig(config());
     let io = Io::for_test();
-    for (cdb, ascq) in [(&[0x04, 0, 0, 0, 0, 0][..], 0x04), (&[0x48, 0x02, 0, 0, 0, 0, 0, 0, 0, 0], 0x1b)] {
-        ram(&image).hold(true);
-        let mut work = Running::start(&a.nexus, &io, 1, cdb, &[]);
-        // The last one is also wrong in itself: there is no medium to eject.
-        for other in [&READY[..], &READ, &[0x1b, 0, 0, 0, 0, 0], &[0x1b, 0, 0, 0, 0x22, 0]] {
-            let sense = check(&mut b, other, &[], BLOCK, (0x2, 0x04, ascq));
-            assert_eq!(sense[15], 0x80, "a progress indication");
-        }
-        let data = good(&mut b, &[0x03, 0, 0, 0, 18, 0], &[], 18);
-        assert_eq!((data[2], data[12], data[13], data[15]), (0x2, 0x04, ascq, 0x80));
-        good(&mut b, &[0x12, 0, 0, 0, 36, 0], &[], 36);
-        ram(&image).hold(false);
-        assert_eq!(work.poll().unwrap().unwrap().status, Status::Good);
-        good(&mut b, &READY, &[], 0);
+    ram(&image).hold(true);
+    let mut work = Running::start(&a.nexus, &io, 1, &[0x04, 0, 0, 0, 0, 0], &[]);
+    // The last one is also wrong in itself: there is no medium to eject.
+    for other in [&READY[..], &READ, &[0x1b, 0, 0, 0, 0, 0], &[0x1b, 0, 0, 0, 0x22, 0]] {
+        let sense = check(&mut b, other, &[], BLOCK, (0x2, 0x04, 0x04));
+        assert_eq!(sense[15], 0x80, "a progress indication");
     }
+    let data = good(&mut b, &[0x03, 0, 0, 0, 18, 0], &[], 18);
+    assert_eq!((data[2], data[12], data[13], data[15]), (0x2, 0x04, 0x04, 0x80));
+    good(&mut b, &[0x12, 0, 0, 0, 36, 0], &[], 36);
+    ram(&image).hold(false);
+    assert_eq!(work.poll().unwrap().unwrap().status, Status::Good);
+    good(&mut b, &READY, &[], 0);
 }

@@ -30,6 +30,10 @@ mod request;
 #[cfg(test)]
 mod speed;
 #[cfg(test)]
+mod third_party;
+#[cfg(test)]
+mod trusting;
+#[cfg(test)]
 mod workload;
 
 pub use self::request::{Request, check_reply};

@@ -326,6 +326,9 @@ fn identity_is_what_was_configured() {
     assert_eq!(make(DiskConfig { vendor: "TOO LONG!".into(), ..config() }), Err(DiskError::Text("vendor")));
     assert_eq!(make(DiskConfig { serial: "tab\t".into(), ..config() }), Err(DiskError::Text("serial")));
     assert_eq!(make(DiskConfig { rotation_rate: 5, ..config() }), Err(DiskError::RotationRate(5)));
+    for wwn in [0, 0x0ea1_4a8a_0000_0001, 0x6000_c500_0000_0001, 0x5000_0000_0000_0000] {
+        assert_eq!(make(DiskConfig { wwn: Some(wwn), ..config() }), Err(DiskError::Name(wwn)));
+    }
     // Without serial number and name there is no page 80h and no NAA designator.
     let (_target, _, mut a, _) = rig(DiskConfig { serial: String::new(), wwn: None, ..config() });
     let data = good(&mut a, &[0x12, 1, 0, 0, 64, 0], &[], 64);

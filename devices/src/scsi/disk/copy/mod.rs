@@ -4,14 +4,18 @@
 //! POPULATE TOKEN made. Both end here in host memory between two images.
 
 mod list;
+mod plan;
 mod results;
+mod rods;
 mod token;
 
 use std::sync::Arc;
 
 use self::list::{Cscd, CscdId, List, Segment};
+use self::plan::Move;
 use self::results::Held;
 pub(super) use self::results::{Copies, receive};
+use self::rods::Reading;
 pub(super) use self::token::{populate_token, write_using_token};
 use super::Disk;
 use super::vpd::Designator;
@@ -25,7 +29,7 @@ use crate::scsi::sense::{
     SenseData, SenseKey, THIRD_PARTY_DEVICE_FAILURE, UNEXPECTED_INEXACT_SEGMENT,
 };
 use crate::scsi::unit::{Context, LogicalUnit, Unit};
-use crate::storage::{BlockBackend, ByteOffset, Durability, Image, Span};
+use crate::storage::{ByteOffset, Durability, Image, Span};
 
 /// Most CSCD descriptors of one list.
 pub(super) const MAX_CSCDS: usize = 16;
@@ -64,9 +68,11 @@ pub(super) async fn extended_copy(context: Context<'_>, cdb: &[u8], data: DataBu
     let mut held = Held::new(context.path.nexus, list.id, if lid4 { 1 } else { 0 });
     let mut result = Ok(Done::received(len));
     for (index, segment) in list.segments().enumerate() {
-        match run(context, &list, &segment).await {
-            Ok(bytes) => held.progress(bytes),
+        let mut moved = 0;
+        match run(context, &list, &segment, &mut moved).await {
+            Ok(()) => held.progress(moved),
             Err(failure) => {
+                held.partly(moved);
                 let sense = aborted(failure, index as u16);
                 held.fail(sense);
                 result = Ok(Done::received(len).but(sense));
@@ -93,8 +99,13 @@ fn aborted(failure: Failure, segment: u16) -> SenseData {
     SenseData::new(SenseKey::CopyAborted, code).with_command(segment.into())
 }
 
-/// Copies one segment; returns how many bytes.
-async fn run(context: Context<'_>, list: &List<'_>, segment: &Segment) -> Result<u64, Failure> {
+/// Copies one segment; `moved` is how many bytes are there.
+async fn run(
+    context: Context<'_>,
+    list: &List<'_>,
+    segment: &Segment,
+    moved: &mut u64,
+) -> Result<(), Failure> {
     let source = find(context, list, segment.source)?;
     let target = find(context, list, segment.target)?;
     let (from, to) = (disk(&source), disk(&target));
@@ -117,8 +128,8 @@ async fn run(context: Context<'_>, list: &List<'_>, segment: &Segment) -> Result
     target.admits(context.path.nexus, WRITE.access(), false)?;
     from.usable(READ)?;
     to.usable(WRITE)?;
-    copy(context.io, from, source_at, to, target_at, len).await?;
-    Ok(len)
+    let route = Route { from, to, reading: None };
+    copy(context.io, &route, Move { from: source_at, to: target_at, len }, moved).await
 }
 
 const READ: Properties = Properties::MEDIUM.and(Properties::READ);
@@ -138,39 +149,72 @@ fn find(context: Context<'_>, list: &List<'_>, id: CscdId) -> Result<Arc<Unit>, 
         None => return Err(unreachable()),
     };
     let names = |unit: &Unit| disk(unit).designators().any(|designator: Designator| designator.is(&wanted));
-    if names(own) {
-        return Ok(own.clone());
+    let mut named = context.nexus.target().reachable().into_iter().filter(|unit| names(unit));
+    match (named.next(), named.next()) {
+        (Some(unit), None) => Ok(unit),
+        // A name that two have says nothing: better none than the wrong one.
+        _ => Err(unreachable()),
     }
-    context.nexus.target().reachable().into_iter().find(|unit| names(unit)).ok_or_else(unreachable)
 }
 
 fn unreachable() -> Failure {
     SenseData::new(SenseKey::CopyAborted, COPY_TARGET_NOT_REACHABLE).into()
 }
 
-/// Moves `len` bytes through host memory. Where the ranges overlap, what is overwritten has been read before.
-async fn copy(
-    io: &Io,
-    from: &Disk<Image>,
-    source: u64,
-    to: &Disk<Image>,
-    target: u64,
-    len: u64,
-) -> Result<(), Failure> {
+/// From where to where a copy goes.
+struct Route<'a> {
+    from: &'a Disk<Image>,
+    to: &'a Disk<Image>,
+    /// The token whose blocks are read.
+    reading: Option<&'a Reading>,
+}
+
+impl Route<'_> {
+    fn on_one_disk(&self) -> bool {
+        Arc::ptr_eq(&self.from.image, &self.to.image)
+    }
+
+    /// Whether what was read so far may be used.
+    fn check(&self) -> Result<(), SenseData> {
+        self.reading.map_or(Ok(()), Reading::check)
+    }
+
+    /// Writes a part. Other copies and all tokens learn of it; this copy has read what was there.
+    async fn put(&self, io: &Io, at: u64, part: FromGuest) -> Result<(), Failure> {
+        let own = self.reading.filter(|_| std::ptr::eq(self.from, self.to)).map(Reading::id);
+        let (to, len) = (self.to, part.len());
+        to.copies.rods.changed(at, len, own);
+        let result = to.put_blocks(io, ByteOffset(at), part, to.durability(0)).await;
+        to.copies.rods.changed(at, len, own);
+        result
+    }
+}
+
+/// Moves a piece through host memory, and counts what was moved in `moved`. Where source and target overlap, what is
+/// overwritten has been read before.
+async fn copy(io: &Io, route: &Route<'_>, piece: Move, moved: &mut u64) -> Result<(), Failure> {
+    let Move { from, to, len } = piece;
     if len == 0 {
         return Ok(());
     }
-    let backwards = std::ptr::eq(from, to) && target > source;
-    let scratch = to.scratch(CHUNK.min(len))?;
-    let durability = to.durability(0);
+    let backwards = route.on_one_disk() && to > from && to - from < len;
+    let _writing = route.to.copies.rods.writing(to, len);
+    let scratch = route.to.scratch(CHUNK.min(len))?;
     let mut done = 0;
     while done < len {
         let step = CHUNK.min(len - done);
         let at = if backwards { len - done - step } else { done };
-        from.image.read(io, ByteOffset(source + at), ToGuest::new(scratch.window(0, step))).await?;
-        let part = FromGuest::new(scratch.window(0, step));
-        to.store(io, ByteOffset(target + at), part, durability).await?;
+        route.from.fetch(io, ByteOffset(from + at), ToGuest::new(scratch.window(0, step))).await?;
+        route.check()?;
+        route.put(io, to + at, FromGuest::new(scratch.window(0, step))).await?;
         done += step;
+        // What is moved counts from the first byte on.
+        if !backwards {
+            *moved += step;
+        }
+    }
+    if backwards {
+        *moved += len;
     }
     Ok(())
 }

@@ -6,7 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::list::{BLOCK_TO_BLOCK, BLOCK_TO_BLOCK_OFFSET, IDENTIFICATION};
-use super::token::{Rods, TOKEN_LEN, Token};
+use super::rods::Rods;
+use super::token::{TOKEN_LEN, Token};
 use super::{MAX_CSCDS, MAX_DESCRIPTORS, MAX_HELD, MAX_SEGMENT, MAX_SEGMENTS, disk};
 use crate::scsi::DataBuffers;
 use crate::scsi::opcode::field;
@@ -47,6 +48,10 @@ impl Held {
     /// One more segment is done.
     pub(super) fn progress(&mut self, bytes: u64) {
         self.segments = self.segments.saturating_add(1);
+        self.bytes += bytes;
+    }
+    /// Of a segment that failed, so much is there.
+    pub(super) fn partly(&mut self, bytes: u64) {
         self.bytes += bytes;
     }
     pub(super) fn fail(&mut self, sense: SenseData) {
@@ -90,7 +95,7 @@ impl Copies {
 
     /// Bytes at `at` are written or zeroed: what tokens say of them is no longer so.
     pub(in crate::scsi::disk) fn changed(&self, at: u64, len: u64) {
-        self.rods.changed(at, len);
+        self.rods.changed(at, len, None);
     }
 
     pub(in crate::scsi::disk) fn forget(&self, nexus: NexusId) {

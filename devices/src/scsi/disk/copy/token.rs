@@ -3,14 +3,13 @@
 //! A token dies when anything it stands for is written, when it was not used for long, and with the machine.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::plan::{Move, moves, order};
 use super::results::Held;
-use super::{READ, copy, disk, zero};
-use crate::mem::FromGuest;
-use crate::scsi::DataBuffers;
+use super::rods::{Reading, Rod};
+use super::{CHUNK, READ, Route, copy, disk, zero};
+use crate::mem::{FromGuest, ToGuest};
 use crate::scsi::disk::Disk;
 use crate::scsi::disk::vpd::{
     DEFAULT_INACTIVITY, MAX_INACTIVITY, MAX_RANGES, MAX_TOKEN_TRANSFER, ROD_CHANGE_VULNERABLE, ROD_ZERO,
@@ -21,13 +20,12 @@ use crate::scsi::sense::{
     Failure, INVALID_TOKEN_LENGTH, INVALID_TOKEN_OPERATION, LBA_OUT_OF_RANGE, PARAMETER_LIST_LENGTH_ERROR,
     SenseData, TOKEN_UNKNOWN, UNSUPPORTED_TOKEN_TYPE,
 };
-use crate::scsi::unit::{Context, Unit};
+use crate::scsi::unit::Context;
+use crate::scsi::{DataBuffers, Status};
 use crate::storage::{ByteOffset, Image, Span};
 
 /// Length of a token in bytes (SPC-4, 5.16.6.4).
 pub(super) const TOKEN_LEN: usize = 512;
-/// Tokens of one unit that live at a time.
-const MAX_TOKENS: usize = 64;
 /// Block device range descriptor (SBC-4, 5.15.3).
 const RANGE_LEN: u64 = 16;
 /// Where the ranges begin in the lists of POPULATE TOKEN and WRITE USING TOKEN.
@@ -62,71 +60,6 @@ impl Token {
         let mut bytes = [0; TOKEN_LEN];
         bytes.iter_mut().zip(page.as_bytes()).for_each(|(to, from)| *to = *from);
         Self(Box::new(bytes))
-    }
-}
-
-/// What a token stands for.
-#[derive(Clone, Debug)]
-struct Rod {
-    token: Token,
-    spans: Arc<[Span]>,
-    timeout: Duration,
-    used: Instant,
-}
-
-/// The tokens of one unit.
-#[derive(Debug, Default)]
-pub(super) struct Rods {
-    /// Whether there is any: while not, writes need no lock.
-    any: AtomicBool,
-    live: Mutex<Vec<Rod>>,
-}
-
-impl Rods {
-    fn lock(&self) -> MutexGuard<'_, Vec<Rod>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn retain(&self, stays: impl Fn(&Rod) -> bool) {
-        let mut live = self.lock();
-        live.retain(stays);
-        self.any.store(!live.is_empty(), Ordering::SeqCst);
-    }
-
-    pub(super) fn changed(&self, at: u64, len: u64) {
-        if self.any.load(Ordering::SeqCst) {
-            let apart = |span: &Span| span.at.0 + span.len <= at || at.saturating_add(len) <= span.at.0;
-            self.retain(|rod| rod.spans.iter().all(apart));
-        }
-    }
-
-    pub(super) fn clear(&self) {
-        self.retain(|_| false);
-    }
-
-    fn add(&self, rod: Rod) {
-        self.retain(|rod| rod.used.elapsed() < rod.timeout);
-        let mut live = self.lock();
-        if live.len() >= MAX_TOKENS {
-            live.remove(0);
-        }
-        live.push(rod);
-        self.any.store(true, Ordering::SeqCst);
-    }
-
-    /// The spans that a token stands for, if it lives.
-    fn find(&self, token: &[u8]) -> Option<Arc<[Span]>> {
-        let mut live = self.lock();
-        let found = live.iter_mut().find(|rod| rod.token.as_bytes() == token)?;
-        if found.used.elapsed() >= found.timeout {
-            return None;
-        }
-        found.used = Instant::now();
-        Some(found.spans.clone())
-    }
-
-    fn delete(&self, token: &[u8]) {
-        self.retain(|rod| rod.token.as_bytes() != token);
     }
 }
 
@@ -204,12 +137,16 @@ pub(in crate::scsi::disk) fn populate_token(context: Context<'_>, cdb: &[u8], da
     let spans = ranges(own, list, len, POPULATE_RANGES)?;
     let total = spans.iter().map(|span| span.len).sum();
     let token = Token::new(own, total);
-    own.copies.rods.add(Rod {
+    let added = own.copies.rods.add(Rod {
         token: token.clone(),
         spans: spans.into(),
         timeout: Duration::from_secs(timeout.into()),
         used: Instant::now(),
     });
+    if !added {
+        // A copy of another unit's writes to the blocks: there is no point in time before it is over.
+        return Err(Failure::Status(Status::Busy));
+    }
     let mut held = Held::new(context.path.nexus, field(cdb, 6, 4) as u32, 0x10);
     held.progress(total);
     held.gives(token);
@@ -220,7 +157,7 @@ pub(in crate::scsi::disk) fn populate_token(context: Context<'_>, cdb: &[u8], da
 /// Where the data of a token is.
 enum Source {
     Zeros,
-    Unit(Arc<Unit>, Arc<[Span]>),
+    Unit(Reading),
 }
 
 fn find(context: Context<'_>, token: &[u8]) -> Result<Source, Failure> {
@@ -233,12 +170,9 @@ fn find(context: Context<'_>, token: &[u8]) -> Result<Source, Failure> {
         _ => return Err(SenseData::illegal(UNSUPPORTED_TOKEN_TYPE).into()),
     }
     let own = context.path.unit.clone();
-    for unit in std::iter::once(own).chain(context.nexus.target().reachable()) {
-        if let Some(spans) = disk(&unit).copies.rods.find(token) {
-            return Ok(Source::Unit(unit, spans));
-        }
-    }
-    Err(SenseData::illegal(TOKEN_UNKNOWN).into())
+    let mut units = std::iter::once(own).chain(context.nexus.target().reachable());
+    let reading = units.find_map(|unit| Reading::begin(&unit, token));
+    reading.map(Source::Unit).ok_or_else(|| SenseData::illegal(TOKEN_UNKNOWN).into())
 }
 
 /// WRITE USING TOKEN: SBC-4, 5.53.
@@ -259,69 +193,100 @@ pub(in crate::scsi::disk) async fn write_using_token(
     let token = head.get(16..16 + TOKEN_LEN).unwrap_or_default();
     let source = find(context, token)?;
     let mut held = Held::new(context.path.nexus, field(cdb, 6, 4) as u32, 0x11);
-    let offset = field(&head, 8, 8);
-    let moved = fill(context, own, &source, offset, &targets).await;
-    let outcome = match moved {
-        Ok(bytes) => {
-            held.progress(bytes);
-            if field(&head, 2, 1) & 2 != 0
-                && let Source::Unit(unit, _) = &source
-            {
-                disk(unit).copies.rods.delete(token);
+    let (offset, mut moved) = (field(&head, 8, 8), 0);
+    let result = fill(context, own, &source, offset, &targets, &mut moved).await;
+    held.progress(moved);
+    match &result {
+        Ok(()) => {
+            if let (2, Source::Unit(reading)) = (field(&head, 2, 1) & 2, &source) {
+                disk(reading.unit()).copies.rods.delete(token);
             }
-            Ok(Done::received(field(cdb, 10, 4)))
         }
-        Err(failure) => {
-            if let Failure::Check(sense) = &failure {
-                held.fail(*sense);
-            }
-            Err(failure)
-        }
-    };
+        Err(Failure::Check(sense)) => held.fail(*sense),
+        // Not done, and nothing to tell of.
+        Err(Failure::Status(_)) => return result.map(|()| Done::good()),
+    }
     own.copies.keep(held);
-    outcome
+    result.map(|()| Done::received(field(cdb, 10, 4)))
 }
 
-/// Writes what `source` has from `offset` (in blocks of `own`) on to `targets`; returns how many bytes. A token that is
-/// shorter than the targets fills as much as it has.
+/// Writes what `source` has from `offset` (in blocks of `own`) on to `targets`; `moved` is how many bytes are there, from
+/// the first one on. A token that is shorter than the targets fills as much as it has.
 async fn fill(
     context: Context<'_>,
     own: &Disk<Image>,
     source: &Source,
     offset: u64,
     targets: &[Span],
-) -> Result<u64, Failure> {
-    let Source::Unit(unit, spans) = source else {
-        for span in targets.iter().filter(|span| span.len > 0) {
-            zero(context.io, own, *span).await?;
-        }
-        return Ok(targets.iter().map(|span| span.len).sum());
-    };
-    let from = disk(unit);
-    unit.admits(context.path.nexus, READ.access(), false)?;
-    from.usable(READ)?;
-    let total: u64 = spans.iter().map(|span| span.len).sum();
-    let offset = offset.checked_mul(own.block_size()).filter(|offset| *offset < total);
-    let mut skip = offset.ok_or(SenseData::parameter_field(8, None))?;
-    let mut pieces = spans.iter().filter_map(|span| {
-        let skipped = skip.min(span.len);
-        skip -= skipped;
-        (span.len > skipped).then(|| (span.at.0 + skipped, span.len - skipped))
-    });
-    let mut piece = pieces.next();
-    let mut moved = 0;
-    for target in targets {
-        let mut done = 0;
-        while done < target.len {
-            let Some((at, have)) = piece else { return Ok(moved) };
-            let step = have.min(target.len - done);
-            if !step.is_multiple_of(own.block_size()) {
-                return Err(SenseData::illegal(INVALID_TOKEN_OPERATION).into());
+    moved: &mut u64,
+) -> Result<(), Failure> {
+    let reading = match source {
+        Source::Unit(reading) => reading,
+        Source::Zeros => {
+            for span in targets.iter().filter(|span| span.len > 0) {
+                zero(context.io, own, *span).await?;
+                *moved += span.len;
             }
-            copy(context.io, from, at, own, target.at.0 + done, step).await?;
-            (done, moved) = (done + step, moved + step);
-            piece = if have > step { Some((at + step, have - step)) } else { pieces.next() };
+            return Ok(());
         }
+    };
+    let from = disk(reading.unit());
+    reading.unit().admits(context.path.nexus, READ.access(), false)?;
+    from.usable(READ)?;
+    let total: u64 = reading.spans().iter().map(|span| span.len).sum();
+    let offset = offset.checked_mul(own.block_size()).filter(|offset| *offset < total);
+    let skip = offset.ok_or(SenseData::parameter_field(8, None))?;
+    let moves = moves(reading.spans(), skip, targets, own.block_size())?;
+    let route = Route { from, to: own, reading: Some(reading) };
+    if !route.on_one_disk() {
+        for one in &moves {
+            copy(context.io, &route, *one, moved).await?;
+        }
+        return Ok(());
     }
-    Ok(moved)
+    if moves.iter().map(|one| one.len).sum::<u64>() <= CHUNK {
+        return move_at_once(context, &route, &moves, moved).await;
+    }
+    // What is in no order that does not overwrite itself would need room for all of it.
+    let order = order(&moves).ok_or(SenseData::illegal(INVALID_TOKEN_OPERATION))?;
+    let mut done = vec![false; moves.len()];
+    let mut result = Ok(());
+    for index in order {
+        let Some(one) = moves.get(index) else { continue };
+        result = copy(context.io, &route, *one, &mut 0).await;
+        if result.is_err() {
+            break;
+        }
+        done.iter_mut().skip(index).take(1).for_each(|done| *done = true);
+    }
+    *moved = moves.iter().zip(&done).take_while(|(_, done)| **done).map(|(one, _)| one.len).sum();
+    result
+}
+
+/// Reads all pieces before it writes any.
+async fn move_at_once(
+    context: Context<'_>,
+    route: &Route<'_>,
+    moves: &[Move],
+    moved: &mut u64,
+) -> Result<(), Failure> {
+    let total: u64 = moves.iter().map(|one| one.len).sum();
+    if total == 0 {
+        return Ok(());
+    }
+    let _writing: Vec<_> = moves.iter().map(|one| route.to.copies.rods.writing(one.to, one.len)).collect();
+    let scratch = route.to.scratch(total)?;
+    let mut at = 0;
+    for one in moves {
+        let into = ToGuest::new(scratch.window(at, one.len));
+        route.from.fetch(context.io, ByteOffset(one.from), into).await?;
+        at += one.len;
+    }
+    route.check()?;
+    for one in moves {
+        let part = FromGuest::new(scratch.window(*moved, one.len));
+        route.put(context.io, one.to, part).await?;
+        *moved += one.len;
+    }
+    Ok(())
 }
