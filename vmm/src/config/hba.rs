@@ -31,7 +31,32 @@ pub(super) fn hbas(root: &Section<'_>, directory: &Path, cpus: u8, errors: &mut 
     let ids = ids(sections, errors);
     let read: Vec<Option<Hba>> =
         sections.iter().zip(ids).map(|(section, id)| hba(section, id, directory, cpus, errors)).collect();
+    identities(sections, directory, errors);
     read.into_iter().collect()
+}
+
+/// No two disks of the machine may be called the same, unless they are one file or device on several paths.
+fn identities(sections: &[Section<'_>], directory: &Path, errors: &mut Errors) {
+    let luns: Vec<_> = sections.iter().flat_map(|hba| hba.sections("lun")).collect();
+    for key in ["serial", "wwn"] {
+        let value = |lun: &Section<'_>| match key {
+            "serial" => lun.text(key).map(str::to_owned),
+            _ => lun.wide(key).map(|wwn| format!("{wwn:x}")),
+        };
+        let medium_of =
+            |lun: &Section<'_>| path(lun, "image", directory).and_then(|image| host::medium(&image));
+        for (index, lun) in luns.iter().enumerate().filter(|(_, lun)| value(lun).is_some()) {
+            let before = luns.iter().take(index);
+            let same = before.filter(|other| value(other) == value(lun)).find(|other| {
+                let medium = medium_of(lun);
+                medium.is_none() || medium != medium_of(other)
+            });
+            if let Some(other) = same {
+                let hint = format!("which the [[hba.lun]] {} has already", place(&other.origin(key)));
+                lun.refuse(key, &hint, errors);
+            }
+        }
+    }
 }
 
 /// The identity of each HBA: as written, else `hba0`, `hba1` and so on.
@@ -239,7 +264,7 @@ fn device(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Optio
             {
                 section.reject("image", &reason, errors);
             }
-            let identity = identity(section);
+            let identity = identity(section, errors);
             Some(Device::Cd(Cd { format: format(section, image.as_deref(), errors), image, cache, identity }))
         }
         LunType::Generic | LunType::Block => {
@@ -314,7 +339,7 @@ fn disk(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Option<
         backing,
         cache,
         read_only,
-        identity: identity(section),
+        identity: identity(section, errors),
         block_size: block_size.try_into().ok()?,
         physical_block_size: physical.and_then(|physical| physical.try_into().ok()),
         rotation_rate: rotation_rate.try_into().ok()?,
@@ -401,7 +426,14 @@ fn cache(section: &Section<'_>) -> Cache {
     section.text("cache").and_then(Cache::named).unwrap_or(Cache::Writeback)
 }
 
-fn identity(section: &Section<'_>) -> Identity {
+fn identity(section: &Section<'_>, errors: &mut Errors) -> Identity {
+    // SPC-5, 7.7.6.6: NAA 2h, 3h and 5h have eight bytes, and something after the first digit.
+    let wrong = |wwn: u128| !matches!(wwn >> 60, 2 | 3 | 5) || wwn & (u128::MAX >> 68) == 0;
+    if section.wide("wwn").is_some_and(wrong) {
+        let hint =
+            "expected a name that begins with 5 (IEEE registered), 3 (locally assigned) or 2 (IEEE extended)";
+        section.refuse("wwn", hint, errors);
+    }
     let text = |key| section.text(key).map(str::to_owned);
     Identity {
         vendor: text("vendor"),

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use devices::storage::{self, Backing, CacheMode, Content, Qcow2Image, Qcow2Options, Sharing};
@@ -56,6 +56,22 @@ pub fn reason(error: &io::Error) -> String {
         Some((reason, _)) => reason.to_owned(),
         None => text,
     }
+}
+
+/// A file or block device, whatever it is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Medium {
+    /// By file system and number.
+    File(u64, u64),
+    /// By device number.
+    Device(u64),
+}
+
+/// What is at `path`, if there is something.
+pub fn medium(path: &Path) -> Option<Medium> {
+    let found = fs::metadata(path).ok()?;
+    let is_device = found.file_type().is_block_device();
+    Some(if is_device { Medium::Device(found.rdev()) } else { Medium::File(found.dev(), found.ino()) })
 }
 
 /// What is at `path`, for people.

@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use devices::iothread::{Io, Remote};
-use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, Target, TargetGroup};
+use devices::scsi::{DiskConfig, LogicalUnit, Lun, Nexus, Target, TargetGroup};
 use devices::storage::{BlockBackend, Image};
 use hba_virtio_scsi::VirtioScsi;
 
 use super::hbas;
+use super::identity::Identities;
 use super::space::Space;
 use crate::config::{self, Device, HbaType};
 
@@ -30,8 +31,8 @@ pub trait HotPlug: Send + Sync {
 }
 
 impl HotPlug for VirtioScsi {
-    fn units(&self, _: &config::Lun, image: &Arc<Image>, disk: DiskConfig) -> Result<Vec<LogicalUnit>> {
-        Ok(vec![LogicalUnit::Disk(Disk::new(image.clone(), disk)?)])
+    fn units(&self, lun: &config::Lun, image: &Arc<Image>, disk: DiskConfig) -> Result<Vec<LogicalUnit>> {
+        Ok(vec![hbas::logical_unit(lun, image, disk)?])
     }
 
     fn attach_targets(&self, id: u8, targets: &[Arc<Target>]) -> Result<()> {
@@ -98,14 +99,17 @@ pub struct Adapter {
     space: Arc<Space>,
     /// What new targets join.
     group: TargetGroup,
+    /// What the disks of the machine are called.
+    identities: Arc<Identities>,
     inventory: Mutex<Inventory>,
 }
 
 impl Adapter {
     /// An HBA with nothing behind it.
     pub fn new(id: &str, kind: HbaType, remote: Remote, space: &Arc<Space>, group: &TargetGroup) -> Self {
-        let (space, group) = (space.clone(), group.clone());
-        Self { id: id.into(), kind, device: None, remote, space, group, inventory: Mutex::default() }
+        let (space, group, identities) = (space.clone(), group.clone(), Arc::default());
+        let inventory = Mutex::default();
+        Self { id: id.into(), kind, device: None, remote, space, group, identities, inventory }
     }
 
     /// The targets of the machine.
@@ -116,6 +120,17 @@ impl Adapter {
     /// Where writes wait when the host has no space.
     pub fn space(&self) -> &Space {
         &self.space
+    }
+
+    /// The same, whose disks may not be called like those that `identities` knows.
+    pub fn with(mut self, identities: &Arc<Identities>) -> Self {
+        self.identities = identities.clone();
+        self
+    }
+
+    /// What the disks of the machine are called.
+    pub fn identities(&self) -> &Identities {
+        &self.identities
     }
 
     /// Says who shows targets that come from now on.
@@ -158,7 +173,7 @@ impl Adapter {
     pub fn attach(&self, lun: &config::Lun) -> Result<()> {
         let device = self.device()?;
         ensure!(!self.holds(lun), "target {} lun {} is in use", lun.target, lun.lun);
-        let (image, disk) = hbas::disk(&self.id, lun, &self.space)?;
+        let (image, disk) = hbas::disk(&self.id, lun, &self.space, &self.identities)?;
         let units = device.units(lun, &image, disk)?;
         self.insert(lun, image, units)
     }
@@ -255,7 +270,7 @@ impl Adapter {
     pub fn change(&self, lun: &config::Lun) -> Result<()> {
         ensure!(self.holds(lun), "nothing at target {} lun {}", lun.target, lun.lun);
         let device = self.device()?;
-        let (image, disk) = hbas::disk(&self.id, lun, &self.space)?;
+        let (image, disk) = hbas::disk(&self.id, lun, &self.space, &self.identities)?;
         let units = device.units(lun, &image, disk)?;
         self.detach(lun.target, lun.lun)?;
         device.settle();

@@ -18,6 +18,7 @@ use hba_virtio_scsi::{Interface, Options, VirtioScsi};
 
 use super::adapter::Adapter;
 use super::chipset::Chipset;
+use super::identity::{self, Identities};
 use super::raid;
 use super::space::Space;
 use crate::config::{
@@ -37,6 +38,8 @@ pub struct Hbas {
     adapters: Vec<Arc<Adapter>>,
     /// All targets of the machine.
     group: TargetGroup,
+    /// What their disks are called.
+    identities: Arc<Identities>,
     /// Dropped last: their Drop waits for everything that is in flight.
     threads: Vec<IoThread>,
 }
@@ -52,7 +55,7 @@ impl Hbas {
             let (bdf, seat) = chipset.seat()?;
             match &hba.controller {
                 Controller::VirtioScsi(virtio) => {
-                    let mut adapter = Adapter::new(&hba.id, HbaType::VirtioScsi, remote, space, &hbas.group);
+                    let mut adapter = hbas.adapter(hba, HbaType::VirtioScsi, remote, space);
                     let targets = targets(hba, &adapter)?;
                     let device =
                         VirtioScsi::new(seat, nexuses(targets), remotes, virtio_options(*virtio, hba))
@@ -68,8 +71,8 @@ impl Hbas {
                         (raid::options(&hba.id, board), raid::events(board).with_context(name)?);
                     let device = Megasas::new(seat, BTreeMap::new(), remote.clone(), options, events)
                         .with_context(name)?;
-                    let mut adapter = Adapter::new(&hba.id, HbaType::Megasas, remote, space, &hbas.group);
-                    adapter.connect(Arc::new(raid::Board::new(&hba.id, board, device.clone())));
+                    let mut adapter = hbas.adapter(hba, HbaType::Megasas, remote, space);
+                    adapter.connect(Arc::new(raid::Board::new(board, device.clone())));
                     for lun in &hba.luns {
                         let place = || format!("hba {}, target {}", hba.id, lun.target);
                         adapter.attach(lun).with_context(place)?;
@@ -84,6 +87,10 @@ impl Hbas {
             hbas.threads.extend(threads);
         }
         Ok(hbas)
+    }
+
+    fn adapter(&self, hba: &config::Hba, kind: HbaType, remote: Remote, space: &Arc<Space>) -> Adapter {
+        Adapter::new(&hba.id, kind, remote, space, &self.group).with(&self.identities)
     }
 
     /// Where each HBA is, in the order of the file.
@@ -171,7 +178,7 @@ fn misbehave(thread: &IoThread, number: u8) -> Result<()> {
 fn targets(hba: &config::Hba, adapter: &Adapter) -> Result<BTreeMap<u8, Arc<Target>>> {
     let mut targets: BTreeMap<u8, Arc<Target>> = BTreeMap::new();
     for lun in &hba.luns {
-        let (image, unit) = unit(&hba.id, lun, adapter.space())?;
+        let (image, unit) = unit(&hba.id, lun, adapter.space(), adapter.identities())?;
         let target = targets.entry(lun.target).or_insert_with(|| adapter.group().target());
         target
             .attach(Lun::from_number(u32::from(lun.lun)), unit)
@@ -188,18 +195,29 @@ fn nexuses(targets: BTreeMap<u8, Arc<Target>>) -> BTreeMap<u8, Arc<Nexus>> {
 }
 
 /// A logical unit and its image.
-fn unit(hba: &str, lun: &config::Lun, space: &Space) -> Result<(Arc<Image>, LogicalUnit)> {
-    let (image, config) = disk(hba, lun, space)?;
+fn unit(
+    hba: &str,
+    lun: &config::Lun,
+    space: &Space,
+    identities: &Identities,
+) -> Result<(Arc<Image>, LogicalUnit)> {
+    let (image, config) = disk(hba, lun, space, identities)?;
     let place = || format!("hba {hba}, target {}", lun.target);
+    let unit = logical_unit(lun, &image, config).with_context(place)?;
+    Ok((image, unit))
+}
+
+/// The logical unit that shows an image, with its protection information where it has some.
+pub(super) fn logical_unit(lun: &config::Lun, image: &Arc<Image>, config: DiskConfig) -> Result<LogicalUnit> {
     let disk = match &lun.device {
         Device::Disk(config::Disk { protection: Some(protection), cache, .. }) => {
-            let store = protection_store(protection, *cache, &image, &config).with_context(place)?;
+            let store = protection_store(protection, *cache, image, &config)?;
             let kind = if protection.type_3 { ProtectionType::Type3 } else { ProtectionType::Type1 };
-            Disk::with_protection(image.clone(), config, kind, store).with_context(place)?
+            Disk::with_protection(image.clone(), config, kind, store)?
         }
-        _ => Disk::new(image.clone(), config).with_context(place)?,
+        _ => Disk::new(image.clone(), config)?,
     };
-    Ok((image, LogicalUnit::Disk(disk)))
+    Ok(LogicalUnit::Disk(disk))
 }
 
 /// The file of a disk's protection information: eight bytes for each logical block, with holes where nothing was written.
@@ -230,11 +248,18 @@ fn protection_store(
 }
 
 /// Opens the image of a disk, and says how it shall appear.
-pub(super) fn disk(hba: &str, lun: &config::Lun, space: &Space) -> Result<(Arc<Image>, DiskConfig)> {
+pub(super) fn disk(
+    hba: &str,
+    lun: &config::Lun,
+    space: &Space,
+    identities: &Identities,
+) -> Result<(Arc<Image>, DiskConfig)> {
     let Device::Disk(disk) = &lun.device else {
         bail!("hba {hba}, target {}: only type \"disk\" is supported yet", lun.target);
     };
-    Ok((Arc::new(image(disk, space)?), disk_config(hba, lun, disk)))
+    let (image, shown) = (Arc::new(image(disk, space)?), disk_config(disk)?);
+    identities.take(hba, lun, &disk.image, &shown, &image)?;
+    Ok((image, shown))
 }
 
 /// Opens the image of a disk.
@@ -295,24 +320,26 @@ fn cache_mode(cache: Cache) -> CacheMode {
     }
 }
 
-/// What the configuration leaves open is the SCSI layer's own, but for the serial number: without one, the place of
-/// the disk in the machine identifies it, so that two disks never look like one.
-fn disk_config(hba: &str, lun: &config::Lun, disk: &config::Disk) -> DiskConfig {
+/// What the configuration leaves open is the SCSI layer's own, but for the serial number: that follows the image.
+fn disk_config(disk: &config::Disk) -> Result<DiskConfig> {
     let default = DiskConfig::default();
     let identity = &disk.identity;
-    let place = || format!("{hba}-{}-{}", lun.target, lun.lun);
-    DiskConfig {
+    let serial = match &identity.serial {
+        Some(serial) => serial.clone(),
+        None => identity::default_serial(&disk.image)?,
+    };
+    Ok(DiskConfig {
         block_size: disk.block_size,
         physical_block_size: disk.physical_block_size,
         vendor: identity.vendor.clone().unwrap_or(default.vendor),
         product: identity.product.clone().unwrap_or(default.product),
         revision: identity.revision.clone().unwrap_or(default.revision),
-        serial: identity.serial.clone().unwrap_or_else(place),
+        serial,
         wwn: identity.wwn,
         rotation_rate: disk.rotation_rate,
         removable: false,
         read_only: disk.read_only,
         discard: disk.discard,
         write_cache: !matches!(disk.cache, Cache::Writethrough | Cache::Directsync),
-    }
+    })
 }

@@ -8,6 +8,7 @@ mod event_file;
 mod events;
 mod firmware;
 mod hbas;
+mod identity;
 mod raid;
 mod smbios;
 mod socket;

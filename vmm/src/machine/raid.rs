@@ -17,19 +17,18 @@ const SETTLE: Duration = Duration::from_secs(2);
 
 /// A board of the configuration and the device it became.
 pub(super) struct Board {
-    id: String,
     board: config::Megasas,
     device: Arc<Megasas>,
 }
 
 impl Board {
-    pub(super) fn new(id: &str, board: &config::Megasas, device: Arc<Megasas>) -> Self {
-        Self { id: id.into(), board: board.clone(), device }
+    pub(super) fn new(board: &config::Megasas, device: Arc<Megasas>) -> Self {
+        Self { board: board.clone(), device }
     }
 
-    /// A volume shows the board and a name of its own. It has a cache only where its writes need not be stable when
+    /// A volume shows the board and a name of its own, made from those of its disk. It has a cache only where its writes need not be stable when
     /// they complete.
-    fn volume(&self, target: u8, disk: &DiskConfig) -> DiskConfig {
+    fn volume(&self, wwn: u64, disk: &DiskConfig) -> DiskConfig {
         let product = match self.board.model {
             MegasasModel::Gen2 => "MR9260-8i",
             MegasasModel::Sas1078 => "MegaRAID 8708EM2",
@@ -39,7 +38,7 @@ impl Board {
             product: product.into(),
             revision: "2.13".into(),
             serial: String::new(),
-            wwn: Some(naa(&format!("{}-volume-{target}", self.id))),
+            wwn: Some(naa(&format!("volume of {} {wwn:016x}", disk.serial))),
             write_cache: self.board.write_policy == WritePolicy::WriteBack,
             ..disk.clone()
         }
@@ -56,10 +55,10 @@ impl HotPlug for Board {
             config::Device::Disk(disk) if disk.format == config::Format::Qcow2
         );
         ensure!(!(write_back && qcow2), "write_policy = \"write-back\" is not for qcow2 images");
-        // The name of a disk of a board is that of its SAS port.
-        let wwn = disk.wwn.unwrap_or_else(|| naa(&format!("{}-disk-{}", self.id, lun.target)));
+        // The name of a disk of a board is that of its SAS port. Like that of its volume it follows the image.
+        let wwn = disk.wwn.unwrap_or_else(|| naa(&format!("disk {}", disk.serial)));
         let disk = DiskConfig { wwn: Some(wwn), ..disk };
-        let volume = raid.then(|| self.volume(lun.target, &disk));
+        let volume = raid.then(|| self.volume(wwn, &disk));
         let unit = |config| Ok(LogicalUnit::Disk(Disk::new(image.clone(), config)?));
         std::iter::once(disk).chain(volume).map(unit).collect()
     }

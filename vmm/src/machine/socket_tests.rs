@@ -113,6 +113,29 @@ fn disks_come_change_and_go() {
 }
 
 #[test]
+fn a_disk_that_is_called_like_another_is_refused() {
+    let (bench, service) = bench();
+    let command = |command: &str, image: &str, more: &str| {
+        format!(r#"{{"execute": "{command}", "arguments": {{"hba": "scsi0", "image": "{image}", {more}}}}}"#)
+    };
+    let attached = ask(&service, &command("attach", "a.img", r#""serial": "S""#));
+    assert_eq!(attached, json!({"return": {"target": 0, "lun": 0}}));
+    let b = bench.directory.path().join("b.img");
+    let refused = format!(
+        "{}: serial \"S\" is that of the disk at hba scsi0, target 0, lun 0; give each disk its own",
+        b.display()
+    );
+    assert_eq!(error(&service, &command("attach", "b.img", r#""serial": "S""#)), refused);
+    let zero = error(&service, &command("attach", "b.img", r#""wwn": "0000000000000000""#));
+    assert!(zero.contains("expected a name that begins with 5"), "{zero}");
+    // What takes its place may take its name.
+    let change = command("change", "b.img", r#""serial": "S", "target": 0"#);
+    assert_eq!(ask(&service, &change), json!({"return": {}}));
+    let attached = ask(&service, &command("attach", "a.img", r#""serial": "T""#));
+    assert_eq!(attached, json!({"return": {"target": 1, "lun": 0}}));
+}
+
+#[test]
 fn what_cannot_be_is_refused_by_name() {
     let (_bench, service) = bench();
     for (line, expected) in [
@@ -204,7 +227,7 @@ fn board(mode: MegasasMode, write_policy: WritePolicy) -> (Bench, Service, Arc<M
         Megasas::new(TestSeat::new(1 << 16).seat, BTreeMap::new(), io.clone(), options, None).unwrap();
     let space = Space::new(bench.control.clone());
     let mut adapter = Adapter::new("raid0", HbaType::Megasas, io, &space, &TargetGroup::default());
-    adapter.connect(Arc::new(raid::Board::new("raid0", &config, device.clone())));
+    adapter.connect(Arc::new(raid::Board::new(&config, device.clone())));
     service.adapters = vec![Arc::new(adapter)];
     (bench, service, device)
 }

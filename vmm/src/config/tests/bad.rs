@@ -192,6 +192,18 @@ fn values_of_a_logical_unit() {
             "wwn = \"+000c500a1b2c3d4\"",
             "`wwn` in [[hba.lun]] is \"+000c500a1b2c3d4\", expected 16 hexadecimal digits such as \"5000c500a1b2c3d4\"",
         ),
+        (
+            "wwn = \"0000000000000000\"",
+            "`wwn` in [[hba.lun]] is \"0000000000000000\", expected a name that begins with 5 (IEEE registered), 3 (locally assigned) or 2 (IEEE extended)",
+        ),
+        (
+            "wwn = \"5000000000000000\"",
+            "`wwn` in [[hba.lun]] is \"5000000000000000\", expected a name that begins with 5 (IEEE registered), 3 (locally assigned) or 2 (IEEE extended)",
+        ),
+        (
+            "wwn = \"6000c500a1b2c3d4\"",
+            "`wwn` in [[hba.lun]] is \"6000c500a1b2c3d4\", expected a name that begins with 5 (IEEE registered), 3 (locally assigned) or 2 (IEEE extended)",
+        ),
         ("block_size = 1024", "`block_size` in [[hba.lun]] is 1024, expected 512 or 4096"),
         (
             "physical_block_size = 5000",
@@ -383,6 +395,29 @@ fn what_is_not_toml() {
     ] {
         assert_eq!(fixture.lines(text, &[]), expected, "{text}");
     }
+}
+
+#[test]
+fn two_disks_with_one_name_are_refused() {
+    let name = "wwn = \"5000c500a1b2c3d4\"";
+    after_smallest(
+        &format!("serial = \"S\"\n{name}\n[[hba.lun]]\nimage = \"b.img\"\nserial = \"S\"\n{name}"),
+        &[
+            "vm.toml:12: `serial` in [[hba.lun]] is \"S\", which the [[hba.lun]] of line 8 has already",
+            "vm.toml:13: `wwn` in [[hba.lun]] is \"5000c500a1b2c3d4\", which the [[hba.lun]] of line 9 has already",
+        ],
+    );
+    // Written in another way, and on another HBA.
+    after_smallest(
+        &format!("{name}\n[[hba]]\n[[hba.lun]]\nimage = \"b.img\"\nwwn = \"0x5000C500A1B2C3D4\""),
+        &[
+            "vm.toml:12: `wwn` in [[hba.lun]] is \"0x5000C500A1B2C3D4\", which the [[hba.lun]] of line 8 has already",
+        ],
+    );
+    // One image on two paths is one disk.
+    let path = format!("readonly = true\nserial = \"S\"\n{name}\n");
+    let text = format!("{SMALLEST}{path}[[hba]]\n[[hba.lun]]\nimage = \"directory/../a.img\"\n{path}");
+    assert!(Fixture::new().parse(&text, &[]).is_ok());
 }
 
 #[test]
