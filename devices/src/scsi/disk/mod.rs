@@ -12,6 +12,7 @@ mod power;
 mod protection;
 mod provision;
 mod transfer;
+mod turns;
 mod update;
 mod verify;
 mod vpd;
@@ -28,6 +29,7 @@ use self::commands::{COMMANDS, Id, STARTS};
 use self::mode::ModeParameters;
 use self::power::Power;
 use self::protection::Protection;
+use self::turns::Turns;
 use super::attention::Attention;
 use super::opcode::{Command, Properties, decode, field};
 use super::outcome::{Done, Outcome};
@@ -51,6 +53,8 @@ pub struct Disk<B> {
     power: Power,
     copies: copy::Copies,
     protection: Option<Protection<B>>,
+    /// Commands that nothing may come between, alone, and copies that other units were asked for.
+    turns: Turns,
 }
 
 impl<B: BlockBackend> Disk<B> {
@@ -64,6 +68,7 @@ impl<B: BlockBackend> Disk<B> {
             power: Power::default(),
             copies: copy::Copies::default(),
             protection: None,
+            turns: Turns::default(),
             image,
             config,
         };

@@ -6,13 +6,12 @@
 //! Data and protection information are written one after the other; within the process no read comes between. A host that
 //! loses power in between leaves a block whose guard does not match.
 
-use std::future::poll_fn;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Waker};
+use std::sync::Arc;
 
 use super::Disk;
 use super::config::ProtectionType;
 use super::transfer::Extent;
+use super::turns::Turns;
 use super::verify::CHUNK;
 use crate::iothread::Io;
 use crate::mem::{FromGuest, SgList, ToGuest};
@@ -451,95 +450,6 @@ impl<B: BlockBackend> Disk<B> {
 
     fn span_of(&self, chunk: &Chunk) -> Span {
         Span { at: ByteOffset(chunk.lba << self.block_shift), len: chunk.blocks << self.block_shift }
-    }
-}
-
-/// Who may work on data and protection information now: readers together, a writer alone. A writer that waits lets no
-/// more readers in.
-#[derive(Default)]
-struct Turns(Mutex<State>);
-
-#[derive(Default)]
-struct State {
-    readers: usize,
-    writing: bool,
-    writers_waiting: usize,
-    wakers: Vec<Waker>,
-}
-
-/// A turn; it ends when dropped.
-struct Turn<'a> {
-    turns: &'a Turns,
-    alone: bool,
-}
-
-/// A writer that waits.
-struct Waiting<'a>(&'a Turns);
-
-impl Turns {
-    async fn shared(&self) -> Turn<'_> {
-        self.wait(|state| {
-            let free = !state.writing && state.writers_waiting == 0;
-            state.readers += usize::from(free);
-            free
-        })
-        .await;
-        Turn { turns: self, alone: false }
-    }
-
-    async fn alone(&self) -> Turn<'_> {
-        self.lock().writers_waiting += 1;
-        let waiting = Waiting(self);
-        self.wait(|state| {
-            let free = !state.writing && state.readers == 0;
-            state.writing |= free;
-            free
-        })
-        .await;
-        drop(waiting);
-        Turn { turns: self, alone: true }
-    }
-
-    async fn wait(&self, mut enter: impl FnMut(&mut State) -> bool) {
-        poll_fn(|cx| {
-            let mut state = self.lock();
-            if enter(&mut state) {
-                return Poll::Ready(());
-            }
-            if !state.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
-                state.wakers.push(cx.waker().clone());
-            }
-            Poll::Pending
-        })
-        .await;
-    }
-
-    fn change(&self, change: impl FnOnce(&mut State)) {
-        let mut state = self.lock();
-        change(&mut state);
-        let wakers = std::mem::take(&mut state.wakers);
-        drop(state);
-        wakers.into_iter().for_each(Waker::wake);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let alone = self.alone;
-        self.turns.change(|state| match alone {
-            true => state.writing = false,
-            false => state.readers = state.readers.saturating_sub(1),
-        });
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.change(|state| state.writers_waiting = state.writers_waiting.saturating_sub(1));
     }
 }
 

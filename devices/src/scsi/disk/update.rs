@@ -1,7 +1,7 @@
 //! Commands that no other command may come between: COMPARE AND WRITE (SBC-4, 5.3) and ORWRITE (SBC-4, 5.14), which
 //! read, decide and write, WRITE ATOMIC (SBC-4, 5.48), and POPULATE TOKEN, whose point in time no write may straddle.
-//! The task set sees to that: these commands enter it as ordered,
-//! whatever the initiator said, so they run alone.
+//! The task set sees to that: these commands enter it as ordered, whatever the initiator said, so they run alone. Copies that
+//! another unit was asked for are not in it: with them the commands take turns.
 
 use super::Disk;
 use super::transfer::Extent;
@@ -47,6 +47,7 @@ impl<B: BlockBackend> Disk<B> {
             // Without all the data nothing happens; the residual says why.
             return Ok(done);
         }
+        let _alone = self.turns.alone().await;
         if let Some(miss) = self.differs(io, span, &data.data_out).await? {
             return Ok(done.but(miss));
         }
@@ -72,6 +73,7 @@ impl<B: BlockBackend> Disk<B> {
             return Ok(Done::received(span.len));
         }
         from.truncate(span.len);
+        let _alone = self.turns.alone().await;
         self.store(io, span.at, from, self.durability(extent.flags)).await?;
         Ok(Done::received(span.len))
     }
@@ -83,6 +85,7 @@ impl<B: BlockBackend> Disk<B> {
         let sent = self.whole_blocks(span.len.min(data.data_out.len()));
         if sent > 0 {
             let scratch = self.scratch(CHUNK.min(sent))?;
+            let _alone = self.turns.alone().await;
             let mut at = 0;
             while at < sent {
                 let part = Span { at: ByteOffset(span.at.0 + at), len: CHUNK.min(sent - at) };

@@ -254,6 +254,29 @@ fn vendor_and_product_are_no_name() {
 }
 
 #[test]
+fn a_copy_from_another_disk_does_not_divide_compare_and_write() {
+    let mut pair = pair();
+    let io = Io::for_test();
+    write(&mut pair.source, 0, &blocks_of(1, 1));
+    write(&mut pair.target, 0, &blocks_of(3, 1));
+    let copy =
+        list(3, 0, &[cscd(0x5000_c500_0000_0001), cscd(0x5000_c500_0000_0002)], &[segment(1, 0, 1, 0, 0)]);
+    ram(&pair.source_image).hold(true);
+    let swap = [0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0];
+    let both = [blocks_of(1, 1), blocks_of(2, 1)].concat();
+    let mut swapping = Running::start(&pair.source.nexus, &io, 1, &swap, &both);
+    let mut copying =
+        Running::start_at(&pair.target.nexus, &io, (2, LUN_1), &out_cdb(0, 0, copy.len()), &copy);
+    assert_eq!(ram(&pair.source_image).arrived(), 1, "only what is compared has reached the image");
+    ram(&pair.source_image).hold(false);
+    assert!(copying.poll().is_none());
+    assert_eq!(swapping.poll().unwrap().unwrap().status, Status::Good);
+    assert_eq!(copying.poll().unwrap().unwrap().status, Status::Good);
+    drop((copying, swapping));
+    assert_eq!(read(&mut pair.source, 0, 1), blocks_of(3, 1));
+}
+
+#[test]
 fn get_lba_status_is_bounded_and_lets_others_run() {
     let mut pair = pair();
     let io = Io::for_test();

@@ -183,6 +183,7 @@ impl Route<'_> {
     async fn put(&self, io: &Io, at: u64, part: FromGuest) -> Result<(), Failure> {
         let own = self.reading.filter(|_| std::ptr::eq(self.from, self.to)).map(Reading::id);
         let (to, len) = (self.to, part.len());
+        let _turn = to.turns.shared().await;
         to.copies.rods.changed(at, len, own);
         let result = to.put_blocks(io, ByteOffset(at), part, to.durability(0)).await;
         to.copies.rods.changed(at, len, own);
