@@ -141,21 +141,29 @@ impl Table {
 pub(crate) struct Chain {
     pub(crate) readable: Vec<(u64, u32)>,
     pub(crate) writable: Vec<(u64, u32)>,
+    /// Bytes of both.
+    total: u32,
     near: Near,
 }
 
 impl Default for Chain {
     fn default() -> Self {
-        Self { readable: Vec::new(), writable: Vec::new(), near: [[0; DESCRIPTOR]; NEAR] }
+        Self { readable: Vec::new(), writable: Vec::new(), total: 0, near: [[0; DESCRIPTOR]; NEAR] }
     }
 }
 
 impl Chain {
+    /// Bytes that it moves at most.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.total.into()
+    }
+
     /// Follows the chain that begins with descriptor `head` of `table`.
     fn fill(&mut self, dma: &Dma, mut table: Table, head: u16) -> Result<(), ChainError> {
         self.readable.clear();
         self.writable.clear();
-        let (mut at, mut indirect, mut total) = (head, false, 0u32);
+        self.total = 0;
+        let (mut at, mut indirect) = (head, false);
         // A chain longer than its table loops.
         let mut left = table.count;
         loop {
@@ -170,7 +178,7 @@ impl Chain {
                 continue;
             }
             // 2.7.5.2: a chain has no more than 2^32 bytes.
-            total = total.checked_add(descriptor.len).ok_or(ChainError::Broken)?;
+            self.total = self.total.checked_add(descriptor.len).ok_or(ChainError::Broken)?;
             if self.readable.len() + self.writable.len() >= MAX_CHAIN {
                 return Err(ChainError::TooLong);
             }

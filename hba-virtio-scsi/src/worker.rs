@@ -18,6 +18,11 @@ use crate::spec::queue::FIRST_REQUEST;
 use crate::token::{ChainToken, ResponseArea};
 use crate::transport::Transport;
 
+/// What a queue takes in one round of the I/O thread at most, so that the others of the thread have their turns: chains, and
+/// bytes of them. Enough for the usual batch of small requests; of large ones, one at a time.
+const CHAINS_PER_ROUND: u32 = 64;
+const BYTES_PER_ROUND: u64 = 256 << 10;
+
 /// What a chain turned out to be.
 pub(crate) struct Parsed<T> {
     /// Where the response goes.
@@ -44,6 +49,8 @@ pub(crate) struct Worker {
     running: Cell<u32>,
     /// The driver was asked to ring for the next chain.
     armed: Cell<bool>,
+    /// The last round left chains for the next.
+    left: Cell<bool>,
     /// A chain was seen without a doorbell.
     seen: Cell<bool>,
     waker: Cell<Option<Waker>>,
@@ -58,11 +65,25 @@ impl Worker {
         dma: Dma,
     ) -> Rc<Self> {
         let done = RefCell::new(Vec::with_capacity(MAX_CHAIN));
-        let (armed, seen, waker) = (Cell::new(true), Cell::new(false), Cell::new(None));
+        let (armed, seen, left, waker) =
+            (Cell::new(true), Cell::new(false), Cell::new(false), Cell::new(None));
         let moderation =
             (index >= FIRST_REQUEST).then(|| RefCell::new(Moderation::new(false, io.polling_bound())));
         let running = Cell::new(0);
-        Rc::new(Self { io, dma, queue, index, transport, done, moderation, running, armed, seen, waker })
+        Rc::new(Self {
+            io,
+            dma,
+            queue,
+            index,
+            transport,
+            done,
+            moderation,
+            running,
+            armed,
+            left,
+            seen,
+            waker,
+        })
     }
 
     pub(crate) fn io(&self) -> &Io {
@@ -136,8 +157,9 @@ impl Worker {
     fn signal_if_due(&self) {
         let due = self.moderation.as_ref().is_some_and(|moderation| {
             let moderation = moderation.borrow();
-            !moderation.is_idle()
-                && moderation.is_due(Instant::now(), self.running.get(), self.queue.has_waiting())
+            // Chains that we left say nothing of whether the driver sends.
+            let sends = || !self.left.get() && self.queue.has_waiting();
+            !moderation.is_idle() && moderation.is_due(Instant::now(), self.running.get(), sends())
         });
         if due {
             self.signal();
@@ -214,7 +236,9 @@ impl Worker {
 
     /// Tells the driver that doorbells are not needed while chains are taken.
     pub(crate) fn suppress_doorbell(&self) {
-        self.armed.set(false);
+        if !self.armed.replace(false) {
+            return;
+        }
         if let Err(error) = self.queue.suppress_doorbell() {
             self.transport.fail(self.index, &error);
         }
@@ -282,9 +306,13 @@ pub(crate) async fn serve<T, F>(
             let parsed = parse(chain, shape);
             ((parsed.response, parsed.response_at, parsed.body), parsed.task)
         };
-        let mut count = 0;
-        while let Some((head, (response, response_at, body))) = worker.take(false, &mut chain, parse) {
+        let (mut count, mut bytes) = (0, 0);
+        while count < CHAINS_PER_ROUND
+            && bytes < BYTES_PER_ROUND
+            && let Some((head, (response, response_at, body))) = worker.take(false, &mut chain, parse)
+        {
             count += 1;
+            bytes += chain.bytes();
             let token = ChainToken::new(worker.clone(), head, response, response_at);
             // Never full: it has a slot for every descriptor of the largest queue. If it were, a task of its own
             // would still serve the request.
@@ -293,12 +321,18 @@ pub(crate) async fn serve<T, F>(
             }
         }
         worker.arrived(count);
+        // The rest is found with the next look at all queues, for which this thread does not sleep first.
+        worker.left.set(count >= CHAINS_PER_ROUND || bytes >= BYTES_PER_ROUND);
     }
     pool.drained().await;
     drop(hook);
     worker.flush();
     worker.signal();
 }
+
+#[cfg(test)]
+#[path = "fairness_tests.rs"]
+mod fairness;
 
 #[cfg(test)]
 mod tests {
@@ -310,7 +344,7 @@ mod tests {
     use std::time::Duration;
     use vm_memory::{Bytes, GuestAddress};
 
-    struct Nothing;
+    pub(super) struct Nothing;
     impl Device for Nothing {
         fn features(&self) -> u64 {
             0
@@ -355,7 +389,7 @@ mod tests {
         assert_eq!(ended.is_err(), cfg!(debug_assertions));
     }
 
-    fn parse_one(chain: &mut Chain, _: Result<(), ChainError>) -> Parsed<()> {
+    pub(super) fn parse_one(chain: &mut Chain, _: Result<(), ChainError>) -> Parsed<()> {
         Parsed { response: ResponseArea::of(&chain.writable, 4), response_at: 3, task: None, body: () }
     }
 

@@ -13,6 +13,7 @@ pub mod agent;
 pub mod bed;
 pub mod bench;
 pub mod bench_chart;
+pub mod bench_mixed;
 pub mod bench_storage;
 pub mod cache;
 pub mod ci;

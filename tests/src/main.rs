@@ -14,7 +14,7 @@ use testbed::kernel::Debian;
 use testbed::level1::Level1;
 use testbed::runner::{self, Count, Test};
 use testbed::wire::Launch;
-use testbed::{agent, bench, ci, demo, fuzz, report};
+use testbed::{agent, bench, bench_mixed, ci, demo, fuzz, report};
 
 #[path = "../boot/mod.rs"]
 mod boot;
@@ -80,6 +80,9 @@ enum Cmd {
         /// For storage: fewer workloads, in three minutes instead of half an hour.
         #[arg(long)]
         quick: bool,
+        /// For storage: instead, a small reader beside a greedy one, with two vCPUs and two queues.
+        #[arg(long)]
+        mixed: bool,
         /// For storage: number of vCPUs, and so of queues.
         #[arg(long, default_value_t = 1)]
         cpus: u32,
@@ -169,7 +172,7 @@ fn run(command: Cmd) -> Result<ExitCode> {
             let tests = if soak { boot::SOAK } else { boot::TESTS };
             Ok(boot_tests(tests, list, which(qemu), &filters)?)
         }
-        Cmd::Bench { what, rounds, qemu, hba, quick, cpus, only, key, cloud_hypervisor } => {
+        Cmd::Bench { what, rounds, qemu, hba, quick, mixed, cpus, only, key, cloud_hypervisor } => {
             let bed = Bed::new()?;
             let which: &[Vmm] = if qemu { &[Vmm::Qemu] } else { &[Vmm::Ours, Vmm::Qemu] };
             match what {
@@ -180,6 +183,11 @@ fn run(command: Cmd) -> Result<ExitCode> {
                         Hba::VirtioScsi => HbaKind::Virtio,
                         Hba::Megasas => HbaKind::Megasas,
                     };
+                    if mixed {
+                        let seconds = if quick { 5 } else { 10 };
+                        bench_mixed::run(&bed, hba, rounds, seconds, &key, which)?;
+                        return Ok(ExitCode::SUCCESS);
+                    }
                     let plan = Plan { hba, rounds, quick, cpus, only, keys: key, cloud_hypervisor };
                     let mut which = which.to_vec();
                     which.extend(plan.cloud_hypervisor.as_ref().map(|_| Vmm::CloudHypervisor));

@@ -13,16 +13,13 @@ use std::time::{Duration, Instant};
 use super::blocking::Helpers;
 use super::op::Op;
 use super::polling::{Poller, Polling, Window};
-use super::ring::{Key, Reaped, Ring};
+use super::ring::{BYTES_PER_ENTER, Key, Reaped, Ring};
 use super::wake::{Inbox, Shared, TaskWaker};
 use super::{Io, RING_ENTRIES};
 
-/// Tasks polled before the thread looks at the ring again: a task that always wakes itself starves nobody.
-const POLLS_PER_ROUND: usize = 1024;
-
-/// Bytes of transfers after which the kernel gets them at once, and what is done meanwhile goes back, before more tasks run:
-/// the client goes on with those while the host moves the others. A system call is little beside moving as much.
-const BYTES_PER_ROUND: u64 = 128 << 10;
+/// Tasks polled before the thread looks at the ring and at the queues again: a task that always wakes itself starves nobody,
+/// and what is done goes back before long.
+const POLLS_PER_ROUND: usize = 256;
 
 thread_local! {
     static CURRENT: RefCell<Option<Rc<Core>>> = const { RefCell::new(None) };
@@ -59,6 +56,8 @@ pub(super) struct Core {
     tasks: RefCell<Tasks>,
     hooks: RefCell<Vec<Weak<dyn Fn()>>>,
     pollers: RefCell<Vec<Weak<dyn Poller>>>,
+    /// The poller to be asked first the next time: each has its turn.
+    first: Cell<usize>,
     window: RefCell<Window>,
     closing: Cell<bool>,
     #[cfg(any(test, feature = "testing"))]
@@ -82,6 +81,7 @@ impl Core {
             tasks: RefCell::default(),
             hooks: RefCell::default(),
             pollers: RefCell::default(),
+            first: Cell::new(0),
             window: RefCell::new(Window::new(polling)),
             closing: Cell::new(false),
             #[cfg(any(test, feature = "testing"))]
@@ -173,27 +173,33 @@ impl Core {
             }
             self.run_ready();
             self.run_hooks();
-            let entered = if self.postponed.borrow().is_empty() {
-                self.wait()
-            } else {
-                self.ring.borrow_mut().enter(false)
-            };
+            let busy = self.is_busy();
+            let entered = if busy { self.ring.borrow_mut().enter(false) } else { self.wait() };
             if let Err(e) = entered {
                 break Err(e);
             }
             self.ring.borrow_mut().reap(&mut reaped);
             reaped.settle();
+            if busy {
+                // Before what was postponed: a queue waits for one round of the others at most.
+                self.ask();
+            }
             self.ready.borrow_mut().append(&mut self.postponed.borrow_mut());
         };
         drop(inbox);
         end
     }
 
-    /// Hands operations to the kernel and, when no task is ready, waits until there is something to do.
+    /// Whether there is more to do than to wait.
+    fn is_busy(&self) -> bool {
+        !self.postponed.borrow().is_empty()
+            || !self.ready.borrow().is_empty()
+            || self.ring.borrow().has_more_to_enter()
+    }
+
+    /// Hands operations to the kernel and waits until there is something to do. All pollers were asked, or armed, when it
+    /// returns.
     fn wait(&self) -> io::Result<()> {
-        if !self.ready.borrow().is_empty() {
-            return self.ring.borrow_mut().enter(false);
-        }
         if self.pollers.borrow().is_empty() || !self.window.borrow().is_open() {
             return self.sleep();
         }
@@ -223,10 +229,8 @@ impl Core {
     fn poll_until(&self, begin: Instant) -> bool {
         let end = self.window.borrow().length();
         loop {
-            if self.shared.is_filled()
-                || self.ring.borrow_mut().has_completions()
-                || self.pollers().any(|poller| poller.poll())
-            {
+            // The queues also when something is done: their doorbells may stay silent for as long as we do not sleep.
+            if self.ask() | self.shared.is_filled() || self.ring.borrow_mut().has_completions() {
                 return true;
             }
             if begin.elapsed() >= end && !self.is_holding() {
@@ -236,13 +240,22 @@ impl Core {
         }
     }
 
+    /// Asks all pollers for work, each time another first; whether one has some.
+    fn ask(&self) -> bool {
+        self.first.set(self.first.get().wrapping_add(1));
+        self.pollers().fold(false, |found, poller| poller.poll() | found)
+    }
+
     fn is_holding(&self) -> bool {
         self.pollers().any(|poller| poller.is_holding())
     }
 
+    /// All pollers, from the one whose turn it is.
     fn pollers(&self) -> impl Iterator<Item = Rc<dyn Poller>> + '_ {
         let count = self.pollers.borrow().len();
-        (0..count).filter_map(|place| self.pollers.borrow().get(place).and_then(Weak::upgrade))
+        let first = self.first.get() % count.max(1);
+        let places = (first..count).chain(0..first);
+        places.filter_map(|place| self.pollers.borrow().get(place).and_then(Weak::upgrade))
     }
 
     /// Drops all tasks and waits until the kernel has let go of their memory.
@@ -272,7 +285,7 @@ impl Core {
             if task.is_some_and(|task| task.run()) {
                 self.remove(index);
             }
-            if self.ring.borrow().queued_bytes() >= BYTES_PER_ROUND {
+            if self.ring.borrow().queued_bytes() >= BYTES_PER_ENTER {
                 return self.postponed.borrow_mut().append(&mut self.ready.borrow_mut());
             }
         }

@@ -11,7 +11,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// Something that may have work without a wake-up, such as a queue in memory. Used on its thread only.
 pub trait Poller {
-    /// Looks for work, and wakes its task when there is some.
+    /// Looks for work, and wakes its task when there is some. Asked once in every round while the thread does not sleep, also
+    /// when other queues have work.
     fn poll(&self) -> bool;
     /// Whether it holds something back that [`Poller::poll`] shall let go in a moment: until then the thread does not sleep.
     fn is_holding(&self) -> bool {

@@ -19,6 +19,11 @@ use super::setup;
 use io_uring::types::{Fd, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
+/// Bytes of transfers after which the kernel gets them at once, and what is done meanwhile goes back, before more are queued:
+/// the client goes on with those while the host moves the others, and nobody waits for much more than this. What is in the
+/// host's cache is copied within the system call. One is little beside moving as much.
+pub(super) const BYTES_PER_ENTER: u64 = 128 << 10;
+
 /// Slots are made this many at a time and never move.
 const CHUNK: usize = 32;
 
@@ -110,9 +115,11 @@ pub(super) struct Ring {
     free: Vec<u32>,
     /// Waits and timers: they only wait for room in the submission queue.
     waits: VecDeque<Key>,
-    /// Transfers: they also wait for room in the completion queue.
-    transfers: VecDeque<Key>,
+    /// Transfers and their bytes: they also wait for room in the completion queue.
+    transfers: VecDeque<(Key, u64)>,
     cancels: VecDeque<u64>,
+    /// The last entry left transfers for the next because of their size.
+    cut: bool,
     /// Bytes of transfers that were queued since the kernel was entered last.
     bytes: u64,
     in_flight: usize,
@@ -134,6 +141,7 @@ impl Ring {
             waits: VecDeque::new(),
             transfers: VecDeque::new(),
             cancels: VecDeque::new(),
+            cut: false,
             bytes: 0,
             in_flight: 0,
             in_flight_max,
@@ -146,8 +154,8 @@ impl Ring {
     pub(super) fn start(&mut self, op: Op) -> Key {
         let index = self.free.pop().unwrap_or_else(|| self.grow());
         let mut key = Key { index, generation: 0 };
-        let transfer = op.is_transfer();
-        self.bytes += op.bytes();
+        let (transfer, bytes) = (op.is_transfer(), op.bytes());
+        self.bytes += bytes;
         if let Some(slot) = self.at(index) {
             key.generation = slot.generation.get();
             slot.stage.set(Stage::Queued);
@@ -156,7 +164,7 @@ impl Ring {
             *slot.op.borrow_mut() = Some(op);
         }
         if transfer {
-            self.transfers.push_back(key)
+            self.transfers.push_back((key, bytes))
         } else {
             self.waits.push_back(key)
         }
@@ -230,6 +238,11 @@ impl Ring {
     /// Bytes of transfers that the kernel has not been told of.
     pub(super) fn queued_bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Whether entering the kernel again, without waiting for anything, gives it more to do.
+    pub(super) fn has_more_to_enter(&self) -> bool {
+        self.cut
     }
 
     /// Hands queued operations to the kernel; with `sleep`, waits until something completes.
@@ -334,7 +347,7 @@ impl Ring {
         op
     }
 
-    /// Moves queued operations to the submission queue; false when it became full.
+    /// Moves queued operations to the submission queue; false when some are left that do not wait for completions.
     fn fill(&mut self) -> bool {
         while let Some(&target) = self.cancels.front() {
             let entry = opcode::AsyncCancel::new(target).build().user_data(CANCEL);
@@ -349,12 +362,17 @@ impl Ring {
             }
             self.waits.pop_front();
         }
+        let mut entered = 0;
+        self.cut = false;
         while self.in_flight < self.in_flight_max
-            && let Some(&key) = self.transfers.front()
+            && let Some(&(key, bytes)) = self.transfers.front()
         {
-            if !self.submit(key) {
+            // A large one goes alone: the small ones before it are not held up by its copy.
+            self.cut = entered >= BYTES_PER_ENTER || (entered > 0 && bytes >= BYTES_PER_ENTER);
+            if self.cut || !self.submit(key) {
                 return false;
             }
+            entered += bytes;
             self.transfers.pop_front();
         }
         true

@@ -22,7 +22,16 @@ where
     F: Future<Output = T> + 'static,
     M: FnOnce(Io) -> F + Send + 'static,
 {
-    let thread = IoThread::start("test").unwrap();
+    on_thread_with(Settings::default(), make)
+}
+
+fn on_thread_with<T, F, M>(settings: Settings, make: M) -> T
+where
+    T: Send + 'static,
+    F: Future<Output = T> + 'static,
+    M: FnOnce(Io) -> F + Send + 'static,
+{
+    let thread = IoThread::with("test", settings).unwrap();
     let (tx, rx) = mpsc::channel();
     thread.remote().spawn(move |io| {
         let future = make(io);
@@ -390,4 +399,65 @@ fn large_transfers_do_not_wait_for_each_other() {
         assert_eq!(said.contains("xxx"), together, "{len}: {said}");
         assert_eq!(said.contains("xx"), together, "{len}: {said}");
     }
+}
+
+/// What the host has in its cache it copies while it is told of it: a small transfer is done before a large one begins
+/// that became ready in the same round.
+#[test]
+fn a_small_transfer_does_not_wait_for_a_large_one_behind_it() {
+    let ends = on_thread(|io| async move {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let (file, round, ends) = (Arc::new(file), Rc::new(Cell::new(0)), Rc::new(RefCell::new(Vec::new())));
+        let rounds = round.clone();
+        let _hook = io.at_batch_end(move || rounds.set(rounds.get() + 1));
+        for len in [4096, 8192, 1 << 20, 512] {
+            let (io_of, file, round, ends) = (io.clone(), file.clone(), round.clone(), ends.clone());
+            io.spawn(async move {
+                let (count, _) = io_of.read(&file, 0, buffer(len)).await;
+                assert_eq!(count.unwrap(), len as u64);
+                ends.borrow_mut().push((len, round.get()));
+            });
+        }
+        while ends.borrow().len() < 4 {
+            io.sleep(Duration::from_millis(1)).await;
+        }
+        ends.take()
+    });
+    let round = |wanted| ends.iter().find(|(len, _)| *len == wanted).unwrap().1;
+    assert_eq!(round(4096), round(8192), "small ones go together: {ends:?}");
+    assert!(round(8192) < round(1 << 20), "{ends:?}");
+}
+
+/// A poller that always has work keeps no other from being asked, and each is the first in its turn.
+#[test]
+fn all_pollers_are_asked_in_turn() {
+    struct Counting(&'static str, Rc<RefCell<Vec<&'static str>>>);
+    impl Poller for Counting {
+        fn poll(&self) -> bool {
+            self.1.borrow_mut().push(self.0);
+            true
+        }
+        fn arm(&self) -> bool {
+            false
+        }
+    }
+    let settings = Settings { polling: Polling::Fixed(Duration::from_millis(50)), cpus: vec![] };
+    let asked = on_thread_with(settings, |io| async move {
+        let asked = Rc::new(RefCell::new(Vec::new()));
+        let pollers = ["a", "b", "c"].map(|name| Rc::new(Counting(name, asked.clone())) as Rc<dyn Poller>);
+        pollers.iter().for_each(|poller| io.add_poller(Rc::downgrade(poller)));
+        // Some rounds with nothing else to do, and some with tasks that are ready.
+        io.sleep(Duration::from_millis(2)).await;
+        for _ in 0..8 {
+            yield_now().await;
+        }
+        asked.take()
+    });
+    let asked = asked.get(..30).unwrap();
+    for round in asked.chunks_exact(3) {
+        assert!(["a", "b", "c"].iter().all(|name| round.contains(name)), "{asked:?}");
+    }
+    let firsts: Vec<_> = asked.chunks_exact(3).map(|round| round[0]).take(6).collect();
+    assert!(firsts[0] != firsts[1] && firsts[0] == firsts[3] && firsts[1] == firsts[4], "{firsts:?}");
 }

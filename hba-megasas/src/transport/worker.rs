@@ -29,6 +29,11 @@ type Map = BTreeMap<u8, Arc<Place>>;
 /// How often to look whether a full reply ring has room again.
 const FULL_RING_POLL: Duration = Duration::from_millis(1);
 
+/// What is begun in one round of the I/O thread at most, so that others of the thread have their turns: frames, and bytes of
+/// them. Enough for the usual batch of small ones; of large ones, one at a time.
+const FRAMES_PER_ROUND: u32 = 64;
+const BYTES_PER_ROUND: u64 = 256 << 10;
+
 /// An EVENT_WAIT that no event has answered yet.
 struct Parked {
     ticket: Ticket,
@@ -52,6 +57,8 @@ pub(crate) struct Worker {
     events: Cell<u64>,
     /// There is something to do without a doorbell.
     seen: Cell<bool>,
+    /// The last round left frames for the next.
+    left: Cell<bool>,
     /// [`Self::retry`] runs.
     retrying: Cell<bool>,
     waker: Cell<Option<Waker>>,
@@ -74,6 +81,7 @@ impl Worker {
             moderation,
             events: Cell::new(0),
             seen: Cell::new(false),
+            left: Cell::new(false),
             retrying: Cell::new(false),
             waker: Cell::new(None),
         })
@@ -292,7 +300,7 @@ impl Poller for Worker {
         if due {
             self.signal();
         }
-        waiting && self.notice()
+        (waiting || self.left.get()) && self.notice()
     }
 
     fn is_holding(&self) -> bool {
@@ -301,7 +309,52 @@ impl Poller for Worker {
 
     fn arm(&self) -> bool {
         self.signal();
-        !self.port.arm() && self.notice()
+        (!self.port.arm() | self.left.get()) && self.notice()
+    }
+}
+
+/// Frames that were taken from the port and not begun.
+struct Batch {
+    frames: Vec<u64>,
+    /// How many of them were begun.
+    begun: usize,
+    epoch: u64,
+    taken: Instant,
+}
+
+impl Batch {
+    fn next(&mut self) -> Option<u64> {
+        let frame = self.frames.get(self.begun).copied();
+        self.begun += usize::from(frame.is_some());
+        frame
+    }
+
+    fn is_empty(&self) -> bool {
+        self.begun >= self.frames.len()
+    }
+}
+
+impl Worker {
+    /// Takes what waits at the port, once all of the batch before was begun.
+    fn take(&self, batch: &mut Batch, running: usize) {
+        if !batch.is_empty() {
+            return;
+        }
+        batch.frames.clear();
+        (batch.begun, batch.epoch) = (0, self.port.take(&mut batch.frames));
+        if batch.frames.is_empty() && self.port.complete(&mut self.done.borrow_mut()) {
+            // The driver has made room in a full ring.
+            self.port.signal();
+        }
+        batch.taken = Instant::now();
+        self.moderation.borrow_mut().arrived(batch.taken, batch.frames.len() as u32, running as u32);
+    }
+
+    /// Forgets what was not begun: a reset came in between.
+    fn forget(&self, batch: &mut Batch) {
+        let (epoch, taken) = (batch.epoch, batch.taken);
+        let mut done = self.done.borrow_mut();
+        done.extend(std::iter::from_fn(|| batch.next()).map(|_| Done { epoch, context: None, taken }));
     }
 }
 
@@ -311,31 +364,31 @@ pub(crate) async fn serve(worker: Rc<Worker>) {
     let limit = Port::queue_limit(port.model());
     let pool = TaskPool::new(&worker.io, limit);
     let at_end = worker.clone();
-    let hook = worker.io.at_batch_end(move || {
-        at_end.flush();
-        // A thread that is busy with completions takes new frames in between.
-        if at_end.port.has_waiting() {
-            at_end.notice();
-        }
-    });
+    let hook = worker.io.at_batch_end(move || at_end.flush());
     let poller: Rc<dyn Poller> = worker.clone();
     worker.io.add_poller(Rc::downgrade(&poller));
     drop(poller);
     let mut watch = worker.io.watch(port.doorbell());
-    let (mut batch, mut fetcher) = (Vec::with_capacity(limit), Fetcher::default());
+    let frames = Vec::with_capacity(limit);
+    let mut batch = Batch { frames, begun: 0, epoch: 0, taken: Instant::now() };
+    let mut fetcher = Fetcher::default();
     while worker.next_frames(&mut watch).await {
         if worker.events.get() != worker.firmware.event_count() {
             worker.deliver_event();
         }
-        let epoch = port.take(&mut batch);
-        if batch.is_empty() && port.complete(&mut worker.done.borrow_mut()) {
-            // The driver has made room in a full ring.
-            port.signal();
+        worker.take(&mut batch, pool.running());
+        if batch.epoch != port.epoch() {
+            worker.forget(&mut batch);
         }
-        let now = Instant::now();
-        worker.moderation.borrow_mut().arrived(now, batch.len() as u32, pool.running() as u32);
-        for address in batch.drain(..) {
-            let Some((token, frame)) = worker.accept((address, epoch, now), &mut fetcher) else { continue };
+        let (mut count, mut bytes) = (0, 0);
+        while count < FRAMES_PER_ROUND
+            && bytes < BYTES_PER_ROUND
+            && let Some(address) = batch.next()
+        {
+            count += 1;
+            let at = (address, batch.epoch, batch.taken);
+            let Some((token, frame)) = worker.accept(at, &mut fetcher) else { continue };
+            bytes += frame.data.as_ref().map_or(0, |data| data.len());
             if pool.running() >= limit {
                 token.complete_scsi(ScsiStatus::Busy as u8, 0);
                 continue;
@@ -344,7 +397,9 @@ pub(crate) async fn serve(worker: Rc<Worker>) {
                 worker.io.spawn(task);
             }
         }
+        worker.left.set(!batch.is_empty());
     }
+    worker.forget(&mut batch);
     pool.drained().await;
     drop(hook);
     worker.flush();
