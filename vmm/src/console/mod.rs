@@ -130,10 +130,17 @@ impl Console {
         Ok(())
     }
 
-    /// From now on output never makes a vCPU wait. To be called before vCPUs are stopped for good.
+    /// Output makes no vCPU wait until [`Self::bind`]. To be called before vCPUs are stopped.
     pub fn release(&self) {
         if let Some(output) = &self.output {
             output.release();
+        }
+    }
+
+    /// A vCPU waits for a slow reader again, so that what is kept for one has a bound. To be called when they are stopped.
+    pub fn bind(&self) {
+        if let Some(output) = &self.output {
+            output.bind();
         }
     }
 

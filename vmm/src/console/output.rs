@@ -50,7 +50,7 @@ struct Ring {
     connected: bool,
     /// The reader did not take anything for longer than our patience.
     stalled: bool,
-    /// The machine stops: nobody waits any more.
+    /// The vCPUs are being stopped: nobody waits.
     released: bool,
     closing: bool,
     lost: u64,
@@ -152,10 +152,16 @@ impl Output {
         self.wake();
     }
 
-    /// From now on no vCPU waits here: what comes is kept, however much it is.
+    /// Until [`Self::bind`] no vCPU waits here: what comes is kept, however much it is.
     pub(super) fn release(&self) {
         self.lock().released = true;
         self.space.notify_all();
+    }
+
+    /// The bound holds again, unless the console closes.
+    pub(super) fn bind(&self) {
+        let mut ring = self.lock();
+        ring.released = ring.closing;
     }
 
     /// Asks the console thread to write out what is left and to end.
@@ -293,6 +299,30 @@ mod tests {
         output.release();
         writer.join().unwrap();
         assert_eq!(output.len(), CAPACITY + 7);
+    }
+
+    #[test]
+    fn after_a_release_the_bound_holds_again() {
+        let output = Arc::new(Output::new(Patience::Endless, true).unwrap());
+        output.put(&vec![b'.'; CAPACITY]);
+        output.release();
+        output.put(b"what a vCPU had begun");
+        output.bind();
+        let kept = output.len();
+        let (done, finished) = mpsc::channel();
+        let writer = thread::spawn({
+            let output = output.clone();
+            move || {
+                (0..3 * CAPACITY).for_each(|_| output.put(b"x"));
+                done.send(()).unwrap();
+            }
+        });
+        assert!(finished.recv_timeout(Duration::from_millis(100)).is_err(), "it must wait");
+        assert_eq!(output.len(), kept);
+        output.close();
+        output.bind();
+        writer.join().unwrap();
+        assert_eq!(output.len(), kept + 3 * CAPACITY, "at the end nobody waits, whoever asks for it");
     }
 
     #[test]

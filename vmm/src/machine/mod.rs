@@ -215,6 +215,7 @@ impl Machine {
                 self.console.release();
             }
             self.control.pause(&threads);
+            self.console.bind();
             match self.handle(event) {
                 Ok(None) if self.control.is_paused() || self.space.is_short() => {}
                 Ok(None) => self.control.resume(),
