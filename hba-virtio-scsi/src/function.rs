@@ -306,6 +306,10 @@ impl Signal for Wire {
         self.0.notify(vector);
     }
 
+    fn reserve(&self, vector: u16) -> bool {
+        self.0.reserve(vector)
+    }
+
     fn deassert(&self) {
         self.0.deassert_intx();
     }

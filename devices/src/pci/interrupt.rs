@@ -76,6 +76,12 @@ impl Interrupt {
         }
     }
 
+    /// Takes from the hypervisor what MSI-X vector `vector` needs, before the driver enables it: a device that tells its driver
+    /// when there is none asks for it. False when there is no such vector, or the hypervisor has no more.
+    pub fn reserve(&self, vector: u16) -> bool {
+        self.inner.msix.as_ref().is_some_and(|(msix, _)| msix.reserve(vector))
+    }
+
     /// The cause of a level-triggered interrupt is gone. Harmless in the other modes.
     pub fn deassert_intx(&self) {
         self.inner.intx.assert(false);

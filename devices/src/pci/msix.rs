@@ -81,6 +81,11 @@ impl Msix {
         self.vectors.trigger(vector.into());
     }
 
+    /// Takes what `vector` needs; see [`Vectors::reserve`].
+    pub(super) fn reserve(&self, vector: u16) -> bool {
+        self.vectors.reserve(vector.into())
+    }
+
     /// Follows Message Control; returns whether MSI-X is enabled.
     pub(super) fn set_control(&self, control: u16) -> bool {
         let enabled = control & ENABLE != 0;

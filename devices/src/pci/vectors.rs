@@ -59,11 +59,19 @@ impl Vectors {
     /// Delivers vector `n`, or makes it pending while it is masked. From any thread.
     pub(super) fn trigger(&self, n: usize) {
         let Some(slot) = self.slots.get(n) else { return };
-        if self.delivers(slot) {
-            slot.fire();
-        } else {
+        if !self.delivers(slot) {
             self.defer(slot);
+        } else if !slot.fire() {
+            self.recover(n, slot);
         }
+    }
+
+    /// There was nothing to deliver vector `n` with when it was unmasked. There may be now: the guest waits for it.
+    fn recover(&self, n: usize, slot: &Slot) {
+        if let Some(program) = self.lock().get_mut(n) {
+            self.route(slot, program);
+        }
+        slot.fire();
     }
 
     /// The vector was seen masked. It may no longer be.
@@ -79,6 +87,13 @@ impl Vectors {
     /// What the guest wrote for vector `n`.
     pub(super) fn program(&self, n: usize) -> Option<Program> {
         self.lock().get(n).copied()
+    }
+
+    /// Takes from the hypervisor what vector `n` needs, now and not when it is unmasked; false when there is none, or no more.
+    pub(super) fn reserve(&self, n: usize) -> bool {
+        // So that two threads do not take one each.
+        let _programs = self.lock();
+        self.slots.get(n).is_some_and(|slot| self.vector_of(slot).is_some())
     }
 
     /// The guest writes message and mask of vector `n`. Routes and delivers before it returns.
@@ -149,19 +164,24 @@ impl Vectors {
         if program.routed == Some(program.message) {
             return;
         }
-        let vector = match slot.vector.get() {
-            Some(vector) => vector,
-            None => match self.allocator.allocate() {
-                Ok(vector) => slot.vector.get_or_init(|| vector),
-                Err(error) => {
-                    log_limited!(warn, "no route for a message-signalled interrupt: {error}");
-                    return;
-                }
-            },
-        };
+        let Some(vector) = self.vector_of(slot) else { return };
         match vector.route(program.message) {
             Ok(()) => program.routed = Some(program.message),
             Err(error) => log_limited!(warn, "interrupt message {:?} not routed: {error}", program.message),
+        }
+    }
+
+    /// The hypervisor's part of a vector, taken when there is none yet.
+    fn vector_of<'a>(&self, slot: &'a Slot) -> Option<&'a Arc<dyn MsiVector>> {
+        if let Some(vector) = slot.vector.get() {
+            return Some(vector);
+        }
+        match self.allocator.allocate() {
+            Ok(vector) => Some(slot.vector.get_or_init(|| vector)),
+            Err(error) => {
+                log_limited!(warn, "no message-signalled interrupt for a vector of the guest: {error}");
+                None
+            }
         }
     }
 
@@ -171,10 +191,9 @@ impl Vectors {
 }
 
 impl Slot {
-    fn fire(&self) {
-        if let Some(vector) = self.vector.get() {
-            vector.trigger();
-        }
+    /// Delivers; false when there is nothing to deliver it with.
+    fn fire(&self) -> bool {
+        self.vector.get().inspect(|vector| vector.trigger()).is_some()
     }
 }
 
@@ -198,6 +217,43 @@ mod tests {
         vectors.defer(&vectors.slots[0]);
         assert_eq!(msi.take(), [MESSAGE]);
         assert!(!vectors.is_pending(0));
+    }
+
+    #[test]
+    fn a_vector_is_reserved_once_and_refused_when_there_are_no_more() {
+        let msi = RecordingMsi::with_limit(1);
+        let vectors = Vectors::new(3, true, msi.clone());
+        assert!(vectors.reserve(0) && vectors.reserve(0));
+        assert!(!vectors.reserve(1));
+        assert!(!vectors.reserve(3), "there is no such vector");
+        assert_eq!(msi.allocated(), 1);
+        vectors.set_open(true);
+        vectors.set_program(0, MESSAGE, false);
+        vectors.trigger(0);
+        assert_eq!((msi.take(), msi.allocated()), (vec![MESSAGE], 1));
+    }
+
+    /// An allocator that fails at first.
+    struct Short(AtomicBool, Arc<RecordingMsi>);
+    impl MsiAllocator for Short {
+        fn allocate(&self) -> io::Result<Arc<dyn MsiVector>> {
+            match self.0.swap(false, Ordering::SeqCst) {
+                true => Err(io::Error::from_raw_os_error(libc::EMFILE)),
+                false => self.1.allocate(),
+            }
+        }
+    }
+
+    #[test]
+    fn a_vector_that_could_not_be_had_is_tried_again() {
+        let msi = RecordingMsi::new();
+        let vectors = Vectors::new(1, true, Arc::new(Short(AtomicBool::new(true), msi.clone())));
+        vectors.set_open(true);
+        vectors.set_program(0, MESSAGE, false);
+        assert_eq!(msi.allocated(), 0);
+        vectors.trigger(0);
+        vectors.trigger(0);
+        assert_eq!((msi.take(), msi.allocated()), (vec![MESSAGE; 2], 1));
     }
 
     /// A vector that is triggered in the midst of its own routing.

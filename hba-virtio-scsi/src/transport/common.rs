@@ -173,10 +173,10 @@ impl Transport {
     }
 
     fn write_word(&self, registers: &mut Registers, offset: u64, value: u16) {
-        let vector = if value < self.limits.vectors { value } else { NO_VECTOR };
+        let vector = || self.isr.map(value, self.limits.vectors);
         let index = usize::from(registers.queue_select);
         match offset {
-            16 => registers.config_vector = vector,
+            16 => registers.config_vector = vector(),
             22 => registers.queue_select = value,
             24 => {
                 let fits = value.is_power_of_two() && value <= self.limits.queue_size;
@@ -186,7 +186,7 @@ impl Transport {
             }
             26 => {
                 if let Some(queue) = self.queues.get(index) {
-                    queue.set_vector(vector);
+                    queue.set_vector(vector());
                 }
             }
             28 if value == 1 => self.enable_queue(registers),

@@ -10,6 +10,8 @@ pub(crate) trait Signal: Send + Sync {
     fn has_messages(&self) -> bool;
     /// Sends the message of `vector`, or raises the wire when MSI-X is not enabled.
     fn notify(&self, vector: u16);
+    /// Takes what the message of `vector` needs; false when that is not to be had.
+    fn reserve(&self, vector: u16) -> bool;
     /// Lowers the wire.
     fn deassert(&self);
 }
@@ -31,6 +33,13 @@ impl Isr {
     /// Whether MSI-X is enabled.
     pub(super) fn has_messages(&self) -> bool {
         self.signal.get().is_some_and(|signal| signal.has_messages())
+    }
+
+    /// The vector that an event is mapped to when the driver wants `vector`: NO_VECTOR when there is nothing to map it to, which
+    /// the driver reads back (4.1.5.1.2.1).
+    pub(super) fn map(&self, vector: u16, vectors: u16) -> u16 {
+        let has = vector < vectors && self.signal.get().is_none_or(|signal| signal.reserve(vector));
+        if has { vector } else { NO_VECTOR }
     }
 
     /// A queue interrupt. The status bit is for drivers without MSI-X only (4.1.4.5.1).

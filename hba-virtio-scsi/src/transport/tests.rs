@@ -37,6 +37,9 @@ impl Signal for Silent {
         true
     }
     fn notify(&self, _: u16) {}
+    fn reserve(&self, _: u16) -> bool {
+        true
+    }
     fn deassert(&self) {}
 }
 

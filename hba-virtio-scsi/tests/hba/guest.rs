@@ -117,7 +117,16 @@ impl Guest {
 
     /// As [`Self::new`], on these threads.
     pub fn on(threads: Vec<IoThread>, options: Options, targets: BTreeMap<u8, Arc<Nexus>>) -> Self {
-        let seat = TestSeat::new(RAM);
+        Self::in_seat(TestSeat::new(RAM), threads, options, targets)
+    }
+
+    /// As [`Self::on`], in this place.
+    pub fn in_seat(
+        seat: TestSeat,
+        threads: Vec<IoThread>,
+        options: Options,
+        targets: BTreeMap<u8, Arc<Nexus>>,
+    ) -> Self {
         let remotes: Vec<_> = threads.iter().map(IoThread::remote).collect();
         let hba = VirtioScsi::new(seat.seat.clone(), targets, remotes.clone(), options).unwrap();
         let mut guest = Self {

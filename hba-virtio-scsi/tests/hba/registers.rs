@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use devices::bus::Space;
+use devices::iothread::IoThread;
 use devices::pci::PciFunction;
-use devices::testing::pci::{config_dword, set_config_dword, set_config_word};
+use devices::testing::irq::RecordingMsi;
+use devices::testing::pci::{TestSeat, config_dword, set_config_dword, set_config_word};
 use hba_virtio_scsi::{Error, Options, VirtioScsi};
 
-use crate::guest::{CHANGE, EVENT_IDX, Guest, HOTPLUG, INDIRECT, RING_RESET, VERSION_1};
+use crate::guest::{CHANGE, EVENT_IDX, Guest, HOTPLUG, INDIRECT, RAM, RING_RESET, VERSION_1};
 
 fn guest(options: Options) -> Guest {
     Guest::new(options, 1, BTreeMap::new())
@@ -136,6 +138,23 @@ fn vectors_beyond_the_table_read_back_as_none() {
         assert_eq!(set(offset, 0), 0);
         assert_eq!(set(offset, 0xffff), 0xffff);
     }
+}
+
+/// As Linux sets up: MSI-X is enabled with all vectors masked, and each is mapped before it is unmasked. What has no route
+/// is told by NO_VECTOR (virtio 1.3, 4.1.5.1.2.1), upon which drivers share vectors.
+#[test]
+fn a_vector_that_the_hypervisor_has_no_route_for_reads_back_as_none() {
+    let seat = TestSeat::with_msi(RAM, RecordingMsi::with_limit(2));
+    let options = Options { request_queues: 2, ..Options::default() };
+    let guest = Guest::in_seat(seat, vec![IoThread::start("io").unwrap()], options, BTreeMap::new());
+    let map = |queue, offset, vector: u16| {
+        guest.select(queue);
+        guest.write(guest.at.common + offset, &vector.to_le_bytes());
+        u16::from_le_bytes(guest.read(guest.at.common + offset))
+    };
+    assert_eq!([map(0, 16, 0), map(2, 26, 1), map(3, 26, 2)], [0, 1, 0xffff]);
+    assert_eq!(map(3, 26, 1), 1, "a shared one costs nothing more");
+    assert_eq!(guest.seat.msi.allocated(), 2);
 }
 
 #[test]

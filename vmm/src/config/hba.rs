@@ -13,6 +13,7 @@ use super::types::{
     Megasas, MegasasMode, MegasasModel, NoSpace, Polling, Protection, Throttle, VirtioInterface, VirtioScsi,
     WritePolicy,
 };
+use crate::kvm::MAX_VECTORS;
 
 /// CPUs of a host at most, as far as they can be named here.
 const CPUS: usize = 1024;
@@ -24,6 +25,11 @@ const MEGASAS_KEYS: [&str; 6] = ["model", "mode", "write_policy", "serial", "sas
 const VIRTIO_KEYS: [&str; 4] = ["queues", "queue_size", "interface", "io_threads"];
 /// Targets of a virtio-scsi device: one byte of its LUN field (virtio 1.3, 5.6.6.1).
 const VIRTIO_TARGETS: u64 = 256;
+/// Interrupt vectors of a virtio-scsi adapter besides one for each request queue: for the two other queues, and for changes of
+/// the configuration.
+const VIRTIO_VECTORS: usize = 3;
+/// Interrupt vectors of a MegaRAID SAS board: those of MSI-X, and that of MSI.
+const MEGASAS_VECTORS: usize = 16;
 
 /// Reads every `[[hba]]` of the file, for a machine with `cpus` vCPUs.
 pub(super) fn hbas(root: &Section<'_>, directory: &Path, cpus: u8, errors: &mut Errors) -> Option<Vec<Hba>> {
@@ -32,7 +38,27 @@ pub(super) fn hbas(root: &Section<'_>, directory: &Path, cpus: u8, errors: &mut 
     let read: Vec<Option<Hba>> =
         sections.iter().zip(ids).map(|(section, id)| hba(section, id, directory, cpus, errors)).collect();
     identities(sections, directory, errors);
-    read.into_iter().collect()
+    let hbas: Vec<Hba> = read.into_iter().collect::<Option<_>>()?;
+    check_vectors(sections, &hbas, errors);
+    Some(hbas)
+}
+
+/// Refuses the first adapter for whose interrupts the hypervisor has no routes any more.
+fn check_vectors(sections: &[Section<'_>], hbas: &[Hba], errors: &mut Errors) {
+    let mut sum = 0;
+    for (section, hba) in sections.iter().zip(hbas) {
+        sum += match &hba.controller {
+            Controller::VirtioScsi(VirtioScsi { queues, .. }) => usize::from(*queues) + VIRTIO_VECTORS,
+            Controller::Megasas(_) => MEGASAS_VECTORS,
+        };
+        if sum > MAX_VECTORS {
+            let reason = format!(
+                "with this adapter the machine has {sum} interrupt vectors, {VIRTIO_VECTORS} and one for each request \
+                 queue of each virtio-scsi adapter, but KVM has {MAX_VECTORS}; expected fewer queues or adapters"
+            );
+            return section.reject("queues", &reason, errors);
+        }
+    }
 }
 
 /// No two disks of the machine may be called the same, unless they are one file or device on several paths.

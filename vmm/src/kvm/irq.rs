@@ -16,6 +16,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 const IOAPIC_PINS: u32 = 24;
 /// Most routes that KVM keeps (KVM_MAX_IRQ_ROUTES).
 const MAX_ROUTES: usize = 4096;
+/// Routes of the wired interrupts: 0 to 15 to a PIC, all but the cascade to the IOAPIC.
+const WIRED_ROUTES: usize = 16 + IOAPIC_PINS as usize - 1;
+/// Most message-signalled vectors of a VM.
+pub const MAX_VECTORS: usize = MAX_ROUTES - WIRED_ROUTES;
 
 /// The VM's interrupt routing table: global system interrupts to controller pins and messages.
 pub struct InterruptRouter {
@@ -29,6 +33,18 @@ struct Table {
     messages: Vec<Option<MsiMessage>>,
     /// Vectors that were given back.
     free: Vec<u32>,
+}
+
+impl Table {
+    /// A number without a route.
+    fn take(&mut self) -> Option<u32> {
+        if let Some(gsi) = self.free.pop() {
+            return Some(gsi);
+        }
+        let gsi = (self.messages.len() < MAX_VECTORS).then_some(IOAPIC_PINS + self.messages.len() as u32)?;
+        self.messages.push(None);
+        Some(gsi)
+    }
 }
 
 impl InterruptRouter {
@@ -68,8 +84,29 @@ impl InterruptRouter {
         if *slot == message {
             return Ok(());
         }
-        *slot = message;
-        self.install(&table)
+        let before = std::mem::replace(slot, message);
+        let installed = self.install(&table);
+        if installed.is_err()
+            && let Some(slot) = table.messages.get_mut((gsi - IOAPIC_PINS) as usize)
+        {
+            // It would be in the way of every other vector.
+            *slot = before;
+        }
+        installed
+    }
+
+    /// Reserves a number, for as long as `make` does not fail with it.
+    fn reserve<T>(&self, make: impl FnOnce(u32) -> io::Result<T>) -> io::Result<(u32, T)> {
+        let gsi = self.lock().take().ok_or_else(|| {
+            io::Error::other(format!("the interrupt routing table is full ({MAX_VECTORS} vectors)"))
+        })?;
+        match make(gsi) {
+            Ok(made) => Ok((gsi, made)),
+            Err(e) => {
+                self.free(gsi);
+                Err(e)
+            }
+        }
     }
 
     fn free(&self, gsi: u32) {
@@ -136,7 +173,7 @@ impl IrqLine for KvmLine {
         // A level must be true at every moment, also while masked and polled, so it goes by KVM_IRQ_LINE and not
         // by an irqfd, which only knows edges and their acknowledgement.
         if let Err(e) = self.vm.set_irq_line(self.gsi, high) {
-            tracing::error!("interrupt {}: {e}", self.gsi);
+            devices::log_limited!(error, "interrupt {}: {e}", self.gsi);
         }
     }
 
@@ -150,7 +187,7 @@ fn signal(event: &EventFd, gsi: u32) {
     match event.write(1) {
         Ok(()) => {}
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-        Err(e) => tracing::error!("interrupt {gsi}: {e}"),
+        Err(e) => devices::log_limited!(error, "interrupt {gsi}: {e}"),
     }
 }
 
@@ -188,19 +225,56 @@ pub struct Vectors(pub Arc<InterruptRouter>);
 
 impl MsiAllocator for Vectors {
     fn allocate(&self) -> io::Result<Arc<dyn MsiVector>> {
-        let gsi = {
-            let mut table = self.0.lock();
-            match table.free.pop() {
-                Some(gsi) => gsi,
-                None if wired_routes().len() + table.messages.len() < MAX_ROUTES => {
-                    table.messages.push(None);
-                    IOAPIC_PINS + table.messages.len() as u32 - 1
-                }
-                None => return Err(io::Error::other("the interrupt routing table is full (4096 routes)")),
-            }
-        };
-        let event = EventFd::new(EFD_NONBLOCK)?;
-        self.0.vm.register_irqfd(&event, gsi)?;
+        let (gsi, event) = self.0.reserve(|gsi| {
+            let event = EventFd::new(EFD_NONBLOCK)?;
+            self.0.vm.register_irqfd(&event, gsi)?;
+            Ok(event)
+        })?;
         Ok(Arc::new(Vector { router: self.0.clone(), gsi, event }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kvm::Hypervisor;
+    use std::path::Path;
+
+    fn router() -> Option<Arc<InterruptRouter>> {
+        let vm = Hypervisor::open(Path::new("/dev/kvm")).ok()?.create_vm().unwrap();
+        vm.create_irq_chip().unwrap();
+        Some(InterruptRouter::new(vm).unwrap())
+    }
+
+    #[test]
+    fn the_wired_routes_are_as_many_as_is_said() {
+        assert_eq!(wired_routes().len(), WIRED_ROUTES);
+    }
+
+    #[test]
+    fn a_number_whose_event_cannot_be_had_is_not_lost() {
+        let Some(router) = router() else { return };
+        for _ in 0..2 * MAX_VECTORS {
+            let failed = router.reserve(|_| Err::<(), _>(io::Error::from_raw_os_error(libc::EMFILE)));
+            assert_eq!(failed.unwrap_err().raw_os_error(), Some(libc::EMFILE));
+        }
+        let (gsi, ()) = router.reserve(|_| Ok(())).unwrap();
+        assert_eq!(gsi, 24);
+    }
+
+    #[test]
+    fn as_many_vectors_as_kvm_has_routes_for() {
+        let Some(router) = router() else { return };
+        let message = |n: usize| MsiMessage { address: 0xfee0_0000, data: n as u32 };
+        for n in 0..MAX_VECTORS {
+            let (gsi, ()) = router.reserve(|_| Ok(())).unwrap();
+            // Each call hands KVM the whole table: the last ones tell.
+            if n + 2 > MAX_VECTORS {
+                router.lock().messages.iter_mut().for_each(|slot| *slot = Some(message(1)));
+                router.route(gsi, Some(message(n))).unwrap();
+            }
+        }
+        let error = router.reserve(|_| Ok(())).unwrap_err();
+        assert_eq!(error.to_string(), "the interrupt routing table is full (4057 vectors)");
     }
 }

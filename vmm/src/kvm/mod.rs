@@ -19,7 +19,7 @@ use thiserror::Error;
 
 pub use chips::InitialChips;
 pub use doorbell::KvmDoorbells;
-pub use irq::{InterruptRouter, Vectors};
+pub use irq::{InterruptRouter, MAX_VECTORS, Vectors};
 pub use pages::KvmPages;
 pub use ram::{Backing, allocate as allocate_ram};
 pub use rom::{Rom, map_rom};

@@ -63,7 +63,7 @@ impl PageWindow for KvmPages {
         let Some((slot, page)) = shown.get(&base).cloned() else { return };
         match self.set(slot, base, &page, 0) {
             Ok(()) => drop(shown.remove(&base)),
-            Err(error) => tracing::error!("KVM keeps the register page at {base:#x}: {error}"),
+            Err(error) => devices::log_limited!(error, "KVM keeps the register page at {base:#x}: {error}"),
         }
     }
 }

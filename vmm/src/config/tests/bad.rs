@@ -47,6 +47,20 @@ fn unknown_names_are_refused_with_a_guess() {
 }
 
 #[test]
+fn more_interrupt_vectors_than_the_hypervisor_has_are_refused() {
+    let more = |count: usize| "[[hba]]\nqueues = 255\n".repeat(count);
+    good(&format!("{SMALLEST}{}", more(15)), &[]);
+    // One queue, and 16 times 255; three more for each adapter. The last one is on the lines 38 and 39.
+    after_smallest(
+        &more(16),
+        &[
+            "vm.toml:39: `queues` in [[hba]]: with this adapter the machine has 4132 interrupt vectors, 3 and one for each \
+           request queue of each virtio-scsi adapter, but KVM has 4057; expected fewer queues or adapters",
+        ],
+    );
+}
+
+#[test]
 fn what_this_version_does_not_build_is_refused_never_ignored() {
     in_vm("hyperv = true", &["vm.toml:2: `hyperv` in [vm] is not supported yet"]);
     for (more, expected) in [
