@@ -19,6 +19,17 @@ pub fn raise_open_files() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// A file that has reached the process's limit (RLIMIT_FSIZE, `ulimit -f`) fails a write, as a full disk does, instead of
+/// ending the process. To be called first in `main`, before there is a log file; programs that this one starts would inherit
+/// it.
+pub fn survive_file_sizes() {
+    // SAFETY: no handler, and nothing is read or written.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN)
+    };
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

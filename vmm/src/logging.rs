@@ -2,19 +2,20 @@
 //!
 //! Levels: `error` for what ends the machine or loses data, `warn` for what the operator should look at, `info`
 //! for the life of the machine, `debug` and `trace` for developers. What a guest can cause is limited by
-//! [`devices::log_limited`].
+//! [`devices::log_limited`]. A line that cannot be written is lost and costs the thread that wrote it nothing.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock};
 
 use anyhow::{Context, Result};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::reason;
+use crate::exit::complain;
 
 /// The environment variable with a filter, such as `info` or `warn,hba_virtio_scsi=trace`.
 pub const VARIABLE: &str = "VMM_LOG";
@@ -45,13 +46,15 @@ pub(crate) fn line_end() -> &'static str {
 pub fn start(level: Option<&str>, file: Option<&Path>) -> Result<()> {
     let filter = filter(level, std::env::var_os(VARIABLE).as_deref())?;
     let log = tracing_subscriber::fmt().compact().with_ansi(false).with_env_filter(filter);
+    // It would tell on standard error, each time, and panic if that is closed.
+    let log = log.log_internal_errors(false);
     let started = match file {
         None => log.with_writer(StandardError).try_init(),
         Some(path) => {
             let file = OpenOptions::new().append(true).create(true).open(path);
             let file = file.map_err(|error| anyhow::anyhow!(reason(&error)));
             let file = file.with_context(|| format!("--log-file {}: cannot open", path.display()))?;
-            log.with_writer(Mutex::new(file)).try_init()
+            log.with_writer(LogFile { file, path: path.into(), failed: AtomicBool::new(false) }).try_init()
         }
     };
     started.map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))
@@ -84,15 +87,50 @@ impl<'a> MakeWriter<'a> for StandardError {
 
 impl Write for StandardError {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        match (line_end(), line.strip_suffix(b"\n")) {
-            ("", _) | (_, None) => io::stderr().write_all(line)?,
-            (end, Some(text)) => io::stderr().write_all(&[text, end.as_bytes(), b"\n"].concat())?,
+        // Where standard error is closed there is nobody left to tell.
+        let _ = match (line_end(), line.strip_suffix(b"\n")) {
+            ("", _) | (_, None) => io::stderr().write_all(line),
+            (end, Some(text)) => io::stderr().write_all(&[text, end.as_bytes(), b"\n"].concat()),
+        };
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A log file, each event one write at its end.
+struct LogFile {
+    file: File,
+    path: PathBuf,
+    /// A line could not be written, which was said.
+    failed: AtomicBool,
+}
+
+struct LogLine<'a>(&'a LogFile);
+
+impl<'a> MakeWriter<'a> for LogFile {
+    type Writer = LogLine<'a>;
+    fn make_writer(&'a self) -> LogLine<'a> {
+        LogLine(self)
+    }
+}
+
+impl Write for LogLine<'_> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let Self(log) = self;
+        if let Err(error) = (&log.file).write_all(line)
+            && !log.failed.swap(true, Ordering::Relaxed)
+        {
+            let (path, why) = (log.path.display(), reason(&error));
+            complain(format!("--log-file {path}: {why}; lines are lost until it can be written again"));
         }
         Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        Ok(())
     }
 }
 

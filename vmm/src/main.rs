@@ -17,6 +17,7 @@ fn main() -> ExitCode {
 
 fn run() -> Outcome {
     let start = Instant::now();
+    limits::survive_file_sizes();
     // Before any thread, so that all inherit it.
     let signals = match Signals::block() {
         Ok(signals) => Arc::new(signals),

@@ -6,11 +6,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::error::ConsoleError;
 use super::sys;
 use super::terminal::RawTerminal;
+use crate::listen::{ListenError, accept_failed, listen};
 
 /// How often a pseudoterminal is asked whether somebody opened it (nothing tells), and a terminal whether it is ours.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
@@ -45,6 +46,8 @@ pub(super) struct Socket {
     client: Option<UnixStream>,
     /// The client will send nothing more, but may still read.
     input_ended: bool,
+    /// Until then nobody is accepted: the last time failed.
+    not_before: Option<Instant>,
 }
 
 /// What came of reading.
@@ -104,22 +107,14 @@ impl Link {
     /// A listening socket. One that a dead process left behind is replaced.
     pub(super) fn socket(path: &Path) -> Result<Self, ConsoleError> {
         let failed = |source| ConsoleError::Socket { path: path.into(), source };
-        if let Ok(found) = fs::symlink_metadata(path) {
-            if !found.file_type().is_socket() {
-                return Err(ConsoleError::Occupied { path: path.into(), expected: "socket" });
-            }
-            match UnixStream::connect(path) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    fs::remove_file(path).map_err(failed)?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed(error)),
-                Ok(_) => return Err(ConsoleError::SocketInUse { path: path.into() }),
-            }
-        }
-        let listener = UnixListener::bind(path).map_err(failed)?;
+        let listener = listen(path).map_err(|error| match error {
+            ListenError::Occupied => ConsoleError::Occupied { path: path.into(), expected: "socket" },
+            ListenError::InUse => ConsoleError::SocketInUse { path: path.into() },
+            ListenError::System(source) => failed(source),
+        })?;
         listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Self::Socket(Socket { listener, path: path.into(), client: None, input_ended: false }))
+        let path = path.into();
+        Ok(Self::Socket(Socket { listener, path, client: None, input_ended: false, not_before: None }))
     }
 
     /// Where to read, now.
@@ -150,7 +145,9 @@ impl Link {
     /// Where clients come, while there is none.
     pub(super) fn listener_fd(&self) -> Option<RawFd> {
         match self {
-            Self::Socket(socket) if socket.client.is_none() => Some(socket.listener.as_raw_fd()),
+            Self::Socket(socket) if socket.client.is_none() && socket.pause().is_none() => {
+                Some(socket.listener.as_raw_fd())
+            }
             _ => None,
         }
     }
@@ -160,6 +157,7 @@ impl Link {
         match self {
             Self::Pty(pty) if !pty.connected => Some(ASK_AGAIN),
             Self::Stdio(stdio) if stdio.input.is_some() && self.input_fd().is_none() => Some(ASK_AGAIN),
+            Self::Socket(socket) if socket.client.is_none() => socket.pause(),
             _ => None,
         }
     }
@@ -191,7 +189,12 @@ impl Link {
                 socket.input_ended = false;
                 true
             }
-            _ => false,
+            Ok(_) => false,
+            Err(error) => {
+                let pause = accept_failed("console", &error);
+                socket.not_before = pause.and_then(|pause| Instant::now().checked_add(pause));
+                false
+            }
         }
     }
 
@@ -247,6 +250,13 @@ impl Link {
             Self::Stdio(_) | Self::File(_) => {}
         }
         Input::Left
+    }
+}
+
+impl Socket {
+    /// How long nobody is to be accepted.
+    fn pause(&self) -> Option<Duration> {
+        self.not_before?.checked_duration_since(Instant::now()).filter(|pause| !pause.is_zero())
     }
 }
 

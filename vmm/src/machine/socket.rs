@@ -6,8 +6,7 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,6 +18,7 @@ use super::adapter::Adapter;
 use super::control::{Control, Event};
 use super::space::Space;
 use crate::config::{self, HbaType};
+use crate::listen;
 
 /// Longest request in bytes.
 const LINE_MAX: u64 = 64 << 10;
@@ -49,13 +49,20 @@ pub struct Socket {
 impl Socket {
     /// Listens at `path`, which only the user of this process may connect to, and serves on threads of its own.
     pub fn listen(path: &Path, service: Service) -> Result<Self> {
-        let listener = bind(path).with_context(|| format!("control socket {}", path.display()))?;
+        let listener = listen::listen(path).with_context(|| format!("control socket {}", path.display()))?;
         let socket = Self { path: path.into() };
         let service = Arc::new(service);
         let clients = Arc::new(AtomicUsize::new(0));
         let accept = move || {
             for stream in listener.incoming() {
-                let Ok(stream) = stream else { continue };
+                let stream = match stream {
+                    Ok(stream) => stream,
+                    Err(error) => {
+                        let pause = listen::accept_failed("control socket", &error);
+                        std::thread::sleep(pause.unwrap_or_default());
+                        continue;
+                    }
+                };
                 if clients.fetch_add(1, Ordering::Relaxed) >= CLIENTS_MAX {
                     clients.fetch_sub(1, Ordering::Relaxed);
                     continue;
@@ -83,23 +90,6 @@ impl Drop for Socket {
         // Gone already if somebody removed it.
         let _ = fs::remove_file(&self.path);
     }
-}
-
-/// Binds, in place of a socket that nobody listens on any more.
-fn bind(path: &Path) -> io::Result<UnixListener> {
-    if let Ok(found) = fs::symlink_metadata(path) {
-        if !found.file_type().is_socket() {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is something else of this name"));
-        }
-        match UnixStream::connect(path) {
-            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
-            Err(e) => return Err(e),
-            Ok(_) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens on it")),
-        }
-    }
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
 }
 
 impl Service {

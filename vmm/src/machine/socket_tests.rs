@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::sync::Mutex;
 
 use devices::iothread::IoThread;
@@ -202,13 +204,13 @@ fn the_socket_answers_line_by_line_and_goes_away() {
     let mut lines = BufReader::new(client).lines();
     let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap();
     assert_eq!((next()["id"].clone(), next()["error"]["class"].clone()), (json!(1), json!("GenericError")));
-    assert!(bind(&path).is_err(), "in use");
+    assert!(listen::listen(&path).is_err(), "in use");
     drop(socket);
     assert!(!path.exists());
     drop(UnixListener::bind(&path).unwrap());
-    assert!(bind(&path).is_ok(), "left behind by a process that is gone");
+    assert!(listen::listen(&path).is_ok(), "left behind by a process that is gone");
     fs::write(bench.directory.path().join("file"), "").unwrap();
-    assert!(bind(&bench.directory.path().join("file")).is_err());
+    assert!(listen::listen(&bench.directory.path().join("file")).is_err());
 }
 
 /// A service with a board of this mode and write policy, to which no driver listens.

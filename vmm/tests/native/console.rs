@@ -9,7 +9,7 @@ use super::guest::{COM1, Guest};
 use super::vm::{Vm, eventually, hypervisor};
 
 /// Prints every byte that it gets, with its case changed; `!` powers it off.
-fn echo() -> Vec<u8> {
+pub fn echo() -> Vec<u8> {
     Guest::kernel(|g| {
         let (top, end) = (g.here(), g.label());
         // Line status, bit 0: a byte has come.
@@ -29,7 +29,7 @@ fn echo() -> Vec<u8> {
 
 /// Talks to [`echo`] from the other end of its line. What a guest prints before anybody listens is lost, so this side
 /// begins.
-fn converse(mut line: impl Read + Write) {
+pub fn converse(mut line: impl Read + Write) {
     // The second is more than a FIFO holds.
     for text in ["guest".to_owned(), "abcdefghijklmnopqrstuvwxyz".repeat(20)] {
         line.write_all(text.as_bytes()).unwrap();

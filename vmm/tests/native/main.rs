@@ -11,6 +11,7 @@ mod console;
 mod errors;
 mod guest;
 mod interrupts;
+mod limits;
 mod memory;
 mod pci;
 mod reset;
