@@ -163,10 +163,20 @@ pub(crate) fn many(bed: &Bed, guest: Guest<'_>, disks: u32) -> Result<()> {
 
 /// Asks the control socket; the answer must be no error.
 pub(crate) fn ask(bed: &Bed, vm: &Vm<'_>, command: &str, arguments: &str) -> Result<String> {
+    let answer = ask_all(bed, vm, &[(command, arguments)], 60)?;
+    ensure!(answer.contains("\"return\""), "{command} {arguments}: {answer}");
+    Ok(answer)
+}
+
+/// Sends all requests in one packet and returns the answers, whatever they say, a line each.
+pub(crate) fn ask_all(bed: &Bed, vm: &Vm<'_>, requests: &[(&str, &str)], seconds: u64) -> Result<String> {
     let program = paths::program()?.to_string_lossy().into_owned();
-    let socket = format!("{}/control.sock", vm.dir());
-    let line = format!("{{\"execute\": \"{command}\", \"arguments\": {{{arguments}}}}}");
-    let output = bed.host().run(&[&program, "ask", &socket, &line], Duration::from_secs(60))?;
-    ensure!(output.status.success() && output.text.contains("\"return\""), "{line}: {}", output.text);
+    let mut words = vec![program, "ask".into(), format!("{}/control.sock", vm.dir())];
+    words.extend(requests.iter().map(|(command, arguments)| {
+        format!("{{\"execute\": \"{command}\", \"arguments\": {{{arguments}}}}}")
+    }));
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let output = bed.host().run(&words, Duration::from_secs(seconds))?;
+    ensure!(output.status.success(), "{requests:?}: {}", output.text);
     Ok(output.text)
 }

@@ -4,9 +4,11 @@ mod debian;
 mod disk;
 mod ends;
 mod firmware;
+mod grow;
 mod handover;
 mod hardware;
 mod hotplug;
+mod mapper;
 mod megasas;
 mod memtest;
 mod messages;
@@ -43,6 +45,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "scsi-identity", run: scsi::identity },
     Test { name: "scsi-verify", run: scsi::verify },
     Test { name: "scsi-no-space", run: scsi_host::no_space },
+    Test { name: "grow-pause", run: grow::pause },
     Test { name: "virtio-hotplug-13", run: virtio::hotplug_kernel13 },
     Test { name: "virtio-protection", run: virtio::protection },
     Test { name: "megasas-kexec", run: handover::kexec },
@@ -97,5 +100,7 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "scsi-mischief", run: scsi::mischief },
     Test { name: "scsi-pause", run: scsi_host::pause },
     Test { name: "scsi-pause-stop", run: scsi_host::stop_while_paused },
+    Test { name: "grow-report", run: grow::report },
+    Test { name: "grow-resize", run: grow::resize },
     Test { name: "scsi-bad-sectors", run: scsi_host::bad_sectors },
 ];

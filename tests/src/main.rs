@@ -109,13 +109,14 @@ enum Cmd {
     },
     /// Run everything that has to pass before a change is taken.
     Ci,
-    /// Send one line to a control socket and print the answer (used by tests).
+    /// Send lines to a control socket in one packet and print the answers (used by tests).
     #[command(hide = true)]
     Ask {
         /// The socket.
         socket: String,
-        /// The request.
-        line: String,
+        /// The requests.
+        #[arg(required = true)]
+        lines: Vec<String>,
     },
     /// Serve a test bed (used by the test bed itself).
     #[command(hide = true)]
@@ -202,7 +203,7 @@ fn run(command: Cmd) -> Result<ExitCode> {
         }
         Cmd::Fuzz { seconds, filters, .. } => fuzz::run(&filters, seconds).map(|()| ExitCode::SUCCESS),
         Cmd::Ci => Ok(if ci::run(boot::TESTS) { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
-        Cmd::Ask { socket, line } => ask(&socket, &line).map(|()| ExitCode::SUCCESS),
+        Cmd::Ask { socket, lines } => ask(&socket, &lines).map(|()| ExitCode::SUCCESS),
         Cmd::Agent { port: Some(name) } => agent::serve_port(&name).map(|()| ExitCode::SUCCESS),
         Cmd::Agent { port: None } => agent::serve_input().map(|()| ExitCode::SUCCESS),
     }
@@ -248,13 +249,16 @@ fn level1(action: Level1Action) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn ask(socket: &str, line: &str) -> Result<()> {
+fn ask(socket: &str, lines: &[String]) -> Result<()> {
     use std::io::{BufRead, BufReader, Write};
     let mut stream = std::os::unix::net::UnixStream::connect(socket).context(socket.to_string())?;
-    writeln!(stream, "{line}")?;
-    let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer)?;
-    print!("{answer}");
+    stream.write_all(format!("{}\n", lines.join("\n")).as_bytes())?;
+    let mut answers = BufReader::new(stream);
+    for _ in lines {
+        let mut answer = String::new();
+        answers.read_line(&mut answer)?;
+        print!("{answer}");
+    }
     Ok(())
 }
 

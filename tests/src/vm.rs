@@ -199,6 +199,13 @@ impl<'a> Vm<'a> {
         Ok(())
     }
 
+    /// Waits for the quick initramfs's shell and makes it one that `run` can use.
+    pub fn quick_shell(&mut self) -> Result<()> {
+        self.wait_for("TESTBED READY", 300)?;
+        self.wait_for("# ", 60)?;
+        self.plain_shell()
+    }
+
     /// Runs a command in the guest's shell and returns what it printed; fails if it fails.
     pub fn run(&mut self, command: &str) -> Result<String> {
         self.run_for(command, 120)
@@ -206,12 +213,18 @@ impl<'a> Vm<'a> {
 
     /// Runs a command that may take this many seconds.
     pub fn run_for(&mut self, command: &str, seconds: u64) -> Result<String> {
+        let (output, code) = self.run_code(command, seconds)?;
+        ensure!(code == 0, "the guest's command failed with {code}: {command}\n{output}");
+        Ok(output)
+    }
+
+    /// Runs a command that may fail; returns what it printed, and its exit code.
+    pub fn run_code(&mut self, command: &str, seconds: u64) -> Result<(String, i32)> {
         self.send(&format!("{command}\necho \"@@\"$?\"@@\"\n"))?;
         let output = self.wait_for("@@", seconds).with_context(|| command.to_string())?;
         let code = self.wait_for("@@", 10)?;
         self.wait_for("\n", 10)?;
-        ensure!(code == "0", "the guest's command failed with {code}: {command}\n{output}");
-        Ok(output)
+        Ok((output, code.parse().with_context(|| format!("an exit code of {code}"))?))
     }
 
     /// Waits for the VMM to end.
