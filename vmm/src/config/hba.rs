@@ -203,6 +203,13 @@ fn megasas(section: &Section<'_>, luns: &[Lun], directory: &Path, errors: &mut E
     if policy == Some(WritePolicy::WriteBack) && !luns.iter().all(keeps) {
         section.refuse("write_policy", "expected \"write-through\" with qcow2 images", errors);
     }
+    // SAS addresses are names of NAA 5h.
+    if section
+        .wide("sas_address")
+        .is_some_and(|address| address >> 60 != 5 || address & (u128::MAX >> 68) == 0)
+    {
+        section.refuse("sas_address", "expected a name that begins with 5 and says more than that", errors);
+    }
     let event_log = path(section, "event_log", directory);
     if let Some(Err(reason)) = event_log.as_deref().map(|path| host::check_creatable(path, "file")) {
         section.reject("event_log", &reason, errors);

@@ -7,16 +7,19 @@ use std::os::unix::net::UnixListener;
 use std::sync::Mutex;
 
 use devices::iothread::IoThread;
-use devices::scsi::{Disk, DiskConfig, LogicalUnit, Nexus, Target, TargetGroup};
+use devices::scsi::suite::Request;
+use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, Target, TargetGroup};
 use devices::storage::Image;
 use devices::testing::pci::TestSeat;
 use hba_megasas::Megasas;
+use hba_virtio_scsi::VirtioScsi;
 
 use super::*;
 use crate::config::{MegasasMode, MegasasModel, WritePolicy};
 use crate::machine::adapter::HotPlug;
-use crate::machine::raid;
+use crate::machine::identity::Identities;
 use crate::machine::space::Space;
+use crate::machine::{hbas, raid};
 
 #[derive(Default)]
 struct Recorder(Mutex<Vec<String>>);
@@ -213,17 +216,64 @@ fn the_socket_answers_line_by_line_and_goes_away() {
     assert!(listen::listen(&bench.directory.path().join("file")).is_err());
 }
 
+#[test]
+fn a_disk_that_comes_with_protection_information_has_it() {
+    let (bench, mut service) = bench();
+    let (io, space) = (bench._thread.remote(), Space::new(bench.control.clone()));
+    let options = hba_virtio_scsi::Options { protection: true, ..Default::default() };
+    let device = VirtioScsi::new(TestSeat::new(1 << 16).seat, BTreeMap::new(), vec![io.clone()], options);
+    let mut adapter = Adapter::new("scsi0", HbaType::VirtioScsi, io, &space, &TargetGroup::default());
+    adapter.connect(device.unwrap());
+    service.adapters = vec![Arc::new(adapter)];
+    let attach = r#"{"execute": "attach", "arguments": {"hba": "scsi0", "image": "a.img", "protection": 1}}"#;
+    assert_eq!(ask(&service, attach), json!({"return": {"target": 0, "lun": 0}}));
+    let kept = bench.directory.path().join("a.img.pi");
+    assert_eq!(fs::metadata(kept).unwrap().len(), 8 * (1 << 20) / 512, "eight bytes for each block");
+}
+
+#[test]
+fn names_of_a_board_s_disks_follow_the_images() {
+    let (bench, _service, device) = board(MegasasMode::Raid, WritePolicy::WriteThrough);
+    let board = raid::Board::new(&board_config(MegasasMode::Raid, WritePolicy::WriteThrough), device);
+    let space = Space::new(bench.control.clone());
+    // Page 83h of the disk and of its volume.
+    let names = |target: u8, image: &str| -> Vec<Vec<u8>> {
+        let text =
+            format!("[[hba]]\ntype = \"megasas\"\n[[hba.lun]]\ntarget = {target}\nimage = \"{image}\"\n");
+        let lun = config::parse_hba(&text, bench.directory.path()).unwrap().luns.remove(0);
+        let (image, disk) = hbas::disk("raid0", &lun, &space, &Identities::default()).unwrap();
+        let name = |unit| {
+            let target = Target::new();
+            target.attach(Lun::default(), unit).unwrap();
+            let (nexus, (done, names)) = (Nexus::new(target, None), std::sync::mpsc::channel());
+            bench._thread.remote().spawn(move |io| async move {
+                let ask = Request::new(&[0x12, 1, 0x83, 0, 255, 0], &[], 255);
+                let (_, names) = ask.send(&nexus, &io).await;
+                // With it goes the image, which is opened again.
+                drop(nexus);
+                drop(done.send(names));
+            });
+            names.recv().unwrap()
+        };
+        board.units(&lun, &image, disk).unwrap().into_iter().map(name).collect()
+    };
+    let first = names(0, "a.img");
+    assert_eq!(first.len(), 2);
+    assert_ne!(first[0], first[1], "disk and volume");
+    assert_eq!(names(7, "a.img"), first, "wherever it is plugged in");
+    let other = names(0, "b.img");
+    assert!(other[0] != first[0] && other[1] != first[1], "another image at the same place");
+}
+
+fn board_config(mode: MegasasMode, write_policy: WritePolicy) -> config::Megasas {
+    let (model, serial, sas_address, event_log) = (MegasasModel::Gen2, None, None, None);
+    config::Megasas { model, mode, write_policy, serial, sas_address, event_log }
+}
+
 /// A service with a board of this mode and write policy, to which no driver listens.
 fn board(mode: MegasasMode, write_policy: WritePolicy) -> (Bench, Service, Arc<Megasas>) {
     let (bench, mut service) = bench();
-    let config = config::Megasas {
-        model: MegasasModel::Gen2,
-        mode,
-        write_policy,
-        serial: None,
-        sas_address: None,
-        event_log: None,
-    };
+    let config = board_config(mode, write_policy);
     let (io, options) = (bench._thread.remote(), raid::options("raid0", &config));
     let device =
         Megasas::new(TestSeat::new(1 << 16).seat, BTreeMap::new(), io.clone(), options, None).unwrap();

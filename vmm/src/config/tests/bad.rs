@@ -428,6 +428,13 @@ fn two_disks_with_one_name_are_refused() {
             "vm.toml:12: `wwn` in [[hba.lun]] is \"0x5000C500A1B2C3D4\", which the [[hba.lun]] of line 8 has already",
         ],
     );
+    after_smallest(
+        "[[hba]]\ntype = \"megasas\"\nsas_address = \"0000000000000000\"",
+        &[
+            "vm.toml:10: `sas_address` in [[hba]] is \"0000000000000000\", expected a name that begins with 5 and says \
+           more than that",
+        ],
+    );
     // One image on two paths is one disk.
     let path = format!("readonly = true\nserial = \"S\"\n{name}\n");
     let text = format!("{SMALLEST}{path}[[hba]]\n[[hba.lun]]\nimage = \"directory/../a.img\"\n{path}");
