@@ -1,12 +1,14 @@
 //! A block device of the host over a file, where tests may make one.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A loop device. It goes when it is dropped.
+/// A loop device. It goes when nothing has it open any more, however the tests end.
 pub(crate) struct LoopDevice {
     path: PathBuf,
     file: tempfile::NamedTempFile,
+    _open: File,
 }
 
 impl LoopDevice {
@@ -19,8 +21,11 @@ impl LoopDevice {
         let out = Command::new("losetup").args(["-f", "--show", "-b", &sector]).arg(file.path()).output();
         match out {
             Ok(out) if out.status.success() => {
-                let path = String::from_utf8_lossy(&out.stdout).trim().into();
-                Some(Self { path, file })
+                let path = PathBuf::from(String::from_utf8_lossy(&out.stdout).trim());
+                let open = File::open(&path).ok()?;
+                // Takes effect when it is closed last.
+                let _ = Command::new("losetup").arg("-d").arg(&path).status();
+                Some(Self { path, file, _open: open })
             }
             _ => {
                 eprintln!("SKIPPED: no loop device can be made here");
@@ -38,11 +43,5 @@ impl LoopDevice {
         self.file.as_file().set_len(len).unwrap_or_else(|e| panic!("growing the file: {e}"));
         let done = Command::new("losetup").arg("-c").arg(&self.path).status();
         assert!(done.is_ok_and(|status| status.success()), "losetup -c");
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("-d").arg(&self.path).status();
     }
 }

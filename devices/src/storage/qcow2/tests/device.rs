@@ -1,5 +1,6 @@
 //! Images on block devices of the host, which grow.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -70,10 +71,12 @@ fn a_write_that_waits_for_space_goes_on_when_the_device_has_grown() {
         let pausing = Pausing { parking: parking.clone(), watch: watch.clone() };
         let image = Rc::new(Guarded::new(image, None, Some(pausing)));
         let pool = TaskPool::new(&io, 1);
-        let (disk, ring) = (image.clone(), io.clone());
+        let (disk, ring, done) = (image.clone(), io.clone(), Rc::new(Cell::new(false)));
+        let is_done = done.clone();
         let write = async move {
             let at = ByteOffset(written * CLUSTER);
             disk.write(&ring, at, filled(CLUSTER, 2), Durability::Stable).await.unwrap();
+            is_done.set(true);
         };
         assert!(pool.spawn(write).is_ok());
         while watch.0.load(Ordering::Relaxed) == 0 {
@@ -81,8 +84,11 @@ fn a_write_that_waits_for_space_goes_on_when_the_device_has_grown() {
         }
         device.grow(4 << 20);
         parking.resume();
+        while !done.get() {
+            assert_eq!(watch.0.load(Ordering::Relaxed), 1, "there is still no space, it says");
+            io.sleep(Duration::from_millis(1)).await;
+        }
         pool.drained().await;
-        assert_eq!(watch.0.load(Ordering::Relaxed), 1);
         image.close(&io).await.unwrap();
         drop(pool);
         (device, Rc::into_inner(image).map(drop))
