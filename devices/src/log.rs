@@ -89,6 +89,9 @@ macro_rules! log_limited {
 }
 
 #[cfg(test)]
+pub(crate) use tests::recorded;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::fmt::Write as _;
@@ -126,7 +129,7 @@ mod tests {
         fn exit(&self, _: &Id) {}
     }
 
-    fn recorded(level: Level, body: impl FnOnce()) -> Vec<String> {
+    pub(crate) fn recorded(level: Level, body: impl FnOnce()) -> Vec<String> {
         let messages = Arc::new(Mutex::new(Vec::new()));
         tracing::subscriber::with_default(Recorder(level, messages.clone()), body);
         Arc::into_inner(messages).unwrap().into_inner().unwrap()

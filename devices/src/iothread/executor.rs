@@ -150,8 +150,10 @@ impl Core {
     }
 
     pub(super) fn abandon(&self, key: Key) {
-        let op = self.ring.borrow_mut().abandon(key);
-        drop(op);
+        let gone = self.ring.borrow_mut().abandon(key);
+        if let Some(gone) = gone {
+            gone.settle();
+        }
     }
 
     /// Serves tasks until another thread asks to stop.

@@ -9,6 +9,8 @@ pub trait Claims: Send + Sync {
     fn retain(&self, id: u64);
     /// There is one holder less of claim `id`; the last one ends it.
     fn release(&self, id: u64);
+    /// An operation that holds claim `id` ended with `result` after its future was dropped: nobody else hears of that.
+    fn abandoned(&self, _id: u64, _result: i32) {}
 }
 
 /// A claim, such as a locked range, that an operation carries into the ring.
@@ -37,15 +39,25 @@ impl Hold {
             _ => Self::new(Arc::new(Both(self, other.clone())), 0),
         }
     }
+
+    /// Tells the claim how an operation ended whose future is gone.
+    pub(super) fn abandoned(&self, result: i32) {
+        if let Some((claims, id)) = &self.0 {
+            claims.abandoned(*id, result);
+        }
+    }
 }
 
 /// Two claims that end together, when the last reference to the pair goes.
-#[expect(dead_code, reason = "held for its Drop")]
 struct Both(Hold, Hold);
 
 impl Claims for Both {
     fn retain(&self, _id: u64) {}
     fn release(&self, _id: u64) {}
+    fn abandoned(&self, _id: u64, result: i32) {
+        self.0.abandoned(result);
+        self.1.abandoned(result);
+    }
 }
 
 impl Clone for Hold {

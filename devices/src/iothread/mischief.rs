@@ -16,6 +16,8 @@ use crate::testing::conformance::Random;
 pub enum Trick {
     /// It fails with this error number and does nothing.
     Fail(i32),
+    /// It takes so long, and then fails with this error number and has done nothing.
+    FailLate(Duration, i32),
     /// It moves this many bytes at most. Nothing happens to what is no transfer.
     Short(u64),
     /// It takes longer.
@@ -38,6 +40,8 @@ pub enum Victim {
         at: u64,
         /// How much, in bytes.
         len: u64,
+        /// To be on stable storage when it ends.
+        stable: bool,
     },
     /// fdatasync(2)
     Sync,
@@ -52,7 +56,7 @@ pub enum Host {
     Good,
     /// Transfers take long and come short, by multiples of so many bytes.
     Slow(u64),
-    /// Also, operations fail.
+    /// Also, operations fail, but for those that make data stable: the first such failure is for good.
     Bad(u64),
 }
 
@@ -70,6 +74,7 @@ pub fn host(host: Host, seed: u64) -> impl FnMut(Victim) -> Option<Trick> {
             (Victim::Read { len, .. } | Victim::Write { len, .. }, 0..12) if len > unit => {
                 Some(Trick::Short((1 + random.below(len / unit - 1)) * unit))
             }
+            (Victim::Sync | Victim::Write { stable: true, .. }, 12..=13) => None,
             (_, 12..=13) => fail(libc::EIO),
             (Victim::Write { .. } | Victim::Allocate, 14) => fail(libc::ENOSPC),
             (Victim::Read { .. } | Victim::Write { .. }, 15) => Some(Trick::Fail(libc::EINTR)),
@@ -107,7 +112,9 @@ impl Io {
     pub(super) async fn meddle(&self, op: Op) -> Result<Outcome, Op> {
         let victim = match &op {
             Op::Read { at, mem, first, .. } => Victim::Read { at: *at, len: length(mem, *first) },
-            Op::Write { at, mem, first, .. } => Victim::Write { at: *at, len: length(mem, *first) },
+            Op::Write { at, mem, first, stable, .. } => {
+                Victim::Write { at: *at, len: length(mem, *first), stable: *stable }
+            }
             Op::Sync { .. } => Victim::Sync,
             Op::Allocate { .. } => Victim::Allocate,
             _ => return Err(op),
@@ -116,6 +123,10 @@ impl Io {
         match trick {
             None => Err(op),
             Some(Trick::Fail(error)) => Ok(Outcome { result: -error, count: 0, op }),
+            Some(Trick::FailLate(time, error)) => {
+                self.perform(Op::Sleep(time)).await;
+                Ok(Outcome { result: -error, count: 0, op })
+            }
             Some(Trick::Delay(time)) => {
                 self.perform(Op::Sleep(time)).await;
                 Err(op)

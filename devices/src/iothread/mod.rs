@@ -248,7 +248,12 @@ impl Io {
 
     /// fdatasync(2).
     pub async fn sync(&self, file: &Arc<File>) -> io::Result<()> {
-        check(self.run(Op::Sync { file: file.clone() }).await.result).map(drop)
+        self.sync_held(file, &Hold::none()).await
+    }
+
+    /// As [`Io::sync`], with a claim that lasts until the kernel is done.
+    pub async fn sync_held(&self, file: &Arc<File>, hold: &Hold) -> io::Result<()> {
+        check(self.run(Op::Sync { file: file.clone(), hold: hold.clone() }).await.result).map(drop)
     }
 
     /// fallocate(2) with `mode` as of the system call.
@@ -346,6 +351,8 @@ impl Io {
                 return (Err(io::ErrorKind::InvalidInput.into()), mem);
             };
             let outcome = self.run(make(mem, first, here)).await;
+            // An error that came with stability is not made good by what follows.
+            let stable = matches!(outcome.op, Op::Write { stable: true, .. });
             mem = match outcome.op {
                 Op::Read { mem, .. } | Op::Write { mem, .. } => mem,
                 _ => SgList::empty(),
@@ -362,7 +369,7 @@ impl Io {
                 Err(e) if tries < TRIES && matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => {
                     tries += 1;
                 }
-                Err(_) if done > 0 => return (Ok(done), mem),
+                Err(_) if done > 0 && !stable => return (Ok(done), mem),
                 Err(e) => return (Err(e), mem),
             }
         }

@@ -20,8 +20,7 @@ pub(super) const SEGMENTS_MAX: usize = 1024;
 
 /// What the kernel shall do, with everything it needs for it.
 ///
-/// A `hold` is not looked at: it ends with the operation.
-#[expect(dead_code, reason = "holds are kept for their Drop")]
+/// A `hold` ends with the operation.
 pub(super) enum Op {
     /// Fills the segments of `mem` from number `first` on, at most [`SEGMENTS_MAX`] of them.
     Read { file: Arc<File>, at: u64, mem: SgList, first: usize, limits: PieceLimits, hold: Hold },
@@ -36,7 +35,7 @@ pub(super) enum Op {
         hold: Hold,
     },
     /// fdatasync(2).
-    Sync { file: Arc<File> },
+    Sync { file: Arc<File>, hold: Hold },
     /// fallocate(2).
     Allocate { file: Arc<File>, mode: i32, at: u64, len: u64, hold: Hold },
     /// Waits until the descriptor can be read.
@@ -53,6 +52,17 @@ impl Op {
     /// Whether the kernel reads or writes memory that others see, and how much of it may be queued is bounded.
     pub(super) fn is_transfer(&self) -> bool {
         matches!(self, Self::Read { .. } | Self::Write { .. } | Self::Sync { .. } | Self::Allocate { .. })
+    }
+
+    /// Tells who holds something for it how it ended after its future was dropped.
+    pub(super) fn abandoned(&self, result: i32) {
+        if let Self::Read { hold, .. }
+        | Self::Write { hold, .. }
+        | Self::Sync { hold, .. }
+        | Self::Allocate { hold, .. } = self
+        {
+            hold.abandoned(result);
+        }
     }
 
     /// Bytes that it moves at most.
@@ -120,7 +130,7 @@ impl Op {
             Self::Read { at, mem, first, .. } | Self::Write { at, mem, first, .. } => {
                 self.piece_entry(*at, segments(mem, *first))
             }
-            Self::Sync { file } => opcode::Fsync::new(fd(file)).flags(FsyncFlags::DATASYNC).build(),
+            Self::Sync { file, .. } => opcode::Fsync::new(fd(file)).flags(FsyncFlags::DATASYNC).build(),
             Self::Allocate { file, mode, at, len, .. } => {
                 opcode::Fallocate::new(fd(file), *len).offset(*at).mode(*mode).build()
             }

@@ -92,18 +92,32 @@ pub(super) struct Outcome {
     pub(super) op: Op,
 }
 
+/// An abandoned operation that the kernel has not got, or has let go of.
+pub(super) struct Gone {
+    op: Op,
+    /// As of the completion entry; 0 where the kernel has not got it.
+    result: i32,
+}
+
+impl Gone {
+    /// Tells who wants to know how it ended, and drops it. Not while the ring is borrowed.
+    pub(super) fn settle(self) {
+        self.op.abandoned(self.result);
+    }
+}
+
 /// What came out of the ring, to be dealt with when the ring is not borrowed any more.
 #[derive(Default)]
 pub(super) struct Reaped {
     pub(super) wakers: Vec<Waker>,
     /// Abandoned operations that the kernel has let go of.
-    pub(super) ops: Vec<Op>,
+    pub(super) gone: Vec<Gone>,
 }
 
 impl Reaped {
     /// Wakes and drops all of it.
     pub(super) fn settle(&mut self) {
-        self.ops.clear();
+        self.gone.drain(..).for_each(Gone::settle);
         self.wakers.drain(..).for_each(Waker::wake);
     }
 }
@@ -202,11 +216,15 @@ impl Ring {
     /// Gives up on an operation: cancels it, and frees what it owns when the kernel is done.
     ///
     /// Gives it back if the kernel does not have it; the caller drops it without borrowing the ring.
-    pub(super) fn abandon(&mut self, key: Key) -> Option<Op> {
+    pub(super) fn abandon(&mut self, key: Key) -> Option<Gone> {
         let slot = self.named(key)?;
         slot.waker.set(None);
         match slot.stage.get() {
-            Stage::Queued | Stage::Done => self.release(key),
+            Stage::Queued => self.release(key).map(|op| Gone { op, result: 0 }),
+            Stage::Done => {
+                let result = slot.result.get();
+                self.release(key).map(|op| Gone { op, result })
+            }
             Stage::InFlight => {
                 slot.stage.set(Stage::Detached);
                 let (transfer, event) = match slot.op.borrow().as_ref() {
@@ -314,7 +332,7 @@ impl Ring {
             .map(|(slot, index)| Key { index, generation: slot.generation.get() })
             .collect();
         let mut reaped = Reaped::default();
-        reaped.ops.extend(all.into_iter().filter_map(|key| self.abandon(key)));
+        reaped.gone.extend(all.into_iter().filter_map(|key| self.abandon(key)));
         while self.in_flight > 0 {
             self.enter(true)?;
             self.reap(&mut reaped);
@@ -461,6 +479,7 @@ impl Ring {
 
     /// Frees an abandoned operation whose last completion has come.
     fn let_go(&mut self, key: Key, reaped: &mut Reaped) {
+        let result = self.named(key).map_or(0, |slot| slot.result.get());
         let Some(op) = self.release(key) else { return };
         if op.is_transfer() {
             self.detached = self.detached.saturating_sub(1);
@@ -468,7 +487,7 @@ impl Ring {
                 reaped.wakers.append(&mut self.quiet);
             }
         }
-        reaped.ops.push(op);
+        reaped.gone.push(Gone { op, result });
     }
 }
 

@@ -66,12 +66,12 @@ impl Io {
     }
 
     /// Starts fdatasync(2).
-    pub(crate) fn sync_single(&self, file: &Arc<File>) -> Option<Single<'_>> {
+    pub(crate) fn sync_single(&self, file: &Arc<File>, hold: Hold) -> Option<Single<'_>> {
         #[cfg(any(test, feature = "testing"))]
         if self.core.mischief.is_planned() {
             return None;
         }
-        Some(Single(self.perform(Op::Sync { file: file.clone() })))
+        Some(Single(self.perform(Op::Sync { file: file.clone(), hold })))
     }
 
     fn is_single(&self, at: u64, mem: &SgList) -> bool {

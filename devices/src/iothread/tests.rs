@@ -249,6 +249,48 @@ fn an_abandoned_read_is_cancelled_and_its_memory_freed() {
     });
 }
 
+/// How abandoned operations ended.
+#[derive(Default)]
+struct Ends(Mutex<Vec<i32>>);
+
+impl Claims for Ends {
+    fn retain(&self, _: u64) {}
+    fn release(&self, _: u64) {}
+    fn abandoned(&self, _: u64, result: i32) {
+        self.0.lock().unwrap().push(result);
+    }
+}
+
+#[test]
+fn who_holds_something_for_an_abandoned_operation_hears_its_end() {
+    on_thread(|io| async move {
+        let (file, mut writer) = pipe();
+        let ends = Arc::new(Ends::default());
+        let other = Arc::new(Ends::default());
+        let hold = Hold::new(ends.clone(), 0).with(&Hold::new(other.clone(), 0));
+        // One that the kernel has when it is dropped.
+        let mut read = Box::pin(io.read_held(&file, 0, buffer(16), &hold));
+        assert!(poll_once(read.as_mut()).await.is_pending());
+        io.sleep(Duration::from_millis(5)).await;
+        drop(read);
+        io.quiesce().await;
+        let cancelled = ends.0.lock().unwrap().clone();
+        assert!(matches!(cancelled[..], [end] if end == -libc::ECANCELED || end == -libc::EINTR));
+        // One that has ended when it is dropped.
+        let mut read = Box::pin(io.read_held(&file, 0, buffer(16), &hold));
+        assert!(poll_once(read.as_mut()).await.is_pending());
+        writer.write_all(b"four").unwrap();
+        io.sleep(Duration::from_millis(5)).await;
+        drop(read);
+        assert_eq!(ends.0.lock().unwrap()[1..], [4]);
+        assert_eq!(*other.0.lock().unwrap(), *ends.0.lock().unwrap(), "both claims");
+        // One that was waited for: who waited has the result.
+        writer.write_all(b"five").unwrap();
+        let _ = io.read_held(&file, 0, buffer(16), &hold).await;
+        assert_eq!(ends.0.lock().unwrap().len(), 2);
+    });
+}
+
 #[test]
 fn spawned_tasks_run_in_the_same_round_and_hooks_after_them() {
     let log = on_thread(|io| async move {

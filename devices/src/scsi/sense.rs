@@ -246,6 +246,9 @@ impl From<BlockError> for Failure {
             Kind::ReadFailed => check(SenseKey::MediumError, UNRECOVERED_READ_ERROR),
             Kind::WriteFailed => check(SenseKey::MediumError, WRITE_ERROR),
             Kind::NoSpace => check(SenseKey::DataProtect, SPACE_ALLOCATION_FAILED),
+            // Of the keys for what is broken for good, Linux ends commands with this one at once, as the target's and not
+            // the path's failure; MEDIUM ERROR it tries again. FreeBSD ends this code at once, too.
+            Kind::Unstable => check(SenseKey::HardwareError, INTERNAL_TARGET_FAILURE),
             Kind::ReadOnly => check(SenseKey::DataProtect, WRITE_PROTECTED),
             Kind::OutOfRange => check(SenseKey::IllegalRequest, LBA_OUT_OF_RANGE),
             Kind::Unsupported => check(SenseKey::HardwareError, INTERNAL_TARGET_FAILURE),
@@ -306,6 +309,7 @@ mod tests {
         assert_eq!(of(BlockErrorKind::ReadFailed), (2, 0x3, 0x11, 0));
         assert_eq!(of(BlockErrorKind::WriteFailed), (2, 0x3, 0x0c, 0));
         assert_eq!(of(BlockErrorKind::NoSpace), (2, 0x7, 0x27, 7));
+        assert_eq!(of(BlockErrorKind::Unstable), (2, 0x4, 0x44, 0));
         assert_eq!(of(BlockErrorKind::ReadOnly), (2, 0x7, 0x27, 0));
         assert_eq!(of(BlockErrorKind::OutOfRange), (2, 0x5, 0x21, 0));
         assert_eq!(of(BlockErrorKind::Unsupported), (2, 0x4, 0x44, 0));

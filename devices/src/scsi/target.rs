@@ -12,6 +12,7 @@ use super::tasks::Ended;
 use super::unit::{LogicalUnit, Unit};
 use super::{Lun, Tag};
 use crate::iothread::Io;
+use crate::storage::BlockErrorKind;
 
 /// A task management function (SAM-6, 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,11 +170,20 @@ impl Target {
         let units: Vec<_> = self.read().units.values().cloned().collect();
         for unit in units {
             unit.background.end().await;
-            if let Err(error) = unit.logical.close(io).await {
+            // What could not be made stable was told when that was found.
+            if let Err(error) = unit.logical.close(io).await
+                && error.kind != BlockErrorKind::Unstable
+            {
                 let cause = error.source.as_ref().map(|e| format!(": {e}")).unwrap_or_default();
                 tracing::error!("closing a disk at the end of the machine: {error}{cause}");
             }
         }
+    }
+
+    /// Whether a unit's medium could not be made stable: then it cannot be again before its image is opened anew.
+    pub fn has_failed(&self, lun: Lun) -> bool {
+        let unit = lun.number().and_then(|number| self.read().units.get(&number).cloned());
+        unit.is_some_and(|unit| unit.logical.has_failed())
     }
 
     /// Looks whether a unit's size changed and tells the initiators. Every command looks too; this is for the one

@@ -36,6 +36,13 @@ impl LogicalUnit {
         }
     }
 
+    /// Whether the medium could not be made stable.
+    pub(crate) fn has_failed(&self) -> bool {
+        match self {
+            Self::Disk(disk) => disk.has_failed(),
+        }
+    }
+
     pub(crate) async fn execute(&self, context: Context<'_>, cdb: &Cdb, data: &mut DataBuffers) -> Outcome {
         match self {
             Self::Disk(disk) => disk.execute(context, cdb, data).await,

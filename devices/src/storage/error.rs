@@ -14,6 +14,8 @@ pub enum BlockErrorKind {
     WriteFailed,
     /// The host's file system or thin pool has no space left (ENOSPC, EDQUOT).
     NoSpace,
+    /// What was written may not be stable, and nothing can be made stable until the image is opened anew.
+    Unstable,
     /// The image is read-only.
     ReadOnly,
     /// The range is not within the image.

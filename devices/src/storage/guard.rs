@@ -38,7 +38,6 @@ impl<B: BlockBackend> Guarded<B> {
         Self { backend, throttle: limits.map(Throttle::new), pausing, complaints: Complaints::default() }
     }
 
-    #[cfg(test)]
     pub(super) fn backend(&self) -> &B {
         &self.backend
     }
@@ -148,6 +147,8 @@ impl Complaints {
     fn heard(&self, result: Result<(), BlockError>) -> Result<(), BlockError> {
         if let Err(error) = &result
             && !matches!(error.kind, BlockErrorKind::OutOfRange | BlockErrorKind::ReadOnly)
+            // Told once, when it began.
+            && error.kind != BlockErrorKind::Unstable
             && let Some(more) = self.admit(error.kind, Instant::now())
         {
             let cause = error.source.as_ref().map(|e| format!(": {e}")).unwrap_or_default();

@@ -1,6 +1,7 @@
 //! The closed set of image formats, dispatched statically.
 
 use super::single::{Begun, ended};
+use super::stability::Attempt;
 use super::{
     Action, BlockBackend, BlockError, ByteOffset, Durability, Extent, Geometry, Guarded, Limits, Pausing,
     Qcow2Image, RawImage, Span, Unmap,
@@ -67,6 +68,19 @@ impl Image {
         }
     }
 
+    /// What a forced write that did not end well means for others.
+    async fn suspect(
+        &self,
+        io: &Io,
+        attempt: Attempt,
+        error: Option<&std::io::Error>,
+    ) -> Result<(), BlockError> {
+        match self.raw() {
+            Some(raw) => raw.suspect(io, attempt, error).await,
+            None => Ok(()),
+        }
+    }
+
     fn begin_read<'a>(&self, io: &'a Io, at: ByteOffset, into: ToGuest) -> Begun<'a, ToGuest> {
         match (self, self.raw()) {
             #[cfg(any(test, feature = "testing"))]
@@ -100,15 +114,27 @@ impl Image {
         }
     }
 
+    /// Whether it could not be made stable: then it cannot be again before it is opened anew.
+    pub fn has_failed(&self) -> bool {
+        match self {
+            Self::Raw(image) => image.has_failed(),
+            Self::Qcow2(image) => image.has_failed(),
+            Self::GuardedRaw(guarded) => guarded.backend().has_failed(),
+            Self::GuardedQcow2(guarded) => guarded.backend().has_failed(),
+            #[cfg(any(test, feature = "testing"))]
+            Self::Ram(_) | Self::Fault(_) | Self::Recording(_) => false,
+        }
+    }
+
     /// How a transfer that was begun ended; `None` when it takes the long way after all.
     fn end(
         &self,
         action: Action,
         at: ByteOffset,
         len: u64,
-        result: std::io::Result<u64>,
+        result: Option<std::io::Result<()>>,
     ) -> Option<Result<(), BlockError>> {
-        let error = match ended(result, len)? {
+        let error = match result? {
             Ok(()) => return Some(Ok(())),
             Err(error) => error,
         };
@@ -136,9 +162,9 @@ impl BlockBackend for Image {
             let into = match begun {
                 Begun::Done(result) => return result,
                 Begun::Long(into) => into,
-                Begun::Running(single) => {
+                Begun::Running(single, _) => {
                     let (result, mem) = single.await;
-                    match self.end(Action::Read, at, len, result) {
+                    match self.end(Action::Read, at, len, ended(result, len)) {
                         Some(result) => return result,
                         None => ToGuest::new(mem),
                     }
@@ -162,8 +188,17 @@ impl BlockBackend for Image {
             let from = match begun {
                 Begun::Done(result) => return result,
                 Begun::Long(from) => from,
-                Begun::Running(single) => {
+                Begun::Running(single, attempt) => {
                     let (result, mem) = single.await;
+                    let result = ended(result, len);
+                    match (attempt, &result) {
+                        (None, _) => {}
+                        (Some(attempt), Some(Ok(()))) => return attempt.succeeded(Action::Write).await,
+                        (Some(attempt), result) => {
+                            let error = result.as_ref().and_then(|result| result.as_ref().err());
+                            Box::pin(self.suspect(io, attempt, error)).await?;
+                        }
+                    }
                     match self.end(Action::Write, at, len, result) {
                         Some(result) => return result,
                         None => FromGuest::new(mem),
@@ -181,11 +216,16 @@ impl BlockBackend for Image {
             match begun {
                 Begun::Done(result) => return result,
                 Begun::Long(()) => {}
-                Begun::Running(single) => {
+                Begun::Running(single, attempt) => {
                     let (result, _) = single.await;
-                    if let Some(result) = self.end(Action::Flush, ByteOffset(0), 0, result) {
-                        return result;
-                    }
+                    // Never repeated, whatever the host says: a second one would succeed.
+                    return match (attempt, result) {
+                        (Some(attempt), Ok(_)) => attempt.succeeded(Action::Flush).await,
+                        (Some(attempt), Err(error)) => Err(attempt.failed(Action::Flush, error)),
+                        (None, result) => result
+                            .map(drop)
+                            .map_err(|error| BlockError::host(Action::Flush, "an image", error)),
+                    };
                 }
             }
             Box::pin(async move { each!(self, backend => backend.flush(io).await) }).await

@@ -22,6 +22,7 @@ mod probe;
 mod qcow2;
 mod raw;
 mod single;
+mod stability;
 mod sys;
 mod throttle;
 

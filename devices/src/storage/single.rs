@@ -8,23 +8,24 @@
 use std::io;
 
 use super::BlockError;
+use super::stability::Attempt;
 use crate::iothread::Single;
 
 /// How a transfer began.
 pub(super) enum Begun<'a, M> {
     /// It is over already.
     Done(Result<(), BlockError>),
-    /// The host works on it.
-    Running(Single<'a>),
+    /// The host works on it; what is to be stable then is an attempt.
+    Running(Single<'a>, Option<Attempt>),
     /// Nothing is done yet: it takes the long way.
     Long(M),
 }
 
 impl<'a, M> Begun<'a, M> {
     /// What the ring says.
-    pub(super) fn of(started: Result<Single<'a>, M>) -> Self {
+    pub(super) fn of(started: Result<Single<'a>, M>, attempt: Option<Attempt>) -> Self {
         match started {
-            Ok(single) => Self::Running(single),
+            Ok(single) => Self::Running(single, attempt),
             Err(memory) => Self::Long(memory),
         }
     }

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::iothread::Io;
 use devices::mem::{FromGuest, SgList, ToGuest};
-use devices::scsi::{Cdb, DataBuffers, Lun, Nexus, ScsiRequest, Status, Tag, TaskAttribute, TaskManagement};
+use devices::scsi::{
+    Cdb, DataBuffers, Lun, Nexus, ScsiReply, ScsiRequest, Status, Tag, TaskAttribute, TaskManagement,
+};
 
 /// The controller's own commands have tags from here on; frames have smaller ones.
 const OWN_TAGS: u64 = 1 << 63;
@@ -96,7 +98,7 @@ impl Place {
     /// Makes everything stable that was written; false when the disk says that it could not.
     pub(crate) async fn flush(&self, io: &Io) -> bool {
         settle(io, &self.own_slow).await;
-        match synchronize(io, &self.own_slow).await {
+        match synchronize(io, &self.own_slow).await.map(|reply| reply.status) {
             Some(Status::Good) => true,
             // Where the guest has reserved the disk, only the guest's way is open.
             Some(Status::ReservationConflict) => {
@@ -217,6 +219,11 @@ impl Drives {
 
 /// A command of the controller's own: status and as much of `data` as came.
 async fn ask(io: &Io, nexus: &Nexus, cdb: &[u8], data: &mut [u8]) -> Option<Status> {
+    reply(io, nexus, cdb, data).await.map(|reply| reply.status)
+}
+
+/// As [`ask`], with all that the unit says.
+async fn reply(io: &Io, nexus: &Nexus, cdb: &[u8], data: &mut [u8]) -> Option<ScsiReply> {
     let tag = Tag(NEXT_TAG.fetch_add(1, Ordering::Relaxed) | OWN_TAGS);
     let memory = SgList::host(data.len(), 512)?;
     let view = FromGuest::new(memory.window(0, data.len() as u64));
@@ -231,7 +238,7 @@ async fn ask(io: &Io, nexus: &Nexus, cdb: &[u8], data: &mut [u8]) -> Option<Stat
     // Rare and large: not worth the room in every task.
     let reply = Box::pin(nexus.execute(io, request)).await.ok()?;
     view.read_at(0, data);
-    Some(reply.status)
+    Some(reply)
 }
 
 async fn settle(io: &Io, nexus: &Nexus) {
@@ -243,15 +250,15 @@ async fn settle(io: &Io, nexus: &Nexus) {
 }
 
 /// Makes everything stable that was written through `nexus`; false when the disk says that it could not.
-pub(crate) async fn flush(io: &Io, nexus: &Nexus) -> bool {
-    synchronize(io, nexus).await == Some(Status::Good)
+async fn flush(io: &Io, nexus: &Nexus) -> bool {
+    synchronize(io, nexus).await.is_some_and(|reply| reply.status == Status::Good)
 }
 
 /// SYNCHRONIZE CACHE(16) of the whole medium (SBC-4, 5.36).
-async fn synchronize(io: &Io, nexus: &Nexus) -> Option<Status> {
+pub(crate) async fn synchronize(io: &Io, nexus: &Nexus) -> Option<ScsiReply> {
     let mut cdb = [0; 16];
     cdb[0] = 0x91;
-    ask(io, nexus, &cdb, &mut []).await
+    reply(io, nexus, &cdb, &mut []).await
 }
 
 /// What a disk says of itself.

@@ -24,7 +24,7 @@ use log::{Event, Subject};
 
 pub(crate) use dcmd::{Dcmd, Reply};
 pub use drives::Drive;
-pub(crate) use drives::{Drives, Kind, Place, flush};
+pub(crate) use drives::{Drives, Kind, Place, synchronize};
 pub(crate) use info::MAX_LDS;
 pub use log::{EVENT_RECORDS, EventMarks, EventRecord, EventStore, KeptEvents};
 pub(crate) use log::{Filter, Log};

@@ -10,7 +10,7 @@ use devices::scsi::{
 
 use super::frame::{Body, Frame};
 use super::token::FrameToken;
-use crate::firmware::{Dcmd, Kind, Place, Reply, changes_medium, flush, only_reads, write_protected};
+use crate::firmware::{Dcmd, Kind, Place, Reply, changes_medium, only_reads, synchronize, write_protected};
 use crate::spec::{FrameHeader, QueueInfo, Status};
 
 /// Byte 1 of READ and WRITE (SBC-4, 5.16): force unit access, and with it disable page out.
@@ -159,8 +159,10 @@ async fn pass(
     let write_back = token.worker().firmware().personality().write_back;
     if !physical && !write_back && reply.status == ScsiStatus::Good && changes_medium(cdb.opcode()) {
         // Linux sends no SYNCHRONIZE CACHE to logical drives: what is done has to be stable.
-        if !flush(token.worker().io(), nexus).await {
-            return Err(Status::ScsiIoFailed.into());
+        let flushed = synchronize(token.worker().io(), nexus).await.ok_or(Status::ScsiIoFailed)?;
+        if flushed.status != ScsiStatus::Good {
+            // With the unit's own reason: the driver would try the command again after a failure of the frame.
+            return Ok(flushed);
         }
     }
     Ok(reply)

@@ -83,6 +83,8 @@ pub struct UnitInfo {
     pub size: u64,
     /// Whether the guest may not write.
     pub read_only: bool,
+    /// Whether what the guest wrote could not be made stable.
+    pub flush_failed: bool,
 }
 
 /// An HBA with what is behind it.
@@ -153,12 +155,17 @@ impl Adapter {
     /// All logical units, by target and number.
     pub fn units(&self) -> Vec<UnitInfo> {
         let inventory = self.lock();
+        let failed = |target, lun| {
+            let lun = Lun::from_number(u32::from(lun));
+            inventory.targets.get(&target).is_some_and(|all| all.iter().any(|target| target.has_failed(lun)))
+        };
         let info = |(&(target, lun), unit): (&(u8, u16), &Attached)| UnitInfo {
             target,
             lun,
             image: unit.path.clone(),
             size: unit.image.geometry().len,
             read_only: unit.read_only,
+            flush_failed: failed(target, lun),
         };
         inventory.units.iter().map(info).collect()
     }

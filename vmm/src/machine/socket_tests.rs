@@ -93,8 +93,8 @@ fn disks_come_change_and_go() {
     assert_eq!(ask(&service, second), json!({"return": {"target": 0, "lun": 3}}));
     let image = |name: &str| bench.directory.path().join(name).to_string_lossy().into_owned();
     let units = json!([
-        {"target": 0, "lun": 0, "image": image("a.img"), "size": 1 << 20, "readonly": false},
-        {"target": 0, "lun": 3, "image": image("b.img"), "size": 2 << 20, "readonly": true},
+        {"target": 0, "lun": 0, "image": image("a.img"), "size": 1 << 20, "readonly": false, "flush_failed": false},
+        {"target": 0, "lun": 3, "image": image("b.img"), "size": 2 << 20, "readonly": true, "flush_failed": false},
     ]);
     let hbas = ask(&service, r#"{"execute": "query-hbas"}"#);
     assert_eq!(hbas["return"][0], json!({"id": "scsi0", "type": "virtio-scsi", "units": units}));

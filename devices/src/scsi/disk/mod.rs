@@ -396,6 +396,14 @@ impl<B: BlockBackend> Disk<B> {
     }
 }
 
+impl Disk<Image> {
+    /// Whether the medium could not be made stable: then it cannot be again before its files are opened anew.
+    pub(super) fn has_failed(&self) -> bool {
+        let store = self.protection.as_ref().map(|protection| &protection.store);
+        self.image.has_failed() || store.is_some_and(|store| store.has_failed())
+    }
+}
+
 fn granted(yes: bool) -> Outcome {
     if yes { Ok(Done::good()) } else { Err(Failure::Status(Status::ReservationConflict)) }
 }

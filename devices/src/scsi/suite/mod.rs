@@ -30,6 +30,8 @@ mod request;
 #[cfg(test)]
 mod speed;
 #[cfg(test)]
+mod stability;
+#[cfg(test)]
 mod third_party;
 #[cfg(test)]
 mod trusting;

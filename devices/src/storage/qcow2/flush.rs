@@ -14,6 +14,7 @@ use super::layer::Layer;
 use super::meta::Free;
 use crate::iothread::{Hold, Io};
 use crate::storage::BlockError;
+use crate::storage::error::Action;
 
 /// Bytes of a sector of the L1 or refcount table.
 const SECTOR: u64 = 512;
@@ -21,6 +22,8 @@ const SECTOR: u64 = 512;
 impl Layer {
     /// Writes all tables back. `turn` is the caller's turn, which the operations hold too.
     pub(super) async fn write_back(&self, io: &Io, turn: &Hold, discard: bool) -> Result<(), BlockError> {
+        // After a barrier that failed, nothing that counted on it may reach the file.
+        self.file.check_stability(Action::Flush)?;
         self.write_blocks(io, turn).await?;
         self.file.barrier(io).await?;
         self.write_reftable(io, turn).await?;

@@ -18,6 +18,7 @@ impl Chain {
     pub(super) async fn grow(&self, io: &Io, len: u64) -> Result<(), BlockError> {
         self.check(Action::Write, 0, 0)?;
         let top = self.top()?;
+        top.file.check_stability(Action::Write)?;
         let turn = self.turn().await;
         let old = self.len();
         if len <= old {

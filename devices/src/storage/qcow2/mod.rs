@@ -112,6 +112,11 @@ impl Qcow2Image {
     pub fn inspect(options: &Qcow2Options) -> Result<(), OpenError> {
         open::inspect(options)
     }
+
+    /// Whether it could not be made stable: then it cannot be again before it is opened anew.
+    pub(super) fn has_failed(&self) -> bool {
+        self.inner.layers.first().is_some_and(|top| top.file.has_failed())
+    }
 }
 
 impl Chain {
@@ -345,7 +350,8 @@ impl BlockBackend for Qcow2Image {
 impl Drop for Qcow2Image {
     fn drop(&mut self) {
         let pending = self.inner.layers.first().is_some_and(|top| top.meta().is_pending());
-        if self.inner.read_only || !pending {
+        // What could not be made stable must not be published, and that was told.
+        if self.inner.read_only || !pending || self.has_failed() {
             return;
         }
         let chain = self.inner.clone();

@@ -84,8 +84,7 @@ impl RawImage {
         if self.cache == CacheMode::Unsafe {
             return Ok(());
         }
-        let place = || format!("\"{}\"", self.host.name);
-        io.sync(&self.host.file).await.map_err(|e| BlockError::host(Action::Flush, place(), e))
+        self.sync(io, Action::Flush).await
     }
 
     /// Makes the file reach `need` bytes if it is shorter, and gives it `ample` of them then. What is new reads as zeros.

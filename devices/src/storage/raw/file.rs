@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::iothread::{Hold, Io};
 use crate::mem::{FromGuest, ToGuest};
@@ -17,6 +18,8 @@ pub(super) struct HostFile {
     pub(super) name: Arc<str>,
     /// What offsets must be multiples of, in bytes.
     pub(super) block: u64,
+    /// Forced writes that came short, so that they took more operations.
+    pub(super) short: AtomicU64,
 }
 
 /// Where in which image something went wrong.
@@ -33,6 +36,10 @@ impl fmt::Display for Place<'_> {
 }
 
 impl HostFile {
+    pub(super) fn new(file: File, name: &Arc<str>, block: u64) -> Self {
+        Self { file: Arc::new(file), name: name.clone(), block, short: AtomicU64::new(0) }
+    }
+
     /// The error of the host on `action` at a range.
     pub(super) fn error(&self, action: Action, at: u64, len: u64, source: io::Error) -> BlockError {
         BlockError::host(action, Place { name: &self.name, at, len }, source)
@@ -86,6 +93,9 @@ impl Direct for HostFile {
             from = mem;
             if moved == wanted {
                 break;
+            }
+            if stable {
+                self.short.fetch_add(1, Ordering::AcqRel);
             }
             from.advance(moved);
             at += moved;

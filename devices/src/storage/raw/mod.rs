@@ -4,6 +4,7 @@ mod container;
 mod file;
 mod open;
 mod single;
+mod stable;
 mod zero;
 
 use std::os::unix::fs::MetadataExt;
@@ -25,6 +26,7 @@ pub(super) use container::fill_zeros;
 use file::HostFile;
 use open::Host;
 pub(super) use open::{cannot_open, kind_of, length};
+use stable::Stable;
 
 /// The smallest unit that guests see, in bytes.
 const SECTOR: u64 = 512;
@@ -47,6 +49,7 @@ pub struct RawImage {
     host: HostFile,
     /// The last block of a file that ends within one: direct I/O cannot write it without making the file longer.
     edge: Option<HostFile>,
+    stable: Stable,
     bounce: Bounce,
     /// What the host's device takes at once.
     pieces: PieceLimits,
@@ -92,12 +95,17 @@ impl RawImage {
     pub(in crate::storage) fn open_container(options: &RawOptions) -> Result<Self, OpenError> {
         let host = Host::open(options)?;
         let name: Arc<str> = options.path.to_string_lossy().into();
-        let file = |file, block| HostFile { file: Arc::new(file), name: name.clone(), block };
+        let file = |file, block| HostFile::new(file, &name, block);
+        let main = file(host.file, u64::from(host.align.block));
+        // With direct I/O, what is in the page cache came through the other one.
+        let audit =
+            if options.cache.is_direct() { Some(main.file.clone()) } else { host.audit.map(Arc::new) };
         let image = Self {
+            stable: Stable::new(&name, audit, !options.cache.is_direct()),
             bounce: Bounce::new(host.align),
             pieces: host.pieces,
             dma_align: host.align.memory.max(host.align.block),
-            host: file(host.file, u64::from(host.align.block)),
+            host: main,
             edge: host.buffered.map(|buffered| file(buffered, 1)),
             host_len: AtomicU64::new(0),
             cache: options.cache,
@@ -175,10 +183,6 @@ impl RawImage {
         !self.read_only && self.cache != CacheMode::Unsafe
     }
 
-    fn flush_error(&self, source: std::io::Error) -> BlockError {
-        BlockError::host(Action::Flush, format!("\"{}\"", self.host.name), source)
-    }
-
     /// A read whose range was checked.
     async fn get(&self, io: &Io, at: u64, mut into: ToGuest, hold: &Hold) -> Result<(), BlockError> {
         if let Some((start, edge)) = self.edge()
@@ -195,6 +199,20 @@ impl RawImage {
         &self,
         io: &Io,
         at: u64,
+        from: FromGuest,
+        stable: bool,
+        hold: &Hold,
+    ) -> Result<(), BlockError> {
+        if stable {
+            return self.put_stable(io, at, from, hold).await;
+        }
+        self.place(io, at, from, false, hold).await
+    }
+
+    async fn place(
+        &self,
+        io: &Io,
+        at: u64,
         mut from: FromGuest,
         stable: bool,
         hold: &Hold,
@@ -202,6 +220,7 @@ impl RawImage {
         if let Some((start, edge)) = self.edge()
             && at + from.len() > start
         {
+            self.stable.pass_page_cache();
             let rest = FromGuest::new(from.split_off(start.saturating_sub(at)));
             edge.store(io, at.max(start), rest, stable, hold).await?;
         }
@@ -247,7 +266,7 @@ impl BlockBackend for RawImage {
         if !self.has_to_flush() {
             return Ok(());
         }
-        io.sync(&self.host.file).await.map_err(|e| self.flush_error(e))
+        self.sync(io, Action::Flush).await
     }
 
     async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {
@@ -285,6 +304,9 @@ impl BlockBackend for RawImage {
         Err(BlockError::new(BlockErrorKind::Unsupported, context))
     }
 }
+
+#[cfg(test)]
+pub(super) use tests::coarse;
 
 #[cfg(test)]
 mod tests;

@@ -7,10 +7,10 @@ use std::path::Path;
 
 use super::RawOptions;
 use crate::iothread::PieceLimits;
-use crate::storage::OpenError;
 use crate::storage::in_use;
 use crate::storage::lock::{self, Sharing};
 use crate::storage::sys::{self, DirectAlign};
+use crate::storage::{CacheMode, OpenError};
 
 /// Physical block size told to guests for regular files at most: larger file system blocks are no sector size.
 const PHYSICAL_MAX: u64 = 4096;
@@ -23,6 +23,8 @@ pub(super) struct Host {
     pub(super) is_device: bool,
     /// See [`claim`].
     pub(super) claim: Option<File>,
+    /// The same file once more, where writes through the page cache may be forced.
+    pub(super) audit: Option<File>,
     /// Of a block device; 1 for files.
     pub(super) logical_block: u32,
     pub(super) align: DirectAlign,
@@ -61,6 +63,8 @@ impl Host {
         } else {
             None
         };
+        let forced = !direct && !options.read_only && options.cache != CacheMode::Unsafe;
+        let audit = forced.then(|| open_one(options, false)).transpose().map_err(|e| cannot_open(path, e))?;
         let stat = file.metadata().map_err(|e| cannot_open(path, e))?;
         let physical = match sizes {
             Some((_, physical)) => physical,
@@ -71,6 +75,7 @@ impl Host {
             buffered,
             is_device: sizes.is_some(),
             claim,
+            audit,
             logical_block: sizes.map_or(1, |(logical, _)| logical.max(1)),
             align,
             physical_block: if physical.is_power_of_two() { physical.max(512) } else { 512 },

@@ -20,7 +20,7 @@ impl RawImage {
         if self.is_at_edge(at.0, into.len()) || !self.bounce.fits(at.0, &into) {
             return Begun::Long(into);
         }
-        Begun::of(io.read_single(&self.host.file, at.0, into, self.pieces, Hold::none()))
+        Begun::of(io.read_single(&self.host.file, at.0, into, self.pieces, Hold::none()), None)
     }
 
     /// Begins a write.
@@ -37,15 +37,16 @@ impl RawImage {
         if self.is_at_edge(at.0, from.len()) || !self.bounce.fits(at.0, &from) {
             return Begun::Long(from);
         }
-        let Some(hold) = self.bounce.try_replace(at.0, from.len()) else { return Begun::Long(from) };
-        Begun::of(io.write_single(
-            &self.host.file,
-            at.0,
-            from,
-            self.must_be_stable(durability),
-            self.pieces,
-            hold,
-        ))
+        let Some(mut hold) = self.bounce.try_replace(at.0, from.len()) else { return Begun::Long(from) };
+        let stable = self.must_be_stable(durability);
+        let attempt = match stable.then(|| self.stable.attempt_write()).transpose() {
+            Ok(attempt) => attempt.flatten(),
+            Err(error) => return Begun::Done(Err(error)),
+        };
+        if let Some(attempt) = &attempt {
+            hold = hold.with(attempt.hold());
+        }
+        Begun::of(io.write_single(&self.host.file, at.0, from, stable, self.pieces, hold), attempt)
     }
 
     /// Begins a flush.
@@ -53,10 +54,15 @@ impl RawImage {
         if !self.has_to_flush() {
             return Begun::Done(Ok(()));
         }
-        Begun::of(io.sync_single(&self.host.file).ok_or(()))
+        if let Err(error) = self.check_stability(Action::Flush) {
+            return Begun::Done(Err(error));
+        }
+        let attempt = self.stable.latch.attempt();
+        let single = io.sync_single(&self.host.file, attempt.hold().clone());
+        Begun::of(single.ok_or(()), Some(attempt))
     }
 
-    /// The error of a flush, or of a transfer of `len` bytes that was begun at `at`.
+    /// The error of a transfer of `len` bytes that was begun at `at`.
     pub(in crate::storage) fn failed(
         &self,
         action: Action,
@@ -64,13 +70,10 @@ impl RawImage {
         len: u64,
         source: std::io::Error,
     ) -> BlockError {
-        if action == Action::Flush {
-            return self.flush_error(source);
-        }
         self.host.error(action, at, len, source)
     }
 
-    fn is_at_edge(&self, at: u64, len: u64) -> bool {
+    pub(super) fn is_at_edge(&self, at: u64, len: u64) -> bool {
         self.edge().is_some_and(|(start, _)| at + len > start)
     }
 }

@@ -53,12 +53,12 @@ fn every_cache_mode_conforms() {
 }
 
 /// As on a host disk of 4096-byte sectors.
-fn coarse(mut image: RawImage, path: &Path) -> RawImage {
+pub(in crate::storage) fn coarse(mut image: RawImage, path: &Path) -> RawImage {
     let align = DirectAlign { memory: 4096, block: 4096 };
     image.bounce = Bounce::new(align);
     image.host.block = 4096;
     let file = File::options().read(true).write(true).open(path).unwrap();
-    image.edge = Some(HostFile { file: Arc::new(file), name: image.host.name.clone(), block: 1 });
+    image.edge = Some(HostFile::new(file, &image.host.name, 1));
     image
 }
 

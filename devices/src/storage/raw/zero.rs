@@ -10,6 +10,8 @@ use crate::storage::{BlockError, BlockErrorKind, Unmap};
 
 /// The host is asked for this many bytes at once, so that an abort does not wait for terabytes.
 const STEP: u64 = 1 << 30;
+/// No file system has larger blocks, in bytes.
+const FS_BLOCK: u64 = 64 << 10;
 /// Zeros written at once, in bytes.
 const WRITE_STEP: u64 = 256 << 10;
 
@@ -23,6 +25,9 @@ impl RawImage {
         unmap: Unmap,
         hold: &Hold,
     ) -> Result<(), BlockError> {
+        if self.cache.is_stable() {
+            self.check_stability(Action::Zero)?;
+        }
         let end = at + len;
         // A device zeroes whole blocks; with direct I/O, neighbours in a block must not be disturbed.
         let unit = self.host.block.max(u64::from(self.logical_block));
@@ -39,7 +44,7 @@ impl RawImage {
         }
         self.write_zeros(io, last, end - last, hold).await?;
         if self.cache.is_stable() && last > first {
-            io.sync(&self.host.file).await.map_err(|e| self.host.error(Action::Zero, at, len, e))?;
+            self.sync(io, Action::Zero).await?;
         }
         Ok(())
     }
@@ -63,6 +68,10 @@ impl RawImage {
                 continue;
             }
             let hold = self.bounce.replace(at, len).await.with(outer);
+            if self.logical_block == 1 && !(at | len).is_multiple_of(FS_BLOCK) {
+                // A file system zeroes parts of its blocks in the page cache.
+                self.stable.pass_page_cache();
+            }
             let mode = mode | libc::FALLOC_FL_KEEP_SIZE;
             match io.allocate_held(&self.host.file, mode, at, len, &hold).await {
                 Ok(()) => return Ok(true),

@@ -18,7 +18,7 @@ fn room_for(path: &Path, pages: usize) -> impl FnMut(Victim) -> Option<Trick> + 
     let limit = known.len() + pages;
     let known = RefCell::new(known);
     move |victim| {
-        let Victim::Write { at, len } = victim else { return None };
+        let Victim::Write { at, len, .. } = victim else { return None };
         let mut known = known.borrow_mut();
         let new: Vec<u64> =
             (at / PAGE..(at + len).div_ceil(PAGE)).filter(|page| !known.contains(page)).collect();

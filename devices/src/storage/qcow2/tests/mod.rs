@@ -7,6 +7,7 @@ mod full;
 mod grow;
 mod hostile;
 mod images;
+mod lost;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,0 +1,130 @@
+//! Making data stable: flushes and forced writes, and what their failures mean. See [`crate::storage::stability`].
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::RawImage;
+use crate::iothread::{Hold, Io};
+use crate::mem::FromGuest;
+use crate::storage::error::Action;
+use crate::storage::stability::{Attempt, Stability};
+use crate::storage::{BlockError, BlockErrorKind};
+
+/// What an image knows of its stability.
+pub(super) struct Stable {
+    pub(super) latch: Arc<Stability>,
+    /// The same file with an error cursor of its own; `None` where nothing is forced.
+    audit: Option<Arc<File>>,
+    /// Data may be in the host's page cache.
+    page_cache: AtomicBool,
+}
+
+impl Stable {
+    pub(super) fn new(name: &Arc<str>, audit: Option<Arc<File>>, page_cache: bool) -> Self {
+        Self { latch: Stability::new(name.clone()), audit, page_cache: AtomicBool::new(page_cache) }
+    }
+
+    /// From now on there may be data in the page cache, although the image is opened for direct I/O.
+    pub(super) fn pass_page_cache(&self) {
+        self.page_cache.store(true, Ordering::Release);
+    }
+
+    /// A forced write begins. Without the page cache its error is its own: there is nothing to watch.
+    pub(super) fn attempt_write(&self) -> Result<Option<Attempt>, BlockError> {
+        self.latch.check(Action::Write)?;
+        Ok(self.page_cache.load(Ordering::Acquire).then(|| self.latch.attempt()))
+    }
+}
+
+impl RawImage {
+    /// Whether the image cannot be made stable any more.
+    pub(in crate::storage) fn has_failed(&self) -> bool {
+        self.stable.latch.has_failed()
+    }
+
+    /// Fails where the image cannot be made stable any more: then nothing may be published either.
+    pub(in crate::storage) fn check_stability(&self, action: Action) -> Result<(), BlockError> {
+        self.stable.latch.check(action)
+    }
+
+    /// Makes everything stable that was written.
+    pub(super) async fn sync(&self, io: &Io, action: Action) -> Result<(), BlockError> {
+        self.stable.latch.check(action)?;
+        let attempt = self.stable.latch.attempt();
+        match io.sync_held(&self.host.file, attempt.hold()).await {
+            Ok(()) => attempt.succeeded(action).await,
+            Err(error) => Err(attempt.failed(action, error)),
+        }
+    }
+
+    /// A forced write whose range was checked.
+    pub(super) async fn put_stable(
+        &self,
+        io: &Io,
+        at: u64,
+        from: FromGuest,
+        hold: &Hold,
+    ) -> Result<(), BlockError> {
+        if self.is_at_edge(at, from.len()) {
+            self.stable.pass_page_cache();
+        }
+        let Some(attempt) = self.stable.attempt_write()? else {
+            return self.place(io, at, from, true, hold).await;
+        };
+        let short = || self.host.short.load(Ordering::Acquire);
+        let before = short();
+        let both = attempt.hold().clone().with(hold);
+        let result = self.place(io, at, from, true, &both).await;
+        // Others under way wait for it, as this one does for them.
+        drop(both);
+        match result {
+            Ok(()) if short() == before => attempt.succeeded(Action::Write).await,
+            Ok(()) => Box::pin(self.suspect(io, attempt, None)).await,
+            // Where blocks are shared with others, they are read before.
+            Err(error) if error.kind == BlockErrorKind::ReadFailed => Err(error),
+            Err(error) => {
+                Box::pin(self.suspect(io, attempt, error.source.as_ref())).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// A forced write did not end well, with `error` or short of its end. Succeeds when all that failed is that write.
+    ///
+    /// A full host can refuse a write, whose data the guest still has, or lose what it had taken: the error is the
+    /// same. The cursor of another file description tells one from the other.
+    pub(in crate::storage) async fn suspect(
+        &self,
+        io: &Io,
+        attempt: Attempt,
+        error: Option<&io::Error>,
+    ) -> Result<(), BlockError> {
+        let (Some(audit), true) = (&self.stable.audit, error.is_none_or(may_be_refusal)) else {
+            return Err(attempt.failed(Action::Write, error.map_or(io::ErrorKind::Other.into(), same)));
+        };
+        match io.sync_held(audit, attempt.hold()).await {
+            Ok(()) => attempt.succeeded(Action::Write).await,
+            Err(error) => Err(attempt.failed(Action::Write, error)),
+        }
+    }
+}
+
+#[cfg(test)]
+impl RawImage {
+    /// Another file in the place of the image's; returns that.
+    pub(in crate::storage) fn exchange_file(&mut self, file: Arc<File>) -> Arc<File> {
+        std::mem::replace(&mut self.host.file, file)
+    }
+}
+
+/// Whether a write may fail so before the host has taken anything.
+fn may_be_refusal(error: &io::Error) -> bool {
+    let refusals = [libc::ENOSPC, libc::EDQUOT, libc::EFBIG, libc::EINTR, libc::EAGAIN, libc::ENOMEM];
+    error.raw_os_error().is_some_and(|code| refusals.contains(&code))
+}
+
+fn same(error: &io::Error) -> io::Error {
+    error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
+}

@@ -1,0 +1,166 @@
+//! Whether what an image calls stable can be believed.
+//!
+//! When the kernel cannot write a page back, it marks the page clean and reports the error once for each open file
+//! description: the next fdatasync(2) succeeds although the data is gone. The latch here remembers: after the first
+//! failure no flush and no stable write of the image succeeds, until it is opened anew.
+//!
+//! "Once" also means that of several operations under way only one hears of the error. So success is believed only when
+//! all that were under way at the same time have ended, and none of them failed. Those whose futures were dropped are
+//! waited for as well: the ring says how they ended, see [`Claims::abandoned`].
+
+use std::future::poll_fn;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+
+use super::error::Action;
+use super::{BlockError, BlockErrorKind};
+use crate::iothread::{Claims, Hold};
+
+/// The latch of one image.
+pub(super) struct Stability {
+    name: Arc<str>,
+    failed: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// In the order of their start, which is that of their numbers.
+    under_way: Vec<UnderWay>,
+    next: u64,
+    waiting: Vec<Waker>,
+}
+
+struct UnderWay {
+    number: u64,
+    holders: u32,
+}
+
+/// An operation that makes something stable, from before the kernel gets it to when its end is judged.
+pub(super) struct Attempt {
+    stability: Arc<Stability>,
+    hold: Hold,
+}
+
+impl Stability {
+    /// For the image with this name.
+    pub(super) fn new(name: Arc<str>) -> Arc<Self> {
+        Arc::new(Self { name, failed: AtomicBool::new(false), state: Mutex::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether something failed.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Fails when something failed before.
+    pub(super) fn check(&self, action: Action) -> Result<(), BlockError> {
+        if self.has_failed() { Err(self.error(action, None)) } else { Ok(()) }
+    }
+
+    /// Something begins that makes data stable.
+    pub(super) fn attempt(self: &Arc<Self>) -> Attempt {
+        let mut state = self.lock();
+        let number = state.next;
+        state.next += 1;
+        state.under_way.push(UnderWay { number, holders: 1 });
+        drop(state);
+        Attempt { stability: self.clone(), hold: Hold::new(self.clone(), number) }
+    }
+
+    /// From now on nothing succeeds. The operator hears of the first time.
+    pub(super) fn fail(&self, action: Action, source: io::Error) -> BlockError {
+        if !self.failed.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                "\"{}\": the host could not make data stable ({source}): what the guest wrote since its last flush \
+                 may be lost, and every flush and forced write of this disk fails from now on; shut the guest down, \
+                 repair the host's storage, start the machine anew (or detach and attach the disk), and check the \
+                 file system inside",
+                self.name
+            );
+        }
+        let waiting = std::mem::take(&mut self.lock().waiting);
+        waiting.into_iter().for_each(Waker::wake);
+        self.error(action, Some(source))
+    }
+
+    fn error(&self, action: Action, source: Option<io::Error>) -> BlockError {
+        let why = if source.is_some() { "" } else { ": data could not be made stable before" };
+        let context = format!("{action} \"{}\" failed{why}; open it anew", self.name);
+        BlockError { kind: BlockErrorKind::Unstable, context, source }
+    }
+}
+
+impl Attempt {
+    /// What the operations hold.
+    pub(super) fn hold(&self) -> &Hold {
+        &self.hold
+    }
+
+    /// It failed: nothing can be believed any more.
+    pub(super) fn failed(self, action: Action, source: io::Error) -> BlockError {
+        self.stability.fail(action, source)
+    }
+
+    /// It succeeded, which counts when nothing else fails that was under way with it.
+    pub(super) async fn succeeded(self, action: Action) -> Result<(), BlockError> {
+        let Self { stability, hold } = self;
+        // Over, before it waits for others: they may wait for it.
+        drop(hold);
+        let end = stability.lock().next;
+        poll_fn(|cx| {
+            let mut state = stability.lock();
+            let first = state.under_way.first().map_or(u64::MAX, |first| first.number);
+            if first >= end || stability.has_failed() {
+                return Poll::Ready(());
+            }
+            if !state.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+                state.waiting.push(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await;
+        stability.check(action)
+    }
+}
+
+impl Claims for Stability {
+    fn retain(&self, id: u64) {
+        let mut state = self.lock();
+        if let Some(one) = state.under_way.iter_mut().find(|one| one.number == id) {
+            one.holders += 1;
+        }
+    }
+
+    fn release(&self, id: u64) {
+        let mut state = self.lock();
+        let Some(place) = state.under_way.iter().position(|one| one.number == id) else { return };
+        if let Some(one) = state.under_way.get_mut(place) {
+            one.holders -= 1;
+            if one.holders > 0 {
+                return;
+            }
+        }
+        state.under_way.remove(place);
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    /// Nobody else hears of it. What was cancelled has not been tried to its end, and took no error with it.
+    fn abandoned(&self, _id: u64, result: i32) {
+        if result < 0 && !matches!(-result, libc::ECANCELED | libc::EINTR) {
+            self.fail(Action::Flush, io::Error::from_raw_os_error(result.saturating_neg()));
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "stability_tests.rs"]
+mod tests;
