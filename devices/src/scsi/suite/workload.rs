@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::local::{disk_of, target_of};
 use super::request::{Request, check_reply};
@@ -15,7 +15,7 @@ use super::{DiskConfig, FILL, config};
 use crate::iothread::mischief::{self, Host};
 use crate::iothread::{Io, TaskPool};
 use crate::scsi::{Image, Nexus, ScsiReply, Status, TaskAttribute};
-use crate::storage::{CacheMode, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing};
+use crate::storage::{CacheMode, OpenError, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing};
 use crate::testing::conformance::Random;
 use crate::testing::{on_io_thread, temp_dir, temp_file};
 
@@ -247,9 +247,23 @@ fn look_again(image: Image, block: u32, sectors: Vec<Vec<Sector>>) {
     });
 }
 
+/// A process that another test is about to start has our open files, locks included, until it becomes its program.
+fn patiently<T>(open: impl Fn() -> Result<T, OpenError>) -> T {
+    let patience = Instant::now() + Duration::from_secs(5);
+    loop {
+        match open() {
+            Ok(image) => return image,
+            Err(e) if e.message.contains("in use by") && Instant::now() < patience => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(e) => panic!("{e}"),
+        }
+    }
+}
+
 fn raw(path: &Path, cache: CacheMode) -> Image {
     let options = RawOptions { path: path.into(), read_only: false, cache, sharing: Sharing::Exclusive };
-    Image::Raw(RawImage::open(&options).unwrap_or_else(|e| panic!("{e}")))
+    Image::Raw(patiently(|| RawImage::open(&options)))
 }
 
 fn qcow2(path: &Path) -> Image {
@@ -261,7 +275,7 @@ fn qcow2(path: &Path) -> Image {
         discard: true,
         backing: Default::default(),
     };
-    Image::Qcow2(Qcow2Image::open(&options).unwrap_or_else(|e| panic!("{e}")))
+    Image::Qcow2(patiently(|| Qcow2Image::open(&options)))
 }
 
 fn over_raw(steps: u32, host: fn(u64) -> Host) {
