@@ -39,5 +39,7 @@ pub use request::{
     Cdb, DataBuffers, Lun, MAX_CDB, MAX_SENSE, ProtectionBuffers, Residual, ScsiReply, ScsiRequest, Sense,
     Status, Tag, TaskAttribute, TransportFault,
 };
-pub use target::{AttachError, PortEvents, Target, TargetGroup, TaskManagement, TaskManagementReply};
+pub use target::{
+    AttachError, Detached, PortEvents, Target, TargetGroup, TaskManagement, TaskManagementReply,
+};
 pub use unit::LogicalUnit;

@@ -12,7 +12,7 @@ use super::tasks::Ended;
 use super::unit::{LogicalUnit, Unit};
 use super::{Lun, Tag};
 use crate::iothread::Io;
-use crate::storage::BlockErrorKind;
+use crate::storage::{BlockError, BlockErrorKind};
 
 /// A task management function (SAM-6, 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,15 +132,17 @@ impl Target {
         Ok(())
     }
 
-    /// Takes a logical unit away; false when there was none. Its commands end with LOGICAL UNIT NOT SUPPORTED. When
-    /// this returns they have left, and what went on in the background has ended, wherever it was.
-    pub async fn detach(&self, lun: Lun) -> bool {
-        let Some((unit, others, nexuses)) = self.remove(lun) else { return false };
+    /// Takes a logical unit away; `None` when there was none. Its commands end with LOGICAL UNIT NOT SUPPORTED. When
+    /// this returns they have left, and what went on in the background or for commands of other units has ended,
+    /// wherever it was: nobody but the caller has the unit any more.
+    pub async fn detach(&self, lun: Lun) -> Option<Detached> {
+        let (unit, others, nexuses) = self.remove(lun)?;
         let mark = unit.tasks.end(|_, _| Some(Ended::Detached));
+        unit.background.tell();
         announce(&others, &nexuses);
         unit.tasks.left(mark).await;
         unit.background.end().await;
-        true
+        Some(Detached(unit))
     }
 
     #[expect(clippy::type_complexity, reason = "one caller takes it apart at once")]
@@ -219,6 +221,20 @@ impl Target {
 
     fn write(&self) -> RwLockWriteGuard<'_, Inventory> {
         self.inventory.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A logical unit that was taken away. Whoever took it has to close it: its medium may not be whole before.
+#[must_use = "its medium is whole when it was closed"]
+pub struct Detached(Arc<Unit>);
+
+impl Detached {
+    /// Makes the medium whole. Units that show one image may be closed one after the other.
+    pub async fn close(self, io: &Io) -> Result<(), BlockError> {
+        let closed = self.0.logical.close(io).await;
+        // The kernel may write back what it has of a device when the last descriptor goes: not on this thread.
+        let _ = io.blocking(move || drop(self)).await;
+        closed
     }
 }
 

@@ -129,7 +129,7 @@ fn take_away(guest: &Guest, id: u8, drive: &Drive) {
     let target = drive.logical.as_ref().unwrap_or(&drive.physical).target().clone();
     assert!(guest.hba.detach_drive(id).is_some());
     guest._thread.remote().spawn(move |io| async move {
-        assert!(target.detach(Lun::default()).await);
+        assert!(target.detach(Lun::default()).await.is_some());
         io.quiesce().await;
         done.send(()).unwrap();
     });

@@ -52,6 +52,7 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
             }
             let _ = image.flush(&io).await;
         }
+        let _ = image.close(&io).await;
         image
     });
     drop(image);

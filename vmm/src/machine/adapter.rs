@@ -3,17 +3,23 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use devices::iothread::{Io, Remote};
 use devices::scsi::{DiskConfig, LogicalUnit, Lun, Nexus, Target, TargetGroup};
-use devices::storage::{BlockBackend, Image};
+use devices::storage::{BlockBackend, BlockError, Image};
 use hba_virtio_scsi::VirtioScsi;
 
+use super::closing::close_with_deadline;
 use super::hbas;
 use super::identity::Identities;
 use super::space::Space;
 use crate::config::{self, Device, HbaType};
+
+/// How long the host may take to end a unit's commands and to close its image before whoever asked hears that it does
+/// not answer.
+const DETACH: Duration = Duration::from_secs(30);
 
 /// An HBA that takes targets at run time.
 pub trait HotPlug: Send + Sync {
@@ -55,12 +61,14 @@ struct Attached {
     read_only: bool,
     /// It has protection information.
     protected: bool,
+    /// The guest has lost it, its image is not closed yet.
+    leaving: bool,
 }
 
 impl Attached {
     fn new(disk: &config::Disk, image: Arc<Image>) -> Self {
         let protected = disk.protection.is_some();
-        Self { image, path: disk.image.clone(), read_only: disk.read_only, protected }
+        Self { image, path: disk.image.clone(), read_only: disk.read_only, protected, leaving: false }
     }
 }
 
@@ -103,6 +111,8 @@ pub struct Adapter {
     group: TargetGroup,
     /// What the disks of the machine are called.
     identities: Arc<Identities>,
+    /// How long a detach waits for the host.
+    patience: Duration,
     inventory: Mutex<Inventory>,
 }
 
@@ -110,8 +120,8 @@ impl Adapter {
     /// An HBA with nothing behind it.
     pub fn new(id: &str, kind: HbaType, remote: Remote, space: &Arc<Space>, group: &TargetGroup) -> Self {
         let (space, group, identities) = (space.clone(), group.clone(), Arc::default());
-        let inventory = Mutex::default();
-        Self { id: id.into(), kind, device: None, remote, space, group, identities, inventory }
+        let (inventory, patience) = (Mutex::default(), DETACH);
+        Self { id: id.into(), kind, device: None, remote, space, group, identities, patience, inventory }
     }
 
     /// The targets of the machine.
@@ -179,10 +189,19 @@ impl Adapter {
     /// Attaches a logical unit. The guest is told.
     pub fn attach(&self, lun: &config::Lun) -> Result<()> {
         let device = self.device()?;
-        ensure!(!self.holds(lun), "target {} lun {} is in use", lun.target, lun.lun);
+        self.ensure_free(lun)?;
         let (image, disk) = hbas::disk(&self.id, lun, &self.space, &self.identities)?;
         let units = device.units(lun, &image, disk)?;
         self.insert(lun, image, units)
+    }
+
+    fn ensure_free(&self, lun: &config::Lun) -> Result<()> {
+        let (target, number) = (lun.target, lun.lun);
+        match self.lock().units.get(&(target, number)).map(|unit| unit.leaving) {
+            None => Ok(()),
+            Some(true) => bail!("target {target} lun {number} is being detached"),
+            Some(false) => bail!("target {target} lun {number} is in use"),
+        }
     }
 
     fn holds(&self, lun: &config::Lun) -> bool {
@@ -216,35 +235,54 @@ impl Adapter {
     }
 
     /// Detaches a logical unit, whose commands end, and with the last one its target. The guest is told. When this
-    /// returns the image is closed.
+    /// returns the image is closed, or an error says why not; the guest has lost the unit in any case.
     pub fn detach(&self, target: u8, lun: u16) -> Result<()> {
         let device = self.device()?;
-        let (behind, last) = {
-            let inventory = self.lock();
-            let known = inventory.units.contains_key(&(target, lun));
-            let behind = inventory.targets.get(&target).filter(|_| known).cloned();
-            let behind = behind.ok_or_else(|| anyhow!("nothing at target {target} lun {lun}"))?;
-            (behind, inventory.units.keys().filter(|&&(other, _)| other == target).count() == 1)
-        };
+        let (behind, path, last) = self.begin_leaving(target, lun)?;
         if last {
             device.close_targets(target);
         }
         let number = Lun::from_number(u32::from(lun));
+        let what = format!("hba {}, target {target} lun {lun}, {}", self.id, path.display());
         // Without the lock: it may wait for the host.
-        let found = self.on_thread(move |io| async move {
-            let mut found = false;
+        let closed = close_with_deadline(&self.remote, what, self.patience, move |io| async move {
+            let mut leaving = Vec::with_capacity(behind.len());
             for target in &behind {
-                found |= target.detach(number).await;
+                leaving.extend(target.detach(number).await);
             }
             io.quiesce().await;
-            found
-        })?;
-        ensure!(found, "nothing at target {target} lun {lun}");
+            let mut end = Ok(());
+            for unit in leaving {
+                end = end.and(unit.close(&io).await.map_err(|error| explain(&error)));
+            }
+            end
+        });
+        self.end_leaving(target, lun)?;
+        closed
+            .with_context(|| format!("target {target} lun {lun} has left the guest, but {}", path.display()))
+    }
+
+    /// Marks a unit as leaving: its targets, its image's path, and whether it is the last unit there.
+    fn begin_leaving(&self, target: u8, lun: u16) -> Result<(Vec<Arc<Target>>, PathBuf, bool)> {
+        let mut inventory = self.lock();
+        let nothing = || anyhow!("nothing at target {target} lun {lun}");
+        let behind = inventory.targets.get(&target).cloned();
+        let unit = inventory.units.get_mut(&(target, lun)).ok_or_else(nothing)?;
+        ensure!(!unit.leaving, "target {target} lun {lun} is being detached already");
+        unit.leaving = true;
+        let path = unit.path.clone();
+        let others = |(&(other, _), unit): (&(u8, u16), &Attached)| other == target && !unit.leaving;
+        let last = !inventory.units.iter().any(others);
+        Ok((behind.ok_or_else(nothing)?, path, last))
+    }
+
+    /// Forgets a unit that has left, and with the last one its target.
+    fn end_leaving(&self, target: u8, lun: u16) -> Result<()> {
         let mut inventory = self.lock();
         inventory.units.remove(&(target, lun));
         if !inventory.units.keys().any(|&(other, _)| other == target) {
             inventory.targets.remove(&target);
-            device.detach_targets(target)?;
+            self.device()?.detach_targets(target)?;
         }
         Ok(())
     }
@@ -279,7 +317,7 @@ impl Adapter {
         let device = self.device()?;
         let (image, disk) = hbas::disk(&self.id, lun, &self.space, &self.identities)?;
         let units = device.units(lun, &image, disk)?;
-        self.detach(lun.target, lun.lun)?;
+        self.detach(lun.target, lun.lun).context("the new image was not attached")?;
         device.settle();
         self.insert(lun, image, units)
     }
@@ -313,3 +351,13 @@ impl Adapter {
         self.inventory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// An error of the storage layer in one line.
+fn explain(error: &BlockError) -> String {
+    let cause = error.source.as_ref().map(|e| format!(": {e}")).unwrap_or_default();
+    format!("{error}{cause}")
+}
+
+#[cfg(test)]
+#[path = "adapter_tests.rs"]
+mod tests;

@@ -3,6 +3,7 @@
 mod adapter;
 mod buses;
 mod chipset;
+mod closing;
 mod control;
 mod event_file;
 mod events;

@@ -175,7 +175,8 @@ fn detaching_ends_commands_with_a_status() {
     ram(&image).hold(true);
     let mut running = Running::start(&a.nexus, &io, 1, &READ, &[]);
     let mut detach = Box::pin(target.detach(LUN_0));
-    let mut poll = || detach.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    let mut poll =
+        || detach.as_mut().poll(&mut Context::from_waker(Waker::noop())).map(|gone| gone.is_some());
     assert_eq!(poll(), Poll::Pending);
     let reply = running.poll().unwrap().unwrap();
     assert_eq!(reply.status, Status::CheckCondition);

@@ -106,8 +106,8 @@ fn units_come_and_go() {
     (a.lun, b.lun) = (far, Lun([0xd2, 0, 0x01, 0x2c, 0, 0, 0, 0]));
     check(&mut a, &READY, &[], 0, (0x6, 0x29, 0x00));
     check(&mut b, &READY, &[], 0, (0x6, 0x29, 0x00));
-    assert!(block_on(target.detach(far)));
-    assert!(!block_on(target.detach(far)));
+    assert!(block_on(target.detach(far)).is_some());
+    assert!(block_on(target.detach(far)).is_none());
     check(&mut a, &READY, &[], 0, (0x5, 0x25, 0x00));
     a.lun = LUN_0;
     check(&mut a, &READY, &[], 0, (0x6, 0x3f, 0x0e));

@@ -161,7 +161,7 @@ fn gate(image: &RecordingDisk, working: &AtomicUsize) {
 /// Takes the unit away and brings another one with the same image, until all workers are done.
 fn swap(target: &Target, image: &Arc<Image>, working: &AtomicUsize) {
     while working.load(Ordering::SeqCst) > 0 {
-        assert!(super::local::block_on(target.detach(Lun::default())), "there was a unit");
+        assert!(super::local::block_on(target.detach(Lun::default())).is_some(), "there was a unit");
         let disk = Disk::new(image.clone(), config()).unwrap();
         target.attach(Lun::default(), LogicalUnit::Disk(disk)).unwrap();
         thread::sleep(std::time::Duration::from_millis(2));

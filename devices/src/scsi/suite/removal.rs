@@ -1,17 +1,21 @@
 //! Units that go while they work, and how far copies reach.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use super::copies::{cscd, list, out_cdb, segment};
+use super::copies::{cscd, list, out_cdb, ranges, segment, using};
 use super::local::{Local, disk, disk_of, target_of};
 use super::{DiskConfig, check, config, exact, image, settle};
+use crate::iothread::Io;
 use crate::scsi::suite::Request;
 use crate::scsi::{
-    Image, Lun, Nexus, Status, Tag, TargetGroup, TaskManagement, TaskManagementReply, TransportFault,
+    Image, Lun, Nexus, ScsiReply, Status, Tag, Target, TargetGroup, TaskManagement, TaskManagementReply,
+    TransportFault,
 };
 use crate::storage::Action;
 use crate::testing::{Effect, Fault, FaultDisk, RamDisk, on_io_thread};
@@ -36,7 +40,7 @@ fn detaching_ends_background_work_and_lets_go_of_the_image() {
         let first = poll_fn(|cx| Poll::Ready(detach.as_mut().poll(cx))).await;
         assert!(first.is_pending(), "the host still works on the image");
         fault.release();
-        assert!(detach.await);
+        detach.await.unwrap().close(&io).await.unwrap();
         assert_eq!(Arc::strong_count(&image), 1, "nobody holds the image any more");
     });
 }
@@ -101,4 +105,93 @@ fn copies_reach_all_targets_of_the_group_and_no_others() {
     // COPY TARGET DEVICE NOT REACHABLE
     let bytes = copy_to(names[2]);
     check(&mut a, &out_cdb(0, 0, bytes.len()), &bytes, 0, (0xa, 0x0d, 0x02));
+}
+
+/// Two disks of one group, the first over an image whose operations of this kind wait; an initiator of each.
+fn pair_that_stalls(action: Action) -> (Arc<Image>, [Arc<Target>; 2], [Arc<Nexus>; 2]) {
+    let fault = FaultDisk::new(RamDisk::new(8 << 20));
+    fault.inject(Fault::every(action, Effect::Stall));
+    let slow = Arc::new(Image::Fault(fault));
+    let named = |name| DiskConfig { wwn: Some(name), ..config() };
+    let group = TargetGroup::default();
+    let targets = [group.target(), group.target()];
+    targets[0].attach(Lun::default(), disk_of(slow.clone(), named(NAMES[0]))).unwrap();
+    targets[1].attach(Lun::default(), disk(image(), named(NAMES[1]))).unwrap();
+    let nexuses = [0, 1].map(|index: usize| Nexus::new(targets[index].clone(), None));
+    (slow, targets, nexuses)
+}
+
+const NAMES: [u64; 2] = [0x5000_c500_0000_0001, 0x5000_c500_0000_0002];
+
+async fn wait_for_stall(io: &Io, image: &Image) {
+    let Image::Fault(fault) = image else { panic!("another kind of image") };
+    while fault.stalled() == 0 {
+        io.sleep(Duration::from_millis(1)).await;
+    }
+}
+
+type Running = Rc<Cell<Option<ScsiReply>>>;
+
+/// Sends a command and does not wait for it.
+fn start(io: &Io, nexus: &Arc<Nexus>, request: Request) -> Running {
+    let running = Running::default();
+    let (io, nexus, reply) = (io.clone(), nexus.clone(), running.clone());
+    io.clone().spawn(async move { reply.set(Some(request.send(&nexus, &io).await.0.unwrap())) });
+    running
+}
+
+async fn end_of(io: &Io, running: &Running) -> ScsiReply {
+    loop {
+        if let Some(reply) = running.take() {
+            return reply;
+        }
+        io.sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[test]
+fn a_unit_that_goes_ends_the_copies_of_others_that_use_it() {
+    // It is read from, and written to; the segment's number is in the sense data.
+    for (action, source, target) in [(Action::Read, 0, 1), (Action::Write, 1, 0)] {
+        on_io_thread(move |io| async move {
+            let (slow, targets, nexuses) = pair_that_stalls(action);
+            let _ = Request::new(&[0; 6], &[], 0).send(&nexuses[1], &io).await;
+            let segments = [segment(source, target, 0, 0, 0), segment(source, target, 16, 5, 9)];
+            let bytes = list(1, 0, &NAMES.map(cscd), &segments);
+            let copy = Request::new(&out_cdb(0, 0, bytes.len()), &bytes, 0);
+            let copy = start(&io, &nexuses[1], copy);
+            wait_for_stall(&io, &slow).await;
+            // Nobody releases the image: the copy ends because its disk goes.
+            targets[0].detach(Lun::default()).await.expect("a unit").close(&io).await.unwrap();
+            assert_eq!(Arc::strong_count(&slow), 1, "nobody holds the image any more");
+            let sense = end_of(&io, &copy).await.sense.expect("COPY TARGET DEVICE NOT REACHABLE");
+            let sense = sense.as_bytes();
+            assert_eq!((sense[2] & 0xf, &sense[8..14]), (0xa, &[0, 0, 0, 1, 0x0d, 0x02][..]));
+        });
+    }
+}
+
+#[test]
+fn a_unit_that_goes_ends_the_use_of_its_tokens() {
+    on_io_thread(|io| async move {
+        let (slow, targets, nexuses) = pair_that_stalls(Action::Read);
+        for nexus in &nexuses {
+            let _ = Request::new(&[0; 6], &[], 0).send(nexus, &io).await;
+        }
+        let bytes = ranges(16, &[(5, 1)]);
+        let populate = Request::new(&out_cdb(0x10, 7, bytes.len()), &bytes, 0);
+        assert_eq!(populate.send(&nexuses[0], &io).await.0.unwrap().status, Status::Good);
+        // RECEIVE ROD TOKEN INFORMATION.
+        let receive = [0x84, 7, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0];
+        let (reply, data) = Request::new(&receive, &[], 1024).send(&nexuses[0], &io).await;
+        assert_eq!(reply.unwrap().status, Status::Good);
+        let bytes = using(&data[38..550], 0, &[(9, 1)]);
+        let write = Request::new(&out_cdb(0x11, 8, bytes.len()), &bytes, 0);
+        let write = start(&io, &nexuses[1], write);
+        wait_for_stall(&io, &slow).await;
+        targets[0].detach(Lun::default()).await.expect("a unit").close(&io).await.unwrap();
+        assert_eq!(Arc::strong_count(&slow), 1, "nobody holds the image any more");
+        let sense = end_of(&io, &write).await.sense.expect("COPY TARGET DEVICE NOT REACHABLE");
+        assert_eq!((sense.as_bytes()[2] & 0xf, &sense.as_bytes()[12..14]), (0xa, &[0x0d, 0x02][..]));
+    });
 }

@@ -14,7 +14,7 @@ use super::request::{Request, check_reply};
 use super::{DiskConfig, FILL, config};
 use crate::iothread::mischief::{self, Host};
 use crate::iothread::{Io, TaskPool};
-use crate::scsi::{Image, Nexus, ScsiReply, Status, TaskAttribute};
+use crate::scsi::{Image, Lun, Nexus, ScsiReply, Status, TaskAttribute};
 use crate::storage::{CacheMode, OpenError, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing};
 use crate::testing::conformance::Random;
 use crate::testing::{on_io_thread, temp_dir, temp_file};
@@ -204,7 +204,7 @@ fn run(image: Image, block: u32, steps: u32, seed: u64, host: Host) -> (u32, Vec
     on_io_thread(move |io| async move {
         let config = DiskConfig { block_size: block, discard: true, ..config() };
         let target = target_of(disk_of(Arc::new(image), config));
-        let nexus = Nexus::new(target, None);
+        let nexus = Nexus::new(target.clone(), None);
         let _ = Request::new(&[0; 6], &[], 0).send(&nexus, &io).await;
         io.plot(mischief::host(host, seed));
         let pool = TaskPool::new(&io, INITIATORS as usize);
@@ -228,6 +228,8 @@ fn run(image: Image, block: u32, steps: u32, seed: u64, host: Host) -> (u32, Vec
             initiator.look_at_all().await;
         }
         initiators.sort_by_key(|initiator| initiator.first);
+        let disk = target.detach(Lun::default()).await.expect("a disk");
+        disk.close(&io).await.unwrap();
         let failed = initiators.iter().map(|initiator| initiator.failed).sum();
         (failed, initiators.into_iter().map(|initiator| initiator.sectors).collect())
     })

@@ -22,6 +22,7 @@ use super::vpd::Designator;
 use crate::iothread::Io;
 use crate::mem::{FromGuest, ToGuest};
 use crate::scsi::DataBuffers;
+use crate::scsi::background::visit;
 use crate::scsi::opcode::{Properties, field};
 use crate::scsi::outcome::{Done, Outcome};
 use crate::scsi::sense::{
@@ -129,7 +130,9 @@ async fn run(
     from.usable(READ)?;
     to.usable(WRITE)?;
     let route = Route { from, to, reading: None };
-    copy(context.io, &route, Move { from: source_at, to: target_at, len }, moved).await
+    let copy = copy(context.io, &route, Move { from: source_at, to: target_at, len }, moved);
+    let copy = visit(context.io, &source, unreachable(), copy);
+    visit(context.io, &target, unreachable(), copy).await
 }
 
 const READ: Properties = Properties::MEDIUM.and(Properties::READ);

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use super::plan::{Move, moves, order};
 use super::results::Held;
 use super::rods::{Reading, Rod};
-use super::{CHUNK, READ, Route, copy, disk, zero};
+use super::{CHUNK, READ, Route, copy, disk, unreachable, zero};
 use crate::mem::{FromGuest, ToGuest};
+use crate::scsi::background::visit;
 use crate::scsi::disk::Disk;
 use crate::scsi::disk::vpd::{
     DEFAULT_INACTIVITY, MAX_INACTIVITY, MAX_RANGES, MAX_TOKEN_TRANSFER, ROD_CHANGE_VULNERABLE, ROD_ZERO,
@@ -194,7 +195,11 @@ pub(in crate::scsi::disk) async fn write_using_token(
     let source = find(context, token)?;
     let mut held = Held::new(context.path.nexus, field(cdb, 6, 4) as u32, 0x11);
     let (offset, mut moved) = (field(&head, 8, 8), 0);
-    let result = fill(context, own, &source, offset, &targets, &mut moved).await;
+    let fill = fill(context, own, &source, offset, &targets, &mut moved);
+    let result = match &source {
+        Source::Zeros => fill.await,
+        Source::Unit(reading) => visit(context.io, reading.unit(), unreachable(), fill).await,
+    };
     held.progress(moved);
     match &result {
         Ok(()) => {

@@ -132,6 +132,7 @@ fn a_killed_process_loses_nothing_that_was_flushed() {
                         image.write(&io, at, block(n), Durability::Cached).await.unwrap();
                     }
                 }
+                image.close(&io).await.unwrap();
             });
             from = flushed + 38;
         }

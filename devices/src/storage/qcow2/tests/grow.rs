@@ -25,6 +25,7 @@ fn grows(bench: &Bench, shape: &str, backing: Option<&str>, from: u64, to: u64) 
         image.write(&io, ByteOffset(to - 4096), filled(4096, 8), Durability::Cached).await.unwrap();
         image.grow(&io, to + 512).await.unwrap();
         image.write(&io, ByteOffset(to), filled(512, 9), Durability::Cached).await.unwrap();
+        image.close(&io).await.unwrap();
         contents(&io, &*image).await
     });
     assert_eq!(after.len() as u64, to + 512, "{what}");

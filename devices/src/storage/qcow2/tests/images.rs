@@ -147,6 +147,7 @@ fn the_refcount_table_grows() {
             let at = ByteOffset(u64::from(mib) << 20);
             image.write(&io, at, filled(1 << 20, mib + 1), Durability::Cached).await.unwrap();
         }
+        image.close(&io).await.unwrap();
     });
     bench.check_clean("grow.qcow2");
     let all = bench.oracle("grow.qcow2");
@@ -178,6 +179,7 @@ fn unmapping_gives_space_back() {
         // And is used again.
         image.write(&io, ByteOffset(0), filled(32 << 20, 2), Durability::Stable).await.unwrap();
         assert!(std::fs::metadata(&path).unwrap().len() < 48 << 20);
+        image.close(&io).await.unwrap();
     });
     bench.check_clean("space.qcow2");
 }
@@ -213,6 +215,7 @@ fn abandoned_operations_leave_a_clean_image() {
         }
         io.quiesce().await;
         check(&io, &image, 6, 60).await;
+        image.close(&io).await.unwrap();
     });
     bench.check_clean("drop.qcow2");
 }

@@ -121,6 +121,7 @@ fn conforms(bench: &Bench, name: &str, options: Qcow2Options, seed: u64, rounds:
         check(&io, &image, seed, rounds).await;
         let image = Rc::new(image);
         check_neighbours(&io, image.clone(), 5).await;
+        image.close(&io).await.unwrap();
         contents(&io, &*image).await
     });
     bench.check_clean(name);
