@@ -191,16 +191,10 @@ fn cpu_list(text: &str) -> Option<Vec<usize>> {
 fn megasas(section: &Section<'_>, luns: &[Lun], directory: &Path, errors: &mut Errors) -> Megasas {
     let mode = section.text("mode").and_then(MegasasMode::named).unwrap_or(MegasasMode::Raid);
     let policy = section.text("write_policy").and_then(WritePolicy::named);
-    if mode == MegasasMode::Jbod {
-        section.meaningless(
-            &["write_policy"],
-            "for mode = \"jbod\", whose disks have caches of their own",
-            errors,
-        );
-    }
-    // The guest never flushes a volume: what a qcow2 image has not yet in its tables would be lost with the process.
+    // The guest never flushes a volume: what a qcow2 image has not yet in its tables would be lost with the process. Disks
+    // are flushed by guests that can, and "write-back" is for these only.
     let keeps = |lun: &Lun| !matches!(&lun.device, Device::Disk(disk) if disk.format == Format::Qcow2);
-    if policy == Some(WritePolicy::WriteBack) && !luns.iter().all(keeps) {
+    if mode == MegasasMode::Raid && policy == Some(WritePolicy::WriteBack) && !luns.iter().all(keeps) {
         section.refuse("write_policy", "expected \"write-through\" with qcow2 images", errors);
     }
     // SAS addresses are names of NAA 5h.

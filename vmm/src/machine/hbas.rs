@@ -341,5 +341,6 @@ fn disk_config(disk: &config::Disk) -> Result<DiskConfig> {
         read_only: disk.read_only,
         discard: disk.discard,
         write_cache: !matches!(disk.cache, Cache::Writethrough | Cache::Directsync),
+        cache_is_fixed: false,
     })
 }

@@ -38,6 +38,8 @@ pub struct DiskConfig {
     pub discard: bool,
     /// The write cache is on at power on.
     pub write_cache: bool,
+    /// Initiators cannot change that (WCE of the caching mode page).
+    pub cache_is_fixed: bool,
 }
 
 impl Default for DiskConfig {
@@ -55,6 +57,7 @@ impl Default for DiskConfig {
             read_only: false,
             discard: true,
             write_cache: true,
+            cache_is_fixed: false,
         }
     }
 }

@@ -64,7 +64,7 @@ impl<B: BlockBackend> Disk<B> {
         let disk = Self {
             block_shift: config.block_size.trailing_zeros(),
             known_blocks: AtomicU64::new(0),
-            mode: ModeParameters::new(config.write_cache),
+            mode: ModeParameters::new(config.write_cache, config.cache_is_fixed),
             power: Power::default(),
             copies: copy::Copies::default(),
             protection: None,

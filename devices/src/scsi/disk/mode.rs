@@ -88,19 +88,20 @@ impl ModePage {
         page
     }
 
-    /// The page as the mask of what can be changed: all else zero, but for the header.
-    fn changeable(&self) -> Page<MAX_PAGE> {
+    /// The page as the mask of what can be changed: all else zero, but for the header. `fixed`: flags that cannot.
+    fn changeable(&self, fixed: u8) -> Page<MAX_PAGE> {
         let mut page = Page::new();
         page.put(self.bytes.get(..self.header_len()).unwrap_or_default()).pad_to(self.bytes.len());
         for parameter in self.parameters() {
-            page.patch(parameter.byte, &[self.mask(parameter.byte)]);
+            page.patch(parameter.byte, &[self.mask(parameter.byte, fixed)]);
         }
         page
     }
 
-    /// Which bits of a byte can be changed.
-    pub(super) fn mask(&self, byte: usize) -> u8 {
-        self.parameters().filter(|parameter| parameter.byte == byte).fold(0, |mask, p| mask | p.mask)
+    /// Which bits of a byte can be changed, but for the flags `fixed`.
+    pub(super) fn mask(&self, byte: usize, fixed: u8) -> u8 {
+        let of_byte = |p: &&Parameter| p.byte == byte && p.flag & fixed == 0;
+        self.parameters().filter(of_byte).fold(0, |mask, p| mask | p.mask)
     }
 
     /// The flags that `bytes`, a page of this kind, sets.
@@ -136,12 +137,18 @@ impl ModePage {
 pub(crate) struct ModeParameters {
     flags: AtomicU8,
     default: u8,
+    /// Those that initiators cannot change.
+    fixed: u8,
 }
 
 impl ModeParameters {
-    pub(super) fn new(write_cache: bool) -> Self {
+    pub(super) fn new(write_cache: bool, cache_is_fixed: bool) -> Self {
         let default = if write_cache { WCE } else { 0 };
-        Self { flags: AtomicU8::new(default), default }
+        let fixed = if cache_is_fixed { WCE } else { 0 };
+        Self { flags: AtomicU8::new(default), default, fixed }
+    }
+    pub(super) fn fixed(&self) -> u8 {
+        self.fixed
     }
     pub(super) fn current(&self) -> u8 {
         self.flags.load(Ordering::Acquire)
@@ -192,7 +199,7 @@ impl<B: BlockBackend> Disk<B> {
         for page in PAGES.iter().filter(selected) {
             let page = match control {
                 0 => page.with(self.mode.current()),
-                1 => page.changeable(),
+                1 => page.changeable(self.mode.fixed()),
                 2 => page.with(self.mode.default),
                 _ => return Err(SenseData::illegal(SAVING_PARAMETERS_NOT_SUPPORTED).into()),
             };

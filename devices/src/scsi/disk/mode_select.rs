@@ -102,7 +102,7 @@ impl<B: BlockBackend> Disk<B> {
         let current = page.with(self.mode.current());
         let sent = list.get(..page.len()).ok_or(SenseData::illegal(PARAMETER_LIST_LENGTH_ERROR))?;
         for (i, (new, old)) in sent.iter().zip(current.as_bytes()).enumerate().skip(page.header_len()) {
-            let wrong = (new ^ old) & !page.mask(i);
+            let wrong = (new ^ old) & !page.mask(i, self.mode.fixed());
             if wrong != 0 {
                 let bit = 7 - wrong.leading_zeros() as u8;
                 return Err(SenseData::parameter_field(at + i as u16, Some(bit)));

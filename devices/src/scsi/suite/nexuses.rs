@@ -238,6 +238,24 @@ fn a_disk_with_its_cache_off_from_the_start() {
 }
 
 #[test]
+fn a_cache_that_initiators_cannot_switch_on() {
+    let (_target, image, mut a, _) = rig(DiskConfig { write_cache: false, cache_is_fixed: true, ..config() });
+    let page = |a: &mut Local, control: u8| good(a, &[0x1a, 8, control << 6 | 8, 0, 24, 0], &[], 24);
+    assert_eq!((page(&mut a, 0)[6], page(&mut a, 1)[6]), (0, 0));
+    let select = |a: &mut Local, wce: u8| {
+        let list = [&[0, 0, 0, 0, 0x08, 0x12, wce][..], &[0; 17]].concat();
+        a.command(&[0x15, 0x10, 0, 0, 24, 0], &list, 0)
+    };
+    assert_eq!(select(&mut a, 0).status, 0, "what is so can be said");
+    // INVALID FIELD IN PARAMETER LIST, at the bit.
+    let refused = select(&mut a, 4);
+    assert_eq!((refused.status, &refused.sense[12..18]), (2, &[0x26, 0, 0, 0x8a, 0, 6][..]));
+    ram(&image).operations();
+    exact(&mut a, &WRITE, &[1; BLOCK], 0);
+    assert_eq!(ram(&image).operations(), [Operation::Write(0, 512, Durability::Stable)]);
+}
+
+#[test]
 fn image_errors_reach_the_initiator() {
     let (_target, image, mut a, _) = rig(config());
     ram(&image).fail(Some(BlockErrorKind::NoSpace));

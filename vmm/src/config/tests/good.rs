@@ -260,6 +260,26 @@ fn a_board_with_everything() {
     assert_eq!(config.hbas[0].controller, Controller::Megasas(expected));
 }
 
+/// Guests that flush disks may have caches on any image; those that never flush volumes may not.
+#[test]
+fn disks_of_a_board_may_be_written_back_if_the_administrator_says_so() {
+    let text = r#"
+        [vm]
+        memory = "1GiB"
+        [boot]
+        kernel = "vmlinuz"
+        [[hba]]
+        type = "megasas"
+        mode = "jbod"
+        write_policy = "write-back"
+        [[hba.lun]]
+        image = "d.qcow2"
+    "#;
+    let (_fixture, config) = good(text, &[]);
+    let expected = Megasas { mode: MegasasMode::Jbod, write_policy: WritePolicy::WriteBack, ..board() };
+    assert_eq!(config.hbas[0].controller, Controller::Megasas(expected));
+}
+
 /// What is refused is parsed all the same, so that supporting it is one entry of the schema.
 #[test]
 fn unsupported_parts_are_parsed() {
