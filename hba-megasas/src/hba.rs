@@ -51,6 +51,15 @@ pub enum Error {
     Pci(#[from] PciError),
 }
 
+/// What became of a drive that was attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// The driver is told of it.
+    There,
+    /// The driver does not hear of it, and nothing reaches it, until the driver has acted on the removal of the one before.
+    Waits,
+}
+
 /// A MegaRAID SAS host bus adapter: a PCI function for a slot of the host bridge.
 ///
 /// Everything runs on one I/O thread. Before that thread ends, the HBA has to be dropped or told by
@@ -112,26 +121,33 @@ impl Megasas {
         self.shared.firmware.log().close();
     }
 
-    /// Puts a drive at `id`, which is its target, device and slot number, and tells the driver. What was there before
-    /// goes as by [`Self::detach_drive`].
-    pub fn attach_drive(&self, id: u8, drive: Drive) -> Result<Option<Drive>, Error> {
+    /// Puts a drive at `id`, which is its target, device and slot number, and tells the driver. Where a drive has gone, and
+    /// the driver has not yet shown that it has acted on that, the new one waits: see [`Arrival::Waits`]. What was there
+    /// before goes as by [`Self::detach_drive`].
+    pub fn attach_drive(&self, id: u8, drive: Drive) -> Result<Arrival, Error> {
         if id >= MAX_LDS {
             return Err(Error::Drive(id));
         }
-        let before = self.detach_drive(id);
-        self.shared.firmware.attach(id, drive);
-        Ok(before)
+        self.detach_drive(id);
+        let there = self.shared.firmware.attach(id, drive);
+        Ok(if there { Arrival::There } else { Arrival::Waits })
     }
 
     /// Takes the drive at `id` away and tells the driver. Frames it runs come to their end.
     pub fn detach_drive(&self, id: u8) -> Option<Drive> {
-        self.shared.firmware.detach(id).map(|place| place.drive.clone())
+        self.shared.firmware.detach(id)
     }
 
-    /// Waits until the driver has asked for events after the newest, at most for `patience`: it has taken note of all
-    /// that came and went. A driver that does not listen is not waited for.
-    pub fn wait_until_told(&self, patience: Duration) {
-        self.shared.firmware.wait_until_told(patience);
+    /// The places at which a drive has gone, and the driver has not yet shown that it has acted on that. There are none
+    /// while no driver is at work.
+    pub fn unnoticed(&self) -> Vec<u8> {
+        self.shared.firmware.unnoticed()
+    }
+
+    /// Says who is called when a drive that waited is there. Once. Called on any thread; nothing of the HBA may be called
+    /// from there.
+    pub fn on_arrival(&self, listener: Box<dyn Fn(u8) + Send + Sync>) {
+        self.shared.firmware.on_arrival(listener);
     }
 
     /// Makes the firmware fail, as a driver's recovery sees it: to test that.
@@ -211,6 +227,7 @@ impl PciFunction for Megasas {
         // First the registers: they revoke DMA.
         self.function.reset_registers();
         self.port.reset_and_wait();
+        self.shared.firmware.driver_went();
     }
 
     fn name(&self) -> &str {

@@ -7,7 +7,7 @@
 //!    |        └── frame (what a frame says), token (a frame to complete exactly once), execute (what frames do)
 //!    └── firmware: what the controller knows, without a word of the transport
 //!          dcmd (dispatch) ── info, lists, configuration, log (events), clock
-//!          drives (logical and physical drives over the SCSI layer), policy (what reaches them, what is flushed)
+//!          drives (logical and physical drives over the SCSI layer), handover (places that change hands), policy (what reaches them, what is flushed)
 //! ```
 //! vCPU threads latch registers and queue frame addresses; everything else happens on one I/O thread. A front of
 //! another generation shares `firmware` and brings a transport of its own.
@@ -20,5 +20,5 @@ mod spec;
 mod transport;
 
 pub use firmware::{Drive, EVENT_RECORDS, EventMarks, EventRecord, EventStore, KeptEvents};
-pub use hba::{Error, Megasas, Options};
+pub use hba::{Arrival, Error, Megasas, Options};
 pub use model::Model;

@@ -1,6 +1,6 @@
 //! The host bus adapter: queues, workers, targets and the PCI function, put together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -97,6 +97,8 @@ struct Shared {
     events: Arc<Events>,
     /// What each nexus reports to, by target number.
     ports: Mutex<BTreeMap<u8, Arc<EventPort>>>,
+    /// Targets that went since the driver began: it may still take them to be there.
+    past: Mutex<BTreeSet<u8>>,
     /// The thread of the control queue.
     remote: Remote,
 }
@@ -125,6 +127,7 @@ impl VirtioScsi {
             directory: Arc::new(Directory::new(BTreeMap::new())),
             events: Arc::default(),
             ports: Mutex::default(),
+            past: Mutex::default(),
             remote,
         });
         let count = queue::FIRST_REQUEST + request_queues;
@@ -150,6 +153,9 @@ impl VirtioScsi {
     /// Puts a target at `id` and tells the driver. What was there before goes as by [`Self::detach_target`].
     pub fn attach_target(&self, id: u8, nexus: Arc<Nexus>) -> Option<Arc<Nexus>> {
         let before = self.detach_target(id);
+        if self.shared.past().contains(&id) {
+            nexus.distrust();
+        }
         self.connect(id, nexus);
         if let Some(port) = self.shared.ports().get(&id) {
             port.target_came();
@@ -160,6 +166,7 @@ impl VirtioScsi {
     /// Takes the target at `id` away and tells the driver, unit by unit. Commands it runs come to their end.
     pub fn detach_target(&self, id: u8) -> Option<Arc<Nexus>> {
         let before = self.shared.directory.set(id, None)?;
+        self.shared.past().insert(id);
         before.set_events(None);
         if let Some(port) = self.shared.ports().remove(&id) {
             port.target_went();
@@ -208,6 +215,10 @@ async fn serve_queue(worker: Rc<Worker>, shared: Arc<Shared>) {
 }
 
 impl Shared {
+    fn past(&self) -> std::sync::MutexGuard<'_, BTreeSet<u8>> {
+        self.past.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn ports(&self) -> std::sync::MutexGuard<'_, BTreeMap<u8, Arc<EventPort>>> {
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -246,6 +257,9 @@ impl Device for Shared {
     fn reset(&self) {
         self.config.reset();
         self.events.clear();
+        // A driver that starts anew knows nothing of before.
+        self.past().clear();
+        self.directory.all().values().for_each(|nexus| nexus.trust());
     }
 }
 

@@ -1,9 +1,9 @@
 //! The I_T nexus: where commands and task management functions of one initiator port arrive.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::attention::Attention;
 use super::lun::Address;
@@ -12,7 +12,7 @@ use super::sense::{Failure, INVALID_MESSAGE_ERROR, LUN_NOT_SUPPORTED, SenseData}
 use super::tasks::{Ended, NexusId};
 use super::unit::{Context, Events, Path, Unit};
 use super::{
-    Lun, PortEvents, ScsiReply, ScsiRequest, Status, Tag, Target, TaskAttribute, TaskManagement,
+    Cdb, Lun, PortEvents, ScsiReply, ScsiRequest, Status, Tag, Target, TaskAttribute, TaskManagement,
     TaskManagementReply, TransportFault, absent,
 };
 use crate::iothread::Io;
@@ -24,6 +24,8 @@ pub struct Nexus {
     id: NexusId,
     target: Arc<Target>,
     paths: RwLock<BTreeMap<u32, Arc<Path>>>,
+    /// Numbers at which there were units that the initiator may still take to be there.
+    past: Mutex<BTreeSet<u32>>,
     events: Arc<Events>,
 }
 
@@ -36,6 +38,7 @@ impl Nexus {
             id: NexusId(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
             target,
             paths: RwLock::default(),
+            past: Mutex::default(),
             events: sink,
         });
         nexus.target.join(&nexus);
@@ -50,6 +53,24 @@ impl Nexus {
     /// The target of this nexus.
     pub fn target(&self) -> &Arc<Target> {
         &self.target
+    }
+
+    /// The initiator may take the units here for those that were at this place before, and send them what it meant for
+    /// those. So each answers as if it were not there until the initiator has asked it who it is (standard INQUIRY data),
+    /// as it does with what is new to it. A unit attention would not do: initiators repeat a write after that.
+    pub fn distrust(&self) {
+        self.read().values().for_each(|path| path.set_strange(true));
+    }
+
+    /// The initiator knows what is here: it begins anew, or was told in another way.
+    pub fn trust(&self) {
+        self.past().clear();
+        self.read().values().for_each(|path| path.set_strange(false));
+    }
+
+    /// Whether there is a unit that the initiator may take for another one.
+    pub fn is_distrusted(&self) -> bool {
+        self.read().values().any(|path| path.is_strange())
     }
 
     /// The LUNs that have a logical unit, ascending.
@@ -101,6 +122,9 @@ impl Nexus {
             return Err(SenseData::illegal(INVALID_MESSAGE_ERROR).into());
         }
         path.unit.refresh();
+        if path.is_strange() && !met(path, &request.cdb) {
+            return Err(SenseData::illegal(LUN_NOT_SUPPORTED).into());
+        }
         if !passes_attention(request.cdb.opcode())
             && let Some(first) = path.attentions.first()
         {
@@ -217,11 +241,17 @@ impl Nexus {
 
     pub(crate) fn connect(&self, number: u32, unit: &Arc<Unit>) {
         let path = unit.connect(self.id, &self.events);
+        path.set_strange(self.past().contains(&number));
         self.write().insert(number, path);
     }
 
     pub(crate) fn disconnect(&self, number: u32) {
+        self.past().insert(number);
         self.write().remove(&number);
+    }
+
+    fn past(&self) -> MutexGuard<'_, BTreeSet<u32>> {
+        self.past.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn events(&self) -> &Events {
@@ -257,6 +287,19 @@ impl Drop for Nexus {
 /// REQUEST SENSE, INQUIRY, REPORT LUNS.
 fn passes_attention(opcode: u8) -> bool {
     matches!(opcode, 0x03 | 0x12 | 0xa0)
+}
+
+/// Whether a command is carried out by a unit that the initiator may take for another one. With INQUIRY it meets the unit;
+/// TEST UNIT READY, REQUEST SENSE and REPORT LUNS say nothing of either.
+fn met(path: &Path, cdb: &Cdb) -> bool {
+    match cdb.padded() {
+        // EVPD is zero.
+        [0x12, 0, ..] => {
+            path.set_strange(false);
+            true
+        }
+        [opcode, ..] => matches!(opcode, 0x00 | 0x03 | 0x12 | 0xa0),
+    }
 }
 
 fn found(yes: bool) -> TaskManagementReply {

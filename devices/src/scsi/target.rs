@@ -159,7 +159,11 @@ impl Target {
 
     /// Power on: ends every command of every nexus and puts all units in the state of a machine just switched on.
     pub async fn power_on(&self) {
-        let units: Vec<_> = self.read().units.values().cloned().collect();
+        let (units, nexuses): (Vec<_>, Vec<_>) = {
+            let inventory = self.read();
+            (inventory.units.values().cloned().collect(), inventory.nexuses().collect())
+        };
+        nexuses.iter().for_each(|nexus| nexus.trust());
         for unit in units {
             let mark = unit.tasks.end(|_, _| Some(Ended::Reset));
             unit.reset(Attention::PowerOn);

@@ -1,5 +1,6 @@
 //! Logical units: what is behind a LUN, and what every kind of it shares.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use super::attention::{Attention, Attentions};
@@ -129,6 +130,7 @@ impl Unit {
             nexus,
             attentions: Attentions::power_on(),
             events: events.clone(),
+            strange: AtomicBool::new(false),
         });
         let mut paths = self.paths.write().unwrap_or_else(PoisonError::into_inner);
         paths.retain(|path| path.strong_count() > 0);
@@ -186,6 +188,18 @@ pub(crate) struct Path {
     pub(crate) nexus: NexusId,
     pub(crate) attentions: Attentions,
     events: Arc<Events>,
+    /// The initiator may take the unit for another one: see [`Nexus::distrust`].
+    strange: AtomicBool,
+}
+
+impl Path {
+    pub(crate) fn is_strange(&self) -> bool {
+        self.strange.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_strange(&self, strange: bool) {
+        self.strange.store(strange, Ordering::Relaxed);
+    }
 }
 
 /// Where an HBA hears of changes.

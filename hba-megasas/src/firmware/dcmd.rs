@@ -97,7 +97,13 @@ impl Firmware {
             opcode::LD_SET_PROPERTIES => self.set_ld_properties(dcmd),
             opcode::CFG_READ => Ok(Reply::Data(self.read_configuration(io).await)),
             opcode::CACHE_FLUSH => self.flush_all(io).await.map(|()| Reply::Done),
-            opcode::CTRL_SHUTDOWN | opcode::HIBERNATE_STANDBY => self.shut_down(io).await,
+            // Asleep, Linux keeps its devices: only the other one is the end of a driver.
+            opcode::HIBERNATE_STANDBY => self.shut_down(io).await,
+            opcode::CTRL_SHUTDOWN => {
+                let reply = self.shut_down(io).await;
+                self.driver_went();
+                reply
+            }
             opcode::CLUSTER_RESET_LD => self.reset_logical(io, dcmd.half(0)).await,
             opcode::PD_LOCATE_ON | opcode::PD_LOCATE_OFF => self.locate(dcmd),
             _ => self.inform(dcmd).unwrap_or_else(|| constant(dcmd)),
@@ -116,10 +122,7 @@ impl Firmware {
             opcode::EVENT_GET => self.events(dcmd),
             opcode::EVENT_WAIT => {
                 let filter = Filter::new(dcmd.word(0), dcmd.word(1));
-                dcmd.needs(size_of::<Record>()).map(|()| {
-                    self.asked(Some(filter.from));
-                    Reply::Wait(filter)
-                })
+                dcmd.needs(size_of::<Record>()).map(|()| Reply::Wait(filter))
             }
             opcode::GET_TIME => data(&self.clock.packed()),
             opcode::GET_TIME_SECONDS => data(&zerocopy::little_endian::U32::new(self.clock.seconds())),

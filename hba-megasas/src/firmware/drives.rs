@@ -27,6 +27,17 @@ pub struct Drive {
     pub physical: Arc<Nexus>,
 }
 
+impl Drive {
+    fn nexuses(&self) -> impl Iterator<Item = &Arc<Nexus>> {
+        self.logical.iter().chain([&self.physical])
+    }
+
+    /// The driver may take it for another one: see [`Nexus::distrust`].
+    pub(super) fn distrust(&self) {
+        self.nexuses().for_each(|nexus| nexus.distrust());
+    }
+}
+
 /// A drive in its place.
 pub(crate) struct Place {
     /// Device ID of the physical drive, slot number, and target ID of the logical drive.
@@ -106,6 +117,11 @@ impl Place {
             }
             _ => false,
         }
+    }
+
+    /// The driver knows which drive this is.
+    pub(super) fn trust(&self) {
+        self.drive.nexuses().for_each(|nexus| nexus.trust());
     }
 
     /// Ends the commands of the driver, and what the firmware flushes.

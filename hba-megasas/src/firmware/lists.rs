@@ -24,7 +24,12 @@ impl Firmware {
     /// PD_LIST_QUERY.
     pub(super) async fn pd_list_query(&self, io: &Io, dcmd: &Dcmd) -> Result<Reply, Status> {
         match dcmd.byte(0) {
-            opcode::PD_QUERY_EXPOSED_TO_HOST => Ok(Reply::Data(self.pd_list(io, true).await)),
+            opcode::PD_QUERY_EXPOSED_TO_HOST => {
+                let look = self.looks(Kind::Physical);
+                let list = self.pd_list(io, true).await;
+                self.looked(&look);
+                Ok(Reply::Data(list))
+            }
             ..=opcode::PD_QUERY_MAX => Ok(Reply::Data(self.pd_list(io, false).await)),
             _ => Err(Status::InvalidParameter),
         }
@@ -90,6 +95,7 @@ impl Firmware {
 
     /// LD_GET_LIST, with room for all that there can be.
     pub(super) async fn ld_list(&self, io: &Io) -> Vec<u8> {
+        let look = self.looks(Kind::Logical);
         let mut bytes = vec![0; LIST_HEADER];
         let mut count = 0_u32;
         for place in self.drives.all().values() {
@@ -104,6 +110,7 @@ impl Firmware {
         }
         bytes.iter_mut().zip(count.to_le_bytes()).for_each(|(to, from)| *to = from);
         bytes.resize(LIST_HEADER + usize::from(info::MAX_LDS) * size_of::<LdEntry>(), 0);
+        self.looked(&look);
         bytes
     }
 
@@ -112,6 +119,7 @@ impl Firmware {
         if dcmd.byte(0) > opcode::LD_QUERY_MAX {
             return Err(Status::InvalidParameter);
         }
+        let look = self.looks(Kind::Logical);
         let drives = self.drives.all();
         let ids = drives.values().filter(|place| place.nexus(Kind::Logical).is_some()).map(|place| place.id);
         let mut bytes = vec![0; TARGET_IDS];
@@ -119,6 +127,7 @@ impl Firmware {
         let count = bytes.len().saturating_sub(TARGET_IDS) as u32;
         let header = (bytes.len() as u32).to_le_bytes().into_iter().chain(count.to_le_bytes());
         bytes.iter_mut().zip(header).for_each(|(to, from)| *to = from);
+        self.looked(&look);
         Ok(Reply::Data(bytes))
     }
 
@@ -127,6 +136,8 @@ impl Firmware {
         let drives = self.drives.all();
         let place = u8::try_from(target).ok().and_then(|id| drives.get(&id)).ok_or(Status::DeviceNotFound)?;
         let identity = place.identify(io, Kind::Logical).await.ok_or(Status::DeviceNotFound)?;
+        // FreeBSD asks nothing else of a volume before it uses it.
+        place.trust();
         let mut info = LdInfo::new_zeroed();
         info.config = self.ld_config(place, array_of(&drives, place.id), &identity);
         info.size = identity.sectors.into();

@@ -4,14 +4,14 @@ mod clock;
 mod configuration;
 mod dcmd;
 mod drives;
+mod handover;
 mod info;
 mod lists;
 mod log;
 mod policy;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use zerocopy::FromZeros;
 
@@ -20,6 +20,7 @@ use crate::spec::controller::Properties;
 use crate::spec::drive::{LD_OFFLINE, LD_OPTIMAL};
 use crate::spec::event::{class, code, locale};
 use clock::Clock;
+use handover::Handovers;
 use log::{Event, Subject};
 
 pub(crate) use dcmd::{Dcmd, Reply};
@@ -53,10 +54,10 @@ pub(crate) struct Firmware {
     listener: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// How many events there were.
     events: AtomicU64,
-    /// First number of the events that the driver asked for last; `None` since the start until it asks.
-    asked: Mutex<Option<u32>>,
-    /// That changed.
-    told: Condvar,
+    /// Places that the driver has yet to see empty. Locked before the drives and the log.
+    handovers: Mutex<Handovers>,
+    /// Called when a drive that waited is there.
+    arrivals: OnceLock<Box<dyn Fn(u8) + Send + Sync>>,
 }
 
 impl Firmware {
@@ -71,8 +72,8 @@ impl Firmware {
             bios_data: Mutex::new(FromZeros::new_zeroed()),
             listener: OnceLock::new(),
             events: AtomicU64::new(0),
-            asked: Mutex::default(),
-            told: Condvar::new(),
+            handovers: Mutex::default(),
+            arrivals: OnceLock::new(),
         };
         firmware.started();
         firmware
@@ -81,6 +82,11 @@ impl Firmware {
     /// Says who is called when there is a new event. Once.
     pub(crate) fn listen(&self, listener: Box<dyn Fn() + Send + Sync>) {
         let _ = self.listener.set(listener);
+    }
+
+    /// Says who is called when a drive that had to wait is there. Once.
+    pub(crate) fn on_arrival(&self, listener: Box<dyn Fn(u8) + Send + Sync>) {
+        let _ = self.arrivals.set(listener);
     }
 
     pub(crate) fn personality(&self) -> &Personality {
@@ -94,7 +100,7 @@ impl Firmware {
     /// The adapter was reset: the firmware starts anew, its log goes on.
     pub(crate) fn started(&self) {
         self.drives.unsettle();
-        self.asked(None);
+        lock(&self.handovers).reset();
         let event = Event {
             code: code::FIRMWARE_INIT,
             locale: locale::CTRL,
@@ -107,8 +113,18 @@ impl Firmware {
         log.booted(seq);
     }
 
-    /// Puts a drive at `id`, with its events.
-    pub(crate) fn attach(&self, id: u8, drive: Drive) {
+    /// Puts a drive at `id`, with its events; false when it waits, see [`handover`]. Nothing is at `id`.
+    pub(crate) fn attach(&self, id: u8, drive: Drive) -> bool {
+        match lock(&self.handovers).comes(id, drive) {
+            Ok(_) => false,
+            Err(drive) => {
+                self.arrive(id, drive);
+                true
+            }
+        }
+    }
+
+    fn arrive(&self, id: u8, drive: Drive) {
         let logical = drive.logical.is_some();
         self.drives.set(id, Some(drive));
         self.report(physical(code::PD_INSERTED, id), &format!("Inserted: PD {id:02x}(e0xff/s{id})"));
@@ -117,31 +133,85 @@ impl Firmware {
         }
     }
 
-    /// Takes the drive at `id` away, with its events. FreeBSD looks at the state of a volume only, Linux also at that it
+    /// Takes the drive at `id` away, with its events; one that waits was never there.
+    pub(crate) fn detach(&self, id: u8) -> Option<Drive> {
+        // Held until the events are out: a driver that is quick with them finds the place noted.
+        let mut handovers = lock(&self.handovers);
+        if let Some(drive) = handovers.withdraw(id) {
+            return Some(drive);
+        }
+        let place = self.drives.set(id, None)?;
+        let kind = if place.drive.logical.is_some() { Kind::Logical } else { Kind::Physical };
+        let seq = self.report_removal(id, kind);
+        handovers.went(&place, seq);
+        Some(place.drive.clone())
+    }
+
+    /// The events of a removal; the number of the last. FreeBSD looks at the state of a volume only, Linux also at that it
     /// is deleted.
-    pub(crate) fn detach(&self, id: u8) -> Option<Arc<Place>> {
-        let before = self.drives.set(id, None)?;
-        if before.drive.logical.is_some() {
+    fn report_removal(&self, id: u8, kind: Kind) -> u32 {
+        if kind == Kind::Logical {
             let subject = Subject::LogicalState(id.into(), id, [LD_OPTIMAL, LD_OFFLINE]);
             let event = Event { subject, ..volume(code::LD_STATE_CHANGED, id) };
             self.report(event, &format!("State change on VD {id:02x}/{id} from OPTIMAL(3) to OFFLINE(0)"));
             self.report(volume(code::LD_DELETED, id), &format!("Deleted VD {id:02x}/{id}"));
         }
-        self.report(physical(code::PD_REMOVED, id), &format!("Removed: PD {id:02x}(e0xff/s{id})"));
-        Some(before)
+        self.report(physical(code::PD_REMOVED, id), &format!("Removed: PD {id:02x}(e0xff/s{id})"))
     }
 
-    /// The driver waits for events from number `from` on; it has taken note of those before.
-    fn asked(&self, from: Option<u32>) {
-        *lock(&self.asked) = from;
-        self.told.notify_all();
+    /// The places that the driver has yet to see empty.
+    pub(crate) fn unnoticed(&self) -> Vec<u8> {
+        lock(&self.handovers).ids()
     }
 
-    /// Waits until a driver that listens to events has taken note of all, at most for `patience`.
-    pub(crate) fn wait_until_told(&self, patience: Duration) {
-        let newest = self.log().info().newest.get();
-        let behind = |asked: &mut Option<u32>| asked.is_some_and(|from| from <= newest);
-        drop(self.told.wait_timeout_while(lock(&self.asked), patience, behind));
+    /// A driver begins to work.
+    pub(crate) fn driver_came(&self) {
+        lock(&self.handovers).driver_came();
+    }
+
+    /// The driver is gone with all it knew: the machine was reset, or it has shut the controller down.
+    pub(crate) fn driver_went(&self) {
+        let mut handovers = lock(&self.handovers);
+        for (id, drive) in handovers.driver_went() {
+            self.arrive(id, drive);
+            self.tell_arrival(id);
+        }
+        for place in self.drives.all().values() {
+            place.trust();
+        }
+    }
+
+    /// The driver waits for events from number `from` on.
+    pub(crate) fn asked(&self, from: u32) {
+        let mut handovers = lock(&self.handovers);
+        let handover::Asked { over, again } = handovers.asked(from);
+        for (id, kind) in again {
+            let seq = self.report_removal(id, kind);
+            handovers.told(id, seq);
+        }
+        for (id, drive) in over {
+            let Some(drive) = drive else { continue };
+            // It has to ask who this is before it may touch the medium, should it have taken no note after all.
+            drive.distrust();
+            self.arrive(id, drive);
+            self.tell_arrival(id);
+        }
+    }
+
+    fn tell_arrival(&self, id: u8) {
+        if let Some(listener) = self.arrivals.get() {
+            listener(id);
+        }
+    }
+
+    /// The driver begins to read a list of drives. Before the look at them.
+    fn looks(&self, kind: Kind) -> handover::Look {
+        lock(&self.handovers).look(kind)
+    }
+
+    /// It has read that.
+    fn looked(&self, look: &handover::Look) {
+        lock(&self.handovers).looked(look);
     }
 
     /// Logs an event and tells the listener. The tables it is about have to be up to date before.

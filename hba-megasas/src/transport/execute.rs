@@ -47,7 +47,13 @@ pub(crate) async fn run(token: FrameToken, frame: Frame) {
 fn initialise(token: FrameToken, address: u64) {
     let port = token.worker().port();
     let status = match port.dma().read_obj::<QueueInfo>(address) {
-        Ok(info) => port.initialise(token.ticket().epoch, &info).err().unwrap_or(Status::Ok),
+        Ok(info) => match port.initialise(token.ticket().epoch, &info) {
+            Ok(()) => {
+                token.worker().firmware().driver_came();
+                Status::Ok
+            }
+            Err(status) => status,
+        },
         Err(_) => Status::MemoryNotAvailable,
     };
     token.complete(status);
@@ -193,8 +199,8 @@ async fn execute(token: &FrameToken, nexus: &Nexus, cdb: Cdb, data: SgList) -> O
         data: buffers(cdb.opcode(), data),
     };
     let reply = nexus.execute_at(token.worker().io(), &mut request).await.map_err(Trouble::Transport)?;
-    if reply.status != ScsiStatus::Good && nexus.luns().is_empty() {
-        // The drive was taken away in the meantime.
+    if reply.status != ScsiStatus::Good && (nexus.luns().is_empty() || nexus.is_distrusted()) {
+        // The drive was taken away in the meantime, or the driver means the one before.
         return Err(Status::DeviceNotFound.into());
     }
     let short = |residual| matches!(residual, Residual::Over(_));

@@ -236,6 +236,7 @@ impl Worker {
         }
         let ticket = token.park();
         *self.parked.borrow_mut() = Some(Parked { ticket, filter, buffer });
+        self.firmware.asked(filter.from);
         self.deliver_event();
     }
 

@@ -81,11 +81,12 @@ fn system_drives_come_and_go() {
 
 #[test]
 fn a_storm_of_events_keeps_its_order() {
-    let mut watcher = Watcher::new(false);
+    let mut watcher = Watcher::new(true);
     watcher.arm();
-    for _ in 0..500 {
-        watcher.guest.hba.attach_drive(1, drive(&image(), false)).unwrap();
-        watcher.guest.hba.detach_drive(1).unwrap();
+    // Five events each.
+    for id in 1..64 {
+        watcher.guest.hba.attach_drive(id, drive(&image(), true)).unwrap();
+        watcher.guest.hba.detach_drive(id).unwrap();
     }
     let mut last = 0;
     // What the ring has lost is lost; what it has comes in order.
@@ -173,30 +174,4 @@ fn each_command_in_flight_on_a_drive_that_goes_completes_once() {
         }
         assert_eq!(guest.scsi(if raid { 3 } else { 4 }, 0, &[0; 6], &[], 0).status & !0x2d, 0);
     }
-}
-
-#[test]
-fn what_comes_waits_until_the_driver_knows_what_went() {
-    use std::time::{Duration, Instant};
-    let mut watcher = Watcher::new(false);
-    let quick = |guest: &Guest| {
-        let start = Instant::now();
-        guest.hba.wait_until_told(Duration::from_millis(300));
-        start.elapsed() < Duration::from_millis(300)
-    };
-    assert!(quick(&watcher.guest), "nobody listens");
-    watcher.arm();
-    watcher.guest.expect_silence();
-    assert!(quick(&watcher.guest), "nothing happened");
-    watcher.guest.hba.detach_drive(0);
-    assert!(!quick(&watcher.guest), "the driver has not asked for more events");
-    assert_eq!(watcher.event(), (0x70, 0));
-    assert!(!quick(&watcher.guest));
-    watcher.arm();
-    watcher.guest.expect_silence();
-    assert!(quick(&watcher.guest));
-    watcher.guest.hba.attach_drive(0, drive(&image(), false)).unwrap();
-    watcher.guest.adapter_reset();
-    watcher.guest.wait_ready();
-    assert!(quick(&watcher.guest), "after a reset nobody listens");
 }

@@ -15,6 +15,7 @@ mod endurance;
 mod events;
 mod firmware;
 mod guest;
+mod handover;
 mod hostile;
 mod resets;
 mod rules;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use devices::scsi::{Lun, Nexus, Target};
+use devices::scsi::{Image, Lun, Nexus, Target};
 use hba_virtio_scsi::Options;
 
 use crate::disks::{Bench, disk};
@@ -61,6 +61,52 @@ fn targets_come_and_go() {
     assert_eq!(event(&mut bench.guest, buffers[1]), (1, [1, 9, 0, 3, 0, 0, 0, 0], 2));
     assert_eq!(bench.guest.command(2, crate::guest::lun(9, 3), &[0; 6], &[], 0).response, 3);
     assert!(bench.guest.hba.detach_target(9).is_none());
+}
+
+/// A guest that does not hear of hot-plug, or has no buffer for it, still means the disk before.
+#[test]
+fn a_target_in_the_place_of_another_is_used_only_by_a_driver_that_has_met_it() {
+    for features in [0, HOTPLUG] {
+        let mut bench = bench(features);
+        let write = [0x2a, 0, 0, 0, 0, 5, 0, 0, 1, 0];
+        let address = crate::guest::lun(9, 0);
+        let put = |bench: &mut Bench| {
+            let (image, unit) = disk();
+            let target = Target::new();
+            target.attach(Lun([0; 8]), unit).unwrap();
+            bench.guest.hba.attach_target(9, Nexus::new(target, None));
+            image
+        };
+        let send = |bench: &mut Bench, cdb: &[u8], out: &[u8], len: usize| {
+            let reply = bench.guest.command(2, address, cdb, out, len);
+            (reply.response, reply.status)
+        };
+        let wrote = |image: &Image| match image {
+            Image::Recording(image) => image.operations().len(),
+            #[allow(unreachable_patterns)]
+            _ => panic!("not a recording image"),
+        };
+        put(&mut bench);
+        assert_eq!(send(&mut bench, &[0; 6], &[], 0), (0, 2));
+        assert_eq!(send(&mut bench, &write, &[1; 512], 0), (0, 0));
+        bench.guest.hba.detach_target(9).unwrap();
+        let second = put(&mut bench);
+        // Initiators repeat a write after a unit attention.
+        (0..4).for_each(|_| assert_eq!(send(&mut bench, &write, &[1; 512], 0), (0, 2)));
+        assert_eq!(wrote(&second), 0);
+        send(&mut bench, &[0x12, 0, 0, 0, 36, 0], &[], 36);
+        send(&mut bench, &[0; 6], &[], 0);
+        assert_eq!(send(&mut bench, &write, &[2; 512], 0), (0, 0));
+        assert_eq!(wrote(&second), 1);
+        // A driver that begins anew knows nothing of before.
+        bench.guest.hba.detach_target(9).unwrap();
+        let third = put(&mut bench);
+        assert_eq!(send(&mut bench, &write, &[1; 512], 0), (0, 2));
+        bench.guest.start(VERSION_1 | features, 16);
+        while send(&mut bench, &[0; 6], &[], 0) != (0, 0) {}
+        assert_eq!(send(&mut bench, &write, &[3; 512], 0), (0, 0));
+        assert_eq!(wrote(&third), 1);
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use devices::iothread::{Io, Remote};
 use devices::scsi::{DiskConfig, LogicalUnit, Lun, Nexus, Target, TargetGroup};
 use devices::storage::{BlockBackend, BlockError, Image};
+use hba_megasas::Arrival;
 use hba_virtio_scsi::VirtioScsi;
 
 use super::closing::close_with_deadline;
@@ -25,15 +26,16 @@ const DETACH: Duration = Duration::from_secs(30);
 pub trait HotPlug: Send + Sync {
     /// The logical units that show one image, each at a target of its own where there is more than one.
     fn units(&self, lun: &config::Lun, image: &Arc<Image>, disk: DiskConfig) -> Result<Vec<LogicalUnit>>;
-    /// Puts the targets of these units behind the HBA, and tells the guest's driver.
-    fn attach_targets(&self, id: u8, targets: &[Arc<Target>]) -> Result<()>;
+    /// Puts the targets of these units behind the HBA, and tells the guest's driver; or has them wait.
+    fn attach_targets(&self, id: u8, targets: &[Arc<Target>]) -> Result<Arrival>;
     /// Targets are about to go: from here on the HBA may keep new commands from them.
     fn close_targets(&self, _id: u8) {}
     /// Takes them away, and tells the guest's driver. Their commands have ended.
     fn detach_targets(&self, id: u8) -> Result<()>;
-    /// Waits a moment until the driver has taken note of what went, so that what comes to the same place is not taken
-    /// for it.
-    fn settle(&self) {}
+    /// The places where something went, and the driver has not yet acted on that: what comes there waits.
+    fn unnoticed(&self) -> Vec<u8> {
+        Vec::new()
+    }
 }
 
 impl HotPlug for VirtioScsi {
@@ -41,11 +43,11 @@ impl HotPlug for VirtioScsi {
         Ok(vec![hbas::logical_unit(lun, image, disk)?])
     }
 
-    fn attach_targets(&self, id: u8, targets: &[Arc<Target>]) -> Result<()> {
+    fn attach_targets(&self, id: u8, targets: &[Arc<Target>]) -> Result<Arrival> {
         for target in targets {
             self.attach_target(id, Nexus::new(target.clone(), None));
         }
-        Ok(())
+        Ok(Arrival::There)
     }
 
     fn detach_targets(&self, id: u8) -> Result<()> {
@@ -93,6 +95,30 @@ pub struct UnitInfo {
     pub read_only: bool,
     /// Whether what the guest wrote could not be made stable.
     pub flush_failed: bool,
+    /// What the guest has of it.
+    pub state: UnitState,
+}
+
+/// What the guest has of a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnitState {
+    /// All of it.
+    Attached,
+    /// Nothing yet: the guest has not taken note that the unit before it has gone.
+    Waiting,
+    /// Nothing any more: its image is being closed.
+    Detaching,
+}
+
+impl UnitState {
+    /// In the words of the control socket.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Attached => "attached",
+            Self::Waiting => "waiting for the guest to notice the removal",
+            Self::Detaching => "detaching",
+        }
+    }
 }
 
 /// An HBA with what is behind it.
@@ -164,10 +190,16 @@ impl Adapter {
 
     /// All logical units, by target and number.
     pub fn units(&self) -> Vec<UnitInfo> {
+        let unnoticed = self.unnoticed();
         let inventory = self.lock();
         let failed = |target, lun| {
             let lun = Lun::from_number(u32::from(lun));
             inventory.targets.get(&target).is_some_and(|all| all.iter().any(|target| target.has_failed(lun)))
+        };
+        let state = |target: u8, unit: &Attached| match unit.leaving {
+            true => UnitState::Detaching,
+            false if unnoticed.contains(&target) => UnitState::Waiting,
+            false => UnitState::Attached,
         };
         let info = |(&(target, lun), unit): (&(u8, u16), &Attached)| UnitInfo {
             target,
@@ -176,18 +208,28 @@ impl Adapter {
             size: unit.image.geometry().len,
             read_only: unit.read_only,
             flush_failed: failed(target, lun),
+            state: state(target, unit),
         };
         inventory.units.iter().map(info).collect()
     }
 
-    /// The first target without a unit.
-    pub fn free_target(&self) -> Option<u8> {
-        let inventory = self.lock();
-        (0..=u8::MAX).find(|id| !inventory.targets.contains_key(id))
+    /// The targets where something went, and the guest has not taken note of it.
+    pub fn unnoticed(&self) -> Vec<u8> {
+        self.device.as_ref().map(|device| device.unnoticed()).unwrap_or_default()
     }
 
-    /// Attaches a logical unit. The guest is told.
-    pub fn attach(&self, lun: &config::Lun) -> Result<()> {
+    /// The first target without a unit; one where nothing has to wait, if there is any.
+    pub fn free_target(&self) -> Option<u8> {
+        let unnoticed = self.unnoticed();
+        let inventory = self.lock();
+        let mut free = (0..=u8::MAX).filter(|id| !inventory.targets.contains_key(id));
+        let any = free.clone().next();
+        free.find(|id| !unnoticed.contains(id)).or(any)
+    }
+
+    /// Attaches a logical unit. The guest is told; or else it waits until the guest has taken note that something else
+    /// has gone from there.
+    pub fn attach(&self, lun: &config::Lun) -> Result<UnitState> {
         let device = self.device()?;
         self.ensure_free(lun)?;
         let (image, disk) = hbas::disk(&self.id, lun, &self.space, &self.identities)?;
@@ -208,11 +250,12 @@ impl Adapter {
         self.lock().units.contains_key(&(lun.target, lun.lun))
     }
 
-    fn insert(&self, lun: &config::Lun, image: Arc<Image>, units: Vec<LogicalUnit>) -> Result<()> {
+    fn insert(&self, lun: &config::Lun, image: Arc<Image>, units: Vec<LogicalUnit>) -> Result<UnitState> {
         let Device::Disk(disk) = &lun.device else { bail!("only disks can be attached") };
         let device = self.device()?;
         let mut inventory = self.lock();
         let number = Lun::from_number(u32::from(lun.lun));
+        let mut state = UnitState::Attached;
         if let Some(targets) = inventory.targets.get(&lun.target) {
             for (target, unit) in targets.iter().zip(units) {
                 target.attach(number, unit)?;
@@ -226,12 +269,23 @@ impl Adapter {
                 target.attach(number, unit)?;
                 targets.push(target);
             }
-            device.attach_targets(lun.target, &targets)?;
+            if device.attach_targets(lun.target, &targets)? == Arrival::Waits {
+                state = UnitState::Waiting;
+            }
             inventory.targets.insert(lun.target, targets);
         }
         let unit = Attached::new(disk, image);
         inventory.units.insert((lun.target, lun.lun), unit);
-        Ok(())
+        drop(inventory);
+        if state == UnitState::Waiting {
+            tracing::info!(
+                "hba {}, target {}: {} waits until the guest has noticed that the disk before it has gone",
+                self.id,
+                lun.target,
+                disk.image.display()
+            );
+        }
+        Ok(state)
     }
 
     /// Detaches a logical unit, whose commands end, and with the last one its target. The guest is told. When this
@@ -312,13 +366,12 @@ impl Adapter {
 
     /// Another image at the same place: the unit goes and a new one comes. The old one stays when the new image cannot
     /// be opened.
-    pub fn change(&self, lun: &config::Lun) -> Result<()> {
+    pub fn change(&self, lun: &config::Lun) -> Result<UnitState> {
         ensure!(self.holds(lun), "nothing at target {} lun {}", lun.target, lun.lun);
         let device = self.device()?;
         let (image, disk) = hbas::disk(&self.id, lun, &self.space, &self.identities)?;
         let units = device.units(lun, &image, disk)?;
         self.detach(lun.target, lun.lun).context("the new image was not attached")?;
-        device.settle();
         self.insert(lun, image, units)
     }
 

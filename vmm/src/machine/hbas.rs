@@ -72,7 +72,7 @@ impl Hbas {
                     let device = Megasas::new(seat, BTreeMap::new(), remote.clone(), options, events)
                         .with_context(name)?;
                     let mut adapter = hbas.adapter(hba, HbaType::Megasas, remote, space);
-                    adapter.connect(Arc::new(raid::Board::new(board, device.clone())));
+                    adapter.connect(Arc::new(raid::Board::new(&hba.id, board, device.clone())));
                     for lun in &hba.luns {
                         let place = || format!("hba {}, target {}", hba.id, lun.target);
                         adapter.attach(lun).with_context(place)?;

@@ -1,19 +1,15 @@
 //! MegaRAID SAS boards: how an image becomes a volume with a disk behind it, at the start and at run time.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use devices::scsi::{Disk, DiskConfig, LogicalUnit, Nexus, Target};
 use devices::storage::Image;
-use hba_megasas::{Drive, EventStore, Megasas, Model, Options};
+use hba_megasas::{Arrival, Drive, EventStore, Megasas, Model, Options};
 
 use super::adapter::HotPlug;
 use super::event_file::EventFile;
 use crate::config::{self, MegasasMode, MegasasModel, WritePolicy};
-
-/// How long a new disk waits for a driver to take note that the one before it has gone.
-const SETTLE: Duration = Duration::from_secs(2);
 
 /// A board of the configuration and the device it became.
 pub(super) struct Board {
@@ -22,8 +18,18 @@ pub(super) struct Board {
 }
 
 impl Board {
-    pub(super) fn new(board: &config::Megasas, device: Arc<Megasas>) -> Self {
+    pub(super) fn new(id: &str, board: &config::Megasas, device: Arc<Megasas>) -> Self {
+        let id = id.to_owned();
+        device.on_arrival(Box::new(move |target| {
+            tracing::info!(
+                "hba {id}, target {target}: the guest has noticed the removal; the new disk is there"
+            );
+        }));
         Self { board: board.clone(), device }
+    }
+
+    fn is_write_back(&self) -> bool {
+        self.board.write_policy == WritePolicy::WriteBack
     }
 
     /// A volume shows the board and a name of its own, made from those of its disk. It has a cache only where its writes need not be stable when
@@ -39,7 +45,7 @@ impl Board {
             revision: "2.13".into(),
             serial: String::new(),
             wwn: Some(naa(&format!("volume of {} {wwn:016x}", disk.serial))),
-            write_cache: self.board.write_policy == WritePolicy::WriteBack,
+            write_cache: self.is_write_back(),
             ..disk.clone()
         }
     }
@@ -49,26 +55,29 @@ impl HotPlug for Board {
     /// The disk, and in RAID mode the volume on it: tools may look at the one, guests use the other.
     fn units(&self, lun: &config::Lun, image: &Arc<Image>, disk: DiskConfig) -> Result<Vec<LogicalUnit>> {
         let raid = self.board.mode == MegasasMode::Raid;
-        let write_back = raid && self.board.write_policy == WritePolicy::WriteBack;
+        let write_back = self.is_write_back();
         let qcow2 = matches!(
             &lun.device,
             config::Device::Disk(disk) if disk.format == config::Format::Qcow2
         );
-        ensure!(!(write_back && qcow2), "write_policy = \"write-back\" is not for qcow2 images");
+        ensure!(!(raid && write_back && qcow2), "write_policy = \"write-back\" is not for qcow2 images");
         // The name of a disk of a board is that of its SAS port. Like that of its volume it follows the image.
         let wwn = disk.wwn.unwrap_or_else(|| naa(&format!("disk {}", disk.serial)));
-        let disk = DiskConfig { wwn: Some(wwn), ..disk };
+        // Older Linux answers SYNCHRONIZE CACHE itself for disks as it does for volumes. So disks have no write cache
+        // either, and the guest cannot switch one on.
+        let write_cache = disk.write_cache && (raid || write_back);
+        let cache_is_fixed = !raid && !write_back;
+        let disk = DiskConfig { wwn: Some(wwn), write_cache, cache_is_fixed, ..disk };
         let volume = raid.then(|| self.volume(wwn, &disk));
         let unit = |config| Ok(LogicalUnit::Disk(Disk::new(image.clone(), config)?));
         std::iter::once(disk).chain(volume).map(unit).collect()
     }
 
-    fn attach_targets(&self, id: u8, targets: &[Arc<Target>]) -> Result<()> {
+    fn attach_targets(&self, id: u8, targets: &[Arc<Target>]) -> Result<Arrival> {
         let nexus = |target: &Arc<Target>| Nexus::new(target.clone(), None);
         let physical = nexus(targets.first().context("no disk")?);
         let logical = targets.get(1).map(nexus);
-        self.device.attach_drive(id, Drive { logical, physical })?;
-        Ok(())
+        Ok(self.device.attach_drive(id, Drive { logical, physical })?)
     }
 
     /// The driver is told at once, and gets "device not found" for what it still sends: what the host still works on
@@ -81,8 +90,8 @@ impl HotPlug for Board {
         Ok(())
     }
 
-    fn settle(&self) {
-        self.device.wait_until_told(SETTLE);
+    fn unnoticed(&self) -> Vec<u8> {
+        self.device.unnoticed()
     }
 }
 

@@ -151,8 +151,8 @@ impl Service {
             "attach" => {
                 let adapter = self.adapter(&mut arguments)?;
                 let lun = self.unit(adapter, arguments)?;
-                adapter.attach(&lun)?;
-                Ok(json!({ "target": lun.target, "lun": lun.lun }))
+                let state = adapter.attach(&lun)?;
+                Ok(json!({ "target": lun.target, "lun": lun.lun, "state": state.describe() }))
             }
             "detach" => {
                 let (adapter, target, lun) = self.address(&mut arguments)?;
@@ -164,8 +164,8 @@ impl Service {
                 let adapter = self.adapter(&mut arguments)?;
                 ensure!(arguments.0.contains_key("target"), "no \"target\"");
                 let lun = self.unit(adapter, arguments)?;
-                adapter.change(&lun)?;
-                done()
+                let state = adapter.change(&lun)?;
+                Ok(json!({ "target": lun.target, "lun": lun.lun, "state": state.describe() }))
             }
             "resize" => {
                 let (adapter, target, lun) = self.address(&mut arguments)?;
@@ -269,10 +269,16 @@ fn describe(adapter: &Arc<Adapter>) -> Value {
                 "size": unit.size,
                 "readonly": unit.read_only,
                 "flush_failed": unit.flush_failed,
+                "state": unit.state.describe(),
             })
         })
         .collect();
-    json!({ "id": adapter.id, "type": adapter.kind.name(), "units": units })
+    json!({
+        "id": adapter.id,
+        "type": adapter.kind.name(),
+        "units": units,
+        "unnoticed": adapter.unnoticed(),
+    })
 }
 
 /// The same value in the words of the configuration file.

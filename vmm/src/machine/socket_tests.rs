@@ -8,10 +8,10 @@ use std::sync::Mutex;
 
 use devices::iothread::IoThread;
 use devices::scsi::suite::Request;
-use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, Target, TargetGroup};
+use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, Status, Target, TargetGroup};
 use devices::storage::Image;
 use devices::testing::pci::TestSeat;
-use hba_megasas::Megasas;
+use hba_megasas::{Arrival, Megasas};
 use hba_virtio_scsi::VirtioScsi;
 
 use super::*;
@@ -29,19 +29,15 @@ impl HotPlug for Recorder {
         Ok(vec![LogicalUnit::Disk(Disk::new(image.clone(), disk)?)])
     }
 
-    fn attach_targets(&self, id: u8, targets: &[Arc<Target>]) -> Result<()> {
+    fn attach_targets(&self, id: u8, targets: &[Arc<Target>]) -> Result<Arrival> {
         let units: usize = targets.iter().map(|target| Nexus::new(target.clone(), None).luns().len()).sum();
         self.0.lock().unwrap().push(format!("attach {id}, {units} units"));
-        Ok(())
+        Ok(Arrival::There)
     }
 
     fn detach_targets(&self, id: u8) -> Result<()> {
         self.0.lock().unwrap().push(format!("detach {id}"));
         Ok(())
-    }
-
-    fn settle(&self) {
-        self.0.lock().unwrap().push("settle".into());
     }
 }
 
@@ -88,16 +84,24 @@ fn error(service: &Service, line: &str) -> String {
 fn disks_come_change_and_go() {
     let (bench, service) = bench();
     let attach = r#"{"execute": "attach", "arguments": {"hba": "scsi0", "image": "a.img"}, "id": "x"}"#;
-    assert_eq!(ask(&service, attach), json!({"return": {"target": 0, "lun": 0}, "id": "x"}));
+    assert_eq!(
+        ask(&service, attach),
+        json!({"return": {"target": 0, "lun": 0, "state": "attached"}, "id": "x"})
+    );
     let second = r#"{"execute": "attach", "arguments": {"hba": "scsi0", "target": 0, "lun": 3, "image": "b.img", "readonly": true}}"#;
-    assert_eq!(ask(&service, second), json!({"return": {"target": 0, "lun": 3}}));
+    assert_eq!(ask(&service, second), json!({"return": {"target": 0, "lun": 3, "state": "attached"}}));
     let image = |name: &str| bench.directory.path().join(name).to_string_lossy().into_owned();
     let units = json!([
-        {"target": 0, "lun": 0, "image": image("a.img"), "size": 1 << 20, "readonly": false, "flush_failed": false},
-        {"target": 0, "lun": 3, "image": image("b.img"), "size": 2 << 20, "readonly": true, "flush_failed": false},
+        {"target": 0, "lun": 0, "image": image("a.img"), "size": 1 << 20, "readonly": false, "flush_failed": false,
+         "state": "attached"},
+        {"target": 0, "lun": 3, "image": image("b.img"), "size": 2 << 20, "readonly": true, "flush_failed": false,
+         "state": "attached"},
     ]);
     let hbas = ask(&service, r#"{"execute": "query-hbas"}"#);
-    assert_eq!(hbas["return"][0], json!({"id": "scsi0", "type": "virtio-scsi", "units": units}));
+    assert_eq!(
+        hbas["return"][0],
+        json!({"id": "scsi0", "type": "virtio-scsi", "units": units, "unnoticed": []})
+    );
     assert_eq!(error(&service, second), "target 0 lun 3 is in use");
     let resize = r#"{"execute": "resize", "arguments": {"hba": "scsi0", "target": 0, "size": 4194304}}"#;
     assert_eq!(ask(&service, resize), json!({"return": {"size": 4194304}}));
@@ -111,10 +115,10 @@ fn disks_come_change_and_go() {
     assert_eq!(*bench.recorder.0.lock().unwrap(), ["attach 0, 1 units"], "a unit is left");
     let change =
         r#"{"execute": "change", "arguments": {"hba": "scsi0", "target": 0, "lun": 3, "image": "a.img"}}"#;
-    assert_eq!(ask(&service, change), json!({"return": {}}));
+    assert_eq!(ask(&service, change), json!({"return": {"target": 0, "lun": 3, "state": "attached"}}));
     assert_eq!(ask(&service, &detach(3)), json!({"return": {}}));
     let seen = bench.recorder.0.lock().unwrap().join("; ");
-    assert_eq!(seen, "attach 0, 1 units; detach 0; settle; attach 0, 1 units; detach 0");
+    assert_eq!(seen, "attach 0, 1 units; detach 0; attach 0, 1 units; detach 0");
 }
 
 #[test]
@@ -124,7 +128,7 @@ fn a_disk_that_is_called_like_another_is_refused() {
         format!(r#"{{"execute": "{command}", "arguments": {{"hba": "scsi0", "image": "{image}", {more}}}}}"#)
     };
     let attached = ask(&service, &command("attach", "a.img", r#""serial": "S""#));
-    assert_eq!(attached, json!({"return": {"target": 0, "lun": 0}}));
+    assert_eq!(attached, json!({"return": {"target": 0, "lun": 0, "state": "attached"}}));
     let b = bench.directory.path().join("b.img");
     let refused = format!(
         "{}: serial \"S\" is that of the disk at hba scsi0, target 0, lun 0; give each disk its own",
@@ -135,9 +139,9 @@ fn a_disk_that_is_called_like_another_is_refused() {
     assert!(zero.contains("expected a name that begins with 5"), "{zero}");
     // What takes its place may take its name.
     let change = command("change", "b.img", r#""serial": "S", "target": 0"#);
-    assert_eq!(ask(&service, &change), json!({"return": {}}));
+    assert_eq!(ask(&service, &change), json!({"return": {"target": 0, "lun": 0, "state": "attached"}}));
     let attached = ask(&service, &command("attach", "a.img", r#""serial": "T""#));
-    assert_eq!(attached, json!({"return": {"target": 1, "lun": 0}}));
+    assert_eq!(attached, json!({"return": {"target": 1, "lun": 0, "state": "attached"}}));
 }
 
 #[test]
@@ -226,7 +230,7 @@ fn a_disk_that_comes_with_protection_information_has_it() {
     adapter.connect(device.unwrap());
     service.adapters = vec![Arc::new(adapter)];
     let attach = r#"{"execute": "attach", "arguments": {"hba": "scsi0", "image": "a.img", "protection": 1}}"#;
-    assert_eq!(ask(&service, attach), json!({"return": {"target": 0, "lun": 0}}));
+    assert_eq!(ask(&service, attach), json!({"return": {"target": 0, "lun": 0, "state": "attached"}}));
     let kept = bench.directory.path().join("a.img.pi");
     assert_eq!(fs::metadata(kept).unwrap().len(), 8 * (1 << 20) / 512, "eight bytes for each block");
 }
@@ -234,7 +238,8 @@ fn a_disk_that_comes_with_protection_information_has_it() {
 #[test]
 fn names_of_a_board_s_disks_follow_the_images() {
     let (bench, _service, device) = board(MegasasMode::Raid, WritePolicy::WriteThrough);
-    let board = raid::Board::new(&board_config(MegasasMode::Raid, WritePolicy::WriteThrough), device);
+    let board =
+        raid::Board::new("raid0", &board_config(MegasasMode::Raid, WritePolicy::WriteThrough), device);
     let space = Space::new(bench.control.clone());
     // Page 83h of the disk and of its volume.
     let names = |target: u8, image: &str| -> Vec<Vec<u8>> {
@@ -279,7 +284,7 @@ fn board(mode: MegasasMode, write_policy: WritePolicy) -> (Bench, Service, Arc<M
         Megasas::new(TestSeat::new(1 << 16).seat, BTreeMap::new(), io.clone(), options, None).unwrap();
     let space = Space::new(bench.control.clone());
     let mut adapter = Adapter::new("raid0", HbaType::Megasas, io, &space, &TargetGroup::default());
-    adapter.connect(Arc::new(raid::Board::new(&config, device.clone())));
+    adapter.connect(Arc::new(raid::Board::new("raid0", &config, device.clone())));
     service.adapters = vec![Arc::new(adapter)];
     (bench, service, device)
 }
@@ -296,16 +301,15 @@ fn an_image_on_a_board_is_a_volume_with_a_disk_behind_it() {
         let path = bench.directory.path().join("a.img");
         assert_eq!(
             ask(&service, r#"{"execute": "attach", "arguments": {"target": 5, "image": "a.img"}}"#),
-            json!({"return": {"target": 5, "lun": 0}})
+            json!({"return": {"target": 5, "lun": 0, "state": "attached"}})
         );
         assert_eq!(service.adapters[0].targets().len(), targets);
         assert!(is_open(&path));
         let resize = r#"{"execute": "resize", "arguments": {"target": 5, "size": 4194304}}"#;
         assert_eq!(ask(&service, resize), json!({"return": {"size": 4194304}}));
-        let start = std::time::Instant::now();
         let change = r#"{"execute": "change", "arguments": {"target": 5, "image": "b.img"}}"#;
-        assert_eq!(ask(&service, change), json!({"return": {}}));
-        assert!(start.elapsed() < std::time::Duration::from_secs(1), "no driver is waited for");
+        let there = json!({"return": {"target": 5, "lun": 0, "state": "attached"}});
+        assert_eq!(ask(&service, change), there, "no driver is waited for");
         assert!(!is_open(&path));
         for (line, expected) in [
             (r#"{"execute": "attach", "arguments": {"target": 5, "image": "a.img"}}"#, "is in use"),
@@ -323,6 +327,45 @@ fn an_image_on_a_board_is_a_volume_with_a_disk_behind_it() {
         assert!(service.adapters[0].targets().is_empty() && device.detach_drive(5).is_none());
         assert!(!is_open(&bench.directory.path().join("b.img")));
         assert_eq!(error(&service, detach), "nothing at target 5 lun 0");
+    }
+}
+
+/// A command that goes to the guest's disk, on the I/O thread; the reply and the data.
+fn command(bench: &Bench, nexus: &Arc<Nexus>, cdb: &[u8], out: &[u8], len: usize) -> (Status, Vec<u8>) {
+    let (nexus, request) = (nexus.clone(), Request::new(cdb, out, len));
+    let (done, result) = std::sync::mpsc::channel();
+    bench._thread.remote().spawn(move |io| async move {
+        let (reply, data) = request.send(&nexus, &io).await;
+        done.send((reply.unwrap().status, data)).unwrap();
+    });
+    result.recv().unwrap()
+}
+
+#[test]
+fn a_disk_of_a_board_has_a_cache_only_where_the_administrator_says_so() {
+    for mode in [MegasasMode::Jbod, MegasasMode::Raid] {
+        for policy in [WritePolicy::WriteThrough, WritePolicy::WriteBack] {
+            let (bench, service, _device) = board(mode, policy);
+            ask(&service, r#"{"execute": "attach", "arguments": {"target": 5, "image": "a.img"}}"#);
+            let nexus = Nexus::new(service.adapters[0].targets().last().unwrap().clone(), None);
+            command(&bench, &nexus, &[0; 6], &[], 0);
+            // MODE SENSE of the caching page without a block descriptor: now, and what can be changed.
+            let wce = |control: u8| {
+                let (status, page) = command(&bench, &nexus, &[0x1a, 8, control << 6 | 8, 0, 24, 0], &[], 24);
+                assert_eq!(status, Status::Good);
+                page[6] & 4 != 0
+            };
+            let cached = policy == WritePolicy::WriteBack;
+            assert_eq!(wce(0), cached, "{mode:?} {policy:?}");
+            if mode == MegasasMode::Jbod {
+                assert_eq!(wce(1), cached, "{policy:?}");
+                let mut list = vec![0; 4];
+                list.extend([0x08, 0x12, 4]);
+                list.resize(24, 0);
+                let (status, _) = command(&bench, &nexus, &[0x15, 0x10, 0, 0, 24, 0], &list, 0);
+                assert_eq!((status == Status::Good, wce(0)), (cached, cached), "no guest switches it on");
+            }
+        }
     }
 }
 
@@ -372,7 +415,7 @@ fn images_are_looked_into_before_they_are_attached() {
     let listed = attach.replace("}}", r#", "backing": ["nowhere"]}}"#);
     assert!(error(&service, &listed).contains("cannot open"), "{}", error(&service, &listed));
     let plain = attach.replace("}}", r#", "format": "raw"}}"#);
-    assert_eq!(ask(&service, &plain), json!({"return": {"target": 0, "lun": 0}}));
+    assert_eq!(ask(&service, &plain), json!({"return": {"target": 0, "lun": 0, "state": "attached"}}));
     let change = attach.replace("attach", "change").replace("}}", r#", "target": 0}}"#);
     assert!(error(&service, &change).contains("is a qcow2 image"));
 }

@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use super::copies::{cscd, list, out_cdb, ranges, segment, using};
-use super::local::{Local, disk, disk_of, target_of};
+use super::local::{Local, block_on, disk, disk_of, target_of};
 use super::{DiskConfig, check, config, exact, image, settle};
 use crate::iothread::Io;
 use crate::scsi::suite::Request;
@@ -194,4 +194,45 @@ fn a_unit_that_goes_ends_the_use_of_its_tokens() {
         let sense = end_of(&io, &write).await.sense.expect("COPY TARGET DEVICE NOT REACHABLE");
         assert_eq!((sense.as_bytes()[2] & 0xf, &sense.as_bytes()[12..14]), (0xa, &[0x0d, 0x02][..]));
     });
+}
+
+#[test]
+fn a_unit_in_the_place_of_another_is_used_only_by_who_has_met_it() {
+    let target = target_of(disk(image(), config()));
+    let (mut a, mut b) = (Local::new(&target), Local::new(&target));
+    settle(&mut a);
+    settle(&mut b);
+    let far = Lun([0, 7, 0, 0, 0, 0, 0, 0]);
+    target.attach(far, disk(image(), config())).unwrap();
+    assert!(block_on(target.detach(Lun::default())).is_some());
+    let new = Arc::new(Image::Recording(image()));
+    target.attach(Lun::default(), disk_of(new.clone(), config())).unwrap();
+    let Image::Recording(recorded) = &*new else { panic!("another kind of image") };
+    let write = [0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+    // What was meant for the one before, again and again, with the unit attention in between.
+    for initiator in [&mut a, &mut b] {
+        check(initiator, &write, &[1; 512], 0, (0x5, 0x25, 0x00));
+        check(initiator, &[0; 6], &[], 0, (0x6, 0x29, 0x00));
+        settle(initiator);
+        // A page of vital product data is asked for by whoever knows the disk.
+        exact(initiator, &[0x12, 1, 0, 0, 4, 0], &[], 4);
+        for cdb in [write, [0x41, 0, 0, 0, 0, 0, 0, 0, 1, 0], [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0]] {
+            check(initiator, &cdb, &[1; 512], 0, (0x5, 0x25, 0x00));
+        }
+        check(initiator, &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[], 0, (0x5, 0x25, 0x00));
+    }
+    assert_eq!(recorded.operations(), []);
+    exact(&mut a, &[0x12, 0, 0, 0, 36, 0], &[], 36);
+    exact(&mut a, &write, &[2; 512], 0);
+    check(&mut b, &write, &[1; 512], 0, (0x5, 0x25, 0x00));
+    assert_eq!(recorded.operations().len(), 1);
+    // A place that was never another's, and initiators that begin anew.
+    b.lun = far;
+    settle(&mut b);
+    exact(&mut b, &write, &[3; 512], 0);
+    b.lun = Lun::default();
+    block_on(target.power_on());
+    settle(&mut b);
+    exact(&mut b, &write, &[4; 512], 0);
+    assert_eq!(recorded.operations().len(), 1);
 }

@@ -49,7 +49,9 @@ fn nothing_is_published_after_a_barrier_that_failed() {
                 let result = work(&io, &image).await;
                 let Some(fails) = fails else {
                     result.unwrap();
-                    return seen.get();
+                    let all = seen.get();
+                    image.close(&io).await.unwrap();
+                    return all;
                 };
                 assert_eq!(result.unwrap_err().kind, BlockErrorKind::Unstable, "{shape}, barrier {fails}");
                 let before = std::fs::read(&path).unwrap();
