@@ -8,11 +8,12 @@
 //! all that were under way at the same time have ended, and none of them failed. Those whose futures were dropped are
 //! waited for as well: the ring says how they ended, see [`Claims::abandoned`].
 
-use std::future::poll_fn;
+use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 
 use super::error::Action;
 use super::{BlockError, BlockErrorKind};
@@ -41,7 +42,7 @@ struct UnderWay {
 /// An operation that makes something stable, from before the kernel gets it to when its end is judged.
 pub(super) struct Attempt {
     stability: Arc<Stability>,
-    hold: Hold,
+    number: u64,
 }
 
 impl Stability {
@@ -71,7 +72,7 @@ impl Stability {
         state.next += 1;
         state.under_way.push(UnderWay { number, holders: 1 });
         drop(state);
-        Attempt { stability: self.clone(), hold: Hold::new(self.clone(), number) }
+        Attempt { stability: self.clone(), number }
     }
 
     /// From now on nothing succeeds. The operator hears of the first time.
@@ -98,9 +99,10 @@ impl Stability {
 }
 
 impl Attempt {
-    /// What the operations hold.
-    pub(super) fn hold(&self) -> &Hold {
-        &self.hold
+    /// For the operations to hold.
+    pub(super) fn hold(&self) -> Hold {
+        self.stability.retain(self.number);
+        Hold::new(self.stability.clone(), self.number)
     }
 
     /// It failed: nothing can be believed any more.
@@ -109,24 +111,43 @@ impl Attempt {
     }
 
     /// It succeeded, which counts when nothing else fails that was under way with it.
-    pub(super) async fn succeeded(self, action: Action) -> Result<(), BlockError> {
-        let Self { stability, hold } = self;
+    pub(super) fn succeeded(self, action: Action) -> Agreement {
+        let stability = self.stability.clone();
         // Over, before it waits for others: they may wait for it.
-        drop(hold);
+        drop(self);
         let end = stability.lock().next;
-        poll_fn(|cx| {
-            let mut state = stability.lock();
-            let first = state.under_way.first().map_or(u64::MAX, |first| first.number);
-            if first >= end || stability.has_failed() {
-                return Poll::Ready(());
-            }
+        Agreement { stability, end, action }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.stability.release(self.number);
+    }
+}
+
+/// Waits for what was under way with an attempt that succeeded. A future of few bytes.
+pub(super) struct Agreement {
+    stability: Arc<Stability>,
+    /// The number of the first that began later.
+    end: u64,
+    action: Action,
+}
+
+impl Future for Agreement {
+    type Output = Result<(), BlockError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.stability.lock();
+        let first = state.under_way.first().map_or(u64::MAX, |first| first.number);
+        if first < self.end && !self.stability.has_failed() {
             if !state.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
                 state.waiting.push(cx.waker().clone());
             }
-            Poll::Pending
-        })
-        .await;
-        stability.check(action)
+            return Poll::Pending;
+        }
+        drop(state);
+        Poll::Ready(self.stability.check(self.action))
     }
 }
 

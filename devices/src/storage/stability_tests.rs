@@ -1,10 +1,10 @@
 //! A host that loses what it had taken, and says so once.
 
 use std::fs::File;
+use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::AtomicU32;
-use std::task::Context;
 use std::time::Duration;
 
 use super::*;

@@ -44,7 +44,7 @@ impl RawImage {
             Err(error) => return Begun::Done(Err(error)),
         };
         if let Some(attempt) = &attempt {
-            hold = hold.with(attempt.hold());
+            hold = hold.with(&attempt.hold());
         }
         Begun::of(io.write_single(&self.host.file, at.0, from, stable, self.pieces, hold), attempt)
     }
@@ -58,7 +58,7 @@ impl RawImage {
             return Begun::Done(Err(error));
         }
         let attempt = self.stable.latch.attempt();
-        let single = io.sync_single(&self.host.file, attempt.hold().clone());
+        let single = io.sync_single(&self.host.file, attempt.hold());
         Begun::of(single.ok_or(()), Some(attempt))
     }
 

@@ -53,7 +53,7 @@ impl RawImage {
     pub(super) async fn sync(&self, io: &Io, action: Action) -> Result<(), BlockError> {
         self.stable.latch.check(action)?;
         let attempt = self.stable.latch.attempt();
-        match io.sync_held(&self.host.file, attempt.hold()).await {
+        match io.sync_held(&self.host.file, &attempt.hold()).await {
             Ok(()) => attempt.succeeded(action).await,
             Err(error) => Err(attempt.failed(action, error)),
         }
@@ -75,7 +75,7 @@ impl RawImage {
         };
         let short = || self.host.short.load(Ordering::Acquire);
         let before = short();
-        let both = attempt.hold().clone().with(hold);
+        let both = attempt.hold().with(hold);
         let result = self.place(io, at, from, true, &both).await;
         // Others under way wait for it, as this one does for them.
         drop(both);
@@ -104,7 +104,7 @@ impl RawImage {
         let (Some(audit), true) = (&self.stable.audit, error.is_none_or(may_be_refusal)) else {
             return Err(attempt.failed(Action::Write, error.map_or(io::ErrorKind::Other.into(), same)));
         };
-        match io.sync_held(audit, attempt.hold()).await {
+        match io.sync_held(audit, &attempt.hold()).await {
             Ok(()) => attempt.succeeded(Action::Write).await,
             Err(error) => Err(attempt.failed(Action::Write, error)),
         }
