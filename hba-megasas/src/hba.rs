@@ -17,6 +17,8 @@ use crate::transport::{Adapter, Port, Window, Worker, serve};
 
 /// How often a reset ends the commands that it still finds.
 const ABORT_POLL: Duration = Duration::from_millis(1);
+/// The same where the host takes its time.
+const ABORT_POLL_MAX: Duration = Duration::from_millis(50);
 /// Longest serial number, in bytes.
 const MAX_SERIAL: usize = 31;
 
@@ -157,11 +159,9 @@ impl Megasas {
 }
 
 impl Shared {
-    /// Ends the commands of every drive.
-    async fn end_commands(firmware: &Firmware, io: &devices::iothread::Io) {
-        for place in firmware.drives().all().values() {
-            place.end_commands(io).await;
-        }
+    /// Ends the commands of every drive; does not wait for it.
+    fn end_commands(firmware: &Firmware) {
+        firmware.drives().all().values().for_each(|place| place.end_commands());
         firmware.drives().unsettle();
     }
 }
@@ -170,13 +170,15 @@ impl Adapter for Shared {
     fn abort(&self, port: Arc<Port>) {
         let firmware = self.firmware.clone();
         self.remote.spawn(move |io| async move {
+            let mut pause = ABORT_POLL;
             loop {
-                Self::end_commands(&firmware, &io).await;
+                Self::end_commands(&firmware);
                 // Commands that were on their way to a drive have arrived by the next time.
-                io.sleep(ABORT_POLL).await;
-                if port.in_flight() == 0 {
+                io.sleep(pause).await;
+                if port.in_flight() == 0 || port.is_closed() {
                     break port.aborted();
                 }
+                pause = (pause * 2).min(ABORT_POLL_MAX);
             }
         });
     }
@@ -187,10 +189,10 @@ impl Adapter for Shared {
             return;
         }
         let (firmware, cancels) = (self.firmware.clone(), self.cancels.clone());
-        self.remote.spawn(move |io| async move {
+        self.remote.spawn(move |_| async move {
             loop {
                 cancels.store(1, Ordering::Release);
-                Self::end_commands(&firmware, &io).await;
+                Self::end_commands(&firmware);
                 if cancels.compare_exchange(1, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
                     return;
                 }
@@ -200,6 +202,11 @@ impl Adapter for Shared {
 
     fn restart(&self) {
         self.firmware.started();
+    }
+
+    fn unfinished(&self) -> String {
+        let all = self.firmware.drives().all();
+        all.values().filter_map(|place| place.unfinished()).collect::<Vec<_>>().join("; ")
     }
 }
 

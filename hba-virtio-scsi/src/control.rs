@@ -1,7 +1,7 @@
 //! The control queue: task management and asynchronous notification (5.6.6.2).
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use devices::iothread::Io;
 use devices::mem::Dma;
@@ -138,7 +138,11 @@ async fn carry_out(
     let queues = request_queues(transport);
     let marks: Vec<Vec<TaskMark>> = queues.iter().map(|queue| queue.tasks(&ends)).collect();
     let is_held = || queues.iter().zip(&marks).any(|(queue, marks)| queue.holds_any(marks));
+    let (begin, patience) = (Instant::now(), nexus.target().patience());
     loop {
+        if begin.elapsed() > patience {
+            return Response::TargetFailure;
+        }
         let reply = nexus.manage(io, function).await;
         if !matches!(reply, TaskManagementReply::Complete | TaskManagementReply::Succeeded) {
             return response(reply);
@@ -192,5 +196,6 @@ fn response(reply: TaskManagementReply) -> Response {
         TaskManagementReply::Succeeded => Response::FunctionSucceeded,
         TaskManagementReply::Rejected => Response::FunctionRejected,
         TaskManagementReply::IncorrectLun => Response::IncorrectLun,
+        TaskManagementReply::Failed => Response::TargetFailure,
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use devices::iothread::Remote;
 use devices::mem::Dma;
 use devices::pci::{PciError, PciFunction, PciSeat};
-use devices::scsi::{Nexus, TaskManagement};
+use devices::scsi::Nexus;
 use thiserror::Error;
 
 use crate::config::Config;
@@ -28,6 +28,8 @@ pub const MAX_REQUEST_QUEUES: u16 = 256;
 
 /// How often a reset ends the commands that it still finds.
 const ABORT_POLL: Duration = Duration::from_millis(1);
+/// The same where the host takes its time.
+const ABORT_POLL_MAX: Duration = Duration::from_millis(50);
 
 /// Properties of an HBA that do not change while it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,17 +243,25 @@ impl Device for Shared {
     fn abort(&self, transport: Arc<Transport>) {
         let targets = self.directory.all();
         self.remote.spawn(move |io| async move {
+            let mut pause = ABORT_POLL;
             loop {
-                for nexus in targets.values() {
-                    nexus.manage(&io, TaskManagement::NexusReset).await;
-                }
+                targets.values().for_each(|nexus| nexus.reset());
                 // Commands that were on their way to a target have arrived by the next time.
-                io.sleep(ABORT_POLL).await;
-                if !transport.is_busy() {
+                io.sleep(pause).await;
+                if !transport.is_busy() || transport.is_closed() {
                     break transport.aborted();
                 }
+                pause = (pause * 2).min(ABORT_POLL_MAX);
             }
         });
+    }
+
+    fn unfinished(&self) -> String {
+        let of = |(id, nexus): (&u8, &Arc<Nexus>)| {
+            let names = nexus.unfinished();
+            (!names.is_empty()).then(|| format!("target {id} {}", names.join(", ")))
+        };
+        self.directory.all().iter().filter_map(of).collect::<Vec<_>>().join("; ")
     }
 
     fn reset(&self) {

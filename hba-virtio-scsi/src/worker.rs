@@ -346,6 +346,9 @@ mod tests {
 
     pub(super) struct Nothing;
     impl Device for Nothing {
+        fn unfinished(&self) -> String {
+            String::new()
+        }
         fn features(&self) -> u64 {
             0
         }

@@ -60,6 +60,9 @@ pub(super) struct Core {
     first: Cell<usize>,
     window: RefCell<Window>,
     closing: Cell<bool>,
+    /// The scope of what is polled now, and the newest.
+    pub(super) scope: Cell<u64>,
+    pub(super) scopes: Cell<u64>,
     #[cfg(any(test, feature = "testing"))]
     pub(super) mischief: super::mischief::Mischief,
 }
@@ -84,6 +87,8 @@ impl Core {
             first: Cell::new(0),
             window: RefCell::new(Window::new(polling)),
             closing: Cell::new(false),
+            scope: Cell::new(0),
+            scopes: Cell::new(0),
             #[cfg(any(test, feature = "testing"))]
             mischief: Default::default(),
         }))
@@ -146,7 +151,7 @@ impl Core {
     }
 
     pub(super) fn start(&self, op: Op) -> Key {
-        self.ring.borrow_mut().start(op)
+        self.ring.borrow_mut().start(op, self.scope.get())
     }
 
     pub(super) fn abandon(&self, key: Key) {

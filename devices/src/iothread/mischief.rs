@@ -5,9 +5,9 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
-use super::Io;
 use super::op::{Op, segments};
 use super::ring::Outcome;
+use super::{Io, Running};
 use crate::mem::SgList;
 use crate::testing::conformance::Random;
 
@@ -22,6 +22,8 @@ pub enum Trick {
     Short(u64),
     /// It takes longer.
     Delay(Duration),
+    /// The host does not answer, and the operation cannot be cancelled, until [`Io::answer`].
+    Hang,
 }
 
 /// An operation as a plan sees it.
@@ -108,6 +110,13 @@ impl Io {
         *self.core.mischief.0.borrow_mut() = None;
     }
 
+    /// The host answers all operations that hang: they fail.
+    pub fn answer(&self) {
+        let mut reaped = super::ring::Reaped::default();
+        self.core.ring.borrow_mut().unstick(&mut reaped);
+        reaped.settle();
+    }
+
     /// Runs `op` as the plan says; gives it back when the plan says nothing.
     pub(super) async fn meddle(&self, op: Op) -> Result<Outcome, Op> {
         let victim = match &op {
@@ -130,6 +139,10 @@ impl Io {
             Some(Trick::Delay(time)) => {
                 self.perform(Op::Sleep(time)).await;
                 Err(op)
+            }
+            Some(Trick::Hang) => {
+                let key = self.core.ring.borrow_mut().start_stuck(op, self.core.scope.get());
+                Ok(Running { core: &self.core, key: Some(key) }.await)
             }
             Some(Trick::Short(len)) => self.shorten(op, len).await,
         }

@@ -11,8 +11,8 @@
 //! # Dropping a future
 //! A future of this module may be dropped at any await point, for example by an abort of the command it serves.
 //! What the kernel has not got yet is simply forgotten. What it has is cancelled, which may come too late: the
-//! operation then runs to its end without anyone to tell. [`Io::quiesce`] waits for that end, after which no
-//! abandoned operation touches memory any more.
+//! operation then runs to its end without anyone to tell. [`Io::released`] waits for that end, after which no
+//! abandoned operation of a [`Scope`] touches memory any more; [`Io::quiesce`] does so for the whole thread.
 
 mod blocking;
 mod event;
@@ -25,6 +25,7 @@ mod pieces;
 mod polling;
 mod pool;
 mod ring;
+mod scope;
 mod setup;
 mod single;
 mod wake;
@@ -35,7 +36,7 @@ mod tests;
 use std::fs::File;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll};
@@ -46,7 +47,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::mem::{FromGuest, SgList, ToGuest};
 use executor::Core;
-use op::Op;
+use op::{Op, Reach};
 use ring::{Key, Outcome};
 use wake::Shared;
 
@@ -55,6 +56,7 @@ pub use hold::{Claims, Hold};
 pub use pieces::PieceLimits;
 pub use polling::{Poller, Polling};
 pub use pool::TaskPool;
+pub use scope::{Scope, Within};
 pub(crate) use single::Single;
 
 /// Submission entries of a thread's ring.
@@ -301,6 +303,16 @@ impl Io {
         self.run(Op::Sleep(time)).await;
     }
 
+    /// What `work` ends with; `None` when that takes longer than `limit`, and then it is dropped.
+    pub async fn at_most<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+        let (mut work, mut late) = (pin!(work), pin!(self.sleep(limit)));
+        poll_fn(|cx| match work.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending => late.as_mut().poll(cx).map(|()| None),
+        })
+        .await
+    }
+
     /// Runs `work` on a helper thread that may block. Dropping the future does not stop the work.
     pub async fn blocking<T: Send + 'static>(
         &self,
@@ -312,7 +324,7 @@ impl Io {
     /// Waits until no operation whose future was dropped is in flight on this thread any more: from then on the
     /// host neither reads nor writes memory or files for any of them.
     pub async fn quiesce(&self) {
-        poll_fn(|cx| self.core.ring.borrow_mut().poll_quiet(cx.waker())).await;
+        poll_fn(|cx| self.core.ring.borrow_mut().poll_quiet(None, Reach::Nothing, cx.waker())).await;
     }
 
     /// Calls `hook` at the end of every round of the executor, after all ready tasks ran and before the thread

@@ -48,6 +48,17 @@ pub(super) enum Op {
     Sleep(Duration),
 }
 
+/// What an operation that nobody waits for any more can still do, in rising order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Reach {
+    /// Nothing that anybody sees.
+    Nothing,
+    /// It changes the file, out of memory of its own.
+    File,
+    /// It reads or writes memory of the guest.
+    Guest,
+}
+
 impl Op {
     /// Whether the kernel reads or writes memory that others see, and how much of it may be queued is bounded.
     pub(super) fn is_transfer(&self) -> bool {
@@ -62,6 +73,19 @@ impl Op {
         | Self::Allocate { hold, .. } = self
         {
             hold.abandoned(result);
+        }
+    }
+
+    /// What an abandoned operation may still do to others.
+    pub(super) fn reach(&self) -> Reach {
+        match self {
+            Self::Read { mem, .. } if mem.is_private() => Reach::Nothing,
+            Self::Write { mem, .. } if mem.is_private() => Reach::File,
+            Self::Read { .. } | Self::Write { .. } => Reach::Guest,
+            Self::Allocate { .. } => Reach::File,
+            Self::Sync { .. } | Self::Readable { .. } | Self::Event(_) | Self::Watch(_) | Self::Sleep(_) => {
+                Reach::Nothing
+            }
         }
     }
 

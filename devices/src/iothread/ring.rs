@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use super::op::Op;
+use super::op::{Op, Reach};
 use super::setup;
 use io_uring::types::{Fd, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
@@ -58,6 +58,8 @@ enum Stage {
 struct Slot {
     generation: Cell<u32>,
     stage: Cell<Stage>,
+    /// Whose it is: a number of [`super::Scope`].
+    scope: Cell<u64>,
     /// Completions that the kernel still owes.
     owed: Cell<u8>,
     result: Cell<i32>,
@@ -72,6 +74,7 @@ impl Slot {
         Self {
             generation: Cell::new(0),
             stage: Cell::new(Stage::Free),
+            scope: Cell::new(0),
             owed: Cell::new(0),
             result: Cell::new(0),
             op: RefCell::new(None),
@@ -138,9 +141,12 @@ pub(super) struct Ring {
     bytes: u64,
     in_flight: usize,
     in_flight_max: usize,
-    /// Transfers whose futures are gone while the kernel still works on them.
-    detached: usize,
-    quiet: Vec<Waker>,
+    /// Transfers whose futures are gone while the kernel still works on them: the scope of each, and what it may do.
+    detached: Vec<(u64, Reach)>,
+    /// Who waits for the end of those: of one scope, or of all.
+    quiet: Vec<(Option<u64>, Reach, Waker)>,
+    #[cfg(any(test, feature = "testing"))]
+    stuck: Vec<Key>,
 }
 
 impl Ring {
@@ -159,28 +165,36 @@ impl Ring {
             bytes: 0,
             in_flight: 0,
             in_flight_max,
-            detached: 0,
+            detached: Vec::new(),
             quiet: Vec::new(),
+            #[cfg(any(test, feature = "testing"))]
+            stuck: Vec::new(),
         })
     }
 
-    /// Queues an operation.
-    pub(super) fn start(&mut self, op: Op) -> Key {
-        let index = self.free.pop().unwrap_or_else(|| self.grow());
-        let mut key = Key { index, generation: 0 };
+    /// Queues an operation of `scope`.
+    pub(super) fn start(&mut self, op: Op, scope: u64) -> Key {
         let (transfer, bytes) = (op.is_transfer(), op.bytes());
         self.bytes += bytes;
-        if let Some(slot) = self.at(index) {
-            key.generation = slot.generation.get();
-            slot.stage.set(Stage::Queued);
-            slot.result.set(0);
-            slot.count.store(0, Ordering::Relaxed);
-            *slot.op.borrow_mut() = Some(op);
-        }
+        let key = self.occupy(op, scope);
         if transfer {
             self.transfers.push_back((key, bytes))
         } else {
             self.waits.push_back(key)
+        }
+        key
+    }
+
+    fn occupy(&mut self, op: Op, scope: u64) -> Key {
+        let index = self.free.pop().unwrap_or_else(|| self.grow());
+        let mut key = Key { index, generation: 0 };
+        if let Some(slot) = self.at(index) {
+            key.generation = slot.generation.get();
+            slot.stage.set(Stage::Queued);
+            slot.scope.set(scope);
+            slot.result.set(0);
+            slot.count.store(0, Ordering::Relaxed);
+            *slot.op.borrow_mut() = Some(op);
         }
         key
     }
@@ -228,10 +242,11 @@ impl Ring {
             Stage::InFlight => {
                 slot.stage.set(Stage::Detached);
                 let (transfer, event) = match slot.op.borrow().as_ref() {
-                    Some(op) => (op.is_transfer(), matches!(op, Op::Event(_))),
-                    None => (false, false),
+                    Some(op) => (op.is_transfer().then(|| op.reach()), matches!(op, Op::Event(_))),
+                    None => (None, false),
                 };
-                self.detached += usize::from(transfer);
+                let scope = slot.scope.get();
+                self.detached.extend(transfer.map(|reach| (scope, reach)));
                 if event {
                     self.cancels.push_back(key.user_data() | PART);
                 }
@@ -242,15 +257,23 @@ impl Ring {
         }
     }
 
-    /// Whether the kernel is done with the memory of all abandoned transfers; else `waker` is woken then.
-    pub(super) fn poll_quiet(&mut self, waker: &Waker) -> Poll<()> {
-        if self.detached == 0 {
+    /// Whether no abandoned transfer of `scope`, of any scope when `None`, can do as much as `least` any more; else
+    /// `waker` is woken then.
+    pub(super) fn poll_quiet(&mut self, scope: Option<u64>, least: Reach, waker: &Waker) -> Poll<()> {
+        if self.is_quiet(scope, least) {
             return Poll::Ready(());
         }
-        if !self.quiet.iter().any(|w| w.will_wake(waker)) {
-            self.quiet.push(waker.clone());
+        let same =
+            |&(of, at_least, ref w): &(_, _, Waker)| (of, at_least) == (scope, least) && w.will_wake(waker);
+        if !self.quiet.iter().any(same) {
+            self.quiet.push((scope, least, waker.clone()));
         }
         Poll::Pending
+    }
+
+    pub(super) fn is_quiet(&self, scope: Option<u64>, least: Reach) -> bool {
+        let counts = |&(of, reach): &(u64, Reach)| reach >= least && scope.is_none_or(|scope| scope == of);
+        !self.detached.iter().any(counts)
     }
 
     /// Bytes of transfers that the kernel has not been told of.
@@ -333,6 +356,8 @@ impl Ring {
             .collect();
         let mut reaped = Reaped::default();
         reaped.gone.extend(all.into_iter().filter_map(|key| self.abandon(key)));
+        #[cfg(any(test, feature = "testing"))]
+        self.unstick(&mut reaped);
         while self.in_flight > 0 {
             self.enter(true)?;
             self.reap(&mut reaped);
@@ -479,15 +504,45 @@ impl Ring {
 
     /// Frees an abandoned operation whose last completion has come.
     fn let_go(&mut self, key: Key, reaped: &mut Reaped) {
-        let result = self.named(key).map_or(0, |slot| slot.result.get());
+        let Some(slot) = self.named(key) else { return };
+        let (result, scope) = (slot.result.get(), slot.scope.get());
         let Some(op) = self.release(key) else { return };
-        if op.is_transfer() {
-            self.detached = self.detached.saturating_sub(1);
-            if self.detached == 0 {
-                reaped.wakers.append(&mut self.quiet);
+        if op.is_transfer()
+            && let entry = (scope, op.reach())
+            && let Some(place) = self.detached.iter().position(|other| *other == entry)
+        {
+            self.detached.swap_remove(place);
+            for (of, least, waker) in std::mem::take(&mut self.quiet) {
+                match self.is_quiet(of, least) {
+                    true => reaped.wakers.push(waker),
+                    false => self.quiet.push((of, least, waker)),
+                }
             }
         }
         reaped.gone.push(Gone { op, result });
+    }
+}
+
+/// Operations that a device of the host never ends.
+#[cfg(any(test, feature = "testing"))]
+impl Ring {
+    /// As [`Self::start`], but the kernel, as it seems, does not answer.
+    pub(super) fn start_stuck(&mut self, op: Op, scope: u64) -> Key {
+        let key = self.occupy(op, scope);
+        if let Some(slot) = self.named(key) {
+            slot.stage.set(Stage::InFlight);
+            slot.owed.set(1);
+        }
+        self.in_flight += 1;
+        self.stuck.push(key);
+        key
+    }
+
+    /// The device fails all that it had not answered.
+    pub(super) fn unstick(&mut self, reaped: &mut Reaped) {
+        for key in std::mem::take(&mut self.stuck) {
+            self.complete(key.user_data(), -libc::EIO, 0, reaped);
+        }
     }
 }
 

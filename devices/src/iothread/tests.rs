@@ -292,6 +292,47 @@ fn who_holds_something_for_an_abandoned_operation_hears_its_end() {
 }
 
 #[test]
+fn an_operation_that_hangs_holds_up_its_own_scope_only() {
+    on_thread(|io| async move {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        io.plot(|_| Some(mischief::Trick::Hang));
+        let (one, other) = (io.scope(), io.scope());
+        {
+            let ram = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap());
+            let dma = Dma::new(ram);
+            dma.set_bus_master(true);
+            let mut read = pin!(io.read(&file, 0, dma.to_guest([(0, 512)]).unwrap()));
+            let mut read = pin!(io.within(one, read.as_mut()));
+            assert!(poll_once(read.as_mut()).await.is_pending());
+        }
+        let mut released = Box::pin(io.released(one));
+        let mut quiet = Box::pin(io.quiesce());
+        assert!(poll_once(released.as_mut()).await.is_pending());
+        assert!(poll_once(quiet.as_mut()).await.is_pending());
+        assert!(poll_once(Box::pin(io.released(other)).as_mut()).await.is_ready(), "another's");
+        // What the guest does not see is waited for only where it changes the file.
+        for (write, settled) in [(false, true), (true, false)] {
+            let scope = io.scope();
+            let mut work = Box::pin(async {
+                match write {
+                    false => drop(io.read(&file, 0, buffer(16)).await),
+                    true => drop(io.write(&file, 0, filled(&[1; 16]), false).await),
+                }
+            });
+            assert!(poll_once(Box::pin(io.within(scope, work.as_mut())).as_mut()).await.is_pending());
+            drop(work);
+            assert!(poll_once(Box::pin(io.released(scope)).as_mut()).await.is_ready());
+            assert_eq!(io.is_settled(scope), settled);
+        }
+        assert_eq!(Arc::strong_count(&file), 4, "the kernel has them still");
+        io.answer();
+        released.await;
+        quiet.await;
+        assert_eq!(Arc::strong_count(&file), 1);
+    });
+}
+
+#[test]
 fn spawned_tasks_run_in_the_same_round_and_hooks_after_them() {
     let log = on_thread(|io| async move {
         let log = Rc::new(RefCell::new(Vec::new()));

@@ -18,7 +18,7 @@ thread_local! {
     static POOL: RefCell<Vec<Vec<libc::iovec>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What keeps the memory behind a list mapped: held, never read.
+/// What keeps the memory behind a list mapped.
 #[derive(Clone)]
 #[expect(dead_code, reason = "held for its Drop")]
 enum Backing {
@@ -118,6 +118,11 @@ impl SgList {
     /// Whether the list has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Whether the guest sees none of it.
+    pub fn is_private(&self) -> bool {
+        !matches!(self.backing, Backing::Ram(_))
     }
 
     /// Number of segments.

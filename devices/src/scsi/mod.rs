@@ -40,6 +40,6 @@ pub use request::{
     Status, Tag, TaskAttribute, TransportFault,
 };
 pub use target::{
-    AttachError, Detached, PortEvents, Target, TargetGroup, TaskManagement, TaskManagementReply,
+    AttachError, Detached, Leaving, PortEvents, Target, TargetGroup, TaskManagement, TaskManagementReply,
 };
 pub use unit::LogicalUnit;

@@ -81,7 +81,7 @@ impl Nexus {
     /// Executes a command to its end: exactly one result for each call.
     ///
     /// A caller that drops the future has no result; memory that the kernel still works on then lives until it is
-    /// done, see [`Io::quiesce`].
+    /// done, see [`Io::released`].
     pub async fn execute(&self, io: &Io, mut request: ScsiRequest) -> Result<ScsiReply, TransportFault> {
         self.execute_at(io, &mut request).await
     }
@@ -96,17 +96,22 @@ impl Nexus {
         let unit = &path.unit;
         let order = unit.logical.attribute(&request.cdb, request.attribute);
         let outcome = match unit.tasks.enter(self.id, request.tag, order) {
+            Some(_) if unit.is_busy() && !passes_attention(request.cdb.opcode()) => {
+                Err(Failure::Status(Status::Busy))
+            }
             None => Err(Failure::Status(Status::TaskSetFull)),
             Some(task) => {
+                let scope = io.scope();
                 let result = {
                     let mut work = pin!(self.serve(io, &path, request));
+                    let mut work = pin!(io.within(scope, work.as_mut()));
                     task.run(work.as_mut()).await
                 };
                 match result {
                     Ok(outcome) => outcome,
                     Err(why) => {
                         // The command's work is dropped, the kernel's part of it perhaps not yet done.
-                        io.quiesce().await;
+                        unit.part(io, scope).await;
                         drop(task);
                         ended(why)?
                     }
@@ -165,12 +170,15 @@ impl Nexus {
 
     /// Executes a task management function. When it returns, tasks that it ended have returned to their callers
     /// or are about to without touching guest memory any more.
-    pub async fn manage(&self, _io: &Io, function: TaskManagement) -> TaskManagementReply {
+    ///
+    /// Not so with [`TaskManagementReply::Failed`]: after [`Target::patience`] the host works on some of them still.
+    /// They are ended, and return when the host answers.
+    pub async fn manage(&self, io: &Io, function: TaskManagement) -> TaskManagementReply {
         use TaskManagement as Function;
         let lun = match function {
             Function::NexusReset => {
-                self.reset().await;
-                return TaskManagementReply::Complete;
+                let marks = self.lose();
+                return self.left(io, &marks).await;
             }
             Function::AbortTask(lun, _)
             | Function::AbortTaskSet(lun)
@@ -205,8 +213,46 @@ impl Nexus {
             Function::QueryTaskSet(_) => return found(unit.tasks.holds(|n, _| mine(n))),
             Function::ClearAca(_) | Function::NexusReset => return TaskManagementReply::Rejected,
         };
-        unit.tasks.left(mark).await;
-        TaskManagementReply::Complete
+        self.left(io, &[(path, mark)]).await
+    }
+
+    /// Waits until what was ended has left.
+    async fn left(&self, io: &Io, marks: &[(Arc<Path>, u64)]) -> TaskManagementReply {
+        let patience = self.target.patience();
+        let all = async {
+            for (path, mark) in marks {
+                path.unit.tasks.left(*mark).await;
+            }
+        };
+        if io.at_most(patience, all).await.is_some() {
+            return TaskManagementReply::Complete;
+        }
+        let names = self.unfinished().join(", ");
+        crate::log_limited!(
+            warn,
+            "task management: the host has not answered for {names} within {} s; the function fails",
+            patience.as_secs()
+        );
+        TaskManagementReply::Failed
+    }
+
+    /// The logical units with commands that were ended and that the host still works on, for messages.
+    pub fn unfinished(&self) -> Vec<String> {
+        let paths: Vec<_> = self.read().values().cloned().collect();
+        let units = paths.iter().map(|path| &path.unit).filter(|unit| unit.tasks.is_ending());
+        units.map(|unit| format!("\"{}\"", unit.name())).collect()
+    }
+
+    /// What the host calls the medium of a logical unit, for messages.
+    pub fn medium(&self, lun: &Lun) -> Option<String> {
+        self.path(lun).map(|path| path.unit.name().to_owned())
+    }
+
+    /// Ends the commands of this nexus, as their initiator wishes it, without waiting until they have left.
+    pub fn abort_all(&self) {
+        for path in self.read().values() {
+            path.unit.tasks.end(|nexus, _| (nexus == self.id).then_some(Ended::Aborted));
+        }
     }
 
     /// CLEAR TASK SET (SAM-6, 7.5): commands of all initiators. The others learn of it by status or by attention.
@@ -226,17 +272,20 @@ impl Nexus {
         mark
     }
 
-    async fn reset(&self) {
+    /// The nexus is lost and there anew: its commands end. Does not wait until they have left.
+    pub fn reset(&self) {
+        self.lose();
+    }
+
+    fn lose(&self) -> Vec<(Arc<Path>, u64)> {
         let paths: Vec<_> = self.read().values().cloned().collect();
-        let mut marks = Vec::with_capacity(paths.len());
-        for path in &paths {
-            marks.push(path.unit.tasks.end(|nexus, _| (nexus == self.id).then_some(Ended::Reset)));
+        let lose = |path: Arc<Path>| {
+            let mark = path.unit.tasks.end(|nexus, _| (nexus == self.id).then_some(Ended::Reset));
             path.unit.forget(self.id);
             path.attentions.raise(Attention::NexusLoss);
-        }
-        for (path, mark) in paths.iter().zip(marks) {
-            path.unit.tasks.left(mark).await;
-        }
+            (path, mark)
+        };
+        paths.into_iter().map(lose).collect()
     }
 
     pub(crate) fn connect(&self, number: u32, unit: &Arc<Unit>) {

@@ -1,7 +1,9 @@
 //! Targets: the inventory of logical units, and the functions that act on them.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -12,7 +14,7 @@ use super::tasks::Ended;
 use super::unit::{LogicalUnit, Unit};
 use super::{Lun, Tag};
 use crate::iothread::Io;
-use crate::storage::{BlockError, BlockErrorKind};
+use crate::storage::BlockError;
 
 /// A task management function (SAM-6, 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +48,9 @@ pub enum TaskManagementReply {
     Rejected,
     /// INCORRECT LOGICAL UNIT NUMBER
     IncorrectLun,
+    /// SERVICE DELIVERY OR TARGET FAILURE: the host works on commands still, for longer than anyone should wait. They end
+    /// when it answers.
+    Failed,
 }
 
 /// What an HBA is told about the targets behind it, so that it can raise its own events. Called on any thread.
@@ -74,7 +79,11 @@ pub struct TargetGroup(Arc<RwLock<Vec<Weak<Target>>>>);
 impl TargetGroup {
     /// Adds a target without logical units.
     pub fn target(&self) -> Arc<Target> {
-        let target = Arc::new(Target { group: self.clone(), inventory: RwLock::default() });
+        let target = Arc::new(Target {
+            group: self.clone(),
+            patience: AtomicU64::new(PATIENCE.as_millis() as u64),
+            inventory: RwLock::default(),
+        });
         let mut targets = self.0.write().unwrap_or_else(PoisonError::into_inner);
         targets.retain(|target| target.strong_count() > 0);
         targets.push(Arc::downgrade(&target));
@@ -87,9 +96,14 @@ impl TargetGroup {
     }
 }
 
+/// How long a task management function waits for commands that the host still works on: less than any initiator waits.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A target device: logical units behind one target port.
 pub struct Target {
     group: TargetGroup,
+    /// In milliseconds.
+    patience: AtomicU64,
     inventory: RwLock<Inventory>,
 }
 
@@ -110,6 +124,17 @@ impl Target {
     #[allow(clippy::new_ret_no_self, reason = "a target is always shared")]
     pub fn new() -> Arc<Self> {
         TargetGroup::default().target()
+    }
+
+    /// How long a task management function waits for commands that the host still works on, before it fails: 10 seconds
+    /// unless set otherwise.
+    pub fn patience(&self) -> Duration {
+        Duration::from_millis(self.patience.load(Ordering::Relaxed))
+    }
+
+    /// Sets [`Self::patience`].
+    pub fn set_patience(&self, patience: Duration) {
+        self.patience.store(u64::try_from(patience.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Adds a logical unit at `lun` (any addressing method). Every nexus finds it at once: REPORTED LUNS DATA HAS
@@ -164,26 +189,23 @@ impl Target {
             (inventory.units.values().cloned().collect(), inventory.nexuses().collect())
         };
         nexuses.iter().for_each(|nexus| nexus.trust());
-        for unit in units {
+        let end = |unit: &Arc<Unit>| {
             let mark = unit.tasks.end(|_, _| Some(Ended::Reset));
             unit.reset(Attention::PowerOn);
+            mark
+        };
+        let marks: Vec<_> = units.iter().map(end).collect();
+        for (unit, mark) in units.iter().zip(marks) {
             unit.tasks.left(mark).await;
         }
     }
 
-    /// Makes the media of all units whole, at the end of the machine: no HBA sends commands any more.
-    pub async fn close(&self, io: &Io) {
-        let units: Vec<_> = self.read().units.values().cloned().collect();
-        for unit in units {
-            unit.background.end().await;
-            // What could not be made stable was told when that was found.
-            if let Err(error) = unit.logical.close(io).await
-                && error.kind != BlockErrorKind::Unstable
-            {
-                let cause = error.source.as_ref().map(|e| format!(": {e}")).unwrap_or_default();
-                tracing::error!("closing a disk at the end of the machine: {error}{cause}");
-            }
-        }
+    /// Takes a logical unit away at the end of the machine, when there is nobody to tell: its commands end, and what comes
+    /// later finds nothing.
+    pub fn take(&self, lun: Lun) -> Option<Leaving> {
+        let (unit, _, _) = self.remove(lun)?;
+        let mark = unit.tasks.end(|_, _| Some(Ended::Detached));
+        Some(Leaving { unit, mark })
     }
 
     /// Whether a unit's medium could not be made stable: then it cannot be again before its image is opened anew.
@@ -236,6 +258,25 @@ impl Detached {
     /// Makes the medium whole. Units that show one image may be closed one after the other.
     pub async fn close(self, io: &Io) -> Result<(), BlockError> {
         let closed = self.0.logical.close(io).await;
+        // The kernel may write back what it has of a device when the last descriptor goes: not on this thread.
+        let _ = io.blocking(move || drop(self)).await;
+        closed
+    }
+}
+
+/// A logical unit that was taken away and whose commands have yet to leave.
+#[must_use = "its medium is whole when it was closed"]
+pub struct Leaving {
+    unit: Arc<Unit>,
+    mark: u64,
+}
+
+impl Leaving {
+    /// Waits for the commands, makes the medium whole and lets go of it.
+    pub async fn close(self, io: &Io) -> Result<(), BlockError> {
+        self.unit.tasks.left(self.mark).await;
+        self.unit.background.end().await;
+        let closed = self.unit.logical.close(io).await;
         // The kernel may write back what it has of a device when the last descriptor goes: not on this thread.
         let _ = io.blocking(move || drop(self)).await;
         closed

@@ -175,6 +175,11 @@ impl TaskSet {
         lock(&self.0).slots.iter().any(|slot| slot.live && which(slot.nexus, slot.tag))
     }
 
+    /// Whether a command that was ended has not left: the host still works on it.
+    pub(crate) fn is_ending(&self) -> bool {
+        lock(&self.0).ending > 0
+    }
+
     fn leave(&self, slot: usize) {
         let mut wakers = Vec::new();
         let mut tasks = lock(&self.0);

@@ -1,10 +1,11 @@
 //! Logical units: what is behind a LUN, and what every kind of it shares.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::Duration;
 
 use super::attention::{Attention, Attentions};
-use super::background::Background;
+use super::background::{Background, Working};
 use super::disk::{self, Disk, Image};
 use super::nexus::Nexus;
 use super::outcome::Outcome;
@@ -12,8 +13,11 @@ use super::reservation::Reservations;
 use super::sense::Failure;
 use super::tasks::{NexusId, TaskSet};
 use super::{Cdb, DataBuffers, Lun, PortEvents, TaskAttribute};
-use crate::iothread::Io;
+use crate::iothread::{Io, Scope};
 use crate::storage::BlockError;
+
+/// How long a command that was ended waits for what the host still writes, before it leaves all the same.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// A device server. The CDB stays raw up to here, so a unit that passes commands through is one more variant.
 pub enum LogicalUnit {
@@ -30,7 +34,7 @@ pub(crate) struct Context<'a> {
 }
 
 impl LogicalUnit {
-    /// Makes the medium whole at the end of the machine.
+    /// Makes the medium whole, when the unit goes.
     pub(crate) async fn close(&self, io: &Io) -> Result<(), BlockError> {
         match self {
             Self::Disk(disk) => disk.close(io).await,
@@ -108,6 +112,8 @@ pub(crate) struct Unit {
     pub(crate) tasks: TaskSet,
     pub(crate) reservations: Reservations,
     pub(crate) background: Arc<Background>,
+    /// Commands that have left while the host may still write for them.
+    abandoned: AtomicUsize,
     paths: RwLock<Vec<Weak<Path>>>,
 }
 
@@ -119,8 +125,38 @@ impl Unit {
             tasks: TaskSet::default(),
             reservations: Reservations::default(),
             background: Arc::default(),
+            abandoned: AtomicUsize::new(0),
             paths: RwLock::default(),
         })
+    }
+
+    /// Waits until a command that was ended may leave: the host does not reach the guest's memory for it any more. Where
+    /// the host may still write what the command had brought, the unit is busy until that is over: nothing newer shall be
+    /// overtaken.
+    pub(crate) async fn part(self: &Arc<Self>, io: &Io, scope: Scope) {
+        io.released(scope).await;
+        if io.at_most(SETTLE, io.settled(scope)).await.is_some() {
+            return;
+        }
+        self.abandoned.fetch_add(1, Ordering::AcqRel);
+        // Whoever detaches the unit waits for this too.
+        let (unit, thread) = (Working::on(self.clone()), io.clone());
+        io.spawn(async move {
+            thread.settled(scope).await;
+            unit.abandoned.fetch_sub(1, Ordering::AcqRel);
+        });
+    }
+
+    /// Whether the host may still write for commands that are no more.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire) > 0
+    }
+
+    /// What the host calls the medium.
+    pub(crate) fn name(&self) -> &str {
+        match &self.logical {
+            LogicalUnit::Disk(disk) => disk.image().name(),
+        }
     }
 
     /// Joins a nexus and this unit. The initiator finds POWER ON.

@@ -38,6 +38,7 @@ impl<B: BlockBackend> Guarded<B> {
         Self { backend, throttle: limits.map(Throttle::new), pausing, complaints: Complaints::default() }
     }
 
+    /// The image below.
     pub(super) fn backend(&self) -> &B {
         &self.backend
     }

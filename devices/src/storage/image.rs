@@ -59,6 +59,18 @@ impl Image {
         }
     }
 
+    /// The name of its file or device, for messages.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Raw(image) => image.name(),
+            Self::Qcow2(image) => image.name(),
+            Self::GuardedRaw(guarded) => guarded.backend().name(),
+            Self::GuardedQcow2(guarded) => guarded.backend().name(),
+            #[cfg(any(test, feature = "testing"))]
+            Self::Ram(_) | Self::Fault(_) | Self::Recording(_) => "memory",
+        }
+    }
+
     /// The raw image behind it, where transfers may go there at once.
     fn raw(&self) -> Option<&RawImage> {
         match self {

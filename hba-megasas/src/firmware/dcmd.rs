@@ -1,8 +1,11 @@
 //! Direct commands (DCMD frames): dispatch, and those that are not worth a module of their own.
 
+use std::future::{Future, poll_fn};
+use std::task::Poll;
+
 use devices::iothread::Io;
 use devices::mem::FromGuest;
-use devices::scsi::{Lun, TaskManagement};
+use devices::scsi::{Lun, TaskManagement, TaskManagementReply};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::drives::Kind;
@@ -173,12 +176,22 @@ impl Firmware {
         Ok(Reply::Data(bytes))
     }
 
-    /// Makes everything stable that was written.
+    /// Makes everything stable that was written: all disks at once, and none waits for another.
     async fn flush_all(&self, io: &Io) -> Result<(), Status> {
+        let all = self.drives.all();
+        let mut flushes: Vec<_> = all.values().map(|place| Box::pin(place.flush(io))).collect();
         let mut good = true;
-        for place in self.drives.all().values() {
-            good &= place.flush(io).await;
-        }
+        poll_fn(|cx| {
+            flushes.retain_mut(|flush| match flush.as_mut().poll(cx) {
+                Poll::Ready(done) => {
+                    good &= done;
+                    false
+                }
+                Poll::Pending => true,
+            });
+            if flushes.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
         if good { Ok(()) } else { Err(Status::ScsiIoFailed) }
     }
 
@@ -198,8 +211,10 @@ impl Firmware {
     async fn reset_logical(&self, io: &Io, id: u16) -> Result<Reply, Status> {
         let place = self.drives.get(id).ok_or(Status::DeviceNotFound)?;
         let nexus = place.nexus(Kind::Logical).ok_or(Status::DeviceNotFound)?;
-        nexus.manage(io, TaskManagement::AbortTaskSet(Lun::default())).await;
-        Ok(Reply::Done)
+        match nexus.manage(io, TaskManagement::AbortTaskSet(Lun::default())).await {
+            TaskManagementReply::Failed => Err(Status::ScsiIoFailed),
+            _ => Ok(Reply::Done),
+        }
     }
 
     /// The locate LED: nobody sees it, but it is an event. There is no code for it: it is a change to the same state.

@@ -3,16 +3,20 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use devices::iothread::Io;
 use devices::mem::{FromGuest, SgList, ToGuest};
-use devices::scsi::{
-    Cdb, DataBuffers, Lun, Nexus, ScsiReply, ScsiRequest, Status, Tag, TaskAttribute, TaskManagement,
-};
+use devices::scsi::{Cdb, DataBuffers, Lun, Nexus, ScsiReply, ScsiRequest, Status, Tag, TaskAttribute};
 
 /// The controller's own commands have tags from here on; frames have smaller ones.
 const OWN_TAGS: u64 = 1 << 63;
 static NEXT_TAG: AtomicU64 = AtomicU64::new(OWN_TAGS);
+
+/// How long the firmware waits for a disk that it flushes, as long as Linux does for a SYNCHRONIZE CACHE of its own.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(60);
+/// Sense key (SPC-5, 4.5.6).
+const NOT_READY: u8 = 2;
 
 /// Looks for unit attentions at most.
 const SETTLE_TRIES: u32 = 8;
@@ -106,15 +110,30 @@ impl Place {
         Some(identify(io, nexus).await)
     }
 
-    /// Makes everything stable that was written; false when the disk says that it could not.
+    /// Makes everything stable that was written; false, and a line in the log, when the disk could not, or not in time.
     pub(crate) async fn flush(&self, io: &Io) -> bool {
+        let why = match io.at_most(FLUSH_PATIENCE, self.try_flush(io)).await {
+            Some(true) => return true,
+            Some(false) => "the disk says that it could not",
+            None => "the host does not answer",
+        };
+        let name = self.own_slow.medium(&Lun::default()).unwrap_or_default();
+        devices::log_limited!(warn, "megasas: target {} \"{name}\" is not flushed: {why}", self.id);
+        false
+    }
+
+    async fn try_flush(&self, io: &Io) -> bool {
         settle(io, &self.own_slow).await;
-        match synchronize(io, &self.own_slow).await.map(|reply| reply.status) {
-            Some(Status::Good) => true,
+        let reply = synchronize(io, &self.own_slow).await;
+        match reply.as_ref().map(|reply| (reply.status, sense_key(reply))) {
+            Some((Status::Good, _)) => true,
             // Where the guest has reserved the disk, only the guest's way is open.
-            Some(Status::ReservationConflict) => {
+            Some((Status::ReservationConflict, _)) => {
                 flush(io, self.drive.logical.as_ref().unwrap_or(&self.drive.physical)).await
             }
+            // A disk that was stopped has flushed by then, unless the guest did not want it to; one that is being wiped has
+            // nothing to keep.
+            Some((Status::CheckCondition, NOT_READY)) => true,
             _ => false,
         }
     }
@@ -124,14 +143,21 @@ impl Place {
         self.drive.nexuses().for_each(|nexus| nexus.trust());
     }
 
-    /// Ends the commands of the driver, and what the firmware flushes.
-    pub(crate) async fn end_commands(&self, io: &Io) {
-        self.own_slow.manage(io, TaskManagement::AbortTaskSet(Lun::default())).await;
-        for kind in [Kind::Logical, Kind::Physical] {
-            if let Some(nexus) = self.nexus(kind) {
-                nexus.manage(io, TaskManagement::NexusReset).await;
-            }
-        }
+    /// Ends the commands of the driver, and what the firmware asks; does not wait for it.
+    pub(crate) fn end_commands(&self) {
+        let own = [Some(&self.own_slow), Some(&self.own_physical), self.own_logical.as_ref()];
+        own.into_iter().flatten().for_each(|nexus| nexus.abort_all());
+        [Kind::Logical, Kind::Physical]
+            .into_iter()
+            .filter_map(|kind| self.nexus(kind))
+            .for_each(|n| n.reset());
+    }
+
+    /// The disk, if the host works on commands that were ended; for messages.
+    pub(crate) fn unfinished(&self) -> Option<String> {
+        let names = self.drive.physical.unfinished().into_iter();
+        let mut names = names.chain(self.drive.logical.iter().flat_map(|nexus| nexus.unfinished()));
+        names.next().map(|name| format!("target {} {name}", self.id))
     }
 
     fn settled(&self, kind: Kind) -> &AtomicBool {
@@ -154,6 +180,10 @@ impl Place {
         if kind == Kind::Logical
             && let Some(identity) = self.identify(io, kind).await
         {
+            if identity.block_size == 0 {
+                // A reset came in between: asked again next time.
+                return;
+            }
             self.block_size.store(identity.block_size, Ordering::Relaxed);
         }
         self.settled(kind).store(true, Ordering::Release);
@@ -230,6 +260,14 @@ impl Drives {
     /// After a reset every unit has attentions again.
     pub(crate) fn unsettle(&self) {
         self.all().values().for_each(|place| place.unsettle());
+    }
+}
+
+/// The sense key of fixed and of descriptor format sense data (SPC-5, 4.4); 0, NO SENSE, where there is none.
+fn sense_key(reply: &ScsiReply) -> u8 {
+    match reply.sense.as_ref().map(|sense| sense.as_bytes()) {
+        Some([0x70 | 0x71, _, key, ..] | [0x72 | 0x73, key, ..]) => key & 0x0f,
+        _ => 0,
     }
 }
 

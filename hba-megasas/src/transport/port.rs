@@ -18,8 +18,8 @@ use super::ring::ReplyRing;
 use crate::model::Model;
 use crate::spec::{QueueInfo, State, Status, register};
 
-/// After how long a reset of the machine says that it still waits.
-const SLOW_RESET: Duration = Duration::from_secs(10);
+/// After how long a reset of the machine says that it still waits; after twice as long again, and so on.
+const SLOW_RESET: Duration = Duration::from_secs(5);
 /// All of the board's interrupts.
 const VECTOR: u16 = 0;
 
@@ -31,6 +31,8 @@ pub(crate) trait Adapter: Send + Sync {
     fn cancel(&self);
     /// The firmware starts anew.
     fn restart(&self);
+    /// The disks that the host does not answer for, which hold a reset up; empty when there is none.
+    fn unfinished(&self) -> String;
 }
 
 /// A frame that is done with.
@@ -153,6 +155,9 @@ impl Port {
         inbound.frames.clear();
         drop(inbound);
         self.ring_doorbell();
+        // Nobody waits for a reset of what is no more.
+        drop(lock(&self.inner));
+        self.quiet.notify_all();
     }
 
     fn submit(&self, address: u64) {
@@ -301,16 +306,21 @@ impl Port {
         self.begin(&mut lock(&self.inner), State::Ready);
     }
 
-    /// Back to power-on; returns when nothing of the time before is in flight.
+    /// Back to power-on; returns when nothing of the time before is in flight, or the adapter is taken down.
     pub(crate) fn reset_and_wait(&self) {
         let mut inner = lock(&self.inner);
         self.begin(&mut inner, State::Ready);
+        let mut patience = SLOW_RESET;
         while inner.registers.is_quiescing() && !self.is_closed() {
-            let waited = self.quiet.wait_timeout(inner, SLOW_RESET);
+            let waited = self.quiet.wait_timeout(inner, patience);
             let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             inner = guard;
-            if timeout.timed_out() {
-                tracing::warn!("megasas: reset waits for commands in flight");
+            if timeout.timed_out() && inner.registers.is_quiescing() {
+                drop(inner);
+                let disks = self.adapter.unfinished();
+                tracing::warn!("megasas: the reset waits for the host, which does not answer for {disks}");
+                patience *= 2;
+                inner = lock(&self.inner);
             }
         }
     }

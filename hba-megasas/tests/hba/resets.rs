@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use devices::pci::PciFunction;
+use devices::scsi::suite::Operation;
 use hba_megasas::Model;
 
 use crate::guest::{Frame, Guest, PRODUCER};
@@ -165,6 +166,29 @@ fn a_flush_that_hangs_holds_up_no_reset() {
         assert_eq!(guest.dcmd(0x0110_1000, &[3], 0).0, 0);
         assert_eq!(guest.recording(0).operations().len(), 1);
     }
+}
+
+/// One flush of all disks: none waits for another, and one that was stopped is no failure.
+#[test]
+fn a_flush_of_all_disks_waits_for_none_of_them_before_the_others() {
+    let mut guest = Guest::new(Model::Gen2, true, &[0, 2, 5]);
+    assert_eq!(guest.init(1009), 0);
+    guest.recording(0).hold(true);
+    guest.recording(2).operations();
+    let before = guest.recording(0).arrived();
+    let flush = guest.send(&Frame::dcmd(0x0110_1000, &[3]).context(6));
+    guest.wait_for("the flush that hangs", || guest.recording(0).arrived() > before);
+    guest.wait_for("the others", || guest.recording(2).operations().contains(&Operation::Flush));
+    assert_eq!(guest.status_of(flush), 0xff, "not all of it is done");
+    // What the board says of its disks does not wait either.
+    guest.send(&Frame::dcmd(0x0201_0000, &[]).context(7));
+    assert_eq!(guest.wait_reply(), 7);
+    guest.recording(0).hold(false);
+    assert_eq!((guest.wait_reply(), guest.status_of(flush)), (6, 0));
+    // START STOP UNIT.
+    assert_eq!(guest.scsi(3, 5, &[0x1b, 0, 0, 0, 0, 0], &[], 0).status, 0);
+    assert_eq!(guest.scsi(3, 5, &[0; 6], &[], 0).scsi_status, 2, "not ready");
+    assert_eq!(guest.dcmd(0x0110_1000, &[3], 0).0, 0);
 }
 
 /// A driver may ask for it as often as it likes: what that leaves to do on the host does not pile up.

@@ -40,6 +40,8 @@ pub(crate) trait Device: Send + Sync {
     /// A reset has begun with commands in flight: end them. Returns at once; [`Transport::aborted`] says when it is
     /// done.
     fn abort(&self, transport: Arc<Transport>);
+    /// The disks that the host does not answer for, which hold a reset up; empty when there is none.
+    fn unfinished(&self) -> String;
     /// Nothing is in flight any more: back to the defaults.
     fn reset(&self);
 }
@@ -48,7 +50,7 @@ pub(crate) trait Device: Send + Sync {
 const TRANSPORT_FEATURES: u64 =
     feature::VERSION_1 | feature::RING_INDIRECT_DESC | feature::RING_EVENT_IDX | feature::RING_RESET;
 
-/// How often a system reset that waits for commands says so.
+/// After how long a system reset that waits for commands says so; after twice as long again, and so on.
 const SLOW_RESET: Duration = Duration::from_secs(5);
 
 /// Properties fixed when the device is made.
@@ -131,6 +133,9 @@ impl Transport {
             queue.stop();
             queue.ring_doorbell();
         }
+        // Nobody waits for a reset of what is no more.
+        drop(self.lock());
+        self.quiet.notify_all();
     }
 
     /// The queue has failed and cannot go on: sets DEVICE_NEEDS_RESET and tells the driver (2.1.2), unless a reset has ended
@@ -187,18 +192,25 @@ impl Transport {
         self.queues.iter().any(|queue| queue.is_busy())
     }
 
-    /// Resets and waits until nothing is in flight: a reset of the whole machine.
+    /// Resets and waits until nothing is in flight, or the device is taken down: a reset of the whole machine.
     pub(crate) fn reset_and_wait(&self) {
         let mut registers = self.lock();
         if !registers.resetting {
             self.begin_reset(&mut registers);
         }
+        let mut patience = SLOW_RESET;
         while registers.resetting && !self.is_closed() {
-            let waited = self.quiet.wait_timeout(registers, SLOW_RESET);
+            let waited = self.quiet.wait_timeout(registers, patience);
             let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             registers = guard;
-            if timeout.timed_out() {
-                tracing::warn!("virtio-scsi: reset waits for commands in flight");
+            if timeout.timed_out() && registers.resetting {
+                drop(registers);
+                let disks = self.device.unfinished();
+                tracing::warn!(
+                    "virtio-scsi: the reset waits for the host, which does not answer for {disks}"
+                );
+                patience *= 2;
+                registers = self.lock();
             }
         }
     }

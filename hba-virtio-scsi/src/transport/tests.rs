@@ -17,6 +17,9 @@ struct Recorder {
 }
 
 impl Device for Recorder {
+    fn unfinished(&self) -> String {
+        String::new()
+    }
     fn features(&self) -> u64 {
         0
     }

@@ -1,6 +1,7 @@
 //! `[vm]`, `[boot]` and `[serial]`: from the sections of the file to the checked types.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::error::Errors;
 use super::host::{self, Host};
@@ -8,6 +9,8 @@ use super::section::Section;
 use super::types::{Boot, BootDevice, Hba, Restart, RtcBase, Serial, SerialMode, Uuid, Vm};
 use super::{size, smbios, spell};
 
+/// How long the end of the process waits for the host: less than service managers wait.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Size in bytes of the pages that guest memory is made of.
 const PAGE: u64 = 4 << 10;
 /// Least guest memory in bytes: what lies below the end of the first megabyte has fixed uses.
@@ -38,6 +41,7 @@ pub(super) fn vm(section: &Section<'_>, file: &Path, host: &Host, errors: &mut E
         smbios: smbios::smbios(section, errors),
         on_reset: restart("on_reset"),
         on_crash: restart("on_crash"),
+        shutdown_timeout: section.integer("shutdown_timeout").map_or(SHUTDOWN_TIMEOUT, Duration::from_secs),
     })
 }
 

@@ -118,6 +118,7 @@ const VM: &[Key] = &[
     key("smbios", Kind::Table(SMBIOS), Built),
     key("on_reset", choice(Restart::NAMES, &[]), Built),
     key("on_crash", choice(Restart::NAMES, &[]), Built),
+    key("shutdown_timeout", Kind::Integer(1, 3600), Built),
 ];
 
 const SMBIOS: &[Key] = &[

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use devices::storage::Backing;
 
@@ -82,6 +83,8 @@ pub struct Vm {
     pub on_reset: Restart,
     /// What a triple fault does.
     pub on_crash: Restart,
+    /// How long the end of the process waits for the host.
+    pub shutdown_timeout: Duration,
 }
 
 /// A UUID (RFC 9562), bytes in the order of the text form.

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use devices::iothread::{Io, Remote};
-use devices::scsi::{DiskConfig, LogicalUnit, Lun, Nexus, Target, TargetGroup};
+use devices::scsi::{DiskConfig, Leaving, LogicalUnit, Lun, Nexus, Target, TargetGroup};
 use devices::storage::{BlockBackend, BlockError, Image};
 use hba_megasas::Arrival;
 use hba_virtio_scsi::VirtioScsi;
@@ -21,6 +22,8 @@ use crate::config::{self, Device, HbaType};
 /// How long the host may take to end a unit's commands and to close its image before whoever asked hears that it does
 /// not answer.
 const DETACH: Duration = Duration::from_secs(30);
+/// How long a request waits for the host.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// An HBA that takes targets at run time.
 pub trait HotPlug: Send + Sync {
@@ -148,6 +151,24 @@ impl Adapter {
         let (space, group, identities) = (space.clone(), group.clone(), Arc::default());
         let (inventory, patience) = (Mutex::default(), DETACH);
         Self { id: id.into(), kind, device: None, remote, space, group, identities, patience, inventory }
+    }
+
+    /// The thread on which units end their commands and images are closed.
+    pub fn remote(&self) -> &Remote {
+        &self.remote
+    }
+
+    /// Takes all units away at the end of the machine: for each its place and image, for messages, and what is to be closed.
+    pub fn take_units(&self) -> Vec<(String, Vec<Leaving>)> {
+        let mut inventory = self.lock();
+        let (units, targets) = (std::mem::take(&mut inventory.units), std::mem::take(&mut inventory.targets));
+        let take = |((target, lun), unit): ((u8, u16), Attached)| {
+            let number = Lun::from_number(u32::from(lun));
+            let leaving = targets.get(&target).into_iter().flatten().filter_map(|target| target.take(number));
+            let name = format!("hba {}, target {target} lun {lun}, {}", self.id, unit.path.display());
+            (name, leaving.collect())
+        };
+        units.into_iter().map(take).collect()
     }
 
     /// The targets of the machine.
@@ -304,7 +325,6 @@ impl Adapter {
             for target in &behind {
                 leaving.extend(target.detach(number).await);
             }
-            io.quiesce().await;
             let mut end = Ok(());
             for unit in leaving {
                 end = end.and(unit.close(&io).await.map_err(|error| explain(&error)));
@@ -343,11 +363,15 @@ impl Adapter {
 
     /// Looks at the size of an image again, after making it larger when `size` says so. The guest is told.
     pub fn resize(&self, target: u8, lun: u16, size: Option<u64>) -> Result<u64> {
-        let inventory = self.lock();
-        let unit = inventory.units.get(&(target, lun));
-        let unit = unit.ok_or_else(|| anyhow!("nothing at target {target} lun {lun}"))?;
-        let image = unit.image.clone();
-        ensure!(!unit.protected, "a disk with protection information keeps its size");
+        // Without the lock from then on: it may wait for the host.
+        let (image, behind) = {
+            let inventory = self.lock();
+            let unit = inventory.units.get(&(target, lun));
+            let unit = unit.ok_or_else(|| anyhow!("nothing at target {target} lun {lun}"))?;
+            ensure!(!unit.protected, "a disk with protection information keeps its size");
+            let behind = inventory.targets.get(&target).cloned().context("no such target")?;
+            (unit.image.clone(), behind)
+        };
         if let Some(size) = size {
             let now = image.geometry().len;
             ensure!(size >= now, "{size} bytes are less than the {now} of now: shrinking would lose data");
@@ -359,7 +383,6 @@ impl Adapter {
             image.refresh(&io).await;
             image.geometry().len
         })?;
-        let behind = inventory.targets.get(&target).context("no such target")?;
         behind.iter().for_each(|target| target.refresh(Lun::from_number(u32::from(lun))));
         Ok(len)
     }
@@ -385,7 +408,7 @@ impl Adapter {
         self.device.as_ref().ok_or_else(|| anyhow!("a {name} HBA takes no disks at run time yet"))
     }
 
-    /// Runs a task on the I/O thread and waits for it.
+    /// Runs a task on the I/O thread and waits for it, but not for ever: then it goes on by itself.
     fn on_thread<T, M, F>(&self, make: M) -> Result<T>
     where
         T: Send + 'static,
@@ -397,7 +420,15 @@ impl Adapter {
             let task = make(io);
             async move { drop(done.send(task.await)) }
         });
-        result.recv().map_err(|_| anyhow!("the I/O thread has ended"))
+        result.recv_timeout(ANSWER).map_err(|error| match error {
+            RecvTimeoutError::Timeout => {
+                anyhow!(
+                    "the host does not answer: after {} s it is not done, but may be later",
+                    ANSWER.as_secs()
+                )
+            }
+            RecvTimeoutError::Disconnected => anyhow!("the I/O thread has ended"),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inventory> {

@@ -195,9 +195,9 @@ impl Chipset {
         Ok(self.host.add(bdf, function)?)
     }
 
-    /// System reset of everything but the processors and the interrupt controllers.
+    /// System reset of everything but the processors, the interrupt controllers and the PCI functions: those wait for the
+    /// host, and are reset before.
     pub fn reset(&self) {
-        self.host.reset();
         self.config_ports.reset();
         self.pm.reset();
         self.cmos.reset();

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,8 @@ use crate::vcpu::VcpuThread;
 
 /// How long a kicked vCPU may take before the kick is repeated.
 const KICK_AGAIN: Duration = Duration::from_millis(1);
+/// How often to ask whether to go on waiting for the vCPUs' reset.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// How long the main thread may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// When a vCPU that does not stop is worth a line in the log.
@@ -49,6 +51,13 @@ pub enum Event {
     SpaceTried,
     /// A signal that ends the process.
     Signal(i32),
+}
+
+impl Event {
+    /// Whether the operator wants the end.
+    fn is_end(&self) -> bool {
+        matches!(self, Self::Quit | Self::Signal(_))
+    }
 }
 
 /// What a vCPU thread is to do.
@@ -90,6 +99,8 @@ pub struct Control {
     state: Mutex<State>,
     changed: Condvar,
     wake: EventFd,
+    /// See [`Self::ends`].
+    ends: AtomicUsize,
 }
 
 impl Control {
@@ -102,6 +113,7 @@ impl Control {
             state: Mutex::new(state),
             changed: Condvar::new(),
             wake: EventFd::new(EFD_NONBLOCK)?,
+            ends: AtomicUsize::new(0),
         }))
     }
 
@@ -126,10 +138,30 @@ impl Control {
 
     /// Hands `event` to the main thread.
     pub fn post(&self, event: Event) {
+        if event.is_end() {
+            self.ends.fetch_add(1, Ordering::AcqRel);
+        }
         self.lock().events.push_back(event);
+        self.nudge();
+    }
+
+    /// Has the main thread look whether what it waits for is there.
+    pub fn nudge(&self) {
         if let Err(e) = self.wake.write(1) {
             tracing::error!("waking the main thread: {e}");
         }
+    }
+
+    /// How often the operator has asked for the end so far.
+    pub fn ends(&self) -> usize {
+        self.ends.load(Ordering::Acquire)
+    }
+
+    /// Takes the oldest event by which the operator asks for the end, before all others.
+    pub fn take_end(&self) -> Option<Event> {
+        let events = &mut self.lock().events;
+        let place = events.iter().position(Event::is_end)?;
+        events.remove(place)
     }
 
     /// Has the main thread pause the guest, or let it go on, and returns when that is done.
@@ -191,8 +223,9 @@ impl Control {
         }
     }
 
-    /// Stops all vCPUs and returns when each has left the guest.
-    pub fn pause(&self, threads: &[VcpuThread]) {
+    /// Stops all vCPUs and returns when each has left the guest; false when `goes_on` has said before, asked again and
+    /// again, not to wait any more.
+    pub fn pause(&self, threads: &[VcpuThread], mut goes_on: impl FnMut() -> bool) -> bool {
         self.running.store(false, Ordering::Release);
         let mut state = self.lock();
         state.goal = Goal::Pause;
@@ -203,7 +236,7 @@ impl Control {
             let waiting: Vec<usize> =
                 state.seats.iter().enumerate().filter(|(_, s)| !s.parked).map(|(i, _)| i).collect();
             if waiting.is_empty() {
-                return;
+                return true;
             }
             for thread in waiting.iter().filter_map(|&i| threads.get(i)) {
                 thread.kick();
@@ -213,12 +246,21 @@ impl Control {
                 tracing::warn!("vCPUs {waiting:?} do not stop; still waiting");
             }
             state = self.changed.wait_timeout(state, KICK_AGAIN).unwrap_or_else(PoisonError::into_inner).0;
+            if state.seats.iter().any(|seat| !seat.parked) {
+                drop(state);
+                if !goes_on() {
+                    return false;
+                }
+                state = self.lock();
+            }
         }
     }
 
     /// Resets paused vCPUs and returns when all are done. What the guest has asked for until now is forgotten: a
     /// second request, of another vCPU or along another way, was for the machine that is no more.
-    pub fn reset(&self, entry: Option<Arc<Entry>>) {
+    ///
+    /// False when `goes_on` has said before, asked again and again, not to wait any more.
+    pub fn reset(&self, entry: Option<Arc<Entry>>, mut goes_on: impl FnMut() -> bool) -> bool {
         let mut state = self.lock();
         let of_guest = |event: &Event| {
             matches!(event, Event::PowerOff | Event::Reset(_) | Event::Crash(Crash::Guest(_)))
@@ -229,9 +271,19 @@ impl Control {
         state.goal = Goal::Reset { generation, entry };
         self.changed.notify_all();
         while state.seats.iter().any(|s| s.generation < generation || !s.parked) {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let (back, timeout) =
+                self.changed.wait_timeout(state, ASK_AGAIN).unwrap_or_else(PoisonError::into_inner);
+            state = back;
+            if timeout.timed_out() {
+                drop(state);
+                if !goes_on() {
+                    return false;
+                }
+                state = self.lock();
+            }
         }
         state.goal = Goal::Pause;
+        true
     }
 
     /// Lets paused vCPUs run.
@@ -307,8 +359,8 @@ mod tests {
         control.crashed(Crash::Host("broken".into()));
         control.post(Event::Quit);
         assert_eq!(control.take_event(), Some(Event::Reset("one")));
-        control.pause(&[]);
-        control.reset(None);
+        assert!(control.pause(&[], || true));
+        assert!(control.reset(None, || true));
         assert_eq!(control.take_event(), Some(Event::Signal(15)));
         assert_eq!(control.take_event(), Some(Event::Crash(Crash::Host("broken".into()))));
         assert_eq!(control.take_event(), Some(Event::Quit));
@@ -316,11 +368,31 @@ mod tests {
     }
 
     #[test]
+    fn waits_have_a_way_out_and_who_asks_for_the_end_is_heard_first() {
+        // A vCPU that never comes.
+        let control = Control::new(1).unwrap();
+        control.resume();
+        control.post(Event::Pause(true));
+        control.post(Event::Quit);
+        control.post(Event::Signal(15));
+        let mut asked = 0;
+        let mut thrice = || {
+            asked += 1;
+            asked % 3 != 0
+        };
+        assert!(!control.pause(&[], &mut thrice));
+        assert!(!control.reset(None, &mut thrice));
+        assert_eq!((asked, control.ends()), (6, 2));
+        assert_eq!(control.take_end(), Some(Event::Quit));
+        assert_eq!(control.take_event(), Some(Event::Pause(true)));
+    }
+
+    #[test]
     fn pause_reset_resume_exit() {
         let control = Control::new(3).unwrap();
         let (rounds, resets) = (Arc::default(), Arc::new(AtomicU64::new(0)));
         let threads = spawn(&control, 3, &rounds, &resets);
-        control.pause(&[]);
+        assert!(control.pause(&[], || true));
         assert_eq!(rounds.load(Ordering::Relaxed), 0, "nothing runs before resume");
         for turn in 1..=200 {
             control.resume();
@@ -328,9 +400,9 @@ mod tests {
                 control.request(MachineRequest::Reset("test"));
                 assert_eq!(control.take_event(), Some(Event::Reset("test")));
             }
-            control.pause(&[]);
+            assert!(control.pause(&[], || true));
             let before = rounds.load(Ordering::Relaxed);
-            control.reset(None);
+            assert!(control.reset(None, || true));
             assert_eq!(resets.load(Ordering::Relaxed), turn * 3, "each vCPU resets once");
             assert_eq!(rounds.load(Ordering::Relaxed), before, "nothing runs while paused");
         }

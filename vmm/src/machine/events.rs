@@ -2,10 +2,16 @@
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Duration;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 
 use super::control::{Control, Crash, Event};
+use super::ending::Patience;
+
+/// How often to ask whether to go on waiting.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// A descriptor and what to do when it is readable.
 struct Source<D> {
@@ -52,6 +58,29 @@ impl MainLoop {
         action: impl FnMut(&D) + 'static,
     ) {
         self.manager.add_subscriber(Box::new(Source { descriptor, what, action: Box::new(action) }));
+    }
+
+    /// Handles what has come for the sources, and waits for it at most for `time`.
+    pub fn turn(&mut self, time: Duration) {
+        let millis = i32::try_from(time.as_millis()).unwrap_or(i32::MAX);
+        if let Err(e) = self.manager.run_with_timeout(millis) {
+            // Whoever waits goes on asking.
+            tracing::error!("the main loop failed: {e}");
+            std::thread::sleep(time);
+        }
+    }
+
+    /// What `done` brings; `None` when `patience` is at its end before. Whoever brings it has to
+    /// [nudge](Control::nudge).
+    pub fn wait<T>(&mut self, done: &Receiver<T>, patience: &mut Patience<'_>) -> Option<T> {
+        loop {
+            match done.try_recv() {
+                Ok(value) => return Some(value),
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) if !patience.lasts() => return None,
+                Err(TryRecvError::Empty) => self.turn(ASK_AGAIN),
+            }
+        }
     }
 
     /// Waits for the next event.

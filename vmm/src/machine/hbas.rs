@@ -2,31 +2,31 @@
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
-use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use devices::iothread::{Io, IoThread, Polling, Remote, Settings};
+use devices::iothread::{IoThread, Polling, Remote, Settings};
 use devices::pci::Bdf;
 use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, ProtectionType, Target, TargetGroup};
 use devices::storage::{
-    BlockBackend, CacheMode, Image, Limits, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing,
+    BlockBackend, BlockErrorKind, CacheMode, Image, Limits, Qcow2Image, Qcow2Options, RawImage, RawOptions,
+    Sharing,
 };
 use hba_megasas::Megasas;
 use hba_virtio_scsi::{Interface, Options, VirtioScsi};
 
 use super::adapter::Adapter;
 use super::chipset::Chipset;
+use super::control::Control;
+use super::ending::Over;
 use super::identity::{self, Identities};
 use super::raid;
 use super::space::Space;
 use crate::config::{
     self, Cache, Config, Controller, Device, Format, HbaType, NoSpace, Throttle, VirtioInterface,
 };
-
-/// Images are closed within this time at the end of the machine.
-const CLOSE: Duration = Duration::from_secs(60);
 
 /// The HBAs with what is behind them and the threads that serve them.
 #[derive(Default)]
@@ -40,8 +40,16 @@ pub struct Hbas {
     group: TargetGroup,
     /// What their disks are called.
     identities: Arc<Identities>,
-    /// Dropped last: their Drop waits for everything that is in flight.
-    threads: Vec<IoThread>,
+    /// Their Drop waits for everything that is in flight: they go by [`Hbas::end_threads`].
+    threads: Mutex<Vec<IoThread>>,
+}
+
+/// Images that are being closed.
+pub struct Closing {
+    /// Their names and places.
+    pub names: Vec<String>,
+    /// By number, those that are closed, or could not be.
+    pub closed: Receiver<(usize, Result<(), String>)>,
 }
 
 impl Hbas {
@@ -84,7 +92,7 @@ impl Hbas {
             }
             tracing::debug!("hba {} is at PCI {bdf}", hba.id);
             hbas.addresses.push(bdf);
-            hbas.threads.extend(threads);
+            hbas.threads.lock().unwrap_or_else(PoisonError::into_inner).extend(threads);
         }
         Ok(hbas)
     }
@@ -103,36 +111,77 @@ impl Hbas {
         &self.adapters
     }
 
-    /// System reset: logical units as after power-on. The HBAs were reset before, so nothing is in flight.
-    pub fn power_on(&self) {
-        let finished = self.with_targets(async |_, target| target.power_on().await);
-        // Fails only when the thread has ended, and then nothing runs any more.
-        let _ = finished.recv();
-    }
-
-    /// Takes the HBAs out of service at the end of the machine, and makes all images whole. The HBAs were reset before.
-    pub fn shut_down(&self) {
-        self.virtio.iter().for_each(|hba| hba.shut_down());
-        self.megasas.iter().for_each(|hba| hba.shut_down());
-        let finished = self.with_targets(async |io, target| target.close(io).await);
-        if finished.recv_timeout(CLOSE) == Err(RecvTimeoutError::Timeout) {
-            tracing::error!("images were not closed within {} s: the host does not answer", CLOSE.as_secs());
-        }
-    }
-
-    /// Does something with all targets, one after the other, on an I/O thread; says when that is done.
-    fn with_targets(&self, act: impl AsyncFn(&Io, &Target) + Send + 'static) -> Receiver<()> {
-        let (done, finished) = mpsc::sync_channel(1);
-        let targets: Vec<_> = self.adapters.iter().flat_map(|adapter| adapter.targets()).collect();
-        if let Some(thread) = self.threads.first() {
-            thread.remote().spawn(move |io| async move {
-                for target in &targets {
-                    act(&io, target).await;
+    /// System reset: logical units as after power-on. The HBAs were reset before, so nothing is in flight. `over` goes when
+    /// it is done.
+    pub fn power_on(&self, over: &Arc<Over>) {
+        for adapter in &self.adapters {
+            let (targets, over) = (adapter.targets(), over.clone());
+            adapter.remote().spawn(|_| async move {
+                for target in targets {
+                    target.power_on().await;
                 }
-                let _ = done.send(());
+                drop(over);
             });
         }
-        finished
+    }
+
+    /// Takes the HBAs out of service at the end of the machine; what they return may take as long as the host does.
+    pub fn stop(&self) -> impl FnOnce() + Send + 'static {
+        let (virtio, megasas) = (self.virtio.clone(), self.megasas.clone());
+        move || {
+            virtio.iter().for_each(|hba| hba.shut_down());
+            megasas.iter().for_each(|hba| hba.shut_down());
+        }
+    }
+
+    /// Ends the commands of all units and makes all images whole, each by itself: none waits for another, nor for a
+    /// thread that the host keeps in a system call. Whenever one is done, `control` is nudged.
+    pub fn close(&self, control: &Arc<Control>) -> Closing {
+        let (done, closed) = mpsc::channel();
+        let mut names = Vec::new();
+        let thread = IoThread::start("io-close")
+            .inspect_err(|e| tracing::warn!("no thread to close images: {e}"))
+            .ok();
+        for adapter in &self.adapters {
+            let remote = thread.as_ref().map_or_else(|| adapter.remote().clone(), IoThread::remote);
+            for (name, units) in adapter.take_units() {
+                let (number, done, control) = (names.len(), done.clone(), control.clone());
+                names.push(name);
+                remote.spawn(move |io| async move {
+                    let mut end = Ok(());
+                    for unit in units {
+                        let closed = unit.close(&io).await;
+                        // What could not be made stable was told when that was found.
+                        let closed = closed.or_else(|error| match error.kind {
+                            BlockErrorKind::Unstable => Ok(()),
+                            _ => Err(error),
+                        });
+                        end = end.and(closed.map_err(|error| {
+                            let cause = error.source.as_ref().map(|e| format!(": {e}")).unwrap_or_default();
+                            format!("{error}{cause}")
+                        }));
+                    }
+                    let _ = done.send((number, end));
+                    control.nudge();
+                });
+            }
+        }
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).extend(thread);
+        Closing { names, closed }
+    }
+
+    /// Ends the I/O threads; `over` goes when they have.
+    pub fn end_threads(&self, over: &Arc<Over>) {
+        for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let over = over.clone();
+            let end = std::thread::Builder::new().name("io-end".into()).spawn(move || {
+                drop(thread);
+                drop(over);
+            });
+            if let Err(e) = end {
+                tracing::warn!("no thread to end an I/O thread: {e}");
+            }
+        }
     }
 }
 
@@ -344,3 +393,8 @@ fn disk_config(disk: &config::Disk) -> Result<DiskConfig> {
         cache_is_fixed: false,
     })
 }
+
+#[cfg(test)]
+#[path = "hbas_tests.rs"]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests;

@@ -5,6 +5,7 @@ mod buses;
 mod chipset;
 mod closing;
 mod control;
+mod ending;
 mod event_file;
 mod events;
 mod firmware;
@@ -20,7 +21,7 @@ mod trace;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use boot::linux::Source;
@@ -39,6 +40,7 @@ use crate::kvm::{Backing, Hypervisor, InitialChips, add_chips, allocate_ram};
 use crate::logging;
 use crate::vcpu::{CpuidTemplate, Vcpu, VcpuThread, install_kick};
 use chipset::{Chipset, Parts};
+use ending::{Over, Patience};
 use events::MainLoop;
 use firmware::{FirmwareBoot, Wiring};
 use hbas::Hbas;
@@ -211,24 +213,37 @@ impl Machine {
         self.control.resume();
         let end = loop {
             let event = events.next();
-            if !matches!(event, Event::Reset(_) | Event::Pause(_)) {
-                // A vCPU that waits for a reader of the console would never stop.
-                self.console.release();
-            }
-            self.control.pause(&threads);
-            self.console.bind();
-            match self.handle(event) {
+            // A vCPU that waits for a reader of the console would never stop.
+            self.console.release();
+            let event = match self.stop(&threads, &event, &mut events) {
+                true => {
+                    self.console.bind();
+                    event
+                }
+                false => self.control.take_end().unwrap_or(event),
+            };
+            match self.handle(event, &mut events) {
                 Ok(None) if self.control.is_paused() || self.space.is_short() => {}
                 Ok(None) => self.control.resume(),
                 other => break other,
             }
         };
-        self.control.exit();
-        threads.into_iter().for_each(VcpuThread::join);
-        // Ends what the devices still do: no request is in flight when the process goes.
-        self.chipset.host.reset();
-        self.hbas.shut_down();
-        end.map(|end| end.unwrap_or(End::Exit(Outcome::Failed)))
+        let end = end.map(|end| end.unwrap_or(End::Exit(Outcome::Failed)));
+        self.end(threads, &mut events, end)
+    }
+
+    /// Stops the vCPUs for `event`; false when one does not stop and the machine has to end all the same.
+    fn stop(&self, threads: &[VcpuThread], event: &Event, events: &mut MainLoop) -> bool {
+        let mut patience = match event {
+            Event::Quit | Event::Signal(_) | Event::PowerOff | Event::Crash(_) => {
+                Patience::limited(&self.control, self.config.vm.shutdown_timeout)
+            }
+            _ => Patience::endless(&self.control),
+        };
+        self.control.pause(threads, || {
+            events.turn(Duration::ZERO);
+            patience.lasts()
+        })
     }
 
     fn listen(&self, path: &Path) -> Result<Socket> {
@@ -272,7 +287,7 @@ impl Machine {
     }
 
     /// Acts on an event while the vCPUs are stopped: `None` to run on.
-    fn handle(&self, event: Event) -> Result<Option<End>> {
+    fn handle(&self, event: Event, events: &mut MainLoop) -> Result<Option<End>> {
         let end = |outcome| Ok(Some(End::Exit(outcome)));
         let exits = |policy| policy == Restart::Exit;
         match event {
@@ -309,8 +324,7 @@ impl Machine {
                 if exits(self.config.vm.on_reset) {
                     return end(Outcome::Reset);
                 }
-                self.reset()?;
-                Ok(None)
+                self.restart(events)
             }
             Event::Crash(Crash::Host(what)) => Err(anyhow!("{what}")),
             Event::Crash(Crash::Guest(what)) => {
@@ -320,20 +334,43 @@ impl Machine {
                 }
                 // A guest may crash again and again, and each time at once.
                 devices::log_limited!(warn, "{what}; restarting");
-                self.reset()?;
-                Ok(None)
+                self.restart(events)
             }
         }
     }
 
-    /// System reset: everything as after power-on, then the boot.
-    fn reset(&self) -> Result<()> {
+    /// Resets the machine, unless the operator wants the end while that waits.
+    fn restart(&self, events: &mut MainLoop) -> Result<Option<End>> {
+        if self.reset(events)? {
+            return Ok(None);
+        }
+        match self.control.take_end() {
+            Some(event) => self.handle(event, events),
+            None => Err(anyhow!("the reset came to no end")),
+        }
+    }
+
+    /// System reset: everything as after power-on, then the boot. It waits for the host as long as that takes: what is in
+    /// flight may still reach guest memory. False when the operator wants the end meanwhile.
+    fn reset(&self, events: &mut MainLoop) -> Result<bool> {
+        let mut patience = Patience::endless(&self.control);
+        let host = self.chipset.host.clone();
+        if !self.apart(events, &mut patience, move || host.reset())? {
+            return Ok(false);
+        }
         self.chipset.reset();
-        self.hbas.power_on();
+        let (over, done) = Over::new(&self.control);
+        self.hbas.power_on(&over);
+        drop(over);
+        if events.wait(&done, &mut patience).is_none() {
+            return Ok(false);
+        }
         self.chips.restore(&self.vm)?;
         let entry = self.load()?;
-        self.control.reset(entry.map(Arc::new));
-        Ok(())
+        Ok(self.control.reset(entry.map(Arc::new), || {
+            events.turn(Duration::ZERO);
+            patience.lasts()
+        }))
     }
 }
 

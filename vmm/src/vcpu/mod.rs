@@ -126,6 +126,11 @@ impl VcpuThread {
         let _ = self.join.kill(SIGRTMIN());
     }
 
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        self.join.is_finished()
+    }
+
     /// Waits for the end of the thread.
     pub fn join(self) {
         if self.join.join().is_err() {

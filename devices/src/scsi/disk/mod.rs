@@ -20,6 +20,7 @@ mod wipe;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 pub use crate::storage::Image;
 pub use config::{DiskConfig, DiskError, ProtectionType};
@@ -40,6 +41,9 @@ use super::{Cdb, DataBuffers, Status, absent, reservation, supported};
 use crate::iothread::Io;
 use crate::mem::{FromGuest, SgList, ToGuest};
 use crate::storage::{BlockBackend, BlockError, BlockErrorKind, ByteOffset, Durability, Span, Unmap};
+
+/// How long an initiator that asks for the capacity waits for the host to look.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// A disk over an image.
 pub struct Disk<B> {
@@ -372,7 +376,8 @@ impl<B: BlockBackend> Disk<B> {
 
     /// An initiator asks for the capacity: perhaps the host has changed it. The others are told.
     async fn look_again(&self, context: Context<'_>) {
-        self.image.refresh(context.io).await;
+        // A host that takes its time is not waited for: a new size is seen when it is there.
+        let _ = context.io.at_most(LOOK, self.image.refresh(context.io)).await;
         if self.take_capacity_change() {
             context.path.unit.raise(Attention::CapacityChanged, Some(context.path.nexus));
         }

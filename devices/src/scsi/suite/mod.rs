@@ -11,6 +11,8 @@ mod blocks;
 mod copies;
 #[cfg(test)]
 mod fuzz;
+#[cfg(test)]
+mod hung;
 mod identity;
 #[cfg(test)]
 mod local;

@@ -100,6 +100,11 @@ enum Piece {
 }
 
 impl Qcow2Image {
+    /// The name of its file, for messages.
+    pub(in crate::storage) fn name(&self) -> &str {
+        self.inner.layers.first().map_or("", |layer| layer.file.name())
+    }
+
     /// Opens and locks an image and its backing files. Errors name the file and the remedy.
     pub fn open(options: &Qcow2Options) -> Result<Self, OpenError> {
         Ok(Self { inner: Arc::new(Chain::open(options)?) })

@@ -54,7 +54,9 @@ pub struct RawImage {
     /// What the host's device takes at once.
     pieces: PieceLimits,
     /// Length of the host's file in bytes.
-    host_len: AtomicU64,
+    host_len: Arc<AtomicU64>,
+    /// The host is being asked for the length.
+    asking: Arc<AtomicBool>,
     cache: CacheMode,
     read_only: bool,
     /// A block device, whose length is the host's business.
@@ -107,7 +109,8 @@ impl RawImage {
             dma_align: host.align.memory.max(host.align.block),
             host: main,
             edge: host.buffered.map(|buffered| file(buffered, 1)),
-            host_len: AtomicU64::new(0),
+            host_len: Arc::default(),
+            asking: Arc::default(),
             cache: options.cache,
             read_only: options.read_only,
             is_device: host.is_device,
@@ -143,10 +146,19 @@ impl RawImage {
 
     /// As [`RawImage::measure`], in bytes of the host, without waiting for it on this thread. An image that became shorter is left as it
     /// was: its end fails to be read, and the guest hears of that.
+    ///
+    /// The length is as the host said last when this is dropped, and for others while the host has not answered: one that
+    /// hangs costs one helper thread, not all.
     async fn look_at_length(&self, io: &Io) -> u64 {
-        let file = self.host.file.clone();
-        if let Ok(Ok(len)) = io.blocking(move || open::length(&file)).await {
-            self.host_len.fetch_max(len, Ordering::Relaxed);
+        if let Some(asking) = Asking::begin(&self.asking) {
+            let (file, known) = (self.host.file.clone(), self.host_len.clone());
+            let look = move || {
+                if let Ok(len) = open::length(&file) {
+                    known.fetch_max(len, Ordering::Relaxed);
+                }
+                drop(asking);
+            };
+            let _ = io.blocking(look).await;
         }
         self.host_len.load(Ordering::Relaxed)
     }
@@ -225,6 +237,21 @@ impl RawImage {
             edge.store(io, at.max(start), rest, stable, hold).await?;
         }
         self.bounce.write(&self.host, io, at, from, stable, hold).await
+    }
+}
+
+/// Set while the host is asked for something; one at a time.
+struct Asking(Arc<AtomicBool>);
+
+impl Asking {
+    fn begin(flag: &Arc<AtomicBool>) -> Option<Self> {
+        (!flag.swap(true, Ordering::AcqRel)).then(|| Self(flag.clone()))
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 

@@ -25,7 +25,7 @@ fn unknown_names_are_refused_with_a_guess() {
         "potato = 1",
         &[
             "vm.toml:2: unknown key `potato` in [vm], expected `name`, `cpus`, `memory`, `uuid`, `hugepages`, \
-           `shared_memory`, `hyperv`, `rtc`, `smbios`, `on_reset` or `on_crash`",
+           `shared_memory`, `hyperv`, `rtc`, `smbios`, `on_reset`, `on_crash` or `shutdown_timeout`",
         ],
     );
     after_smallest(

@@ -21,6 +21,7 @@ fn the_smallest_file_has_every_default() {
                 rtc: RtcBase::Utc,
                 on_reset: Restart::Restart,
                 on_crash: Restart::Restart,
+                shutdown_timeout: std::time::Duration::from_secs(30),
             },
             boot: Boot::Kernel { kernel: fixture.path("vmlinuz"), initrd: None, cmdline: String::new() },
             debug_log: None,
@@ -69,6 +70,7 @@ fn every_supported_key_is_read() {
         shared_memory = true
         on_reset = "exit"
         on_crash = "exit"
+        shutdown_timeout = 5
         [boot]
         kernel = "vmlinuz"
         initrd = "initrd"
@@ -125,6 +127,7 @@ fn every_supported_key_is_read() {
     assert!(config.vm.shared_memory);
     assert_eq!(config.vm.rtc, RtcBase::LocalTime);
     assert_eq!((config.vm.on_reset, config.vm.on_crash), (Restart::Exit, Restart::Exit));
+    assert_eq!(config.vm.shutdown_timeout.as_secs(), 5);
     assert_eq!(
         config.boot,
         Boot::Kernel {

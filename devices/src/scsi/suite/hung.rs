@@ -1,0 +1,219 @@
+//! A host that does not answer for one disk, beside others on the same thread that it serves.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vm_memory::GuestAddress;
+
+use super::nexuses::{LUN_0, READ};
+use super::{BLOCK, config};
+use crate::iothread::Io;
+use crate::iothread::mischief::{Trick, Victim};
+use crate::mem::{Dma, GuestRam};
+use crate::scsi::suite::Request;
+use crate::scsi::{
+    Cdb, DataBuffers, Disk, LogicalUnit, Lun, Nexus, ScsiReply, ScsiRequest, Status, Tag, Target,
+    TaskAttribute, TaskManagement, TaskManagementReply, TransportFault,
+};
+use crate::storage::{CacheMode, Image, RawImage, RawOptions, Sharing};
+use crate::testing::{on_io_thread, temp_file};
+
+const LUN_1: Lun = Lun([0, 1, 0, 0, 0, 0, 0, 0]);
+/// The disk that hangs is asked for what is here, in blocks.
+const FAR: u8 = 64;
+
+/// A target with two disks on files.
+fn target() -> (Arc<Target>, Vec<tempfile::NamedTempFile>) {
+    let target = Target::new();
+    let files: Vec<_> = [LUN_0, LUN_1]
+        .into_iter()
+        .map(|lun| {
+            let file = temp_file();
+            file.as_file().set_len(1 << 20).unwrap();
+            let options = RawOptions {
+                path: file.path().into(),
+                read_only: false,
+                cache: CacheMode::Writeback,
+                sharing: Sharing::Exclusive,
+            };
+            let image = Arc::new(Image::Raw(RawImage::open(&options).unwrap()));
+            target.attach(lun, LogicalUnit::Disk(Disk::new(image, config()).unwrap())).unwrap();
+            file
+        })
+        .collect();
+    (target, files)
+}
+
+/// Whatever is far away hangs.
+fn plot(io: &Io) {
+    io.plot(|victim| match victim {
+        Victim::Read { at, .. } | Victim::Write { at, .. } if at >= u64::from(FAR) * BLOCK as u64 => {
+            Some(Trick::Hang)
+        }
+        _ => None,
+    });
+}
+
+fn memory() -> Dma {
+    let dma = Dma::new(Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap()));
+    dma.set_bus_master(true);
+    dma
+}
+
+/// READ(10) of the block that hangs, into memory of the guest.
+fn far_read(dma: &Dma, lun: Lun) -> ScsiRequest {
+    ScsiRequest {
+        tag: Tag(7),
+        lun,
+        cdb: Cdb::new(&[0x28, 0, 0, 0, 0, FAR, 0, 0, 1, 0]),
+        attribute: TaskAttribute::Simple,
+        priority: 0,
+        data: DataBuffers::to_initiator(dma.to_guest([(0x1000, BLOCK as u32)]).unwrap()),
+    }
+}
+
+async fn begun<T>(io: &Io, mut future: std::pin::Pin<&mut impl Future<Output = T>>) {
+    for _ in 0..3 {
+        let polled =
+            std::future::poll_fn(|cx| std::task::Poll::Ready(future.as_mut().poll(cx).is_ready())).await;
+        assert!(!polled, "the host does not answer");
+        io.sleep(Duration::from_millis(1)).await;
+    }
+}
+
+async fn settle(nexus: &Nexus, io: &Io) {
+    for lun in [LUN_0, LUN_1] {
+        let mut ready = Request::new(&[0; 6], &[], 0);
+        ready.lun = lun;
+        let _ = ready.send(nexus, io).await;
+    }
+}
+
+async fn read(nexus: &Nexus, io: &Io, lun: Lun) -> Result<ScsiReply, TransportFault> {
+    let mut read = Request::new(&READ, &[], BLOCK);
+    read.lun = lun;
+    read.send(nexus, io).await.0
+}
+
+#[test]
+fn an_abort_waits_for_no_neighbour() {
+    on_io_thread(|io| async move {
+        let (target, _files) = target();
+        let nexus = Nexus::new(target, None);
+        settle(&nexus, &io).await;
+        plot(&io);
+        let dma = memory();
+        let (far, near) =
+            (nexus.execute(&io, far_read(&dma, LUN_0)), nexus.execute(&io, far_read(&dma, LUN_1)));
+        let (mut far, mut near) = (Box::pin(far), Box::pin(near));
+        begun(&io, far.as_mut()).await;
+        begun(&io, near.as_mut()).await;
+        // The hung disk's command is ended first, and stays: its operation is abandoned on the thread of all.
+        let mut reset = Box::pin(nexus.manage(&io, TaskManagement::LogicalUnitReset(LUN_0)));
+        begun(&io, reset.as_mut()).await;
+        begun(&io, far.as_mut()).await;
+        let mut abort = pin!(nexus.manage(&io, TaskManagement::AbortTask(LUN_1, Tag(9))));
+        let reply = std::future::poll_fn(|cx| std::task::Poll::Ready(abort.as_mut().poll(cx))).await;
+        assert!(reply.is_ready(), "nothing of that tag");
+        assert_eq!(read(&nexus, &io, LUN_1).await.unwrap().status, Status::Good, "at work all the time");
+        let host = io.clone();
+        io.spawn(async move {
+            host.sleep(Duration::from_millis(50)).await;
+            host.answer();
+        });
+        assert_eq!(far.await.unwrap_err(), TransportFault::Reset);
+        assert_eq!(reset.await, TaskManagementReply::Complete);
+        assert_eq!(near.await.unwrap().status, Status::CheckCondition, "not ended, but failed by the host");
+    });
+}
+
+#[test]
+fn the_commands_of_a_neighbour_end_while_one_disk_hangs() {
+    on_io_thread(|io| async move {
+        let (target, _files) = target();
+        let nexus = Nexus::new(target, None);
+        settle(&nexus, &io).await;
+        plot(&io);
+        let dma = memory();
+        let mut far = Box::pin(nexus.execute(&io, far_read(&dma, LUN_0)));
+        begun(&io, far.as_mut()).await;
+        let mut reset = Box::pin(nexus.manage(&io, TaskManagement::LogicalUnitReset(LUN_0)));
+        begun(&io, reset.as_mut()).await;
+        begun(&io, far.as_mut()).await;
+        // On the other disk a command waits behind one that is ordered; both are ended, and have nothing in the kernel.
+        let mut ordered = Request::new(&[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[], 0);
+        (ordered.lun, ordered.tag) = (LUN_1, 1);
+        io.plot(|victim| (victim == Victim::Sync).then_some(Trick::Hang));
+        let mut sync = Box::pin(ordered.send(&nexus, &io));
+        begun(&io, sync.as_mut()).await;
+        let abort = nexus.manage(&io, TaskManagement::AbortTaskSet(LUN_1));
+        let abort = async {
+            let begin = Instant::now();
+            (abort.await, begin.elapsed())
+        };
+        let mut abort = Box::pin(abort);
+        begun(&io, abort.as_mut()).await;
+        assert_eq!(sync.await.0.unwrap_err(), TransportFault::Aborted);
+        let (reply, took) = abort.await;
+        assert_eq!(reply, TaskManagementReply::Complete);
+        assert!(took < Duration::from_secs(5), "{took:?}");
+        io.answer();
+        far.await.unwrap_err();
+        reset.await;
+    });
+}
+
+#[test]
+fn a_function_fails_when_the_host_does_not_answer_and_nothing_reaches_memory_later_than_said() {
+    on_io_thread(|io| async move {
+        let (target, files) = target();
+        target.set_patience(Duration::from_millis(100));
+        let nexus = Nexus::new(target, None);
+        settle(&nexus, &io).await;
+        plot(&io);
+        let dma = memory();
+        let mut far = Box::pin(nexus.execute(&io, far_read(&dma, LUN_0)));
+        begun(&io, far.as_mut()).await;
+        let managed = nexus.manage(&io, TaskManagement::AbortTask(LUN_0, Tag(7))).await;
+        assert_eq!(managed, TaskManagementReply::Failed);
+        begun(&io, far.as_mut()).await;
+        assert_eq!(nexus.unfinished(), [format!("{:?}", files[0].path())]);
+        io.answer();
+        assert_eq!(far.await.unwrap_err(), TransportFault::Aborted);
+        assert_eq!(nexus.unfinished(), Vec::<String>::new());
+        let managed = nexus.manage(&io, TaskManagement::AbortTask(LUN_0, Tag(7))).await;
+        assert_eq!(managed, TaskManagementReply::Complete);
+    });
+}
+
+#[test]
+fn what_the_guest_does_not_share_is_abandoned_and_the_unit_busy_while_it_may_be_written() {
+    on_io_thread(|io| async move {
+        let (target, _files) = target();
+        let nexus = Nexus::new(target, None);
+        settle(&nexus, &io).await;
+        plot(&io);
+        // The memory of these requests is the host's own.
+        let cdbs: [(&[u8], &[u8], usize, Status); 2] = [
+            (&[0x28, 0, 0, 0, 0, FAR, 0, 0, 1, 0], &[], BLOCK, Status::Good),
+            (&[0x2a, 0, 0, 0, 0, FAR, 0, 0, 1, 0], &[1; BLOCK], 0, Status::Busy),
+        ];
+        for (cdb, out, len, after) in cdbs {
+            let mut command = Box::pin(Request::new(cdb, out, len).send(&nexus, &io));
+            begun(&io, command.as_mut()).await;
+            let mut reset = Box::pin(nexus.manage(&io, TaskManagement::AbortTaskSet(LUN_0)));
+            begun(&io, reset.as_mut()).await;
+            assert_eq!(command.await.0.unwrap_err(), TransportFault::Aborted);
+            assert_eq!(reset.await, TaskManagementReply::Complete);
+            assert_eq!(read(&nexus, &io, LUN_0).await.unwrap().status, after, "{cdb:02x?}");
+            let inquiry = Request::new(&[0x12, 0, 0, 0, 36, 0], &[], 36).send(&nexus, &io).await.0;
+            assert_eq!(inquiry.unwrap().status, Status::Good);
+            assert_eq!(read(&nexus, &io, LUN_1).await.unwrap().status, Status::Good);
+        }
+        io.answer();
+        while read(&nexus, &io, LUN_0).await.unwrap().status != Status::Good {
+            io.sleep(Duration::from_millis(1)).await;
+        }
+    });
+}

@@ -1,0 +1,98 @@
+//! The end of a machine beside a host that does not answer for one of its disks.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+use devices::iothread::mischief::{Trick, Victim};
+use devices::mem::{Dma, GuestRam};
+use devices::scsi::{Cdb, DataBuffers, ScsiRequest, Tag, TaskAttribute};
+use vm_memory::GuestAddress;
+
+use super::*;
+
+const LONG: Duration = Duration::from_secs(30);
+/// What is read from the disk that hangs, in blocks.
+const FAR: u8 = 64;
+
+fn open(path: &Path) -> bool {
+    let options = RawOptions {
+        path: path.into(),
+        read_only: false,
+        cache: CacheMode::Writeback,
+        sharing: Sharing::default(),
+    };
+    RawImage::open(&options).is_ok()
+}
+
+/// READ(10) into memory of the guest.
+fn read() -> ScsiRequest {
+    let dma = Dma::new(Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap()));
+    dma.set_bus_master(true);
+    ScsiRequest {
+        tag: Tag(1),
+        lun: Lun::default(),
+        cdb: Cdb::new(&[0x28, 0, 0, 0, 0, FAR, 0, 0, 1, 0]),
+        attribute: TaskAttribute::Simple,
+        priority: 0,
+        data: DataBuffers::to_initiator(dma.to_guest([(0, 512)]).unwrap()),
+    }
+}
+
+#[test]
+fn healthy_images_are_closed_and_unlocked_beside_one_that_hangs() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    for name in ["good.img", "hung.img"] {
+        File::create(path(name)).unwrap().set_len(1 << 20).unwrap();
+    }
+    // The one that hangs comes first.
+    let text = "[[hba]]\ntype = \"virtio-scsi\"\n\
+                [[hba.lun]]\ntarget = 0\nimage = \"hung.img\"\n[[hba.lun]]\ntarget = 1\nimage = \"good.img\"\n";
+    let hba = config::parse_hba(text, directory.path()).unwrap();
+    let control = Control::new(0).unwrap();
+    let space = Space::new(control.clone());
+    let thread = IoThread::start("test").unwrap();
+    let remote = thread.remote();
+    let group = TargetGroup::default();
+    let adapter = Adapter::new("scsi0", HbaType::VirtioScsi, remote.clone(), &space, &group);
+    let nexuses = nexuses(targets(&hba, &adapter).unwrap());
+    let (begun, begin) = mpsc::channel();
+    let nexus = nexuses[&0].clone();
+    remote.spawn(move |io| {
+        io.plot(move |victim| {
+            let far = u64::from(FAR) * 512;
+            matches!(victim, Victim::Read { at, .. } if at == far).then(|| {
+                begun.send(()).unwrap();
+                Trick::Hang
+            })
+        });
+        async move {
+            // POWER ON comes first.
+            for _ in 0..2 {
+                let _ = nexus.execute(&io, read()).await;
+            }
+        }
+    });
+    begin.recv_timeout(LONG).unwrap();
+    let threads = Mutex::new(vec![thread]);
+    let hbas = Hbas { adapters: vec![Arc::new(adapter)], threads, ..Hbas::default() };
+    let closing = hbas.close(&control);
+    assert_eq!(closing.closed.recv_timeout(LONG), Ok((1, Ok(()))));
+    assert!(open(&path("good.img")) && !open(&path("hung.img")), "unlocked, and still locked");
+    assert!(closing.closed.try_recv().is_err());
+    let (hung, good) = (&closing.names[0], &closing.names[1]);
+    assert!(hung.starts_with("hba scsi0, target 0 lun 0, /") && hung.ends_with("/hung.img"), "{hung}");
+    assert!(good.ends_with("/good.img"), "{good}");
+    // Later the host answers.
+    remote.spawn(|io| {
+        io.answer();
+        async {}
+    });
+    assert_eq!(closing.closed.recv_timeout(LONG), Ok((0, Ok(()))));
+    assert!(open(&path("hung.img")));
+    let (over, done) = Over::new(&control);
+    hbas.end_threads(&over);
+    drop(over);
+    done.recv_timeout(LONG).unwrap();
+}
