@@ -53,7 +53,8 @@ impl RawImage {
     pub(super) async fn sync(&self, io: &Io, action: Action) -> Result<(), BlockError> {
         self.stable.latch.check(action)?;
         let attempt = self.stable.latch.attempt();
-        match io.sync_held(&self.host.file, &attempt.hold()).await {
+        let result = sync(io, &self.host.file, &attempt).await;
+        match result {
             Ok(()) => attempt.succeeded(action).await,
             Err(error) => Err(attempt.failed(action, error)),
         }
@@ -104,7 +105,8 @@ impl RawImage {
         let (Some(audit), true) = (&self.stable.audit, error.is_none_or(may_be_refusal)) else {
             return Err(attempt.failed(Action::Write, error.map_or(io::ErrorKind::Other.into(), same)));
         };
-        match io.sync_held(audit, &attempt.hold()).await {
+        let result = sync(io, audit, &attempt).await;
+        match result {
             Ok(()) => attempt.succeeded(Action::Write).await,
             Err(error) => Err(attempt.failed(Action::Write, error)),
         }
@@ -117,6 +119,12 @@ impl RawImage {
     pub(in crate::storage) fn exchange_file(&mut self, file: Arc<File>) -> Arc<File> {
         std::mem::replace(&mut self.host.file, file)
     }
+}
+
+/// The attempt is held by the operation alone: what succeeded is over before it waits for others.
+async fn sync(io: &Io, file: &Arc<File>, attempt: &Attempt) -> io::Result<()> {
+    let hold = attempt.hold();
+    io.sync_held(file, &hold).await
 }
 
 /// Whether a write may fail so before the host has taken anything.
