@@ -18,6 +18,8 @@ pub enum Trick {
     Fail(i32),
     /// It takes so long, and then fails with this error number and has done nothing.
     FailLate(Duration, i32),
+    /// It is done, and yet fails with this error number.
+    Doubt(i32),
     /// It moves this many bytes at most. Nothing happens to what is no transfer.
     Short(u64),
     /// It takes longer.
@@ -135,6 +137,10 @@ impl Io {
             Some(Trick::FailLate(time, error)) => {
                 self.perform(Op::Sleep(time)).await;
                 Ok(Outcome { result: -error, count: 0, op })
+            }
+            Some(Trick::Doubt(error)) => {
+                let outcome = self.perform(op).await;
+                Ok(Outcome { result: -error, ..outcome })
             }
             Some(Trick::Delay(time)) => {
                 self.perform(Op::Sleep(time)).await;

@@ -24,6 +24,8 @@ mod op;
 mod pieces;
 mod polling;
 mod pool;
+#[cfg(any(test, feature = "testing"))]
+pub mod record;
 mod ring;
 mod scope;
 mod setup;
@@ -319,6 +321,19 @@ impl Io {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<T> {
         blocking::run(&self.core.helpers, work).await
+    }
+
+    /// Lets other tasks run that are ready: for long work that seldom waits.
+    pub(crate) async fn give_way(&self) {
+        let mut gave = false;
+        poll_fn(|cx| {
+            if std::mem::replace(&mut gave, true) {
+                return Poll::Ready(());
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Waits until no operation whose future was dropped is in flight on this thread any more: from then on the

@@ -147,6 +147,8 @@ pub(super) struct Ring {
     quiet: Vec<(Option<u64>, Reach, Waker)>,
     #[cfg(any(test, feature = "testing"))]
     stuck: Vec<Key>,
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) tape: super::record::Tape,
 }
 
 impl Ring {
@@ -169,6 +171,8 @@ impl Ring {
             quiet: Vec::new(),
             #[cfg(any(test, feature = "testing"))]
             stuck: Vec::new(),
+            #[cfg(any(test, feature = "testing"))]
+            tape: Default::default(),
         })
     }
 
@@ -188,6 +192,8 @@ impl Ring {
     fn occupy(&mut self, op: Op, scope: u64) -> Key {
         let index = self.free.pop().unwrap_or_else(|| self.grow());
         let mut key = Key { index, generation: 0 };
+        #[cfg(any(test, feature = "testing"))]
+        self.tape.begin(index, &op);
         if let Some(slot) = self.at(index) {
             key.generation = slot.generation.get();
             slot.stage.set(Stage::Queued);
@@ -490,10 +496,14 @@ impl Ring {
         slot.owed.set(owed);
         let stage = slot.stage.get();
         let waker = if owed == 0 { slot.waker.take() } else { None };
+        #[cfg(any(test, feature = "testing"))]
+        let result = slot.result.get();
         self.in_flight = self.in_flight.saturating_sub(1);
         if owed > 0 {
             return;
         }
+        #[cfg(any(test, feature = "testing"))]
+        self.tape.end(key.index, result);
         if stage == Stage::Detached {
             self.let_go(key, reaped);
         } else if let Some(slot) = self.at(key.index) {

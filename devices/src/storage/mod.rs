@@ -9,6 +9,7 @@
 //!   buffer: memory is released when the kernel's completion has come.
 
 mod backing;
+mod barrier;
 mod bounce;
 mod cache;
 mod error;
@@ -18,6 +19,8 @@ mod image;
 mod in_use;
 mod lock;
 mod no_space;
+#[cfg(test)]
+mod power;
 mod probe;
 mod qcow2;
 mod raw;

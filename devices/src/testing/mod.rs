@@ -10,6 +10,7 @@ mod fault_disk;
 mod files;
 pub mod irq;
 pub mod pci;
+pub mod power;
 mod ram_disk;
 mod recording_disk;
 

@@ -5,9 +5,9 @@ use hba_megasas::Model;
 
 use crate::guest::{Guest, drive, image, options, suite_drive};
 
-struct Through {
-    guest: Guest,
-    cmd: u8,
+pub struct Through {
+    pub guest: Guest,
+    pub cmd: u8,
 }
 
 impl Initiator for Through {

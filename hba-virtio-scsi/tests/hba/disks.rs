@@ -89,7 +89,7 @@ fn one() -> Options {
     Options::default()
 }
 
-struct ThroughHba(Bench);
+pub struct ThroughHba(pub Bench);
 
 impl Initiator for ThroughHba {
     fn command(&mut self, cdb: &[u8], data_out: &[u8], data_in_len: usize) -> Outcome {

@@ -16,6 +16,7 @@ mod events;
 mod guest;
 mod hostile;
 mod legacy;
+mod promises;
 mod protection;
 mod registers;
 mod speed;

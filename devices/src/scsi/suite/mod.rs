@@ -23,6 +23,7 @@ mod modes;
 mod nexuses;
 #[cfg(test)]
 mod persistent;
+pub mod promises;
 mod provisioning;
 #[cfg(test)]
 mod races;

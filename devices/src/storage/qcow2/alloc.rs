@@ -98,7 +98,7 @@ impl Layer {
             let to = (from..end).take(want.max(1) as usize).take_while(free).last().unwrap_or(from) + 1;
             let base = (index as u64) << bits;
             let taken = base + from as u64..base + to as u64;
-            if taken.clone().any(|cluster| meta.reserved.contains(&cluster)) {
+            if taken.clone().any(|cluster| meta.is_metadata(cluster)) {
                 return Err(self.damaged(Action::Write, "its refcounts call a table in use free"));
             }
             break (index, taken);
@@ -143,7 +143,7 @@ impl Layer {
                 // Its own range has no refcounts, so it is free.
                 let first = (index as u64) << self.header.block_bits();
                 self.grow_file(io, first + 1).await?;
-                if self.meta().reserved.contains(&first) {
+                if self.meta().is_metadata(first) {
                     return Err(self.damaged(Action::Write, "its refcounts lack a table in use"));
                 }
                 let at = first << self.header.cluster_bits;
@@ -214,7 +214,7 @@ impl Layer {
         }
         self.grow_file(io, start + blocks + tables).await?;
         let taken = start..start + blocks + tables;
-        let in_use = |meta: &Meta| taken.clone().any(|cluster| meta.reserved.contains(&cluster));
+        let in_use = |meta: &Meta| taken.clone().any(|cluster| meta.is_metadata(cluster));
         if in_use(&self.meta()) {
             return Err(self.damaged(Action::Write, "its refcounts lack a table in use"));
         }
@@ -253,6 +253,12 @@ impl Layer {
                 (_, Some(true)) => return Err(self.damaged(Action::Write, "its L2 tables are damaged")),
                 (0, _) => self.new_table(io, index, None, turn).await?,
                 (_, None) => self.load(io, index).await?,
+                // A snapshot has it too, whatever the entry says.
+                (at, Some(_))
+                    if l1 & OWNED != 0 && self.meta().kept.contains(&(at >> self.header.cluster_bits)) =>
+                {
+                    return Err(self.damaged(Action::Write, "its L1 table calls a snapshot's table its own"));
+                }
                 (_, Some(_)) if l1 & OWNED != 0 => return Ok(()),
                 (at, Some(_)) => self.new_table(io, index, Some(at), turn).await?,
             }

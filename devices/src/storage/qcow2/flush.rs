@@ -9,11 +9,12 @@
 //! the file points to it any more. A crash leaves clusters that are counted but not used, and nothing else.
 
 use super::alloc::{refcount, set_refcount};
-use super::header::REFTABLE_FIELD;
+use super::header::{L1_FIELD, REFTABLE_FIELD, l1_field};
 use super::layer::Layer;
 use super::meta::Free;
 use crate::iothread::{Hold, Io};
 use crate::storage::BlockError;
+use crate::storage::barrier::Barrier;
 use crate::storage::error::Action;
 
 /// Bytes of a sector of the L1 or refcount table.
@@ -25,7 +26,7 @@ impl Layer {
         // After a barrier that failed, nothing that counted on it may reach the file.
         self.file.check_stability(Action::Flush)?;
         self.write_blocks(io, turn).await?;
-        self.file.barrier(io).await?;
+        self.file.barrier(io, Barrier::Counts).await?;
         self.write_reftable(io, turn).await?;
         self.write_tables(io, turn).await?;
         self.settle();
@@ -61,14 +62,14 @@ impl Layer {
         };
         if !moved {
             self.write_sectors(io, at, &table, dirty, turn).await?;
-            return self.file.barrier(io).await;
+            return self.file.barrier(io, Barrier::Reftable).await;
         }
         self.write_bytes(io, at, &table, turn).await?;
-        self.file.barrier(io).await?;
+        self.file.barrier(io, Barrier::ReftableMoved).await?;
         let clusters = (table.len() as u64 / self.header.cluster()) as u32;
         let field: Vec<u8> = at.to_be_bytes().into_iter().chain(clusters.to_be_bytes()).collect();
         self.write_bytes(io, REFTABLE_FIELD, &field, turn).await?;
-        self.file.barrier(io).await?;
+        self.file.barrier(io, Barrier::ReftableNamed).await?;
         let mut meta = self.meta();
         for old in std::mem::take(&mut meta.old_reftables) {
             meta.frees.push(Free { first: old.at / self.header.cluster(), count: old.clusters });
@@ -88,17 +89,36 @@ impl Layer {
             };
             self.write_bytes(io, at, &bytes, turn).await?;
         }
+        let named = self.name_l1(io, turn).await?;
         let (l1, l1_at, l1_dirty) = {
             let meta = self.meta();
-            (big_endian(&meta.l1), meta.l1_at, meta.l1_dirty.clone())
+            let l1 = if meta.l1_dirty.is_empty() { Vec::new() } else { big_endian(&meta.l1) };
+            (l1, meta.l1_at, meta.l1_dirty.clone())
         };
         if !l1_dirty.is_empty() {
-            self.file.barrier(io).await?;
+            self.file.barrier(io, Barrier::Tables).await?;
             self.write_sectors(io, l1_at, &l1, l1_dirty, turn).await?;
-        } else if dirty.is_empty() {
+        } else if dirty.is_empty() && !named {
             return Ok(());
         }
-        self.file.barrier(io).await
+        self.file.barrier(io, Barrier::Published).await?;
+        let mut meta = self.meta();
+        let doubtful = meta.l1_doubt.take();
+        meta.frees.extend(doubtful);
+        Ok(())
+    }
+
+    /// After growth that failed, the header may name a table that is not in use: it is written again.
+    async fn name_l1(&self, io: &Io, turn: &Hold) -> Result<bool, BlockError> {
+        let field = {
+            let meta = self.meta();
+            match meta.l1_doubt {
+                None => return Ok(false),
+                Some(_) => l1_field(meta.l1.len() as u64, meta.l1_at),
+            }
+        };
+        self.write_bytes(io, L1_FIELD, &field, turn).await?;
+        Ok(true)
     }
 
     async fn write_sectors(
@@ -129,7 +149,10 @@ impl Layer {
 
     /// Counts references down that are gone from the file, and gives clusters without any back to the host.
     async fn free(&self, io: &Io, turn: &Hold, discard: bool) -> Result<(), BlockError> {
-        loop {
+        for n in 1u64.. {
+            if n.is_multiple_of(256) {
+                io.give_way().await;
+            }
             let next = {
                 let mut meta = self.meta();
                 // What a dropped future left half done comes first.
@@ -142,6 +165,7 @@ impl Layer {
                 Some(free) => self.free_some(io, free, turn, discard).await?,
             }
         }
+        Ok(())
     }
 
     /// Counts the start of `free` down, as far as the block and the kind of refcount go.
@@ -163,13 +187,25 @@ impl Layer {
                     .and_then(|block| refcount(&block.bytes, order, slot(cluster)))
                     .unwrap_or(0)
             };
+            // The last reference to a table in use is not gone, whatever the counts say.
+            let is = |n: &u64, wanted| count(*n) == wanted && !(wanted == 1 && meta.is_metadata(*n));
             match count(first) {
-                1 => ((first..last).take_while(|n| count(*n) == 1).last().unwrap_or(first) + 1, 1),
+                1 if meta.is_metadata(first) => (first + 1, 0),
+                wanted @ (0 | 1) => {
+                    ((first..last).take_while(|n| is(n, wanted)).last().unwrap_or(first) + 1, wanted)
+                }
                 count => (first + 1, count),
             }
         };
         if count == 0 {
-            tracing::warn!("{}: cluster {first} is in use and was not counted", self.file.name());
+            // Once: a guest can have it happen for every cluster of a damaged image.
+            let name = self.file.name();
+            if self.meta().uncounted == 0 {
+                tracing::warn!(
+                    "{name}: cluster {first} is in use and was not counted; run qemu-img check on it"
+                );
+            }
+            self.meta().uncounted += until - first;
         } else if count == 1 && discard {
             // Before they can be allocated again.
             let cluster = self.header.cluster_bits;

@@ -2,11 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
-use super::header::{L1_BYTES_MAX, L1_FIELD, SIZE_FIELD};
+use super::header::{L1_BYTES_MAX, L1_FIELD, SIZE_FIELD, l1_field};
 use super::layer::Layer;
 use super::meta::Free;
 use super::{Chain, Unmap};
 use crate::iothread::{Hold, Io};
+use crate::storage::barrier::Barrier;
 use crate::storage::error::Action;
 use crate::storage::{BlockError, BlockErrorKind};
 
@@ -38,8 +39,10 @@ impl Chain {
         drop(turn);
         top.len.store(len, Ordering::Relaxed);
         let result = self.finish_growing(io, old, len).await;
-        if result.is_err() {
-            top.len.store(old, Ordering::Relaxed);
+        match result {
+            // Whoever hears of it earlier writes there, and may be told that it is stable.
+            Ok(()) => self.len.store(len, Ordering::Relaxed),
+            Err(_) => top.len.store(old, Ordering::Relaxed),
         }
         result
     }
@@ -58,7 +61,7 @@ impl Chain {
         let top = self.top()?;
         let turn = self.turn().await;
         top.write_bytes(io, SIZE_FIELD, &len.to_be_bytes(), &turn).await?;
-        top.file.barrier(io).await
+        top.file.barrier(io, Barrier::Size).await
     }
 }
 
@@ -90,12 +93,16 @@ impl Layer {
         self.write_back(io, turn, false).await?;
         let at = place.first << bits;
         self.write_bytes(io, at, &table, turn).await?;
-        self.file.barrier(io).await?;
-        let field: Vec<u8> = (entries as u32).to_be_bytes().into_iter().chain(at.to_be_bytes()).collect();
-        self.write_bytes(io, L1_FIELD, &field, turn).await?;
-        self.file.barrier(io).await?;
+        self.file.barrier(io, Barrier::L1Moved).await?;
+        // From here on the header may name the place, also when writing it fails or is given up: until it is known to name
+        // another one, it is not free.
         place.link();
+        self.meta().l1_doubt = Some(Free { first: place.first, count: place.count });
+        self.write_bytes(io, L1_FIELD, &l1_field(entries, at), turn).await?;
+        // No barrier: the new table is written to, and the old place used anew, only behind those of writing tables back,
+        // and the size of the disk has its own.
         let mut meta = self.meta();
+        meta.l1_doubt = None;
         let old = Free { first: meta.l1_at >> bits, count: (meta.l1.len() as u64 * 8).div_ceil(cluster) };
         for number in old.first..old.first + old.count {
             meta.reserved.remove(&number);

@@ -26,6 +26,11 @@ const EXTENDED_L2: u64 = 1 << 4;
 pub(super) const SIZE_FIELD: u64 = 24;
 /// Offset of the number of entries and the place of the L1 table, in bytes.
 pub(super) const L1_FIELD: u64 = 36;
+/// What is at [`L1_FIELD`].
+pub(super) fn l1_field(entries: u64, at: u64) -> Vec<u8> {
+    (entries as u32).to_be_bytes().into_iter().chain(at.to_be_bytes()).collect()
+}
+
 /// Offset of the kind of compression, in bytes.
 const COMPRESSION_FIELD: u64 = 104;
 /// Offset of the field with the place and the length of the refcount table, in bytes.
@@ -61,6 +66,7 @@ pub(super) struct Header {
     /// A refcount has 1 << order bits.
     pub(super) refcount_order: u32,
     pub(super) snapshots: u32,
+    pub(super) snapshots_at: u64,
     pub(super) compression: Compression,
     pub(super) dirty: bool,
     pub(super) corrupt: bool,
@@ -148,6 +154,7 @@ impl Header {
             reftable_clusters: u64::from(fields.u32(REFTABLE_FIELD + 8)?),
             refcount_order,
             snapshots: fields.u32(60)?,
+            snapshots_at: fields.u64(64)?,
             compression: compression(&fields, features, header_len)?,
             dirty: features & DIRTY != 0,
             corrupt: features & CORRUPT != 0,

@@ -83,7 +83,7 @@ impl Layer {
     fn hits_metadata(&self, meta: &Meta, raw: u64) -> bool {
         match Entry::new(raw, self.header.cluster_bits, self.header.version) {
             Entry::Data { at, .. } | Entry::Zero { kept: at } => {
-                at != 0 && meta.reserved.contains(&(at >> self.header.cluster_bits))
+                at != 0 && meta.is_metadata(at >> self.header.cluster_bits)
             }
             _ => false,
         }

@@ -58,8 +58,14 @@ pub(super) struct Meta {
     /// The first of them is still in the header.
     pub(super) old_reftables: Vec<OldReftable>,
     pub(super) blocks: HashMap<usize, Block>,
-    /// Clusters that hold metadata.
+    /// Clusters that hold metadata in use.
     pub(super) reserved: HashSet<u64>,
+    /// Clusters that hold metadata of internal snapshots.
+    pub(super) kept: HashSet<u64>,
+    /// A place for a larger L1 table that the header may name, although it does not hold the table in use.
+    pub(super) l1_doubt: Option<Free>,
+    /// Clusters that were in use and not counted.
+    pub(super) uncounted: u64,
     /// No cluster below is free.
     pub(super) hint: u64,
     /// Clusters from here on were never used and read as zeros.
@@ -181,6 +187,11 @@ impl Meta {
         }
     }
 
+    /// Whether a cluster holds metadata: nothing else may be written there.
+    pub(super) fn is_metadata(&self, cluster: u64) -> bool {
+        self.reserved.contains(&cluster) || self.kept.contains(&cluster)
+    }
+
     /// Whether anything waits to be written or freed.
     pub(super) fn is_pending(&self) -> bool {
         self.is_dirty() || self.has_frees()
@@ -197,6 +208,7 @@ impl Meta {
             || !self.l1_dirty.is_empty()
             || !self.reftable_dirty.is_empty()
             || !self.old_reftables.is_empty()
+            || self.l1_doubt.is_some()
     }
 
     /// Whether so much waits that it should be written now.

@@ -17,6 +17,7 @@ mod header;
 mod layer;
 mod meta;
 mod open;
+mod snapshots;
 mod write;
 mod zero;
 
@@ -25,8 +26,11 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
+use super::barrier::Barrier;
 use super::error::Action;
 use super::gate::{Access, Gate};
 use super::raw::fill_zeros;
@@ -43,6 +47,10 @@ use layer::Layer;
 const BUDGET: u64 = 8 << 20;
 /// Unpacked clusters kept.
 const UNPACKED: usize = 4;
+/// Where flushes are ignored, tables are written back when they have waited so long.
+const LATEST: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
+/// Clusters that one question after an extent looks at.
+const LOOK: u64 = 4096;
 
 /// What to open and how.
 #[derive(Clone, Debug)]
@@ -74,6 +82,8 @@ struct Chain {
     layers: Vec<Layer>,
     /// A raw file at the bottom.
     base: Option<RawImage>,
+    /// Length of the disk in bytes as anyone hears of it: what the header says for good.
+    len: AtomicU64,
     cache: CacheMode,
     read_only: bool,
     discard: bool,
@@ -81,6 +91,8 @@ struct Chain {
     gate: Arc<Gate>,
     /// One place: the turn.
     turn: Arc<Gate>,
+    /// A task is about to write tables back.
+    reminded: AtomicBool,
     unpacked: Mutex<VecDeque<Unpacked>>,
 }
 
@@ -119,6 +131,33 @@ impl Qcow2Image {
     pub(super) fn has_failed(&self) -> bool {
         self.inner.layers.first().is_some_and(|top| top.file.has_failed())
     }
+
+    /// Where flushes are ignored, the guest may never ask for one: then tables go to the kernel after a while.
+    fn remind(&self, io: &Io) {
+        struct Reminded(Weak<Chain>);
+        impl Drop for Reminded {
+            fn drop(&mut self) {
+                if let Some(chain) = self.0.upgrade() {
+                    chain.reminded.store(false, Ordering::Release);
+                }
+            }
+        }
+        let chain = &self.inner;
+        let pending = || chain.top().is_ok_and(|top| top.meta().is_pending());
+        if chain.cache != CacheMode::Unsafe || !pending() || chain.reminded.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (reminded, own) = (Reminded(Arc::downgrade(chain)), io.clone());
+        io.spawn(async move {
+            own.sleep(LATEST).await;
+            let Some(chain) = reminded.0.upgrade() else { return };
+            drop(reminded);
+            // What fails now is tried again, by the next flush or when the image is closed.
+            if let Err(e) = chain.flush(&own).await {
+                crate::log_limited!(warn, "{e}: {:?}", e.source);
+            }
+        });
+    }
 }
 
 impl Chain {
@@ -129,7 +168,7 @@ impl Chain {
     }
 
     fn len(&self) -> u64 {
-        self.layers.first().map_or(0, |layer| layer.len() & !511)
+        self.len.load(Ordering::Relaxed) & !511
     }
 
     /// Whether something is below the top.
@@ -245,7 +284,7 @@ impl Chain {
         let top = self.top()?;
         let pending = top.meta().is_pending();
         if !pending {
-            return top.file.barrier(io).await;
+            return top.file.barrier(io, Barrier::Flush).await;
         }
         let turn = self.turn().await;
         Box::pin(self.write_back(io, &turn)).await
@@ -255,7 +294,17 @@ impl Chain {
     async fn close(&self, io: &Io) -> Result<(), BlockError> {
         // What was freed is counted down after the first round; the second writes the counts.
         self.flush(io).await?;
-        let pending = self.top()?.meta().is_pending();
+        let top = self.top()?;
+        let (pending, uncounted) = {
+            let meta = top.meta();
+            (meta.is_pending(), meta.uncounted)
+        };
+        if uncounted > 1 {
+            let name = top.file.name();
+            tracing::warn!(
+                "{name}: {uncounted} clusters were in use and not counted; run qemu-img check on it"
+            );
+        }
         if pending { self.flush(io).await } else { Ok(()) }
     }
 
@@ -310,13 +359,16 @@ impl BlockBackend for Qcow2Image {
     ) -> Result<(), BlockError> {
         let chain = &self.inner;
         chain.check(Action::Write, at.0, from.len())?;
-        chain.put(io, at.0, from, chain.must_be_stable(durability)).await
+        chain.put(io, at.0, from, chain.must_be_stable(durability)).await?;
+        self.remind(io);
+        Ok(())
     }
 
     async fn flush(&self, io: &Io) -> Result<(), BlockError> {
-        if self.inner.read_only || self.inner.cache == CacheMode::Unsafe {
+        if self.inner.read_only {
             return Ok(());
         }
+        // Also where barriers are ignored: what the kernel has survives the end of this process.
         self.inner.flush(io).await
     }
 
@@ -327,6 +379,7 @@ impl BlockBackend for Qcow2Image {
         if chain.cache.is_stable() {
             chain.flush(io).await?;
         }
+        self.remind(io);
         Ok(())
     }
 
@@ -334,7 +387,10 @@ impl BlockBackend for Qcow2Image {
         let chain = &self.inner;
         chain.check(Action::Read, span.at.0, span.len)?;
         let _hold = chain.gate.enter(span.at.0..span.at.0 + span.len, Access::Write, 0).await;
-        let (piece, len) = chain.resolve(io, span.at.0, span.len).await?;
+        // Whoever asks for all extents of a large disk asks very often, and mostly nothing here has to wait.
+        io.give_way().await;
+        let most = chain.top()?.header.cluster() * LOOK;
+        let (piece, len) = chain.resolve(io, span.at.0, span.len.min(most)).await?;
         Ok(Extent { allocated: !matches!(piece, Piece::Zero), len })
     }
 

@@ -3,17 +3,18 @@
 //! The format of a file is never guessed: that of the top is configured, and those of backing files are recorded in
 //! the headers. A guest that writes a header into a raw disk must not decide what the host opens next.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
 use super::entry;
 use super::header::{AUTOCLEAR_FIELD, Backing, Header};
 use super::layer::Layer;
 use super::meta::Meta;
+use super::snapshots;
 use super::{BUDGET, Chain, Qcow2Options};
 use crate::storage::gate::Gate;
 use crate::storage::probe::open_quietly;
@@ -130,6 +131,7 @@ impl Chain {
             layers.push(layer);
         }
         Ok(Self {
+            len: layers.first().map_or(0, Layer::len).into(),
             layers,
             base,
             cache: options.cache,
@@ -137,6 +139,7 @@ impl Chain {
             discard: options.discard,
             gate: Gate::new(BUDGET),
             turn: Gate::new(0),
+            reminded: AtomicBool::new(false),
             unpacked: Mutex::new(VecDeque::new()),
         })
     }
@@ -262,6 +265,8 @@ fn open_layer(file: RawImage, path: &Path, options: &Qcow2Options, top: bool) ->
         meta.reftable = reftable;
         meta.reftable_at = header.reftable_at;
         reserve(&mut meta, &header);
+        let refused = |e: String| OpenError::new(format!("cannot open {} for writing: {e}", path.display()));
+        guard_snapshots(&mut meta, &header, &plain, len).map_err(refused)?;
         prepare(&plain, &file, &header).map_err(|e| failed("cannot prepare the image for writing", e))?;
         file.measure()?;
         // What is beyond the end of a device was used by others.
@@ -308,6 +313,18 @@ fn reserve(meta: &mut Meta, header: &Header) {
     let tables = meta.l1.iter().map(|l1| entry::offset(*l1) >> bits).filter(|n| *n != 0);
     let blocks = meta.reftable.iter().map(|at| at >> bits).filter(|n| *n != 0);
     meta.reserved = ranges.into_iter().flatten().chain(tables).chain(blocks).collect();
+}
+
+/// Notes which clusters hold metadata of internal snapshots. L2 tables may be shared with them, all else not.
+fn guard_snapshots(meta: &mut Meta, header: &Header, plain: &File, len: u64) -> Result<(), String> {
+    let kept = snapshots::tables(plain, len, header)?;
+    let tables: HashSet<u64> =
+        meta.l1.iter().map(|l1| entry::offset(*l1) >> header.cluster_bits).filter(|n| *n != 0).collect();
+    if meta.reserved.iter().any(|cluster| kept.contains(cluster) && !tables.contains(cluster)) {
+        return Err("tables of its snapshots overlap others; run qemu-img check on it".into());
+    }
+    meta.kept = kept;
+    Ok(())
 }
 
 /// What must be in the file before the first write.

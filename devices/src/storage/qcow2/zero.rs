@@ -18,7 +18,7 @@ impl Chain {
         let end = at + len;
         let first = at.next_multiple_of(cluster).min(end);
         // Nobody sees what is behind the end of the disk.
-        let last = if end == self.len() { end.next_multiple_of(cluster) } else { end - end % cluster };
+        let last = if end == top.len() & !511 { end.next_multiple_of(cluster) } else { end - end % cluster };
         let last = if first == end { end } else { last.max(first) };
         self.write_zeros(io, at, first).await?;
         // Version 2 has no zero clusters, only unallocated ones.
@@ -26,6 +26,8 @@ impl Chain {
         let span = cluster << top.header.l2_bits();
         let mut done = first;
         while done < last {
+            // Where nothing is allocated, nothing has to wait.
+            io.give_way().await;
             let next = last.min((done / span + 1) * span);
             if marks {
                 self.mark_zero(io, done, next, unmap).await?;
@@ -87,6 +89,7 @@ impl Chain {
     /// Writes zeros from `at` to `end` where there is something else.
     async fn write_zeros(&self, io: &Io, mut at: u64, end: u64) -> Result<(), BlockError> {
         while at < end {
+            io.give_way().await;
             let (piece, run) = self.resolve(io, at, end - at).await?;
             if !matches!(piece, Piece::Zero) {
                 let zeros = buffer(run.min(WRITE_STEP))?;

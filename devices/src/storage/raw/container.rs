@@ -5,9 +5,10 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{CacheMode, RawImage};
+use super::{CacheMode, RawImage, note};
 use crate::iothread::{Hold, Io};
 use crate::mem::{FromGuest, ToGuest};
+use crate::storage::barrier::Barrier;
 use crate::storage::error::Action;
 use crate::storage::{BlockError, BlockErrorKind, Unmap};
 
@@ -80,10 +81,11 @@ impl RawImage {
     }
 
     /// Makes completed writes stable, unless the cache mode says not to care.
-    pub(in crate::storage) async fn barrier(&self, io: &Io) -> Result<(), BlockError> {
+    pub(in crate::storage) async fn barrier(&self, io: &Io, which: Barrier) -> Result<(), BlockError> {
         if self.cache == CacheMode::Unsafe {
             return Ok(());
         }
+        note(io, which);
         self.sync(io, Action::Flush).await
     }
 
@@ -103,7 +105,11 @@ impl RawImage {
             return Err(BlockError::new(BlockErrorKind::NoSpace, context + "; enlarge it"));
         }
         let (file, growing) = (self.host.file.clone(), self.growing.clone());
+        #[cfg(any(test, feature = "testing"))]
+        let noted = io.note_resize(&file, ample);
         let result = io.blocking(move || set_min_len(&file, ample, &growing)).await.and_then(|result| result);
+        #[cfg(any(test, feature = "testing"))]
+        noted(result.is_ok());
         let place = || format!("\"{}\", which must grow to {ample} bytes,", self.host.name);
         result.map_err(|e| BlockError::host(Action::Write, place(), e))?;
         self.host_len.fetch_max(ample, Ordering::Relaxed);

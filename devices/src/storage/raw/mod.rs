@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::barrier::Barrier;
 use super::bounce::{Bounce, Direct};
 use super::error::Action;
 use super::lock::Sharing;
@@ -42,6 +43,13 @@ pub struct RawOptions {
     pub cache: CacheMode,
     /// Who else may use it at the same time.
     pub sharing: Sharing,
+}
+
+/// Tells a recording, in tests, what the next sync is for.
+fn note(io: &Io, which: Barrier) {
+    #[cfg(any(test, feature = "testing"))]
+    io.name_sync(which.name());
+    let _ = (io, which);
 }
 
 /// A raw image. May be shared by several I/O threads.
@@ -293,6 +301,7 @@ impl BlockBackend for RawImage {
         if !self.has_to_flush() {
             return Ok(());
         }
+        note(io, Barrier::Flush);
         self.sync(io, Action::Flush).await
     }
 

@@ -1,8 +1,9 @@
 //! Transfers that go to the host as they are, in one operation.
 
-use super::{BlockError, ByteOffset, Durability, RawImage};
+use super::{BlockError, ByteOffset, Durability, RawImage, note};
 use crate::iothread::{Hold, Io};
 use crate::mem::{FromGuest, ToGuest};
+use crate::storage::barrier::Barrier;
 use crate::storage::error::Action;
 use crate::storage::single::Begun;
 
@@ -58,6 +59,7 @@ impl RawImage {
             return Begun::Done(Err(error));
         }
         let attempt = self.stable.latch.attempt();
+        note(io, Barrier::Flush);
         let single = io.sync_single(&self.host.file, attempt.hold());
         Begun::of(single.ok_or(()), Some(attempt))
     }

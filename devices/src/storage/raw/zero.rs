@@ -2,9 +2,10 @@
 
 use std::sync::atomic::Ordering;
 
-use super::RawImage;
+use super::{RawImage, note};
 use crate::iothread::{Hold, Io};
 use crate::mem::{FromGuest, SgList};
+use crate::storage::barrier::Barrier;
 use crate::storage::error::Action;
 use crate::storage::{BlockError, BlockErrorKind, Unmap};
 
@@ -44,6 +45,7 @@ impl RawImage {
         }
         self.write_zeros(io, last, end - last, hold).await?;
         if self.cache.is_stable() && last > first {
+            note(io, Barrier::Zeroed);
             self.sync(io, Action::Zero).await?;
         }
         Ok(())
