@@ -22,8 +22,11 @@ impl<'a> Mapped<'a> {
         let file = format!("{folder}/{name}.img");
         let device = bed.host().shell(
             &format!(
-                "set -e
-                 modprobe dm-mod
+                "modprobe dm-mod
+                 # A test that was ended may have left one.
+                 {dmsetup} resume --noudevsync {name} 2>/dev/null && {dmsetup} remove --noudevsync {name}
+                 losetup -j {file} -O NAME -n | xargs -r losetup -d
+                 set -e
                  truncate -s {mib}M {file}
                  losetup -f --show {file}"
             ),

@@ -4,6 +4,7 @@ mod debian;
 mod disk;
 mod ends;
 mod firmware;
+mod flush;
 mod grow;
 mod handover;
 mod hardware;
@@ -14,6 +15,7 @@ mod memtest;
 mod messages;
 mod scsi;
 mod scsi_host;
+mod swap;
 mod virtio;
 mod virtio_soak;
 
@@ -45,6 +47,9 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "scsi-identity", run: scsi::identity },
     Test { name: "scsi-verify", run: scsi::verify },
     Test { name: "scsi-no-space", run: scsi_host::no_space },
+    Test { name: "flush-failed-virtio", run: flush::failed_virtio },
+    Test { name: "flush-failed-megasas", run: flush::failed_megasas },
+    Test { name: "swap-jbod-paused", run: swap::jbod_paused },
     Test { name: "grow-pause", run: grow::pause },
     Test { name: "virtio-hotplug-13", run: virtio::hotplug_kernel13 },
     Test { name: "virtio-protection", run: virtio::protection },
@@ -100,6 +105,12 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "scsi-mischief", run: scsi::mischief },
     Test { name: "scsi-pause", run: scsi_host::pause },
     Test { name: "scsi-pause-stop", run: scsi_host::stop_while_paused },
+    Test { name: "flush-no-space-report", run: flush::no_space_report },
+    Test { name: "flush-no-space-pause", run: flush::no_space_pause },
+    Test { name: "swap-jbod-idle", run: swap::jbod_idle },
+    Test { name: "swap-volumes-busy", run: swap::volumes_busy },
+    Test { name: "swap-virtio-paused", run: swap::virtio_paused },
+    Test { name: "swap-virtio-busy", run: swap::virtio_busy },
     Test { name: "grow-report", run: grow::report },
     Test { name: "grow-resize", run: grow::resize },
     Test { name: "scsi-bad-sectors", run: scsi_host::bad_sectors },
