@@ -40,9 +40,17 @@ impl Bench {
     }
 
     fn run(&self, tool: &str, args: &[&str]) -> (i32, String) {
-        let out = Command::new(tool).args(args).current_dir(self.dir.path()).output().unwrap();
-        let text = [out.stdout, out.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        (out.status.code().unwrap_or(-1), text.concat())
+        // As in `open`: the locks may be those of a child that another test is about to start.
+        let patience = Instant::now() + Duration::from_secs(5);
+        loop {
+            let out = Command::new(tool).args(args).current_dir(self.dir.path()).output().unwrap();
+            let text = [out.stdout, out.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+            let (code, text) = (out.status.code().unwrap_or(-1), text.concat());
+            if code == 0 || !text.contains("\" lock") || Instant::now() > patience {
+                return (code, text);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// As [`Bench::run`], and again while a process that another test is about to start has our locks, see [`open`].
