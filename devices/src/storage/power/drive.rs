@@ -97,6 +97,9 @@ struct Client {
 impl Client {
     async fn write_about(&self, spot: u64, mut random: Random) {
         let end = (spot + self.scenario.spot).min(self.sectors);
+        if self.scenario.fills {
+            self.write(spot, end - spot, false).await;
+        }
         for _ in 0..STEPS {
             let first = spot + random.below(end - spot);
             let most = [4, 16, 64, end - first][random.below(4) as usize];

@@ -9,6 +9,9 @@ use crate::testing::conformance::Random;
 /// Events after something that was left out in which it is looked for.
 const EXPOSED: u32 = 60;
 
+/// And those in which it is looked for most.
+const FRESH: u32 = 6;
+
 /// What the host is told to forget: each must be found missing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Without {
@@ -84,9 +87,14 @@ impl Replay {
         }
     }
 
-    /// Whether a loss of power now is likely to show what was left out.
-    pub fn is_exposed(&self) -> bool {
-        !matches!(self.without, Without::Barrier(_)) || self.exposed > 0
+    /// How many losses of power to look at now for what was left out: most before the next sync makes up for it.
+    pub fn attempts(&self) -> u64 {
+        match self.exposed {
+            _ if !matches!(self.without, Without::Barrier(_)) => 4,
+            0 => 0,
+            left if left + FRESH > EXPOSED => 40,
+            _ => 4,
+        }
     }
 
     /// Takes the next event.
