@@ -261,26 +261,38 @@ mod locks {
         RawImage::open(&RawOptions { read_only, sharing, ..options(path, CacheMode::Writeback) })
     }
 
+    /// A process that another test is about to start has our open files, locks included, until it becomes its program.
+    fn opens(path: &Path, read_only: bool, sharing: Sharing) -> RawImage {
+        let patience = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        loop {
+            match open_as(path, read_only, sharing) {
+                Ok(image) => return image,
+                Err(e) if std::time::Instant::now() > patience => panic!("{e}"),
+                Err(_) => std::thread::sleep(std::time::Duration::from_millis(10)),
+            }
+        }
+    }
+
     #[test]
     fn one_writer_or_many_readers() {
         let file = file_of(4096);
         let path = file.path();
-        let writer = open_as(path, false, Sharing::Exclusive).unwrap();
+        let writer = opens(path, false, Sharing::Exclusive);
         for read_only in [false, true] {
             let error = open_as(path, read_only, Sharing::Exclusive).err().unwrap();
             assert!(error.message.contains(path.to_str().unwrap()), "{error}");
             assert!(error.message.contains("two disks of this machine"), "{error}");
         }
         assert!(open_as(path, false, Sharing::Shared).is_err(), "the first does not share");
-        let unlocked = open_as(path, false, Sharing::Unlocked).unwrap();
+        let unlocked = opens(path, false, Sharing::Unlocked);
         drop((writer, unlocked));
-        let readers: Vec<_> = (0..3).map(|_| open_as(path, true, Sharing::Exclusive).unwrap()).collect();
+        let readers: Vec<_> = (0..3).map(|_| opens(path, true, Sharing::Exclusive)).collect();
         assert!(open_as(path, false, Sharing::Exclusive).is_err());
         drop(readers);
-        let shared: Vec<_> = (0..2).map(|_| open_as(path, false, Sharing::Shared).unwrap()).collect();
+        let shared: Vec<_> = (0..2).map(|_| opens(path, false, Sharing::Shared)).collect();
         assert!(open_as(path, true, Sharing::Exclusive).is_err());
         drop(shared);
-        open_as(path, false, Sharing::Exclusive).unwrap();
+        opens(path, false, Sharing::Exclusive);
     }
 
     /// The bytes of QEMU's scheme (block/file-posix.c), as another process finds them.
@@ -288,7 +300,7 @@ mod locks {
     fn lock_bytes_are_where_qemu_looks() {
         let file = file_of(4096);
         let bytes = |read_only, sharing| {
-            let image = open_as(file.path(), read_only, sharing).unwrap();
+            let image = opens(file.path(), read_only, sharing);
             let probe = File::options().read(true).write(true).open(file.path()).unwrap();
             let taken = (0..400).filter(|&b| crate::storage::sys::is_byte_taken(&probe, b).unwrap());
             let taken: Vec<i64> = taken.collect();
@@ -315,10 +327,10 @@ mod locks {
         }
         assert_eq!(refused(), Some(false));
         for read_only in [false, true] {
-            let _held = open_as(file.path(), read_only, Sharing::Exclusive).unwrap();
+            let _held = opens(file.path(), read_only, Sharing::Exclusive);
             assert_eq!(refused(), Some(true));
         }
-        let shared = open_as(file.path(), false, Sharing::Shared).unwrap();
+        let shared = opens(file.path(), false, Sharing::Shared);
         assert_eq!(refused(), Some(false));
         drop(shared);
         // The other way round: QEMU has it, and the message names the process.
@@ -333,7 +345,7 @@ mod locks {
         child.wait().unwrap();
         let message = error.expect("QEMU holds the lock").message;
         assert!(message.contains(&format!("process {} (qemu-io)", child.id())), "{message}");
-        open_as(file.path(), false, Sharing::Exclusive).unwrap();
+        opens(file.path(), false, Sharing::Exclusive);
     }
 }
 

@@ -39,8 +39,9 @@ fn nothing_is_published_after_a_barrier_that_failed() {
     for (shape, least) in
         [("cluster_size=512", 10), ("cluster_size=64k", 8), ("compat=0.10,cluster_size=4k", 8)]
     {
+        bench.img(&["create", "-q", "-f", "qcow2", "-o", shape, "empty.qcow2", "16M"]);
         let run = |fails: Option<usize>| {
-            bench.img(&["create", "-q", "-f", "qcow2", "-o", shape, "lost.qcow2", "16M"]);
+            std::fs::copy(bench.path("empty.qcow2"), bench.path("lost.qcow2")).unwrap();
             let path = bench.path("lost.qcow2");
             let image = open(&path);
             on_io_thread(move |io| async move {
