@@ -18,6 +18,7 @@ mod blocking;
 mod event;
 mod executor;
 mod hold;
+mod lanes;
 #[cfg(any(test, feature = "testing"))]
 pub mod mischief;
 mod op;

@@ -65,6 +65,17 @@ impl Op {
         matches!(self, Self::Read { .. } | Self::Write { .. } | Self::Sync { .. } | Self::Allocate { .. })
     }
 
+    /// Of a transfer: which file it is of, by the number of its descriptor.
+    pub(super) fn lane(&self) -> Option<u32> {
+        match self {
+            Self::Read { file, .. }
+            | Self::Write { file, .. }
+            | Self::Sync { file, .. }
+            | Self::Allocate { file, .. } => u32::try_from(file.as_raw_fd()).ok(),
+            Self::Readable { .. } | Self::Event(_) | Self::Watch(_) | Self::Sleep(_) => None,
+        }
+    }
+
     /// Tells who holds something for it how it ended after its future was dropped.
     pub(super) fn abandoned(&self, result: i32) {
         if let Self::Read { hold, .. }

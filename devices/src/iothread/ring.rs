@@ -2,7 +2,7 @@
 //!
 //! An operation is moved into a slot and stays there until the kernel has posted its last completion. Its future
 //! holds the slot's key only. New operations queue here and reach the kernel when the thread enters it, so a
-//! full submission queue makes them wait in order and is never an error.
+//! full submission queue makes them wait in order and is never an error. Those of one file wait in order; the files take turns.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+use super::lanes::Lanes;
 use super::op::{Op, Reach};
 use super::setup;
 use io_uring::types::{Fd, Timespec};
@@ -31,6 +32,8 @@ const CHUNK: usize = 32;
 const PART: u64 = 1 << 31;
 /// User data of cancellations, whose own result is of no interest.
 const CANCEL: u64 = u64::MAX;
+/// The lane of what is no transfer.
+const NO_LANE: u32 = u32::MAX;
 
 /// Names a slot during one use of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +63,8 @@ struct Slot {
     stage: Cell<Stage>,
     /// Whose it is: a number of [`super::Scope`].
     scope: Cell<u64>,
+    /// Of a transfer: the queue of its file.
+    lane: Cell<u32>,
     /// Completions that the kernel still owes.
     owed: Cell<u8>,
     result: Cell<i32>,
@@ -75,6 +80,7 @@ impl Slot {
             generation: Cell::new(0),
             stage: Cell::new(Stage::Free),
             scope: Cell::new(0),
+            lane: Cell::new(NO_LANE),
             owed: Cell::new(0),
             result: Cell::new(0),
             op: RefCell::new(None),
@@ -132,15 +138,14 @@ pub(super) struct Ring {
     free: Vec<u32>,
     /// Waits and timers: they only wait for room in the submission queue.
     waits: VecDeque<Key>,
-    /// Transfers and their bytes: they also wait for room in the completion queue.
-    transfers: VecDeque<(Key, u64)>,
+    /// Transfers: they also wait for others to end.
+    transfers: Lanes,
     cancels: VecDeque<u64>,
     /// The last entry left transfers for the next because of their size.
     cut: bool,
     /// Bytes of transfers that were queued since the kernel was entered last.
     bytes: u64,
     in_flight: usize,
-    in_flight_max: usize,
     /// Transfers whose futures are gone while the kernel still works on them: the scope of each, and what it may do.
     detached: Vec<(u64, Reach)>,
     /// Who waits for the end of those: of one scope, or of all.
@@ -161,12 +166,11 @@ impl Ring {
             slots: Vec::new(),
             free: Vec::new(),
             waits: VecDeque::new(),
-            transfers: VecDeque::new(),
+            transfers: Lanes::new(in_flight_max),
             cancels: VecDeque::new(),
             cut: false,
             bytes: 0,
             in_flight: 0,
-            in_flight_max,
             detached: Vec::new(),
             quiet: Vec::new(),
             #[cfg(any(test, feature = "testing"))]
@@ -178,13 +182,12 @@ impl Ring {
 
     /// Queues an operation of `scope`.
     pub(super) fn start(&mut self, op: Op, scope: u64) -> Key {
-        let (transfer, bytes) = (op.is_transfer(), op.bytes());
+        let (lane, bytes) = (op.lane(), op.bytes());
         self.bytes += bytes;
         let key = self.occupy(op, scope);
-        if transfer {
-            self.transfers.push_back((key, bytes))
-        } else {
-            self.waits.push_back(key)
+        match lane {
+            Some(lane) => self.transfers.push(lane, key, bytes),
+            None => self.waits.push_back(key),
         }
         key
     }
@@ -198,6 +201,7 @@ impl Ring {
             key.generation = slot.generation.get();
             slot.stage.set(Stage::Queued);
             slot.scope.set(scope);
+            slot.lane.set(op.lane().unwrap_or(NO_LANE));
             slot.result.set(0);
             slot.count.store(0, Ordering::Relaxed);
             *slot.op.borrow_mut() = Some(op);
@@ -240,7 +244,11 @@ impl Ring {
         let slot = self.named(key)?;
         slot.waker.set(None);
         match slot.stage.get() {
-            Stage::Queued => self.release(key).map(|op| Gone { op, result: 0 }),
+            Stage::Queued => {
+                let lane = slot.lane.get();
+                self.transfers.forget(lane, key);
+                self.release(key).map(|op| Gone { op, result: 0 })
+            }
             Stage::Done => {
                 let result = slot.result.get();
                 self.release(key).map(|op| Gone { op, result })
@@ -413,16 +421,14 @@ impl Ring {
         }
         let mut entered = 0;
         self.cut = false;
-        while self.in_flight < self.in_flight_max
-            && let Some(&(key, bytes)) = self.transfers.front()
-        {
+        while let Some((key, bytes)) = self.transfers.next(self.in_flight) {
             // A large one goes alone: the small ones before it are not held up by its copy.
             self.cut = entered >= BYTES_PER_ENTER || (entered > 0 && bytes >= BYTES_PER_ENTER);
             if self.cut || !self.submit(key) {
                 return false;
             }
             entered += bytes;
-            self.transfers.pop_front();
+            self.transfers.took();
         }
         true
     }
@@ -457,6 +463,7 @@ impl Ring {
         slot.stage.set(Stage::InFlight);
         slot.owed.set(entries as u8);
         self.in_flight += entries;
+        self.transfers.begun(slot.lane.get(), entries);
         true
     }
 
@@ -494,11 +501,12 @@ impl Ring {
         }
         let owed = slot.owed.get().saturating_sub(1);
         slot.owed.set(owed);
-        let stage = slot.stage.get();
+        let (stage, lane) = (slot.stage.get(), slot.lane.get());
         let waker = if owed == 0 { slot.waker.take() } else { None };
         #[cfg(any(test, feature = "testing"))]
         let result = slot.result.get();
         self.in_flight = self.in_flight.saturating_sub(1);
+        self.transfers.ended(lane);
         if owed > 0 {
             return;
         }
@@ -542,6 +550,8 @@ impl Ring {
         if let Some(slot) = self.named(key) {
             slot.stage.set(Stage::InFlight);
             slot.owed.set(1);
+            let lane = slot.lane.get();
+            self.transfers.begun(lane, 1);
         }
         self.in_flight += 1;
         self.stuck.push(key);

@@ -4,8 +4,14 @@ use std::io;
 
 use io_uring::IoUring;
 
-/// Completion entries per submission entry: this many transfers may be in flight before further ones wait.
+/// Completion entries per submission entry: this many transfers may be in flight before further ones wait, but for a few of
+/// each file. The kernel keeps the completions of those where there is no room.
 const COMPLETIONS_PER_ENTRY: u32 = 4;
+
+/// Threads that the kernel may start for a ring, for operations that block there. It would have 4 a CPU, which as many reads
+/// of one disk that hangs take from all. They are started when needed only: this is beyond what may be in flight, but for
+/// a hundred disks that hang at once.
+const WORKERS_MAX: u32 = 4096;
 
 /// Tries set-ups from the best to the plainest (Linux 6.1, 5.19, 5.10).
 pub(super) fn make(entries: u32) -> io::Result<IoUring> {
@@ -25,7 +31,11 @@ pub(super) fn make(entries: u32) -> io::Result<IoUring> {
         builder.dontfork().setup_clamp().setup_cqsize(entries.saturating_mul(COMPLETIONS_PER_ENTRY));
         setup(&mut builder);
         match builder.build(entries) {
-            Ok(uring) if uring.params().is_feature_nodrop() => return Ok(uring),
+            Ok(uring) if uring.params().is_feature_nodrop() => {
+                // The bounded ones: those for files and block devices. Linux before 5.15 does not let us.
+                let _ = uring.submitter().register_iowq_max_workers(&mut [WORKERS_MAX, 0]);
+                return Ok(uring);
+            }
             Ok(_) => return Err(explain(io::Error::from_raw_os_error(libc::ENOSYS))),
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => last = e,
             Err(e) => return Err(explain(e)),
@@ -47,4 +57,20 @@ fn explain(e: io::Error) -> io::Error {
         _ => "the io_uring could not be made",
     };
     io::Error::new(e.kind(), format!("{remedy} ({e})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// More of them than may be in flight: with as many as the kernel has for two CPUs, eight reads that hang stop all.
+    #[test]
+    fn there_are_workers_for_all_that_may_hang() {
+        let ring = make(256).unwrap();
+        let mut limits = [0, 0];
+        match ring.submitter().register_iowq_max_workers(&mut limits) {
+            Ok(()) => assert!(limits[0] > 2 * ring.params().cq_entries(), "{limits:?}"),
+            Err(e) => assert_eq!(e.raw_os_error(), Some(libc::EINVAL), "a kernel before 5.15"),
+        }
+    }
 }

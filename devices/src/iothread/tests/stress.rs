@@ -244,3 +244,73 @@ fn a_task_that_never_rests_starves_nobody() {
         stop.set(true);
     });
 }
+
+/// A host that does not answer for a disk, or for a few, takes no room in the ring from another.
+#[test]
+fn files_that_hang_leave_room_for_the_others() {
+    on_thread(|io| async move {
+        let files: Vec<_> = (0..4).map(|_| pipe()).collect();
+        for (hung, _) in &files {
+            for _ in 0..1500 {
+                let (reader, file) = (io.clone(), hung.clone());
+                io.spawn(async move { drop(reader.read(&file, 0, buffer(1)).await) });
+            }
+        }
+        io.sleep(Duration::from_millis(5)).await;
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let work = async {
+            for at in 0..200 {
+                io.write(&file, at, filled(&[at as u8]), false).await.0.unwrap();
+            }
+            io.sync(&file).await.unwrap();
+            bytes_of(io.read(&file, 100, buffer(3)).await.1)
+        };
+        let done = io.at_most(Duration::from_secs(20), work).await;
+        assert_eq!(done.as_deref(), Some(&[100, 101, 102][..]));
+        // Those of a file go on in their turn when others of it end.
+        for (hung, mut writer) in files {
+            writer.write_all(&[7; 1500]).unwrap();
+            while Arc::strong_count(&hung) > 1 {
+                io.sleep(Duration::from_millis(1)).await;
+            }
+        }
+    });
+}
+
+/// As [`files_that_hang_leave_room_for_the_others`], where the futures of what hangs are gone.
+#[test]
+fn abandoned_operations_that_hang_leave_room_for_the_others() {
+    on_thread(|io| async move {
+        let hung = Arc::new(tempfile::tempfile().unwrap());
+        io.plot(|_| Some(mischief::Trick::Hang));
+        for _ in 0..3000 {
+            let mut read = Box::pin(io.read(&hung, 0, buffer(1)));
+            assert!(poll_once(read.as_mut()).await.is_pending());
+        }
+        io.repent();
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let done = io.at_most(Duration::from_secs(20), io.write(&file, 0, filled(&[1]), false)).await;
+        assert_eq!(done.map(|(result, _)| result.unwrap()), Some(1));
+        io.answer();
+    });
+}
+
+/// What the kernel has not got is forgotten when its future goes, wherever it waits.
+#[test]
+fn what_waits_for_a_file_that_hangs_can_be_taken_back() {
+    on_thread(|io| async move {
+        let (file, mut writer) = pipe();
+        let mut reads: Vec<_> = (0..2000).map(|_| Box::pin(io.read(&file, 0, buffer(1)))).collect();
+        for read in &mut reads {
+            assert!(poll_once(read.as_mut()).await.is_pending());
+        }
+        io.sleep(Duration::from_millis(5)).await;
+        let last = reads.pop().unwrap();
+        drop(reads.split_off(1000));
+        writer.write_all(&[5; 1001]).unwrap();
+        for read in reads {
+            assert_eq!(bytes_of(read.await.1), [5]);
+        }
+        assert_eq!(bytes_of(last.await.1), [5], "nobody else took its byte");
+    });
+}
