@@ -3,6 +3,7 @@
 //! What comes short really moves that much, so what is in the file is what the kernel would have left there.
 
 use std::cell::RefCell;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use super::op::{Op, segments};
@@ -91,13 +92,21 @@ pub fn host(host: Host, seed: u64) -> impl FnMut(Victim) -> Option<Trick> {
 
 type Plan = dyn FnMut(Victim) -> Option<Trick>;
 
+/// Data that the host has lost: each descriptor hears of it once.
+struct Loss {
+    error: i32,
+    /// Writes that are not forced hear of it as well.
+    any_write: bool,
+    heard: Vec<i32>,
+}
+
 /// The plan of a thread.
 #[derive(Default)]
-pub(super) struct Mischief(RefCell<Option<Box<Plan>>>);
+pub(super) struct Mischief(RefCell<Option<Box<Plan>>>, RefCell<Option<Loss>>);
 
 impl Mischief {
     pub(super) fn is_planned(&self) -> bool {
-        self.0.borrow().is_some()
+        self.0.borrow().is_some() || self.1.borrow().is_some()
     }
 }
 
@@ -110,6 +119,30 @@ impl Io {
     /// Everything works again.
     pub fn repent(&self) {
         *self.core.mischief.0.borrow_mut() = None;
+        *self.core.mischief.1.borrow_mut() = None;
+    }
+
+    /// The host has lost what it had taken: the next fdatasync(2) or forced write on each descriptor fails with this
+    /// error, once. On network file systems the next write of any kind does (Linux, `nfs_file_write`).
+    pub fn lose(&self, error: i32, any_write: bool) {
+        *self.core.mischief.1.borrow_mut() = Some(Loss { error, any_write, heard: Vec::new() });
+    }
+
+    /// Whether `op` is told of a loss.
+    fn tells(&self, op: &Op) -> Option<i32> {
+        let mut loss = self.core.mischief.1.borrow_mut();
+        let loss = loss.as_mut()?;
+        let file = match op {
+            Op::Sync { file, .. } => file,
+            Op::Write { file, stable, .. } if *stable || loss.any_write => file,
+            _ => return None,
+        };
+        let file = file.as_raw_fd();
+        if loss.heard.contains(&file) {
+            return None;
+        }
+        loss.heard.push(file);
+        Some(loss.error)
     }
 
     /// The host answers all operations that hang: they fail.
@@ -119,8 +152,19 @@ impl Io {
         reaped.settle();
     }
 
-    /// Runs `op` as the plan says; gives it back when the plan says nothing.
+    /// Runs `op` as the plan says; gives it back when nothing is to happen to it.
     pub(super) async fn meddle(&self, op: Op) -> Result<Outcome, Op> {
+        let op = match self.follow(op).await {
+            Ok(outcome) => return Ok(outcome),
+            Err(op) => op,
+        };
+        match self.tells(&op) {
+            Some(error) => Ok(Outcome { result: -error, count: 0, op }),
+            None => Err(op),
+        }
+    }
+
+    async fn follow(&self, op: Op) -> Result<Outcome, Op> {
         let victim = match &op {
             Op::Read { at, mem, first, .. } => Victim::Read { at: *at, len: length(mem, *first) },
             Op::Write { at, mem, first, stable, .. } => {

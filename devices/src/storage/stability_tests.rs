@@ -177,6 +177,90 @@ fn an_odd_edge_is_in_the_page_cache() {
     }
 }
 
+/// On a network file system a plain write takes the error of what was lost before, and the guest repeats it.
+#[test]
+fn a_cached_write_never_takes_the_error_of_lost_data_with_it() {
+    for cache in [CacheMode::Writeback, CacheMode::None] {
+        for error in [libc::ENOSPC, libc::EDQUOT, libc::EFBIG, libc::EIO] {
+            for pauses in [false, true] {
+                let file = file_of(LEN);
+                let Some(image) = open(&file, cache) else { continue };
+                on_io_thread(move |io| async move {
+                    let (pausing, watch) = pausing();
+                    let parking = pausing.parking.clone();
+                    let image = Image::Raw(image).guarded(None, pauses.then_some(pausing));
+                    put(&io, &image, 0, Durability::Cached).await.unwrap();
+                    io.lose(error, true);
+                    let mut second = pin!(put(&io, &image, 4096, Durability::Cached));
+                    let ended = poll_fn(|cx| match second.as_mut().poll(cx) {
+                        Poll::Pending if watch.0.load(Ordering::Relaxed) > 0 => Poll::Ready(None),
+                        ended => ended.map(Some),
+                    });
+                    match ended.await {
+                        Some(result) => assert!(result.is_err(), "{cache}, {error}"),
+                        None => {
+                            parking.resume();
+                            second.await.unwrap();
+                        }
+                    }
+                    assert_eq!(kind(image.flush(&io).await), UNSTABLE, "{cache}, {error}");
+                    io.repent();
+                    is_over(&io, &image, cache).await;
+                });
+            }
+        }
+    }
+}
+
+/// The command of a forced write is aborted after that took the error, and before the image has asked what it meant.
+#[test]
+fn a_forced_write_that_is_aborted_never_takes_the_error_of_lost_data_with_it() {
+    for cache in CACHED {
+        let file = file_of(LEN);
+        let image = open(&file, cache).unwrap();
+        on_io_thread(move |io| async move {
+            let image = Image::Raw(image).guarded(None, None);
+            io.lose(libc::ENOSPC, false);
+            let asked = Rc::new(AtomicU32::new(0));
+            let (seen, mut delay) = (asked.clone(), Some(Trick::Delay(Duration::from_secs(3600))));
+            io.plot(move |victim| {
+                let trick = is_sync(victim).then(|| delay.take()).flatten();
+                seen.fetch_add(trick.is_some().into(), Ordering::Relaxed);
+                trick
+            });
+            {
+                let mut forced = pin!(put(&io, &image, 0, Durability::Stable));
+                poll_fn(|cx| {
+                    assert!(forced.as_mut().poll(cx).is_pending());
+                    if asked.load(Ordering::Relaxed) > 0 { Poll::Ready(()) } else { Poll::Pending }
+                })
+                .await;
+            }
+            io.quiesce().await;
+            assert_eq!(kind(image.flush(&io).await), UNSTABLE, "{cache}");
+            io.repent();
+            is_over(&io, &image, cache).await;
+        });
+    }
+}
+
+/// With direct I/O the forced write goes through the descriptor that was synced.
+#[test]
+fn a_forced_write_past_the_page_cache_takes_no_error_of_an_odd_edge_with_it() {
+    let file = file_of(LEN + 512);
+    let Some(image) = open(&file, CacheMode::None) else { return };
+    let image = crate::storage::raw::coarse(image, file.path());
+    on_io_thread(move |io| async move {
+        let image = Image::Raw(image).guarded(None, None);
+        let sector = FromGuest::new(SgList::host(512, 4096).unwrap());
+        image.write(&io, ByteOffset(LEN), sector, Durability::Cached).await.unwrap();
+        io.lose(libc::ENOSPC, false);
+        assert_eq!(kind(put(&io, &image, 0, Durability::Stable).await), UNSTABLE);
+        io.repent();
+        is_over(&io, &image, CacheMode::None).await;
+    });
+}
+
 #[derive(Default)]
 struct Watch(AtomicU32);
 
@@ -309,27 +393,28 @@ fn writes_and_flushes_that_overlap_a_failure_fail() {
     }
 }
 
+/// Neither synced nor written at a place.
+fn pipe() -> Arc<File> {
+    let (_, write) = io::pipe().unwrap();
+    Arc::new(File::from(std::os::fd::OwnedFd::from(write)))
+}
+
 /// On the short way, with an error of the kernel's own: it does not flush pipes.
 #[test]
 fn the_short_way_remembers_too() {
     let file = file_of(LEN);
     let mut image = open(&file, CacheMode::Writeback).unwrap();
-    let pipe = |image: &mut RawImage| {
-        let (_, write) = io::pipe().unwrap();
-        let file = Arc::new(File::from(std::os::fd::OwnedFd::from(write)));
-        image.exchange_file(file)
-    };
-    let real = pipe(&mut image);
+    let real = image.exchange_audit(pipe()).unwrap();
     on_io_thread(move |io| async move {
         let mut image = Image::Raw(image);
         assert_eq!(kind(image.flush(&io).await), UNSTABLE);
         let Image::Raw(raw) = &mut image else { return };
-        raw.exchange_file(real);
+        raw.exchange_audit(real);
         is_over(&io, &image, CacheMode::Writeback).await;
     });
     // A forced write: the pipe has no place to write at.
     let mut image = open(&file, CacheMode::Writeback).unwrap();
-    let real = pipe(&mut image);
+    let real = image.exchange_file(pipe());
     on_io_thread(move |io| async move {
         let mut image = Image::Raw(image);
         assert_eq!(kind(put(&io, &image, 0, Durability::Stable).await), UNSTABLE);
@@ -344,8 +429,7 @@ fn the_short_way_remembers_too() {
 fn an_abandoned_flush_is_not_forgotten() {
     let file = file_of(LEN);
     let mut image = open(&file, CacheMode::Writeback).unwrap();
-    let (_, write) = io::pipe().unwrap();
-    let real = image.exchange_file(Arc::new(File::from(std::os::fd::OwnedFd::from(write))));
+    let real = image.exchange_audit(pipe()).unwrap();
     on_io_thread(move |io| async move {
         let mut image = Image::Raw(image);
         {
@@ -357,7 +441,7 @@ fn an_abandoned_flush_is_not_forgotten() {
         }
         io.quiesce().await;
         let Image::Raw(raw) = &mut image else { return };
-        raw.exchange_file(real);
+        raw.exchange_audit(real);
         is_over(&io, &image, CacheMode::Writeback).await;
     });
 }

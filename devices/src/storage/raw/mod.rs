@@ -107,11 +107,8 @@ impl RawImage {
         let name: Arc<str> = options.path.to_string_lossy().into();
         let file = |file, block| HostFile::new(file, &name, block);
         let main = file(host.file, u64::from(host.align.block));
-        // With direct I/O, what is in the page cache came through the other one.
-        let audit =
-            if options.cache.is_direct() { Some(main.file.clone()) } else { host.audit.map(Arc::new) };
         let image = Self {
-            stable: Stable::new(&name, audit, !options.cache.is_direct()),
+            stable: Stable::new(&name, host.audit.map(Arc::new), !options.cache.is_direct()),
             bounce: Bounce::new(host.align),
             pieces: host.pieces,
             dma_align: host.align.memory.max(host.align.block),

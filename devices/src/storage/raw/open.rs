@@ -23,7 +23,7 @@ pub(super) struct Host {
     pub(super) is_device: bool,
     /// See [`claim`].
     pub(super) claim: Option<File>,
-    /// The same file once more, where writes through the page cache may be forced.
+    /// The same file once more, for syncs alone, where there are any.
     pub(super) audit: Option<File>,
     /// Of a block device; 1 for files.
     pub(super) logical_block: u32,
@@ -59,12 +59,12 @@ impl Host {
         let align =
             if direct { demands(&file, sizes, options)? } else { DirectAlign { memory: 1, block: 1 } };
         let buffered = if direct && sizes.is_none() && align.block > 512 {
-            Some(open_one(options, false).map_err(|e| cannot_open(path, e))?)
+            Some(open_again(options, &file)?)
         } else {
             None
         };
-        let forced = !direct && !options.read_only && options.cache != CacheMode::Unsafe;
-        let audit = forced.then(|| open_one(options, false)).transpose().map_err(|e| cannot_open(path, e))?;
+        let synced = !options.read_only && options.cache != CacheMode::Unsafe;
+        let audit = synced.then(|| open_again(options, &file)).transpose()?;
         let stat = file.metadata().map_err(|e| cannot_open(path, e))?;
         let physical = match sizes {
             Some((_, physical)) => physical,
@@ -117,6 +117,21 @@ pub(in crate::storage) fn length(mut file: &File) -> io::Result<u64> {
 fn open_one(options: &RawOptions, direct: bool) -> io::Result<File> {
     let flags = if direct { libc::O_DIRECT } else { 0 };
     OpenOptions::new().read(true).write(!options.read_only).custom_flags(flags).open(&options.path)
+}
+
+/// The same file through the page cache, with an error cursor of its own.
+fn open_again(options: &RawOptions, file: &File) -> Result<File, OpenError> {
+    let path = options.path.as_path();
+    let again = open_one(options, false).map_err(|e| cannot_open(path, e))?;
+    let id = |file: &File| file.metadata().map(|found| (found.dev(), found.ino(), found.rdev()));
+    match (id(file), id(&again)) {
+        (Ok(first), Ok(second)) if first == second => Ok(again),
+        (Err(e), _) | (_, Err(e)) => Err(cannot_open(path, e)),
+        _ => {
+            let message = "another file took its place while it was opened; try again";
+            Err(OpenError::new(format!("{}: {message}", path.display())))
+        }
+    }
 }
 
 /// What direct I/O on the file demands.

@@ -60,7 +60,7 @@ impl RawImage {
         }
         let attempt = self.stable.latch.attempt();
         note(io, Barrier::Flush);
-        let single = io.sync_single(&self.host.file, attempt.hold());
+        let single = io.sync_single(self.audit(), attempt.hold());
         Begun::of(single.ok_or(()), Some(attempt))
     }
 

@@ -15,7 +15,8 @@ use crate::storage::{BlockError, BlockErrorKind};
 /// What an image knows of its stability.
 pub(super) struct Stable {
     pub(super) latch: Arc<Stability>,
-    /// The same file with an error cursor of its own; `None` where nothing is forced.
+    /// The same file with an error cursor of its own; `None` where nothing is synced. Nothing is ever written through it:
+    /// a write, even one that is not forced (Linux, `nfs_file_write`), may take the error of data that was lost before.
     audit: Option<Arc<File>>,
     /// Data may be in the host's page cache.
     page_cache: AtomicBool,
@@ -49,11 +50,16 @@ impl RawImage {
         self.stable.latch.check(action)
     }
 
+    /// What syncs go through.
+    pub(super) fn audit(&self) -> &Arc<File> {
+        self.stable.audit.as_ref().unwrap_or(&self.host.file)
+    }
+
     /// Makes everything stable that was written.
     pub(super) async fn sync(&self, io: &Io, action: Action) -> Result<(), BlockError> {
         self.stable.latch.check(action)?;
         let attempt = self.stable.latch.attempt();
-        let result = sync(io, &self.host.file, &attempt).await;
+        let result = sync(io, self.audit(), &attempt).await;
         match result {
             Ok(()) => attempt.succeeded(action).await,
             Err(error) => Err(attempt.failed(action, error)),
@@ -95,17 +101,18 @@ impl RawImage {
     /// A forced write did not end well, with `error` or short of its end. Succeeds when all that failed is that write.
     ///
     /// A full host can refuse a write, whose data the guest still has, or lose what it had taken: the error is the
-    /// same. The cursor of another file description tells one from the other.
+    /// same. The cursor of the descriptor for syncs tells one from the other; until it was asked, the error stays there for
+    /// the next flush.
     pub(in crate::storage) async fn suspect(
         &self,
         io: &Io,
         attempt: Attempt,
         error: Option<&io::Error>,
     ) -> Result<(), BlockError> {
-        let (Some(audit), true) = (&self.stable.audit, error.is_none_or(may_be_refusal)) else {
-            return Err(attempt.failed(Action::Write, error.map_or(io::ErrorKind::Other.into(), same)));
-        };
-        let result = sync(io, audit, &attempt).await;
+        if let Some(error) = error.filter(|error| !may_be_refusal(error)) {
+            return Err(attempt.failed(Action::Write, same(error)));
+        }
+        let result = sync(io, self.audit(), &attempt).await;
         match result {
             Ok(()) => attempt.succeeded(Action::Write).await,
             Err(error) => Err(attempt.failed(Action::Write, error)),
@@ -118,6 +125,11 @@ impl RawImage {
     /// Another file in the place of the image's; returns that.
     pub(in crate::storage) fn exchange_file(&mut self, file: Arc<File>) -> Arc<File> {
         std::mem::replace(&mut self.host.file, file)
+    }
+
+    /// As [`RawImage::exchange_file`], of the one that is synced.
+    pub(in crate::storage) fn exchange_audit(&mut self, file: Arc<File>) -> Option<Arc<File>> {
+        self.stable.audit.replace(file)
     }
 }
 
