@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use super::attention::Attention;
 use super::lun::Address;
@@ -18,6 +19,9 @@ use super::{
 use crate::iothread::Io;
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+/// After how long a task management function that waits for the host says so.
+const SLOW_FUNCTION: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(10) };
 
 /// The relation of one initiator port and one target port.
 pub struct Nexus {
@@ -169,10 +173,8 @@ impl Nexus {
     }
 
     /// Executes a task management function. When it returns, tasks that it ended have returned to their callers
-    /// or are about to without touching guest memory any more.
-    ///
-    /// Not so with [`TaskManagementReply::Failed`]: after [`Target::patience`] the host works on some of them still.
-    /// They are ended, and return when the host answers.
+    /// or are about to without touching guest memory any more: it takes as long as the host does. To fail meanwhile would
+    /// be worse: initiators then take the commands for ended and use their memory for something else.
     pub async fn manage(&self, io: &Io, function: TaskManagement) -> TaskManagementReply {
         use TaskManagement as Function;
         let lun = match function {
@@ -218,22 +220,21 @@ impl Nexus {
 
     /// Waits until what was ended has left.
     async fn left(&self, io: &Io, marks: &[(Arc<Path>, u64)]) -> TaskManagementReply {
-        let patience = self.target.patience();
-        let all = async {
+        let mut all = pin!(async {
             for (path, mark) in marks {
                 path.unit.tasks.left(*mark).await;
             }
-        };
-        if io.at_most(patience, all).await.is_some() {
-            return TaskManagementReply::Complete;
+        });
+        if io.at_most(SLOW_FUNCTION, all.as_mut()).await.is_none() {
+            let names = self.unfinished().join(", ");
+            crate::log_limited!(
+                warn,
+                "task management: the host has not answered for {names} within {} s; the function waits for it",
+                SLOW_FUNCTION.as_secs()
+            );
+            all.await;
         }
-        let names = self.unfinished().join(", ");
-        crate::log_limited!(
-            warn,
-            "task management: the host has not answered for {names} within {} s; the function fails",
-            patience.as_secs()
-        );
-        TaskManagementReply::Failed
+        TaskManagementReply::Complete
     }
 
     /// The logical units with commands that were ended and that the host still works on, for messages.

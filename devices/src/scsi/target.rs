@@ -1,9 +1,7 @@
 //! Targets: the inventory of logical units, and the functions that act on them.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
-use std::time::Duration;
 
 use thiserror::Error;
 
@@ -48,9 +46,6 @@ pub enum TaskManagementReply {
     Rejected,
     /// INCORRECT LOGICAL UNIT NUMBER
     IncorrectLun,
-    /// SERVICE DELIVERY OR TARGET FAILURE: the host works on commands still, for longer than anyone should wait. They end
-    /// when it answers.
-    Failed,
 }
 
 /// What an HBA is told about the targets behind it, so that it can raise its own events. Called on any thread.
@@ -79,11 +74,7 @@ pub struct TargetGroup(Arc<RwLock<Vec<Weak<Target>>>>);
 impl TargetGroup {
     /// Adds a target without logical units.
     pub fn target(&self) -> Arc<Target> {
-        let target = Arc::new(Target {
-            group: self.clone(),
-            patience: AtomicU64::new(PATIENCE.as_millis() as u64),
-            inventory: RwLock::default(),
-        });
+        let target = Arc::new(Target { group: self.clone(), inventory: RwLock::default() });
         let mut targets = self.0.write().unwrap_or_else(PoisonError::into_inner);
         targets.retain(|target| target.strong_count() > 0);
         targets.push(Arc::downgrade(&target));
@@ -96,14 +87,9 @@ impl TargetGroup {
     }
 }
 
-/// How long a task management function waits for commands that the host still works on: less than any initiator waits.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// A target device: logical units behind one target port.
 pub struct Target {
     group: TargetGroup,
-    /// In milliseconds.
-    patience: AtomicU64,
     inventory: RwLock<Inventory>,
 }
 
@@ -124,17 +110,6 @@ impl Target {
     #[allow(clippy::new_ret_no_self, reason = "a target is always shared")]
     pub fn new() -> Arc<Self> {
         TargetGroup::default().target()
-    }
-
-    /// How long a task management function waits for commands that the host still works on, before it fails: 10 seconds
-    /// unless set otherwise.
-    pub fn patience(&self) -> Duration {
-        Duration::from_millis(self.patience.load(Ordering::Relaxed))
-    }
-
-    /// Sets [`Self::patience`].
-    pub fn set_patience(&self, patience: Duration) {
-        self.patience.store(u64::try_from(patience.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Adds a logical unit at `lun` (any addressing method). Every nexus finds it at once: REPORTED LUNS DATA HAS
