@@ -1,7 +1,7 @@
 //! One HBA while the machine runs: what is behind it, and units that come, go and change.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use devices::storage::{BlockBackend, BlockError, Image};
 use hba_megasas::Arrival;
 use hba_virtio_scsi::VirtioScsi;
 
-use super::closing::close_with_deadline;
+use super::closing::{Answer, Asked, close_with_deadline};
 use super::hbas;
 use super::identity::Identities;
 use super::space::Space;
@@ -77,10 +77,30 @@ impl Attached {
     }
 }
 
+/// What was behind an HBA at the end of the machine.
+pub struct Taken {
+    /// For each unit its place and image, for messages, and what is to be closed.
+    pub units: Vec<(String, Vec<Leaving>)>,
+    /// Units whose images are being closed already.
+    pub closing: Vec<Arc<Answer>>,
+}
+
+/// A unit that is about to go.
+struct Leave {
+    /// Its targets.
+    behind: Vec<Arc<Target>>,
+    path: PathBuf,
+    /// It is the last unit there.
+    last: bool,
+    asked: Asked,
+}
+
 #[derive(Default)]
 struct Inventory {
     targets: BTreeMap<u8, Vec<Arc<Target>>>,
     units: BTreeMap<(u8, u16), Attached>,
+    /// Units that the guest has lost and whose images are being closed, also those that nobody waits for any more.
+    closing: Vec<Arc<Answer>>,
 }
 
 /// What is known of one logical unit.
@@ -158,17 +178,22 @@ impl Adapter {
         &self.remote
     }
 
-    /// Takes all units away at the end of the machine: for each its place and image, for messages, and what is to be closed.
-    pub fn take_units(&self) -> Vec<(String, Vec<Leaving>)> {
+    /// Takes all units away at the end of the machine.
+    pub fn take_units(&self) -> Taken {
         let mut inventory = self.lock();
-        let (units, targets) = (std::mem::take(&mut inventory.units), std::mem::take(&mut inventory.targets));
+        let Inventory { targets, units, closing } = std::mem::take(&mut *inventory);
         let take = |((target, lun), unit): ((u8, u16), Attached)| {
             let number = Lun::from_number(u32::from(lun));
             let leaving = targets.get(&target).into_iter().flatten().filter_map(|target| target.take(number));
-            let name = format!("hba {}, target {target} lun {lun}, {}", self.id, unit.path.display());
-            (name, leaving.collect())
+            (self.name(target, lun, &unit.path), leaving.collect())
         };
-        units.into_iter().map(take).collect()
+        let stays = units.into_iter().filter(|(_, unit)| !unit.leaving);
+        Taken { units: stays.map(take).collect(), closing }
+    }
+
+    /// What a unit is called in messages.
+    fn name(&self, target: u8, lun: u16, path: &Path) -> String {
+        format!("hba {}, target {target} lun {lun}, {}", self.id, path.display())
     }
 
     /// The targets of the machine.
@@ -313,14 +338,13 @@ impl Adapter {
     /// returns the image is closed, or an error says why not; the guest has lost the unit in any case.
     pub fn detach(&self, target: u8, lun: u16) -> Result<()> {
         let device = self.device()?;
-        let (behind, path, last) = self.begin_leaving(target, lun)?;
+        let Leave { behind, path, last, asked } = self.begin_leaving(target, lun)?;
         if last {
             device.close_targets(target);
         }
         let number = Lun::from_number(u32::from(lun));
-        let what = format!("hba {}, target {target} lun {lun}, {}", self.id, path.display());
         // Without the lock: it may wait for the host.
-        let closed = close_with_deadline(&self.remote, what, self.patience, move |io| async move {
+        let closed = close_with_deadline(&self.remote, asked, self.patience, move |io| async move {
             let mut leaving = Vec::with_capacity(behind.len());
             for target in &behind {
                 leaving.extend(target.detach(number).await);
@@ -336,18 +360,21 @@ impl Adapter {
             .with_context(|| format!("target {target} lun {lun} has left the guest, but {}", path.display()))
     }
 
-    /// Marks a unit as leaving: its targets, its image's path, and whether it is the last unit there.
-    fn begin_leaving(&self, target: u8, lun: u16) -> Result<(Vec<Arc<Target>>, PathBuf, bool)> {
+    /// Marks a unit as leaving.
+    fn begin_leaving(&self, target: u8, lun: u16) -> Result<Leave> {
         let mut inventory = self.lock();
         let nothing = || anyhow!("nothing at target {target} lun {lun}");
-        let behind = inventory.targets.get(&target).cloned();
+        let behind = inventory.targets.get(&target).cloned().ok_or_else(nothing)?;
         let unit = inventory.units.get_mut(&(target, lun)).ok_or_else(nothing)?;
         ensure!(!unit.leaving, "target {target} lun {lun} is being detached already");
         unit.leaving = true;
         let path = unit.path.clone();
         let others = |(&(other, _), unit): (&(u8, u16), &Attached)| other == target && !unit.leaving;
         let last = !inventory.units.iter().any(others);
-        Ok((behind.ok_or_else(nothing)?, path, last))
+        let asked = Asked::new(self.name(target, lun, &path));
+        inventory.closing.retain(|answer| !answer.is_over());
+        inventory.closing.push(asked.answer());
+        Ok(Leave { behind, path, last, asked })
     }
 
     /// Forgets a unit that has left, and with the last one its target.

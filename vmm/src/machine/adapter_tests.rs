@@ -7,6 +7,7 @@ use devices::testing::{Effect, Fault, FaultDisk, RamDisk};
 
 use super::*;
 use crate::machine::control::Control;
+use crate::machine::hbas::{Closing, Hbas};
 
 /// Takes note of targets.
 #[derive(Default)]
@@ -99,4 +100,65 @@ fn a_unit_that_is_being_detached_is_neither_there_nor_is_its_place_free() {
         detach.join().unwrap().unwrap();
     });
     assert!(adapter.units().is_empty());
+}
+
+/// Waits until the host holds the flush of `image` back.
+fn stalled(image: &Arc<Image>) -> &FaultDisk {
+    let Image::Fault(fault) = &**image else { panic!("another kind of image") };
+    while fault.stalled() == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    fault
+}
+
+/// The machine ends while the image of a detached unit is being closed: that is waited for, and only once.
+fn end_during_a_detach(patience: Duration, given_up: bool) {
+    let thread = IoThread::start("test").unwrap();
+    let (adapter, image) = adapter(&thread, Effect::Stall, patience);
+    let adapter = Arc::new(adapter);
+    let hbas = Hbas::of(vec![adapter.clone()], vec![thread]);
+    let control = Control::new(0).unwrap();
+    std::thread::scope(|scope| {
+        let detach = scope.spawn(|| adapter.detach(4, 0));
+        let fault = stalled(&image);
+        let detach = match given_up {
+            true => {
+                let said = format!("{:#}", detach.join().unwrap().unwrap_err());
+                assert!(said.contains("the host does not answer"), "{said}");
+                None
+            }
+            false => Some(detach),
+        };
+        let Closing { names, closed } = hbas.close(&control);
+        let soon = closed.recv_timeout(Duration::from_millis(50));
+        assert_eq!(soon, Err(RecvTimeoutError::Timeout), "it is not closed yet");
+        let [name] = names.as_slice() else { panic!("{names:?}") };
+        assert!(name.starts_with("hba scsi0, target 4 lun 0, /") && name.ends_with("/a.img"), "{name}");
+        fault.release();
+        assert_eq!(closed.recv_timeout(Duration::from_secs(60)), Ok((0, Ok(()))));
+        assert!(closed.recv_timeout(Duration::from_secs(60)).is_err(), "nothing else is closed");
+        if let Some(detach) = detach {
+            detach.join().unwrap().unwrap();
+        }
+    });
+    assert!(hbas.close(&control).names.is_empty(), "nothing is left");
+}
+
+#[test]
+fn the_end_waits_for_the_close_of_a_detach_that_is_under_way() {
+    end_during_a_detach(Duration::from_secs(60), false);
+}
+
+#[test]
+fn the_end_waits_for_the_close_of_a_detach_that_nobody_waits_for_any_more() {
+    end_during_a_detach(Duration::from_millis(20), true);
+}
+
+#[test]
+fn closes_that_are_over_are_not_waited_for() {
+    let thread = IoThread::start("test").unwrap();
+    let (adapter, _image) = adapter(&thread, Effect::Fail(BlockErrorKind::NoSpace), Duration::from_secs(60));
+    adapter.detach(4, 0).unwrap_err();
+    let hbas = Hbas::of(vec![Arc::new(adapter)], vec![thread]);
+    assert!(hbas.close(&Control::new(0).unwrap()).names.is_empty());
 }

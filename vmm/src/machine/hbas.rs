@@ -17,7 +17,7 @@ use devices::storage::{
 use hba_megasas::Megasas;
 use hba_virtio_scsi::{Interface, Options, VirtioScsi};
 
-use super::adapter::Adapter;
+use super::adapter::{Adapter, Taken};
 use super::chipset::Chipset;
 use super::control::Control;
 use super::ending::Over;
@@ -97,6 +97,12 @@ impl Hbas {
         Ok(hbas)
     }
 
+    /// These HBAs, without a device for the guest.
+    #[cfg(test)]
+    pub(super) fn of(adapters: Vec<Arc<Adapter>>, threads: Vec<IoThread>) -> Self {
+        Self { adapters, threads: Mutex::new(threads), ..Self::default() }
+    }
+
     fn adapter(&self, hba: &config::Hba, kind: HbaType, remote: Remote, space: &Arc<Space>) -> Adapter {
         Adapter::new(&hba.id, kind, remote, space, &self.group).with(&self.identities)
     }
@@ -144,9 +150,21 @@ impl Hbas {
             .ok();
         for adapter in &self.adapters {
             let remote = thread.as_ref().map_or_else(|| adapter.remote().clone(), IoThread::remote);
-            for (name, units) in adapter.take_units() {
+            let Taken { units, closing } = adapter.take_units();
+            let mut tell = |name: &str| {
                 let (number, done, control) = (names.len(), done.clone(), control.clone());
-                names.push(name);
+                names.push(name.to_owned());
+                move |end| {
+                    let _ = done.send((number, end));
+                    control.nudge();
+                }
+            };
+            // Detached, and not closed yet: that goes on where it is.
+            for answer in closing.iter().filter(|answer| !answer.is_over()) {
+                answer.inherit(tell(answer.name()));
+            }
+            for (name, units) in units {
+                let tell = tell(&name);
                 remote.spawn(move |io| async move {
                     let mut end = Ok(());
                     for unit in units {
@@ -161,8 +179,7 @@ impl Hbas {
                             format!("{error}{cause}")
                         }));
                     }
-                    let _ = done.send((number, end));
-                    control.nudge();
+                    tell(end);
                 });
             }
         }

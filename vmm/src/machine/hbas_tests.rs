@@ -75,8 +75,7 @@ fn healthy_images_are_closed_and_unlocked_beside_one_that_hangs() {
         }
     });
     begin.recv_timeout(LONG).unwrap();
-    let threads = Mutex::new(vec![thread]);
-    let hbas = Hbas { adapters: vec![Arc::new(adapter)], threads, ..Hbas::default() };
+    let hbas = Hbas::of(vec![Arc::new(adapter)], vec![thread]);
     let closing = hbas.close(&control);
     assert_eq!(closing.closed.recv_timeout(LONG), Ok((1, Ok(()))));
     assert!(open(&path("good.img")) && !open(&path("hung.img")), "unlocked, and still locked");
