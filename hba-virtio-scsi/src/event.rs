@@ -65,7 +65,20 @@ impl Events {
         state.waiting.is_empty() && !state.missed
     }
 
-    /// Forgets everything: a driver that starts anew looks at everything.
+    /// Forgets what the driver has not asked to hear of.
+    fn keep(&self, has: impl Fn(u64) -> bool) {
+        let mut state = self.lock();
+        state.waiting.retain(|event| has(feature_of(event)));
+        state.missed &= has(feature::SCSI_HOTPLUG) || has(feature::SCSI_CHANGE);
+    }
+
+    /// Whether something of `target` has yet to be told, or may have.
+    fn holds(&self, target: u8) -> bool {
+        let state = self.lock();
+        state.missed || state.waiting.iter().any(|event| event.lun.get(1) == Some(&target))
+    }
+
+    /// Forgets everything.
     pub(crate) fn clear(&self) {
         *self.lock() = State::default();
     }
@@ -75,12 +88,20 @@ impl Events {
     }
 }
 
+/// The feature that an event belongs to.
+fn feature_of(event: &Event) -> u64 {
+    if event.event.get() == event::PARAM_CHANGE { feature::SCSI_CHANGE } else { feature::SCSI_HOTPLUG }
+}
+
 /// Serves the event queue: its buffers are taken only when there is something to say.
 pub(crate) async fn serve(worker: Rc<Worker>, events: Arc<Events>) {
     let at_end = worker.clone();
     let _hook = worker.io().at_batch_end(move || at_end.flush());
     let (mut chain, mut watch) = (Chain::default(), worker.watch());
     while worker.next_doorbell(&mut watch).await {
+        if worker.queue().is_running() {
+            events.keep(|feature| worker.transport().has(feature));
+        }
         while !events.is_empty() {
             let size = size_of::<Event>() as u64;
             let area = |chain: &mut Chain, shape: Result<(), _>| {
@@ -108,6 +129,8 @@ pub(crate) struct EventPort {
     nexus: Weak<Nexus>,
     /// The units that the driver was told of, or finds by itself.
     known: Mutex<Vec<Lun>>,
+    /// Units that the driver has found absent once and was told of again: see [`PortEvents::introduce`].
+    again: Mutex<Vec<Lun>>,
 }
 
 impl EventPort {
@@ -124,7 +147,13 @@ impl EventPort {
             transport: Arc::downgrade(transport),
             nexus: Arc::downgrade(nexus),
             known,
+            again: Mutex::default(),
         })
+    }
+
+    /// The device was reset.
+    pub(crate) fn reset(&self) {
+        self.again().clear();
     }
 
     /// The target is new: with LUN 0 the event stands for all of it.
@@ -144,14 +173,18 @@ impl EventPort {
     }
 
     fn raise(&self, feature: u64, event: u32, lun: Lun, reason: u32) {
-        let Some(transport) = self.transport.upgrade().filter(|transport| transport.has(feature)) else {
-            return;
-        };
+        // A driver that is yet to come, or that sleeps, hears of it when it is there.
+        let hears = |transport: &Arc<Transport>| transport.has(feature) || !transport.has_driver();
+        let Some(transport) = self.transport.upgrade().filter(hears) else { return };
         let lun = lun::encode(self.target, lun);
         self.events.push(Event { event: event.into(), lun, reason: reason.into() });
         if let Some(queue) = transport.queues().get(usize::from(queue::EVENT)) {
             queue.ring_doorbell();
         }
+    }
+
+    fn again(&self) -> MutexGuard<'_, Vec<Lun>> {
+        self.again.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn known(&self) -> MutexGuard<'_, Vec<Lun>> {
@@ -165,6 +198,26 @@ impl PortEvents for EventPort {
             let reason = u32::from(asc) | u32::from(ascq) << 8;
             self.raise(feature::SCSI_CHANGE, event::PARAM_CHANGE, lun, reason);
         }
+    }
+
+    /// INQUIRY alone says little: tools send it too, through the disk that was (`smartd`), and Linux does to find out what
+    /// is gone after events were missed; others have one rescan for what goes and what comes. So the first one that follows
+    /// the events finds nothing, which has any driver part with the old disk; then the unit is told of again, and the next
+    /// INQUIRY is that of a driver that looks for new disks. One that does not hear of hot-plug gives no sign at all.
+    fn introduce(&self, lun: Lun) -> bool {
+        let hears = self.transport.upgrade().is_some_and(|transport| transport.has(feature::SCSI_HOTPLUG));
+        if !hears || self.events.holds(self.target) {
+            return false;
+        }
+        let mut again = self.again();
+        if let Some(at) = again.iter().position(|told| *told == lun) {
+            again.swap_remove(at);
+            return true;
+        }
+        again.push(lun);
+        drop(again);
+        self.transport_reset(lun, event::RESET_RESCAN);
+        false
     }
 
     fn inventory_changed(&self) {

@@ -99,7 +99,7 @@ struct Shared {
     events: Arc<Events>,
     /// What each nexus reports to, by target number.
     ports: Mutex<BTreeMap<u8, Arc<EventPort>>>,
-    /// Targets that went since the driver began: it may still take them to be there.
+    /// Targets that went since the machine was reset: a driver may still take them to be there.
     past: Mutex<BTreeSet<u8>>,
     /// The thread of the control queue.
     remote: Remote,
@@ -168,7 +168,9 @@ impl VirtioScsi {
     /// Takes the target at `id` away and tells the driver, unit by unit. Commands it runs come to their end.
     pub fn detach_target(&self, id: u8) -> Option<Arc<Nexus>> {
         let before = self.shared.directory.set(id, None)?;
-        self.shared.past().insert(id);
+        if before.is_used() {
+            self.shared.past().insert(id);
+        }
         before.set_events(None);
         if let Some(port) = self.shared.ports().remove(&id) {
             port.target_went();
@@ -226,6 +228,15 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// The machine is reset: nobody knows anything of before.
+    fn power_on(&self) {
+        self.events.clear();
+        self.past().clear();
+        self.directory.all().values().for_each(|nexus| nexus.trust());
+    }
+}
+
 impl Device for Shared {
     fn features(&self) -> u64 {
         let protection = if self.protection { feature::SCSI_T10_PI } else { 0 };
@@ -266,10 +277,8 @@ impl Device for Shared {
 
     fn reset(&self) {
         self.config.reset();
-        self.events.clear();
-        // A driver that starts anew knows nothing of before.
-        self.past().clear();
-        self.directory.all().values().for_each(|nexus| nexus.trust());
+        // What was not told yet is told to the driver that comes: it may be the one before, which slept and kept its disks.
+        self.ports().values().for_each(|port| port.reset());
     }
 }
 
@@ -290,6 +299,7 @@ impl PciFunction for VirtioScsi {
 
     fn reset(&self) {
         self.function.reset();
+        self.shared.power_on();
     }
 
     fn name(&self) -> &str {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ pub struct Nexus {
     paths: RwLock<BTreeMap<u32, Arc<Path>>>,
     /// Numbers at which there were units that the initiator may still take to be there.
     past: Mutex<BTreeSet<u32>>,
+    /// Whether the initiator has sent anything: else it knows of no unit here.
+    used: AtomicBool,
     events: Arc<Events>,
 }
 
@@ -43,6 +45,7 @@ impl Nexus {
             target,
             paths: RwLock::default(),
             past: Mutex::default(),
+            used: AtomicBool::new(false),
             events: sink,
         });
         nexus.target.join(&nexus);
@@ -60,16 +63,24 @@ impl Nexus {
     }
 
     /// The initiator may take the units here for those that were at this place before, and send them what it meant for
-    /// those. So each answers as if it were not there until the initiator has asked it who it is (standard INQUIRY data),
-    /// as it does with what is new to it. A unit attention would not do: initiators repeat a write after that.
+    /// those. So each answers as if it were not there until the initiator has asked it who it is (standard INQUIRY data)
+    /// and [`PortEvents::introduce`] takes that for a sign that it knows. A unit attention would not do: initiators
+    /// repeat a write after that.
     pub fn distrust(&self) {
         self.read().values().for_each(|path| path.set_strange(true));
     }
 
-    /// The initiator knows what is here: it begins anew, or was told in another way.
+    /// The initiator knows what is here, or nothing of what was: the machine is reset, or it was told in another way. A
+    /// reset of the HBA is no such thing: a driver that wakes up resets it, and keeps its disks.
     pub fn trust(&self) {
+        self.used.store(false, Ordering::Relaxed);
         self.past().clear();
         self.read().values().for_each(|path| path.set_strange(false));
+    }
+
+    /// Whether the initiator has sent anything since it was made or trusted.
+    pub fn is_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
     }
 
     /// Whether there is a unit that the initiator may take for another one.
@@ -93,6 +104,9 @@ impl Nexus {
     /// As [`Nexus::execute`], with the request where it is: it is moved no more. The buffers are taken out of it.
     pub async fn execute_at(&self, io: &Io, request: &mut ScsiRequest) -> Result<ScsiReply, TransportFault> {
         let offered = Offered::of(&request.data);
+        if !self.is_used() {
+            self.used.store(true, Ordering::Relaxed);
+        }
         let Some(path) = self.path(&request.lun) else {
             let outcome = absent::execute(self, &request.lun, &request.cdb, &request.data);
             return Ok(reply(outcome, offered, false));
@@ -125,14 +139,24 @@ impl Nexus {
         Ok(reply(outcome, offered, unit.logical.descriptor_sense()))
     }
 
+    /// Whether the initiator meets a unit that it may take for another one with this command: the unit carries it out then.
+    fn meets(&self, path: &Path, cdb: &Cdb) -> bool {
+        // INQUIRY, EVPD is zero.
+        let met = matches!(cdb.padded(), [0x12, 0, ..]) && self.events.introduce(path.unit.lun);
+        if met {
+            path.set_strange(false);
+        }
+        met
+    }
+
     async fn serve(&self, io: &Io, path: &Path, request: &mut ScsiRequest) -> Outcome {
         if request.attribute == TaskAttribute::Aca {
             // No ACA is ever established here (SAM-6, 8.9.5).
             return Err(SenseData::illegal(INVALID_MESSAGE_ERROR).into());
         }
         path.unit.refresh();
-        if path.is_strange() && !met(path, &request.cdb) {
-            return Err(SenseData::illegal(LUN_NOT_SUPPORTED).into());
+        if path.is_strange() && !self.meets(path, &request.cdb) {
+            return absent::execute(self, &request.lun, &request.cdb, &request.data);
         }
         if !passes_attention(request.cdb.opcode())
             && let Some(first) = path.attentions.first()
@@ -296,7 +320,9 @@ impl Nexus {
     }
 
     pub(crate) fn disconnect(&self, number: u32) {
-        self.past().insert(number);
+        if self.is_used() {
+            self.past().insert(number);
+        }
         self.write().remove(&number);
     }
 
@@ -337,19 +363,6 @@ impl Drop for Nexus {
 /// REQUEST SENSE, INQUIRY, REPORT LUNS.
 fn passes_attention(opcode: u8) -> bool {
     matches!(opcode, 0x03 | 0x12 | 0xa0)
-}
-
-/// Whether a command is carried out by a unit that the initiator may take for another one. With INQUIRY it meets the unit;
-/// TEST UNIT READY, REQUEST SENSE and REPORT LUNS say nothing of either.
-fn met(path: &Path, cdb: &Cdb) -> bool {
-    match cdb.padded() {
-        // EVPD is zero.
-        [0x12, 0, ..] => {
-            path.set_strange(false);
-            true
-        }
-        [opcode, ..] => matches!(opcode, 0x00 | 0x03 | 0x12 | 0xa0),
-    }
 }
 
 fn found(yes: bool) -> TaskManagementReply {

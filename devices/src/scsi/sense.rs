@@ -247,7 +247,8 @@ impl From<BlockError> for Failure {
             Kind::WriteFailed => check(SenseKey::MediumError, WRITE_ERROR),
             Kind::NoSpace => check(SenseKey::DataProtect, SPACE_ALLOCATION_FAILED),
             // Of the keys for what is broken for good, Linux ends commands with this one at once, as the target's and not
-            // the path's failure; MEDIUM ERROR it tries again. FreeBSD ends this code at once, too.
+            // the path's failure; MEDIUM ERROR it tries again. FreeBSD ends this code at once in some versions, and tries
+            // it a few times in others.
             Kind::Unstable => check(SenseKey::HardwareError, INTERNAL_TARGET_FAILURE),
             Kind::ReadOnly => check(SenseKey::DataProtect, WRITE_PROTECTED),
             Kind::OutOfRange => check(SenseKey::IllegalRequest, LBA_OUT_OF_RANGE),

@@ -54,6 +54,12 @@ pub trait PortEvents: Send + Sync {
     fn unit_attention(&self, lun: Lun, sense: (u8, u8));
     /// Logical units came or went: look again.
     fn inventory_changed(&self);
+    /// The initiator asks a unit who it is (standard INQUIRY data) that it may take for the one before it. Whether it has
+    /// taken note of the removal, so that it takes what answers for new; else it finds nothing there yet.
+    fn introduce(&self, lun: Lun) -> bool {
+        let _ = lun;
+        true
+    }
 }
 
 /// Why a logical unit was not attached.

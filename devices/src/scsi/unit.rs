@@ -254,6 +254,9 @@ impl Events {
             events.unit_attention(lun, code);
         }
     }
+    pub(crate) fn introduce(&self, lun: Lun) -> bool {
+        self.get().is_none_or(|events| events.introduce(lun))
+    }
     pub(crate) fn inventory_changed(&self) {
         if let Some(events) = self.get() {
             events.inventory_changed();

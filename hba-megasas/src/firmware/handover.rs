@@ -66,7 +66,9 @@ impl Handovers {
 
     /// The adapter was reset: what the driver has looked at before does not count with what it does after.
     pub(super) fn reset(&mut self) {
-        self.places.values_mut().for_each(|place| place.looked = false);
+        for place in self.places.values_mut() {
+            (place.looked, place.reminded) = (false, false);
+        }
     }
 
     /// The driver and all it knew are gone: what waited may come.
@@ -115,7 +117,7 @@ impl Handovers {
     pub(super) fn looked(&mut self, look: &Look) {
         for (id, seq) in &look.0 {
             if let Some(place) = self.places.get_mut(id).filter(|place| place.seq == *seq) {
-                place.looked = true;
+                (place.looked, place.reminded) = (true, false);
             }
         }
     }

@@ -116,6 +116,11 @@ impl Transport {
         self.negotiated.load(Ordering::Relaxed) & feature != 0
     }
 
+    /// Whether a driver has accepted features: none of the legacy interface may be.
+    pub(crate) fn has_driver(&self) -> bool {
+        self.negotiated.load(Ordering::Relaxed) != 0
+    }
+
     /// Whether the device waits for a reset after an error.
     pub(crate) fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Relaxed)

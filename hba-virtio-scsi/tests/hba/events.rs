@@ -63,49 +63,128 @@ fn targets_come_and_go() {
     assert!(bench.guest.hba.detach_target(9).is_none());
 }
 
-/// A guest that does not hear of hot-plug, or has no buffer for it, still means the disk before.
+const WRITE: [u8; 10] = [0x2a, 0, 0, 0, 0, 5, 0, 0, 1, 0];
+/// Events of target 5.
+const REMOVED: (u32, [u8; 8], u32) = (1, [1, 5, 0, 0, 0, 0, 0, 0], 2);
+const RESCAN: (u32, [u8; 8], u32) = (1, [1, 5, 0, 0, 0, 0, 0, 0], 1);
+
+/// Another disk at target 5, as `change` puts it there.
+fn change(bench: &Bench) -> Arc<Image> {
+    bench.guest.hba.detach_target(5).unwrap();
+    let (image, unit) = disk();
+    let target = Target::new();
+    target.attach(Lun([0; 8]), unit).unwrap();
+    bench.guest.hba.attach_target(5, Nexus::new(target, None));
+    image
+}
+
+fn send(bench: &mut Bench, cdb: &[u8], out: &[u8], len: usize) -> (u8, u8, Vec<u8>) {
+    bench.guest.reset_heap();
+    let reply = bench.guest.command(2, crate::guest::lun(5, 0), cdb, out, len);
+    (reply.response, reply.status, reply.data)
+}
+
+/// The peripheral qualifier and device type that INQUIRY finds.
+fn inquiry(bench: &mut Bench) -> u8 {
+    let (response, status, data) = send(bench, &[0x12, 0, 0, 0, 36, 0], &[], 36);
+    assert_eq!((response, status), (0, 0));
+    data[0]
+}
+
+/// Whether a write reaches the disk, tried as stubbornly as initiators do.
+fn writes(bench: &mut Bench, image: &Image) -> bool {
+    let Image::Recording(image) = image else { panic!("not a recording image") };
+    let before = image.operations().len();
+    let good = (0..4).any(|_| send(bench, &WRITE, &[1; 512], 0).1 == 0);
+    assert_eq!(image.operations().len() > before, good);
+    good
+}
+
+fn next_event(bench: &mut Bench) -> (u32, [u8; 8], u32) {
+    let buffer = offer(&mut bench.guest, 16);
+    event(&mut bench.guest, buffer)
+}
+
+/// The machine is reset, and a driver starts.
+fn boot(bench: &mut Bench, features: u64) {
+    devices::pci::PciFunction::reset(&*bench.guest.hba);
+    bench.guest.place();
+    bench.guest.start(VERSION_1 | features, 16);
+}
+
 #[test]
-fn a_target_in_the_place_of_another_is_used_only_by_a_driver_that_has_met_it() {
-    for features in [0, HOTPLUG] {
-        let mut bench = bench(features);
-        let write = [0x2a, 0, 0, 0, 0, 5, 0, 0, 1, 0];
-        let address = crate::guest::lun(9, 0);
-        let put = |bench: &mut Bench| {
-            let (image, unit) = disk();
-            let target = Target::new();
-            target.attach(Lun([0; 8]), unit).unwrap();
-            bench.guest.hba.attach_target(9, Nexus::new(target, None));
-            image
-        };
-        let send = |bench: &mut Bench, cdb: &[u8], out: &[u8], len: usize| {
-            let reply = bench.guest.command(2, address, cdb, out, len);
-            (reply.response, reply.status)
-        };
-        let wrote = |image: &Image| match image {
-            Image::Recording(image) => image.operations().len(),
-            #[allow(unreachable_patterns)]
-            _ => panic!("not a recording image"),
-        };
-        put(&mut bench);
-        assert_eq!(send(&mut bench, &[0; 6], &[], 0), (0, 2));
-        assert_eq!(send(&mut bench, &write, &[1; 512], 0), (0, 0));
-        bench.guest.hba.detach_target(9).unwrap();
-        let second = put(&mut bench);
-        // Initiators repeat a write after a unit attention.
-        (0..4).for_each(|_| assert_eq!(send(&mut bench, &write, &[1; 512], 0), (0, 2)));
-        assert_eq!(wrote(&second), 0);
-        send(&mut bench, &[0x12, 0, 0, 0, 36, 0], &[], 36);
-        send(&mut bench, &[0; 6], &[], 0);
-        assert_eq!(send(&mut bench, &write, &[2; 512], 0), (0, 0));
-        assert_eq!(wrote(&second), 1);
-        // A driver that begins anew knows nothing of before.
-        bench.guest.hba.detach_target(9).unwrap();
-        let third = put(&mut bench);
-        assert_eq!(send(&mut bench, &write, &[1; 512], 0), (0, 2));
-        bench.guest.start(VERSION_1 | features, 16);
-        while send(&mut bench, &[0; 6], &[], 0) != (0, 0) {}
-        assert_eq!(send(&mut bench, &write, &[3; 512], 0), (0, 0));
-        assert_eq!(wrote(&third), 1);
+fn a_disk_in_the_place_of_another_is_used_by_a_driver_that_has_found_the_place_empty() {
+    let mut bench = bench(HOTPLUG);
+    let second = change(&bench);
+    // Tools send INQUIRY as well, through the disk that was.
+    for _ in 0..3 {
+        assert!(!writes(&mut bench, &second));
+        assert_eq!(inquiry(&mut bench), 0x7f, "the driver has not been told");
+    }
+    assert_eq!([next_event(&mut bench), next_event(&mut bench)], [REMOVED, RESCAN]);
+    assert!(!writes(&mut bench, &second));
+    assert_eq!(inquiry(&mut bench), 0x7f, "whoever still has the old disk finds that it is gone");
+    assert_eq!(inquiry(&mut bench), 0x7f, "not told again yet");
+    assert!(!writes(&mut bench, &second));
+    assert_eq!(next_event(&mut bench), RESCAN);
+    assert_eq!(inquiry(&mut bench), 0);
+    assert!(writes(&mut bench, &second));
+    bench.guest.reset_heap();
+    offer(&mut bench.guest, 16);
+    bench.guest.expect_silence(1);
+}
+
+#[test]
+fn a_driver_without_hot_plug_gets_the_disk_in_the_place_of_another_when_the_machine_is_reset() {
+    let mut bench = bench(0);
+    let second = change(&bench);
+    for _ in 0..3 {
+        assert!(!writes(&mut bench, &second));
+        assert_eq!(inquiry(&mut bench), 0x7f);
+    }
+    bench.guest.start(VERSION_1, 16);
+    assert!(!writes(&mut bench, &second), "it may keep its disks over a reset of the device");
+    boot(&mut bench, 0);
+    assert_eq!(inquiry(&mut bench), 0);
+    assert!(writes(&mut bench, &second));
+}
+
+/// Linux resets the device when it goes to sleep and when it wakes up, and keeps its disks: it asks nobody who they are.
+#[test]
+fn a_guest_that_slept_hears_of_a_change_and_does_not_write_to_the_other_disk() {
+    let mut bench = bench(HOTPLUG | CHANGE);
+    bench.guest.set_status(0);
+    let second = change(&bench);
+    bench.guest.start(VERSION_1 | HOTPLUG | CHANGE, 16);
+    assert!(!writes(&mut bench, &second));
+    assert_eq!([next_event(&mut bench), next_event(&mut bench)], [REMOVED, RESCAN]);
+    assert!(!writes(&mut bench, &second));
+    assert_eq!(inquiry(&mut bench), 0x7f);
+    assert_eq!(next_event(&mut bench), RESCAN);
+    assert_eq!(inquiry(&mut bench), 0);
+    assert!(writes(&mut bench, &second));
+    // Nor does one that was awake when the change was made, and had no buffer for the events.
+    let third = change(&bench);
+    bench.guest.start(VERSION_1 | HOTPLUG, 16);
+    assert!(!writes(&mut bench, &third));
+    assert_eq!([next_event(&mut bench), next_event(&mut bench)], [REMOVED, RESCAN]);
+}
+
+#[test]
+fn a_change_before_any_driver_came_is_none() {
+    for reset in [false, true] {
+        let mut bench = Bench::cold(Options::default(), 1);
+        if reset {
+            bench.guest.start(VERSION_1 | HOTPLUG, 16);
+            bench.settle();
+            change(&bench);
+            devices::pci::PciFunction::reset(&*bench.guest.hba);
+            bench.guest.place();
+        }
+        let second = change(&bench);
+        bench.guest.start(VERSION_1, 16);
+        assert_eq!(inquiry(&mut bench), 0);
+        assert!(writes(&mut bench, &second));
     }
 }
 
@@ -161,12 +240,24 @@ fn events_beyond_measure_set_the_missed_bit_once() {
 }
 
 #[test]
-fn a_reset_forgets_events() {
-    let mut bench = bench(HOTPLUG);
-    bench.target.attach(LUN3, disk().1).unwrap();
-    bench.guest.start(VERSION_1 | HOTPLUG, 16);
-    offer(&mut bench.guest, 16);
-    bench.guest.expect_silence(1);
+fn events_outlast_a_reset_of_the_device_for_those_who_want_them_and_none_that_of_the_machine() {
+    for machine in [false, true] {
+        for features in [0, HOTPLUG] {
+            let mut bench = bench(HOTPLUG);
+            bench.target.attach(LUN3, disk().1).unwrap();
+            if machine {
+                boot(&mut bench, features);
+            } else {
+                bench.guest.start(VERSION_1 | features, 16);
+            }
+            let buffer = offer(&mut bench.guest, 16);
+            if !machine && features == HOTPLUG {
+                assert_eq!(event(&mut bench.guest, buffer), (1, [1, 5, 0, 3, 0, 0, 0, 0], 1));
+                offer(&mut bench.guest, 16);
+            }
+            bench.guest.expect_silence(1);
+        }
+    }
 }
 
 #[test]

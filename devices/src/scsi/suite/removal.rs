@@ -212,17 +212,17 @@ fn a_unit_in_the_place_of_another_is_used_only_by_who_has_met_it() {
     // What was meant for the one before, again and again, with the unit attention in between.
     for initiator in [&mut a, &mut b] {
         check(initiator, &write, &[1; 512], 0, (0x5, 0x25, 0x00));
-        check(initiator, &[0; 6], &[], 0, (0x6, 0x29, 0x00));
-        settle(initiator);
+        check(initiator, &[0; 6], &[], 0, (0x5, 0x25, 0x00));
         // A page of vital product data is asked for by whoever knows the disk.
-        exact(initiator, &[0x12, 1, 0, 0, 4, 0], &[], 4);
+        assert_eq!(exact(initiator, &[0x12, 1, 0, 0, 4, 0], &[], 4)[0], 0x7f);
         for cdb in [write, [0x41, 0, 0, 0, 0, 0, 0, 0, 1, 0], [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0]] {
             check(initiator, &cdb, &[1; 512], 0, (0x5, 0x25, 0x00));
         }
         check(initiator, &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[], 0, (0x5, 0x25, 0x00));
     }
     assert_eq!(recorded.operations(), []);
-    exact(&mut a, &[0x12, 0, 0, 0, 36, 0], &[], 36);
+    assert_eq!(exact(&mut a, &[0x12, 0, 0, 0, 36, 0], &[], 36)[0], 0);
+    settle(&mut a);
     exact(&mut a, &write, &[2; 512], 0);
     check(&mut b, &write, &[1; 512], 0, (0x5, 0x25, 0x00));
     assert_eq!(recorded.operations().len(), 1);
