@@ -28,6 +28,11 @@ impl Io {
         Scope(next)
     }
 
+    /// The scope of the work that runs now.
+    pub fn current_scope(&self) -> Scope {
+        Scope(self.core.scope.get())
+    }
+
     /// Does `work`, with all operations that it begins itself in `scope`; those of tasks that it spawns are not.
     pub fn within<'a, F: Future>(&'a self, scope: Scope, work: Pin<&'a mut F>) -> Within<'a, F> {
         Within { core: &self.core, scope, work }
@@ -47,6 +52,16 @@ impl Io {
     /// Waits until that is so.
     pub async fn settled(&self, scope: Scope) {
         self.quiet(scope, Reach::File).await;
+    }
+
+    /// Whether the kernel is done with all of those, whatever they could do.
+    pub fn is_over(&self, scope: Scope) -> bool {
+        self.core.ring.borrow().is_quiet(Some(scope.0), Reach::Nothing)
+    }
+
+    /// Waits until that is so.
+    pub async fn over(&self, scope: Scope) {
+        self.quiet(scope, Reach::Nothing).await;
     }
 
     async fn quiet(&self, scope: Scope, least: Reach) {

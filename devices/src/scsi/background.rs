@@ -4,12 +4,19 @@
 use std::future::poll_fn;
 use std::ops::Deref;
 use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use super::sense::Failure;
 use super::unit::Unit;
-use crate::iothread::Io;
+use crate::iothread::{Io, Scope};
+
+/// How long a command that was ended waits for what the host still writes, before it leaves all the same.
+pub(super) const SETTLE: Duration = Duration::from_secs(1);
+/// Commands that have left while the host does not answer for them, before a unit takes no more: each holds memory.
+const MAX_STUCK: usize = 64;
 
 #[derive(Debug, Default)]
 struct State {
@@ -23,11 +30,23 @@ struct State {
 
 /// The background work of a unit.
 #[derive(Debug, Default)]
-pub(crate) struct Background(Mutex<State>);
+pub(crate) struct Background {
+    state: Mutex<State>,
+    /// Commands that have left while the host may still write to the unit for them.
+    late: AtomicUsize,
+    /// Commands that have left while the host still works for them in any way.
+    stuck: AtomicUsize,
+}
 
 impl Background {
+    /// Whether commands must not begin: the host may still write for some that are no more, and nothing newer shall be
+    /// overtaken; or it has not answered for very many.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.late.load(Ordering::Acquire) > 0 || self.stuck.load(Ordering::Acquire) >= MAX_STUCK
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells all work to end; none begins any more.
@@ -77,6 +96,27 @@ impl Working {
     pub(crate) fn must_end(&self) -> bool {
         self.place.0.lock().ending
     }
+
+    /// A command is dropped, with the operations of `scope` perhaps not at their end. While the host may still write for it
+    /// the unit is busy, and held: whoever detaches it waits for that.
+    pub(crate) fn leave_behind(self, io: &Io, scope: Scope) {
+        if io.is_over(scope) {
+            return;
+        }
+        let background = self.place.0.clone();
+        let (late, thread) = (!io.is_settled(scope), io.clone());
+        background.late.fetch_add(usize::from(late), Ordering::AcqRel);
+        background.stuck.fetch_add(1, Ordering::AcqRel);
+        io.spawn(async move {
+            thread.settled(scope).await;
+            background.late.fetch_sub(usize::from(late), Ordering::AcqRel);
+            // Files are held, and locked, by what reads them.
+            let _ = thread.at_most(SETTLE, thread.over(scope)).await;
+            drop(self);
+            thread.over(scope).await;
+            background.stuck.fetch_sub(1, Ordering::AcqRel);
+        });
+    }
 }
 
 impl Deref for Working {
@@ -99,16 +139,17 @@ impl Drop for Place {
     }
 }
 
-/// Does `work`, which is a part of another unit's command, with `unit`. When `unit` is detached the work is dropped, and
-/// once the host has let go of it the command hears `gone`. A command that is dropped meanwhile holds the unit for that
-/// long, too.
+/// Does `work`, which is a part of another unit's command, with `unit`, on which the operations of `scope` work. When
+/// `unit` is detached the work is dropped, and once the host has let go of the unit the command hears `gone`. A command
+/// that is dropped meanwhile leaves the unit as a command of its own would.
 pub(crate) async fn visit<T>(
     io: &Io,
     unit: &Arc<Unit>,
+    scope: Scope,
     gone: Failure,
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
-    let mut visit = Visit { io, working: Some(Working::on(unit.clone())) };
+    let mut visit = Visit { io, scope, working: Some(Working::on(unit.clone())) };
     let done = {
         let mut work = pin!(work);
         poll_fn(|cx| {
@@ -120,7 +161,9 @@ pub(crate) async fn visit<T>(
         .await
     };
     if done.is_none() {
-        io.quiesce().await;
+        io.settled(scope).await;
+        // Files are held, and locked, by what reads them.
+        let _ = io.at_most(SETTLE, io.over(scope)).await;
     }
     visit.working = None;
     done.unwrap_or(Err(gone))
@@ -129,6 +172,7 @@ pub(crate) async fn visit<T>(
 /// A visitor, until it has let go of the unit.
 struct Visit<'a> {
     io: &'a Io,
+    scope: Scope,
     working: Option<Working>,
 }
 
@@ -147,10 +191,34 @@ impl Visit<'_> {
 impl Drop for Visit<'_> {
     fn drop(&mut self) {
         if let Some(working) = self.working.take() {
-            let io = self.io.clone();
+            working.leave_behind(self.io, self.scope);
+        }
+    }
+}
+
+/// Keeps what protects writes of the work that runs now until none of them can land any more, also when that work is
+/// dropped.
+pub(crate) struct Lasting<'a, T: 'static> {
+    io: &'a Io,
+    scope: Scope,
+    what: Option<T>,
+}
+
+impl<'a, T> Lasting<'a, T> {
+    pub(crate) fn new(io: &'a Io, what: T) -> Self {
+        Self { io, scope: io.current_scope(), what: Some(what) }
+    }
+}
+
+impl<T> Drop for Lasting<'_, T> {
+    fn drop(&mut self) {
+        if !self.io.is_settled(self.scope)
+            && let Some(what) = self.what.take()
+        {
+            let (io, scope) = (self.io.clone(), self.scope);
             self.io.spawn(async move {
-                io.quiesce().await;
-                drop(working);
+                io.settled(scope).await;
+                drop(what);
             });
         }
     }

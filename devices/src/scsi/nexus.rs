@@ -114,9 +114,7 @@ impl Nexus {
         let unit = &path.unit;
         let order = unit.logical.attribute(&request.cdb, request.attribute);
         let outcome = match unit.tasks.enter(self.id, request.tag, order) {
-            Some(_) if unit.is_busy() && !passes_attention(request.cdb.opcode()) => {
-                Err(Failure::Status(Status::Busy))
-            }
+            Some(_) if refuses(unit, request) => Err(Failure::Status(Status::Busy)),
             None => Err(Failure::Status(Status::TaskSetFull)),
             Some(task) => {
                 let scope = io.scope();
@@ -129,7 +127,7 @@ impl Nexus {
                     Ok(outcome) => outcome,
                     Err(why) => {
                         // The command's work is dropped, the kernel's part of it perhaps not yet done.
-                        unit.part(io, scope).await;
+                        unit.part(io, scope, &request.cdb).await;
                         drop(task);
                         ended(why)?
                     }
@@ -153,6 +151,10 @@ impl Nexus {
         if request.attribute == TaskAttribute::Aca {
             // No ACA is ever established here (SAM-6, 8.9.5).
             return Err(SenseData::illegal(INVALID_MESSAGE_ERROR).into());
+        }
+        // Once more: what it waited for may have left something behind.
+        if refuses(&path.unit, request) {
+            return Err(Failure::Status(Status::Busy));
         }
         path.unit.refresh();
         if path.is_strange() && !self.meets(path, &request.cdb) {
@@ -357,6 +359,11 @@ impl Drop for Nexus {
             path.unit.unregister(self.id);
         }
     }
+}
+
+/// Whether the unit is too busy for a command.
+fn refuses(unit: &Unit, request: &ScsiRequest) -> bool {
+    unit.is_busy() && !passes_attention(request.cdb.opcode())
 }
 
 /// Commands that neither report a unit attention condition by CHECK CONDITION nor are stopped by one (SAM-6, 5.14):

@@ -1,11 +1,10 @@
 //! Logical units: what is behind a LUN, and what every kind of it shares.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
-use std::time::Duration;
 
 use super::attention::{Attention, Attentions};
-use super::background::{Background, Working};
+use super::background::{Background, SETTLE, Working};
 use super::disk::{self, Disk, Image};
 use super::nexus::Nexus;
 use super::outcome::Outcome;
@@ -15,9 +14,6 @@ use super::tasks::{NexusId, TaskSet};
 use super::{Cdb, DataBuffers, Lun, PortEvents, TaskAttribute};
 use crate::iothread::{Io, Scope};
 use crate::storage::BlockError;
-
-/// How long a command that was ended waits for what the host still writes, before it leaves all the same.
-const SETTLE: Duration = Duration::from_secs(1);
 
 /// A device server. The CDB stays raw up to here, so a unit that passes commands through is one more variant.
 pub enum LogicalUnit {
@@ -69,6 +65,13 @@ impl LogicalUnit {
         }
     }
 
+    /// Whether a command works on media only as a visitor, at this unit as at others.
+    fn only_visits(&self, cdb: &Cdb) -> bool {
+        match self {
+            Self::Disk(_) => disk::is_extended_copy(cdb),
+        }
+    }
+
     /// Whether sense data goes out in descriptor format.
     pub(crate) fn descriptor_sense(&self) -> bool {
         match self {
@@ -112,8 +115,6 @@ pub(crate) struct Unit {
     pub(crate) tasks: TaskSet,
     pub(crate) reservations: Reservations,
     pub(crate) background: Arc<Background>,
-    /// Commands that have left while the host may still write for them.
-    abandoned: AtomicUsize,
     paths: RwLock<Vec<Weak<Path>>>,
 }
 
@@ -125,31 +126,23 @@ impl Unit {
             tasks: TaskSet::default(),
             reservations: Reservations::default(),
             background: Arc::default(),
-            abandoned: AtomicUsize::new(0),
             paths: RwLock::default(),
         })
     }
 
     /// Waits until a command that was ended may leave: the host does not reach the guest's memory for it any more. Where
-    /// the host may still write what the command had brought, the unit is busy until that is over: nothing newer shall be
-    /// overtaken.
-    pub(crate) async fn part(self: &Arc<Self>, io: &Io, scope: Scope) {
+    /// the host may still write what the command had brought, the unit is busy until that is over.
+    pub(crate) async fn part(self: &Arc<Self>, io: &Io, scope: Scope, cdb: &Cdb) {
         io.released(scope).await;
-        if io.at_most(SETTLE, io.settled(scope)).await.is_some() {
-            return;
+        let _ = io.at_most(SETTLE, io.settled(scope)).await;
+        if !self.logical.only_visits(cdb) {
+            Working::on(self.clone()).leave_behind(io, scope);
         }
-        self.abandoned.fetch_add(1, Ordering::AcqRel);
-        // Whoever detaches the unit waits for this too.
-        let (unit, thread) = (Working::on(self.clone()), io.clone());
-        io.spawn(async move {
-            thread.settled(scope).await;
-            unit.abandoned.fetch_sub(1, Ordering::AcqRel);
-        });
     }
 
-    /// Whether the host may still write for commands that are no more.
+    /// Whether commands must not begin.
     pub(crate) fn is_busy(&self) -> bool {
-        self.abandoned.load(Ordering::Acquire) > 0
+        self.background.is_busy()
     }
 
     /// What the host calls the medium.

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 pub use crate::storage::Image;
 pub use config::{DiskConfig, DiskError, ProtectionType};
+pub(super) use copy::is_extended_copy;
 pub(super) use update::runs_alone;
 
 use self::commands::{COMMANDS, Id, STARTS};
@@ -58,7 +59,7 @@ pub struct Disk<B> {
     copies: copy::Copies,
     protection: Option<Protection<B>>,
     /// Commands that nothing may come between, alone, and copies that other units were asked for.
-    turns: Turns,
+    turns: Arc<Turns>,
 }
 
 impl<B: BlockBackend> Disk<B> {
@@ -72,7 +73,7 @@ impl<B: BlockBackend> Disk<B> {
             power: Power::default(),
             copies: copy::Copies::default(),
             protection: None,
-            turns: Turns::default(),
+            turns: Arc::default(),
             image,
             config,
         };

@@ -15,6 +15,7 @@ use super::turns::Turns;
 use super::verify::CHUNK;
 use crate::iothread::Io;
 use crate::mem::{FromGuest, SgList, ToGuest};
+use crate::scsi::background::Lasting;
 use crate::scsi::outcome::{Done, Outcome};
 use crate::scsi::sense::{Failure, GUARD_CHECK_FAILED, REFERENCE_TAG_CHECK_FAILED, SenseData, SenseKey};
 use crate::scsi::{Cdb, DataBuffers};
@@ -31,12 +32,12 @@ const PROTECT_BIT: u8 = 7;
 pub(super) struct Protection<B> {
     pub(super) kind: ProtectionType,
     pub(super) store: Arc<B>,
-    turns: Turns,
+    turns: Arc<Turns>,
 }
 
 impl<B> Protection<B> {
     pub(super) fn new(kind: ProtectionType, store: Arc<B>) -> Self {
-        Self { kind, store, turns: Turns::default() }
+        Self { kind, store, turns: Arc::default() }
     }
 }
 
@@ -330,7 +331,7 @@ impl<B: BlockBackend> Disk<B> {
         }
         let sent = extent.blocks.min(data.data_out.len() / layout.stride(block));
         let durability = self.durability(extent.flags);
-        let _turn = protection.turns.alone().await;
+        let _turn = Lasting::new(io, protection.turns.alone().await);
         let mut at = 0;
         while at < sent {
             let chunk = self.chunk(extent.lba + at, sent - at)?;
@@ -398,7 +399,7 @@ impl<B: BlockBackend> Disk<B> {
         let checks = Checks { guard: false, reference: false };
         let (lba, blocks) = (at.0 >> self.block_shift, from.len() >> self.block_shift);
         let data = DataBuffers::from_initiator(from);
-        let _turn = protection.turns.alone().await;
+        let _turn = Lasting::new(io, protection.turns.alone().await);
         let mut done = 0;
         while done < blocks {
             let chunk = self.chunk(lba + done, blocks - done)?;
@@ -419,7 +420,7 @@ impl<B: BlockBackend> Disk<B> {
         protection: &Protection<B>,
     ) -> Result<(), BlockError> {
         let tuples = |bytes: u64| (bytes >> self.block_shift) * TUPLE;
-        let _turn = protection.turns.alone().await;
+        let _turn = Lasting::new(io, protection.turns.alone().await);
         self.image.zero(io, span, unmap).await?;
         let span = Span { at: ByteOffset(tuples(span.at.0)), len: tuples(span.len) };
         protection.store.zero(io, span, Unmap::Allowed).await

@@ -1,7 +1,7 @@
 //! Turns of tasks, on whatever threads, at work that must not be divided.
 
 use std::future::poll_fn;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
 /// Who may work now: readers together, a writer alone. A writer that waits lets no more readers in.
@@ -17,8 +17,8 @@ struct State {
 }
 
 /// A turn; it ends when dropped.
-pub(super) struct Turn<'a> {
-    turns: &'a Turns,
+pub(super) struct Turn {
+    turns: Arc<Turns>,
     alone: bool,
 }
 
@@ -27,18 +27,18 @@ struct Waiting<'a>(&'a Turns);
 
 impl Turns {
     /// Waits for a turn together with others.
-    pub(super) async fn shared(&self) -> Turn<'_> {
+    pub(super) async fn shared(self: &Arc<Self>) -> Turn {
         self.wait(|state| {
             let free = !state.writing && state.writers_waiting == 0;
             state.readers += usize::from(free);
             free
         })
         .await;
-        Turn { turns: self, alone: false }
+        Turn { turns: self.clone(), alone: false }
     }
 
     /// Waits for a turn alone.
-    pub(super) async fn alone(&self) -> Turn<'_> {
+    pub(super) async fn alone(self: &Arc<Self>) -> Turn {
         self.lock().writers_waiting += 1;
         let waiting = Waiting(self);
         self.wait(|state| {
@@ -48,7 +48,7 @@ impl Turns {
         })
         .await;
         drop(waiting);
-        Turn { turns: self, alone: true }
+        Turn { turns: self.clone(), alone: true }
     }
 
     async fn wait(&self, mut enter: impl FnMut(&mut State) -> bool) {
@@ -78,7 +78,7 @@ impl Turns {
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Turn {
     fn drop(&mut self) {
         let alone = self.alone;
         self.turns.change(|state| match alone {

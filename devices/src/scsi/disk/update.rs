@@ -8,6 +8,7 @@ use super::transfer::Extent;
 use super::verify::CHUNK;
 use crate::iothread::Io;
 use crate::mem::{FromGuest, SgList, ToGuest};
+use crate::scsi::background::Lasting;
 use crate::scsi::opcode::field;
 use crate::scsi::outcome::{Done, Outcome};
 use crate::scsi::sense::SenseData;
@@ -47,7 +48,7 @@ impl<B: BlockBackend> Disk<B> {
             // Without all the data nothing happens; the residual says why.
             return Ok(done);
         }
-        let _alone = self.turns.alone().await;
+        let _alone = Lasting::new(io, self.turns.alone().await);
         if let Some(miss) = self.differs(io, span, &data.data_out).await? {
             return Ok(done.but(miss));
         }
@@ -73,7 +74,7 @@ impl<B: BlockBackend> Disk<B> {
             return Ok(Done::received(span.len));
         }
         from.truncate(span.len);
-        let _alone = self.turns.alone().await;
+        let _alone = Lasting::new(io, self.turns.alone().await);
         self.store(io, span.at, from, self.durability(extent.flags)).await?;
         Ok(Done::received(span.len))
     }
@@ -85,7 +86,7 @@ impl<B: BlockBackend> Disk<B> {
         let sent = self.whole_blocks(span.len.min(data.data_out.len()));
         if sent > 0 {
             let scratch = self.scratch(CHUNK.min(sent))?;
-            let _alone = self.turns.alone().await;
+            let _alone = Lasting::new(io, self.turns.alone().await);
             let mut at = 0;
             while at < sent {
                 let part = Span { at: ByteOffset(span.at.0 + at), len: CHUNK.min(sent - at) };

@@ -19,9 +19,9 @@ use crate::scsi::{
 use crate::storage::{CacheMode, Image, RawImage, RawOptions, Sharing};
 use crate::testing::{on_io_thread, temp_file};
 
-const LUN_1: Lun = Lun([0, 1, 0, 0, 0, 0, 0, 0]);
+pub(super) const LUN_1: Lun = Lun([0, 1, 0, 0, 0, 0, 0, 0]);
 /// The disk that hangs is asked for what is here, in blocks.
-const FAR: u8 = 64;
+pub(super) const FAR: u8 = 64;
 
 /// A target with two disks on files.
 fn target() -> (Arc<Target>, Vec<tempfile::NamedTempFile>) {
@@ -55,14 +55,14 @@ fn plot(io: &Io) {
     });
 }
 
-fn memory() -> Dma {
+pub(super) fn memory() -> Dma {
     let dma = Dma::new(Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap()));
     dma.set_bus_master(true);
     dma
 }
 
 /// READ(10) of the block that hangs, into memory of the guest.
-fn far_read(dma: &Dma, lun: Lun) -> ScsiRequest {
+pub(super) fn far_read(dma: &Dma, lun: Lun) -> ScsiRequest {
     ScsiRequest {
         tag: Tag(7),
         lun,
@@ -73,7 +73,7 @@ fn far_read(dma: &Dma, lun: Lun) -> ScsiRequest {
     }
 }
 
-async fn begun<T>(io: &Io, mut future: std::pin::Pin<&mut impl Future<Output = T>>) {
+pub(super) async fn begun<T>(io: &Io, mut future: std::pin::Pin<&mut impl Future<Output = T>>) {
     for _ in 0..3 {
         let polled =
             std::future::poll_fn(|cx| std::task::Poll::Ready(future.as_mut().poll(cx).is_ready())).await;

@@ -13,6 +13,8 @@ mod copies;
 mod fuzz;
 #[cfg(test)]
 mod hung;
+#[cfg(test)]
+mod hung_copies;
 mod identity;
 #[cfg(test)]
 mod local;

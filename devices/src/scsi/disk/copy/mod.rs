@@ -9,6 +9,7 @@ mod results;
 mod rods;
 mod token;
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use self::list::{Cscd, CscdId, List, Segment};
@@ -19,10 +20,9 @@ use self::rods::Reading;
 pub(super) use self::token::{populate_token, write_using_token};
 use super::Disk;
 use super::vpd::Designator;
-use crate::iothread::Io;
+use crate::iothread::{Io, Scope};
 use crate::mem::{FromGuest, ToGuest};
-use crate::scsi::DataBuffers;
-use crate::scsi::background::visit;
+use crate::scsi::background::{Lasting, visit};
 use crate::scsi::opcode::{Properties, field};
 use crate::scsi::outcome::{Done, Outcome};
 use crate::scsi::sense::{
@@ -30,6 +30,7 @@ use crate::scsi::sense::{
     SenseData, SenseKey, THIRD_PARTY_DEVICE_FAILURE, UNEXPECTED_INEXACT_SEGMENT,
 };
 use crate::scsi::unit::{Context, LogicalUnit, Unit};
+use crate::scsi::{Cdb, DataBuffers, Status};
 use crate::storage::{ByteOffset, Durability, Image, Span};
 
 /// Most CSCD descriptors of one list.
@@ -50,6 +51,11 @@ pub(super) fn disk(unit: &Unit) -> &Disk<Image> {
     match &unit.logical {
         LogicalUnit::Disk(disk) => disk,
     }
+}
+
+/// Whether a command is EXTENDED COPY.
+pub(in crate::scsi) fn is_extended_copy(cdb: &Cdb) -> bool {
+    cdb.opcode() == 0x83 && cdb.padded()[1] & 0x1f <= 1
 }
 
 /// EXTENDED COPY (LID1) and (LID4): SPC-4, 6.4 and 6.5.
@@ -125,14 +131,24 @@ async fn run(
     if !whole(from, source_at) || !whole(to, target_at) {
         return Err(inexact.into());
     }
-    source.admits(context.path.nexus, READ.access(), false)?;
-    target.admits(context.path.nexus, WRITE.access(), false)?;
+    for (unit, properties) in [(&source, READ), (&target, WRITE)] {
+        ready(context, unit, properties)?;
+    }
     from.usable(READ)?;
     to.usable(WRITE)?;
-    let route = Route { from, to, reading: None };
-    let copy = copy(context.io, &route, Move { from: source_at, to: target_at, len }, moved);
-    let copy = visit(context.io, &source, unreachable(), copy);
-    visit(context.io, &target, unreachable(), copy).await
+    let io = context.io;
+    let route = Route { from, to, reading: None, reads: io.scope() };
+    let copy = copy(io, &route, Move { from: source_at, to: target_at, len }, moved);
+    let copy = visit(io, &source, route.reads, unreachable(), copy);
+    visit(io, &target, io.current_scope(), unreachable(), copy).await
+}
+
+/// Whether a unit takes a part of this command, as it would a command of its own.
+fn ready(context: Context<'_>, unit: &Unit, properties: Properties) -> Result<(), Failure> {
+    if unit.is_busy() {
+        return Err(Failure::Status(Status::Busy));
+    }
+    unit.admits(context.path.nexus, properties.access(), false)
 }
 
 const READ: Properties = Properties::MEDIUM.and(Properties::READ);
@@ -170,6 +186,8 @@ struct Route<'a> {
     to: &'a Disk<Image>,
     /// The token whose blocks are read.
     reading: Option<&'a Reading>,
+    /// Whose the operations are that read; those that write are the command's.
+    reads: Scope,
 }
 
 impl Route<'_> {
@@ -182,11 +200,17 @@ impl Route<'_> {
         self.reading.map_or(Ok(()), Reading::check)
     }
 
+    /// Reads a part.
+    async fn get(&self, io: &Io, at: u64, into: ToGuest) -> Result<(), Failure> {
+        let fetch = pin!(self.from.fetch(io, ByteOffset(at), into));
+        io.within(self.reads, fetch).await
+    }
+
     /// Writes a part. Other copies and all tokens learn of it; this copy has read what was there.
     async fn put(&self, io: &Io, at: u64, part: FromGuest) -> Result<(), Failure> {
         let own = self.reading.filter(|_| std::ptr::eq(self.from, self.to)).map(Reading::id);
         let (to, len) = (self.to, part.len());
-        let _turn = to.turns.shared().await;
+        let _turn = Lasting::new(io, to.turns.shared().await);
         to.copies.rods.changed(at, len, own);
         let result = to.put_blocks(io, ByteOffset(at), part, to.durability(0)).await;
         to.copies.rods.changed(at, len, own);
@@ -202,13 +226,13 @@ async fn copy(io: &Io, route: &Route<'_>, piece: Move, moved: &mut u64) -> Resul
         return Ok(());
     }
     let backwards = route.on_one_disk() && to > from && to - from < len;
-    let _writing = route.to.copies.rods.writing(to, len);
+    let _writing = Lasting::new(io, route.to.copies.rods.writing(to, len));
     let scratch = route.to.scratch(CHUNK.min(len))?;
     let mut done = 0;
     while done < len {
         let step = CHUNK.min(len - done);
         let at = if backwards { len - done - step } else { done };
-        route.from.fetch(io, ByteOffset(from + at), ToGuest::new(scratch.window(0, step))).await?;
+        route.get(io, from + at, ToGuest::new(scratch.window(0, step))).await?;
         route.check()?;
         route.put(io, to + at, FromGuest::new(scratch.window(0, step))).await?;
         done += step;

@@ -2,6 +2,7 @@
 //! (SPC-4, 6.24 to 6.29). Copies are over when their command is, so there is never one in progress.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -74,7 +75,7 @@ impl Held {
 #[derive(Debug, Default)]
 pub(in crate::scsi::disk) struct Copies {
     held: Mutex<VecDeque<Held>>,
-    pub(super) rods: Rods,
+    pub(super) rods: Arc<Rods>,
 }
 
 impl Copies {

@@ -114,21 +114,21 @@ impl Rods {
     }
 
     /// A copy is about to write to these bytes.
-    pub(super) fn writing(&self, at: u64, len: u64) -> Writing<'_> {
+    pub(super) fn writing(self: &Arc<Self>, at: u64, len: u64) -> Writing {
         let mut state = self.lock();
         let id = state.id();
         state.writers.push((id, Span { at: ByteOffset(at), len }));
-        Writing { rods: self, id }
+        Writing { rods: self.clone(), id }
     }
 }
 
 /// A copy that writes.
-pub(super) struct Writing<'a> {
-    rods: &'a Rods,
+pub(super) struct Writing {
+    rods: Arc<Rods>,
     id: u64,
 }
 
-impl Drop for Writing<'_> {
+impl Drop for Writing {
     fn drop(&mut self) {
         self.rods.lock().writers.retain(|(id, _)| *id != self.id);
     }

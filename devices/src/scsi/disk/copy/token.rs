@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use super::plan::{Move, moves, order};
 use super::results::Held;
 use super::rods::{Reading, Rod};
-use super::{CHUNK, READ, Route, copy, disk, unreachable, zero};
+use super::{CHUNK, READ, Route, copy, disk, ready, unreachable, zero};
+use crate::iothread::Scope;
 use crate::mem::{FromGuest, ToGuest};
-use crate::scsi::background::visit;
+use crate::scsi::background::{Lasting, visit};
 use crate::scsi::disk::Disk;
 use crate::scsi::disk::vpd::{
     DEFAULT_INACTIVITY, MAX_INACTIVITY, MAX_RANGES, MAX_TOKEN_TRANSFER, ROD_CHANGE_VULNERABLE, ROD_ZERO,
@@ -195,10 +196,11 @@ pub(in crate::scsi::disk) async fn write_using_token(
     let source = find(context, token)?;
     let mut held = Held::new(context.path.nexus, field(cdb, 6, 4) as u32, 0x11);
     let (offset, mut moved) = (field(&head, 8, 8), 0);
-    let fill = fill(context, own, &source, offset, &targets, &mut moved);
+    let reads = context.io.scope();
+    let fill = fill(context, own, &source, reads, offset, &targets, &mut moved);
     let result = match &source {
         Source::Zeros => fill.await,
-        Source::Unit(reading) => visit(context.io, reading.unit(), unreachable(), fill).await,
+        Source::Unit(reading) => visit(context.io, reading.unit(), reads, unreachable(), fill).await,
     };
     held.progress(moved);
     match &result {
@@ -221,6 +223,7 @@ async fn fill(
     context: Context<'_>,
     own: &Disk<Image>,
     source: &Source,
+    reads: Scope,
     offset: u64,
     targets: &[Span],
     moved: &mut u64,
@@ -236,13 +239,13 @@ async fn fill(
         }
     };
     let from = disk(reading.unit());
-    reading.unit().admits(context.path.nexus, READ.access(), false)?;
+    ready(context, reading.unit(), READ)?;
     from.usable(READ)?;
     let total: u64 = reading.spans().iter().map(|span| span.len).sum();
     let offset = offset.checked_mul(own.block_size()).filter(|offset| *offset < total);
     let skip = offset.ok_or(SenseData::parameter_field(8, None))?;
     let moves = moves(reading.spans(), skip, targets, own.block_size())?;
-    let route = Route { from, to: own, reading: Some(reading) };
+    let route = Route { from, to: own, reading: Some(reading), reads };
     if !route.on_one_disk() {
         for one in &moves {
             copy(context.io, &route, *one, moved).await?;
@@ -279,12 +282,13 @@ async fn move_at_once(
     if total == 0 {
         return Ok(());
     }
-    let _writing: Vec<_> = moves.iter().map(|one| route.to.copies.rods.writing(one.to, one.len)).collect();
+    let writing: Vec<_> = moves.iter().map(|one| route.to.copies.rods.writing(one.to, one.len)).collect();
+    let _writing = Lasting::new(context.io, writing);
     let scratch = route.to.scratch(total)?;
     let mut at = 0;
     for one in moves {
         let into = ToGuest::new(scratch.window(at, one.len));
-        route.from.fetch(context.io, ByteOffset(one.from), into).await?;
+        route.get(context.io, one.from, into).await?;
         at += one.len;
     }
     route.check()?;
