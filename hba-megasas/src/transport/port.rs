@@ -318,7 +318,9 @@ impl Port {
             if timeout.timed_out() && inner.registers.is_quiescing() {
                 drop(inner);
                 let disks = self.adapter.unfinished();
-                tracing::warn!("megasas: the reset waits for the host, which does not answer for {disks}");
+                // None is known where the disk has been detached, or the host keeps the I/O thread itself.
+                let whom = if disks.is_empty() { disks } else { format!(" for {disks}") };
+                tracing::warn!("megasas: the reset waits for the host, which does not answer{whom}");
                 patience *= 2;
                 inner = lock(&self.inner);
             }

@@ -211,9 +211,9 @@ impl Transport {
             if timeout.timed_out() && registers.resetting {
                 drop(registers);
                 let disks = self.device.unfinished();
-                tracing::warn!(
-                    "virtio-scsi: the reset waits for the host, which does not answer for {disks}"
-                );
+                // None is known where the disk has been detached, or the host keeps the I/O thread itself.
+                let whom = if disks.is_empty() { disks } else { format!(" for {disks}") };
+                tracing::warn!("virtio-scsi: the reset waits for the host, which does not answer{whom}");
                 patience *= 2;
                 registers = self.lock();
             }
