@@ -302,6 +302,11 @@ pub(crate) async fn serve<T, F>(
     let (mut chain, mut watch) = (Chain::default(), worker.watch());
     while worker.next_doorbell(&mut watch).await {
         worker.suppress_doorbell();
+        if !pool.has_begun_all() {
+            // The thread has enough of this queue: what waits is looked at again when it has begun that.
+            worker.left.set(true);
+            continue;
+        }
         let parse = |chain: &mut Chain, shape| {
             let parsed = parse(chain, shape);
             ((parsed.response, parsed.response_at, parsed.body), parsed.task)

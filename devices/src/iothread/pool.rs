@@ -24,6 +24,7 @@ struct Inner<F> {
     slots: RefCell<Vec<Rc<Slot<F>>>>,
     free: RefCell<Vec<usize>>,
     running: Cell<usize>,
+    unstarted: Cell<usize>,
     waiting: RefCell<Vec<Waker>>,
 }
 
@@ -34,6 +35,8 @@ struct Slot<F> {
     place: usize,
     future: RefCell<Pin<Box<Option<F>>>>,
     cancelled: Cell<bool>,
+    /// Its task was not polled yet.
+    unstarted: Cell<bool>,
     pool: Weak<Inner<F>>,
 }
 
@@ -44,6 +47,7 @@ impl<F: Future<Output = ()> + 'static> TaskPool<F> {
             slots: RefCell::default(),
             free: RefCell::default(),
             running: Cell::new(0),
+            unstarted: Cell::new(0),
             waiting: RefCell::default(),
         };
         Self { core: io.core.clone(), capacity, inner: Rc::new(inner) }
@@ -56,6 +60,8 @@ impl<F: Future<Output = ()> + 'static> TaskPool<F> {
         let Some(slot) = self.vacant() else { return Err(task) };
         slot.future.borrow_mut().set(Some(task));
         self.inner.running.set(self.inner.running.get() + 1);
+        self.inner.unstarted.set(self.inner.unstarted.get() + 1);
+        slot.unstarted.set(true);
         // On its own thread: as a wake, without looking for the thread.
         if slot.flag.mark() {
             self.core.queue(slot.index);
@@ -66,6 +72,12 @@ impl<F: Future<Output = ()> + 'static> TaskPool<F> {
     /// Number of tasks not yet finished.
     pub fn running(&self) -> usize {
         self.inner.running.get()
+    }
+
+    /// Whether the thread has begun all tasks. While it has not, further ones only grow the queue that tasks of others come
+    /// behind.
+    pub fn has_begun_all(&self) -> bool {
+        self.inner.unstarted.get() == 0
     }
 
     /// Waits until no task is running.
@@ -99,7 +111,8 @@ impl<F: Future<Output = ()> + 'static> TaskPool<F> {
             let flag = Arc::new(TaskWaker::new(self.core.shared.clone(), index));
             let future = RefCell::new(Box::pin(None));
             let waker = flag.clone().into();
-            Rc::new(Slot { index, waker, flag, place, future, cancelled: Cell::new(false), pool })
+            let (cancelled, unstarted) = (Cell::new(false), Cell::new(false));
+            Rc::new(Slot { index, waker, flag, place, future, cancelled, unstarted, pool })
         })?;
         slots.push(slot.clone());
         Some(slot)
@@ -123,12 +136,22 @@ impl<F> Slot<F> {
                 let had = future.is_some();
                 future.set(None);
                 drop(future);
+                self.begin();
                 if had {
                     self.done();
                 }
             }
             // The task itself is what drops it: it goes when its poll is over.
             Err(_) => self.cancelled.set(true),
+        }
+    }
+
+    /// The task is polled, or goes.
+    fn begin(&self) {
+        if self.unstarted.replace(false)
+            && let Some(pool) = self.pool.upgrade()
+        {
+            pool.unstarted.set(pool.unstarted.get().saturating_sub(1));
         }
     }
 
@@ -151,6 +174,7 @@ impl<F: Future<Output = ()>> Run for Slot<F> {
         self.flag.clear();
         let Ok(mut future) = self.future.try_borrow_mut() else { return false };
         let Some(task) = future.as_mut().as_pin_mut() else { return false };
+        self.begin();
         let ended = task.poll(&mut Context::from_waker(&self.waker)).is_ready();
         if ended || self.cancelled.get() {
             future.set(None);

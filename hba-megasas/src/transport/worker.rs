@@ -382,7 +382,10 @@ pub(crate) async fn serve(worker: Rc<Worker>) {
             worker.forget(&mut batch);
         }
         let (mut count, mut bytes) = (0, 0);
-        while count < FRAMES_PER_ROUND
+        // Otherwise the thread has enough of them for now.
+        let begins = pool.has_begun_all();
+        while begins
+            && count < FRAMES_PER_ROUND
             && bytes < BYTES_PER_ROUND
             && let Some(address) = batch.next()
         {
