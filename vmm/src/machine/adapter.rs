@@ -324,7 +324,7 @@ impl Adapter {
         inventory.units.insert((lun.target, lun.lun), unit);
         drop(inventory);
         if state == UnitState::Waiting {
-            tracing::info!(
+            tracing::warn!(
                 "hba {}, target {}: {} waits until the guest has noticed that the disk before it has gone",
                 self.id,
                 lun.target,

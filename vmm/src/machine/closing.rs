@@ -119,7 +119,7 @@ impl Answer {
             }
             // The heir says it.
             _ if heir.is_some() => {}
-            (State::GivenUp, State::Done(Ok(()))) => tracing::info!("{}: closed at last", self.what),
+            (State::GivenUp, State::Done(Ok(()))) => tracing::warn!("{}: closed at last", self.what),
             (State::GivenUp, State::Done(Err(error))) => {
                 tracing::error!("{}: closing failed at last: {error}", self.what);
             }

@@ -21,7 +21,7 @@ impl Board {
     pub(super) fn new(id: &str, board: &config::Megasas, device: Arc<Megasas>) -> Self {
         let id = id.to_owned();
         device.on_arrival(Box::new(move |target| {
-            tracing::info!(
+            tracing::warn!(
                 "hba {id}, target {target}: the guest has noticed the removal; the new disk is there"
             );
         }));
