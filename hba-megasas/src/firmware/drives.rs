@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use devices::iothread::Io;
@@ -15,6 +15,11 @@ static NEXT_TAG: AtomicU64 = AtomicU64::new(OWN_TAGS);
 
 /// How long the firmware waits for a disk that it flushes, as long as Linux does for a SYNCHRONIZE CACHE of its own.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(60);
+/// How long it waits for a disk that it asks who it is: disks are asked one after the other, and Linux resets a board after
+/// 180 s. An answer takes as long as the host needs to tell the size of an image.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// The same, for a disk that has not answered the last time.
+const LATE_PATIENCE: Duration = Duration::from_millis(50);
 /// Sense key (SPC-5, 4.5.6).
 const NOT_READY: u8 = 2;
 
@@ -62,6 +67,21 @@ pub(crate) struct Place {
     block_size: AtomicU32,
     /// Name of the logical drive.
     name: Mutex<[u8; 16]>,
+    /// What the drives said of themselves last.
+    known: [Known; 2],
+}
+
+/// What a drive said of itself last, and whether it is late with the next answer.
+#[derive(Default)]
+struct Known {
+    identity: Mutex<Option<Identity>>,
+    late: AtomicBool,
+}
+
+impl Known {
+    fn lock(&self) -> MutexGuard<'_, Option<Identity>> {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Which of the two a frame is for.
@@ -89,6 +109,7 @@ impl Place {
             physical_settled: AtomicBool::new(false),
             block_size: AtomicU32::new(0),
             name: Mutex::default(),
+            known: Default::default(),
         }
     }
 
@@ -100,14 +121,26 @@ impl Place {
         }
     }
 
-    /// Asks a unit who it is; `None` where there is none.
+    /// Asks a unit who it is; `None` where there is none. One that cannot say so soon, because a command that must be alone
+    /// hangs on the host, is what it was when it was asked last; of one that never answered nothing is known.
     pub(crate) async fn identify(&self, io: &Io, kind: Kind) -> Option<Identity> {
-        let nexus = match kind {
-            Kind::Logical => self.own_logical.as_ref()?,
-            Kind::Physical => &self.own_physical,
+        let (nexus, known) = match kind {
+            Kind::Logical => (self.own_logical.as_ref()?, self.known.first()?),
+            Kind::Physical => (&self.own_physical, self.known.last()?),
         };
-        settle(io, nexus).await;
-        Some(identify(io, nexus).await)
+        let patience = if known.late.load(Ordering::Relaxed) { LATE_PATIENCE } else { PATIENCE };
+        let ask = async {
+            settle(io, nexus).await;
+            identify(io, nexus).await
+        };
+        let answer = io.at_most(patience, ask).await;
+        known.late.store(answer.is_none(), Ordering::Relaxed);
+        match answer {
+            // A reset came in between.
+            Some(identity) if identity.block_size == 0 => Some(identity),
+            Some(identity) => Some(known.lock().insert(identity).clone()),
+            None => Some(known.lock().clone().unwrap_or_default()),
+        }
     }
 
     /// Makes everything stable that was written; false, and a line in the log, when the disk could not, or not in time.
@@ -330,6 +363,12 @@ pub(crate) struct Identity {
     pub(crate) solid_state: bool,
 }
 
+impl Default for Identity {
+    fn default() -> Self {
+        Self { inquiry: [0; 96], vpd_83: [0; 64], block_size: 0, sectors: 0, solid_state: false }
+    }
+}
+
 /// Asks a unit who it is.
 async fn identify(io: &Io, nexus: &Nexus) -> Identity {
     let mut inquiry = [0; 96];
@@ -393,7 +432,64 @@ impl Identity {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::time::Instant;
+
+    use devices::scsi::{Disk, DiskConfig, Image, LogicalUnit, Target};
+    use devices::storage::Action;
+    use devices::testing::{Effect, Fault, FaultDisk, RamDisk, on_io_thread};
+
     use super::*;
+
+    /// COMPARE AND WRITE of block 0.
+    fn compare_and_write() -> ScsiRequest {
+        let memory = SgList::host(1024, 512).unwrap();
+        ScsiRequest {
+            tag: Tag(1),
+            lun: Lun::default(),
+            cdb: Cdb::new(&[0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]),
+            attribute: TaskAttribute::Simple,
+            priority: 0,
+            data: DataBuffers::from_initiator(FromGuest::new(memory)),
+        }
+    }
+
+    #[test]
+    fn a_disk_that_hangs_is_what_it_was() {
+        on_io_thread(|io| async move {
+            let image = Arc::new(Image::Fault(FaultDisk::new(RamDisk::new(8 << 20))));
+            let Image::Fault(fault) = &*image else { panic!("another kind of image") };
+            let target = Target::new();
+            let disk = Disk::new(image.clone(), DiskConfig::default()).unwrap();
+            target.attach(Lun::default(), LogicalUnit::Disk(disk)).unwrap();
+            let nexus = Nexus::new(target, None);
+            let drive = Drive { logical: Some(nexus.clone()), physical: nexus.clone() };
+            let (place, stranger) = (Place::new(0, drive.clone(), 1, 0), Place::new(0, drive, 1, 0));
+            let kinds = [Kind::Logical, Kind::Physical];
+            for kind in kinds {
+                assert_eq!(place.identify(&io, kind).await.unwrap().sectors, 16384);
+            }
+            settle(&io, &nexus).await;
+            fault.inject(Fault::every(Action::Read, Effect::Stall));
+            let mut hung = pin!(nexus.execute(&io, compare_and_write()));
+            assert!(io.at_most(Duration::from_millis(10), hung.as_mut()).await.is_none());
+            assert_eq!(fault.stalled(), 1);
+            let begin = Instant::now();
+            for kind in kinds.repeat(10) {
+                let ask = io.at_most(Duration::from_secs(5), place.identify(&io, kind)).await;
+                let identity = ask.expect("an answer").unwrap();
+                assert_eq!((identity.sectors, identity.block_size), (16384, 512));
+                assert_eq!(&identity.inquiry[8..11], b"VMM");
+                assert_eq!(identity.vpd_83[1], 0x83);
+            }
+            assert!(begin.elapsed() < Duration::from_secs(5), "asked one after the other");
+            assert_eq!(stranger.identify(&io, Kind::Physical).await.unwrap().sectors, 0);
+            fault.heal();
+            fault.release();
+            hung.await.unwrap();
+            assert_eq!(stranger.identify(&io, Kind::Physical).await.unwrap().sectors, 16384);
+        });
+    }
 
     fn identity(page: &[u8]) -> Identity {
         let mut vpd_83 = [0; 64];
