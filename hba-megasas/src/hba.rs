@@ -120,7 +120,9 @@ impl Megasas {
     /// its events is dropped.
     pub fn shut_down(&self) {
         self.port.close();
-        self.shared.firmware.log().close();
+        // Without the log's lock: commands that end write to it, and a store may wait for the host.
+        let store = self.shared.firmware.log().close();
+        drop(store);
     }
 
     /// Puts a drive at `id`, which is its target, device and slot number, and tells the driver. Where a drive has gone, and

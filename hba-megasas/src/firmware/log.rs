@@ -178,9 +178,10 @@ impl Log {
         self.keep_marks();
     }
 
-    /// Lets go of the store, which has all records now.
-    pub(crate) fn close(&mut self) {
-        self.store = None;
+    /// Gives the store back, which has all records now.
+    #[must_use = "dropping it may take long"]
+    pub(crate) fn close(&mut self) -> Option<Box<dyn EventStore>> {
+        self.store.take()
     }
 
     /// Forgets all records; sequence numbers go on.
@@ -329,7 +330,7 @@ mod tests {
         let store = Memory::default();
         let mut log = stored(&store);
         log.append(0, &event(class::INFO, locale::LD), "kept");
-        log.close();
+        drop(log.close());
         assert_eq!(std::sync::Arc::strong_count(&store.0), 1);
         log.append(0, &event(class::INFO, locale::LD), "in memory only");
         assert_eq!((log.info().newest.get(), store.0.lock().unwrap().0.records.len()), (2, 1));

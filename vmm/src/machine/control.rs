@@ -17,7 +17,7 @@ const KICK_AGAIN: Duration = Duration::from_millis(1);
 /// How often to ask whether to go on waiting for the vCPUs' reset.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// How long the main thread may take to answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 /// When a vCPU that does not stop is worth a line in the log.
 const SLOW_STOP: Duration = Duration::from_secs(5);
 
@@ -57,6 +57,11 @@ impl Event {
     /// Whether the operator wants the end.
     fn is_end(&self) -> bool {
         matches!(self, Self::Quit | Self::Signal(_))
+    }
+
+    /// Whether it makes `other`, which came before, needless.
+    fn revokes(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::Pause(false), Self::Pause(true)))
     }
 }
 
@@ -138,10 +143,12 @@ impl Control {
 
     /// Hands `event` to the main thread.
     pub fn post(&self, event: Event) {
+        let mut state = self.lock();
         if event.is_end() {
             self.ends.fetch_add(1, Ordering::AcqRel);
         }
-        self.lock().events.push_back(event);
+        state.events.push_back(event);
+        drop(state);
         self.nudge();
     }
 
@@ -157,6 +164,26 @@ impl Control {
         self.ends.load(Ordering::Acquire)
     }
 
+    /// How often he has, and the main thread has taken note of it.
+    pub fn ends_taken(&self) -> usize {
+        let state = self.lock();
+        self.ends() - state.events.iter().filter(|event| event.is_end()).count()
+    }
+
+    /// Whether what came after `event` makes it needless: the guest is to go on after all.
+    pub fn is_revoked(&self, event: &Event) -> bool {
+        self.lock().events.iter().any(|other| other.revokes(event))
+    }
+
+    /// Takes what is to be done instead of `event`, which waits for a vCPU that does not stop: the end, or what revokes it.
+    pub fn take_instead(&self, event: &Event) -> Option<Event> {
+        self.take_end().or_else(|| {
+            let events = &mut self.lock().events;
+            let place = events.iter().position(|other| other.revokes(event))?;
+            events.remove(place)
+        })
+    }
+
     /// Takes the oldest event by which the operator asks for the end, before all others.
     pub fn take_end(&self) -> Option<Event> {
         let events = &mut self.lock().events;
@@ -164,13 +191,22 @@ impl Control {
         events.remove(place)
     }
 
-    /// Has the main thread pause the guest, or let it go on, and returns when that is done.
-    pub fn ask_to_pause(&self, pause: bool) -> io::Result<()> {
+    /// Has the main thread pause the guest, or let it go on, and returns when that is done. A pause that does not come within
+    /// `patience` is taken back.
+    pub fn ask_to_pause(&self, pause: bool, patience: Duration) -> io::Result<()> {
         self.post(Event::Pause(pause));
         let state = self.lock();
-        let wait = self.changed.wait_timeout_while(state, PATIENCE, |state| state.paused != pause);
-        let (_state, timeout) = wait.unwrap_or_else(PoisonError::into_inner);
-        if timeout.timed_out() { Err(io::Error::other("the machine does not answer")) } else { Ok(()) }
+        let wait = self.changed.wait_timeout_while(state, patience, |state| state.paused != pause);
+        let (state, timeout) = wait.unwrap_or_else(PoisonError::into_inner);
+        drop(state);
+        if !timeout.timed_out() {
+            return Ok(());
+        }
+        if pause {
+            // A vCPU waits for the host, say, and the others stand still meanwhile.
+            self.post(Event::Pause(false));
+        }
+        Err(io::Error::other("the machine does not answer"))
     }
 
     /// Whether the user paused the guest.
@@ -294,8 +330,9 @@ impl Control {
         self.changed.notify_all();
     }
 
-    /// Ends paused vCPU threads.
+    /// Ends vCPU threads; those that run the guest have to be kicked.
     pub fn exit(&self) {
+        self.running.store(false, Ordering::Release);
         self.lock().goal = Goal::Exit;
         self.changed.notify_all();
     }
@@ -385,6 +422,37 @@ mod tests {
         assert_eq!((asked, control.ends()), (6, 2));
         assert_eq!(control.take_end(), Some(Event::Quit));
         assert_eq!(control.take_event(), Some(Event::Pause(true)));
+    }
+
+    #[test]
+    fn a_pause_that_waits_for_a_vcpu_is_taken_back_by_a_resume() {
+        // A vCPU that never comes.
+        let control = Control::new(1).unwrap();
+        let pause = Event::Pause(true);
+        let in_vain = |revoked: &mut dyn FnMut()| {
+            let mut asked = 0;
+            control.pause(&[], || {
+                asked += 1;
+                assert!(asked < 10_000, "nobody hears it");
+                revoked();
+                !control.is_revoked(&pause)
+            })
+        };
+        assert!(!in_vain(&mut || control.post(Event::Pause(false))));
+        assert_eq!(control.take_instead(&pause), Some(Event::Pause(false)));
+        while control.take_event().is_some() {}
+        // And by whoever asked for it, when it takes too long.
+        std::thread::scope(|scope| {
+            let asking = scope.spawn(|| control.ask_to_pause(true, Duration::from_millis(20)));
+            assert!(!in_vain(&mut || ()));
+            asking.join().unwrap().unwrap_err();
+        });
+        assert_eq!(control.take_event(), Some(Event::Pause(true)));
+        assert_eq!(control.take_instead(&pause), Some(Event::Pause(false)));
+        control.post(Event::Pause(false));
+        control.post(Event::Quit);
+        assert_eq!(control.take_instead(&pause), Some(Event::Quit), "first of all");
+        assert!(!control.is_revoked(&Event::Reset("test")), "only a pause");
     }
 
     #[test]

@@ -5,19 +5,21 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::mpsc::{self, Receiver, SyncSender, TryRecvError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::control::Control;
 use super::events::MainLoop;
-use super::hbas::Closing;
+use super::hbas::{Closing, Hbas};
 use super::{End, Machine, Outcome};
 use crate::vcpu::VcpuThread;
 
 /// What is left of a wait when the operator asks for the end, or asks once more.
 const HURRY: Duration = Duration::from_secs(1);
+/// How long the main thread sleeps between two looks at what ends.
+const TURN: Duration = Duration::from_millis(1);
 /// After how long the end says what it waits for.
 const SLOW_END: Duration = Duration::from_secs(3);
 
@@ -29,14 +31,15 @@ pub struct Patience<'a> {
 }
 
 impl<'a> Patience<'a> {
-    /// Until the operator asks for the end.
+    /// Until the operator asks for the end. He may have done so already, and nobody has acted on it.
     pub fn endless(control: &'a Control) -> Self {
-        Self { control, until: None, asked: control.ends() }
+        Self { control, until: None, asked: control.ends_taken() }
     }
 
-    /// For so long; when the operator asks for the end once more, hardly any longer.
+    /// For so long; when the operator asks for the end once more, hardly any longer. What he asked for until now is what
+    /// it is for.
     pub fn limited(control: &'a Control, time: Duration) -> Self {
-        Self { until: Instant::now().checked_add(time), ..Self::endless(control) }
+        Self { control, until: Instant::now().checked_add(time), asked: control.ends() }
     }
 
     /// Whether to go on waiting.
@@ -48,6 +51,13 @@ impl<'a> Patience<'a> {
             self.until = Some(self.until.map_or(soon, |until| until.min(soon)));
         }
         self.until.is_none_or(|until| now < until)
+    }
+
+    /// Whether to go on waiting for what began at `begin`: only for a quarter of the time, so that the rest is left for what
+    /// comes then.
+    pub fn lasts_in_part(&mut self, begin: Instant) -> bool {
+        let left = |until: Instant| until.saturating_duration_since(Instant::now());
+        self.lasts() && self.until.is_none_or(|until| begin.elapsed() < left(until) / 3)
     }
 }
 
@@ -78,18 +88,20 @@ impl Machine {
         &self,
         events: &mut MainLoop,
         patience: &mut Patience<'_>,
-        work: impl FnOnce() + Send + 'static,
-    ) -> Result<bool> {
+        work: impl FnOnce() + Clone + Send + 'static,
+    ) -> bool {
         let (over, done) = Over::new(&self.control);
-        let work = move || {
+        let here = work.clone();
+        let there = move || {
             work();
             drop(over);
         };
-        std::thread::Builder::new()
-            .name("waits".into())
-            .spawn(work)
-            .context("a thread that waits for the host")?;
-        Ok(events.wait(&done, patience).is_some())
+        if let Err(e) = std::thread::Builder::new().name("waits".into()).spawn(there) {
+            tracing::warn!("no thread that waits for the host, the main thread does: {e}");
+            here();
+            return true;
+        }
+        events.wait(&done, patience).is_some()
     }
 
     /// The end of the machine, within `shutdown_timeout`: vCPUs, requests under way, images, I/O threads. Says what was given
@@ -100,21 +112,9 @@ impl Machine {
         events: &mut MainLoop,
         end: Result<End>,
     ) -> Result<End> {
-        let patience = &mut Patience::limited(&self.control, self.config.vm.shutdown_timeout);
-        self.control.exit();
-        let mut whole = self.join(threads, events, patience);
-        // No request is taken any more.
-        if !self.apart(events, patience, self.hbas.stop())? {
-            tracing::error!("an HBA was not taken out of service: the host does not answer");
-            whole = false;
-        }
-        whole &= self.close_images(events, patience);
-        // What the host has not answered for units that went before is in the threads still.
-        let (over, done) = Over::new(&self.control);
-        self.hbas.end_threads(&over);
-        drop(over);
-        whole &= events.wait(&done, patience).is_some();
-        if whole {
+        let patience = Patience::limited(&self.control, self.config.vm.shutdown_timeout);
+        let ending = Ending { control: &self.control, hbas: &self.hbas, events, patience };
+        if ending.run(threads) {
             return end;
         }
         tracing::error!("the machine ends, but the kernel may keep the process until the host answers");
@@ -123,23 +123,52 @@ impl Machine {
             end => end,
         }
     }
+}
 
-    fn join(&self, threads: Vec<VcpuThread>, events: &mut MainLoop, patience: &mut Patience<'_>) -> bool {
-        while !threads.iter().all(VcpuThread::has_ended) {
-            if !patience.lasts() {
-                tracing::error!("a vCPU does not end");
-                return false;
-            }
-            events.turn(Duration::from_millis(1));
+/// The end of everything that runs. Its steps hold each other up for a part of the time only: a vCPU or an HBA that the
+/// host keeps costs no image its end.
+struct Ending<'a> {
+    control: &'a Arc<Control>,
+    hbas: &'a Hbas,
+    events: &'a mut MainLoop,
+    patience: Patience<'a>,
+}
+
+impl Ending<'_> {
+    /// False when something was given up or failed.
+    fn run(mut self, threads: Vec<VcpuThread>) -> bool {
+        // No request is taken any more. First: a vCPU may wait for the reset of an HBA.
+        let mut stopped = Waited::new(self.control, |over| self.hbas.stop(over));
+        self.control.exit();
+        let begin = Instant::now();
+        while !(has_ended(&threads) && stopped.is_over()) && self.patience.lasts_in_part(begin) {
+            kick(&threads);
+            self.events.turn(TURN);
+        }
+        let mut whole = self.close_images();
+        // What the host has not answered for units that went before is in the threads still.
+        let mut done = Waited::new(self.control, |over| self.hbas.end_threads(over));
+        while !(has_ended(&threads) && stopped.is_over() && done.is_over()) && self.patience.lasts() {
+            kick(&threads);
+            self.events.turn(TURN);
+        }
+        whole &= done.is_over();
+        if !stopped.is_over() {
+            tracing::error!("an HBA was not taken out of service: the host does not answer");
+            whole = false;
+        }
+        if !has_ended(&threads) {
+            tracing::error!("a vCPU does not end");
+            return false;
         }
         threads.into_iter().for_each(VcpuThread::join);
-        true
+        whole
     }
 
     /// Closes all images at once; false when some are not closed.
-    fn close_images(&self, events: &mut MainLoop, patience: &mut Patience<'_>) -> bool {
+    fn close_images(&mut self) -> bool {
         let begin = Instant::now();
-        let Closing { names, closed } = self.hbas.close(&self.control);
+        let Closing { names, closed } = self.hbas.close(self.control);
         let mut waiting: Vec<usize> = (0..names.len()).collect();
         let name = |number: usize| names.get(number).map_or("", String::as_str);
         let (mut good, said) = (true, Cell::new(false));
@@ -160,8 +189,8 @@ impl Machine {
                         good = false;
                     }
                 }
-                Err(_) if !patience.lasts() => break,
-                Err(_) => events.turn(Duration::from_millis(50)),
+                Err(_) if !self.patience.lasts() => break,
+                Err(_) => self.events.turn(Duration::from_millis(50)),
             }
         }
         for &number in &waiting {
@@ -175,42 +204,36 @@ impl Machine {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::machine::Event;
+fn has_ended(threads: &[VcpuThread]) -> bool {
+    threads.iter().all(VcpuThread::has_ended)
+}
 
-    #[test]
-    fn a_wait_ends_by_time_or_because_the_end_is_wanted() {
-        let control = Control::new(0).unwrap();
-        control.post(Event::Quit);
-        let mut endless = Patience::endless(&control);
-        let mut short = Patience::limited(&control, Duration::from_millis(20));
-        let mut long = Patience::limited(&control, Duration::from_secs(3600));
-        assert!(endless.lasts() && long.lasts(), "the first wish is what they are for");
-        let begin = Instant::now();
-        while short.lasts() {
-            std::thread::yield_now();
-        }
-        assert!(begin.elapsed() >= Duration::from_millis(15));
-        control.post(Event::Signal(15));
-        let begin = Instant::now();
-        while endless.lasts() || long.lasts() {
-            assert!(begin.elapsed() < Duration::from_secs(30));
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        assert!(begin.elapsed() >= HURRY / 2);
+/// Has vCPUs that run the guest leave it; a kick may come too early.
+fn kick(threads: &[VcpuThread]) {
+    threads.iter().filter(|thread| !thread.has_ended()).for_each(VcpuThread::kick);
+}
+
+/// What an `Over` stands for.
+struct Waited {
+    over: Receiver<()>,
+    is_over: bool,
+}
+
+impl Waited {
+    /// Of what `begin` begins.
+    fn new(control: &Arc<Control>, begin: impl FnOnce(&Arc<Over>)) -> Self {
+        let (over, done) = Over::new(control);
+        begin(&over);
+        Self { over: done, is_over: false }
     }
 
-    #[test]
-    fn what_is_over_is_told_when_the_last_goes() {
-        let control = Control::new(0).unwrap();
-        let (over, done) = Over::new(&control);
-        let other = over.clone();
-        drop(over);
-        assert!(done.try_recv().is_err());
-        std::thread::spawn(move || drop(other)).join().unwrap();
-        assert!(done.try_recv().is_ok());
-        assert!(control.wake().read().is_ok(), "the main thread looks");
+    fn is_over(&mut self) -> bool {
+        self.is_over |= !matches!(self.over.try_recv(), Err(TryRecvError::Empty));
+        self.is_over
     }
 }
+
+#[cfg(test)]
+#[path = "ending_tests.rs"]
+#[allow(clippy::unwrap_used)]
+mod tests;

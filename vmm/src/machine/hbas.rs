@@ -103,6 +103,13 @@ impl Hbas {
         Self { adapters, threads: Mutex::new(threads), ..Self::default() }
     }
 
+    /// And this board, which goes with them.
+    #[cfg(test)]
+    pub(super) fn with_board(mut self, board: Arc<Megasas>) -> Self {
+        self.megasas.push(board);
+        self
+    }
+
     fn adapter(&self, hba: &config::Hba, kind: HbaType, remote: Remote, space: &Arc<Space>) -> Adapter {
         Adapter::new(&hba.id, kind, remote, space, &self.group).with(&self.identities)
     }
@@ -131,13 +138,12 @@ impl Hbas {
         }
     }
 
-    /// Takes the HBAs out of service at the end of the machine; what they return may take as long as the host does.
-    pub fn stop(&self) -> impl FnOnce() + Send + 'static {
-        let (virtio, megasas) = (self.virtio.clone(), self.megasas.clone());
-        move || {
-            virtio.iter().for_each(|hba| hba.shut_down());
-            megasas.iter().for_each(|hba| hba.shut_down());
-        }
+    /// Takes the HBAs out of service at the end of the machine, each by itself: it may take as long as the host does. `over`
+    /// goes when it is done.
+    pub fn stop(&self, over: &Arc<Over>) {
+        let virtio = self.virtio.iter().cloned().map(|hba| stop(over, move || hba.shut_down()));
+        let megasas = self.megasas.iter().cloned().map(|hba| stop(over, move || hba.shut_down()));
+        virtio.chain(megasas).for_each(drop);
     }
 
     /// Ends the commands of all units and makes all images whole, each by itself: none waits for another, nor for a
@@ -191,14 +197,31 @@ impl Hbas {
     pub fn end_threads(&self, over: &Arc<Over>) {
         for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             let over = over.clone();
+            let ending = Arc::new(Mutex::new(Some(thread)));
+            let kept = ending.clone();
             let end = std::thread::Builder::new().name("io-end".into()).spawn(move || {
-                drop(thread);
+                drop(ending.lock().unwrap_or_else(PoisonError::into_inner).take());
                 drop(over);
             });
             if let Err(e) = end {
-                tracing::warn!("no thread to end an I/O thread: {e}");
+                tracing::warn!("no thread to end an I/O thread, which ends with the process: {e}");
+                // Its Drop would wait here.
+                std::mem::forget(kept);
             }
         }
+    }
+}
+
+/// Takes an HBA out of service on a thread of its own, if there can be one.
+fn stop(over: &Arc<Over>, shut_down: impl FnOnce() + Clone + Send + 'static) {
+    let (over, here) = (over.clone(), shut_down.clone());
+    let there = move || {
+        shut_down();
+        drop(over);
+    };
+    if let Err(e) = std::thread::Builder::new().name("hba-end".into()).spawn(there) {
+        tracing::warn!("no thread to take an HBA out of service, the main thread does: {e}");
+        here();
     }
 }
 

@@ -215,13 +215,7 @@ impl Machine {
             let event = events.next();
             // A vCPU that waits for a reader of the console would never stop.
             self.console.release();
-            let event = match self.stop(&threads, &event, &mut events) {
-                true => {
-                    self.console.bind();
-                    event
-                }
-                false => self.control.take_end().unwrap_or(event),
-            };
+            let event = self.stop(&threads, event, &mut events);
             match self.handle(event, &mut events) {
                 Ok(None) if self.control.is_paused() || self.space.is_short() => {}
                 Ok(None) => self.control.resume(),
@@ -232,18 +226,29 @@ impl Machine {
         self.end(threads, &mut events, end)
     }
 
-    /// Stops the vCPUs for `event`; false when one does not stop and the machine has to end all the same.
-    fn stop(&self, threads: &[VcpuThread], event: &Event, events: &mut MainLoop) -> bool {
-        let mut patience = match event {
-            Event::Quit | Event::Signal(_) | Event::PowerOff | Event::Crash(_) => {
-                Patience::limited(&self.control, self.config.vm.shutdown_timeout)
-            }
-            _ => Patience::endless(&self.control),
-        };
-        self.control.pause(threads, || {
+    /// Stops the vCPUs for `event`, which is handled then; or what the operator wants instead when one does not stop. At the
+    /// end of the machine they stop together with the rest.
+    fn stop(&self, threads: &[VcpuThread], event: Event, events: &mut MainLoop) -> Event {
+        if self.is_last(&event) {
+            return event;
+        }
+        let mut patience = Patience::endless(&self.control);
+        let stopped = self.control.pause(threads, || {
             events.turn(Duration::ZERO);
-            patience.lasts()
-        })
+            patience.lasts() && !self.control.is_revoked(&event)
+        });
+        self.console.bind();
+        if stopped { event } else { self.control.take_instead(&event).unwrap_or(event) }
+    }
+
+    /// Whether the machine ends by `event`.
+    fn is_last(&self, event: &Event) -> bool {
+        match event {
+            Event::Quit | Event::Signal(_) | Event::PowerOff | Event::Crash(Crash::Host(_)) => true,
+            Event::Reset(_) => self.config.vm.on_reset == Restart::Exit,
+            Event::Crash(Crash::Guest(_)) => self.config.vm.on_crash == Restart::Exit,
+            Event::Pause(_) | Event::NoSpace(_) | Event::TrySpace | Event::SpaceTried => false,
+        }
     }
 
     fn listen(&self, path: &Path) -> Result<Socket> {
@@ -286,7 +291,7 @@ impl Machine {
         Ok(events)
     }
 
-    /// Acts on an event while the vCPUs are stopped: `None` to run on.
+    /// Acts on an event while the vCPUs are stopped, unless it is the [last](Self::is_last): `None` to run on.
     fn handle(&self, event: Event, events: &mut MainLoop) -> Result<Option<End>> {
         let end = |outcome| Ok(Some(End::Exit(outcome)));
         let exits = |policy| policy == Restart::Exit;
@@ -355,7 +360,7 @@ impl Machine {
     fn reset(&self, events: &mut MainLoop) -> Result<bool> {
         let mut patience = Patience::endless(&self.control);
         let host = self.chipset.host.clone();
-        if !self.apart(events, &mut patience, move || host.reset())? {
+        if !self.apart(events, &mut patience, move || host.reset()) {
             return Ok(false);
         }
         self.chipset.reset();

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Map, Value, json};
 
 use super::adapter::Adapter;
-use super::control::{Control, Event};
+use super::control::{Control, Event, PATIENCE};
 use super::space::Space;
 use crate::config::{self, HbaType};
 use crate::listen;
@@ -175,12 +175,12 @@ impl Service {
             }
             "pause" | "stop" => {
                 arguments.end()?;
-                self.control.ask_to_pause(true)?;
+                self.control.ask_to_pause(true, PATIENCE)?;
                 done()
             }
             "resume" | "cont" => {
                 arguments.end()?;
-                self.control.ask_to_pause(false)?;
+                self.control.ask_to_pause(false, PATIENCE)?;
                 done()
             }
             "powerdown" | "system_powerdown" => {

@@ -119,6 +119,12 @@ pub struct VcpuThread {
 }
 
 impl VcpuThread {
+    /// A thread that acts like a vCPU.
+    #[cfg(test)]
+    pub fn of(join: JoinHandle<()>) -> Self {
+        Self { join }
+    }
+
     /// Makes KVM_RUN return. A kick that comes just before KVM_RUN is lost: the caller repeats it until the
     /// thread has answered.
     pub fn kick(&self) {
