@@ -12,6 +12,9 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Bytes that wait for the reader at most.
 pub(super) const CAPACITY: usize = 16 << 10;
+/// Bytes that are kept at most while nobody may wait: what vCPUs write until they stop is far less, but a guest can have
+/// itself reset again and again.
+const KEPT: usize = 16 * CAPACITY;
 /// At this fill the console thread writes even though its last write was only just before.
 const HALF: usize = CAPACITY / 2;
 
@@ -146,13 +149,17 @@ impl Output {
         self.space.notify_all();
     }
 
-    /// Puts in a message of our own, without waiting.
+    /// Puts in a message of our own, without waiting; when much waits already it is lost.
     pub(super) fn say(&self, text: &str) {
-        self.lock().bytes.extend(text.as_bytes());
+        let mut ring = self.lock();
+        if ring.bytes.len() < KEPT {
+            ring.bytes.extend(text.as_bytes());
+        }
+        drop(ring);
         self.wake();
     }
 
-    /// Until [`Self::bind`] no vCPU waits here: what comes is kept, however much it is.
+    /// Until [`Self::bind`] no vCPU waits here: what comes is kept beyond the bound, up to another one.
     pub(super) fn release(&self) {
         self.lock().released = true;
         self.space.notify_all();
@@ -198,7 +205,12 @@ impl Output {
                 }
             }
         }
-        let keep = ring.connected;
+        let full = ring.bytes.len() >= KEPT;
+        if full && !ring.stalled {
+            ring.stalled = true;
+            tracing::warn!("console: the reader takes nothing; output is lost until it goes on");
+        }
+        let keep = ring.connected && !full;
         (ring, keep)
     }
 }
@@ -209,7 +221,7 @@ impl Sink for Output {
             let (mut ring, keep) = self.wait_for_room(self.lock());
             if !keep {
                 ring.lost += 1;
-                if ring.lost == 1 {
+                if ring.lost == 1 && !ring.connected {
                     tracing::info!("console: nobody is connected; output is lost until somebody is");
                 }
                 continue;
@@ -323,6 +335,26 @@ mod tests {
         output.bind();
         writer.join().unwrap();
         assert_eq!(output.len(), kept + 3 * CAPACITY, "at the end nobody waits, whoever asks for it");
+    }
+
+    #[test]
+    fn a_guest_that_is_stopped_again_and_again_fills_no_memory() {
+        for patience in [Patience::Endless, Patience::Limited(Duration::from_millis(1))] {
+            let output = Output::new(patience, true).unwrap();
+            for _ in 0..100 {
+                output.release();
+                output.put(&[b'x'; CAPACITY]);
+                output.say("help");
+                output.bind();
+            }
+            assert!((CAPACITY..=KEPT + 4).contains(&output.len()), "{} bytes", output.len());
+            // The reader goes on.
+            while output.len() > 0 {
+                take(&output, CAPACITY);
+            }
+            output.put(b"again");
+            assert_eq!(take(&output, 10), b"again");
+        }
     }
 
     #[test]
