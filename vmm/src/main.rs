@@ -2,14 +2,17 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vmm::cli::{self, LogLevel, Stop};
 use vmm::config::Restart;
-use vmm::console::{Signals, die};
+use vmm::console::{Signals, Watch, die};
 use vmm::exit::{Outcome, complain, tell};
 use vmm::machine::{End, Machine};
 use vmm::{config, limits, logging};
+
+/// How long a signal that ends the process waits for the start, so that it ends in good order.
+const GRACE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     run().into()
@@ -60,7 +63,12 @@ fn run() -> Outcome {
     if let Err(error) = limits::raise_open_files() {
         tracing::warn!("the limit of open files stays as it is: {error}");
     }
-    let machine = match Machine::build(config, signals, start) {
+    // Images, kernels and logs may be on a host that does not answer.
+    let watch = Watch::start(&signals, GRACE)
+        .inspect_err(|error| tracing::warn!("no thread for signals during the start: {error}"));
+    let built = Machine::build(config, signals, start);
+    drop(watch);
+    let machine = match built {
         Ok(machine) => machine,
         Err(error) => {
             complain(format!("{error:#}"));

@@ -4,6 +4,11 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{sys, terminal};
 
@@ -63,6 +68,48 @@ impl Signals {
             }
             number => Request::Terminate(number),
         }))
+    }
+}
+
+/// Ends the process by a signal while its main thread does something that the host may never end, and hears nothing.
+pub struct Watch {
+    over: Arc<EventFd>,
+}
+
+impl Watch {
+    /// Until it is dropped, a signal that ends the process does so when nobody has taken it for as long as `grace`: usually
+    /// the main thread soon does, in better order.
+    pub fn start(signals: &Arc<Signals>, grace: Duration) -> io::Result<Self> {
+        let over = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        let (signals, ended) = (signals.clone(), over.clone());
+        thread::Builder::new().name("signals".into()).spawn(move || {
+            while let Ok(true) = signals.wait(&ended, grace) {
+                if let Ok(Some(Request::Terminate(number))) = signals.next() {
+                    tracing::error!("ended by signal {number} before the start: the host does not answer");
+                    die(number);
+                }
+            }
+        })?;
+        Ok(Self { over })
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // Fails only when the thread has been told already.
+        let _ = self.over.write(1);
+    }
+}
+
+impl Signals {
+    /// Waits until a signal has been there for `grace`; false when `over` comes before.
+    fn wait(&self, over: &EventFd, grace: Duration) -> io::Result<bool> {
+        let over = sys::entry(Some(over.as_raw_fd()), libc::POLLIN);
+        let mut both = [over, sys::entry(Some(self.as_raw_fd()), libc::POLLIN)];
+        sys::poll(&mut both, None)?;
+        let mut over = [over];
+        sys::poll(&mut over, Some(grace))?;
+        Ok(over.iter().all(|entry| entry.revents == 0))
     }
 }
 
@@ -133,4 +180,28 @@ fn open(set: &libc::sigset_t) -> io::Result<File> {
     let fd = sys::check(unsafe { libc::signalfd(-1, set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) })?;
     // SAFETY: the call just gave us this descriptor, which nobody else owns.
     Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    #[test]
+    #[allow(unsafe_code)]
+    fn a_signal_is_left_to_the_main_thread_for_a_while() {
+        // It comes to this thread alone.
+        let signals = Signals::block().unwrap();
+        let over = EventFd::new(EFD_NONBLOCK).unwrap();
+        // SAFETY: no pointers.
+        assert_eq!(unsafe { libc::raise(libc::SIGTERM) }, 0);
+        let (begin, grace) = (Instant::now(), Duration::from_millis(50));
+        assert!(signals.wait(&over, grace).unwrap());
+        assert!(begin.elapsed() >= grace);
+        over.write(1).unwrap();
+        assert!(!signals.wait(&over, Duration::from_secs(3600)).unwrap());
+        assert_eq!(signals.next().unwrap(), Some(Request::Terminate(libc::SIGTERM)), "nobody took it");
+        assert!(!signals.wait(&over, Duration::from_secs(3600)).unwrap(), "the start is over");
+    }
 }
