@@ -6,7 +6,7 @@ use std::ops::Deref;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::sense::Failure;
@@ -24,6 +24,8 @@ struct State {
     ending: bool,
     /// Those who wait for the end.
     waiting: Vec<Waker>,
+    /// Commands that wait until nothing can land late any more.
+    held: Vec<Waker>,
     /// Visitors, who are to be told at once.
     visitors: Vec<Waker>,
 }
@@ -39,10 +41,39 @@ pub(crate) struct Background {
 }
 
 impl Background {
-    /// Whether commands must not begin: the host may still write for some that are no more, and nothing newer shall be
-    /// overtaken; or it has not answered for very many.
+    /// Whether visitors must not begin: the host may still write for commands that are no more, and nothing newer shall be
+    /// overtaken; or it has not answered for very many. The unit's own commands wait, see [`Self::poll_calm`].
     pub(crate) fn is_busy(&self) -> bool {
         self.late.load(Ordering::Acquire) > 0 || self.stuck.load(Ordering::Acquire) >= MAX_STUCK
+    }
+
+    /// Whether there are too many commands that have left while the host works for them, to have more.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.stuck.load(Ordering::Acquire) >= MAX_STUCK
+    }
+
+    /// Waits until the host may write nothing more for commands that are no more.
+    pub(crate) fn poll_calm(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let is_late = || self.late.load(Ordering::Acquire) > 0;
+        if !is_late() {
+            return Poll::Ready(());
+        }
+        let mut state = self.lock();
+        // Whoever was the last before this lock has woken nobody of here.
+        if !is_late() {
+            return Poll::Ready(());
+        }
+        if !state.held.iter().any(|waker| waker.will_wake(cx.waker())) {
+            state.held.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// One that was late is over.
+    fn landed(&self) {
+        self.late.fetch_sub(1, Ordering::AcqRel);
+        let held = std::mem::take(&mut self.lock().held);
+        held.into_iter().for_each(Waker::wake);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -109,7 +140,9 @@ impl Working {
         background.stuck.fetch_add(1, Ordering::AcqRel);
         io.spawn(async move {
             thread.settled(scope).await;
-            background.late.fetch_sub(usize::from(late), Ordering::AcqRel);
+            if late {
+                background.landed();
+            }
             // Files are held, and locked, by what reads them.
             let _ = thread.at_most(SETTLE, thread.over(scope)).await;
             drop(self);

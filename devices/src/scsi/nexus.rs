@@ -1,9 +1,11 @@
 //! The I_T nexus: where commands and task management functions of one initiator port arrive.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::task::Poll;
 use std::time::Duration;
 
 use super::attention::Attention;
@@ -114,12 +116,24 @@ impl Nexus {
         let unit = &path.unit;
         let order = unit.logical.attribute(&request.cdb, request.attribute);
         let outcome = match unit.tasks.enter(self.id, request.tag, order) {
-            Some(_) if refuses(unit, request) => Err(Failure::Status(Status::Busy)),
+            Some(_) if unit.background.is_stuck() && !passes_attention(request.cdb.opcode()) => {
+                Err(Failure::Status(Status::Busy))
+            }
             None => Err(Failure::Status(Status::TaskSetFull)),
             Some(task) => {
                 let scope = io.scope();
                 let result = {
+                    // Initiators that hear BUSY give up some time; they wait for a disk that takes its time. What waits
+                    // here has nothing in the kernel, so that a task management function ends it at once.
+                    let mut held = !is_harmless(request.cdb.opcode());
                     let mut work = pin!(self.serve(io, &path, request));
+                    let mut work = pin!(poll_fn(|cx| {
+                        if held && unit.background.poll_calm(cx).is_pending() {
+                            return Poll::Pending;
+                        }
+                        held = false;
+                        work.as_mut().poll(cx)
+                    }));
                     let mut work = pin!(io.within(scope, work.as_mut()));
                     task.run(work.as_mut()).await
                 };
@@ -151,10 +165,6 @@ impl Nexus {
         if request.attribute == TaskAttribute::Aca {
             // No ACA is ever established here (SAM-6, 8.9.5).
             return Err(SenseData::illegal(INVALID_MESSAGE_ERROR).into());
-        }
-        // Once more: what it waited for may have left something behind.
-        if refuses(&path.unit, request) {
-            return Err(Failure::Status(Status::Busy));
         }
         path.unit.refresh();
         if path.is_strange() && !self.meets(path, &request.cdb) {
@@ -361,9 +371,10 @@ impl Drop for Nexus {
     }
 }
 
-/// Whether the unit is too busy for a command.
-fn refuses(unit: &Unit, request: &ScsiRequest) -> bool {
-    unit.is_busy() && !passes_attention(request.cdb.opcode())
+/// Commands that have nothing to do with the medium: TEST UNIT READY, with which initiators find out whether a unit
+/// answers after they have aborted a command, and those that pass unit attentions.
+fn is_harmless(opcode: u8) -> bool {
+    opcode == 0 || passes_attention(opcode)
 }
 
 /// Commands that neither report a unit attention condition by CHECK CONDITION nor are stopped by one (SAM-6, 5.14):

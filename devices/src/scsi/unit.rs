@@ -140,7 +140,7 @@ impl Unit {
         }
     }
 
-    /// Whether commands must not begin.
+    /// Whether visitors must not begin.
     pub(crate) fn is_busy(&self) -> bool {
         self.background.is_busy()
     }

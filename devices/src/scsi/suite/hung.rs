@@ -192,32 +192,65 @@ fn a_function_waits_for_the_host_and_those_of_other_units_do_not() {
 }
 
 #[test]
-fn what_the_guest_does_not_share_is_abandoned_and_the_unit_busy_while_it_may_be_written() {
+fn what_the_guest_does_not_share_is_abandoned_and_commands_wait_while_it_may_be_written() {
     on_io_thread(|io| async move {
         let (target, _files) = target();
         let nexus = Nexus::new(target, None);
         settle(&nexus, &io).await;
         plot(&io);
         // The memory of these requests is the host's own.
-        let cdbs: [(&[u8], &[u8], usize, Status); 2] = [
-            (&[0x28, 0, 0, 0, 0, FAR, 0, 0, 1, 0], &[], BLOCK, Status::Good),
-            (&[0x2a, 0, 0, 0, 0, FAR, 0, 0, 1, 0], &[1; BLOCK], 0, Status::Busy),
+        let cdbs: [(&[u8], &[u8], usize); 2] = [
+            (&[0x28, 0, 0, 0, 0, FAR, 0, 0, 1, 0], &[], BLOCK),
+            (&[0x2a, 0, 0, 0, 0, FAR, 0, 0, 1, 0], &[1; BLOCK], 0),
         ];
-        for (cdb, out, len, after) in cdbs {
+        for (cdb, out, len) in cdbs {
             let mut command = Box::pin(Request::new(cdb, out, len).send(&nexus, &io));
             begun(&io, command.as_mut()).await;
             let mut reset = Box::pin(nexus.manage(&io, TaskManagement::AbortTaskSet(LUN_0)));
             begun(&io, reset.as_mut()).await;
             assert_eq!(command.await.0.unwrap_err(), TransportFault::Aborted);
             assert_eq!(reset.await, TaskManagementReply::Complete);
-            assert_eq!(read(&nexus, &io, LUN_0).await.unwrap().status, after, "{cdb:02x?}");
-            let inquiry = Request::new(&[0x12, 0, 0, 0, 36, 0], &[], 36).send(&nexus, &io).await.0;
-            assert_eq!(inquiry.unwrap().status, Status::Good);
+            if len > 0 {
+                assert_eq!(read(&nexus, &io, LUN_0).await.unwrap().status, Status::Good, "only read");
+            }
+            for cdb in [[0x12, 0, 0, 0, 36, 0], [0; 6]] {
+                let reply = Request::new(&cdb, &[], 36).send(&nexus, &io).await.0;
+                assert_eq!(reply.unwrap().status, Status::Good);
+            }
             assert_eq!(read(&nexus, &io, LUN_1).await.unwrap().status, Status::Good);
         }
+        let mut ended = Box::pin(read(&nexus, &io, LUN_0));
+        begun(&io, ended.as_mut()).await;
+        let abort = nexus.manage(&io, TaskManagement::AbortTaskSet(LUN_0));
+        let begin = Instant::now();
+        let (abort, ended) = both(abort, ended).await;
+        assert_eq!((abort, ended.unwrap_err()), (TaskManagementReply::Complete, TransportFault::Aborted));
+        assert!(begin.elapsed() < Duration::from_millis(900), "nothing of it is in the kernel");
+        let mut held = Box::pin(read(&nexus, &io, LUN_0));
+        begun(&io, held.as_mut()).await;
         io.answer();
-        while read(&nexus, &io, LUN_0).await.unwrap().status != Status::Good {
-            io.sleep(Duration::from_millis(1)).await;
-        }
+        assert_eq!(held.await.unwrap().status, Status::Good);
     });
+}
+
+/// Both, side by side.
+async fn both<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) -> (A, B) {
+    let (mut a, mut b) = (Box::pin(a), Box::pin(b));
+    let (mut first, mut second) = (None, None);
+    std::future::poll_fn(|cx| {
+        use std::task::Poll;
+        if first.is_none()
+            && let Poll::Ready(done) = a.as_mut().poll(cx)
+        {
+            first = Some(done);
+        }
+        if second.is_none()
+            && let Poll::Ready(done) = b.as_mut().poll(cx)
+        {
+            second = Some(done);
+        }
+        if first.is_some() && second.is_some() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    (first.unwrap(), second.unwrap())
 }
