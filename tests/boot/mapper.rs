@@ -39,6 +39,11 @@ impl<'a> Mapped<'a> {
         Ok(mapped)
     }
 
+    /// As [`Mapped::new`] in memory, with a table that gives it all of its file.
+    pub(crate) fn whole(bed: &'a Bed, name: &str, mib: u32) -> Result<Self> {
+        Self::new(bed, name, "/dev/shm", mib, &format!("0 {} linear DEVICE 0", mib * 2048))
+    }
+
     /// The device's node.
     pub(crate) fn path(&self) -> String {
         format!("/dev/mapper/{}", self.name)

@@ -9,10 +9,12 @@ mod grow;
 mod handover;
 mod hardware;
 mod hotplug;
+mod hung;
 mod mapper;
 mod megasas;
 mod memtest;
 mod messages;
+mod neighbours;
 mod scsi;
 mod scsi_host;
 mod swap;
@@ -51,6 +53,8 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "flush-failed-megasas", run: flush::failed_megasas },
     Test { name: "swap-jbod-paused", run: swap::jbod_paused },
     Test { name: "grow-pause", run: grow::pause },
+    Test { name: "hung-virtio", run: hung::virtio },
+    Test { name: "hung-megasas", run: hung::megasas },
     Test { name: "virtio-hotplug-13", run: virtio::hotplug_kernel13 },
     Test { name: "virtio-protection", run: virtio::protection },
     Test { name: "megasas-kexec", run: handover::kexec },
@@ -113,5 +117,8 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "swap-virtio-busy", run: swap::virtio_busy },
     Test { name: "grow-report", run: grow::report },
     Test { name: "grow-resize", run: grow::resize },
+    Test { name: "hung-virtio-terminate", run: hung::virtio_terminate },
+    Test { name: "hung-megasas-detach", run: hung::megasas_detach },
+    Test { name: "neighbours-greedy-queue", run: neighbours::greedy_queue },
     Test { name: "scsi-bad-sectors", run: scsi_host::bad_sectors },
 ];
