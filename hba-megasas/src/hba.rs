@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use devices::iothread::Remote;
+use devices::iothread::{Io, Remote};
 use devices::pci::{PciDevice, PciError, PciFunction, PciSeat};
 use thiserror::Error;
 
@@ -76,9 +76,13 @@ pub struct Megasas {
 struct Shared {
     firmware: Arc<Firmware>,
     remote: Remote,
-    /// 1 while commands are cancelled, 2 when that is to be done once more.
-    cancels: Arc<AtomicU8>,
+    cancels: Arc<Cancels>,
 }
+
+/// The driver's wish that commands be ended, however often it says so: one task at a time, and once more for what came
+/// while that ran. 1 while commands are ended, 2 when that is to be done again.
+#[derive(Default)]
+struct Cancels(AtomicU8);
 
 impl Megasas {
     /// An HBA in the slot of `seat`, with `drives` by target number, on the thread of `io`. Without a store the event
@@ -168,6 +172,26 @@ impl Shared {
     }
 }
 
+impl Cancels {
+    /// Notes the wish; true when nobody is at it.
+    fn ask(&self) -> bool {
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| Some(2.min(n + 1))) == Ok(0)
+    }
+
+    /// Ends commands until nobody has asked meanwhile.
+    async fn serve(&self, io: &Io, mut end: impl FnMut()) {
+        loop {
+            self.0.store(1, Ordering::Release);
+            end();
+            // A driver that asks without a pause gets what it wants now and then: other disks are on this thread.
+            io.sleep(ABORT_POLL).await;
+            if self.0.compare_exchange(1, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                return;
+            }
+        }
+    }
+}
+
 impl Adapter for Shared {
     fn abort(&self, port: Arc<Port>) {
         let firmware = self.firmware.clone();
@@ -186,20 +210,12 @@ impl Adapter for Shared {
     }
 
     fn cancel(&self) {
-        // However often the driver asks: one task at a time, and once more for what came while it ran.
-        if self.cancels.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| Some(2.min(n + 1))) != Ok(0) {
-            return;
+        if self.cancels.ask() {
+            let (firmware, cancels) = (self.firmware.clone(), self.cancels.clone());
+            self.remote.spawn(move |io| async move {
+                cancels.serve(&io, || Self::end_commands(&firmware)).await;
+            });
         }
-        let (firmware, cancels) = (self.firmware.clone(), self.cancels.clone());
-        self.remote.spawn(move |_| async move {
-            loop {
-                cancels.store(1, Ordering::Release);
-                Self::end_commands(&firmware);
-                if cancels.compare_exchange(1, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-                    return;
-                }
-            }
-        });
     }
 
     fn restart(&self) {
@@ -241,5 +257,43 @@ impl PciFunction for Megasas {
 
     fn name(&self) -> &str {
         PciFunction::name(&self.function)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::sync::mpsc::channel;
+
+    use devices::iothread::IoThread;
+
+    use super::*;
+
+    #[test]
+    fn a_driver_that_asks_without_a_pause_leaves_the_thread_to_others() {
+        let thread = IoThread::start("io").unwrap();
+        let (cancels, enough) = (Arc::new(Cancels::default()), Arc::new(AtomicBool::new(false)));
+        let ((ended, ends), (other, others)) = (channel(), channel());
+        assert!(cancels.ask());
+        let (asker, stop) = (cancels.clone(), enough.clone());
+        thread.remote().spawn(move |io| async move {
+            let end = || {
+                let _ = ended.send(());
+                // As fast as the thread itself.
+                if !stop.load(Ordering::Acquire) {
+                    assert!(!asker.ask());
+                }
+            };
+            asker.serve(&io, end).await;
+            drop(ended);
+        });
+        ends.recv().unwrap();
+        thread.remote().spawn(move |_| async move { other.send(()).unwrap() });
+        let served = others.recv_timeout(Duration::from_secs(10));
+        enough.store(true, Ordering::Release);
+        assert!(served.is_ok(), "nobody else was served");
+        // The last wish is not forgotten, and the next one begins anew.
+        while ends.recv().is_ok() {}
+        assert!(cancels.ask());
     }
 }

@@ -11,7 +11,7 @@ pub const EVENT_RECORDS: usize = 256;
 const CAPACITY: usize = EVENT_RECORDS;
 
 /// Keeps the event log of a controller while the process does not run. The log tells it all that happens to it, in
-/// order; nothing here may wait for long: it is called on the thread that serves the guest.
+/// order; nothing here may wait for the host: it is called on the threads that serve the guest. Only its end may.
 pub trait EventStore: Send {
     /// What was kept the last time.
     fn load(&mut self) -> KeptEvents;

@@ -2,17 +2,18 @@
 //!
 //! A header of 512 bytes, then as many slots of 512 bytes as the log has records, each in the place that its number
 //! gives it. Header and slots end with a checksum: what a crash leaves half-written is left out at the next start. A
-//! thread writes, so that the thread that serves the guest never waits for the host's disk, unless that is a whole log
-//! behind. What the thread had not written when the process was killed is lost, but numbers are never used twice: after
-//! a process that did not close the file they go on a whole log later.
+//! thread writes, so that the threads that serve the guest never wait for the host's disk. What the thread had not written
+//! when the process was killed is lost. Numbers are not used twice: after a process that did not close the file they go
+//! on a whole log later. More than that cannot be promised of a disk that stood still while more events came.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use hba_megasas::{EVENT_RECORDS, EventMarks, EventRecord, EventStore, KeptEvents};
 
@@ -21,19 +22,25 @@ const MAGIC: &[u8; 8] = b"MFIEVLG2";
 const BLOCK: usize = 512;
 /// Offset of the checksum in a block.
 const CHECKSUM: usize = BLOCK - 8;
+/// How long the end waits for the host's disk: what ends after this log, disk images above all, is worth more.
+const END_PATIENCE: Duration = Duration::from_secs(5);
 
 type Block = [u8; BLOCK];
 
 /// What is to be written.
 #[derive(Default)]
 struct Pending {
-    /// By slot: of two for one slot the newer is enough.
+    /// By slot: of two for one slot the newer is enough, so a writer that stands still makes this no larger than a log.
     records: BTreeMap<usize, (u32, EventRecord)>,
     marks: Option<EventMarks>,
     /// The newest number that was handed in, and the newest of those before it that are all in the file.
     newest: u32,
     written: u32,
+    /// It was said that the file is a whole log behind.
+    behind: bool,
     ended: bool,
+    /// All is written, and the thread is gone.
+    over: bool,
 }
 
 struct Shared {
@@ -46,6 +53,7 @@ struct Shared {
 pub(super) struct EventFile {
     shared: Arc<Shared>,
     kept: KeptEvents,
+    path: PathBuf,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -64,7 +72,7 @@ impl EventFile {
         let (writer, marks) = (shared.clone(), kept.marks);
         let thread =
             std::thread::Builder::new().name("event-log".into()).spawn(move || writer.write(&file, marks))?;
-        Ok(Self { shared, kept, thread: Some(thread) })
+        Ok(Self { shared, kept, path: path.into(), thread: Some(thread) })
     }
 }
 
@@ -74,12 +82,17 @@ impl EventStore for EventFile {
     }
 
     fn keep(&mut self, number: u32, record: &EventRecord) {
-        let full = |pending: &mut Pending| number.wrapping_sub(pending.written) > EVENT_RECORDS as u32;
-        let pending = self.shared.lock();
-        let mut pending =
-            self.shared.changed.wait_while(pending, full).unwrap_or_else(PoisonError::into_inner);
+        let mut pending = self.shared.lock();
         pending.records.insert(number as usize % EVENT_RECORDS, (number, *record));
         pending.newest = number;
+        let behind = number.wrapping_sub(pending.written) > EVENT_RECORDS as u32;
+        if behind && !std::mem::replace(&mut pending.behind, behind) {
+            let path = self.path.display();
+            devices::log_limited!(
+                warn,
+                "event log {path} is {EVENT_RECORDS} events behind: the host's disk is slow or does not answer"
+            );
+        }
         self.shared.changed.notify_all();
     }
 
@@ -91,11 +104,18 @@ impl EventStore for EventFile {
 
 impl Drop for EventFile {
     fn drop(&mut self) {
-        self.shared.lock().ended = true;
+        let Some(thread) = self.thread.take() else { return };
+        let mut pending = self.shared.lock();
+        pending.ended = true;
         self.shared.changed.notify_all();
-        if let Some(thread) = self.thread.take() {
+        let waited = self.shared.changed.wait_timeout_while(pending, END_PATIENCE, |pending| !pending.over);
+        let over = waited.unwrap_or_else(PoisonError::into_inner).0.over;
+        if over {
             // It never panics, and there would be nobody to tell.
             drop(thread.join());
+        } else {
+            let path = self.path.display();
+            tracing::error!("event log {path} is not closed: the host's disk does not answer");
         }
     }
 }
@@ -130,7 +150,9 @@ impl Shared {
                 // A log that cannot be kept is still a log.
                 devices::log_limited!(warn, "event log not written: {error}");
             }
-            self.lock().written = newest;
+            let mut pending = self.lock();
+            (pending.written, pending.behind, pending.over) = (newest, false, ended);
+            drop(pending);
             self.changed.notify_all();
             if ended {
                 return;
@@ -237,6 +259,32 @@ mod tests {
         assert_eq!(numbers(&kept), (745..=1000).collect::<Vec<_>>());
         assert!(kept.records.contains(&record(900)));
         assert!(EventFile::open(&path).is_err(), "of one process only");
+    }
+
+    #[test]
+    fn a_disk_that_stands_still_is_not_waited_for() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("events");
+        let mut file = EventFile::open(&path).unwrap();
+        // A writer that does not come to it.
+        let shared = Arc::new(Shared { pending: Mutex::default(), changed: Condvar::new() });
+        let writer = std::mem::replace(&mut file.shared, shared.clone());
+        let (done, over) = std::sync::mpsc::channel();
+        let keeper = std::thread::spawn(move || {
+            (1..=1000).for_each(|number| file.keep(number, &record(number)));
+            done.send(()).unwrap();
+            file
+        });
+        over.recv_timeout(Duration::from_secs(10)).expect("it waits for the disk");
+        let pending = std::mem::take(&mut *shared.lock());
+        assert!(pending.behind);
+        // The disk is there again: it gets the newest of what came meanwhile, and nothing of before.
+        let mut file = keeper.join().unwrap();
+        *writer.lock() = pending;
+        file.shared = writer;
+        drop(file);
+        let kept = EventFile::open(&path).unwrap().load();
+        assert_eq!((numbers(&kept), kept.next), ((745..=1000).collect(), 1001));
     }
 
     #[test]
