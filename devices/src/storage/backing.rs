@@ -33,14 +33,13 @@ impl Backing {
         })
     }
 
-    /// Whether `file`, a path without links, may be a backing file of the image that was configured at `top`; else why not.
-    pub(super) fn allows(&self, top: &Path, file: &Path) -> Result<(), &'static str> {
+    /// Whether `file`, a path without links, to a `regular` file or not, may be a backing file of the image that was
+    /// configured at `top`; else why not.
+    pub(super) fn allows(&self, top: &Path, file: &Path, regular: bool) -> Result<(), &'static str> {
         let allowed = match self {
             Self::Any => true,
             Self::None => false,
-            Self::SameDirectory => {
-                fs::metadata(file).is_ok_and(|found| found.is_file()) && is_beside(top, file)
-            }
+            Self::SameDirectory => regular && is_beside(top, file),
             Self::Listed(listed) => listed
                 .iter()
                 .filter_map(|entry| fs::canonicalize(entry).ok())
@@ -51,6 +50,22 @@ impl Backing {
             Self::None => Err("backing = \"none\" forbids any"),
             Self::Listed(_) => Err("the list of `backing` does not have it"),
             _ => Err("backing = \"same-directory\" allows only files in the directory of the image"),
+        }
+    }
+}
+
+impl Backing {
+    /// What to do to have `file`, which is not allowed, read nevertheless.
+    pub(super) fn remedy(&self, file: &Path, regular: bool) -> String {
+        let show = file.display();
+        let directory = if regular { " or its directory" } else { "" };
+        match self {
+            Self::Listed(_) => format!("if it shall be read, add \"{show}\"{directory} to that list"),
+            _ => format!(
+                "if it shall be read, set backing = [\"{show}\"]{} there; only the list counts then: it has to have all \
+                 other backing files of the chain, or their directories, as well",
+                directory
+            ),
         }
     }
 }

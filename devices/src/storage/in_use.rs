@@ -76,16 +76,22 @@ fn parts(number: u64) -> Vec<(Option<String>, u64)> {
 
 /// Where a device is mounted (proc(5), mountinfo: the device, the place, and behind a dash type and source).
 fn mounted(number: u64) -> Option<String> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    mounted_by(&fs::read_to_string("/proc/self/mountinfo").ok()?, number)
+}
+
+fn mounted_by(mounts: &str, number: u64) -> Option<String> {
     let device = format!("{}:{}", libc::major(number), libc::minor(number));
     mounts.lines().find_map(|line| {
         let (head, tail) = line.split_once(" - ")?;
         let mut head = head.split(' ').skip(2);
         let (found, place) = (head.next()?, head.nth(1)?);
-        // Some file systems, such as btrfs, have a number of their own.
-        let source = || tail.split(' ').nth(1).filter(|source| source.starts_with('/'));
+        // Some file systems, such as btrfs, have a number of their own. With FUSE, which anybody may mount, the source is
+        // a text that anybody chose.
+        let (kind, source) = tail.split_once(' ')?;
+        let chosen = kind == "fuse" || kind.starts_with("fuse.");
+        let source = || source.split(' ').next().filter(|source| source.starts_with('/') && !chosen);
         (found == device || source().and_then(|source| device_of(Path::new(source))) == Some(number))
-            .then(|| place.to_owned())
+            .then(|| place.replace("\\040", " "))
     })
 }
 
@@ -150,6 +156,17 @@ mod tests {
         let readers = [RawImage::open(&reader).unwrap(), RawImage::open(&reader).unwrap()];
         drop(exclusive(&device).unwrap());
         drop(readers);
+    }
+
+    #[test]
+    fn the_source_of_a_mount_counts_where_not_anybody_chose_it() {
+        let Some(device) = LoopDevice::new(1 << 20, 512) else { return };
+        let (path, number) = (device.path().display(), device_of(device.path()).unwrap());
+        let place = |tail: &str| mounted_by(&format!("1 1 0:99 / /mnt/a\\040b rw - {tail} rw\n"), number);
+        assert_eq!(place(&format!("btrfs {path}")), Some("/mnt/a b".into()));
+        assert_eq!(place(&format!("fuse.sshfs {path}")), None);
+        assert_eq!(place(&format!("fuse {path}")), None);
+        assert_eq!(place("tmpfs none"), None);
     }
 
     struct Mount(tempfile::TempDir);

@@ -97,7 +97,12 @@ impl Fields<'_> {
             usize::try_from(at).ok().zip(at.checked_add(len).and_then(|end| usize::try_from(end).ok()));
         let bytes = range.and_then(|(start, end)| self.0.get(start..end));
         let bytes = bytes.ok_or("a name in the header is outside the file")?;
-        String::from_utf8(bytes.to_vec()).map_err(|_| "a name in the header is not UTF-8".into())
+        let text = String::from_utf8(bytes.to_vec()).map_err(|_| "a name in the header is not UTF-8")?;
+        // It goes into messages, and so to terminals and into logs of one line each.
+        if text.contains(char::is_control) {
+            return Err("a name in the header has control characters".into());
+        }
+        Ok(text)
     }
 }
 

@@ -5,7 +5,8 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
@@ -27,23 +28,32 @@ const DEPTH: usize = 64;
 const HEADER_MAX: u64 = 2 << 20;
 
 /// A file of a chain.
-struct Next {
+pub(super) struct Next {
+    pub(super) path: PathBuf,
+    qcow2: bool,
+    /// What was found to be allowed: its numbers go to no other file while this is open.
+    _held: Option<File>,
+}
+
+/// A backing file that is allowed.
+struct Found {
     path: PathBuf,
     qcow2: bool,
-    /// Device and inode; zeros if it is not there, which opening will say.
-    id: (u64, u64),
+    /// The file itself (O_PATH). Whoever can write to a directory on the way may have another one at the name by now.
+    held: File,
 }
 
 /// The way down a chain: which file comes next, and whether it may.
-struct Walk<'a> {
+pub(super) struct Walk<'a> {
     options: &'a Qcow2Options,
+    /// Device and inode of each file; zeros if it is not there, which opening will say.
     seen: Vec<(u64, u64)>,
-    next: Option<(PathBuf, bool)>,
+    next: Option<Found>,
 }
 
 impl<'a> Walk<'a> {
-    fn new(options: &'a Qcow2Options) -> Self {
-        Self { options, seen: Vec::new(), next: Some((options.path.clone(), true)) }
+    pub(super) fn new(options: &'a Qcow2Options) -> Self {
+        Self { options, seen: Vec::new(), next: None }
     }
 
     /// Whether the file that came last is the one that was configured.
@@ -51,10 +61,15 @@ impl<'a> Walk<'a> {
         self.seen.len() <= 1
     }
 
-    fn step(&mut self) -> Result<Option<Next>, OpenError> {
-        let Some((path, qcow2)) = self.next.take() else { return Ok(None) };
+    pub(super) fn step(&mut self) -> Result<Option<Next>, OpenError> {
+        let (path, qcow2, held) = match self.next.take() {
+            Some(Found { path, qcow2, held }) => (path, qcow2, Some(held)),
+            None if self.seen.is_empty() => (self.options.path.clone(), true, None),
+            None => return Ok(None),
+        };
         // Before it is locked: two uses of one file would exclude each other.
-        let id = path.metadata().map_or((0, 0), |m| (m.dev(), m.ino()));
+        let found = held.as_ref().map_or_else(|| path.metadata(), File::metadata);
+        let id = found.map_or((0, 0), |m| (m.dev(), m.ino()));
         if self.seen.contains(&id) {
             let show = path.display();
             return Err(OpenError::new(format!(
@@ -68,24 +83,40 @@ impl<'a> Walk<'a> {
                 "{place} has more than {DEPTH} backing files; shorten the chain with qemu-img commit or rebase"
             )));
         }
-        Ok(Some(Next { path, qcow2, id }))
+        Ok(Some(Next { path, qcow2, _held: held }))
+    }
+
+    /// Notes which file `step`'s one was when it was opened.
+    pub(super) fn opened(&mut self, path: &Path, id: (u64, u64)) -> Result<(), OpenError> {
+        let top = self.at_top();
+        match self.seen.last_mut() {
+            // Whoever configured it may also put another one there; and opening one of a lower layer of an overlayfs
+            // for writing makes a copy with numbers of its own.
+            Some(seen) if top => *seen = id,
+            Some(seen) if *seen == id => {}
+            _ => return Err(replaced(path)),
+        }
+        Ok(())
     }
 
     /// Goes on with the backing file that the header of the image at `path` names.
-    fn below(&mut self, path: &Path, header: &Header) -> Result<(), OpenError> {
+    pub(super) fn below(&mut self, path: &Path, header: &Header) -> Result<(), OpenError> {
         let Some(backing) = &header.backing else { return Ok(()) };
-        let next = find(path, backing)?;
+        let (file, qcow2) = find(path, backing)?;
         let (show, name) = (path.display(), &backing.name);
-        let real = fs::canonicalize(&next.0)
-            .map_err(|e| OpenError::host(format!("{show}: cannot open its backing file \"{name}\""), e))?;
-        self.options.backing.allows(&self.options.path, &real).map_err(|why| {
-            let real = real.display();
-            OpenError::new(format!(
-                "{show} names the backing file \"{name}\", and {why}; if it shall be read, set backing = [\"{real}\"] \
-                 or its directory there"
-            ))
+        let failed = |e| OpenError::host(format!("{show}: cannot open its backing file \"{name}\""), e);
+        // First the file, then whether it may be: a name can lead elsewhere a moment later.
+        let held = File::options().read(true).custom_flags(libc::O_PATH).open(&file).map_err(failed)?;
+        let real = fs::read_link(format!("/proc/self/fd/{}", held.as_raw_fd())).map_err(failed)?;
+        let regular = held.metadata().map_err(failed)?.is_file();
+        let rule = &self.options.backing;
+        rule.allows(&self.options.path, &real, regular).map_err(|why| {
+            // Where links lead is no name of a device: /dev/dm-3 is another one after the next start.
+            let lasting = if regular { real } else { std::path::absolute(&file).unwrap_or(file.clone()) };
+            let remedy = rule.remedy(&lasting, regular);
+            OpenError::new(format!("{show} names the backing file \"{name}\", and {why}; {remedy}"))
         })?;
-        self.next = Some(next);
+        self.next = Some(Found { path: file, qcow2, held });
         Ok(())
     }
 }
@@ -93,9 +124,10 @@ impl<'a> Walk<'a> {
 /// See [`Qcow2Image::inspect`](super::Qcow2Image::inspect).
 pub(super) fn inspect(options: &Qcow2Options) -> Result<(), OpenError> {
     let mut walk = Walk::new(options);
-    while let Some(Next { path, qcow2, .. }) = walk.step()? {
+    while let Some(Next { path, qcow2, _held }) = walk.step()? {
         kind_of(&path)?;
         let file = open_quietly(&path).map_err(|e| cannot_open(&path, e))?;
+        walk.opened(&path, id_of(&file).map_err(|e| cannot_open(&path, e))?)?;
         let len = length(&file).map_err(|e| cannot_open(&path, e))?;
         if !qcow2 {
             break;
@@ -114,14 +146,12 @@ impl Chain {
         let mut layers = Vec::new();
         let mut base = None;
         let mut walk = Walk::new(options);
-        while let Some(Next { path, qcow2, id }) = walk.step()? {
+        while let Some(Next { path, qcow2, _held }) = walk.step()? {
             let top = walk.at_top();
             let options_here = raw_options(options, &path, top);
             let file =
                 if qcow2 { RawImage::open_container(&options_here)? } else { RawImage::open(&options_here)? };
-            if file.id().is_ok_and(|found| found != id) {
-                return Err(replaced(&path));
-            }
+            walk.opened(&path, file.id().map_err(|e| cannot_open(&path, e))?)?;
             if !qcow2 {
                 base = Some(file);
                 break;
@@ -143,6 +173,10 @@ impl Chain {
             unpacked: Mutex::new(VecDeque::new()),
         })
     }
+}
+
+fn id_of(file: &File) -> std::io::Result<(u64, u64)> {
+    file.metadata().map(|found| (found.dev(), found.ino()))
 }
 
 /// What was looked at is not what was opened.

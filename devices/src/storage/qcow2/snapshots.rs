@@ -14,16 +14,25 @@ const SNAPSHOTS_MAX: u32 = 65536;
 const TABLE_MAX: u64 = 64 << 20;
 /// Bytes of the L1 tables of all snapshots at most.
 const L1_TOTAL_MAX: u64 = 1 << 30;
+/// Clusters of these tables at most: with clusters of 64 KiB the L2 tables of 2 PiB that no two snapshots share. The image
+/// says how many there are, and the memory is the host's.
+const CLUSTERS_MAX: usize = 4 << 20;
 /// Bytes of an entry of the snapshot table before those of variable length.
 const ENTRY: usize = 40;
 
 /// Clusters with the snapshot table, and the L1 and L2 tables of all snapshots. The error ends a sentence that begins with
 /// the file.
 pub(super) fn tables(file: &File, len: u64, header: &Header) -> Result<HashSet<u64>, String> {
+    at_most(CLUSTERS_MAX, file, len, header)
+}
+
+/// The same with another limit.
+pub(super) fn at_most(most: usize, file: &File, len: u64, header: &Header) -> Result<HashSet<u64>, String> {
     let mut clusters = HashSet::new();
     if header.snapshots == 0 {
         return Ok(clusters);
     }
+    let too_many = || "it has too many snapshots of too large a disk; delete some with qemu-img".to_owned();
     let damaged = || "its snapshot table is damaged; run qemu-img check on it".to_owned();
     if header.snapshots > SNAPSHOTS_MAX || !header.snapshots_at.is_multiple_of(header.cluster()) {
         return Err(damaged());
@@ -43,13 +52,21 @@ pub(super) fn tables(file: &File, len: u64, header: &Header) -> Result<HashSet<u
         }
         total += l1_bytes;
         if total > L1_TOTAL_MAX {
-            return Err("it has too many snapshots of too large a disk; delete some with qemu-img".into());
+            return Err(too_many());
         }
         add(&mut clusters, header, l1_at, l1_bytes);
         let mut l1 = vec![0; l1_bytes as usize];
         file.read_exact_at(&mut l1, l1_at).map_err(|_| damaged())?;
         let entries = l1.as_chunks::<8>().0.iter().map(|bytes| entry::offset(u64::from_be_bytes(*bytes)));
-        clusters.extend(entries.filter(|at| *at != 0).map(|at| at >> header.cluster_bits));
+        for table in entries.filter(|at| *at != 0) {
+            if table >= len {
+                return Err(damaged());
+            }
+            clusters.insert(table >> header.cluster_bits);
+            if clusters.len() > most {
+                return Err(too_many());
+            }
+        }
     }
     add(&mut clusters, header, header.snapshots_at, at - header.snapshots_at);
     Ok(clusters)

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -14,6 +15,9 @@ use crate::storage::{CacheMode, OpenError};
 
 /// Physical block size told to guests for regular files at most: larger file system blocks are no sector size.
 const PHYSICAL_MAX: u64 = 4096;
+
+/// Devices that are stacked on each other at most, to look below them.
+const STACK_MAX: u32 = 16;
 
 /// What was found out about an opened image.
 pub(super) struct Host {
@@ -102,11 +106,15 @@ impl Host {
 /// other end.
 pub(in crate::storage) fn kind_of(path: &Path) -> Result<FileType, OpenError> {
     let kind = fs::metadata(path).map_err(|e| cannot_open(path, e))?.file_type();
-    if kind.is_file() || kind.is_block_device() {
+    if is_image(kind) {
         return Ok(kind);
     }
     let message = "is neither a regular file nor a block device and cannot be a disk image";
     Err(OpenError::new(format!("{} {message}", path.display())))
+}
+
+fn is_image(kind: FileType) -> bool {
+    kind.is_file() || kind.is_block_device()
 }
 
 /// The length of a file or block device now, in bytes.
@@ -116,7 +124,13 @@ pub(in crate::storage) fn length(mut file: &File) -> io::Result<u64> {
 
 fn open_one(options: &RawOptions, direct: bool) -> io::Result<File> {
     let flags = if direct { libc::O_DIRECT } else { 0 };
-    OpenOptions::new().read(true).write(!options.read_only).custom_flags(flags).open(&options.path)
+    // The name may lead elsewhere since it was looked at, and opening a pipe would wait for its other end.
+    let held = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&options.path)?;
+    if !is_image(held.metadata()?.file_type()) {
+        return Err(io::Error::other("it was replaced while it was opened; try again"));
+    }
+    let same = format!("/proc/self/fd/{}", held.as_raw_fd());
+    OpenOptions::new().read(true).write(!options.read_only).custom_flags(flags).open(same)
 }
 
 /// The same file through the page cache, with an error cursor of its own.
@@ -178,8 +192,11 @@ fn queue_limit(device: u64, name: &str) -> Option<u64> {
 
 /// What a block device writes as a whole.
 fn atomic(device: u64, physical: u32) -> u32 {
+    let entry = format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device));
+    let below =
+        fs::canonicalize(entry).map_or(0, |entry| hardware_block(Path::new("/sys"), &entry, STACK_MAX));
     atomic_unit(
-        physical,
+        physical.min(below),
         sysfs(device, "alignment_offset"),
         queue_limit(device, "atomic_write_unit_max_bytes"),
     )
@@ -191,6 +208,23 @@ fn atomic_unit(physical: u32, alignment_offset: Option<i64>, unit_max: Option<u6
     let largest = unit_max.filter(|max| *max > 0).unwrap_or(u64::MAX);
     let sound = physical >= 512 && physical.is_power_of_two() && u64::from(physical) <= largest;
     if sound && alignment_offset == Some(0) { physical } else { 0 }
+}
+
+/// The smallest physical block of the hardware below the device or partition at `entry` of sysfs; 0 where none is known.
+/// What the kernel makes up states what somebody chose: dm-crypt the size of its sectors, nbd and loop that of their
+/// users, and what is below them may be a file.
+fn hardware_block(sysfs: &Path, entry: &Path, depth: u32) -> u32 {
+    let disk = if entry.join("partition").exists() { entry.parent().unwrap_or(entry) } else { entry };
+    let slaves = fs::read_dir(disk.join("slaves")).into_iter().flatten().flatten();
+    let below = slaves.map(|slave| match (fs::canonicalize(slave.path()), depth.checked_sub(1)) {
+        (Ok(slave), Some(depth)) => hardware_block(sysfs, &slave, depth),
+        _ => 0,
+    });
+    let stated = || {
+        let block = fs::read_to_string(disk.join("queue/physical_block_size")).ok()?;
+        block.trim().parse().ok().filter(|_| !disk.starts_with(sysfs.join("devices/virtual/block")))
+    };
+    below.min().or_else(stated).unwrap_or(0)
 }
 
 /// What a block device takes in one request.
@@ -234,5 +268,62 @@ mod tests {
         assert_eq!(atomic_unit(4096, None, None), 0, "nobody says");
         assert_eq!(atomic_unit(4096, Some(0), Some(512)), 0, "it contradicts itself");
         assert_eq!(atomic_unit(0, Some(0), None), 0);
+    }
+
+    #[test]
+    fn a_pipe_that_came_to_the_name_is_not_waited_for() {
+        let directory = crate::testing::temp_dir();
+        let path = directory.path().join("disk");
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.is_ok_and(|made| made.success()));
+        let options =
+            RawOptions { path, read_only: true, cache: CacheMode::Writeback, sharing: Sharing::Exclusive };
+        let (done, over) = std::sync::mpsc::channel();
+        std::thread::spawn(move || done.send(open_one(&options, false).map(drop)));
+        let opened = over.recv_timeout(std::time::Duration::from_secs(10)).expect("it waits");
+        assert!(opened.unwrap_err().to_string().contains("replaced"));
+    }
+
+    #[test]
+    fn a_block_is_no_larger_than_that_of_the_hardware_below() {
+        let directory = crate::testing::temp_dir();
+        let sysfs = fs::canonicalize(directory.path()).unwrap();
+        let device = |at: &str, block: u32, slaves: &[&str]| {
+            let entry = sysfs.join("devices").join(at);
+            fs::create_dir_all(entry.join("queue")).unwrap();
+            fs::create_dir_all(entry.join("slaves")).unwrap();
+            fs::write(entry.join("queue/physical_block_size"), format!("{block}\n")).unwrap();
+            for slave in slaves {
+                let name = entry.join("slaves").join(Path::new(slave).file_name().unwrap());
+                std::os::unix::fs::symlink(sysfs.join("devices").join(slave), name).unwrap();
+            }
+        };
+        let partition = |at: &str| {
+            fs::create_dir_all(sysfs.join("devices").join(at)).unwrap();
+            fs::write(sysfs.join("devices").join(at).join("partition"), "1\n").unwrap();
+        };
+        let found = |at: &str| hardware_block(&sysfs, &sysfs.join("devices").join(at), 4);
+        device("pci/block/sda", 512, &[]);
+        partition("pci/block/sda/sda1");
+        device("pci/block/sdb", 4096, &[]);
+        device("virtual/nvme-subsystem/nvme-subsys0/nvme0n1", 4096, &[]);
+        device("virtual/block/loop0", 4096, &[]);
+        partition("virtual/block/loop0/loop0p1");
+        device("virtual/block/dm-0", 4096, &["pci/block/sda/sda1"]);
+        device("virtual/block/dm-1", 4096, &["pci/block/sdb", "virtual/nvme-subsystem/nvme-subsys0/nvme0n1"]);
+        device("virtual/block/md0", 4096, &["virtual/block/dm-0", "pci/block/sdb"]);
+        device("virtual/block/dm-2", 4096, &["pci/block/sdb", "virtual/block/loop0/loop0p1"]);
+        device("virtual/block/dm-3", 4096, &["virtual/block/dm-3"]);
+        assert_eq!((found("pci/block/sda/sda1"), found("pci/block/sdb")), (512, 4096));
+        assert_eq!(found("virtual/nvme-subsystem/nvme-subsys0/nvme0n1"), 4096, "paths to one device");
+        assert_eq!(
+            (found("virtual/block/loop0"), found("virtual/block/loop0/loop0p1")),
+            (0, 0),
+            "maybe a file"
+        );
+        assert_eq!(found("virtual/block/dm-0"), 512, "encrypted in sectors of 4096");
+        assert_eq!((found("virtual/block/dm-1"), found("virtual/block/md0")), (4096, 512));
+        assert_eq!((found("virtual/block/dm-2"), found("virtual/block/dm-3")), (0, 0));
+        assert_eq!(found("pci/block/sdz"), 0);
     }
 }

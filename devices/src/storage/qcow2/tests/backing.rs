@@ -89,6 +89,57 @@ fn a_link_leads_nowhere_else_and_no_device_is_beside_an_image() {
     assert_eq!(verdict(image.path(), Backing::Listed(vec![device.path().into()])), Ok(()));
 }
 
+/// Whoever can write to the image's directory swaps what is there at any moment.
+#[test]
+fn what_was_allowed_is_what_is_opened() {
+    use super::super::{header::Header, open::Walk};
+    use std::os::unix::fs::{MetadataExt, symlink};
+    let Some(bench) = Bench::new() else { return };
+    let top = overlay(&bench, "link.raw");
+    let link = bench.path("vms/link.raw");
+    let header = Header::parse(&std::fs::read(&top).unwrap()).unwrap();
+    let options = options(&top);
+    for (then, same) in [("base.raw", true), ("../other/base.raw", false)] {
+        let _ = std::fs::remove_file(&link);
+        symlink("base.raw", &link).unwrap();
+        let mut walk = Walk::new(&options);
+        walk.step().unwrap();
+        walk.below(&top, &header).unwrap();
+        std::fs::remove_file(&link).unwrap();
+        symlink(then, &link).unwrap();
+        let next = walk.step().unwrap().unwrap();
+        let found = std::fs::metadata(&next.path).unwrap();
+        let opened = walk.opened(&next.path, (found.dev(), found.ino()));
+        assert_eq!(opened.is_ok(), same, "{then}");
+        assert!(opened.err().is_none_or(|e| e.message.contains("was replaced while it was opened")));
+    }
+}
+
+#[test]
+fn a_refused_device_is_called_as_the_image_calls_it() {
+    let Some(bench) = Bench::new() else { return };
+    let top = overlay(&bench, "volume");
+    // As /dev/vg/base leads to /dev/dm-3.
+    std::os::unix::fs::symlink("/dev/null", bench.path("vms/volume")).unwrap();
+    let said = verdict(&top, Backing::default()).unwrap_err();
+    let name = bench.path("vms/volume");
+    assert!(
+        said.contains(&format!("set backing = [\"{}\"] there; only the list counts", name.display())),
+        "{said}"
+    );
+    let said = verdict(&top, Backing::Listed(vec![bench.path("other")])).unwrap_err();
+    assert!(said.contains(&format!("add \"{}\" to that list", name.display())), "{said}");
+}
+
+#[test]
+fn names_that_are_no_text_of_one_line_are_refused() {
+    let Some(bench) = Bench::new() else { return };
+    for name in ["base\n.raw", "\u{1b}[2Jbase.raw"] {
+        let said = verdict(&overlay(&bench, name), Backing::Any).unwrap_err();
+        assert!(said.contains("control characters") && !said.contains(char::is_control), "{said:?}");
+    }
+}
+
 #[test]
 fn names_that_are_no_files_are_refused_whatever_is_allowed() {
     let Some(bench) = Bench::new() else { return };

@@ -84,8 +84,9 @@ fn tables_of_snapshots_are_not_allocated_and_not_changed() {
 #[test]
 fn snapshot_tables_that_make_no_sense_are_refused() {
     let Some(bench) = Bench::new() else { return };
-    let (bytes, [table, ..]) = with_snapshot(&bench);
-    // The number of snapshots; the place of the table; the place and the length of an L1 table; the table in the header.
+    let (bytes, [table, l1, _]) = with_snapshot(&bench);
+    // The number of snapshots; the place of the table; the place and the length of an L1 table; the table in the header;
+    // an L2 table beyond the end of the file.
     for (at, value, why) in [
         (60, 70_000u32, "damaged"),
         (60, 5_000, "damaged"),
@@ -93,6 +94,8 @@ fn snapshot_tables_that_make_no_sense_are_refused() {
         (table + 4, 0x7fff_f000, "damaged"),
         (table + 8, u32::MAX, "damaged"),
         (68, 0x1000, "overlap"),
+        (l1 + 4, bytes.len().next_multiple_of(4096) as u32, "damaged"),
+        (l1 + 4, 0x7fff_f000, "damaged"),
     ] {
         let mut bytes = bytes.clone();
         bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
@@ -101,6 +104,24 @@ fn snapshot_tables_that_make_no_sense_are_refused() {
         let message = opened.err().map_or("it opened".into(), |e| e.message);
         assert!(message.contains("qemu-img check"), "{at} {value:#x} {why}: {message}");
     }
+}
+
+/// How many tables there are is up to the image, and the memory is the host's.
+#[test]
+fn snapshots_with_more_tables_than_memory_allows_are_refused() {
+    let Some(bench) = Bench::new() else { return };
+    bench.img(&["create", "-q", "-f", "qcow2", "-o", "cluster_size=512", "many.qcow2", "1M"]);
+    bench.io("many.qcow2", "qcow2", &["write -P 1 0 1M"]);
+    bench.img(&["snapshot", "-c", "one", "many.qcow2"]);
+    let (bytes, file) = (
+        std::fs::read(bench.path("many.qcow2")).unwrap(),
+        std::fs::File::open(bench.path("many.qcow2")).unwrap(),
+    );
+    let header = super::super::header::Header::parse(&bytes).unwrap();
+    let found = |most| super::super::snapshots::at_most(most, &file, bytes.len() as u64, &header);
+    // The snapshot table, one cluster of an L1 table, and 32 L2 tables of 32 KiB each.
+    assert_eq!(found(34).map(|clusters| clusters.len()), Ok(34));
+    assert!(found(32).unwrap_err().contains("too many snapshots"));
 }
 
 /// The header was written, and yet the host said that it was not.
