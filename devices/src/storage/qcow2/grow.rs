@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::header::{L1_BYTES_MAX, L1_FIELD, SIZE_FIELD, l1_field};
 use super::layer::Layer;
 use super::meta::Free;
-use super::{Chain, Unmap};
+use super::{Access, Chain, Unmap};
 use crate::iothread::{Hold, Io};
 use crate::storage::barrier::Barrier;
 use crate::storage::error::Action;
@@ -20,6 +20,8 @@ impl Chain {
         self.check(Action::Write, 0, 0)?;
         let top = self.top()?;
         top.file.check_stability(Action::Write)?;
+        // One after the other, or the size that the file says last would be that of whoever was slowest.
+        let _growing = self.growing.enter(0..1, Access::Modify, 0).await;
         let turn = self.turn().await;
         let old = self.len();
         if len <= old {

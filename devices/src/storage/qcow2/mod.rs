@@ -91,6 +91,8 @@ struct Chain {
     gate: Arc<Gate>,
     /// One place: the turn.
     turn: Arc<Gate>,
+    /// One place, for who makes the disk longer: that takes several turns.
+    growing: Arc<Gate>,
     /// A task is about to write tables back.
     reminded: AtomicBool,
     unpacked: Mutex<VecDeque<Unpacked>>,

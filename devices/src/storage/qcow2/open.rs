@@ -169,6 +169,7 @@ impl Chain {
             discard: options.discard,
             gate: Gate::new(BUDGET),
             turn: Gate::new(0),
+            growing: Gate::new(0),
             reminded: AtomicBool::new(false),
             unpacked: Mutex::new(VecDeque::new()),
         })

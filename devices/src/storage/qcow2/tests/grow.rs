@@ -1,5 +1,7 @@
 //! Longer disks, and clusters that zstd compressed.
 
+use std::task::Poll;
+
 use super::*;
 
 /// Makes an image longer while it is written to; QEMU reads the same afterwards.
@@ -55,6 +57,37 @@ fn disks_become_longer() {
         // What a longer backing file has there must not show.
         grows(&bench, shape, Some("below.raw"), (1 << 20) + 512, 2 << 20);
         grows(&bench, shape, Some("below.raw"), 1 << 20, 8 << 20);
+    }
+}
+
+/// The second begins while the first zeroes what a backing file has there.
+#[test]
+fn the_longest_of_several_sizes_stays() {
+    let Some(bench) = Bench::new() else { return };
+    std::fs::write(bench.path("below.raw"), vec![5; 8 << 20]).unwrap();
+    for sizes in [[6 << 20, 4 << 20], [4 << 20, 6 << 20]] {
+        bench.img(&["create", "-q", "-f", "qcow2", "-b", "below.raw", "-F", "raw", "grow.qcow2", "1M"]);
+        let image = open(&bench.path("grow.qcow2"));
+        let len = on_io_thread(move |io| async move {
+            let mut grows = sizes.map(|size| Some(Box::pin(image.grow(&io, size))));
+            std::future::poll_fn(|cx| {
+                for grow in &mut grows {
+                    if let Some(Poll::Ready(result)) = grow.as_mut().map(|grow| grow.as_mut().poll(cx)) {
+                        result.unwrap();
+                        *grow = None;
+                    }
+                }
+                if grows.iter().all(Option::is_none) { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+            drop(grows);
+            image.write(&io, ByteOffset((6 << 20) - 4096), filled(4096, 8), Durability::Cached).await.unwrap();
+            image.close(&io).await.unwrap();
+            image.geometry().len
+        });
+        assert_eq!(len, 6 << 20, "{sizes:?}");
+        bench.check_clean("grow.qcow2");
+        assert_eq!(bench.oracle("grow.qcow2").len(), 6 << 20, "{sizes:?}: what its header says");
     }
 }
 
