@@ -43,6 +43,11 @@ impl<B: BlockBackend> Guarded<B> {
         &self.backend
     }
 
+    /// What becomes of writes that find no space.
+    pub(super) fn pausing(&self) -> Option<&Pausing> {
+        self.pausing.as_ref()
+    }
+
     /// The image below, for transfers that need no looking after while they go well.
     pub(super) fn short_way(&self) -> Option<&B> {
         self.throttle.is_none().then_some(&self.backend)

@@ -59,6 +59,15 @@ impl Image {
         }
     }
 
+    /// What becomes of writes that find no space, for what belongs to this image.
+    pub fn pausing(&self) -> Option<Pausing> {
+        match self {
+            Self::GuardedRaw(guarded) => guarded.pausing().cloned(),
+            Self::GuardedQcow2(guarded) => guarded.pausing().cloned(),
+            _ => None,
+        }
+    }
+
     /// The name of its file or device, for messages.
     pub fn name(&self) -> &str {
         match self {

@@ -109,7 +109,7 @@ pub struct Geometry {
 ///
 /// Futures are local to the I/O thread whose handle they were given.
 #[allow(async_fn_in_trait)]
-pub trait BlockBackend {
+pub trait BlockBackend: 'static {
     /// The geometry now; the length may grow at run time.
     fn geometry(&self) -> Geometry;
     /// Reads `into.len()` bytes at `at`.

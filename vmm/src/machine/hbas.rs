@@ -11,8 +11,8 @@ use devices::iothread::{IoThread, Polling, Remote, Settings};
 use devices::pci::Bdf;
 use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, ProtectionType, Target, TargetGroup};
 use devices::storage::{
-    BlockBackend, BlockErrorKind, CacheMode, Image, Limits, Qcow2Image, Qcow2Options, RawImage, RawOptions,
-    Sharing,
+    BlockBackend, BlockError, BlockErrorKind, CacheMode, Image, Limits, Qcow2Image, Qcow2Options, RawImage,
+    RawOptions, Sharing,
 };
 use hba_megasas::Megasas;
 use hba_virtio_scsi::{Interface, Options, VirtioScsi};
@@ -174,16 +174,8 @@ impl Hbas {
                 remote.spawn(move |io| async move {
                     let mut end = Ok(());
                     for unit in units {
-                        let closed = unit.close(&io).await;
-                        // What could not be made stable was told when that was found.
-                        let closed = closed.or_else(|error| match error.kind {
-                            BlockErrorKind::Unstable => Ok(()),
-                            _ => Err(error),
-                        });
-                        end = end.and(closed.map_err(|error| {
-                            let cause = error.source.as_ref().map(|e| format!(": {e}")).unwrap_or_default();
-                            format!("{error}{cause}")
-                        }));
+                        let known = unit.has_failed();
+                        end = end.and(told(known, unit.close(&io).await));
                     }
                     tell(end);
                 });
@@ -222,6 +214,18 @@ fn stop(over: &Arc<Over>, shut_down: impl FnOnce() + Clone + Send + 'static) {
     if let Err(e) = std::thread::Builder::new().name("hba-end".into()).spawn(there) {
         tracing::warn!("no thread to take an HBA out of service, the main thread does: {e}");
         here();
+    }
+}
+
+/// How closing an image ended. That it could not be made stable is told when it is found: when that was `known` before,
+/// the guest was told too.
+fn told(known: bool, result: Result<(), BlockError>) -> Result<(), String> {
+    match result {
+        Err(error) if !(known && error.kind == BlockErrorKind::Unstable) => {
+            let cause = error.source.as_ref().map(|e| format!(": {e}")).unwrap_or_default();
+            Err(format!("{error}{cause}"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -333,7 +337,8 @@ fn protection_store(
         cache => cache,
     };
     let options = RawOptions { path: path.clone(), read_only, cache, sharing: Sharing::default() };
-    Ok(Arc::new(Image::Raw(RawImage::open(&options)?)))
+    // Its writes count as parts of the disk's, which have waited for their limits.
+    Ok(Arc::new(Image::Raw(RawImage::open(&options)?).guarded(None, image.pausing())))
 }
 
 /// Opens the image of a disk, and says how it shall appear.

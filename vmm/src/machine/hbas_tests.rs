@@ -7,6 +7,7 @@ use std::time::Duration;
 use devices::iothread::mischief::{Trick, Victim};
 use devices::mem::{Dma, GuestRam};
 use devices::scsi::{Cdb, DataBuffers, ScsiRequest, Tag, TaskAttribute};
+use devices::storage::Durability;
 use vm_memory::GuestAddress;
 
 use super::*;
@@ -94,4 +95,47 @@ fn healthy_images_are_closed_and_unlocked_beside_one_that_hangs() {
     hbas.end_threads(&over);
     drop(over);
     done.recv_timeout(LONG).unwrap();
+}
+
+#[test]
+fn what_the_closing_flush_finds_first_is_an_error_of_the_end() {
+    let unstable =
+        || Err(BlockError { kind: BlockErrorKind::Unstable, context: "flushing".into(), source: None });
+    assert_eq!(told(true, unstable()), Ok(()), "the guest knows");
+    assert_eq!(told(false, unstable()), Err("flushing".into()));
+    assert_eq!(told(false, Ok(())), Ok(()));
+}
+
+/// Its data is written by then: the guest shall not get an error for it that the machine was to wait for.
+#[test]
+fn protection_information_waits_for_space_as_its_disk_does() {
+    let directory = tempfile::tempdir().unwrap();
+    File::create(directory.path().join("a.img")).unwrap().set_len(1 << 20).unwrap();
+    let text = "[[hba]]\ntype = \"virtio-scsi\"\n[[hba.lun]]\ntarget = 0\nimage = \"a.img\"\nprotection = 1\n\
+                on_no_space = \"pause\"\n";
+    let hba = config::parse_hba(text, directory.path()).unwrap();
+    let space = Space::new(Control::new(0).unwrap());
+    let Device::Disk(found) = &hba.luns[0].device else { panic!("no disk") };
+    let (image, config) = disk("scsi0", &hba.luns[0], &space, &Identities::default()).unwrap();
+    let store = protection_store(found.protection.as_ref().unwrap(), found.cache, &image, &config).unwrap();
+    let (thread, (done, ended)) = (IoThread::start("test").unwrap(), mpsc::channel());
+    let parking = space.waits().parking;
+    thread.remote().spawn(move |io| {
+        let mut full = Some(Trick::Fail(libc::ENOSPC));
+        io.plot(move |victim| matches!(victim, Victim::Write { .. }).then(|| full.take()).flatten());
+        async move {
+            let tuples = devices::mem::FromGuest::new(devices::mem::SgList::host(8, 16).unwrap());
+            let mut write =
+                std::pin::pin!(store.write(&io, devices::storage::ByteOffset(0), tuples, Durability::Cached));
+            let result = std::future::poll_fn(|cx| {
+                let polled = write.as_mut().poll(cx);
+                if parking.is_waiting() {
+                    parking.resume();
+                }
+                polled
+            });
+            done.send(result.await.map_err(|error| error.kind)).unwrap();
+        }
+    });
+    assert_eq!(ended.recv_timeout(LONG), Ok(Ok(())));
 }

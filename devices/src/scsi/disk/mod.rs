@@ -4,6 +4,7 @@ mod capacity;
 mod commands;
 mod config;
 mod copy;
+mod finishing;
 mod inquiry;
 mod log;
 mod mode;
@@ -351,11 +352,11 @@ impl<B: BlockBackend> Disk<B> {
 
     /// Makes the image whole: nothing more will be asked of it.
     pub(super) async fn close(&self, io: &Io) -> Result<(), BlockError> {
-        self.image.close(io).await?;
-        match &self.protection {
-            Some(protection) => protection.store.close(io).await,
-            None => Ok(()),
-        }
+        let Some(protection) = &self.protection else { return self.image.close(io).await };
+        // What commands that were ended had begun goes on for a moment.
+        let _turn = protection.turns.alone().await;
+        let closed = self.image.close(io).await;
+        closed.and(protection.store.close(io).await)
     }
 
     /// A host buffer for data that no initiator sees.

@@ -3,19 +3,20 @@
 //!
 //! They are in an image of their own, at eight times the LBA, with every bit turned over: what was never written reads as
 //! bytes FFh there, which is what a medium has after FORMAT UNIT and what disables the checks of a block.
-//! Data and protection information are written one after the other; within the process no read comes between. A host that
-//! loses power in between leaves a block whose guard does not match.
+//! Data and protection information are written one after the other; within the process no read comes between, and the end
+//! of a command neither. A host that loses power in between leaves a block whose guard does not match.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Disk;
 use super::config::ProtectionType;
+use super::finishing::Finishing;
 use super::transfer::Extent;
-use super::turns::Turns;
+use super::turns::{Turn, Turns};
 use super::verify::CHUNK;
 use crate::iothread::Io;
 use crate::mem::{FromGuest, SgList, ToGuest};
-use crate::scsi::background::Lasting;
 use crate::scsi::outcome::{Done, Outcome};
 use crate::scsi::sense::{Failure, GUARD_CHECK_FAILED, REFERENCE_TAG_CHECK_FAILED, SenseData, SenseKey};
 use crate::scsi::{Cdb, DataBuffers};
@@ -25,6 +26,8 @@ use crate::storage::{BlockBackend, BlockError, ByteOffset, Durability, Span, Unm
 pub(super) const TUPLE: u64 = 8;
 /// The longest logical block, in bytes.
 const MAX_BLOCK: usize = 4096;
+/// How long data and tuples of a command that was ended go on being written: longer, and the host has no space or hangs.
+const FINISH: Duration = Duration::from_secs(10);
 /// RDPROTECT and WRPROTECT: the top bits of byte 1.
 const PROTECT_BIT: u8 = 7;
 
@@ -32,7 +35,7 @@ const PROTECT_BIT: u8 = 7;
 pub(super) struct Protection<B> {
     pub(super) kind: ProtectionType,
     pub(super) store: Arc<B>,
-    turns: Arc<Turns>,
+    pub(super) turns: Arc<Turns>,
 }
 
 impl<B> Protection<B> {
@@ -331,7 +334,7 @@ impl<B: BlockBackend> Disk<B> {
         }
         let sent = extent.blocks.min(data.data_out.len() / layout.stride(block));
         let durability = self.durability(extent.flags);
-        let _turn = Lasting::new(io, protection.turns.alone().await);
+        let turn = Arc::new(protection.turns.alone().await);
         let mut at = 0;
         while at < sent {
             let chunk = self.chunk(extent.lba + at, sent - at)?;
@@ -341,10 +344,10 @@ impl<B: BlockBackend> Disk<B> {
             // As with every write: what tokens stand for is gone.
             let span = self.span_of(&chunk);
             self.copies.changed(span.at.0, span.len);
-            let result = self.put(io, &chunk, durability, protection).await;
+            at += chunk.blocks;
+            let result = self.put(io, chunk, durability, protection, &turn).await;
             self.copies.changed(span.at.0, span.len);
             result?;
-            at += chunk.blocks;
         }
         Ok(done)
     }
@@ -399,19 +402,20 @@ impl<B: BlockBackend> Disk<B> {
         let checks = Checks { guard: false, reference: false };
         let (lba, blocks) = (at.0 >> self.block_shift, from.len() >> self.block_shift);
         let data = DataBuffers::from_initiator(from);
-        let _turn = Lasting::new(io, protection.turns.alone().await);
+        let turn = Arc::new(protection.turns.alone().await);
         let mut done = 0;
         while done < blocks {
             let chunk = self.chunk(lba + done, blocks - done)?;
             // Nothing is checked, so nothing is refused.
             let _ = self.collect(&chunk, done, Layout::Plain, checks, &data, protection.kind);
-            self.put(io, &chunk, durability, protection).await?;
             done += chunk.blocks;
+            self.put(io, chunk, durability, protection, &turn).await?;
         }
         Ok(())
     }
 
-    /// Zeroes blocks or gives them back, and forgets their protection information. No read comes between.
+    /// Forgets the protection information of blocks, which are not checked then, and zeroes them or gives them back. No read
+    /// comes between.
     pub(super) async fn clear_protected(
         &self,
         io: &Io,
@@ -420,23 +424,35 @@ impl<B: BlockBackend> Disk<B> {
         protection: &Protection<B>,
     ) -> Result<(), BlockError> {
         let tuples = |bytes: u64| (bytes >> self.block_shift) * TUPLE;
-        let _turn = Lasting::new(io, protection.turns.alone().await);
-        self.image.zero(io, span, unmap).await?;
-        let span = Span { at: ByteOffset(tuples(span.at.0)), len: tuples(span.len) };
-        protection.store.zero(io, span, Unmap::Allowed).await
+        let turn = protection.turns.alone().await;
+        let (image, store, own) = (self.image.clone(), protection.store.clone(), io.clone());
+        let theirs = Span { at: ByteOffset(tuples(span.at.0)), len: tuples(span.len) };
+        let work = Box::pin(async move {
+            store.zero(&own, theirs, Unmap::Allowed).await?;
+            image.zero(&own, span, unmap).await
+        });
+        Finishing::keeping(io, FINISH, turn, work).await
     }
 
+    /// Writes data and tuples, which are both written also when the command is ended meanwhile; nobody else has the turn
+    /// before.
     async fn put(
         &self,
         io: &Io,
-        chunk: &Chunk,
+        chunk: Chunk,
         durability: Durability,
         protection: &Protection<B>,
+        turn: &Arc<Turn>,
     ) -> Result<(), BlockError> {
-        let span = self.span_of(chunk);
-        self.image.write(io, span.at, FromGuest::new(chunk.data.window(0, span.len)), durability).await?;
-        let tuples = FromGuest::new(chunk.tuples.window(0, chunk.blocks * TUPLE));
-        protection.store.write(io, ByteOffset(chunk.lba * TUPLE), tuples, durability).await
+        let (image, store, own) = (self.image.clone(), protection.store.clone(), io.clone());
+        let span = self.span_of(&chunk);
+        let work = Box::pin(async move {
+            let data = FromGuest::new(chunk.data.window(0, span.len));
+            image.write(&own, span.at, data, durability).await?;
+            let tuples = FromGuest::new(chunk.tuples.window(0, chunk.blocks * TUPLE));
+            store.write(&own, ByteOffset(chunk.lba * TUPLE), tuples, durability).await
+        });
+        Finishing::keeping(io, FINISH, turn.clone(), work).await
     }
 
     fn chunk(&self, lba: u64, blocks: u64) -> Result<Chunk, Failure> {

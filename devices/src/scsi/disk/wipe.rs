@@ -2,11 +2,9 @@
 //!
 //! While one runs the medium is not ready, and sense data tells how far it is.
 
-use std::pin::Pin;
-use std::task::{self, Poll};
-
 use super::Disk;
 use super::copy::disk;
+use super::finishing::Finishing;
 use super::power::Power;
 use crate::iothread::Io;
 use crate::mem::FromGuest;
@@ -38,37 +36,8 @@ async fn start(context: Context<'_>, immediate: bool) -> Result<(), Failure> {
     disk(&unit).power.begin()?;
     let (io, working) = (context.io.clone(), Working::on(unit));
     let work = Box::pin(async move { finish(&io, disk(&working), &working).await });
-    let lasting = Lasting { io: context.io, work: Some(work) };
+    let lasting = Finishing::new(context.io, work);
     if immediate { Ok(()) } else { lasting.await }
-}
-
-type Wiping = Pin<Box<dyn Future<Output = Result<(), Failure>>>>;
-
-/// Work that goes on by itself once nobody waits for it any more: the state of the medium tells what became of it.
-struct Lasting<'a> {
-    io: &'a Io,
-    work: Option<Wiping>,
-}
-
-impl Future for Lasting<'_> {
-    type Output = Result<(), Failure>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
-        let Some(work) = &mut self.work else { return Poll::Pending };
-        let result = task::ready!(work.as_mut().poll(cx));
-        self.work = None;
-        Poll::Ready(result)
-    }
-}
-
-impl Drop for Lasting<'_> {
-    fn drop(&mut self) {
-        if let Some(work) = self.work.take() {
-            self.io.spawn(async move {
-                let _ = work.await;
-            });
-        }
-    }
 }
 
 async fn finish(io: &Io, disk: &Disk<Image>, working: &Working) -> Result<(), Failure> {

@@ -12,6 +12,8 @@ mod copies;
 #[cfg(test)]
 mod fuzz;
 #[cfg(test)]
+mod halves;
+#[cfg(test)]
 mod hung;
 #[cfg(test)]
 mod hung_copies;

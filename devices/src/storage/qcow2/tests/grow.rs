@@ -81,7 +81,10 @@ fn the_longest_of_several_sizes_stays() {
             })
             .await;
             drop(grows);
-            image.write(&io, ByteOffset((6 << 20) - 4096), filled(4096, 8), Durability::Cached).await.unwrap();
+            image
+                .write(&io, ByteOffset((6 << 20) - 4096), filled(4096, 8), Durability::Cached)
+                .await
+                .unwrap();
             image.close(&io).await.unwrap();
             image.geometry().len
         });
