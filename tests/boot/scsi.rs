@@ -117,7 +117,7 @@ pub(crate) fn identity(bed: &Bed, vmm: Vmm) -> Result<()> {
     expect(&output, "no-page", 5, &[])?;
     expect(&output, "capacity10", 0, &["Last LBA=2097151", "Logical block length=512 bytes"])?;
     expect(&output, "capacity16", 0, &["lbpme=1, lbprz=1", "Last LBA=2097151"])?;
-    let codes = ["Compare and write", "Extended copy", "Populate token", "Format unit"];
+    let codes = ["Compare and write", "Extended copy", "Populate token", "Format Unit"];
     expect(&output, "codes", 0, &codes)?;
     // A file guarantees no write as a whole, and nobody can tell that nothing is left of data below an image.
     let (codes, _) = section(&output, "codes")?;
