@@ -1,25 +1,80 @@
 //! Helper threads for host calls that may block and that the ring does not offer.
+//!
+//! Each job has an owner, such as an image. A call that never returns holds up what else its owner has to do, and nobody
+//! else: an owner with something to do gets a helper of its own.
 
-use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::collections::{BTreeMap, VecDeque};
+use std::future::{Future, poll_fn};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-/// Helper threads of one I/O thread at most.
-const HELPERS_MAX: usize = 4;
+use super::Io;
+
 /// A helper without work for this long ends.
 const IDLE: Duration = Duration::from_secs(10);
+/// How often a helper is asked for again where the host could not start one.
+const AGAIN: Duration = Duration::from_millis(100);
 
 type Job = Box<dyn FnOnce() + Send>;
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whose jobs wait for each other, and for nobody else's. Kept by what they are about; any I/O thread may give it some.
+#[derive(Clone)]
+pub struct Owner(Arc<Mutex<Line>>);
+
+/// The jobs of an owner.
+struct Line {
+    /// Those that have not begun, in the order of their numbers.
+    jobs: BTreeMap<u64, Job>,
+    next: u64,
+    /// Helpers that work for it, or are about to: each goes on until there is no job left.
+    helpers: usize,
+    helpers_max: usize,
+}
+
+impl Owner {
+    /// One whose jobs are done side by side, so many of them at once.
+    pub fn with_helpers(helpers_max: usize) -> Self {
+        Self(Arc::new(Mutex::new(Line { jobs: BTreeMap::new(), next: 0, helpers: 0, helpers_max })))
+    }
+
+    /// Works for it until there is nothing left to do.
+    fn serve(&self) {
+        loop {
+            let mut line = lock(&self.0);
+            let Some((_, job)) = line.jobs.pop_first() else {
+                line.helpers -= 1;
+                return;
+            };
+            drop(line);
+            // A job that panics reports through its delivery; the helper itself goes on.
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
+        }
+    }
+}
+
+/// One whose jobs are done one after the other.
+impl Default for Owner {
+    fn default() -> Self {
+        Self::with_helpers(1)
+    }
+}
+
 #[derive(Default)]
 struct State {
-    jobs: VecDeque<Job>,
+    /// Owners that an idle helper is to work for.
+    turns: VecDeque<Owner>,
     threads: usize,
     idle: usize,
     closed: bool,
+    /// The host starts none.
+    #[cfg(test)]
+    no_threads: bool,
 }
 
 /// The helper threads of one I/O thread, started when needed.
@@ -29,70 +84,105 @@ pub(super) struct Helpers {
     work: Condvar,
 }
 
+/// A job that was given to an owner; one that has not begun goes with this.
+struct Queued<'a> {
+    owner: &'a Owner,
+    number: u64,
+    /// There is a helper that comes to it.
+    served: bool,
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        let job = lock(&self.owner.0).jobs.remove(&self.number);
+        drop(job);
+    }
+}
+
 impl Helpers {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Gives `owner` a job; fails when there is no thread at all and none can be started.
+    fn queue<'a>(self: &Arc<Self>, owner: &'a Owner, job: Job) -> io::Result<Queued<'a>> {
+        let mut line = lock(&owner.0);
+        let number = line.next;
+        line.next += 1;
+        line.jobs.insert(number, job);
+        let mut queued = Queued { owner, number, served: true };
+        let helped = self.help(owner, &mut line);
+        queued.served = line.helpers > 0;
+        drop(line);
+        match helped {
+            Err(e) if !queued.served && lock(&self.state).threads == 0 => Err(e),
+            _ => Ok(queued),
+        }
     }
 
-    /// Queues a job; fails when there is no thread for it and none can be started.
-    fn queue(self: &Arc<Self>, job: Job) -> io::Result<()> {
-        let mut state = self.lock();
+    /// Looks again for a helper for a job that has none.
+    fn look_again(self: &Arc<Self>, queued: &mut Queued<'_>) {
+        let mut line = lock(&queued.owner.0);
+        if line.helpers == 0 && line.jobs.contains_key(&queued.number) {
+            let _ = self.help(queued.owner, &mut line);
+        }
+        queued.served = line.helpers > 0;
+    }
+
+    /// Sends `owner` a helper, if it may have one more: an idle one or a new one.
+    fn help(self: &Arc<Self>, owner: &Owner, line: &mut Line) -> io::Result<()> {
+        if line.helpers >= line.helpers_max {
+            return Ok(());
+        }
+        let mut state = lock(&self.state);
+        #[cfg(test)]
+        if state.no_threads {
+            return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+        }
         if state.closed {
             return Err(io::Error::other("the I/O thread is ending"));
         }
-        state.jobs.push_back(job);
-        if state.idle >= state.jobs.len() {
+        if state.idle > state.turns.len() {
+            state.turns.push_back(owner.clone());
             self.work.notify_one();
-            return Ok(());
+        } else {
+            let (helpers, first) = (self.clone(), owner.clone());
+            std::thread::Builder::new().name("io-helper".into()).spawn(move || helpers.serve(first))?;
+            state.threads += 1;
         }
-        if state.threads >= HELPERS_MAX {
-            return Ok(());
-        }
-        let helpers = self.clone();
-        let started = std::thread::Builder::new().name("io-helper".into()).spawn(move || helpers.serve());
-        match started {
-            Ok(_) => state.threads += 1,
-            Err(e) if state.threads == 0 => {
-                state.jobs.pop_back();
-                return Err(e);
-            }
-            Err(_) => {}
-        }
+        line.helpers += 1;
         Ok(())
     }
 
-    /// Lets idle helpers end and drops what is queued; running jobs finish on their own.
+    /// Lets idle helpers end. Running jobs finish on their own; what has not begun goes with its future.
     pub(super) fn close(&self) {
-        let mut state = self.lock();
-        state.closed = true;
-        let jobs = std::mem::take(&mut state.jobs);
-        drop(state);
+        lock(&self.state).closed = true;
         self.work.notify_all();
-        drop(jobs);
     }
 
-    fn serve(&self) {
-        let mut state = self.lock();
+    fn serve(&self, first: Owner) {
+        let mut next = Some(first);
+        while let Some(owner) = next {
+            owner.serve();
+            drop(owner);
+            next = self.next_turn();
+        }
+    }
+
+    /// The next owner that wants a helper; `None` when this one is to end.
+    fn next_turn(&self) -> Option<Owner> {
+        let mut state = lock(&self.state);
+        let mut waited = false;
         loop {
-            if let Some(job) = state.jobs.pop_front() {
-                drop(state);
-                // A job that panics reports through its delivery; the helper itself goes on.
-                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
-                state = self.lock();
-                continue;
+            if let Some(owner) = state.turns.pop_front() {
+                return Some(owner);
             }
-            if state.closed {
-                break;
+            if state.closed || waited {
+                state.threads -= 1;
+                return None;
             }
             state.idle += 1;
             let (back, timeout) = self.work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
             state = back;
             state.idle -= 1;
-            if timeout.timed_out() && state.jobs.is_empty() {
-                break;
-            }
+            waited = timeout.timed_out();
         }
-        state.threads -= 1;
     }
 }
 
@@ -113,7 +203,7 @@ impl<T> Delivery<T> {
         if std::mem::replace(&mut self.put, true) {
             return;
         }
-        let mut parcel = self.parcel.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut parcel = lock(&self.parcel);
         parcel.content = Some(result);
         let waker = parcel.waker.take();
         drop(parcel);
@@ -129,24 +219,50 @@ impl<T> Drop for Delivery<T> {
     }
 }
 
-/// Runs `work` on a helper thread.
+/// Runs `work` for `owner` on a helper thread.
 pub(super) async fn run<T: Send + 'static>(
-    helpers: &Arc<Helpers>,
+    io: &Io,
+    owner: &Owner,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {
+    let helpers = &io.core.helpers;
     let parcel = Arc::new(Mutex::new(Parcel { content: None, waker: None }));
     let mut delivery = Delivery { parcel: parcel.clone(), put: false };
-    helpers.queue(Box::new(move || {
-        let result = work();
-        delivery.put(Ok(result));
-    }))?;
+    let mut queued = helpers.queue(
+        owner,
+        Box::new(move || {
+            let result = work();
+            delivery.put(Ok(result));
+        }),
+    )?;
+    while !queued.served {
+        if let Some(result) = io.at_most(AGAIN, arrival(&parcel)).await {
+            return result;
+        }
+        helpers.look_again(&mut queued);
+    }
+    arrival(&parcel).await
+}
+
+fn arrival<T>(parcel: &Mutex<Parcel<T>>) -> impl Future<Output = io::Result<T>> {
     poll_fn(|cx| {
-        let mut parcel = parcel.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut parcel = lock(parcel);
         if let Some(result) = parcel.content.take() {
             return Poll::Ready(result);
         }
         parcel.waker = Some(cx.waker().clone());
         Poll::Pending
     })
-    .await
+}
+
+#[cfg(test)]
+impl Helpers {
+    /// Whether the host starts threads from now on.
+    pub(super) fn set_no_threads(&self, no_threads: bool) {
+        lock(&self.state).no_threads = no_threads;
+    }
+
+    pub(super) fn threads(&self) -> usize {
+        lock(&self.state).threads
+    }
 }

@@ -54,6 +54,7 @@ use op::{Op, Reach};
 use ring::{Key, Outcome};
 use wake::Shared;
 
+pub use blocking::Owner;
 pub use event::Watch;
 pub use hold::{Claims, Hold};
 pub use pieces::PieceLimits;
@@ -316,12 +317,14 @@ impl Io {
         .await
     }
 
-    /// Runs `work` on a helper thread that may block. Dropping the future does not stop the work.
-    pub async fn blocking<T: Send + 'static>(
+    /// Runs `work`, which may block, on a helper thread, after what `owner` has to do already and beside all that others
+    /// have. When the future is dropped, `work` is dropped too if it has not begun; else it goes on.
+    pub async fn blocking_on<T: Send + 'static>(
         &self,
+        owner: &Owner,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<T> {
-        blocking::run(&self.core.helpers, work).await
+        blocking::run(self, owner, work).await
     }
 
     /// Lets other tasks run that are ready: for long work that seldom waits.

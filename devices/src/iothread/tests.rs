@@ -1,4 +1,5 @@
 mod alloc;
+mod blocking;
 mod stress;
 
 use std::cell::{Cell, RefCell};
@@ -377,44 +378,6 @@ fn a_dropped_pool_drops_its_tasks() {
         assert_eq!(Rc::strong_count(&witness), 3);
         io.sleep(Duration::from_millis(5)).await;
         assert_eq!(Rc::strong_count(&witness), 1);
-    });
-}
-
-#[test]
-fn blocking_work_runs_elsewhere_and_its_panic_is_an_error() {
-    on_thread(|io| async move {
-        let here = std::thread::current().id();
-        let there = io.blocking(|| std::thread::current().id()).await.unwrap();
-        assert_ne!(here, there);
-        let pool = TaskPool::new(&io, 32);
-        let sum = Rc::new(Cell::new(0));
-        let start = Instant::now();
-        for i in 0..32 {
-            let (io, sum) = (io.clone(), sum.clone());
-            let task = async move {
-                let n = io.blocking(move || {
-                    std::thread::sleep(Duration::from_millis(5));
-                    i
-                });
-                let n = n.await.unwrap();
-                sum.set(sum.get() + n);
-            };
-            assert!(pool.spawn(task).is_ok());
-        }
-        pool.drained().await;
-        assert_eq!(sum.get(), (0..32).sum::<i32>());
-        assert!(start.elapsed() < Duration::from_millis(150), "helpers work side by side");
-        for _ in 0..6 {
-            assert!(
-                io.blocking(|| if true {
-                    panic!("on purpose")
-                })
-                .await
-                .is_err()
-            );
-        }
-        assert_eq!(io.blocking(|| 5).await.unwrap(), 5);
-        drop(Box::pin(io.blocking(|| ())));
     });
 }
 

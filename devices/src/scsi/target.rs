@@ -11,7 +11,7 @@ use super::nexus::Nexus;
 use super::tasks::Ended;
 use super::unit::{LogicalUnit, Unit};
 use super::{Lun, Tag};
-use crate::iothread::Io;
+use crate::iothread::{Io, Owner};
 use crate::storage::BlockError;
 
 /// A task management function (SAM-6, 7).
@@ -240,7 +240,7 @@ impl Detached {
     pub async fn close(self, io: &Io) -> Result<(), BlockError> {
         let closed = self.0.logical.close(io).await;
         // The kernel may write back what it has of a device when the last descriptor goes: not on this thread.
-        let _ = io.blocking(move || drop(self)).await;
+        let _ = io.blocking_on(&Owner::default(), move || drop(self)).await;
         closed
     }
 }
@@ -264,7 +264,7 @@ impl Leaving {
         self.unit.background.end().await;
         let closed = self.unit.logical.close(io).await;
         // The kernel may write back what it has of a device when the last descriptor goes: not on this thread.
-        let _ = io.blocking(move || drop(self)).await;
+        let _ = io.blocking_on(&Owner::default(), move || drop(self)).await;
         closed
     }
 }

@@ -163,7 +163,7 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use devices::iothread::IoThread;
+    use devices::iothread::{IoThread, Owner};
 
     #[test]
     fn whoever_closes_hears_how_it_ended_or_that_it_has_not() {
@@ -186,7 +186,7 @@ mod tests {
             Asked::new("b".into()),
             Duration::from_millis(10),
             |io| async move {
-                let released = io.blocking(move || released.recv().is_ok()).await;
+                let released = io.blocking_on(&Owner::default(), move || released.recv().is_ok()).await;
                 ended.send(released.unwrap()).unwrap();
                 Ok(())
             },

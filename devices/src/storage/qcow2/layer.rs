@@ -7,10 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::entry::{self, Entry, Packed};
 use super::header::{Compression, Header};
 use super::meta::{Found, Meta};
-use crate::iothread::{Hold, Io};
+use crate::iothread::{Hold, Io, Owner};
 use crate::mem::{FromGuest, SgList, ToGuest};
 use crate::storage::error::Action;
 use crate::storage::{BlockError, BlockErrorKind, RawImage};
+
+/// Compressed clusters of a file that are unpacked side by side.
+pub(super) const UNPACKED_AT_ONCE: usize = 4;
 
 /// A qcow2 file.
 pub(super) struct Layer {
@@ -20,6 +23,8 @@ pub(super) struct Layer {
     pub(super) len: AtomicU64,
     pub(super) meta: Arc<Mutex<Meta>>,
     pub(super) read_only: bool,
+    /// Whose unpacking is, [`UNPACKED_AT_ONCE`].
+    pub(super) unpacking: Owner,
 }
 
 impl Layer {
@@ -116,7 +121,7 @@ impl Layer {
     pub(super) async fn unpack(&self, io: &Io, packed: Packed) -> Result<Vec<u8>, BlockError> {
         let bytes = self.read_bytes(io, packed.at, packed.len).await?;
         let (size, compression) = (self.header.cluster() as usize, self.header.compression);
-        let unpacked = io.blocking(move || unpack(compression, &bytes, size)).await;
+        let unpacked = io.blocking_on(&self.unpacking, move || unpack(compression, &bytes, size)).await;
         match unpacked {
             Ok(Some(cluster)) => Ok(cluster),
             Ok(None) => Err(self.damaged(Action::Read, "a compressed cluster is damaged")),

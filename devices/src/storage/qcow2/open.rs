@@ -13,10 +13,11 @@ use std::sync::{Arc, Mutex};
 
 use super::entry;
 use super::header::{AUTOCLEAR_FIELD, Backing, Header};
-use super::layer::Layer;
+use super::layer::{Layer, UNPACKED_AT_ONCE};
 use super::meta::Meta;
 use super::snapshots;
 use super::{BUDGET, Chain, Qcow2Options};
+use crate::iothread::Owner;
 use crate::storage::gate::Gate;
 use crate::storage::probe::open_quietly;
 use crate::storage::raw::{cannot_open, kind_of, length};
@@ -308,7 +309,14 @@ fn open_layer(file: RawImage, path: &Path, options: &Qcow2Options, top: bool) ->
         meta.virgin = if found.is_file() { len.div_ceil(header.cluster()) } else { u64::MAX };
     }
     let len = AtomicU64::new(header.len);
-    Ok(Layer { file, header, len, meta: Arc::new(Mutex::new(meta)), read_only })
+    Ok(Layer {
+        file,
+        header,
+        len,
+        meta: Arc::new(Mutex::new(meta)),
+        read_only,
+        unpacking: Owner::with_helpers(UNPACKED_AT_ONCE),
+    })
 }
 
 fn writable(header: &Header) -> Result<(), String> {

@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{CacheMode, RawImage, note};
 use crate::iothread::{Hold, Io};
@@ -104,10 +104,11 @@ impl RawImage {
             let context = format!("writing \"{name}\" failed: the device has {has} bytes and needs {need}");
             return Err(BlockError::new(BlockErrorKind::NoSpace, context + "; enlarge it"));
         }
-        let (file, growing) = (self.host.file.clone(), self.growing.clone());
+        let file = self.host.file.clone();
         #[cfg(any(test, feature = "testing"))]
         let noted = io.note_resize(&file, ample);
-        let result = io.blocking(move || set_min_len(&file, ample, &growing)).await.and_then(|result| result);
+        let result =
+            io.blocking_on(&self.calls, move || set_min_len(&file, ample)).await.and_then(|result| result);
         #[cfg(any(test, feature = "testing"))]
         noted(result.is_ok());
         let place = || format!("\"{}\", which must grow to {ample} bytes,", self.host.name);
@@ -132,9 +133,8 @@ impl RawImage {
     }
 }
 
-/// Lengthens a file. One at a time, so that a late helper never shortens it.
-fn set_min_len(file: &File, len: u64, growing: &Mutex<()>) -> io::Result<()> {
-    let _turn = growing.lock().unwrap_or_else(PoisonError::into_inner);
+/// Lengthens a file. For one owner, so that a late helper never shortens it.
+fn set_min_len(file: &File, len: u64) -> io::Result<()> {
     if file.metadata()?.len() < len { file.set_len(len) } else { Ok(()) }
 }
 

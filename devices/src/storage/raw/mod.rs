@@ -9,8 +9,8 @@ mod zero;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 use super::barrier::Barrier;
 use super::bounce::{Bounce, Direct};
@@ -21,7 +21,7 @@ use super::{
     BlockBackend, BlockError, BlockErrorKind, ByteOffset, CacheMode, Durability, Extent, Geometry, OpenError,
     Span, Unmap,
 };
-use crate::iothread::{Hold, Io, PieceLimits};
+use crate::iothread::{Hold, Io, Owner, PieceLimits};
 use crate::mem::{FromGuest, ToGuest};
 pub(super) use container::fill_zeros;
 use file::HostFile;
@@ -76,8 +76,8 @@ pub struct RawImage {
     atomic: u32,
     dma_align: u32,
     discard_granularity: u32,
-    /// Held while the file is made longer.
-    growing: Arc<Mutex<()>>,
+    /// Makes those calls to the host that may block, one after the other.
+    calls: Owner,
     /// The host has said that it cannot give back space.
     cannot_punch: AtomicBool,
     /// The host has said that it cannot zero ranges.
@@ -124,7 +124,7 @@ impl RawImage {
             physical_block: host.physical_block,
             atomic: host.atomic,
             discard_granularity: host.discard_granularity,
-            growing: Arc::default(),
+            calls: Owner::default(),
             cannot_punch: AtomicBool::new(false),
             cannot_zero: AtomicBool::new(false),
         };
@@ -153,7 +153,7 @@ impl RawImage {
     /// was: its end fails to be read, and the guest hears of that.
     ///
     /// The length is as the host said last when this is dropped, and for others while the host has not answered: one that
-    /// hangs costs one helper thread, not all.
+    /// hangs holds up nobody else.
     async fn look_at_length(&self, io: &Io) -> u64 {
         if let Some(asking) = Asking::begin(&self.asking) {
             let (file, known) = (self.host.file.clone(), self.host_len.clone());
@@ -163,7 +163,7 @@ impl RawImage {
                 }
                 drop(asking);
             };
-            let _ = io.blocking(look).await;
+            let _ = io.blocking_on(&self.calls, look).await;
         }
         self.host_len.load(Ordering::Relaxed)
     }
@@ -311,7 +311,7 @@ impl BlockBackend for RawImage {
         self.check(Action::Read, span.at.0, span.len)?;
         let (file, at, end) = (self.host.file.clone(), span.at.0, span.at.0 + span.len);
         // On a network file system the host may have to ask the server.
-        let found = io.blocking(move || sys::stored(&file, at, end)).await;
+        let found = io.blocking_on(&self.calls, move || sys::stored(&file, at, end)).await;
         match found {
             Ok(Ok((allocated, until))) => Ok(Extent { allocated, len: until - at }),
             Ok(Err(_)) => Ok(Extent { allocated: true, len: span.len }),

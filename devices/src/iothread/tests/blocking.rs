@@ -1,0 +1,147 @@
+//! Calls to the host that block.
+
+use std::sync::mpsc::Sender;
+
+use super::*;
+
+const LONG: Duration = Duration::from_secs(20);
+/// Enough for a job that nothing holds up to begin.
+const SHORT: Duration = Duration::from_millis(50);
+
+/// A job of `owner` that ends when something is sent, or when the sender is dropped. It has begun when this returns.
+async fn hang(io: &Io, owner: &Owner) -> Sender<()> {
+    let (release, released) = mpsc::channel();
+    let begun = Arc::new(AtomicBool::new(false));
+    let (thread, owner, flag) = (io.clone(), owner.clone(), begun.clone());
+    io.spawn(async move {
+        let job = move || {
+            flag.store(true, Ordering::Release);
+            released.recv().is_ok()
+        };
+        let _ = thread.blocking_on(&owner, job).await;
+    });
+    while !begun.load(Ordering::Acquire) {
+        io.sleep(Duration::from_millis(1)).await;
+    }
+    release
+}
+
+#[test]
+fn blocking_work_runs_elsewhere_and_its_panic_is_an_error() {
+    on_thread(|io| async move {
+        let (here, owner) = (std::thread::current().id(), Owner::default());
+        let there = io.blocking_on(&owner, || std::thread::current().id()).await.unwrap();
+        assert_ne!(here, there);
+        for _ in 0..6 {
+            let panics = || {
+                if true {
+                    panic!("on purpose")
+                }
+            };
+            assert!(io.blocking_on(&owner, panics).await.is_err());
+        }
+        assert_eq!(io.blocking_on(&owner, || 5).await.unwrap(), 5);
+        drop(Box::pin(io.blocking_on(&owner, || ())));
+    });
+}
+
+/// As many at once as the owner says, whoever gives it the jobs.
+#[test]
+fn an_owner_has_as_many_jobs_at_work_as_it_says() {
+    for (owner, most) in [(Owner::default(), 1), (Owner::with_helpers(4), 4)] {
+        let counts = Arc::new((AtomicU64::new(0), AtomicU64::new(0)));
+        let threads: Vec<_> = (0..2).map(|_| IoThread::start("test").unwrap()).collect();
+        let (done, ended) = mpsc::channel();
+        for n in 0..32 {
+            let (owner, counts, done) = (owner.clone(), counts.clone(), done.clone());
+            threads[n % 2].remote().spawn(move |io| async move {
+                let job = move || {
+                    counts.1.fetch_max(counts.0.fetch_add(1, Ordering::AcqRel) + 1, Ordering::AcqRel);
+                    std::thread::sleep(Duration::from_millis(5));
+                    counts.0.fetch_sub(1, Ordering::AcqRel);
+                    n
+                };
+                done.send(io.blocking_on(&owner, job).await.unwrap()).unwrap();
+            });
+        }
+        let sum: usize = (0..32).map(|_| ended.recv_timeout(LONG).unwrap()).sum();
+        assert_eq!((sum, counts.1.load(Ordering::Acquire)), ((0..32).sum(), most));
+    }
+}
+
+#[test]
+fn a_job_that_hangs_holds_up_nobody_but_its_owner() {
+    on_thread(|io| async move {
+        let owners: Vec<Owner> = (0..12).map(|_| Owner::default()).collect();
+        let mut hung = Vec::new();
+        for owner in &owners {
+            hung.push(hang(&io, owner).await);
+        }
+        let mine = io.at_most(LONG, io.blocking_on(&Owner::default(), || 7)).await;
+        assert_eq!(mine.expect("held up by others").unwrap(), 7);
+        assert!(io.at_most(SHORT, io.blocking_on(&owners[0], || 8)).await.is_none());
+        hung.clear();
+        assert_eq!(io.blocking_on(&owners[0], || 9).await.unwrap(), 9);
+    });
+}
+
+#[test]
+fn a_job_that_has_not_begun_goes_with_its_future() {
+    on_thread(|io| async move {
+        let (owner, claim) = (Owner::default(), Arc::new(()));
+        let release = hang(&io, &owner).await;
+        let held = claim.clone();
+        let waits = io.at_most(SHORT, io.blocking_on(&owner, move || drop(held))).await;
+        assert!(waits.is_none());
+        assert_eq!(Arc::strong_count(&claim), 1, "dropped with the future");
+        // One that has begun goes on.
+        let held = claim.clone();
+        release.send(()).unwrap();
+        let (finish, finished) = mpsc::channel::<()>();
+        let begun = move || {
+            let _ = finished.recv();
+            drop(held);
+        };
+        assert!(io.at_most(SHORT, io.blocking_on(&owner, begun)).await.is_none());
+        assert_eq!(Arc::strong_count(&claim), 2);
+        finish.send(()).unwrap();
+        io.blocking_on(&owner, || ()).await.unwrap();
+        assert_eq!(Arc::strong_count(&claim), 1);
+    });
+}
+
+#[test]
+fn an_idle_helper_works_for_any_owner() {
+    on_thread(|io| async move {
+        let mut seen = Vec::new();
+        for _ in 0..8 {
+            let owner = Owner::default();
+            seen.push(io.blocking_on(&owner, || std::thread::current().id()).await.unwrap());
+            // It tells before it is idle.
+            io.sleep(Duration::from_millis(5)).await;
+        }
+        assert!(seen.iter().all(|id| *id == seen[0]), "{seen:?}");
+        assert_eq!(io.core.helpers.threads(), 1);
+    });
+}
+
+#[test]
+fn a_host_without_threads_is_asked_again() {
+    on_thread(|io| async move {
+        let (first, second) = (Owner::default(), Owner::default());
+        io.core.helpers.set_no_threads(true);
+        let failed = io.blocking_on(&first, || ()).await.unwrap_err();
+        assert_eq!(failed.raw_os_error(), Some(libc::EAGAIN), "there is none at all");
+        io.core.helpers.set_no_threads(false);
+        let _hung = hang(&io, &first).await;
+        io.core.helpers.set_no_threads(true);
+        let mut waits = Box::pin(io.blocking_on(&second, || 3));
+        assert!(io.at_most(SHORT, waits.as_mut()).await.is_none());
+        // Behind one that waits for a helper, too.
+        let mut also = Box::pin(io.blocking_on(&second, || 4));
+        assert!(io.at_most(SHORT, also.as_mut()).await.is_none());
+        drop(waits);
+        io.core.helpers.set_no_threads(false);
+        assert_eq!(io.at_most(LONG, also).await.expect("it is not asked again").unwrap(), 4);
+    });
+}
