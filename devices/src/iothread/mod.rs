@@ -67,6 +67,9 @@ pub(crate) use single::Single;
 const RING_ENTRIES: u32 = 256;
 /// How often a transfer that the host answers with "try again" is tried.
 const TRIES: usize = 16;
+/// How often again an operation is begun that the kernel could not begin for want of a thread, and how long before.
+const UNTRIED_TRIES: usize = 5;
+const UNTRIED_PAUSE: Duration = Duration::from_millis(20);
 
 /// How an I/O thread works.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -259,7 +262,7 @@ impl Io {
 
     /// As [`Io::sync`], with a claim that lasts until the kernel is done.
     pub async fn sync_held(&self, file: &Arc<File>, hold: &Hold) -> io::Result<()> {
-        check(self.run(Op::Sync { file: file.clone(), hold: hold.clone() }).await.result).map(drop)
+        self.begin(|| Op::Sync { file: file.clone(), hold: hold.clone() }).await
     }
 
     /// fallocate(2) with `mode` as of the system call.
@@ -276,8 +279,21 @@ impl Io {
         len: u64,
         hold: &Hold,
     ) -> io::Result<()> {
-        let op = Op::Allocate { file: file.clone(), mode, at, len, hold: hold.clone() };
-        check(self.run(op).await.result).map(drop)
+        self.begin(|| Op::Allocate { file: file.clone(), mode, at, len, hold: hold.clone() }).await
+    }
+
+    /// Runs what `make` makes, again and again while the kernel has no thread to begin it.
+    async fn begin(&self, make: impl Fn() -> Op) -> io::Result<()> {
+        let mut tries = 0;
+        loop {
+            match check(self.run(make()).await.result) {
+                Err(e) if tries < UNTRIED_TRIES && is_untried(&e) => {
+                    tries += 1;
+                    Box::pin(self.sleep(UNTRIED_PAUSE)).await;
+                }
+                result => return result.map(drop),
+            }
+        }
     }
 
     /// Waits until `file` can be read without blocking (poll(2), POLLIN): for devices that are not block devices.
@@ -400,6 +416,10 @@ impl Io {
                 Err(e) if tries < TRIES && matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => {
                     tries += 1;
                 }
+                Err(e) if tries < UNTRIED_TRIES && is_untried(&e) => {
+                    tries += 1;
+                    Box::pin(self.sleep(UNTRIED_PAUSE)).await;
+                }
                 Err(_) if done > 0 && !stable => return (Ok(done), mem),
                 Err(e) => return (Err(e), mem),
             }
@@ -451,6 +471,13 @@ impl Drop for Running<'_> {
             self.core.abandon(key);
         }
     }
+}
+
+/// Whether the kernel has not even begun an operation. What would block is done by threads of the kernel (io-wq), and
+/// where it can start none (`pids.max`, RLIMIT_NPROC) it ends all that waits for one with ECANCELED. What we cancel
+/// ourselves has no future any more that could hear of it.
+pub(crate) fn is_untried(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ECANCELED)
 }
 
 /// A count, or the error that a negative completion stands for.

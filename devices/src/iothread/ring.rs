@@ -491,9 +491,11 @@ impl Ring {
             return;
         }
         if user_data & PART == 0 {
-            // After a failed poll the linked read is cancelled: the reason is the poll's. Pieces of a transfer add up.
+            // After a failed poll the linked read is cancelled: the reason is the poll's. Pieces of a transfer add up, and
+            // one that was not begun hides no error of another.
             let before = slot.result.get();
-            if before >= 0 {
+            let hidden = before == -libc::ECANCELED && result < 0;
+            if before >= 0 || hidden {
                 slot.result.set(if result < 0 { result } else { before.saturating_add(result) });
             }
         } else if result < 0 {

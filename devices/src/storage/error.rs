@@ -5,6 +5,8 @@ use std::io;
 
 use thiserror::Error;
 
+use crate::iothread::is_untried;
+
 /// The stable kind of a storage error: the SCSI layer turns each into sense data by one table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockErrorKind {
@@ -26,7 +28,7 @@ pub enum BlockErrorKind {
     Lost,
     /// A reservation of another initiator forbids it (EBADE from the host's SCSI layer).
     ReservationConflict,
-    /// The host has no memory or descriptors left for it.
+    /// The host has no memory, descriptors or threads left for it.
     HostResources,
 }
 
@@ -74,11 +76,12 @@ impl BlockError {
 
     /// The host's error on `action`; `place` names the image and where in it.
     pub fn host(action: Action, place: impl fmt::Display, source: io::Error) -> Self {
-        Self {
-            kind: kind_of(action, &source),
-            context: format!("{action} {place} failed"),
-            source: Some(source),
+        let kind = kind_of(action, &source);
+        let mut context = format!("{action} {place} failed");
+        if is_untried(&source) {
+            context.push_str(", for the kernel could start no thread for it (see pids.max of the cgroup)");
         }
+        Self { kind, context, source: Some(source) }
     }
 }
 
@@ -108,7 +111,7 @@ fn kind_of(action: Action, e: &io::Error) -> BlockErrorKind {
             | libc::ENOMEDIUM,
         ) => BlockErrorKind::Lost,
         Some(libc::EBADE) => BlockErrorKind::ReservationConflict,
-        Some(libc::ENOMEM | libc::EAGAIN | libc::ENOBUFS | libc::EMFILE | libc::ENFILE) => {
+        Some(libc::ENOMEM | libc::EAGAIN | libc::ECANCELED | libc::ENOBUFS | libc::EMFILE | libc::ENFILE) => {
             BlockErrorKind::HostResources
         }
         _ => failed,
@@ -154,6 +157,7 @@ mod tests {
         assert_eq!(kind(Action::Read, 19), BlockErrorKind::Lost);
         assert_eq!(kind(Action::Read, 61), BlockErrorKind::ReadFailed);
         assert_eq!(kind(Action::Read, 12), BlockErrorKind::HostResources);
+        assert_eq!(kind(Action::Flush, 125), BlockErrorKind::HostResources);
         assert_eq!(kind(Action::Zero, 95), BlockErrorKind::Unsupported);
     }
 }

@@ -6,7 +6,7 @@ use super::{
     Action, BlockBackend, BlockError, ByteOffset, Durability, Extent, Geometry, Guarded, Limits, Pausing,
     Qcow2Image, RawImage, Span, Unmap,
 };
-use crate::iothread::Io;
+use crate::iothread::{Io, is_untried};
 use crate::mem::{FromGuest, ToGuest};
 #[cfg(any(test, feature = "testing"))]
 use crate::testing::{FaultDisk, RamDisk, RecordingDisk};
@@ -239,14 +239,17 @@ impl BlockBackend for Image {
                 Begun::Long(()) => {}
                 Begun::Running(single, attempt) => {
                     let (result, _) = single.await;
-                    // Never repeated, whatever the host says: a second one would succeed.
-                    return match (attempt, result) {
-                        (Some(attempt), Ok(_)) => attempt.succeeded(Action::Flush).await,
-                        (Some(attempt), Err(error)) => Err(attempt.failed(Action::Flush, error)),
-                        (None, result) => result
-                            .map(drop)
-                            .map_err(|error| BlockError::host(Action::Flush, "an image", error)),
-                    };
+                    // Never repeated, whatever the host says, once it was begun: a second one would succeed.
+                    match (attempt, result) {
+                        (_, Err(error)) if is_untried(&error) => {}
+                        (Some(attempt), Ok(_)) => return attempt.succeeded(Action::Flush).await,
+                        (Some(attempt), Err(error)) => return Err(attempt.failed(Action::Flush, error)),
+                        (None, result) => {
+                            return result
+                                .map(drop)
+                                .map_err(|error| BlockError::host(Action::Flush, "an image", error));
+                        }
+                    }
                 }
             }
             Box::pin(async move { each!(self, backend => backend.flush(io).await) }).await

@@ -37,7 +37,9 @@ pub(super) fn ended(result: io::Result<u64>, len: u64) -> Option<io::Result<()>>
     match result {
         Ok(moved) if moved == len => Some(Ok(())),
         Ok(_) => None,
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => None,
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::ECANCELED)) => {
+            None
+        }
         Err(error) => Some(Err(error)),
     }
 }
@@ -53,7 +55,7 @@ mod tests {
             ended.map(|result| result.map_err(|error| error.raw_os_error()))
         };
         assert_eq!(of(Ok(4096)), Some(Ok(())));
-        for short in [Ok(4095), Ok(512), Ok(0), Err(libc::EAGAIN), Err(libc::EINTR)] {
+        for short in [Ok(4095), Ok(512), Ok(0), Err(libc::EAGAIN), Err(libc::EINTR), Err(libc::ECANCELED)] {
             assert_eq!(of(short), None, "{short:?}");
         }
         for error in [libc::EIO, libc::ENOSPC, libc::EINVAL] {

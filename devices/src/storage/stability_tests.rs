@@ -471,3 +471,6 @@ fn the_operator_hears_of_it_once() {
         assert!(said[0].contains(part), "{}", said[0]);
     }
 }
+
+#[path = "untried_tests.rs"]
+mod untried;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::RawImage;
-use crate::iothread::{Hold, Io};
+use crate::iothread::{Hold, Io, is_untried};
 use crate::mem::FromGuest;
 use crate::storage::error::Action;
 use crate::storage::stability::{Attempt, Stability};
@@ -59,9 +59,17 @@ impl RawImage {
     pub(super) async fn sync(&self, io: &Io, action: Action) -> Result<(), BlockError> {
         self.stable.latch.check(action)?;
         let attempt = self.stable.latch.attempt();
+        self.try_sync(io, attempt, action).await
+    }
+
+    /// Syncs for `attempt`. A sync that the kernel never began says nothing of the data: it fails, and the next one counts.
+    async fn try_sync(&self, io: &Io, attempt: Attempt, action: Action) -> Result<(), BlockError> {
         let result = sync(io, self.audit(), &attempt).await;
         match result {
             Ok(()) => attempt.succeeded(action).await,
+            Err(error) if is_untried(&error) => {
+                Err(BlockError::host(action, format_args!("\"{}\"", self.host.name), error))
+            }
             Err(error) => Err(attempt.failed(action, error)),
         }
     }
@@ -112,11 +120,7 @@ impl RawImage {
         if let Some(error) = error.filter(|error| !may_be_refusal(error)) {
             return Err(attempt.failed(Action::Write, same(error)));
         }
-        let result = sync(io, self.audit(), &attempt).await;
-        match result {
-            Ok(()) => attempt.succeeded(Action::Write).await,
-            Err(error) => Err(attempt.failed(Action::Write, error)),
-        }
+        self.try_sync(io, attempt, Action::Write).await
     }
 }
 
@@ -142,7 +146,7 @@ async fn sync(io: &Io, file: &Arc<File>, attempt: &Attempt) -> io::Result<()> {
 /// Whether a write may fail so before the host has taken anything.
 fn may_be_refusal(error: &io::Error) -> bool {
     let refusals = [libc::ENOSPC, libc::EDQUOT, libc::EFBIG, libc::EINTR, libc::EAGAIN, libc::ENOMEM];
-    error.raw_os_error().is_some_and(|code| refusals.contains(&code))
+    is_untried(error) || error.raw_os_error().is_some_and(|code| refusals.contains(&code))
 }
 
 fn same(error: &io::Error) -> io::Error {
