@@ -1,5 +1,6 @@
 //! Scatter-gather lists: guest ranges, checked once, ready for the kernel.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -52,7 +53,16 @@ impl SgList {
     ///
     /// Returns `None` when the host has no memory for it.
     pub fn host(len: usize, align: usize) -> Option<Self> {
-        let buffer = Arc::new(HostBuffer::new(len, align)?);
+        Self::host_keeping(len, align, None)
+    }
+
+    /// As [`SgList::host`]; `keep` goes with the buffer, when nobody has a list over a part of it any more.
+    pub(crate) fn host_keeping(
+        len: usize,
+        align: usize,
+        keep: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Option<Self> {
+        let buffer = Arc::new(HostBuffer::new(len, align, keep)?);
         let mut iov = take_list();
         iov.push(libc::iovec { iov_base: buffer.start.cast(), iov_len: len });
         Some(Self { backing: Backing::Host(buffer), iov, len: len as u64 })
@@ -372,6 +382,7 @@ impl FromGuest {
 struct HostBuffer {
     start: *mut u8,
     layout: std::alloc::Layout,
+    _keep: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 // SAFETY: plain memory without thread affinity, only reached through volatile copies and the kernel.
@@ -382,12 +393,12 @@ unsafe impl Send for HostBuffer {}
 unsafe impl Sync for HostBuffer {}
 
 impl HostBuffer {
-    fn new(len: usize, align: usize) -> Option<Self> {
+    fn new(len: usize, align: usize, keep: Option<Arc<dyn Any + Send + Sync>>) -> Option<Self> {
         let layout = std::alloc::Layout::from_size_align(len.max(1), align.max(16)).ok()?;
         // SAFETY: the layout has a non-zero size.
         #[allow(unsafe_code)]
         let start = unsafe { std::alloc::alloc_zeroed(layout) };
-        (!start.is_null()).then_some(Self { start, layout })
+        (!start.is_null()).then_some(Self { start, layout, _keep: keep })
     }
 }
 

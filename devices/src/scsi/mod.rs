@@ -11,7 +11,8 @@
 //!
 //! - `nexus`, `target`, `unit`: who can reach what; `tasks`: what may run and how it is ended; `attention`.
 //! - `opcode`: one table a unit decodes CDBs, refuses reserved bits and reports supported commands.
-//! - `background`: work that outlasts its command. `reservation`: persistent and older reservations.
+//! - `memory`: how much of the host's commands may hold. `background`: work that outlasts its command.
+//! - `reservation`: persistent and older reservations.
 //! - `sense`, `outcome`: how commands end. `absent`: what answers where there is no unit.
 //! - `disk`: the direct access block device.
 
@@ -20,6 +21,7 @@ mod attention;
 mod background;
 mod disk;
 mod lun;
+mod memory;
 mod nexus;
 mod opcode;
 mod outcome;

@@ -93,6 +93,14 @@ impl<'a> Writer<'a> {
         self.at += bytes.len() as u64;
     }
 
+    /// Overwrites what was put at `at`: for lengths that are known at the end.
+    pub(crate) fn put_at(&self, at: u64, bytes: &[u8]) {
+        let room = self.allocation.saturating_sub(at).min(bytes.len() as u64);
+        if let Some(part) = bytes.get(..room as usize) {
+            self.to.write_at(at, part);
+        }
+    }
+
     /// The command is done: the transfer is the data or the allocation length, whichever is less.
     pub(crate) fn finish(self) -> Done {
         Done::sent(self.at.min(self.allocation))

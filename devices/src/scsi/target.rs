@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::attention::Attention;
 use super::lun::MAX_LUNS;
+use super::memory::Memory;
 use super::nexus::Nexus;
 use super::tasks::Ended;
 use super::unit::{LogicalUnit, Unit};
@@ -73,22 +74,31 @@ pub enum AttachError {
     InUse,
 }
 
-/// Targets that belong together: EXTENDED COPY and tokens reach all units of a group, whichever target they are at.
+/// Targets that belong together: EXTENDED COPY and tokens reach all units of a group, whichever target they are at. What
+/// their commands hold of the host's memory has one bound.
 #[derive(Clone, Default)]
-pub struct TargetGroup(Arc<RwLock<Vec<Weak<Target>>>>);
+pub struct TargetGroup {
+    targets: Arc<RwLock<Vec<Weak<Target>>>>,
+    memory: Arc<Memory>,
+}
 
 impl TargetGroup {
     /// Adds a target without logical units.
     pub fn target(&self) -> Arc<Target> {
         let target = Arc::new(Target { group: self.clone(), inventory: RwLock::default() });
-        let mut targets = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut targets = self.targets.write().unwrap_or_else(PoisonError::into_inner);
         targets.retain(|target| target.strong_count() > 0);
         targets.push(Arc::downgrade(&target));
         target
     }
 
+    /// A target that copies of the others do not reach. It shares the bound of memory.
+    pub fn target_apart(&self) -> Arc<Target> {
+        Self { targets: Arc::default(), memory: self.memory.clone() }.target()
+    }
+
     fn targets(&self) -> Vec<Arc<Target>> {
-        let targets = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let targets = self.targets.read().unwrap_or_else(PoisonError::into_inner);
         targets.iter().filter_map(Weak::upgrade).collect()
     }
 }
@@ -126,6 +136,7 @@ impl Target {
         if inventory.units.contains_key(&number) {
             return Err(AttachError::InUse);
         }
+        logical.join(&self.group.memory);
         let unit = Unit::new(Lun::from_number(number), logical);
         let nexuses: Vec<_> = inventory.nexuses().collect();
         for nexus in &nexuses {
@@ -202,6 +213,11 @@ impl Target {
         if let Some(unit) = unit {
             unit.refresh();
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.group.memory
     }
 
     /// The logical units that a copy can reach: all of the group, those of this target first.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use super::attention::{Attention, Attentions};
 use super::background::{Background, SETTLE, Working};
 use super::disk::{self, Disk, Image};
+use super::memory::Memory;
 use super::nexus::Nexus;
 use super::outcome::Outcome;
 use super::reservation::Reservations;
@@ -30,6 +31,13 @@ pub(crate) struct Context<'a> {
 }
 
 impl LogicalUnit {
+    /// What its commands hold of the host's memory counts together with that of others.
+    pub(crate) fn join(&self, memory: &Arc<Memory>) {
+        match self {
+            Self::Disk(disk) => disk.memory.join(memory),
+        }
+    }
+
     /// Makes the medium whole, when the unit goes.
     pub(crate) async fn close(&self, io: &Io) -> Result<(), BlockError> {
         match self {

@@ -15,7 +15,7 @@ mod ram_disk;
 mod recording_disk;
 
 #[cfg(test)]
-pub(crate) use allocations::allocations;
+pub(crate) use allocations::{allocated_bytes, allocations};
 #[cfg(test)]
 pub(crate) use block_device::LoopDevice;
 pub use fault_disk::{Effect, Fault, FaultDisk};

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock, mpsc};
 
 use devices::iothread::{Io, IoThread};
 use devices::scsi::suite::{Request, check_reply};
-use devices::scsi::{Disk, DiskConfig, Image, LogicalUnit, Lun, Nexus, Target};
+use devices::scsi::{Disk, DiskConfig, Image, LogicalUnit, Lun, Nexus, ScsiReply, Target};
 use devices::testing::RamDisk;
 
 /// Most bytes of a data buffer: some blocks.
@@ -98,9 +98,25 @@ pub fn send_all(commands: Vec<Command>) {
         }
         for Command { cdb, data_out, data_in_len } in commands {
             let (reply, data_in) = Request::new(&cdb, &data_out, data_in_len).send(&nexus, &io).await;
-            check_reply(&cdb, data_out.len(), &data_in, &reply.expect("nothing ends commands here"));
+            let reply = reply.expect("nothing ends commands here");
+            check_reply(&cdb, data_out.len(), &data_in, &reply);
+            if cdb.first() == Some(&SANITIZE) {
+                assert_eq!(sense_of(&reply), Some((0x5, 0x20, 0x00)), "INVALID COMMAND OPERATION CODE");
+            }
         }
     });
+}
+
+/// There is none.
+const SANITIZE: u8 = 0x48;
+
+/// Sense key, ASC and ASCQ.
+fn sense_of(reply: &ScsiReply) -> Option<(u8, u8, u8)> {
+    match *reply.sense.as_ref()?.as_bytes() {
+        [0x72 | 0x73, key, code, qualifier, ..] => Some((key & 0x0f, code, qualifier)),
+        [_, _, key, _, _, _, _, _, _, _, _, _, code, qualifier, ..] => Some((key & 0x0f, code, qualifier)),
+        _ => None,
+    }
 }
 
 /// Runs a future on the one I/O thread of this process and waits for it.

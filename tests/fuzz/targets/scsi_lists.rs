@@ -1,5 +1,6 @@
 //! Parameter lists whose CDBs are right: the first byte chooses the command, the second its options, the rest is the
-//! list. Afterwards the mode pages, the reservations and the results of copies are read back.
+//! list. SANITIZE is among them, which is refused. Afterwards the mode pages, the reservations and the results of copies are
+//! read back.
 #![no_main]
 
 use fuzz::{Bytes, Command, MAX_DATA, send_all};

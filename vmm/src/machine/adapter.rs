@@ -311,7 +311,7 @@ impl Adapter {
             let count = units.len();
             for (index, unit) in units.into_iter().enumerate() {
                 // What the guest uses comes last. Copies reach nothing else.
-                let target = if index + 1 == count { self.group.target() } else { Target::new() };
+                let target = if index + 1 == count { self.group.target() } else { self.group.target_apart() };
                 target.attach(number, unit)?;
                 targets.push(target);
             }

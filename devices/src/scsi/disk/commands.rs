@@ -56,6 +56,7 @@ impl Id {
                 | Self::ModeSelect
                 | Self::OrWrite
                 | Self::PersistentReserveOut
+                | Self::PopulateToken
                 | Self::ReadCapacity10
                 | Self::ReadCapacity16
                 | Self::StartStopUnit

@@ -4,6 +4,7 @@ mod capacity;
 mod commands;
 mod config;
 mod copy;
+mod crc;
 mod finishing;
 mod inquiry;
 mod log;
@@ -32,8 +33,9 @@ use self::commands::{COMMANDS, Id, STARTS};
 use self::mode::ModeParameters;
 use self::power::Power;
 use self::protection::Protection;
-use self::turns::Turns;
+use self::turns::{Turn, Turns};
 use super::attention::Attention;
+use super::memory::{Claim, Scratch, Share};
 use super::opcode::{Command, Properties, decode, field};
 use super::outcome::{Done, Outcome};
 use super::sense::{Failure, SOFTWARE_WRITE_PROTECTED, SenseData, SenseKey, WRITE_PROTECTED};
@@ -41,8 +43,11 @@ use super::tasks::NexusId;
 use super::unit::{Context, Path};
 use super::{Cdb, DataBuffers, Status, absent, reservation, supported};
 use crate::iothread::Io;
-use crate::mem::{FromGuest, SgList, ToGuest};
+use crate::mem::{FromGuest, ToGuest};
 use crate::storage::{BlockBackend, BlockError, BlockErrorKind, ByteOffset, Durability, Span, Unmap};
+
+/// There is no memory for a command now.
+const BUSY: Failure = Failure::Status(Status::Busy);
 
 /// How long an initiator that asks for the capacity waits for the host to look.
 const LOOK: Duration = Duration::from_millis(200);
@@ -61,6 +66,8 @@ pub struct Disk<B> {
     protection: Option<Protection<B>>,
     /// Commands that nothing may come between, alone, and copies that other units were asked for.
     turns: Arc<Turns>,
+    /// What commands hold of the host's memory.
+    pub(super) memory: Share,
 }
 
 impl<B: BlockBackend> Disk<B> {
@@ -75,6 +82,7 @@ impl<B: BlockBackend> Disk<B> {
             copies: copy::Copies::default(),
             protection: None,
             turns: Arc::default(),
+            memory: Share::default(),
             image,
             config,
         };
@@ -142,6 +150,7 @@ impl<B: BlockBackend> Disk<B> {
             Id::FormatUnit => wipe::format_unit(context, bytes, data, self.check_format(protect)?).await,
             Id::WriteAtomic => self.write_atomic(io, bytes, data).await,
             Id::ExtendedCopy => copy::extended_copy(context, bytes, data).await,
+            Id::PopulateToken => copy::populate_token(context, bytes, data).await,
             Id::WriteUsingToken => copy::write_using_token(context, bytes, data).await,
             Id::ReadCapacity10 | Id::ReadCapacity16 => {
                 self.look_again(context).await;
@@ -168,7 +177,6 @@ impl<B: BlockBackend> Disk<B> {
             Id::LogSense => self.log_sense(cdb, data),
             Id::ReadCapacity10 => self.read_capacity_10(cdb, data),
             Id::ReadCapacity16 => self.read_capacity_16(cdb, data),
-            Id::PopulateToken => copy::populate_token(context, cdb, data),
             Id::ReceiveCopyResults => copy::receive(context, cdb, data),
             Id::PreFetch => self.pre_fetch(cdb, command.usage.len()),
             Id::ReadDefectData => self.read_defect_data(cdb, data),
@@ -191,6 +199,7 @@ impl<B: BlockBackend> Disk<B> {
             | Id::FormatUnit
             | Id::WriteAtomic
             | Id::ExtendedCopy
+            | Id::PopulateToken
             | Id::WriteUsingToken
             | Id::GetLbaStatus
             | Id::CompareAndWrite
@@ -359,10 +368,25 @@ impl<B: BlockBackend> Disk<B> {
         closed.and(protection.store.close(io).await)
     }
 
-    /// A host buffer for data that no initiator sees.
-    fn scratch(&self, len: u64) -> Result<SgList, Failure> {
+    /// Waits until nothing of what ended commands had begun, and what goes on without them, is under way.
+    async fn settled(&self) -> Option<Turn> {
+        match &self.protection {
+            Some(protection) => Some(protection.turns.shared().await),
+            None => None,
+        }
+    }
+
+    /// A host buffer for data that no initiator sees: of `len` bytes, or as many as there are, at least a block. BUSY if there
+    /// are none.
+    fn scratch(&self, len: u64) -> Result<Scratch, Failure> {
+        let (len, claim) = self.memory.take(len, |_| 0, None).ok_or(BUSY)?;
+        self.buffer(len, claim)
+    }
+
+    /// A host buffer of `len` bytes, for which `claim` was taken.
+    fn buffer(&self, len: u64, claim: Claim) -> Result<Scratch, Failure> {
         let align = self.image.geometry().dma_align.next_power_of_two().max(512);
-        SgList::host(len as usize, align as usize).ok_or_else(|| {
+        Scratch::new(len, align as usize, claim).ok_or_else(|| {
             let error = BlockError {
                 kind: BlockErrorKind::HostResources,
                 context: "allocating a buffer".into(),

@@ -11,12 +11,14 @@ use std::time::Duration;
 
 use super::Disk;
 use super::config::ProtectionType;
+use super::crc::crc_t10dif;
 use super::finishing::Finishing;
 use super::transfer::Extent;
 use super::turns::{Turn, Turns};
 use super::verify::CHUNK;
 use crate::iothread::Io;
 use crate::mem::{FromGuest, SgList, ToGuest};
+use crate::scsi::memory::{LEAST, Scratch};
 use crate::scsi::outcome::{Done, Outcome};
 use crate::scsi::sense::{Failure, GUARD_CHECK_FAILED, REFERENCE_TAG_CHECK_FAILED, SenseData, SenseKey};
 use crate::scsi::{Cdb, DataBuffers};
@@ -109,28 +111,6 @@ impl Checks {
     }
 }
 
-/// The CRC of the guard (SBC-4, 4.21.4): polynomial 8BB7h, most significant bit first, from zero.
-pub(super) fn crc_t10dif(bytes: &[u8]) -> u16 {
-    #[expect(clippy::indexing_slicing, reason = "evaluated by the compiler, which would say so")]
-    const TABLE: [u16; 256] = {
-        let (mut table, mut byte) = ([0_u16; 256], 0);
-        while byte < 256 {
-            let (mut crc, mut bit) = ((byte as u16) << 8, 0);
-            while bit < 8 {
-                crc = if crc & 0x8000 != 0 { crc << 1 ^ 0x8bb7 } else { crc << 1 };
-                bit += 1;
-            }
-            table[byte] = crc;
-            byte += 1;
-        }
-        table
-    };
-    bytes.iter().fold(0, |crc, byte| {
-        let index = usize::from((crc >> 8) as u8 ^ byte);
-        crc << 8 ^ TABLE.get(index).copied().unwrap_or(0)
-    })
-}
-
 /// How protection information lies in the buffers of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Layout {
@@ -177,6 +157,13 @@ struct Chunk {
     blocks: u64,
     data: SgList,
     tuples: SgList,
+}
+
+/// Room for blocks and, behind them, for their tuples.
+struct Room {
+    /// Bytes of blocks.
+    len: u64,
+    scratch: Scratch,
 }
 
 impl<B: BlockBackend> Disk<B> {
@@ -248,9 +235,10 @@ impl<B: BlockBackend> Disk<B> {
         protection: &Protection<B>,
     ) -> Result<Option<(u64, SenseData)>, Failure> {
         let _turn = protection.turns.shared().await;
+        let room = self.room(blocks)?;
         let mut at = 0;
         while at < blocks {
-            let chunk = self.chunk(lba + at, blocks - at)?;
+            let chunk = self.chunk(&room, lba + at, blocks - at);
             let span = self.span_of(&chunk);
             self.image.read(io, span.at, ToGuest::new(chunk.data.window(0, span.len))).await?;
             let (from, len) = (ByteOffset(chunk.lba * TUPLE), chunk.blocks * TUPLE);
@@ -335,9 +323,10 @@ impl<B: BlockBackend> Disk<B> {
         let sent = extent.blocks.min(data.data_out.len() / layout.stride(block));
         let durability = self.durability(extent.flags);
         let turn = Arc::new(protection.turns.alone().await);
+        let room = self.room(sent)?;
         let mut at = 0;
         while at < sent {
-            let chunk = self.chunk(extent.lba + at, sent - at)?;
+            let chunk = self.chunk(&room, extent.lba + at, sent - at);
             if let Err((blocks, sense)) = self.collect(&chunk, at, layout, checks, &data, protection.kind) {
                 return Ok(Done::received((at + blocks) * layout.stride(block)).but(sense));
             }
@@ -403,9 +392,10 @@ impl<B: BlockBackend> Disk<B> {
         let (lba, blocks) = (at.0 >> self.block_shift, from.len() >> self.block_shift);
         let data = DataBuffers::from_initiator(from);
         let turn = Arc::new(protection.turns.alone().await);
+        let room = self.room(blocks)?;
         let mut done = 0;
         while done < blocks {
-            let chunk = self.chunk(lba + done, blocks - done)?;
+            let chunk = self.chunk(&room, lba + done, blocks - done);
             // Nothing is checked, so nothing is refused.
             let _ = self.collect(&chunk, done, Layout::Plain, checks, &data, protection.kind);
             done += chunk.blocks;
@@ -455,14 +445,23 @@ impl<B: BlockBackend> Disk<B> {
         Finishing::keeping(io, FINISH, turn.clone(), work).await
     }
 
-    fn chunk(&self, lba: u64, blocks: u64) -> Result<Chunk, Failure> {
-        let blocks = blocks.min(CHUNK >> self.block_shift);
-        Ok(Chunk {
-            lba,
-            blocks,
-            data: self.scratch(blocks << self.block_shift)?,
-            tuples: self.scratch(blocks * TUPLE)?,
-        })
+    /// Room for so many blocks, or some of them. Reading and writing take all commands here, and those that have memory
+    /// already: a little there always is.
+    fn room(&self, blocks: u64) -> Result<Room, Failure> {
+        let tuples = |len: u64| (len >> self.block_shift) * TUPLE;
+        let want = CHUNK.min(blocks << self.block_shift);
+        let (len, claim) = self.memory.take(want, tuples, None).unwrap_or_else(|| {
+            let len = want.min(LEAST);
+            (len, self.memory.take_anyway(len + tuples(len)))
+        });
+        Ok(Room { len, scratch: self.buffer(len + tuples(len), claim)? })
+    }
+
+    /// As many of the blocks from `lba` on as there is room for.
+    fn chunk(&self, room: &Room, lba: u64, blocks: u64) -> Chunk {
+        let blocks = blocks.min(room.len >> self.block_shift);
+        let data = room.scratch.window(0, blocks << self.block_shift);
+        Chunk { lba, blocks, data, tuples: room.scratch.window(room.len, blocks * TUPLE) }
     }
 
     fn span_of(&self, chunk: &Chunk) -> Span {
@@ -473,16 +472,6 @@ impl<B: BlockBackend> Disk<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The check value of CRC-16/T10-DIF, and what SBC-4's table of examples has for blocks of 32 bytes (4.21.4).
-    #[test]
-    fn the_guard_is_the_crc_of_the_standard() {
-        assert_eq!(crc_t10dif(b"123456789"), 0xd0db);
-        assert_eq!(crc_t10dif(&[0; 32]), 0);
-        assert_eq!(crc_t10dif(&[0xff; 32]), 0xa293);
-        let counting: Vec<u8> = (0..32).collect();
-        assert_eq!(crc_t10dif(&counting), 0x0224);
-    }
 
     #[test]
     fn codes_select_the_checks() {

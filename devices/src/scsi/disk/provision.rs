@@ -98,7 +98,7 @@ impl<B: BlockBackend> Disk<B> {
             Some(pattern) => {
                 let mut at = 0;
                 while at < span.len {
-                    let part = FromGuest::new(pattern.window(0, CHUNK.min(span.len - at)));
+                    let part = FromGuest::new(pattern.window(0, span.len - at));
                     let len = part.len();
                     self.store(io, ByteOffset(span.at.0 + at), part, Durability::Cached).await?;
                     at += len;
@@ -125,32 +125,43 @@ impl<B: BlockBackend> Disk<B> {
             return Err(SenseData::illegal(LBA_OUT_OF_RANGE).with_information(lba).into());
         }
         let room = (allocation.saturating_sub(8) / 16).clamp(1, MAX_STATUS) as usize;
-        let mut runs: Vec<Run> = Vec::new();
-        let (mut next, mut walked) = (Some(lba), 0);
-        // One run more than there is room for: the last one is known to end, unless the walk becomes too long. Then it is
-        // shorter than it could be, and the initiator asks for what comes after it (SBC-4, 5.6.1).
-        while let Some(lba) = next.filter(|_| runs.len() <= room && walked < MAX_WALK) {
+        let mut writer = Writer::new(&data.data_in, allocation);
+        writer.put(&[0; 8]);
+        let mut told = 0;
+        let mut tell = |run: &Run| {
+            let mut page = Page::<16>::new();
+            page.u64(run.lba).u32(run.blocks as u32).u8(if run.mapped { 0 } else { 1 }).put(&[0; 3]);
+            writer.put(page.as_bytes());
+            told += 1;
+            told < room
+        };
+        let (mut next, mut walked, mut last) = (Some(lba), 0, None::<Run>);
+        // Until a run is known to end, unless the walk becomes too long. Then the last one is shorter than it could be, and the
+        // initiator asks for what comes after it (SBC-4, 5.6.1).
+        while let Some(lba) = next.filter(|_| walked < MAX_WALK) {
             if walked > 0 && walked.is_multiple_of(WALK_STEP) {
                 give_way().await;
             }
             walked += 1;
             let run = self.run(io, lba).await?;
             next = run.end().filter(|end| *end < self.blocks());
-            match runs.last_mut().filter(|last| last.mapped == run.mapped) {
+            match last.as_mut().filter(|last| last.mapped == run.mapped) {
                 Some(last) if last.blocks + run.blocks <= u64::from(u32::MAX) => last.blocks += run.blocks,
-                _ => runs.push(run),
+                _ => {
+                    if let Some(over) = last.replace(run)
+                        && !tell(&over)
+                    {
+                        last = None;
+                        break;
+                    }
+                }
             }
         }
-        runs.truncate(room);
-        let mut writer = Writer::new(&data.data_in, allocation);
-        // PARAMETER DATA LENGTH counts from the byte after it.
-        writer.put(&(4 + 16 * runs.len() as u32).to_be_bytes());
-        writer.put(&[0; 4]);
-        for run in runs {
-            let mut page = Page::<16>::new();
-            page.u64(run.lba).u32(run.blocks as u32).u8(if run.mapped { 0 } else { 1 }).put(&[0; 3]);
-            writer.put(page.as_bytes());
+        if let Some(last) = &last {
+            tell(last);
         }
+        // PARAMETER DATA LENGTH counts from the byte after it.
+        writer.put_at(0, &(4 + 16 * told as u32).to_be_bytes());
         Ok(writer.finish())
     }
 

@@ -7,8 +7,9 @@ use super::Disk;
 use super::transfer::Extent;
 use super::verify::CHUNK;
 use crate::iothread::Io;
-use crate::mem::{FromGuest, SgList, ToGuest};
+use crate::mem::{FromGuest, ToGuest};
 use crate::scsi::background::Lasting;
+use crate::scsi::memory::Scratch;
 use crate::scsi::opcode::field;
 use crate::scsi::outcome::{Done, Outcome};
 use crate::scsi::sense::SenseData;
@@ -89,7 +90,7 @@ impl<B: BlockBackend> Disk<B> {
             let _alone = Lasting::new(io, self.turns.alone().await);
             let mut at = 0;
             while at < sent {
-                let part = Span { at: ByteOffset(span.at.0 + at), len: CHUNK.min(sent - at) };
+                let part = Span { at: ByteOffset(span.at.0 + at), len: scratch.len().min(sent - at) };
                 self.fetch(io, part.at, ToGuest::new(scratch.window(0, part.len))).await?;
                 merge(&scratch, part.len, &data.data_out, at);
                 let new = FromGuest::new(scratch.window(0, part.len));
@@ -102,7 +103,7 @@ impl<B: BlockBackend> Disk<B> {
 }
 
 /// Sets in the first `len` bytes of `medium` the bits that are set in `data` from `at` on.
-fn merge(medium: &SgList, len: u64, data: &FromGuest, at: u64) {
+fn merge(medium: &Scratch, len: u64, data: &FromGuest, at: u64) {
     const STEP: u64 = 512;
     let (source, target) = (FromGuest::new(medium.window(0, len)), ToGuest::new(medium.window(0, len)));
     let (mut old, mut new) = ([0u8; STEP as usize], [0u8; STEP as usize]);

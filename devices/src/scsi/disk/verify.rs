@@ -3,8 +3,9 @@
 use super::Disk;
 use super::transfer::Extent;
 use crate::iothread::Io;
-use crate::mem::{FromGuest, SgList, ToGuest};
+use crate::mem::{FromGuest, ToGuest};
 use crate::scsi::DataBuffers;
+use crate::scsi::memory::Scratch;
 use crate::scsi::outcome::{Done, Outcome};
 use crate::scsi::sense::{Failure, MISCOMPARE_DURING_VERIFY, SenseData, SenseKey};
 use crate::storage::{BlockBackend, ByteOffset, Durability, Span};
@@ -45,7 +46,12 @@ impl<B: BlockBackend> Disk<B> {
             3 if data.data_out.len() < self.block_size() => compared.len = 0,
             _ => {}
         }
-        self.compare(io, compared, expected, Done::received(sent)).await
+        let done = Done::received(sent);
+        if compared.len == 0 {
+            return Ok(done);
+        }
+        let scratch = self.scratch(CHUNK.min(compared.len))?;
+        self.compare(io, compared, expected, &scratch, done).await
     }
 
     pub(super) async fn write_and_verify(
@@ -61,26 +67,33 @@ impl<B: BlockBackend> Disk<B> {
             return Err(SenseData::cdb_field(if len == 32 { 10 } else { 1 }, Some(2)).into());
         }
         let written = Span { len: self.whole_blocks(span.len.min(data.data_out.len())), ..span };
-        if written.len > 0 {
-            let from = data.data_out.window(0, written.len);
-            self.store(io, span.at, from, Durability::Stable).await?;
+        let done = Done::received(span.len);
+        if written.len == 0 {
+            return Ok(done);
         }
+        // Before anything is written.
+        let scratch = self.scratch(CHUNK.min(written.len))?;
+        let from = data.data_out.window(0, written.len);
+        self.store(io, span.at, from, Durability::Stable).await?;
         let expected = if extent.bytchk() == 1 { Expected::Data(&data.data_out) } else { Expected::Readable };
-        self.compare(io, written, expected, Done::received(span.len)).await
+        self.compare(io, written, expected, &scratch, done).await
     }
 
     /// Reads `span` back and compares; `done` is what to report when all is as expected.
-    async fn compare(&self, io: &Io, span: Span, expected: Expected<'_>, done: Done) -> Outcome {
-        if span.len == 0 {
-            return Ok(done);
-        }
-        let scratch = self.scratch(CHUNK.min(span.len))?;
+    async fn compare(
+        &self,
+        io: &Io,
+        span: Span,
+        expected: Expected<'_>,
+        scratch: &Scratch,
+        done: Done,
+    ) -> Outcome {
         let mut at = 0;
         while at < span.len {
-            let len = CHUNK.min(span.len - at);
+            let len = scratch.len().min(span.len - at);
             let into = ToGuest::new(scratch.window(0, len));
             self.fetch(io, ByteOffset(span.at.0 + at), into).await?;
-            if let Some(miss) = self.first_difference(&scratch, at, len, &expected) {
+            if let Some(miss) = self.first_difference(scratch, at, len, &expected) {
                 return Ok(done.but(miscompare(miss)));
             }
             at += len;
@@ -95,13 +108,14 @@ impl<B: BlockBackend> Disk<B> {
         span: Span,
         expected: &FromGuest,
     ) -> Result<Option<SenseData>, Failure> {
-        let done = self.compare(io, span, Expected::Data(expected), Done::good()).await?;
+        let scratch = self.scratch(CHUNK.min(span.len))?;
+        let done = self.compare(io, span, Expected::Data(expected), &scratch, Done::good()).await?;
         Ok(done.sense)
     }
 
     /// The offset in the data-out buffer of the first byte that differs from the `len` bytes of `medium`, which lie
     /// `at` bytes into the range.
-    fn first_difference(&self, medium: &SgList, at: u64, len: u64, expected: &Expected<'_>) -> Option<u64> {
+    fn first_difference(&self, medium: &Scratch, at: u64, len: u64, expected: &Expected<'_>) -> Option<u64> {
         const STEP: u64 = 512;
         let medium = FromGuest::new(medium.window(0, len));
         let (mut ours, mut theirs) = ([0u8; STEP as usize], [0u8; STEP as usize]);
@@ -123,11 +137,13 @@ impl<B: BlockBackend> Disk<B> {
         None
     }
 
-    /// Copies the first block of `from` into host memory, as often as fits in `len` bytes; `None` when it is all zeros.
-    pub(super) fn pattern(&self, from: &FromGuest, len: u64) -> Result<Option<SgList>, Failure> {
+    /// Copies the first block of `from` into host memory, as often as fits in `len` bytes or in what there is; `None` when
+    /// it is all zeros.
+    pub(super) fn pattern(&self, from: &FromGuest, len: u64) -> Result<Option<Scratch>, Failure> {
         const STEP: usize = 512;
         let block = self.block_size();
         let list = self.scratch(len)?;
+        let len = list.len();
         let out = ToGuest::new(list.window(0, len));
         let (mut at, mut zero) = (0, true);
         while at < block {

@@ -4,7 +4,10 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
+use super::copies::{out_cdb, ranges, using};
+use super::hung::begun;
 use super::local::target_of;
 use super::nexuses::ram;
 use super::{BLOCK, BLOCKS, RecordingDisk, Request, blocks_of, config};
@@ -96,5 +99,40 @@ fn a_command_that_is_ended_leaves_no_block_that_cannot_be_read() {
             let command = command.clone();
             on_io_thread(move |io| end_half_way(io, command, held, leaves));
         }
+    }
+}
+
+/// What a command had begun goes on after its end: no token stands for what is there before that is over.
+#[test]
+fn a_token_is_not_made_while_an_ended_command_still_writes() {
+    for held in [0, 1] {
+        on_io_thread(move |io| async move {
+            let images: Images =
+                [BLOCK, 8].map(|len| Arc::new(Image::Recording(RecordingDisk::new(len * BLOCKS as usize))));
+            let (_target, nexus) = made(&images);
+            assert_eq!(send(&nexus, &io, &WRITE, &blocks_of(1, 8), 0).await.0, Status::Good);
+            ram(&images[held]).hold(true);
+            let newer = blocks_of(9, 8);
+            let mut write = Box::pin(Request::new(&WRITE, &newer, 0).send(&nexus, &io));
+            begun(&io, write.as_mut()).await;
+            let mut abort = Box::pin(nexus.manage(&io, TaskManagement::AbortTaskSet(Lun::default())));
+            begun(&io, abort.as_mut()).await;
+            assert!(write.await.0.is_err());
+            abort.await;
+            let list = ranges(16, &[(0, 8)]);
+            let cdb = out_cdb(0x10, 5, list.len());
+            let mut making = Box::pin(send(&nexus, &io, &cdb, &list, 0));
+            begun(&io, making.as_mut()).await;
+            ram(&images[held]).hold(false);
+            let made = io.at_most(Duration::from_secs(20), making).await.expect("it is over");
+            assert_eq!(made.0, Status::Good);
+            let told = [0x84, 7, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 2, 0x26, 0, 0];
+            let token = send(&nexus, &io, &told, &[], 550).await.1;
+            let list = using(&token[38..], 0, &[(100, 8)]);
+            assert_eq!(send(&nexus, &io, &out_cdb(0x11, 6, list.len()), &list, 0).await.0, Status::Good);
+            let mut there = READ;
+            there[5] = 100;
+            assert_eq!(send(&nexus, &io, &there, &[], 8 * BLOCK).await.1, newer);
+        });
     }
 }

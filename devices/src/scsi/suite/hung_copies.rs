@@ -228,6 +228,44 @@ fn a_token_of_a_busy_disk_is_not_used() {
 }
 
 #[test]
+fn a_token_is_not_made_while_an_abandoned_write_may_land() {
+    on_io_thread(|io| async move {
+        let disks = Disks::new(&io).await;
+        let bytes = ranges(16, &[(FAR.into(), 1)]);
+        let cdb = out_cdb(0x10, 7, bytes.len());
+        assert_eq!(disks.status(&io, LUN_1, &cdb, &bytes, 0).await, Status::Good);
+        let receive = [0x84, 7, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0];
+        let (_, data) = Disks::request(LUN_1, &receive, &[], 1024).send(&disks.nexus, &io).await;
+        let older = using(&data[38..550], 0, &[(9, 1)]);
+        plot(&io, writes);
+        // A write of the disk's own, and one of a copy from another disk.
+        for own in [true, false] {
+            let (lun, far) = (if own { LUN_1 } else { LUN_0 }, write(FAR));
+            let command = async {
+                match own {
+                    true => disks.send(&io, LUN_1, &far, &[1; BLOCK], 0).await,
+                    false => disks.copy(&io, (LUN_0, 1), (LUN_1, FAR)).await,
+                }
+            };
+            let mut late = Box::pin(command);
+            begun(&io, late.as_mut()).await;
+            let mut abort = Box::pin(disks.abort(&io, lun));
+            begun(&io, abort.as_mut()).await;
+            assert_eq!(late.await.unwrap_err(), TransportFault::Aborted);
+            abort.await;
+            let mut making = Box::pin(disks.status(&io, LUN_1, &cdb, &bytes, 0));
+            begun(&io, making.as_mut()).await;
+            io.answer();
+            assert_eq!(making.await, Status::Good);
+            // The one before it is gone with the write.
+            let sense =
+                disks.send(&io, LUN_1, &out_cdb(0x11, 8, older.len()), &older, 0).await.unwrap().sense;
+            assert_eq!(sense.expect("TOKEN UNKNOWN").as_bytes()[12..14], [0x23, 0x04]);
+        }
+    });
+}
+
+#[test]
 fn what_waited_behind_a_write_that_may_still_land_does_not_begin() {
     on_io_thread(|io| async move {
         let disks = Disks::new(&io).await;

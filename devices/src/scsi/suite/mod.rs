@@ -22,6 +22,8 @@ mod identity;
 mod local;
 #[cfg(test)]
 mod management;
+#[cfg(test)]
+mod memory;
 mod modes;
 #[cfg(test)]
 mod nexuses;

@@ -3,6 +3,7 @@
 //! EXTENDED COPY names its devices (CSCDs) by the designators of VPD page 83h, WRITE USING TOKEN by a token that
 //! POPULATE TOKEN made. Both end here in host memory between two images.
 
+mod buffer;
 mod list;
 mod plan;
 mod results;
@@ -12,6 +13,7 @@ mod token;
 use std::pin::pin;
 use std::sync::Arc;
 
+use self::buffer::Buffer;
 use self::list::{Cscd, CscdId, List, Segment};
 use self::plan::Move;
 use self::results::Held;
@@ -23,6 +25,7 @@ use super::vpd::Designator;
 use crate::iothread::{Io, Scope};
 use crate::mem::{FromGuest, ToGuest};
 use crate::scsi::background::{Lasting, visit};
+use crate::scsi::memory::Scratch;
 use crate::scsi::opcode::{Properties, field};
 use crate::scsi::outcome::{Done, Outcome};
 use crate::scsi::sense::{
@@ -73,11 +76,13 @@ pub(super) async fn extended_copy(context: Context<'_>, cdb: &[u8], data: DataBu
     }
     let list = List::parse(bytes, lid4)?;
     let mut held = Held::new(context.path.nexus, list.id, if lid4 { 1 } else { 0 });
-    let mut result = Ok(Done::received(len));
+    let (mut result, mut buffer) = (Ok(Done::received(len)), Buffer::default());
     for (index, segment) in list.segments().enumerate() {
         let mut moved = 0;
-        match run(context, &list, &segment, &mut moved).await {
+        match run(context, &list, &segment, &mut buffer, &mut moved).await {
             Ok(()) => held.progress(moved),
+            // Nothing was moved, and nothing is to be told of it.
+            Err(failure) if buffer.is_missing() => return Err(failure),
             Err(failure) => {
                 held.partly(moved);
                 let sense = aborted(failure, index as u16);
@@ -111,6 +116,7 @@ async fn run(
     context: Context<'_>,
     list: &List<'_>,
     segment: &Segment,
+    buffer: &mut Buffer,
     moved: &mut u64,
 ) -> Result<(), Failure> {
     let source = find(context, list, segment.source)?;
@@ -138,7 +144,7 @@ async fn run(
     to.usable(WRITE)?;
     let io = context.io;
     let route = Route { from, to, reading: None, reads: io.scope() };
-    let copy = copy(io, &route, Move { from: source_at, to: target_at, len }, moved);
+    let copy = copy(io, &route, Move { from: source_at, to: target_at, len }, buffer, moved);
     let copy = visit(io, &source, route.reads, unreachable(), copy);
     visit(io, &target, io.current_scope(), unreachable(), copy).await
 }
@@ -200,16 +206,32 @@ impl Route<'_> {
         self.reading.map_or(Ok(()), Reading::check)
     }
 
-    /// Reads a part.
-    async fn get(&self, io: &Io, at: u64, into: ToGuest) -> Result<(), Failure> {
+    /// Reads what is at `at` into a part of `scratch`.
+    async fn get(
+        &self,
+        io: &Io,
+        at: u64,
+        scratch: &Scratch,
+        (first, len): (u64, u64),
+    ) -> Result<(), Failure> {
+        scratch.pass_to(&self.from.memory);
+        let into = ToGuest::new(scratch.window(first, len));
         let fetch = pin!(self.from.fetch(io, ByteOffset(at), into));
         io.within(self.reads, fetch).await
     }
 
-    /// Writes a part. Other copies and all tokens learn of it; this copy has read what was there.
-    async fn put(&self, io: &Io, at: u64, part: FromGuest) -> Result<(), Failure> {
+    /// Writes a part of `scratch`. Other copies and all tokens learn of it; this copy has read what was there.
+    async fn put(
+        &self,
+        io: &Io,
+        at: u64,
+        scratch: &Scratch,
+        (first, len): (u64, u64),
+    ) -> Result<(), Failure> {
+        scratch.pass_to(&self.to.memory);
+        let part = FromGuest::new(scratch.window(first, len));
         let own = self.reading.filter(|_| std::ptr::eq(self.from, self.to)).map(Reading::id);
-        let (to, len) = (self.to, part.len());
+        let to = self.to;
         let _turn = Lasting::new(io, to.turns.shared().await);
         to.copies.rods.changed(at, len, own);
         let result = to.put_blocks(io, ByteOffset(at), part, to.durability(0)).await;
@@ -220,21 +242,27 @@ impl Route<'_> {
 
 /// Moves a piece through host memory, and counts what was moved in `moved`. Where source and target overlap, what is
 /// overwritten has been read before.
-async fn copy(io: &Io, route: &Route<'_>, piece: Move, moved: &mut u64) -> Result<(), Failure> {
+async fn copy(
+    io: &Io,
+    route: &Route<'_>,
+    piece: Move,
+    buffer: &mut Buffer,
+    moved: &mut u64,
+) -> Result<(), Failure> {
     let Move { from, to, len } = piece;
     if len == 0 {
         return Ok(());
     }
     let backwards = route.on_one_disk() && to > from && to - from < len;
     let _writing = Lasting::new(io, route.to.copies.rods.writing(to, len));
-    let scratch = route.to.scratch(CHUNK.min(len))?;
     let mut done = 0;
     while done < len {
-        let step = CHUNK.min(len - done);
+        let scratch = buffer.for_more(route, len - done)?;
+        let step = scratch.len().min(len - done);
         let at = if backwards { len - done - step } else { done };
-        route.get(io, from + at, ToGuest::new(scratch.window(0, step))).await?;
+        route.get(io, from + at, scratch, (0, step)).await?;
         route.check()?;
-        route.put(io, to + at, FromGuest::new(scratch.window(0, step))).await?;
+        route.put(io, to + at, scratch, (0, step)).await?;
         done += step;
         // What is moved counts from the first byte on.
         if !backwards {

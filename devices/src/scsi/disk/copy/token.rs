@@ -5,17 +5,19 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
+use super::buffer::Buffer;
 use super::plan::{Move, moves, order};
 use super::results::Held;
 use super::rods::{Reading, Rod};
 use super::{CHUNK, READ, Route, copy, disk, ready, unreachable, zero};
 use crate::iothread::Scope;
-use crate::mem::{FromGuest, ToGuest};
+use crate::mem::FromGuest;
 use crate::scsi::background::{Lasting, visit};
-use crate::scsi::disk::Disk;
 use crate::scsi::disk::vpd::{
     DEFAULT_INACTIVITY, MAX_INACTIVITY, MAX_RANGES, MAX_TOKEN_TRANSFER, ROD_CHANGE_VULNERABLE, ROD_ZERO,
 };
+use crate::scsi::disk::{BUSY, Disk};
+use crate::scsi::memory::Scratch;
 use crate::scsi::opcode::field;
 use crate::scsi::outcome::{Done, Outcome, Page};
 use crate::scsi::sense::{
@@ -30,6 +32,8 @@ use crate::storage::{ByteOffset, Image, Span};
 pub(super) const TOKEN_LEN: usize = 512;
 /// Block device range descriptor (SBC-4, 5.15.3).
 const RANGE_LEN: u64 = 16;
+/// Host memory for the pieces of a range: where they go, and in which order.
+const LISTED: u64 = (size_of::<Span>() + size_of::<Move>() + 3 * size_of::<usize>()) as u64;
 /// Where the ranges begin in the lists of POPULATE TOKEN and WRITE USING TOKEN.
 const POPULATE_RANGES: u64 = 16;
 const WRITE_RANGES: u64 = 536;
@@ -118,7 +122,11 @@ fn list_len(cdb: &[u8], list: &FromGuest, least: u64) -> Result<u64, SenseData> 
 }
 
 /// POPULATE TOKEN: SBC-4, 5.15.
-pub(in crate::scsi::disk) fn populate_token(context: Context<'_>, cdb: &[u8], data: &DataBuffers) -> Outcome {
+pub(in crate::scsi::disk) async fn populate_token(
+    context: Context<'_>,
+    cdb: &[u8],
+    data: DataBuffers,
+) -> Outcome {
     let list = &data.data_out;
     if field(cdb, 10, 4) == 0 {
         return Ok(Done::good());
@@ -136,6 +144,8 @@ pub(in crate::scsi::disk) fn populate_token(context: Context<'_>, cdb: &[u8], da
     if field(&head, 2, 1) & 2 != 0 && field(&head, 8, 4) as u32 != ROD_CHANGE_VULNERABLE {
         return Err(SenseData::parameter_field(8, None).into());
     }
+    // Not while something lands that the token would not stand for.
+    let _turn = own.settled().await;
     let spans = ranges(own, list, len, POPULATE_RANGES)?;
     let total = spans.iter().map(|span| span.len).sum();
     let token = Token::new(own, total);
@@ -244,24 +254,31 @@ async fn fill(
     let total: u64 = reading.spans().iter().map(|span| span.len).sum();
     let offset = offset.checked_mul(own.block_size()).filter(|offset| *offset < total);
     let skip = offset.ok_or(SenseData::parameter_field(8, None))?;
+    let lists = (reading.spans().len() + targets.len()) as u64 * LISTED;
+    let _lists = own.memory.take_all(lists, None).ok_or(BUSY)?;
     let moves = moves(reading.spans(), skip, targets, own.block_size())?;
     let route = Route { from, to: own, reading: Some(reading), reads };
+    let mut buffer = Buffer::default();
     if !route.on_one_disk() {
         for one in &moves {
-            copy(context.io, &route, *one, moved).await?;
+            copy(context.io, &route, *one, &mut buffer, moved).await?;
         }
         return Ok(());
     }
-    if moves.iter().map(|one| one.len).sum::<u64>() <= CHUNK {
-        return move_at_once(context, &route, &moves, moved).await;
+    let total = moves.iter().map(|one| one.len).sum();
+    if total <= CHUNK
+        && let Some(scratch) = buffer.for_all(&route, total)
+    {
+        return move_at_once(context, &route, &moves, scratch, moved).await;
     }
-    // What is in no order that does not overwrite itself would need room for all of it.
-    let order = order(&moves).ok_or(SenseData::illegal(INVALID_TOKEN_OPERATION))?;
+    // What is in no order that does not overwrite itself needs room for all of it.
+    let circle = if total <= CHUNK { BUSY } else { SenseData::illegal(INVALID_TOKEN_OPERATION).into() };
+    let order = order(&moves).ok_or(circle)?;
     let mut done = vec![false; moves.len()];
     let mut result = Ok(());
     for index in order {
         let Some(one) = moves.get(index) else { continue };
-        result = copy(context.io, &route, *one, &mut 0).await;
+        result = copy(context.io, &route, *one, &mut buffer, &mut 0).await;
         if result.is_err() {
             break;
         }
@@ -276,25 +293,19 @@ async fn move_at_once(
     context: Context<'_>,
     route: &Route<'_>,
     moves: &[Move],
+    scratch: &Scratch,
     moved: &mut u64,
 ) -> Result<(), Failure> {
-    let total: u64 = moves.iter().map(|one| one.len).sum();
-    if total == 0 {
-        return Ok(());
-    }
     let writing: Vec<_> = moves.iter().map(|one| route.to.copies.rods.writing(one.to, one.len)).collect();
     let _writing = Lasting::new(context.io, writing);
-    let scratch = route.to.scratch(total)?;
     let mut at = 0;
     for one in moves {
-        let into = ToGuest::new(scratch.window(at, one.len));
-        route.get(context.io, one.from, into).await?;
+        route.get(context.io, one.from, scratch, (at, one.len)).await?;
         at += one.len;
     }
     route.check()?;
     for one in moves {
-        let part = FromGuest::new(scratch.window(*moved, one.len));
-        route.put(context.io, one.to, part).await?;
+        route.put(context.io, one.to, scratch, (*moved, one.len)).await?;
         *moved += one.len;
     }
     Ok(())
