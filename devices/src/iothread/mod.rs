@@ -197,7 +197,7 @@ impl Io {
 
     /// Reads at `at`; gives back how many bytes came (short at end of file) and the memory.
     pub async fn read(&self, file: &Arc<File>, at: u64, into: ToGuest) -> (io::Result<u64>, ToGuest) {
-        self.read_held(file, at, into, &Hold::none()).await
+        self.read_held(file, at, into, PieceLimits::NONE, &Hold::none()).await
     }
 
     /// As [`Io::read`], with a claim that lasts until the kernel is done.
@@ -206,16 +206,11 @@ impl Io {
         file: &Arc<File>,
         at: u64,
         into: ToGuest,
+        limits: PieceLimits,
         hold: &Hold,
     ) -> (io::Result<u64>, ToGuest) {
-        let op = |mem, first, at| Op::Read {
-            file: file.clone(),
-            at,
-            mem,
-            first,
-            limits: PieceLimits::NONE,
-            hold: hold.clone(),
-        };
+        let limits = limits.of_part();
+        let op = |mem, first, at| Op::Read { file: file.clone(), at, mem, first, limits, hold: hold.clone() };
         let (result, mem) = self.transfer(at, into.into_inner(), op).await;
         (result, ToGuest::new(mem))
     }
@@ -230,7 +225,7 @@ impl Io {
         from: FromGuest,
         stable: bool,
     ) -> (io::Result<u64>, FromGuest) {
-        self.write_held(file, at, from, stable, &Hold::none()).await
+        self.write_held(file, at, from, stable, PieceLimits::NONE, &Hold::none()).await
     }
 
     /// As [`Io::write`], with a claim that lasts until the kernel is done.
@@ -240,15 +235,17 @@ impl Io {
         at: u64,
         from: FromGuest,
         stable: bool,
+        limits: PieceLimits,
         hold: &Hold,
     ) -> (io::Result<u64>, FromGuest) {
+        let limits = limits.of_part();
         let op = |mem, first, at| Op::Write {
             file: file.clone(),
             at,
             mem,
             first,
             stable,
-            limits: PieceLimits::NONE,
+            limits,
             hold: hold.clone(),
         };
         let (result, mem) = self.transfer(at, from.into_inner(), op).await;

@@ -12,6 +12,7 @@ use io_uring::{opcode, squeue};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Hold;
+use super::lanes::LONG_COPY;
 use super::pieces::{PieceLimits, Pieces, pieces};
 use crate::mem::SgList;
 
@@ -113,11 +114,21 @@ impl Op {
     pub(super) fn pieces(&self) -> Option<Pieces<'_>> {
         match self {
             Self::Read { at, mem, first, limits, .. } | Self::Write { at, mem, first, limits, .. }
-                if *limits != PieceLimits::NONE =>
+                if limits.cut() =>
             {
                 Some(pieces(segments(mem, *first), *at, *limits))
             }
             _ => None,
+        }
+    }
+
+    /// Whether it is a copy to or from the host's cache that takes long.
+    pub(super) fn is_long_copy(&self) -> bool {
+        match self {
+            Self::Read { mem, limits, .. } | Self::Write { mem, limits, .. } => {
+                limits.is_cached() && mem.len() >= LONG_COPY
+            }
+            _ => false,
         }
     }
 

@@ -3,6 +3,9 @@
 //! A request that is larger than a device takes at once is cut by the kernel, but not without waiting: io_uring then hands it
 //! to a worker thread of the kernel, with two switches between threads and the copy of everything it needs. Where what the
 //! device takes is known, the ring gets pieces that fit, all at once.
+//!
+//! What goes through the host's cache is not cut: there the kernel copies, and the large ones are left to its threads, see
+//! [`super::lanes`].
 
 use super::op::SEGMENTS_MAX;
 use crate::mem::SgList;
@@ -17,20 +20,41 @@ const UNIT: u64 = 4096;
 pub struct PieceLimits {
     bytes: u64,
     segments: usize,
+    cached: bool,
 }
 
 impl PieceLimits {
     /// Nothing is cut.
-    pub const NONE: Self = Self { bytes: u64::MAX, segments: usize::MAX };
+    pub const NONE: Self = Self { bytes: u64::MAX, segments: usize::MAX, cached: false };
+    /// It is the host's cache that takes it: nothing is cut, and every byte is copied.
+    pub const CACHE: Self = Self { cached: true, ..Self::NONE };
 
     /// At most so many bytes, and so many segments. What is less than a page, or no segment, means nothing: no limit.
     pub fn new(bytes: u64, segments: usize) -> Self {
         let bytes = bytes - bytes % UNIT;
-        if bytes == 0 || segments == 0 { Self::NONE } else { Self { bytes, segments } }
+        if bytes == 0 || segments == 0 { Self::NONE } else { Self { bytes, segments, cached: false } }
+    }
+
+    /// Whether a transfer is a copy by the processor.
+    pub(super) fn is_cached(self) -> bool {
+        self.cached
+    }
+
+    /// For a transfer that may be a part of what is wanted: it is not cut.
+    pub(super) fn of_part(self) -> Self {
+        if self.cached { self } else { Self::NONE }
+    }
+
+    /// Whether there are any.
+    pub(super) fn cut(self) -> bool {
+        (self.bytes, self.segments) != (Self::NONE.bytes, Self::NONE.segments)
     }
 
     /// Makes a list such that it can be cut between its segments, if it has to be; returns how it is cut.
     pub(super) fn prepare(self, mem: &mut SgList) -> Self {
+        if self.cached {
+            return self;
+        }
         if mem.len() <= self.bytes && mem.segments() <= self.segments {
             return Self::NONE;
         }

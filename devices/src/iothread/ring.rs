@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use super::lanes::Lanes;
+use super::lanes::{Lanes, Turn};
 use super::op::{Op, Reach};
 use super::setup;
 use io_uring::types::{Fd, Timespec};
@@ -38,8 +38,8 @@ const NO_LANE: u32 = u32::MAX;
 /// Names a slot during one use of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Key {
-    index: u32,
-    generation: u32,
+    pub(super) index: u32,
+    pub(super) generation: u32,
 }
 
 impl Key {
@@ -182,11 +182,11 @@ impl Ring {
 
     /// Queues an operation of `scope`.
     pub(super) fn start(&mut self, op: Op, scope: u64) -> Key {
-        let (lane, bytes) = (op.lane(), op.bytes());
-        self.bytes += bytes;
+        let (lane, bytes, long) = (op.lane(), op.bytes(), op.is_long_copy());
+        self.bytes += if long { 0 } else { bytes };
         let key = self.occupy(op, scope);
         match lane {
-            Some(lane) => self.transfers.push(lane, key, bytes),
+            Some(lane) => self.transfers.push(lane, key, bytes, long),
             None => self.waits.push_back(key),
         }
         key
@@ -414,17 +414,17 @@ impl Ring {
             self.cancels.pop_front();
         }
         while let Some(&key) = self.waits.front() {
-            if !self.submit(key) {
+            if !self.submit(key, false) {
                 return false;
             }
             self.waits.pop_front();
         }
         let mut entered = 0;
         self.cut = false;
-        while let Some((key, bytes)) = self.transfers.next(self.in_flight) {
+        while let Some(Turn { key, bytes, apart }) = self.transfers.next(self.in_flight) {
             // A large one goes alone: the small ones before it are not held up by its copy.
             self.cut = entered >= BYTES_PER_ENTER || (entered > 0 && bytes >= BYTES_PER_ENTER);
-            if self.cut || !self.submit(key) {
+            if self.cut || !self.submit(key, apart) {
                 return false;
             }
             entered += bytes;
@@ -433,8 +433,8 @@ impl Ring {
         true
     }
 
-    /// Puts one operation into the submission queue; false when there is no room.
-    fn submit(&mut self, key: Key) -> bool {
+    /// Puts one operation into the submission queue; false when there is no room. With `apart`, a thread of the kernel makes it.
+    fn submit(&mut self, key: Key, apart: bool) -> bool {
         let Some(chunk) = self.slots.get(key.index as usize / CHUNK).cloned() else { return true };
         let Some(slot) = chunk.get(key.index as usize % CHUNK) else { return true };
         if slot.generation.get() != key.generation || slot.stage.get() != Stage::Queued {
@@ -457,13 +457,14 @@ impl Ring {
                 self.push(&op.piece_entry(at, list).user_data(key.user_data()));
             }),
             None => {
-                self.push(&op.entry(&slot.count, &slot.time).user_data(key.user_data()));
+                let entry = op.entry(&slot.count, &slot.time).user_data(key.user_data());
+                self.push(&if apart { entry.flags(squeue::Flags::ASYNC) } else { entry });
             }
         }
         slot.stage.set(Stage::InFlight);
         slot.owed.set(entries as u8);
         self.in_flight += entries;
-        self.transfers.begun(slot.lane.get(), entries);
+        self.transfers.begun(slot.lane.get(), entries, op.is_long_copy());
         true
     }
 
@@ -504,11 +505,12 @@ impl Ring {
         let owed = slot.owed.get().saturating_sub(1);
         slot.owed.set(owed);
         let (stage, lane) = (slot.stage.get(), slot.lane.get());
+        let long = slot.op.borrow().as_ref().is_some_and(Op::is_long_copy);
         let waker = if owed == 0 { slot.waker.take() } else { None };
         #[cfg(any(test, feature = "testing"))]
         let result = slot.result.get();
         self.in_flight = self.in_flight.saturating_sub(1);
-        self.transfers.ended(lane);
+        self.transfers.ended(lane, long);
         if owed > 0 {
             return;
         }
@@ -553,7 +555,8 @@ impl Ring {
             slot.stage.set(Stage::InFlight);
             slot.owed.set(1);
             let lane = slot.lane.get();
-            self.transfers.begun(lane, 1);
+            let long = slot.op.borrow().as_ref().is_some_and(Op::is_long_copy);
+            self.transfers.begun(lane, 1, long);
         }
         self.in_flight += 1;
         self.stuck.push(key);

@@ -270,7 +270,7 @@ fn who_holds_something_for_an_abandoned_operation_hears_its_end() {
         let other = Arc::new(Ends::default());
         let hold = Hold::new(ends.clone(), 0).with(&Hold::new(other.clone(), 0));
         // One that the kernel has when it is dropped.
-        let mut read = Box::pin(io.read_held(&file, 0, buffer(16), &hold));
+        let mut read = Box::pin(io.read_held(&file, 0, buffer(16), PieceLimits::NONE, &hold));
         assert!(poll_once(read.as_mut()).await.is_pending());
         io.sleep(Duration::from_millis(5)).await;
         drop(read);
@@ -278,7 +278,7 @@ fn who_holds_something_for_an_abandoned_operation_hears_its_end() {
         let cancelled = ends.0.lock().unwrap().clone();
         assert!(matches!(cancelled[..], [end] if end == -libc::ECANCELED || end == -libc::EINTR));
         // One that has ended when it is dropped.
-        let mut read = Box::pin(io.read_held(&file, 0, buffer(16), &hold));
+        let mut read = Box::pin(io.read_held(&file, 0, buffer(16), PieceLimits::NONE, &hold));
         assert!(poll_once(read.as_mut()).await.is_pending());
         writer.write_all(b"four").unwrap();
         io.sleep(Duration::from_millis(5)).await;
@@ -287,7 +287,7 @@ fn who_holds_something_for_an_abandoned_operation_hears_its_end() {
         assert_eq!(*other.0.lock().unwrap(), *ends.0.lock().unwrap(), "both claims");
         // One that was waited for: who waited has the result.
         writer.write_all(b"five").unwrap();
-        let _ = io.read_held(&file, 0, buffer(16), &hold).await;
+        let _ = io.read_held(&file, 0, buffer(16), PieceLimits::NONE, &hold).await;
         assert_eq!(ends.0.lock().unwrap().len(), 2);
     });
 }

@@ -314,3 +314,31 @@ fn what_waits_for_a_file_that_hangs_can_be_taken_back() {
         assert_eq!(bytes_of(last.await.1), [5], "nobody else took its byte");
     });
 }
+
+/// The kernel copies what is in its cache, one after the other where nobody tells it otherwise.
+#[test]
+fn a_short_read_does_not_wait_for_all_long_copies_before_it() {
+    const LONG: usize = 64;
+    on_thread(|io| async move {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let (file, done) = (Arc::new(file), Rc::new(Cell::new(0)));
+        for _ in 0..LONG {
+            let (reader, file, done) = (io.clone(), file.clone(), done.clone());
+            io.spawn(async move {
+                let into = buffer(1 << 20);
+                let (read, _) = reader.read_held(&file, 0, into, PieceLimits::CACHE, &Hold::none()).await;
+                assert_eq!(read.unwrap(), 1 << 20);
+                done.set(done.get() + 1);
+            });
+        }
+        // All of them are queued.
+        io.give_way().await;
+        let (read, _) = io.read_held(&file, 0, buffer(4096), PieceLimits::CACHE, &Hold::none()).await;
+        assert_eq!(read.unwrap(), 4096);
+        assert!(done.get() < LONG / 2, "{} long copies before it", done.get());
+        while done.get() < LONG {
+            io.sleep(Duration::from_millis(1)).await;
+        }
+    });
+}

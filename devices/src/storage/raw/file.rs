@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::iothread::{Hold, Io};
+use crate::iothread::{Hold, Io, PieceLimits};
 use crate::mem::{FromGuest, ToGuest};
 use crate::storage::bounce::Direct;
 use crate::storage::error::Action;
@@ -18,6 +18,8 @@ pub(super) struct HostFile {
     pub(super) name: Arc<str>,
     /// What offsets must be multiples of, in bytes.
     pub(super) block: u64,
+    /// What the host takes at once.
+    pub(super) pieces: PieceLimits,
     /// Forced writes that came short, so that they took more operations.
     pub(super) short: AtomicU64,
 }
@@ -36,8 +38,8 @@ impl fmt::Display for Place<'_> {
 }
 
 impl HostFile {
-    pub(super) fn new(file: File, name: &Arc<str>, block: u64) -> Self {
-        Self { file: Arc::new(file), name: name.clone(), block, short: AtomicU64::new(0) }
+    pub(super) fn new(file: File, name: &Arc<str>, block: u64, pieces: PieceLimits) -> Self {
+        Self { file: Arc::new(file), name: name.clone(), block, pieces, short: AtomicU64::new(0) }
     }
 
     /// The error of the host on `action` at a range.
@@ -64,7 +66,7 @@ impl Direct for HostFile {
     async fn fetch(&self, io: &Io, mut at: u64, mut into: ToGuest, hold: &Hold) -> Result<(), BlockError> {
         while !into.is_empty() {
             let wanted = into.len();
-            let (result, mem) = io.read_held(&self.file, at, into, hold).await;
+            let (result, mem) = io.read_held(&self.file, at, into, self.pieces, hold).await;
             let moved = result.map_err(|e| self.error(Action::Read, at, wanted, e))?;
             let moved = self.progress(Action::Read, at, wanted, moved)?;
             into = mem;
@@ -87,7 +89,7 @@ impl Direct for HostFile {
     ) -> Result<(), BlockError> {
         while !from.is_empty() {
             let wanted = from.len();
-            let (result, mem) = io.write_held(&self.file, at, from, stable, hold).await;
+            let (result, mem) = io.write_held(&self.file, at, from, stable, self.pieces, hold).await;
             let moved = result.map_err(|e| self.error(Action::Write, at, wanted, e))?;
             let moved = self.progress(Action::Write, at, wanted, moved)?;
             from = mem;

@@ -56,11 +56,9 @@ fn note(io: &Io, which: Barrier) {
 pub struct RawImage {
     host: HostFile,
     /// The last block of a file that ends within one: direct I/O cannot write it without making the file longer.
-    edge: Option<HostFile>,
+    edge: Option<Box<HostFile>>,
     stable: Stable,
     bounce: Bounce,
-    /// What the host's device takes at once.
-    pieces: PieceLimits,
     /// Length of the host's file in bytes.
     host_len: Arc<AtomicU64>,
     /// The host is being asked for the length.
@@ -105,15 +103,14 @@ impl RawImage {
     pub(in crate::storage) fn open_container(options: &RawOptions) -> Result<Self, OpenError> {
         let host = Host::open(options)?;
         let name: Arc<str> = options.path.to_string_lossy().into();
-        let file = |file, block| HostFile::new(file, &name, block);
-        let main = file(host.file, u64::from(host.align.block));
+        let main = HostFile::new(host.file, &name, u64::from(host.align.block), host.pieces);
+        let edge = |buffered| Box::new(HostFile::new(buffered, &name, 1, PieceLimits::CACHE));
         let image = Self {
             stable: Stable::new(&name, host.audit.map(Arc::new), !options.cache.is_direct()),
             bounce: Bounce::new(host.align),
-            pieces: host.pieces,
             dma_align: host.align.memory.max(host.align.block),
             host: main,
-            edge: host.buffered.map(|buffered| file(buffered, 1)),
+            edge: host.buffered.map(edge),
             host_len: Arc::default(),
             asking: Arc::default(),
             cache: options.cache,
@@ -172,7 +169,7 @@ impl RawImage {
     fn edge(&self) -> Option<(u64, &HostFile)> {
         let len = self.host_len.load(Ordering::Relaxed);
         let start = len - len % self.host.block;
-        self.edge.as_ref().filter(|_| start != len).map(|edge| (start, edge))
+        self.edge.as_deref().filter(|_| start != len).map(|edge| (start, edge))
     }
 
     fn check(&self, action: Action, at: u64, len: u64) -> Result<(), BlockError> {

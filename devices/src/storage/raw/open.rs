@@ -36,7 +36,7 @@ pub(super) struct Host {
     /// See [`Geometry::atomic`](crate::storage::Geometry::atomic).
     pub(super) atomic: u32,
     pub(super) discard_granularity: u32,
-    /// Direct I/O only: the page cache cuts as it likes.
+    /// What the device takes at once, or the cache.
     pub(super) pieces: PieceLimits,
 }
 
@@ -93,7 +93,7 @@ impl Host {
                 None => u32::try_from(stat.blksize()).unwrap_or(0),
             },
             pieces: match sizes {
-                _ if !direct => PieceLimits::NONE,
+                _ if !direct => PieceLimits::CACHE,
                 Some(_) => piece_limits(stat.rdev()),
                 // The device below the file system, where it has one.
                 None => piece_limits(stat.dev()),

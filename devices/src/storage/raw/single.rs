@@ -21,7 +21,7 @@ impl RawImage {
         if self.is_at_edge(at.0, into.len()) || !self.bounce.fits(at.0, &into) {
             return Begun::Long(into);
         }
-        Begun::of(io.read_single(&self.host.file, at.0, into, self.pieces, Hold::none()), None)
+        Begun::of(io.read_single(&self.host.file, at.0, into, self.host.pieces, Hold::none()), None)
     }
 
     /// Begins a write.
@@ -47,7 +47,7 @@ impl RawImage {
         if let Some(attempt) = &attempt {
             hold = hold.with(&attempt.hold());
         }
-        Begun::of(io.write_single(&self.host.file, at.0, from, stable, self.pieces, hold), attempt)
+        Begun::of(io.write_single(&self.host.file, at.0, from, stable, self.host.pieces, hold), attempt)
     }
 
     /// Begins a flush.
