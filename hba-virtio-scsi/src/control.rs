@@ -1,7 +1,7 @@
 //! The control queue: task management and asynchronous notification (5.6.6.2).
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use devices::iothread::Io;
 use devices::mem::Dma;
@@ -25,6 +25,8 @@ const MAX_REQUEST: usize = 24;
 const MAX_RESPONSE: u64 = 5;
 /// How long to wait between looks at the request queues.
 const POLL: Duration = Duration::from_micros(50);
+/// How long no chain of a queue is taken, before a function that waits for that fails.
+const STANDSTILL: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(60) };
 /// Looks after which a function is carried out again: a command may have been on its way to the target.
 const LOOKS: u32 = 40;
 
@@ -135,7 +137,13 @@ async fn carry_out(
     function: TaskManagement,
 ) -> Response {
     let Some(ends) = ends(target, function) else { return response(nexus.manage(io, function).await) };
-    take_backlog(io, transport).await;
+    if !take_backlog(io, transport).await {
+        devices::log_limited!(
+            warn,
+            "virtio-scsi: a task management function for target {target} fails: what was sent before it cannot be taken"
+        );
+        return Response::Failure;
+    }
     let queues = request_queues(transport);
     let marks: Vec<Vec<TaskMark>> = queues.iter().map(|queue| queue.tasks(&ends)).collect();
     let is_held = || queues.iter().zip(&marks).any(|(queue, marks)| queue.holds_any(marks));
@@ -153,15 +161,27 @@ async fn carry_out(
     }
 }
 
-/// Waits until every command that the driver sent before the function has been taken from its ring.
-async fn take_backlog(io: &Io, transport: &Transport) {
+/// Waits until every command that the driver sent before the function has been taken from its ring; false when that comes
+/// to a stop. To answer as if it had come to an end would be worse: the driver takes those commands for ended.
+async fn take_backlog(io: &Io, transport: &Transport) -> bool {
     for queue in request_queues(transport) {
         let Some(backlog) = queue.backlog() else { continue };
         queue.ring_doorbell();
-        while !queue.has_taken(backlog) && !transport.is_broken() {
+        let (mut before, mut since) = (0, Instant::now());
+        loop {
+            let left = queue.left_of(backlog);
+            if left == 0 || transport.is_broken() {
+                break;
+            }
+            if left != before {
+                (before, since) = (left, Instant::now());
+            } else if since.elapsed() > STANDSTILL {
+                return false;
+            }
             io.sleep(POLL).await;
         }
     }
+    true
 }
 
 fn request_queues(transport: &Transport) -> &[Arc<Queue>] {
@@ -193,5 +213,77 @@ fn response(reply: TaskManagementReply) -> Response {
         TaskManagementReply::Succeeded => Response::FunctionSucceeded,
         TaskManagementReply::Rejected => Response::FunctionRejected,
         TaskManagementReply::IncorrectLun => Response::IncorrectLun,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use devices::iothread::IoThread;
+    use devices::mem::GuestRam;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::ring::RingAddress;
+    use crate::transport::{Device, Limits};
+
+    struct Nothing;
+    impl Device for Nothing {
+        fn unfinished(&self) -> String {
+            String::new()
+        }
+        fn features(&self) -> u64 {
+            0
+        }
+        fn read_config(&self, _: u64, _: &mut [u8]) {}
+        fn write_config(&self, _: u64, _: &[u8]) {}
+        fn abort(&self, _: Arc<Transport>) {}
+        fn reset(&self) {}
+    }
+
+    const AT: RingAddress = RingAddress { size: 4, desc: 0x1000, driver: 0x2000, device: 0x3000 };
+
+    /// A device whose first request queue has `waiting` chains that nobody takes.
+    fn standing_still(waiting: u8) -> Arc<Transport> {
+        let ram = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap());
+        let dma = Dma::new(ram.clone());
+        dma.set_bus_master(true);
+        ram.write_slice(&[0, 0, waiting, 0, 0, 0, 0, 0], GuestAddress(0x2000)).unwrap();
+        let queues: Vec<_> =
+            (0..=queue::FIRST_REQUEST).map(|_| Arc::new(Queue::new(dma.clone()).unwrap())).collect();
+        queues[usize::from(queue::FIRST_REQUEST)].start(AT, false).unwrap();
+        let limits = Limits { queue_size: 4, vectors: 1, access_platform: false };
+        Transport::new(Arc::new(Nothing), queues.into(), limits)
+    }
+
+    /// What becomes of the wait for the backlog, while `meanwhile` goes on.
+    fn backlog_is_taken(waiting: u8, meanwhile: impl FnOnce(&Queue)) -> Option<bool> {
+        let (thread, transport) = (IoThread::start("test").unwrap(), standing_still(waiting));
+        let (tell, told) = mpsc::channel();
+        let there = transport.clone();
+        thread.remote().spawn(move |io| async move {
+            let _ = tell.send(take_backlog(&io, &there).await);
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        meanwhile(&request_queues(&transport)[0]);
+        told.recv_timeout(Duration::from_secs(10)).ok()
+    }
+
+    #[test]
+    fn a_backlog_that_nobody_takes_is_not_waited_for_for_ever() {
+        assert_eq!(backlog_is_taken(0, |_| ()), Some(true));
+        assert_eq!(backlog_is_taken(2, |_| ()), Some(false), "it cannot be taken");
+        assert_eq!(backlog_is_taken(2, |queue| assert!(queue.stop())), Some(true), "it never will be");
+    }
+
+    /// What the driver sent before it took the queue back is not looked for in the next life of the queue.
+    #[test]
+    fn a_backlog_ends_with_the_life_of_its_queue() {
+        let anew = |queue: &Queue| {
+            queue.stop();
+            queue.start(AT, false).unwrap();
+        };
+        assert_eq!(backlog_is_taken(2, anew), Some(true));
     }
 }

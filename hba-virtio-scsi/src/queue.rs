@@ -60,9 +60,12 @@ pub(crate) struct TaskMark {
     serial: u64,
 }
 
-/// A position in the available ring, see [`Queue::backlog`].
+/// A position in the available ring, see [`Queue::backlog`], in one life of the queue.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Backlog(u16);
+pub(crate) struct Backlog {
+    life: u64,
+    position: u16,
+}
 
 /// One virtqueue. The lock is taken by its worker for the time of one chain or one batch of completions, and by
 /// vCPU threads when they start and stop the queue; no two queues share one.
@@ -86,6 +89,8 @@ struct State {
     held: Box<[Option<Held>]>,
     in_flight: u16,
     serial: u64,
+    /// How often the queue was started.
+    life: u64,
     /// An error ended this life of the queue.
     failed: bool,
 }
@@ -93,7 +98,7 @@ struct State {
 impl Queue {
     pub(crate) fn new(dma: Dma) -> std::io::Result<Self> {
         let held = vec![None; MAX_CHAIN].into();
-        let state = State { ring: None, held, in_flight: 0, serial: 0, failed: false };
+        let state = State { ring: None, held, in_flight: 0, serial: 0, life: 0, failed: false };
         Ok(Self {
             dma,
             doorbell: Arc::new(EventFd::new(EFD_NONBLOCK)?),
@@ -137,6 +142,7 @@ impl Queue {
         self.taken.store(ring.position(), Ordering::Relaxed);
         self.index_at.store(ring.index_at(), Ordering::Relaxed);
         (state.ring, state.failed) = (Some(ring), false);
+        state.life = state.life.wrapping_add(1);
         self.running.store(true, Ordering::Relaxed);
         drop(state);
         // Chains may have been made available before.
@@ -278,14 +284,16 @@ impl Queue {
         let state = self.lock();
         let ring = state.ring.as_ref()?;
         let waiting = ring.waiting(&self.dma).ok().filter(|&waiting| waiting > 0)?;
-        Some(Backlog(ring.position().wrapping_add(waiting)))
+        Some(Backlog { life: state.life, position: ring.position().wrapping_add(waiting) })
     }
 
-    /// Whether what was available at `backlog` is taken, or never will be.
-    pub(crate) fn has_taken(&self, backlog: Backlog) -> bool {
+    /// How many chains of those available at `backlog` are still to be taken; 0 also when they never will be.
+    pub(crate) fn left_of(&self, backlog: Backlog) -> u16 {
         let state = self.lock();
+        let Some(ring) = state.ring.as_ref().filter(|_| state.life == backlog.life) else { return 0 };
         // Positions wrap; a backlog is at most one ring ahead.
-        state.ring.as_ref().is_none_or(|ring| backlog.0.wrapping_sub(ring.position()) as i16 <= 0)
+        let left = backlog.position.wrapping_sub(ring.position());
+        if left as i16 > 0 { left } else { 0 }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
