@@ -9,15 +9,28 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::OpenError;
+
+/// How long a device is asked for again that is busy with nothing the host tells of, and how often: udev and its helpers
+/// have a device for themselves while they look what is on it, such as after somebody had it open for writing.
+const PATIENCE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Takes the block device at `path`, which is open as `file`, from the host for as long as the result is open.
 pub(super) fn claim(path: &Path, file: &File) -> Result<File, OpenError> {
     let failed = |e| OpenError::host(format!("{}: cannot claim the device", path.display()), e);
-    let claim = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path);
-    let claim =
-        claim.map_err(|e| if e.raw_os_error() == Some(libc::EBUSY) { busy(path) } else { failed(e) })?;
+    let begin = Instant::now();
+    let claim = loop {
+        let claim = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path);
+        match claim {
+            Ok(claim) => break claim,
+            Err(e) if e.raw_os_error() != Some(libc::EBUSY) => return Err(failed(e)),
+            Err(_) if begin.elapsed() < PATIENCE && user_of(path).is_none() => std::thread::sleep(PAUSE),
+            Err(_) => return Err(busy(path)),
+        }
+    };
     // Another device may have come to the name meanwhile.
     let device = |file: &File| file.metadata().map(|found| found.rdev());
     if device(&claim).map_err(failed)? != device(file).map_err(failed)? {
@@ -141,7 +154,8 @@ mod tests {
         let Some(device) = LoopDevice::new(1 << 20, 512) else { return };
         let host = exclusive(&device).unwrap();
         let writable = options(&device);
-        assert!(refusal(&writable).contains("in use by the host"), "{}", refusal(&writable));
+        let said = refusal(&writable);
+        assert!(said.contains("in use by the host"), "{said}");
         let reader = RawOptions { read_only: true, ..writable.clone() };
         let shared = RawOptions { sharing: Sharing::Shared, ..writable.clone() };
         drop(RawImage::open(&reader).unwrap());
@@ -156,6 +170,20 @@ mod tests {
         let readers = [RawImage::open(&reader).unwrap(), RawImage::open(&reader).unwrap()];
         drop(exclusive(&device).unwrap());
         drop(readers);
+    }
+
+    #[test]
+    fn a_device_that_is_looked_at_for_a_moment_is_waited_for() {
+        let Some(device) = LoopDevice::new(1 << 20, 512) else { return };
+        let host = exclusive(&device).unwrap();
+        let look = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            drop(host);
+        });
+        let begin = Instant::now();
+        drop(RawImage::open(&options(&device)).unwrap());
+        assert!(begin.elapsed() < PATIENCE, "it opens as soon as it can");
+        look.join().unwrap();
     }
 
     #[test]
