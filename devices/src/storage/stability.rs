@@ -23,6 +23,8 @@ use crate::iothread::{Claims, Hold};
 pub(super) struct Stability {
     name: Arc<str>,
     failed: AtomicBool,
+    /// Nothing more will be asked of the image.
+    closing: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -48,7 +50,8 @@ pub(super) struct Attempt {
 impl Stability {
     /// For the image with this name.
     pub(super) fn new(name: Arc<str>) -> Arc<Self> {
-        Arc::new(Self { name, failed: AtomicBool::new(false), state: Mutex::default() })
+        let flag = || AtomicBool::new(false);
+        Arc::new(Self { name, failed: flag(), closing: flag(), state: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -58,6 +61,15 @@ impl Stability {
     /// Whether something failed.
     pub(super) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
+    }
+
+    /// The image is closed: the operator hears other words of what is found from now on.
+    pub(super) fn begin_closing(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+
+    fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
     }
 
     /// Fails when something failed before.
@@ -78,22 +90,34 @@ impl Stability {
     /// From now on nothing succeeds. The operator hears of the first time.
     pub(super) fn fail(&self, action: Action, source: io::Error) -> BlockError {
         if !self.failed.swap(true, Ordering::AcqRel) {
-            tracing::error!(
-                "\"{}\": the host could not make data stable ({source}): what the guest wrote since its last flush \
-                 may be lost, and every flush and forced write of this disk fails from now on; shut the guest down, \
-                 repair the host's storage, start the machine anew (or detach and attach the disk), and check the \
-                 file system inside",
-                self.name
-            );
+            self.complain(&source);
         }
         let waiting = std::mem::take(&mut self.lock().waiting);
         waiting.into_iter().for_each(Waker::wake);
         self.error(action, Some(source))
     }
 
+    fn complain(&self, source: &io::Error) {
+        let name = &self.name;
+        if self.is_closing() {
+            tracing::error!(
+                "\"{name}\": the host could not make data stable when the image was closed ({source}): what the guest \
+                 wrote since its last flush may be lost; repair the host's storage, and check the file system inside \
+                 before the disk is used again"
+            );
+            return;
+        }
+        tracing::error!(
+            "\"{name}\": the host could not make data stable ({source}): what the guest wrote since its last flush may be \
+             lost, and every flush and forced write of this disk fails from now on; shut the guest down, repair the \
+             host's storage, start the machine anew (or detach and attach the disk), and check the file system inside"
+        );
+    }
+
     fn error(&self, action: Action, source: Option<io::Error>) -> BlockError {
         let why = if source.is_some() { "" } else { ": data could not be made stable before" };
-        let context = format!("{action} \"{}\" failed{why}; open it anew", self.name);
+        let remedy = if self.is_closing() { "" } else { "; open it anew" };
+        let context = format!("{action} \"{}\" failed{why}{remedy}", self.name);
         BlockError { kind: BlockErrorKind::Unstable, context, source }
     }
 }

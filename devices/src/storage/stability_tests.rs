@@ -437,7 +437,7 @@ fn an_abandoned_flush_is_not_forgotten() {
             let begun = poll_fn(|cx| Poll::Ready(flush.as_mut().poll(cx).is_pending())).await;
             assert!(begun);
             // The ring ends it meanwhile.
-            io.sleep(Duration::from_millis(5)).await;
+            io.sleep(Duration::from_millis(100)).await;
         }
         io.quiesce().await;
         let Image::Raw(raw) = &mut image else { return };
@@ -470,6 +470,24 @@ fn the_operator_hears_of_it_once() {
     for part in ["/images/disk.img", "Input/output error", "shut the guest down", "check the file system"] {
         assert!(said[0].contains(part), "{}", said[0]);
     }
+}
+
+/// The machine ends or the disk is detached already: there is nothing to shut down or to detach.
+#[test]
+fn what_is_found_when_the_image_is_closed_is_said_so() {
+    let file = file_of(LEN);
+    let said = crate::log::recorded(tracing::Level::WARN, || {
+        let image = open(&file, CacheMode::Writeback).unwrap();
+        image.begin_closing();
+        let latch = image.latch();
+        let error = latch.fail(Action::Flush, io::Error::from_raw_os_error(libc::EIO));
+        assert!(!error.to_string().contains("anew"), "{error}");
+    });
+    assert_eq!(said.len(), 1, "{said:?}");
+    for part in ["Input/output error", "when the image was closed", "may be lost", "check the file system"] {
+        assert!(said[0].contains(part), "{}", said[0]);
+    }
+    assert!(!said[0].contains("shut the guest down") && !said[0].contains("from now on"), "{}", said[0]);
 }
 
 #[path = "untried_tests.rs"]

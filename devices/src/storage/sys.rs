@@ -74,6 +74,16 @@ fn seek(file: &File, at: u64, whence: libc::c_int) -> io::Result<Option<u64>> {
     }
 }
 
+/// Has the page cache forget what it has of a file and need not write.
+pub(super) fn forget_cached(file: &File) {
+    // SAFETY: a call without pointers.
+    #[allow(unsafe_code)]
+    unsafe {
+        // A hint, which may also come to nothing.
+        libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED);
+    }
+}
+
 /// Takes a shared open-file-description lock on one byte; never waits.
 pub(super) fn share_byte(file: &File, byte: i64) -> io::Result<()> {
     lock(file, libc::F_OFD_SETLK, libc::F_RDLCK, byte).map(drop)

@@ -403,7 +403,14 @@ impl BlockBackend for Qcow2Image {
     }
 
     async fn close(&self, io: &Io) -> Result<(), BlockError> {
-        if self.inner.read_only { Ok(()) } else { Box::pin(self.inner.close(io)).await }
+        if self.inner.read_only {
+            return Ok(());
+        }
+        let file = &self.inner.top()?.file;
+        file.begin_closing();
+        let result = Box::pin(self.inner.close(io)).await;
+        file.forget_lost(io).await;
+        result
     }
 }
 

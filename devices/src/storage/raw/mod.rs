@@ -2,6 +2,7 @@
 
 mod container;
 mod file;
+mod lost;
 mod open;
 mod single;
 mod stable;
@@ -102,6 +103,7 @@ impl RawImage {
     /// As [`RawImage::open`], for a file that holds an image of another format.
     pub(in crate::storage) fn open_container(options: &RawOptions) -> Result<Self, OpenError> {
         let host = Host::open(options)?;
+        lost::opened(&host.file);
         let name: Arc<str> = options.path.to_string_lossy().into();
         let main = HostFile::new(host.file, &name, u64::from(host.align.block), host.pieces);
         let edge = |buffered| Box::new(HostFile::new(buffered, &name, 1, PieceLimits::CACHE));
@@ -314,6 +316,13 @@ impl BlockBackend for RawImage {
             Ok(Err(_)) => Ok(Extent { allocated: true, len: span.len }),
             Err(e) => Err(self.host.error(Action::Read, at, span.len, e)),
         }
+    }
+
+    async fn close(&self, io: &Io) -> Result<(), BlockError> {
+        self.begin_closing();
+        let result = self.flush(io).await;
+        self.forget_lost(io).await;
+        result
     }
 
     async fn refresh(&self, io: &Io) {

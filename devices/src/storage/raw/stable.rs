@@ -45,6 +45,11 @@ impl RawImage {
         self.stable.latch.has_failed()
     }
 
+    /// From now on nothing more is asked of the image than to be made whole.
+    pub(in crate::storage) fn begin_closing(&self) {
+        self.stable.latch.begin_closing();
+    }
+
     /// Fails where the image cannot be made stable any more: then nothing may be published either.
     pub(in crate::storage) fn check_stability(&self, action: Action) -> Result<(), BlockError> {
         self.stable.latch.check(action)
@@ -126,6 +131,10 @@ impl RawImage {
 
 #[cfg(test)]
 impl RawImage {
+    pub(in crate::storage) fn latch(&self) -> &Arc<Stability> {
+        &self.stable.latch
+    }
+
     /// Another file in the place of the image's; returns that.
     pub(in crate::storage) fn exchange_file(&mut self, file: Arc<File>) -> Arc<File> {
         std::mem::replace(&mut self.host.file, file)

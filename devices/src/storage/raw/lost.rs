@@ -1,0 +1,117 @@
+//! Data that the host has lost and still shows.
+//!
+//! A page that the kernel could not write is clean afterwards, so it is read as if it were on the disk, until the kernel
+//! needs its memory and what was there before comes back. Whoever opens the image next shall see at once what there is.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::RawImage;
+use crate::iothread::{Io, Owner};
+use crate::storage::sys;
+
+/// A file or device: that of its file system, its number there, and its number as a device.
+type Id = (u64, u64, u64);
+
+/// Images that could not be made stable and were not opened since. What the kernel gave up only after they were closed is
+/// still to be forgotten.
+static CLOSED: Mutex<Vec<Id>> = Mutex::new(Vec::new());
+
+fn id(file: &File) -> Option<Id> {
+    file.metadata().ok().map(|found| (found.dev(), found.ino(), found.rdev()))
+}
+
+/// An image was opened.
+pub(super) fn opened(file: &File) {
+    let Some(id) = id(file) else { return };
+    let mut closed = CLOSED.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = closed.len();
+    closed.retain(|other| *other != id);
+    let was_lost = closed.len() < before;
+    drop(closed);
+    if was_lost {
+        sys::forget_cached(file);
+    }
+}
+
+fn close(file: &File) {
+    sys::forget_cached(file);
+    let mut closed = CLOSED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(id) = id(file).filter(|id| !closed.contains(id)) {
+        closed.push(id);
+    }
+}
+
+impl RawImage {
+    /// Has the host forget what it shows of lost data, if there may be some. What it has yet to write stays.
+    pub(in crate::storage) async fn forget_lost(&self, io: &Io) {
+        if self.has_failed() {
+            let file: Arc<File> = self.host.file.clone();
+            // Not after what the image has to do: that may hang.
+            let _ = io.blocking_on(&Owner::default(), move || close(&file)).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+    use crate::iothread::mischief::{Trick, Victim};
+    use crate::storage::{BlockBackend, CacheMode, Image, RawOptions, Sharing};
+    use crate::testing::{on_io_thread, temp_file};
+
+    /// Whether a file's first page is in the page cache; `None` where that cannot be found out.
+    fn is_cached(file: &File) -> Option<bool> {
+        let mut bytes = [0u8; 512];
+        let part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+        // SAFETY: one segment, of a buffer that lives on.
+        #[allow(unsafe_code)]
+        let got = unsafe { libc::preadv2(file.as_raw_fd(), &raw const part, 1, 0, libc::RWF_NOWAIT) };
+        match std::io::Error::last_os_error().raw_os_error() {
+            _ if got > 0 => Some(true),
+            Some(libc::EAGAIN) => Some(false),
+            _ => None,
+        }
+    }
+
+    /// The test writes and syncs what is in the cache: it is clean, as what the kernel gave up is.
+    #[test]
+    fn what_the_host_shows_of_lost_data_is_forgotten() {
+        for fails in [false, true] {
+            let mut file = temp_file();
+            file.write_all(&[7; 1 << 16]).unwrap();
+            file.as_file().sync_all().unwrap();
+            if is_cached(file.as_file()) != Some(true) {
+                eprintln!("SKIPPED: this file system does not tell what is cached");
+                return;
+            }
+            let path = file.path().to_owned();
+            let options = RawOptions {
+                path,
+                read_only: false,
+                cache: CacheMode::Writeback,
+                sharing: Sharing::Unlocked,
+            };
+            let image = RawImage::open(&options).unwrap();
+            assert_eq!(is_cached(file.as_file()), Some(true), "opened, and nothing lost");
+            on_io_thread(move |io| async move {
+                let image = Image::Raw(image).guarded(None, None);
+                io.plot(move |victim| (fails && victim == Victim::Sync).then_some(Trick::Fail(libc::EIO)));
+                assert_eq!(image.close(&io).await.is_err(), fails);
+            });
+            assert_eq!(is_cached(file.as_file()), Some(!fails), "closed, failed: {fails}");
+            // What the kernel gives up after that.
+            drop(std::fs::read(file.path()).unwrap());
+            assert_eq!(is_cached(file.as_file()), Some(true));
+            for anew in [!fails, true] {
+                drop(RawImage::open(&options).unwrap());
+                assert_eq!(is_cached(file.as_file()), Some(anew), "opened anew, failed: {fails}");
+                drop(std::fs::read(file.path()).unwrap());
+            }
+        }
+    }
+}
