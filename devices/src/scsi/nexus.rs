@@ -262,7 +262,8 @@ impl Nexus {
             }
         });
         if io.at_most(SLOW_FUNCTION, all.as_mut()).await.is_none() {
-            let names = self.unfinished().join(", ");
+            // Also of units that are detached meanwhile.
+            let names = unfinished(marks.iter().map(|(path, _)| &path.unit)).join(", ");
             crate::log_limited!(
                 warn,
                 "task management: the host has not answered for {names} within {} s; the function waits for it",
@@ -276,8 +277,7 @@ impl Nexus {
     /// The logical units with commands that were ended and that the host still works on, for messages.
     pub fn unfinished(&self) -> Vec<String> {
         let paths: Vec<_> = self.read().values().cloned().collect();
-        let units = paths.iter().map(|path| &path.unit).filter(|unit| unit.tasks.is_ending());
-        units.map(|unit| format!("\"{}\"", unit.name())).collect()
+        unfinished(paths.iter().map(|path| &path.unit))
     }
 
     /// What the host calls the medium of a logical unit, for messages.
@@ -369,6 +369,11 @@ impl Drop for Nexus {
             path.unit.unregister(self.id);
         }
     }
+}
+
+/// Those with commands that were ended and that the host still works on.
+fn unfinished<'a>(units: impl Iterator<Item = &'a Arc<Unit>>) -> Vec<String> {
+    units.filter(|unit| unit.tasks.is_ending()).map(|unit| format!("\"{}\"", unit.name())).collect()
 }
 
 /// Commands that have nothing to do with the medium: TEST UNIT READY, with which initiators find out whether a unit

@@ -191,6 +191,39 @@ fn a_function_waits_for_the_host_and_those_of_other_units_do_not() {
     });
 }
 
+/// Also when the unit is detached meanwhile, so that nobody finds it any more.
+#[test]
+fn a_function_that_waits_says_for_whom() {
+    on_io_thread(|io| async move {
+        let (target, files) = target();
+        let nexus = Nexus::new(target.clone(), None);
+        settle(&nexus, &io).await;
+        plot(&io);
+        let dma = memory();
+        let mut far = Box::pin(nexus.execute(&io, far_read(&dma, LUN_0)));
+        begun(&io, far.as_mut()).await;
+        let mut abort = Box::pin(nexus.manage(&io, TaskManagement::AbortTask(LUN_0, Tag(7))));
+        begun(&io, abort.as_mut()).await;
+        let mut detach = Box::pin(target.detach(LUN_0));
+        begun(&io, detach.as_mut()).await;
+        let mut said = Vec::new();
+        let waits = std::future::poll_fn(|cx| {
+            let mut polled = std::task::Poll::Pending;
+            said.extend(crate::log::recorded(tracing::Level::WARN, || polled = abort.as_mut().poll(cx)));
+            polled
+        });
+        assert!(io.at_most(Duration::from_millis(300), waits).await.is_none());
+        assert_eq!(said.len(), 1, "{said:?}");
+        let name = format!("the host has not answered for {:?} within", files[0].path());
+        assert!(said[0].contains(&name), "{}", said[0]);
+        begun(&io, far.as_mut()).await;
+        io.answer();
+        far.await.unwrap_err();
+        assert_eq!(abort.await, TaskManagementReply::Complete);
+        assert!(detach.await.is_some());
+    });
+}
+
 #[test]
 fn what_the_guest_does_not_share_is_abandoned_and_commands_wait_while_it_may_be_written() {
     on_io_thread(|io| async move {
