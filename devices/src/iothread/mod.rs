@@ -14,6 +14,7 @@
 //! operation then runs to its end without anyone to tell. [`Io::released`] waits for that end, after which no
 //! abandoned operation of a [`Scope`] touches memory any more; [`Io::quiesce`] does so for the whole thread.
 
+mod abandoned;
 mod blocking;
 mod event;
 mod executor;

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+use super::abandoned::Abandoned;
 use super::lanes::{Lanes, Turn};
 use super::op::{Op, Reach};
 use super::setup;
@@ -146,10 +147,8 @@ pub(super) struct Ring {
     /// Bytes of transfers that were queued since the kernel was entered last.
     bytes: u64,
     in_flight: usize,
-    /// Transfers whose futures are gone while the kernel still works on them: the scope of each, and what it may do.
-    detached: Vec<(u64, Reach)>,
-    /// Who waits for the end of those: of one scope, or of all.
-    quiet: Vec<(Option<u64>, Reach, Waker)>,
+    /// Transfers whose futures are gone while the kernel still works on them.
+    detached: Abandoned,
     #[cfg(any(test, feature = "testing"))]
     stuck: Vec<Key>,
     #[cfg(any(test, feature = "testing"))]
@@ -171,8 +170,7 @@ impl Ring {
             cut: false,
             bytes: 0,
             in_flight: 0,
-            detached: Vec::new(),
-            quiet: Vec::new(),
+            detached: Abandoned::default(),
             #[cfg(any(test, feature = "testing"))]
             stuck: Vec::new(),
             #[cfg(any(test, feature = "testing"))]
@@ -260,7 +258,9 @@ impl Ring {
                     None => (None, false),
                 };
                 let scope = slot.scope.get();
-                self.detached.extend(transfer.map(|reach| (scope, reach)));
+                if let Some(reach) = transfer {
+                    self.detached.add(scope, reach);
+                }
                 if event {
                     self.cancels.push_back(key.user_data() | PART);
                 }
@@ -274,20 +274,11 @@ impl Ring {
     /// Whether no abandoned transfer of `scope`, of any scope when `None`, can do as much as `least` any more; else
     /// `waker` is woken then.
     pub(super) fn poll_quiet(&mut self, scope: Option<u64>, least: Reach, waker: &Waker) -> Poll<()> {
-        if self.is_quiet(scope, least) {
-            return Poll::Ready(());
-        }
-        let same =
-            |&(of, at_least, ref w): &(_, _, Waker)| (of, at_least) == (scope, least) && w.will_wake(waker);
-        if !self.quiet.iter().any(same) {
-            self.quiet.push((scope, least, waker.clone()));
-        }
-        Poll::Pending
+        self.detached.poll_quiet(scope, least, waker)
     }
 
     pub(super) fn is_quiet(&self, scope: Option<u64>, least: Reach) -> bool {
-        let counts = |&(of, reach): &(u64, Reach)| reach >= least && scope.is_none_or(|scope| scope == of);
-        !self.detached.iter().any(counts)
+        self.detached.is_quiet(scope, least)
     }
 
     /// Bytes of transfers that the kernel has not been told of.
@@ -529,17 +520,8 @@ impl Ring {
         let Some(slot) = self.named(key) else { return };
         let (result, scope) = (slot.result.get(), slot.scope.get());
         let Some(op) = self.release(key) else { return };
-        if op.is_transfer()
-            && let entry = (scope, op.reach())
-            && let Some(place) = self.detached.iter().position(|other| *other == entry)
-        {
-            self.detached.swap_remove(place);
-            for (of, least, waker) in std::mem::take(&mut self.quiet) {
-                match self.is_quiet(of, least) {
-                    true => reaped.wakers.push(waker),
-                    false => self.quiet.push((of, least, waker)),
-                }
-            }
+        if op.is_transfer() {
+            self.detached.remove(scope, op.reach(), &mut reaped.wakers);
         }
         reaped.gone.push(Gone { op, result });
     }

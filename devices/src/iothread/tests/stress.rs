@@ -295,6 +295,37 @@ fn abandoned_operations_that_hang_leave_room_for_the_others() {
     });
 }
 
+/// A guest can have all its commands end at once, each with its own wait for the host.
+#[test]
+fn very_many_abandoned_operations_end_in_no_time() {
+    on_thread(|io| async move {
+        const MANY: usize = 10_000;
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        io.plot(|_| Some(mischief::Trick::Hang));
+        let left = Rc::new(Cell::new(MANY));
+        for _ in 0..MANY {
+            let (there, file, left, scope) = (io.clone(), file.clone(), left.clone(), io.scope());
+            io.spawn(async move {
+                {
+                    let mut read = pin!(there.read(&file, 0, buffer(1)));
+                    let mut read = pin!(there.within(scope, read.as_mut()));
+                    assert!(poll_once(read.as_mut()).await.is_pending());
+                }
+                there.over(scope).await;
+                left.set(left.get() - 1);
+            });
+        }
+        io.sleep(Duration::from_millis(100)).await;
+        assert_eq!(left.get(), MANY);
+        let begin = Instant::now();
+        io.answer();
+        while left.get() > 0 {
+            io.sleep(Duration::from_millis(1)).await;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    });
+}
+
 /// What the kernel has not got is forgotten when its future goes, wherever it waits.
 #[test]
 fn what_waits_for_a_file_that_hangs_can_be_taken_back() {
