@@ -27,6 +27,8 @@ use std::time::Duration;
 pub use crate::storage::Image;
 pub use config::{DiskConfig, DiskError, ProtectionType};
 pub(super) use copy::is_extended_copy;
+#[cfg(test)]
+pub(super) use protection::FINISH;
 pub(super) use update::runs_alone;
 
 use self::commands::{COMMANDS, Id, STARTS};

@@ -12,10 +12,13 @@ use super::local::target_of;
 use super::nexuses::ram;
 use super::{BLOCK, BLOCKS, RecordingDisk, Request, blocks_of, config};
 use crate::iothread::Io;
+use crate::iothread::mischief::Trick;
+use crate::mem::{SgList, ToGuest};
+use crate::scsi::disk::FINISH;
 use crate::scsi::{
     Disk, DiskConfig, Image, LogicalUnit, Lun, Nexus, ProtectionType, Status, Target, TaskManagement,
 };
-use crate::testing::on_io_thread;
+use crate::testing::{on_io_thread, temp_file};
 
 const READ: [u8; 10] = [0x28, 0, 0, 0, 0, 0, 0, 0, 8, 0];
 const WRITE: [u8; 10] = [0x2a, 0, 0, 0, 0, 0, 0, 0, 8, 0];
@@ -135,4 +138,35 @@ fn a_token_is_not_made_while_an_ended_command_still_writes() {
             assert_eq!(send(&nexus, &io, &there, &[], 8 * BLOCK).await.1, newer);
         });
     }
+}
+
+/// Whoever gives up on a host that does not answer waits for what it has begun itself, and for no other disk.
+#[test]
+fn what_is_given_up_waits_for_no_neighbour() {
+    on_io_thread(|io| async move {
+        let images: Images =
+            [BLOCK, 8].map(|len| Arc::new(Image::Recording(RecordingDisk::new(len * BLOCKS as usize))));
+        let (_target, nexus) = made(&images);
+        assert_eq!(send(&nexus, &io, &WRITE, &blocks_of(1, 8), 0).await.0, Status::Good);
+        // Something else of the thread hangs, and nobody waits for it any more.
+        let file = temp_file();
+        file.as_file().set_len(4096).unwrap();
+        let file = Arc::new(file.into_file());
+        io.plot(|_| Some(Trick::Hang));
+        let mut hung = Box::pin(io.read(&file, 0, ToGuest::new(SgList::host(512, 512).unwrap())));
+        begun(&io, hung.as_mut()).await;
+        drop(hung);
+        ram(&images[0]).hold(true);
+        let newer = blocks_of(9, 8);
+        let mut write = Box::pin(Request::new(&WRITE, &newer, 0).send(&nexus, &io));
+        begun(&io, write.as_mut()).await;
+        nexus.reset();
+        assert!(write.await.0.is_err());
+        // Longer than it goes on by itself.
+        io.sleep(2 * FINISH).await;
+        ram(&images[0]).hold(false);
+        let read = io.at_most(Duration::from_secs(5), send(&nexus, &io, &READ, &[], 8 * BLOCK)).await;
+        assert_eq!(read.expect("an answer").1, blocks_of(1, 8), "nothing was written");
+        io.answer();
+    });
 }
