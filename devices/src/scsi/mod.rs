@@ -20,6 +20,7 @@ mod absent;
 mod attention;
 mod background;
 mod disk;
+mod links;
 mod lun;
 mod memory;
 mod nexus;

@@ -3,12 +3,14 @@
 //! A command enters, waits until it is enabled, works, and leaves when its [`Task`] is dropped. One short lock on
 //! each of entering and leaving; slots and their signals are reused, so a warm command allocates nothing.
 
+use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
+use super::links::List;
 use super::{Tag, TaskAttribute};
 
 /// Commands in one task set before TASK SET FULL.
@@ -70,7 +72,6 @@ impl Signal {
 #[derive(Debug)]
 struct Slot {
     signal: Arc<Signal>,
-    live: bool,
     nexus: NexusId,
     tag: Tag,
     attribute: TaskAttribute,
@@ -84,16 +85,19 @@ struct Tasks {
     free: Vec<usize>,
     next_sequence: u64,
     live: usize,
-    /// Commands that are not enabled yet.
-    dormant: usize,
+    /// Commands in the set, in the order in which they came.
+    order: List,
+    /// Those that are not enabled yet: at the head of the queue, and others.
+    dormant_heads: List,
+    dormant: List,
     ordered: usize,
     heads: usize,
     /// An ordered command is enabled: nothing else may start, or COMPARE AND WRITE and its like would not be alone.
     alone: bool,
-    /// Commands ended from outside that have not left yet.
-    ending: usize,
-    /// Task management functions that wait for them to leave.
-    waiting: Vec<Waker>,
+    /// Commands ended from outside that have not left yet, by their order of entering.
+    ending: BTreeSet<u64>,
+    /// Task management functions that wait until those before a mark have left.
+    waiting: Vec<(u64, Waker)>,
 }
 
 /// A task set.
@@ -128,7 +132,9 @@ impl TaskSet {
         tasks.alone |= enabled && attribute == TaskAttribute::Ordered;
         let (slot, signal) = tasks.insert(nexus, tag, attribute);
         signal.state.store(if enabled { ENABLED } else { 0 }, Ordering::Release);
-        tasks.dormant += usize::from(!enabled);
+        if !enabled {
+            tasks.dormant_with(attribute).push(slot);
+        }
         Some(Task { set: self, slot, signal })
     }
 
@@ -137,16 +143,16 @@ impl TaskSet {
     pub(crate) fn end(&self, mut which: impl FnMut(NexusId, Tag) -> Option<Ended>) -> u64 {
         let mut wakers = Vec::new();
         let mut tasks = lock(&self.0);
-        let mut ending = 0;
-        for slot in tasks.slots.iter().filter(|slot| slot.live && slot.signal.ended().is_none()) {
+        let Tasks { slots, order, ending, .. } = &mut *tasks;
+        let live = order.iter().filter_map(|slot| slots.get(slot));
+        for slot in live.filter(|slot| slot.signal.ended().is_none()) {
             if let Some(why) = which(slot.nexus, slot.tag) {
                 // The lock is held: nobody else ends it between the look and the mark.
                 slot.signal.state.fetch_or(why as u8, Ordering::AcqRel);
-                ending += 1;
+                ending.insert(slot.sequence);
                 wakers.extend(slot.signal.take_waker());
             }
         }
-        tasks.ending += ending;
         let mark = tasks.next_sequence;
         drop(tasks);
         wakers.into_iter().for_each(Waker::wake);
@@ -157,13 +163,11 @@ impl TaskSet {
     pub(crate) async fn left(&self, mark: u64) {
         poll_fn(|cx| {
             let mut tasks = lock(&self.0);
-            let staying = tasks.ending > 0
-                && tasks.slots.iter().any(|s| s.live && s.sequence < mark && s.signal.ended().is_some());
-            if !staying {
+            if tasks.ending.first().is_none_or(|first| *first >= mark) {
                 return Poll::Ready(());
             }
-            if !tasks.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-                tasks.waiting.push(cx.waker().clone());
+            if !tasks.waiting.iter().any(|(until, waker)| *until == mark && waker.will_wake(cx.waker())) {
+                tasks.waiting.push((mark, cx.waker().clone()));
             }
             Poll::Pending
         })
@@ -172,21 +176,21 @@ impl TaskSet {
 
     /// Whether a command that `which` selects is in the set.
     pub(crate) fn holds(&self, which: impl Fn(NexusId, Tag) -> bool) -> bool {
-        lock(&self.0).slots.iter().any(|slot| slot.live && which(slot.nexus, slot.tag))
+        let tasks = lock(&self.0);
+        let mut live = tasks.order.iter().filter_map(|slot| tasks.slots.get(slot));
+        live.any(|slot| which(slot.nexus, slot.tag))
     }
 
     /// Whether a command that was ended has not left: the host still works on it.
     pub(crate) fn is_ending(&self) -> bool {
-        lock(&self.0).ending > 0
+        !lock(&self.0).ending.is_empty()
     }
 
     fn leave(&self, slot: usize) {
         let mut wakers = Vec::new();
         let mut tasks = lock(&self.0);
         tasks.remove(slot, &mut wakers);
-        if tasks.dormant > 0 {
-            tasks.enable(&mut wakers);
-        }
+        tasks.enable(&mut wakers);
         drop(tasks);
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -202,27 +206,43 @@ impl Tasks {
         if let Some(index) = self.free.pop()
             && let Some(slot) = self.slots.get_mut(index)
         {
-            (slot.live, slot.nexus, slot.tag) = (true, nexus, tag);
+            (slot.nexus, slot.tag) = (nexus, tag);
             (slot.attribute, slot.sequence) = (attribute, sequence);
+            self.order.push(index);
             return (index, slot.signal.clone());
         }
         let signal = Arc::new(Signal::default());
-        self.slots.push(Slot { signal: signal.clone(), live: true, nexus, tag, attribute, sequence });
-        (self.slots.len() - 1, signal)
+        let index = self.slots.len();
+        self.slots.push(Slot { signal: signal.clone(), nexus, tag, attribute, sequence });
+        self.order.push(index);
+        (index, signal)
+    }
+
+    /// Where those with this attribute are until they are enabled.
+    fn dormant_with(&mut self, attribute: TaskAttribute) -> &mut List {
+        match attribute {
+            TaskAttribute::HeadOfQueue => &mut self.dormant_heads,
+            TaskAttribute::Ordered | TaskAttribute::Simple | TaskAttribute::Aca => &mut self.dormant,
+        }
     }
 
     fn remove(&mut self, index: usize, wakers: &mut Vec<Waker>) {
-        let Some(slot) = self.slots.get_mut(index) else { return };
-        slot.live = false;
+        let Some(slot) = self.slots.get(index) else { return };
+        let (attribute, sequence) = (slot.attribute, slot.sequence);
+        let (enabled, ended) = (slot.signal.is_enabled(), slot.signal.ended().is_some());
+        self.order.remove(index);
         self.live -= 1;
-        self.ordered -= usize::from(slot.attribute == TaskAttribute::Ordered);
-        self.heads -= usize::from(slot.attribute == TaskAttribute::HeadOfQueue);
-        let enabled = slot.signal.is_enabled();
-        self.alone &= !(enabled && slot.attribute == TaskAttribute::Ordered);
-        self.dormant -= usize::from(!enabled);
-        if slot.signal.ended().is_some() {
-            self.ending -= 1;
-            wakers.append(&mut self.waiting);
+        self.ordered -= usize::from(attribute == TaskAttribute::Ordered);
+        self.heads -= usize::from(attribute == TaskAttribute::HeadOfQueue);
+        if enabled {
+            self.alone &= attribute != TaskAttribute::Ordered;
+        } else {
+            self.dormant_with(attribute).remove(index);
+        }
+        if ended {
+            self.ending.remove(&sequence);
+            let first = self.ending.first().copied().unwrap_or(u64::MAX);
+            wakers.extend(self.waiting.extract_if(.., |(mark, _)| *mark <= first).map(|(_, waker)| waker));
         }
         self.free.push(index);
     }
@@ -231,30 +251,32 @@ impl Tasks {
     /// simple commands once everything at the head of the queue and every older ordered command is gone, an ordered
     /// command once it is the oldest.
     fn enable(&mut self, wakers: &mut Vec<Waker>) {
-        if self.alone {
-            return;
+        while !self.alone
+            && let Some(head) = self.dormant_heads.first()
+        {
+            self.dormant_heads.remove(head);
+            self.wake(head, wakers);
         }
-        let heads = self.heads > 0;
-        let live = || self.slots.iter().filter(|slot| slot.live);
-        let oldest = live().map(|slot| slot.sequence).min();
-        let barrier = live().filter(|s| s.attribute == TaskAttribute::Ordered).map(|s| s.sequence).min();
-        let (mut enabled, mut alone) = (0, false);
-        for slot in live().filter(|slot| !slot.signal.is_enabled()) {
-            let may = match slot.attribute {
-                TaskAttribute::HeadOfQueue => true,
-                _ if heads => false,
-                TaskAttribute::Ordered => Some(slot.sequence) == oldest,
-                _ => barrier.is_none_or(|barrier| slot.sequence < barrier),
-            };
-            if may {
-                slot.signal.state.fetch_or(ENABLED, Ordering::AcqRel);
-                enabled += 1;
-                alone |= slot.attribute == TaskAttribute::Ordered;
-                wakers.extend(slot.signal.take_waker());
+        // The first ordered command is a barrier to all that came after it.
+        while !self.alone
+            && self.heads == 0
+            && let Some(first) = self.dormant.first()
+        {
+            let ordered = self.slots.get(first).is_some_and(|slot| slot.attribute == TaskAttribute::Ordered);
+            if ordered && self.order.first() != Some(first) {
+                break;
             }
+            self.alone = ordered;
+            self.dormant.remove(first);
+            self.wake(first, wakers);
         }
-        self.alone = alone;
-        self.dormant -= enabled;
+    }
+
+    fn wake(&self, slot: usize, wakers: &mut Vec<Waker>) {
+        if let Some(slot) = self.slots.get(slot) {
+            slot.signal.state.fetch_or(ENABLED, Ordering::AcqRel);
+            wakers.extend(slot.signal.take_waker());
+        }
     }
 }
 
@@ -293,10 +315,16 @@ impl Drop for Task<'_> {
 }
 
 #[cfg(test)]
+#[path = "tasks_model.rs"]
+mod model;
+
+#[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
     use std::pin::pin;
     use std::task::Context;
 
+    use super::super::links::LOOKS;
     use super::*;
 
     const NEXUS: NexusId = NexusId(1);
@@ -385,6 +413,68 @@ mod tests {
         assert!(is_running(&c));
     }
 
+    /// What one command costs does not grow with how many there are.
+    #[test]
+    fn entering_and_leaving_look_at_few_others() {
+        use TaskAttribute::{HeadOfQueue, Ordered, Simple};
+        let looked = |attributes: &[TaskAttribute], many: u64| {
+            let set = TaskSet::default();
+            let mut tasks: VecDeque<_> = (0..many)
+                .map(|tag| set.enter(NEXUS, Tag(tag), attributes[tag as usize % attributes.len()]).unwrap())
+                .collect();
+            LOOKS.set(0);
+            for tag in 0..many {
+                drop(tasks.pop_front());
+                tasks.push_back(
+                    set.enter(NEXUS, Tag(tag), attributes[tag as usize % attributes.len()]).unwrap(),
+                );
+            }
+            LOOKS.get() / many
+        };
+        for attributes in [
+            &[Simple][..],
+            &[Ordered],
+            &[Simple, Ordered],
+            &[Ordered, HeadOfQueue],
+            &[Simple, Ordered, HeadOfQueue],
+        ] {
+            assert!(looked(attributes, 4000) <= 4, "{attributes:?}: {}", looked(attributes, 4000));
+        }
+    }
+
+    /// Functions that wait look again when what they wait for has left, not whenever anything has.
+    #[test]
+    fn functions_that_wait_are_woken_once() {
+        let set = TaskSet::default();
+        let mut tasks: VecDeque<_> =
+            (0..1000).map(|tag| set.enter(NEXUS, Tag(tag), TaskAttribute::Simple).unwrap()).collect();
+        let mark = set.end(|_, _| Some(Ended::Aborted));
+        let count = Arc::new(Count::default());
+        let waker = Waker::from(count.clone());
+        let mut waiting = pin!(set.left(mark));
+        let mut left = || waiting.as_mut().poll(&mut Context::from_waker(&waker)).is_ready();
+        assert!(!left());
+        let last = tasks.pop_back();
+        for task in tasks {
+            drop(task);
+            let woken = count.0.load(Ordering::Relaxed);
+            assert!(woken == 0, "woken too soon");
+        }
+        assert!(!left());
+        drop(last);
+        assert_eq!(count.0.load(Ordering::Relaxed), 1);
+        assert!(left());
+    }
+
+    #[derive(Default)]
+    struct Count(std::sync::atomic::AtomicUsize);
+
+    impl std::task::Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     #[test]
     fn an_end_before_the_waker_is_there_is_not_lost() {
         let set = TaskSet::default();
@@ -408,6 +498,6 @@ mod tests {
             drop(task);
         }
         let tasks = lock(&set.0);
-        assert_eq!((tasks.slots.len(), tasks.live, tasks.dormant, tasks.ordered), (1, 0, 0, 0));
+        assert_eq!((tasks.slots.len(), tasks.live, tasks.dormant.is_empty(), tasks.ordered), (1, 0, true, 0));
     }
 }
