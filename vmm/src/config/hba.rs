@@ -389,13 +389,20 @@ fn protection(
     }
     let mut beside = image.as_os_str().to_owned();
     beside.push(".pi");
-    let image = path(section, "protection_image", directory).unwrap_or_else(|| beside.into());
-    if let (Some(_), Err(reason)) = (kind, host::check_creatable(&image, "file")) {
-        let key =
-            if section.written("protection_image").is_some() { "protection_image" } else { "protection" };
+    let is_device = matches!(host::medium(image), Some(host::Medium::Device(_)));
+    let (written, beside) = (path(section, "protection_image", directory), beside.into());
+    let image = written.as_ref().unwrap_or(&beside);
+    let key = if written.is_some() { "protection_image" } else { "protection" };
+    if let (Some(_), Err(reason)) = (kind, host::check_creatable(image, "file")) {
+        section.reject(key, &reason, errors);
+    } else if let (Some(_), None, true) = (kind, &written, is_device)
+        && let Err(reason) = host::check_lasting(image)
+    {
+        // Images in files are in memory themselves then.
+        let reason = format!("{reason}; set `protection_image` to a file on a disk");
         section.reject(key, &reason, errors);
     }
-    Some(Protection { type_3: kind? == 3, image })
+    Some(Protection { type_3: kind? == 3, image: image.clone() })
 }
 
 fn throttle(section: &Section<'_>, errors: &mut Errors) -> Throttle {

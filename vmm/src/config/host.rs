@@ -193,13 +193,43 @@ pub(super) fn check_device(path: &Path) -> Result<(), String> {
     }
 }
 
+/// Checks that a file at `path` is not in the host's memory, as in `/dev`: there it would be gone with the next start.
+pub(super) fn check_lasting(path: &Path) -> Result<(), String> {
+    // Whoever makes it says what else is wrong with the directory.
+    let Ok(directory) = fs::canonicalize(parent(path)) else { return Ok(()) };
+    let kind = fs::metadata(&directory).ok().and_then(|found| {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        file_system(&mounts, found.dev()).map(str::to_owned)
+    });
+    let in_memory = kind.filter(|kind| matches!(kind.as_str(), "devtmpfs" | "tmpfs" | "ramfs"));
+    if in_memory.is_none() && !directory.starts_with("/dev") {
+        return Ok(());
+    }
+    let kind = in_memory.map(|kind| format!(" ({kind})")).unwrap_or_default();
+    let (shown, directory) = (path.display(), directory.display());
+    Err(format!("{shown} would be lost when the host restarts, for {directory} is in its memory{kind}"))
+}
+
+/// The kind of the file system with this number (proc(5), mountinfo: the number, and behind a dash the kind).
+fn file_system(mounts: &str, number: u64) -> Option<&str> {
+    let number = format!("{}:{}", libc::major(number), libc::minor(number));
+    mounts.lines().find_map(|line| {
+        let (head, tail) = line.split_once(" - ")?;
+        (head.split(' ').nth(2)? == number).then(|| tail.split(' ').next())?
+    })
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
 /// Checks that a file could be made at `path`, or that what is there is called `replaced`.
 pub(super) fn check_creatable(path: &Path, replaced: &str) -> Result<(), String> {
     let shown = path.display();
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let parent = parent(path);
     match (kind(parent), kind(path)) {
         (Err(_), _) => Err(format!("cannot create {shown}: no directory {}", parent.display())),
         (Ok("directory"), Err(_)) => Ok(()),

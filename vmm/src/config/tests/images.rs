@@ -110,3 +110,42 @@ fn the_files_that_an_image_may_name_are_names_or_a_list() {
     assert!(refused("backing = [\"nowhere\"]").contains("`backing` in [[hba.lun]]: cannot open nowhere"));
     assert!(refused("backing = \"any\"\nformat = \"raw\"").contains("has no meaning with format = \"raw\""));
 }
+
+/// The protection information of a device lasts as long as the device, or is somewhere else.
+#[test]
+fn protection_information_is_not_kept_in_memory() {
+    let is_device = |path: &PathBuf| matches!(host::medium(path), Some(host::Medium::Device(_)));
+    let nodes = std::fs::read_dir("/dev").into_iter().flatten().flatten();
+    let Some(device) = nodes.map(|node| node.path()).find(is_device) else {
+        eprintln!("SKIPPED: there is no block device");
+        return;
+    };
+    let fixture = Fixture::new();
+    std::os::unix::fs::symlink(&device, fixture.path("volume")).unwrap();
+    let protection = |name: &str, more: &str| {
+        // It may be in use or not be ours to open, which are errors of other keys.
+        let text = image(name, &format!("protection = 1\n{more}"));
+        let lines = fixture.parse(&text, &[]).err().unwrap_or_default();
+        let lines: Vec<_> = lines.iter().map(ToString::to_string).collect();
+        lines.into_iter().filter(|line| line.contains("`protection")).collect::<Vec<_>>()
+    };
+    let device = device.display().to_string();
+    let said = protection(&device, "");
+    assert_eq!(said.len(), 1, "{said:?}");
+    for part in
+        ["`protection` in [[hba.lun]]", ".pi would be lost when the host restarts", "set `protection_image`"]
+    {
+        assert!(said[0].contains(part), "{}", said[0]);
+    }
+    let elsewhere = format!("protection_image = \"{}\"", fixture.path("volume.pi").display());
+    assert_eq!(protection(&device, &elsewhere), Vec::<String>::new());
+    // Under a name of its own, beside which a file lasts; an image in memory needs nothing that lasts longer.
+    if host::check_lasting(&fixture.path("volume.pi")).is_ok() {
+        assert_eq!(protection("volume", ""), Vec::<String>::new());
+    }
+    if let Ok(memory) = tempfile::tempdir_in("/dev/shm") {
+        std::fs::write(memory.path().join("a.img"), [0; 512]).unwrap();
+        assert!(host::check_lasting(&memory.path().join("a.img.pi")).is_err());
+        assert_eq!(protection(&memory.path().join("a.img").display().to_string(), ""), Vec::<String>::new());
+    }
+}
