@@ -12,7 +12,7 @@ use super::attention::Attention;
 use super::lun::Address;
 use super::outcome::{Offered, Outcome, reply};
 use super::sense::{Failure, INVALID_MESSAGE_ERROR, LUN_NOT_SUPPORTED, SenseData};
-use super::tasks::{Ended, NexusId};
+use super::tasks::{Ended, NexusId, Refused};
 use super::unit::{Context, Events, Path, Unit};
 use super::{
     Cdb, Lun, PortEvents, ScsiReply, ScsiRequest, Status, Tag, Target, TaskAttribute, TaskManagement,
@@ -116,11 +116,12 @@ impl Nexus {
         let unit = &path.unit;
         let order = unit.logical.attribute(&request.cdb, request.attribute);
         let outcome = match unit.tasks.enter(self.id, request.tag, order) {
-            Some(_) if unit.background.is_stuck() && !passes_attention(request.cdb.opcode()) => {
+            Ok(_) if unit.background.is_stuck() && !passes_attention(request.cdb.opcode()) => {
                 Err(Failure::Status(Status::Busy))
             }
-            None => Err(Failure::Status(Status::TaskSetFull)),
-            Some(task) => {
+            Err(Refused::Full) => Err(Failure::Status(Status::TaskSetFull)),
+            Err(Refused::Detached) => absent::execute(self, &request.lun, &request.cdb, &request.data),
+            Ok(task) => {
                 let scope = io.scope();
                 let result = {
                     // Initiators that hear BUSY give up some time; they wait for a disk that takes its time. What waits

@@ -154,8 +154,7 @@ impl Target {
     /// wherever it was: nobody but the caller has the unit any more.
     pub async fn detach(&self, lun: Lun) -> Option<Detached> {
         let (unit, others, nexuses) = self.remove(lun)?;
-        let mark = unit.tasks.end(|_, _| Some(Ended::Detached));
-        unit.background.tell();
+        let mark = unit.end();
         announce(&others, &nexuses);
         unit.tasks.left(mark).await;
         unit.background.end().await;
@@ -196,7 +195,7 @@ impl Target {
     /// later finds nothing.
     pub fn take(&self, lun: Lun) -> Option<Leaving> {
         let (unit, _, _) = self.remove(lun)?;
-        let mark = unit.tasks.end(|_, _| Some(Ended::Detached));
+        let mark = unit.end();
         Some(Leaving { unit, mark })
     }
 

@@ -94,10 +94,21 @@ struct Tasks {
     heads: usize,
     /// An ordered command is enabled: nothing else may start, or COMPARE AND WRITE and its like would not be alone.
     alone: bool,
+    /// The unit is detached: who had found it before and comes late finds it no more.
+    closed: bool,
     /// Commands ended from outside that have not left yet, by their order of entering.
     ending: BTreeSet<u64>,
     /// Task management functions that wait until those before a mark have left.
     waiting: Vec<(u64, Waker)>,
+}
+
+/// Why a command does not enter a task set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// There are too many in it.
+    Full,
+    /// The logical unit was detached.
+    Detached,
 }
 
 /// A task set.
@@ -118,11 +129,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl TaskSet {
-    /// Enters a command; `None` when the set is full.
-    pub(crate) fn enter(&self, nexus: NexusId, tag: Tag, attribute: TaskAttribute) -> Option<Task<'_>> {
+    /// Enters a command.
+    pub(crate) fn enter(
+        &self,
+        nexus: NexusId,
+        tag: Tag,
+        attribute: TaskAttribute,
+    ) -> Result<Task<'_>, Refused> {
         let mut tasks = lock(&self.0);
+        if tasks.closed {
+            return Err(Refused::Detached);
+        }
         if tasks.live >= MAX_TASKS {
-            return None;
+            return Err(Refused::Full);
         }
         let enabled = match attribute {
             TaskAttribute::HeadOfQueue => !tasks.alone,
@@ -135,7 +154,15 @@ impl TaskSet {
         if !enabled {
             tasks.dormant_with(attribute).push(slot);
         }
-        Some(Task { set: self, slot, signal })
+        Ok(Task { set: self, slot, signal })
+    }
+
+    /// Ends all commands because the unit is detached, and lets none in any more.
+    /// Returns the mark to give to [`TaskSet::left`].
+    pub(crate) fn close(&self) -> u64 {
+        // Before the others are ended: what enters until then is ended with them.
+        lock(&self.0).closed = true;
+        self.end(|_, _| Some(Ended::Detached))
     }
 
     /// Ends the commands that `which` selects; `which` sees nexus and tag and names the reason.
@@ -487,6 +514,20 @@ mod tests {
         let mut work = pin!(work);
         let run = pin!(task.run(work.as_mut()));
         assert_eq!(run.poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(Ended::Reset)));
+    }
+
+    /// A command that had found the unit before it was detached: nobody would wait for it, and its image is closed.
+    #[test]
+    fn who_comes_late_finds_no_unit() {
+        let set = TaskSet::default();
+        let (early, _) = started(&set, 1, TaskAttribute::Simple);
+        let mark = set.close();
+        assert_eq!(set.enter(NEXUS, Tag(2), TaskAttribute::HeadOfQueue).err(), Some(Refused::Detached));
+        let mut left = pin!(set.left(mark));
+        assert!(left.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        drop(early);
+        assert!(left.poll(&mut Context::from_waker(Waker::noop())).is_ready());
+        assert_eq!(set.enter(NEXUS, Tag(3), TaskAttribute::Simple).err(), Some(Refused::Detached));
     }
 
     #[test]

@@ -45,6 +45,13 @@ impl LogicalUnit {
         }
     }
 
+    /// The unit goes: nothing waits for space on the host any more.
+    fn stop_waiting(&self) {
+        match self {
+            Self::Disk(disk) => disk.stop_waiting(),
+        }
+    }
+
     /// Whether the medium could not be made stable.
     pub(crate) fn has_failed(&self) -> bool {
         match self {
@@ -136,6 +143,15 @@ impl Unit {
             background: Arc::default(),
             paths: RwLock::default(),
         })
+    }
+
+    /// The unit goes: its commands end and none enters any more, and what goes on in the background is told to end, also
+    /// where it waits for space. Returns the mark to give to [`TaskSet::left`].
+    pub(crate) fn end(&self) -> u64 {
+        let mark = self.tasks.close();
+        self.background.tell();
+        self.logical.stop_waiting();
+        mark
     }
 
     /// Waits until a command that was ended may leave: the host does not reach the guest's memory for it any more. Where

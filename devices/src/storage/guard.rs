@@ -1,5 +1,6 @@
 //! What stands between a disk and its image: limits of rate, waiting for space, and the log.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,13 +30,16 @@ pub struct Guarded<B> {
     backend: B,
     throttle: Option<Throttle>,
     pausing: Option<Pausing>,
+    /// The disk goes: nothing waits for space any more.
+    goes: AtomicBool,
     complaints: Complaints,
 }
 
 impl<B: BlockBackend> Guarded<B> {
     /// Looks after `backend`. With `pausing`, writes that find no space wait instead of failing.
     pub fn new(backend: B, limits: Option<&Limits>, pausing: Option<Pausing>) -> Self {
-        Self { backend, throttle: limits.map(Throttle::new), pausing, complaints: Complaints::default() }
+        let (throttle, goes) = (limits.map(Throttle::new), AtomicBool::new(false));
+        Self { backend, throttle, pausing, goes, complaints: Complaints::default() }
     }
 
     /// The image below.
@@ -46,6 +50,14 @@ impl<B: BlockBackend> Guarded<B> {
     /// What becomes of writes that find no space.
     pub(super) fn pausing(&self) -> Option<&Pausing> {
         self.pausing.as_ref()
+    }
+
+    /// Nothing waits for space any more, because the disk goes: what finds none fails.
+    pub(super) fn stop_waiting(&self) {
+        self.goes.store(true, Ordering::Release);
+        if let Some(pausing) = &self.pausing {
+            pausing.parking.look_again();
+        }
     }
 
     /// The image below, for transfers that need no looking after while they go well.
@@ -77,7 +89,9 @@ impl<B: BlockBackend> Guarded<B> {
             let result = operation().await;
             match (&self.pausing, &result) {
                 (Some(Pausing { parking, watch }), Err(error)) if error.kind == BlockErrorKind::NoSpace => {
-                    parking.park(seen, &**watch, error).await;
+                    if !parking.park(seen, &**watch, error, || self.goes.load(Ordering::Acquire)).await {
+                        return self.complaints.heard(result);
+                    }
                 }
                 _ => return self.complaints.heard(result),
             }

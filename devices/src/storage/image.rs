@@ -68,6 +68,15 @@ impl Image {
         }
     }
 
+    /// Nothing waits for space any more, because the disk goes: what finds none fails.
+    pub fn stop_waiting(&self) {
+        match self {
+            Self::GuardedRaw(guarded) => guarded.stop_waiting(),
+            Self::GuardedQcow2(guarded) => guarded.stop_waiting(),
+            _ => {}
+        }
+    }
+
     /// The name of its file or device, for messages.
     pub fn name(&self) -> &str {
         match self {

@@ -51,11 +51,24 @@ impl Parking {
         self.lock().resumed
     }
 
-    /// Waits until requests were told to try again more often than `seen`. `watch` hears of the first that waits.
-    pub(super) async fn park(&self, seen: u64, watch: &dyn SpaceWatch, error: &BlockError) {
+    /// Has all waiting requests look whether they are still to wait.
+    pub(super) fn look_again(&self) {
+        let wakers = std::mem::take(&mut self.lock().wakers);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Waits until requests were told to try again more often than `seen`; false when it is not to wait, as `goes` says.
+    /// `watch` hears of the first that waits.
+    pub(super) async fn park(
+        &self,
+        seen: u64,
+        watch: &dyn SpaceWatch,
+        error: &BlockError,
+        goes: impl Fn() -> bool,
+    ) -> bool {
         let first = {
             let mut waiting = self.lock();
-            waiting.resumed == seen && !std::mem::replace(&mut waiting.told, true)
+            waiting.resumed == seen && !goes() && !std::mem::replace(&mut waiting.told, true)
         };
         if first {
             watch.no_space(error);
@@ -63,14 +76,17 @@ impl Parking {
         poll_fn(|cx| {
             let mut waiting = self.lock();
             if waiting.resumed != seen {
-                return Poll::Ready(());
+                return Poll::Ready(true);
+            }
+            if goes() {
+                return Poll::Ready(false);
             }
             if !waiting.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
                 waiting.wakers.push(cx.waker().clone());
             }
             Poll::Pending
         })
-        .await;
+        .await
     }
 }
 

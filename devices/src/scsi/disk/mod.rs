@@ -430,6 +430,14 @@ impl<B: BlockBackend> Disk<B> {
 }
 
 impl Disk<Image> {
+    /// The unit goes: nothing waits for space on the host any more.
+    pub(super) fn stop_waiting(&self) {
+        self.image.stop_waiting();
+        if let Some(protection) = &self.protection {
+            protection.store.stop_waiting();
+        }
+    }
+
     /// Whether the medium could not be made stable: then it cannot be again before its files are opened anew.
     pub(super) fn has_failed(&self) -> bool {
         let store = self.protection.as_ref().map(|protection| &protection.store);

@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -12,13 +13,16 @@ use super::copies::{cscd, list, out_cdb, ranges, segment, using};
 use super::local::{Local, block_on, disk, disk_of, target_of};
 use super::{DiskConfig, check, config, exact, image, settle};
 use crate::iothread::Io;
+use crate::iothread::mischief::{Trick, Victim};
 use crate::scsi::suite::Request;
 use crate::scsi::{
     Image, Lun, Nexus, ScsiReply, Status, Tag, Target, TargetGroup, TaskManagement, TaskManagementReply,
     TransportFault,
 };
-use crate::storage::Action;
-use crate::testing::{Effect, Fault, FaultDisk, RamDisk, on_io_thread};
+use crate::storage::{
+    Action, BlockError, CacheMode, Parking, Pausing, RawImage, RawOptions, Sharing, SpaceWatch,
+};
+use crate::testing::{Effect, Fault, FaultDisk, RamDisk, on_io_thread, temp_file};
 
 #[test]
 fn detaching_ends_background_work_and_lets_go_of_the_image() {
@@ -43,6 +47,57 @@ fn detaching_ends_background_work_and_lets_go_of_the_image() {
         detach.await.unwrap().close(&io).await.unwrap();
         assert_eq!(Arc::strong_count(&image), 1, "nobody holds the image any more");
     });
+}
+
+#[derive(Default)]
+struct Told(AtomicU32);
+
+impl SpaceWatch for Told {
+    fn no_space(&self, _: &BlockError) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A full host, for which it would wait until somebody makes room.
+#[test]
+fn formatting_that_waits_for_space_ends_when_the_disk_goes() {
+    for end_of_machine in [false, true] {
+        let file = temp_file();
+        file.as_file().set_len(8 << 20).unwrap();
+        let options = RawOptions {
+            path: file.path().into(),
+            read_only: false,
+            cache: CacheMode::Writeback,
+            sharing: Sharing::Unlocked,
+        };
+        let image = RawImage::open(&options).unwrap();
+        on_io_thread(move |io| async move {
+            let (parking, watch) = (Arc::new(Parking::default()), Arc::new(Told::default()));
+            let pausing = Pausing { parking: parking.clone(), watch: watch.clone() };
+            let image = Arc::new(Image::Raw(image).guarded(None, Some(pausing)));
+            let target = target_of(disk_of(image.clone(), config()));
+            let nexus = Nexus::new(target.clone(), None);
+            let _ = Request::new(&[0; 6], &[], 0).send(&nexus, &io).await;
+            io.plot(|victim| {
+                matches!(victim, Victim::Allocate | Victim::Write { .. }).then_some(Trick::Fail(libc::ENOSPC))
+            });
+            // FORMAT UNIT, IMMED.
+            let format = Request::new(&[0x04, 0x10, 0, 0, 0, 0], &[0, 2, 0, 0], 0);
+            assert_eq!(format.send(&nexus, &io).await.0.unwrap().status, Status::Good);
+            while !parking.is_waiting() {
+                io.sleep(Duration::from_millis(1)).await;
+            }
+            let goes = async {
+                match end_of_machine {
+                    false => target.detach(Lun::default()).await.unwrap().close(&io).await,
+                    true => target.take(Lun::default()).unwrap().close(&io).await,
+                }
+            };
+            io.at_most(Duration::from_secs(10), goes).await.expect("it waits for space").unwrap();
+            assert_eq!(Arc::strong_count(&image), 1, "nobody holds the image any more");
+            assert_eq!(watch.0.load(Ordering::Relaxed), 1);
+        });
+    }
 }
 
 #[test]
