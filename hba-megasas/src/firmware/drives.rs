@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::flushing::Flushing;
 use devices::iothread::Io;
 use devices::mem::{FromGuest, SgList, ToGuest};
 use devices::scsi::{Cdb, DataBuffers, Lun, Nexus, ScsiReply, ScsiRequest, Status, Tag, TaskAttribute};
@@ -13,15 +14,11 @@ use devices::scsi::{Cdb, DataBuffers, Lun, Nexus, ScsiReply, ScsiRequest, Status
 const OWN_TAGS: u64 = 1 << 63;
 static NEXT_TAG: AtomicU64 = AtomicU64::new(OWN_TAGS);
 
-/// How long the firmware waits for a disk that it flushes, as long as Linux does for a SYNCHRONIZE CACHE of its own.
-const FLUSH_PATIENCE: Duration = Duration::from_secs(60);
-/// How long it waits for a disk that it asks who it is: disks are asked one after the other, and Linux resets a board after
+/// How long the firmware waits for a disk that it asks who it is: disks are asked one after the other, and Linux resets a board after
 /// 180 s. An answer takes as long as the host needs to tell the size of an image.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// The same, for a disk that has not answered the last time.
 const LATE_PATIENCE: Duration = Duration::from_millis(50);
-/// Sense key (SPC-5, 4.5.6).
-const NOT_READY: u8 = 2;
 
 /// Looks for unit attentions at most.
 const SETTLE_TRIES: u32 = 8;
@@ -60,7 +57,9 @@ pub(crate) struct Place {
     own_logical: Option<Arc<Nexus>>,
     own_physical: Arc<Nexus>,
     /// Its way for what may take as long as the host does: a reset ends that, and what it asks goes on.
-    own_slow: Arc<Nexus>,
+    pub(super) own_slow: Arc<Nexus>,
+    /// The flushes that it asks for there.
+    pub(super) flushing: Flushing,
     logical_settled: AtomicBool,
     physical_settled: AtomicBool,
     /// Logical block length of the logical drive in bytes; known once it is settled.
@@ -105,6 +104,7 @@ impl Place {
             seq,
             // The ports of the disks follow those of the controller.
             sas_address: controller.wrapping_add(0x10).wrapping_add(u64::from(id)),
+            flushing: Flushing::default(),
             logical_settled: AtomicBool::new(false),
             physical_settled: AtomicBool::new(false),
             block_size: AtomicU32::new(0),
@@ -140,34 +140,6 @@ impl Place {
             Some(identity) if identity.block_size == 0 => Some(identity),
             Some(identity) => Some(known.lock().insert(identity).clone()),
             None => Some(known.lock().clone().unwrap_or_default()),
-        }
-    }
-
-    /// Makes everything stable that was written; false, and a line in the log, when the disk could not, or not in time.
-    pub(crate) async fn flush(&self, io: &Io) -> bool {
-        let why = match io.at_most(FLUSH_PATIENCE, self.try_flush(io)).await {
-            Some(true) => return true,
-            Some(false) => "the disk says that it could not",
-            None => "the host does not answer",
-        };
-        let name = self.own_slow.medium(&Lun::default()).unwrap_or_default();
-        devices::log_limited!(warn, "megasas: target {} \"{name}\" is not flushed: {why}", self.id);
-        false
-    }
-
-    async fn try_flush(&self, io: &Io) -> bool {
-        settle(io, &self.own_slow).await;
-        let reply = synchronize(io, &self.own_slow).await;
-        match reply.as_ref().map(|reply| (reply.status, sense_key(reply))) {
-            Some((Status::Good, _)) => true,
-            // Where the guest has reserved the disk, only the guest's way is open.
-            Some((Status::ReservationConflict, _)) => {
-                flush(io, self.drive.logical.as_ref().unwrap_or(&self.drive.physical)).await
-            }
-            // A disk that was stopped has flushed by then, unless the guest did not want it to; one that is being wiped has
-            // nothing to keep.
-            Some((Status::CheckCondition, NOT_READY)) => true,
-            _ => false,
         }
     }
 
@@ -297,7 +269,7 @@ impl Drives {
 }
 
 /// The sense key of fixed and of descriptor format sense data (SPC-5, 4.4); 0, NO SENSE, where there is none.
-fn sense_key(reply: &ScsiReply) -> u8 {
+pub(super) fn sense_key(reply: &ScsiReply) -> u8 {
     match reply.sense.as_ref().map(|sense| sense.as_bytes()) {
         Some([0x70 | 0x71, _, key, ..] | [0x72 | 0x73, key, ..]) => key & 0x0f,
         _ => 0,
@@ -328,7 +300,7 @@ async fn reply(io: &Io, nexus: &Nexus, cdb: &[u8], data: &mut [u8]) -> Option<Sc
     Some(reply)
 }
 
-async fn settle(io: &Io, nexus: &Nexus) {
+pub(super) async fn settle(io: &Io, nexus: &Nexus) {
     for _ in 0..SETTLE_TRIES {
         if ask(io, nexus, &[0; 6], &mut []).await != Some(Status::CheckCondition) {
             return;
@@ -337,7 +309,7 @@ async fn settle(io: &Io, nexus: &Nexus) {
 }
 
 /// Makes everything stable that was written through `nexus`; false when the disk says that it could not.
-async fn flush(io: &Io, nexus: &Nexus) -> bool {
+pub(super) async fn flush(io: &Io, nexus: &Nexus) -> bool {
     synchronize(io, nexus).await.is_some_and(|reply| reply.status == Status::Good)
 }
 

@@ -4,6 +4,7 @@ mod clock;
 mod configuration;
 mod dcmd;
 mod drives;
+mod flushing;
 mod handover;
 mod info;
 mod lists;

@@ -191,6 +191,30 @@ fn a_flush_of_all_disks_waits_for_none_of_them_before_the_others() {
     assert_eq!(guest.dcmd(0x0110_1000, &[3], 0).0, 0);
 }
 
+/// Many frames that ask for the same: each is answered after a flush that began when it was there.
+#[test]
+fn frames_that_come_during_a_flush_share_the_next_one() {
+    let mut guest = Guest::new(Model::Gen2, true, &[0]);
+    assert_eq!(guest.init(1009), 0);
+    guest.recording(0).hold(true);
+    guest.recording(0).operations();
+    let before = guest.recording(0).arrived();
+    let flush = Frame::dcmd(0x0110_1000, &[3]);
+    let mut frames = vec![guest.send(&flush.clone().context(0))];
+    guest.wait_for("the first flush", || guest.recording(0).arrived() > before);
+    frames.extend((1..=100).map(|context| guest.send(&flush.clone().context(context))));
+    // They are there when this, which comes behind them, is answered.
+    guest.send(&Frame::dcmd(0x0201_0000, &[]).context(1000));
+    assert_eq!(guest.wait_reply(), 1000);
+    guest.expect_silence();
+    guest.recording(0).hold(false);
+    let mut replies: Vec<_> = frames.iter().map(|_| guest.wait_reply()).collect();
+    replies.sort_unstable();
+    assert_eq!(replies, (0..=100).collect::<Vec<_>>());
+    assert!(frames.iter().all(|frame| guest.status_of(*frame) == 0));
+    assert_eq!(guest.recording(0).operations(), [Operation::Flush; 2]);
+}
+
 /// A driver may ask for it as often as it likes: what that leaves to do on the host does not pile up.
 #[test]
 fn aborts_by_doorbell_do_not_pile_up() {
