@@ -1,7 +1,9 @@
 //! Work on a unit that is none of its commands: what goes on after its command has ended, and what commands of other
 //! units do here. It holds its unit, and ends when the unit is detached.
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
+use std::num::NonZeroU64;
 use std::ops::Deref;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,8 +26,9 @@ struct State {
     ending: bool,
     /// Those who wait for the end.
     waiting: Vec<Waker>,
-    /// Commands that wait until nothing can land late any more.
-    held: Vec<Waker>,
+    /// Commands that wait until nothing can land late any more, by their tickets.
+    held: BTreeMap<NonZeroU64, Waker>,
+    last: u64,
     /// Visitors, who are to be told at once.
     visitors: Vec<Waker>,
 }
@@ -42,9 +45,9 @@ pub(crate) struct Background {
 
 impl Background {
     /// Whether visitors must not begin: the host may still write for commands that are no more, and nothing newer shall be
-    /// overtaken; or it has not answered for very many. The unit's own commands wait, see [`Self::poll_calm`].
+    /// overtaken; or it has not answered for very many. The unit's own commands wait, see [`Self::calm`].
     pub(crate) fn is_busy(&self) -> bool {
-        self.late.load(Ordering::Acquire) > 0 || self.stuck.load(Ordering::Acquire) >= MAX_STUCK
+        self.is_late() || self.stuck.load(Ordering::Acquire) >= MAX_STUCK
     }
 
     /// Whether there are too many commands that have left while the host works for them, to have more.
@@ -52,28 +55,22 @@ impl Background {
         self.stuck.load(Ordering::Acquire) >= MAX_STUCK
     }
 
-    /// Waits until the host may write nothing more for commands that are no more.
-    pub(crate) fn poll_calm(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let is_late = || self.late.load(Ordering::Acquire) > 0;
-        if !is_late() {
-            return Poll::Ready(());
-        }
-        let mut state = self.lock();
-        // Whoever was the last before this lock has woken nobody of here.
-        if !is_late() {
-            return Poll::Ready(());
-        }
-        if !state.held.iter().any(|waker| waker.will_wake(cx.waker())) {
-            state.held.push(cx.waker().clone());
-        }
-        Poll::Pending
+    /// To wait until the host may write nothing more for commands that are no more.
+    pub(crate) fn calm(&self) -> Calm<'_> {
+        Calm { background: self, ticket: None }
+    }
+
+    fn is_late(&self) -> bool {
+        self.late.load(Ordering::Acquire) > 0
     }
 
     /// One that was late is over.
     fn landed(&self) {
-        self.late.fetch_sub(1, Ordering::AcqRel);
+        if self.late.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
+        }
         let held = std::mem::take(&mut self.lock().held);
-        held.into_iter().for_each(Waker::wake);
+        held.into_values().for_each(Waker::wake);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -103,6 +100,41 @@ impl Background {
             Poll::Pending
         })
         .await
+    }
+}
+
+/// A command that waits until nothing can land late.
+pub(crate) struct Calm<'a> {
+    background: &'a Background,
+    ticket: Option<NonZeroU64>,
+}
+
+impl Calm<'_> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.background.is_late() {
+            return Poll::Ready(());
+        }
+        // Dropped after the lock: a waker may be the last that a task has.
+        let _before;
+        let mut state = self.background.lock();
+        // Whoever was the last before this lock has woken nobody of here.
+        if !self.background.is_late() {
+            return Poll::Ready(());
+        }
+        let ticket = *self.ticket.get_or_insert_with(|| {
+            state.last += 1;
+            NonZeroU64::new(state.last).unwrap_or(NonZeroU64::MAX)
+        });
+        _before = state.held.insert(ticket, cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for Calm<'_> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            let _waker = self.background.lock().held.remove(&ticket);
+        }
     }
 }
 
@@ -254,5 +286,42 @@ impl<T> Drop for Lasting<'_, T> {
                 drop(what);
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Wake;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Each command that waits is woken once, when all has landed, and leaves nothing when it is ended.
+    #[test]
+    fn what_waits_is_woken_when_all_has_landed() {
+        let background = Background::default();
+        background.late.store(2, Ordering::Release);
+        let count = Arc::new(Count::default());
+        let waker = Waker::from(count.clone());
+        let mut calms: Vec<_> = (0..100).map(|_| background.calm()).collect();
+        let poll = |calm: &mut Calm<'_>| calm.poll(&mut Context::from_waker(&waker)).is_ready();
+        for calm in calms.iter_mut().chain([&mut background.calm()]) {
+            assert!(!poll(calm) && !poll(calm));
+        }
+        drop(calms.split_off(50));
+        assert_eq!(background.lock().held.len(), 50);
+        background.landed();
+        assert_eq!(count.0.load(Ordering::Relaxed), 0);
+        background.landed();
+        assert_eq!(count.0.load(Ordering::Relaxed), 50);
+        assert!(calms.iter_mut().all(poll));
     }
 }

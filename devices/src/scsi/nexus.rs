@@ -126,13 +126,13 @@ impl Nexus {
                 let result = {
                     // Initiators that hear BUSY give up some time; they wait for a disk that takes its time. What waits
                     // here has nothing in the kernel, so that a task management function ends it at once.
-                    let mut held = !is_harmless(request.cdb.opcode());
+                    let mut held = (!is_harmless(request.cdb.opcode())).then(|| unit.background.calm());
                     let mut work = pin!(self.serve(io, &path, request));
                     let mut work = pin!(poll_fn(|cx| {
-                        if held && unit.background.poll_calm(cx).is_pending() {
+                        if held.as_mut().is_some_and(|calm| calm.poll(cx).is_pending()) {
                             return Poll::Pending;
                         }
-                        held = false;
+                        held = None;
                         work.as_mut().poll(cx)
                     }));
                     let mut work = pin!(io.within(scope, work.as_mut()));

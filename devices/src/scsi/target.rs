@@ -214,6 +214,13 @@ impl Target {
         }
     }
 
+    /// How many copies write to a unit.
+    #[cfg(test)]
+    pub(crate) fn copies_writing(&self, lun: Lun) -> usize {
+        let LogicalUnit::Disk(disk) = &self.read().units[&lun.number().expect("a number")].logical;
+        disk.copies_writing()
+    }
+
     #[cfg(test)]
     pub(crate) fn memory(&self) -> &Memory {
         &self.group.memory

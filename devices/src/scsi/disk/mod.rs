@@ -398,6 +398,11 @@ impl<B: BlockBackend> Disk<B> {
         })
     }
 
+    #[cfg(test)]
+    pub(super) fn copies_writing(&self) -> usize {
+        self.copies.writing()
+    }
+
     pub(super) fn mode(&self) -> &ModeParameters {
         &self.mode
     }

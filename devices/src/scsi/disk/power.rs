@@ -90,6 +90,14 @@ impl Power {
         self.goes(FORMATTING, FORMAT_FAILED);
     }
 
+    /// GOOD, unless FORMAT UNIT is at work or has failed.
+    fn unless_working(&self) -> Outcome {
+        if self.state.load(Ordering::Acquire) >= FORMATTING {
+            self.check()?;
+        }
+        Ok(Done::good())
+    }
+
     /// Changes the state, if it is `from`.
     fn goes(&self, from: u8, to: u8) -> bool {
         self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
@@ -145,7 +153,7 @@ impl<B: BlockBackend> Disk<B> {
         let state = &self.power.state;
         if state.load(Ordering::Acquire) >= FORMATTING {
             // Whatever it asks for, it must wait.
-            return self.power.check().map(|()| Done::good());
+            return self.power.unless_working();
         }
         let (start, load_eject, no_flush) = match bits >> 4 {
             START_VALID => (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0),
@@ -165,22 +173,25 @@ impl<B: BlockBackend> Disk<B> {
             if !load_eject && state.load(Ordering::Acquire) == EJECTED {
                 return Err(SenseData::new(SenseKey::NotReady, MEDIUM_NOT_PRESENT).into());
             }
-            if state.swap(READY, Ordering::AcqRel) == EJECTED {
+            if self.power.goes(EJECTED, READY) {
                 // What is there now may not be what was there before, as far as the other initiators know.
                 context.path.unit.raise(Attention::MediumChanged, Some(context.path.nexus));
+            } else {
+                self.power.goes(STOPPED, READY);
             }
-            return Ok(Done::good());
+            return self.power.unless_working();
         }
         if !no_flush && !self.is_read_only() {
             self.flush(context.io).await?;
         }
         if load_eject {
-            state.store(EJECTED, Ordering::Release);
+            let _ = self.power.goes(READY, EJECTED) || self.power.goes(STOPPED, EJECTED);
         } else {
-            let stopped = state.compare_exchange(READY, STOPPED, Ordering::AcqRel, Ordering::Acquire);
-            self.power.stops.fetch_add(u32::from(stopped.is_ok()), Ordering::Relaxed);
+            let stopped = self.power.goes(READY, STOPPED);
+            self.power.stops.fetch_add(u32::from(stopped), Ordering::Relaxed);
         }
-        Ok(Done::good())
+        // FORMAT UNIT may have begun meanwhile.
+        self.power.unless_working()
     }
 }
 

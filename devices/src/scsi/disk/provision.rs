@@ -1,8 +1,5 @@
 //! Logical block provisioning: UNMAP (SBC-4, 5.35), WRITE SAME (SBC-4, 5.49), GET LBA STATUS (SBC-4, 5.6).
 
-use std::future::poll_fn;
-use std::task::Poll;
-
 use super::Disk;
 use super::transfer::Extent;
 use super::vpd::{MAX_PROVISION, MAX_UNMAP_DESCRIPTORS};
@@ -140,7 +137,7 @@ impl<B: BlockBackend> Disk<B> {
         // initiator asks for what comes after it (SBC-4, 5.6.1).
         while let Some(lba) = next.filter(|_| walked < MAX_WALK) {
             if walked > 0 && walked.is_multiple_of(WALK_STEP) {
-                give_way().await;
+                io.give_way().await;
             }
             walked += 1;
             let run = self.run(io, lba).await?;
@@ -187,19 +184,6 @@ const MAX_STATUS: u64 = 1024;
 /// How often one GET LBA STATUS asks the image, and how often before others have a turn.
 const MAX_WALK: u32 = 4096;
 const WALK_STEP: u32 = 64;
-
-/// Lets the other tasks of the I/O thread run.
-async fn give_way() {
-    let mut given = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut given, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await
-}
 
 /// Blocks in a row that are stored alike.
 struct Run {

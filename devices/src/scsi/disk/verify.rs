@@ -13,6 +13,9 @@ use crate::storage::{BlockBackend, ByteOffset, Durability, Span};
 /// Bytes read back at a time.
 pub(super) const CHUNK: u64 = 64 << 10;
 
+/// After how many bytes others have a turn.
+const GIVE_WAY: u64 = 1 << 20;
+
 /// INFORMATION is the offset of the first differing byte in the data-out buffer (SBC-4, 4.18.4).
 fn miscompare(offset: u64) -> SenseData {
     SenseData::new(SenseKey::Miscompare, MISCOMPARE_DURING_VERIFY).with_information(offset)
@@ -97,6 +100,10 @@ impl<B: BlockBackend> Disk<B> {
                 return Ok(done.but(miscompare(miss)));
             }
             at += len;
+            if at.is_multiple_of(GIVE_WAY) {
+                // What an image need not ask the host for, such as holes, comes without waiting.
+                io.give_way().await;
+            }
         }
         Ok(done)
     }

@@ -145,18 +145,35 @@ impl<B: BlockBackend> Disk<B> {
 
     /// The names of the logical unit, the best first.
     pub(super) fn designators(&self) -> impl Iterator<Item = Designator> {
+        [NAA, EUI_64, T10_VENDOR, SCSI_NAME].into_iter().filter_map(|kind| self.designator(kind))
+    }
+
+    /// Whether this is one of the names.
+    pub(super) fn is_named(&self, name: &Designator) -> bool {
+        self.designator(name.kind).is_some_and(|own| own.is(name))
+    }
+
+    /// The name of this kind, if it has one.
+    fn designator(&self, kind: u8) -> Option<Designator> {
         let naa = self.config.naa();
-        let name = naa.map(|naa| Designator::new(SCSI_NAME, format!("naa.{naa:016X}\0\0\0\0").as_bytes()));
-        let eui64 = naa.and_then(eui64).map(|eui64| Designator::new(EUI_64, &eui64.to_be_bytes()));
-        let naa = naa.map(|naa| Designator::new(NAA, &naa.to_be_bytes()));
-        // Vendor, then what makes it unique.
-        let mut text = Page::<60>::new();
-        let serial = &self.config.serial;
-        text.ascii(&self.config.vendor, 8).ascii(&self.config.product, 16).ascii(serial, serial.len());
-        // Without a serial number others are called the same, so it is no name where there is a better one.
-        let unique = naa.is_none() || self.has_serial();
-        let vendor = unique.then_some(Designator { kind: T10_VENDOR, name: text });
-        naa.into_iter().chain(eui64).chain(vendor).chain(name)
+        match kind {
+            NAA => naa.map(|naa| Designator::new(NAA, &naa.to_be_bytes())),
+            EUI_64 => naa.and_then(eui64).map(|eui64| Designator::new(EUI_64, &eui64.to_be_bytes())),
+            SCSI_NAME => {
+                naa.map(|naa| Designator::new(SCSI_NAME, format!("naa.{naa:016X}\0\0\0\0").as_bytes()))
+            }
+            // Without a serial number others are called the same, so it is no name where there is a better one.
+            T10_VENDOR if naa.is_none() || self.has_serial() => {
+                // Vendor, then what makes it unique.
+                let mut name = Page::<60>::new();
+                let serial = &self.config.serial;
+                name.ascii(&self.config.vendor, 8)
+                    .ascii(&self.config.product, 16)
+                    .ascii(serial, serial.len());
+                Some(Designator { kind, name })
+            }
+            _ => None,
+        }
     }
 
     /// Device identification (SPC-5, 7.7.6): each designator has code set, association and type, 0, length.

@@ -5,7 +5,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::local::{Request, block_on};
 use super::nexuses::{LUN_0, READ, READY, WRITE, ram, rig};
-use super::{BLOCK, check, config, exact, good, settle};
+use super::{BLOCK, DiskConfig, check, config, exact, good, settle};
 use crate::iothread::Io;
 use crate::scsi::{
     Lun, Nexus, ScsiReply, Status, Tag, TaskAttribute, TaskManagement, TaskManagementReply, TransportFault,
@@ -255,4 +255,26 @@ fn progress_is_told_while_the_medium_is_formatted() {
     ram(&image).hold(false);
     assert_eq!(work.poll().unwrap().unwrap().status, Status::Good);
     good(&mut b, &READY, &[], 0);
+}
+
+/// A stop that waits for the cache, beside a format that begins meanwhile.
+#[test]
+fn a_stop_that_comes_late_ends_no_format() {
+    for stop in [0x00, 0x02] {
+        let (_target, image, a, mut b) = rig(DiskConfig { removable: true, ..config() });
+        let io = Io::for_test();
+        ram(&image).hold(true);
+        let mut stopping = Running::start(&a.nexus, &io, 1, &[0x1b, 0, 0, 0, stop, 0], &[]);
+        // FORMAT UNIT with IMMED; nobody runs what goes on in the background.
+        let mut format = Request::new(&[0x04, 0x10, 0, 0, 0, 0], &[0, 2, 0, 0], 0);
+        format.tag = 2;
+        assert_eq!(block_on(format.send(&a.nexus, &io)).0.unwrap().status, Status::Good);
+        check(&mut b, &READY, &[], 0, (0x2, 0x04, 0x04));
+        ram(&image).hold(false);
+        let reply = stopping.poll().unwrap().unwrap();
+        assert_eq!(reply.status, Status::CheckCondition, "it has not stopped");
+        check(&mut b, &READY, &[], 0, (0x2, 0x04, 0x04));
+        check(&mut b, &[0x1b, 0, 0, 0, 0x03, 0], &[], 0, (0x2, 0x04, 0x04));
+        check(&mut b, &READY, &[], 0, (0x2, 0x04, 0x04));
+    }
 }

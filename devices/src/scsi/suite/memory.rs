@@ -194,8 +194,8 @@ fn each_command_holds_what_is_said_of_it() {
     let token = make(&mut disks.initiator(0), &parts(0))[38..550].to_vec();
     let write_using_token = using(&token, 0, &parts(5000));
     let commands: &[(&str, &[u8], &[u8], u64)] = &[
-        // A block of each range, and 64 bytes of lists.
-        ("token", &out_cdb(0x11, 6, write_using_token.len()), &write_using_token, 256 * 512 + 512 * 64),
+        // A block of each range, and 80 bytes of lists.
+        ("token", &out_cdb(0x11, 6, write_using_token.len()), &write_using_token, 256 * 512 + 512 * 80),
         ("READ", &[0x28, 0, 0, 0, 0, 0, 0, 2, 0, 0], &[], 0),
         ("WRITE", &[0x2a, 0, 0, 0, 0, 0, 0, 2, 0, 0], &long, 0),
         ("VERIFY", &[0x2f, 0, 0, 0, 0, 0, 0, 2, 0, 0], &[], 64 * KIB),

@@ -307,3 +307,49 @@ fn get_lba_status_is_bounded_and_lets_others_run() {
     }
     assert!((2..=8).contains(&commands), "{commands}");
 }
+
+/// What is read without waiting for the host, as holes of a qcow2 image are, leaves others their turn as well.
+#[test]
+fn verify_lets_others_run() {
+    let mut pair = pair();
+    let io = Io::for_test();
+    ram(&pair.source_image).set_geometry(|geometry| geometry.len = 64 << 20);
+    settle(&mut pair.source);
+    // VERIFY (16) of 128 Ki blocks.
+    let cdb = [0x8f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0];
+    let mut verifying = Running::start(&pair.source.nexus, &io, 1, &cdb, &[]);
+    let mut polls = 1;
+    while verifying.poll().is_none() {
+        polls += 1;
+    }
+    assert!(polls >= 32, "{polls}");
+}
+
+/// Segments that move nothing cost the search for their disks.
+#[test]
+fn segments_let_others_run() {
+    let pair = pair();
+    let io = Io::for_test();
+    let copy = list(3, 0, &[cscd(0x5000_c500_0000_0001)], &vec![segment(0, 0, 0, 0, 0); 64]);
+    let mut copying = Running::start(&pair.source.nexus, &io, 1, &out_cdb(0, 0, copy.len()), &copy);
+    let mut polls = 1;
+    while copying.poll().is_none() {
+        polls += 1;
+    }
+    assert!(polls >= 32, "{polls}");
+}
+
+/// What a write costs does not grow with what copies write elsewhere.
+#[test]
+fn pieces_of_a_copy_are_told_of_once() {
+    let mut pair = pair();
+    let io = Io::for_test();
+    let parts = |from: u64| (0..256).map(|part| (from + 2 * part, 1)).collect::<Vec<_>>();
+    let token = make(&mut pair.source, &parts(0))[38..550].to_vec();
+    let using = using(&token, 0, &parts(5000));
+    ram(&pair.source_image).hold(true);
+    let copying = Running::start(&pair.source.nexus, &io, 1, &out_cdb(0x11, 6, using.len()), &using);
+    assert_eq!(pair.behind.copies_writing(Lun::default()), 1);
+    drop(copying);
+    assert_eq!(pair.behind.copies_writing(Lun::default()), 0);
+}

@@ -21,7 +21,6 @@ pub(super) use self::results::{Copies, receive};
 use self::rods::Reading;
 pub(super) use self::token::{populate_token, write_using_token};
 use super::Disk;
-use super::vpd::Designator;
 use crate::iothread::{Io, Scope};
 use crate::mem::{FromGuest, ToGuest};
 use crate::scsi::background::{Lasting, visit};
@@ -78,6 +77,10 @@ pub(super) async fn extended_copy(context: Context<'_>, cdb: &[u8], data: DataBu
     let mut held = Held::new(context.path.nexus, list.id, if lid4 { 1 } else { 0 });
     let (mut result, mut buffer) = (Ok(Done::received(len)), Buffer::default());
     for (index, segment) in list.segments().enumerate() {
+        if index > 0 {
+            // To find its disks takes a while where there are many, and that may be all that a segment does.
+            context.io.give_way().await;
+        }
         let mut moved = 0;
         match run(context, &list, &segment, &mut buffer, &mut moved).await {
             Ok(()) => held.progress(moved),
@@ -173,8 +176,8 @@ fn find(context: Context<'_>, list: &List<'_>, id: CscdId) -> Result<Arc<Unit>, 
         Some(Cscd::Designated(designator)) => designator,
         None => return Err(unreachable()),
     };
-    let names = |unit: &Unit| disk(unit).designators().any(|designator: Designator| designator.is(&wanted));
-    let mut named = context.nexus.target().reachable().into_iter().filter(|unit| names(unit));
+    let mut named =
+        context.nexus.target().reachable().into_iter().filter(|unit| disk(unit).is_named(&wanted));
     match (named.next(), named.next()) {
         (Some(unit), None) => Ok(unit),
         // A name that two have says nothing: better none than the wrong one.
@@ -254,7 +257,7 @@ async fn copy(
         return Ok(());
     }
     let backwards = route.on_one_disk() && to > from && to - from < len;
-    let _writing = Lasting::new(io, route.to.copies.rods.writing(to, len));
+    let _writing = Lasting::new(io, route.to.copies.rods.writing([Span { at: ByteOffset(to), len }].into()));
     let mut done = 0;
     while done < len {
         let scratch = buffer.for_more(route, len - done)?;

@@ -99,6 +99,11 @@ impl Copies {
         self.rods.changed(at, len, None);
     }
 
+    #[cfg(test)]
+    pub(in crate::scsi::disk) fn writing(&self) -> usize {
+        self.rods.writers()
+    }
+
     pub(in crate::scsi::disk) fn forget(&self, nexus: NexusId) {
         self.held().retain(|held| held.nexus != nexus);
     }

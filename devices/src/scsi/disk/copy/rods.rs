@@ -16,11 +16,35 @@ use crate::storage::{ByteOffset, Span};
 /// Tokens of one unit that live at a time.
 const MAX_TOKENS: usize = 64;
 
+/// Ranges of blocks, of which none meets another.
+#[derive(Debug)]
+pub(super) struct Spans {
+    /// As the initiator gave them.
+    pub(super) listed: Box<[Span]>,
+    /// By address, without empty ones.
+    sorted: Box<[Span]>,
+}
+
+impl Spans {
+    pub(super) fn new(listed: Box<[Span]>) -> Self {
+        let mut sorted: Box<[Span]> = listed.iter().copied().filter(|span| span.len > 0).collect();
+        sorted.sort_unstable_by_key(|span| span.at.0);
+        Self { listed, sorted }
+    }
+
+    /// Whether one of them meets `other`.
+    fn meet(&self, other: Span) -> bool {
+        let end = |span: &Span| span.at.0.saturating_add(span.len);
+        let first = self.sorted.partition_point(|span| end(span) <= other.at.0);
+        self.sorted.get(first).is_some_and(|span| span.at.0 < end(&other) && other.len > 0)
+    }
+}
+
 /// What a token stands for.
 #[derive(Clone, Debug)]
 pub(super) struct Rod {
     pub(super) token: Token,
-    pub(super) spans: Arc<[Span]>,
+    pub(super) spans: Arc<Spans>,
     pub(super) timeout: Duration,
     pub(super) used: Instant,
 }
@@ -29,7 +53,7 @@ pub(super) struct Rod {
 #[derive(Debug)]
 struct Reader {
     id: u64,
-    spans: Arc<[Span]>,
+    spans: Arc<Spans>,
     /// Something else has changed a block of it.
     broken: bool,
 }
@@ -39,7 +63,7 @@ struct State {
     live: Vec<Rod>,
     readers: Vec<Reader>,
     /// Where copies write.
-    writers: Vec<(u64, Span)>,
+    writers: Vec<(u64, Box<[Span]>)>,
     next_id: u64,
 }
 
@@ -56,10 +80,6 @@ pub(super) struct Rods {
     /// Whether there is any token or reader: while not, writes need no lock.
     any: AtomicBool,
     state: Mutex<State>,
-}
-
-fn meet(a: Span, b: Span) -> bool {
-    a.at.0 < b.at.0.saturating_add(b.len) && b.at.0 < a.at.0.saturating_add(a.len)
 }
 
 impl Rods {
@@ -80,11 +100,10 @@ impl Rods {
             return;
         }
         let changed = Span { at: ByteOffset(at), len };
-        let touched = |spans: &[Span]| spans.iter().any(|span| meet(*span, changed));
         self.with(|state| {
-            state.live.retain(|rod| !touched(&rod.spans));
+            state.live.retain(|rod| !rod.spans.meet(changed));
             for reader in state.readers.iter_mut().filter(|reader| Some(reader.id) != by) {
-                reader.broken |= touched(&reader.spans);
+                reader.broken |= reader.spans.meet(changed);
             }
         });
     }
@@ -97,7 +116,7 @@ impl Rods {
     /// Adds a token; false while a copy writes to its blocks.
     pub(super) fn add(&self, rod: Rod) -> bool {
         self.with(|state| {
-            if state.writers.iter().any(|(_, writes)| rod.spans.iter().any(|span| meet(*span, *writes))) {
+            if state.writers.iter().any(|(_, writes)| writes.iter().any(|span| rod.spans.meet(*span))) {
                 return false;
             }
             state.live.retain(|rod| rod.used.elapsed() < rod.timeout);
@@ -113,11 +132,16 @@ impl Rods {
         self.with(|state| state.live.retain(|rod| rod.token.as_bytes() != token));
     }
 
-    /// A copy is about to write to these bytes.
-    pub(super) fn writing(self: &Arc<Self>, at: u64, len: u64) -> Writing {
+    #[cfg(test)]
+    pub(super) fn writers(&self) -> usize {
+        self.lock().writers.len()
+    }
+
+    /// A copy is about to write there.
+    pub(super) fn writing(self: &Arc<Self>, spans: Box<[Span]>) -> Writing {
         let mut state = self.lock();
         let id = state.id();
-        state.writers.push((id, Span { at: ByteOffset(at), len }));
+        state.writers.push((id, spans));
         Writing { rods: self.clone(), id }
     }
 }
@@ -138,7 +162,7 @@ impl Drop for Writing {
 pub(super) struct Reading {
     unit: Arc<Unit>,
     id: u64,
-    spans: Arc<[Span]>,
+    spans: Arc<Spans>,
 }
 
 impl Reading {
@@ -166,7 +190,7 @@ impl Reading {
     }
 
     pub(super) fn spans(&self) -> &[Span] {
-        &self.spans
+        &self.spans.listed
     }
 
     /// Whether all that was read so far is what the token stands for (SPC-4, 5.16.6: a change vulnerable point in time
@@ -181,5 +205,31 @@ impl Reading {
 impl Drop for Reading {
     fn drop(&mut self) {
         disk(&self.unit).copies.rods.with(|state| state.readers.retain(|reader| reader.id != self.id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_meet_what_has_a_byte_in_common() {
+        let span = |(at, len)| Span { at: ByteOffset(at), len };
+        let spans = Spans::new([(50, 10), (10, 5), (70, 0), (20, 5), (15, 5)].map(span).into());
+        for (other, meets) in [
+            ((0, 10), false),
+            ((0, 11), true),
+            ((24, 1), true),
+            ((25, 25), false),
+            ((25, 26), true),
+            ((59, 1), true),
+            ((60, 100), false),
+            ((0, u64::MAX), true),
+            ((12, 0), false),
+            ((u64::MAX, 5), false),
+        ] {
+            assert_eq!(spans.meet(span(other)), meets, "{other:?}");
+        }
+        assert!(!Spans::new([].into()).meet(span((0, 9))));
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::buffer::Buffer;
 use super::plan::{Move, moves, order};
 use super::results::Held;
-use super::rods::{Reading, Rod};
+use super::rods::{Reading, Rod, Spans};
 use super::{CHUNK, READ, Route, copy, disk, ready, unreachable, zero};
 use crate::iothread::Scope;
 use crate::mem::FromGuest;
@@ -33,7 +33,7 @@ pub(super) const TOKEN_LEN: usize = 512;
 /// Block device range descriptor (SBC-4, 5.15.3).
 const RANGE_LEN: u64 = 16;
 /// Host memory for the pieces of a range: where they go, and in which order.
-const LISTED: u64 = (size_of::<Span>() + size_of::<Move>() + 3 * size_of::<usize>()) as u64;
+const LISTED: u64 = (2 * size_of::<Span>() + size_of::<Move>() + 3 * size_of::<usize>()) as u64;
 /// Where the ranges begin in the lists of POPULATE TOKEN and WRITE USING TOKEN.
 const POPULATE_RANGES: u64 = 16;
 const WRITE_RANGES: u64 = 536;
@@ -151,7 +151,7 @@ pub(in crate::scsi::disk) async fn populate_token(
     let token = Token::new(own, total);
     let added = own.copies.rods.add(Rod {
         token: token.clone(),
-        spans: spans.into(),
+        spans: Spans::new(spans.into()).into(),
         timeout: Duration::from_secs(timeout.into()),
         used: Instant::now(),
     });
@@ -296,8 +296,8 @@ async fn move_at_once(
     scratch: &Scratch,
     moved: &mut u64,
 ) -> Result<(), Failure> {
-    let writing: Vec<_> = moves.iter().map(|one| route.to.copies.rods.writing(one.to, one.len)).collect();
-    let _writing = Lasting::new(context.io, writing);
+    let spans = moves.iter().map(|one| Span { at: ByteOffset(one.to), len: one.len }).collect();
+    let _writing = Lasting::new(context.io, route.to.copies.rods.writing(spans));
     let mut at = 0;
     for one in moves {
         route.get(context.io, one.from, scratch, (at, one.len)).await?;
