@@ -42,7 +42,7 @@ pub(crate) fn megasas_detach(bed: &Bed, vmm: Vmm) -> Result<()> {
 
 /// Target 0 hangs, 1 is a healthy raw image, 2 a healthy qcow2 one. `rate DISK` prints how many hundredths of a second its 8 MiB
 /// take to read, the quickest of three times; `reset DISK` how many seconds a reset of the unit takes.
-const FUNCTIONS: &str = r#"
+pub(super) const FUNCTIONS: &str = r#"
     at() { echo /dev/$(ls /sys/class/scsi_device/0:CHANNEL:$1:0/device/block); }
     now() { tr -d . < /proc/uptime | cut -d' ' -f1; }
     rate() {

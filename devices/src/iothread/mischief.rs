@@ -2,14 +2,15 @@
 //!
 //! What comes short really moves that much, so what is in the file is what the kernel would have left there.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use super::op::{Op, segments};
 use super::ring::Outcome;
 use super::{Io, Running};
-use crate::mem::SgList;
+use crate::mem::{FromGuest, SgList, ToGuest};
 use crate::testing::conformance::Random;
 
 /// What is done to an operation.
@@ -102,9 +103,15 @@ struct Loss {
 
 /// The plan of a thread.
 #[derive(Default)]
-pub(super) struct Mischief(RefCell<Option<Box<Plan>>>, RefCell<Option<Loss>>);
+pub(super) struct Mischief(RefCell<Option<Box<Plan>>>, RefCell<Option<Loss>>, Cell<Option<u64>>);
 
 impl Mischief {
+    /// Whether the host does not answer this one, see [`Io::hang_from`].
+    pub(super) fn hangs(&self, op: &Op) -> bool {
+        let (Op::Read { at, mem, .. } | Op::Write { at, mem, .. }) = op else { return false };
+        self.2.get().is_some_and(|from| *at + mem.len() > from)
+    }
+
     pub(super) fn is_planned(&self) -> bool {
         self.0.borrow().is_some() || self.1.borrow().is_some()
     }
@@ -120,6 +127,7 @@ impl Io {
     pub fn repent(&self) {
         *self.core.mischief.0.borrow_mut() = None;
         *self.core.mischief.1.borrow_mut() = None;
+        self.core.mischief.2.set(None);
     }
 
     /// The host has lost what it had taken: the next fdatasync(2) or forced write on each descriptor fails with this
@@ -143,6 +151,24 @@ impl Io {
         }
         loss.heard.push(file);
         Some(loss.error)
+    }
+
+    /// From now on the host answers no transfer that reaches beyond this offset of a file. A plan is not needed for that: what
+    /// is one operation stays one.
+    pub fn hang_from(&self, at: u64) {
+        self.core.mischief.2.set(Some(at));
+    }
+
+    pub(super) fn hang(&self, op: Op) -> Running<'_> {
+        let key = self.core.ring.borrow_mut().start_stuck(op, self.core.scope.get());
+        Running { core: &self.core, key: Some(key) }
+    }
+
+    /// The host does all operations that hang, late as it is.
+    pub fn land(&self) {
+        let mut reaped = super::ring::Reaped::default();
+        self.core.ring.borrow_mut().end_stuck(carry_out, &mut reaped);
+        reaped.settle();
     }
 
     /// The host answers all operations that hang: they fail.
@@ -190,10 +216,7 @@ impl Io {
                 self.perform(Op::Sleep(time)).await;
                 Err(op)
             }
-            Some(Trick::Hang) => {
-                let key = self.core.ring.borrow_mut().start_stuck(op, self.core.scope.get());
-                Ok(Running { core: &self.core, key: Some(key) }.await)
-            }
+            Some(Trick::Hang) => Ok(self.hang(op).await),
             Some(Trick::Short(len)) => self.shorten(op, len).await,
         }
     }
@@ -209,6 +232,25 @@ impl Io {
         }
         Ok(outcome)
     }
+}
+
+/// What the kernel does with a transfer, and its result.
+fn carry_out(op: &Op) -> i32 {
+    let (Op::Read { mem, first, .. } | Op::Write { mem, first, .. }) = op else { return 0 };
+    let before: u64 = mem.iovecs().iter().take(*first).map(|part| part.iov_len as u64).sum();
+    let memory = mem.window(before, length(mem, *first));
+    let mut bytes = vec![0; memory.len() as usize];
+    let moved = match op {
+        Op::Read { file, at, .. } => file.read_at(&mut bytes, *at).inspect(|moved| {
+            ToGuest::new(memory).write_at(0, bytes.get(..*moved).unwrap_or_default());
+        }),
+        Op::Write { file, at, .. } => {
+            FromGuest::new(memory).read_at(0, &mut bytes);
+            file.write_at(&bytes, *at)
+        }
+        _ => Ok(0),
+    };
+    moved.map_or(-libc::EIO, |moved| moved as i32)
 }
 
 fn length(mem: &SgList, first: usize) -> u64 {

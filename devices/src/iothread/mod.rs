@@ -341,6 +341,11 @@ impl Io {
         blocking::run(self, owner, work).await
     }
 
+    /// This thread has copied so much itself: that holds the others up as a transfer does that the kernel copies.
+    pub(crate) fn moved(&self, bytes: u64) {
+        self.core.ring.borrow_mut().moved(bytes);
+    }
+
     /// Lets other tasks run that are ready: for long work that seldom waits.
     pub(crate) async fn give_way(&self) {
         let mut gave = false;
@@ -440,6 +445,10 @@ impl Io {
 
     /// Hands `op` to the ring and waits for its end.
     fn perform(&self, op: Op) -> Running<'_> {
+        #[cfg(any(test, feature = "testing"))]
+        if self.core.mischief.hangs(&op) {
+            return self.hang(op);
+        }
         Running { core: &self.core, key: Some(self.core.start(op)) }
     }
 }

@@ -281,7 +281,12 @@ impl Ring {
         self.detached.is_quiet(scope, least)
     }
 
-    /// Bytes of transfers that the kernel has not been told of.
+    /// So much was copied meanwhile without the kernel.
+    pub(super) fn moved(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+
+    /// Bytes of transfers that the kernel has not been told of, and of what was copied meanwhile.
     pub(super) fn queued_bytes(&self) -> u64 {
         self.bytes
     }
@@ -547,8 +552,14 @@ impl Ring {
 
     /// The device fails all that it had not answered.
     pub(super) fn unstick(&mut self, reaped: &mut Reaped) {
+        self.end_stuck(|_| -libc::EIO, reaped);
+    }
+
+    /// The device ends all that it had not answered: `how` says with which result.
+    pub(super) fn end_stuck(&mut self, how: impl Fn(&Op) -> i32, reaped: &mut Reaped) {
         for key in std::mem::take(&mut self.stuck) {
-            self.complete(key.user_data(), -libc::EIO, 0, reaped);
+            let result = self.named(key).and_then(|slot| slot.op.borrow().as_ref().map(&how));
+            self.complete(key.user_data(), result.unwrap_or(-libc::EIO), 0, reaped);
         }
     }
 }

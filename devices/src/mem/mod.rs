@@ -5,9 +5,11 @@
 //! or by volatile copies.
 
 mod dma;
+mod host;
 mod sg;
 
 pub use dma::{Dma, DmaError};
+pub(crate) use host::{Lendable, Lender};
 pub use sg::{FromGuest, SgList, ToGuest};
 
 /// Guest RAM as a set of mapped regions, addressed by guest physical address.

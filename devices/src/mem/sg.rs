@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, VolatileSlice};
 
+use super::host::{HostBuffer, Lendable, Loan};
 use super::{DmaError, GuestRam};
 
 /// Lists kept for reuse by each thread, so that a warm command allocates nothing.
@@ -26,6 +27,7 @@ enum Backing {
     Nothing,
     Ram(Arc<GuestRam>),
     Host(Arc<HostBuffer>),
+    Lent(Loan),
 }
 
 /// An owned list of memory segments: guest RAM, resolved to host addresses, or a host bounce buffer.
@@ -64,8 +66,17 @@ impl SgList {
     ) -> Option<Self> {
         let buffer = Arc::new(HostBuffer::new(len, align, keep)?);
         let mut iov = take_list();
-        iov.push(libc::iovec { iov_base: buffer.start.cast(), iov_len: len });
+        iov.push(libc::iovec { iov_base: buffer.start().cast(), iov_len: len });
         Some(Self { backing: Backing::Host(buffer), iov, len: len as u64 })
+    }
+
+    /// The first `len` bytes of a buffer, which its lender gets back when the last list over it is gone.
+    pub(crate) fn lent(buffer: Arc<Lendable>, len: usize) -> Self {
+        let len = len.min(buffer.len());
+        let loan = Loan::new(buffer);
+        let mut iov = take_list();
+        iov.push(libc::iovec { iov_base: loan.start().cast(), iov_len: len });
+        Self { backing: Backing::Lent(loan), iov, len: len as u64 }
     }
 
     pub(super) fn resolve(
@@ -259,6 +270,22 @@ impl SgList {
         done
     }
 
+    /// Copies to `to` as much as both have, from one segment to the other.
+    pub(crate) fn copy_to(&self, to: &ToGuest) {
+        let mut done = 0;
+        for v in &self.iov {
+            let Some(from) = self.part(v, 0, v.iov_len) else { continue };
+            let mut offset = 0;
+            to.for_each(done, from.len(), |slice| {
+                if let Ok(rest) = from.offset(offset) {
+                    rest.copy_to_volatile_slice(*slice);
+                }
+                offset += slice.len();
+            });
+            done += offset as u64;
+        }
+    }
+
     fn for_each(&self, offset: u64, len: usize, mut each: impl FnMut(&VolatileSlice<'_>)) {
         let (mut skip, mut left) = (offset, len);
         for v in &self.iov {
@@ -266,19 +293,22 @@ impl SgList {
                 skip -= v.iov_len as u64;
                 continue;
             }
-            let start = v.iov_base.cast::<u8>().wrapping_add(skip as usize);
-            let take = (v.iov_len - skip as usize).min(left);
+            let Some(slice) = self.part(v, skip as usize, left) else { break };
             skip = 0;
-            if take == 0 {
-                break;
-            }
-            // SAFETY: `start..start+take` lies within a segment that `resolve` or `host` obtained from the
-            // mapping that `self.backing` keeps alive; VolatileSlice makes no claim of exclusive access.
-            #[allow(unsafe_code)]
-            let slice = unsafe { VolatileSlice::new(start, take) };
+            left -= slice.len();
             each(&slice);
-            left -= take;
         }
+    }
+
+    /// A segment of this list from `skip` on, at most `len` bytes of it; `None` when that is nothing.
+    fn part(&self, segment: &libc::iovec, skip: usize, len: usize) -> Option<VolatileSlice<'_>> {
+        let start = segment.iov_base.cast::<u8>().wrapping_add(skip);
+        let len = segment.iov_len.saturating_sub(skip).min(len);
+        // SAFETY: `start..start+len` lies within a segment that `resolve`, `host` or `lent` obtained from the
+        // mapping that `self.backing` keeps alive; VolatileSlice makes no claim of exclusive access.
+        #[allow(unsafe_code)]
+        let slice = unsafe { VolatileSlice::new(start, len) };
+        (len > 0).then_some(slice)
     }
 }
 
@@ -378,40 +408,6 @@ impl FromGuest {
     }
 }
 
-/// Page-aligned or better host memory, zeroed.
-struct HostBuffer {
-    start: *mut u8,
-    layout: std::alloc::Layout,
-    _keep: Option<Arc<dyn Any + Send + Sync>>,
-}
-
-// SAFETY: plain memory without thread affinity, only reached through volatile copies and the kernel.
-#[allow(unsafe_code)]
-unsafe impl Send for HostBuffer {}
-// SAFETY: as above; there is no safe way to a reference into the buffer.
-#[allow(unsafe_code)]
-unsafe impl Sync for HostBuffer {}
-
-impl HostBuffer {
-    fn new(len: usize, align: usize, keep: Option<Arc<dyn Any + Send + Sync>>) -> Option<Self> {
-        let layout = std::alloc::Layout::from_size_align(len.max(1), align.max(16)).ok()?;
-        // SAFETY: the layout has a non-zero size.
-        #[allow(unsafe_code)]
-        let start = unsafe { std::alloc::alloc_zeroed(layout) };
-        (!start.is_null()).then_some(Self { start, layout, _keep: keep })
-    }
-}
-
-impl Drop for HostBuffer {
-    fn drop(&mut self) {
-        // SAFETY: `start` came from `alloc_zeroed` with this very layout and is freed once.
-        #[allow(unsafe_code)]
-        unsafe {
-            std::alloc::dealloc(self.start, self.layout);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -453,6 +449,62 @@ mod tests {
             a.extend(b);
             assert_eq!(a, all, "cut at {at}");
             assert!(head.iov.iter().chain(&tail.iov).all(|v| v.iov_len > 0), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn lists_are_copied_whatever_their_segments() {
+        let bytes: Vec<u8> = (1..=56).collect();
+        for offset in 0..56 {
+            for (from, to) in [
+                (SgList::host(56, 16).unwrap(), list().into_inner()),
+                (list().into_inner(), SgList::host(56, 16).unwrap()),
+                (list().into_inner(), list().into_inner()),
+            ] {
+                from.copy_in(0, &bytes);
+                let to = ToGuest::new(to);
+                from.copy_to(&to.window(offset, 40));
+                let mut got = vec![0; 56];
+                to.copy_out(0, &mut got);
+                let (at, len) = (offset as usize, 40.min(56 - offset as usize));
+                assert_eq!(got[at..at + len], bytes[..len], "to {offset}");
+                assert!(got[..at].iter().chain(&got[at + len..]).all(|byte| *byte == 0), "to {offset}");
+                let part = SgList::host(64, 16).unwrap();
+                from.window(offset, 30).copy_to(&ToGuest::new(part.window(0, 64)));
+                let mut got = vec![0; 64];
+                part.copy_out(0, &mut got);
+                let len = 30.min(56 - at);
+                assert_eq!(got[..len], bytes[at..at + len], "from {offset}");
+                assert!(got[len..].iter().all(|byte| *byte == 0), "from {offset}");
+            }
+        }
+    }
+
+    /// Takes note of what comes back.
+    #[derive(Default)]
+    struct Notes(std::sync::Mutex<Vec<usize>>);
+    impl crate::mem::Lender for Notes {
+        fn take_back(&self, buffer: Arc<Lendable>) {
+            self.0.lock().unwrap().push(buffer.len());
+        }
+    }
+
+    #[test]
+    fn a_loan_ends_with_its_last_list() {
+        let notes = Arc::new(Notes::default());
+        let back = || notes.0.lock().unwrap().len();
+        let lender: std::sync::Weak<Notes> = Arc::downgrade(&notes);
+        let buffer = Lendable::new(8192, 4096, lender).unwrap();
+        for round in 1..4 {
+            let mut list = SgList::lent(buffer.clone(), 5000);
+            assert!(list.is_private() && list.is_aligned(8) && list.len() == 5000);
+            let window = list.window(100, 50);
+            let tail = list.split_off(1000);
+            drop(list);
+            drop(tail);
+            assert_eq!(back(), round - 1);
+            drop(window);
+            assert_eq!(back(), round);
         }
     }
 

@@ -26,7 +26,8 @@ struct State {
     ending: bool,
     /// Those who wait for the end.
     waiting: Vec<Waker>,
-    /// Commands that wait until nothing can land late any more, by their tickets.
+    /// Commands that wait until nothing can land late any more, or until the host has answered all that it was asked, by
+    /// their tickets.
     held: BTreeMap<NonZeroU64, Waker>,
     last: u64,
     /// Visitors, who are to be told at once.
@@ -57,16 +58,21 @@ impl Background {
 
     /// To wait until the host may write nothing more for commands that are no more.
     pub(crate) fn calm(&self) -> Calm<'_> {
-        Calm { background: self, ticket: None }
+        Calm { background: self, ticket: None, answered: false }
+    }
+
+    /// To wait until the host has answered all that it was asked for commands that are no more.
+    pub(crate) fn answered(&self) -> Calm<'_> {
+        Calm { answered: true, ..self.calm() }
     }
 
     fn is_late(&self) -> bool {
         self.late.load(Ordering::Acquire) > 0
     }
 
-    /// One that was late is over.
-    fn landed(&self) {
-        if self.late.fetch_sub(1, Ordering::AcqRel) > 1 {
+    /// One that `count` counts is over.
+    fn over(&self, count: &AtomicUsize) {
+        if count.fetch_sub(1, Ordering::AcqRel) > 1 {
             return;
         }
         let held = std::mem::take(&mut self.lock().held);
@@ -107,18 +113,25 @@ impl Background {
 pub(crate) struct Calm<'a> {
     background: &'a Background,
     ticket: Option<NonZeroU64>,
+    /// And until the host has answered everything.
+    answered: bool,
 }
 
 impl Calm<'_> {
+    fn is_over(&self) -> bool {
+        let is_asked = || self.answered && self.background.stuck.load(Ordering::Acquire) > 0;
+        !(self.background.is_late() || is_asked())
+    }
+
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.background.is_late() {
+        if self.is_over() {
             return Poll::Ready(());
         }
         // Dropped after the lock: a waker may be the last that a task has.
         let _before;
         let mut state = self.background.lock();
         // Whoever was the last before this lock has woken nobody of here.
-        if !self.background.is_late() {
+        if self.is_over() {
             return Poll::Ready(());
         }
         let ticket = *self.ticket.get_or_insert_with(|| {
@@ -173,13 +186,13 @@ impl Working {
         io.spawn(async move {
             thread.settled(scope).await;
             if late {
-                background.landed();
+                background.over(&background.late);
             }
             // Files are held, and locked, by what reads them.
             let _ = thread.at_most(SETTLE, thread.over(scope)).await;
             drop(self);
             thread.over(scope).await;
-            background.stuck.fetch_sub(1, Ordering::AcqRel);
+            background.over(&background.stuck);
         });
     }
 }
@@ -318,9 +331,9 @@ mod tests {
         }
         drop(calms.split_off(50));
         assert_eq!(background.lock().held.len(), 50);
-        background.landed();
+        background.over(&background.late);
         assert_eq!(count.0.load(Ordering::Relaxed), 0);
-        background.landed();
+        background.over(&background.late);
         assert_eq!(count.0.load(Ordering::Relaxed), 50);
         assert!(calms.iter_mut().all(poll));
     }

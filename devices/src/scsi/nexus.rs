@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::task::Poll;
+use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Duration;
 
 use super::attention::Attention;
+use super::background::Calm;
 use super::lun::Address;
 use super::outcome::{Offered, Outcome, reply};
 use super::sense::{Failure, INVALID_MESSAGE_ERROR, LUN_NOT_SUPPORTED, SenseData};
@@ -25,6 +26,9 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 /// After how long a task management function that waits for the host says so.
 const SLOW_FUNCTION: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(10) };
 
+/// How long a command of an initiator in a hurry waits for a disk that hangs, see [`Nexus::hurry`].
+const HURRY: Duration = Duration::from_millis(250);
+
 /// The relation of one initiator port and one target port.
 pub struct Nexus {
     id: NexusId,
@@ -34,6 +38,7 @@ pub struct Nexus {
     past: Mutex<BTreeSet<u32>>,
     /// Whether the initiator has sent anything: else it knows of no unit here.
     used: AtomicBool,
+    hurried: AtomicBool,
     events: Arc<Events>,
 }
 
@@ -48,6 +53,7 @@ impl Nexus {
             paths: RwLock::default(),
             past: Mutex::default(),
             used: AtomicBool::new(false),
+            hurried: AtomicBool::new(false),
             events: sink,
         });
         nexus.target.join(&nexus);
@@ -62,6 +68,13 @@ impl Nexus {
     /// The target of this nexus.
     pub fn target(&self) -> &Arc<Target> {
         &self.target
+    }
+
+    /// The initiator gives up all that it has here when a disk does not answer what is repeated after a reset. So while the host
+    /// has not answered for commands of a disk that were ended, others for it get BUSY soon, and nothing more is asked of the
+    /// host.
+    pub fn hurry(&self) {
+        self.hurried.store(true, Ordering::Relaxed);
     }
 
     /// The initiator may take the units here for those that were at this place before, and send them what it meant for
@@ -116,7 +129,7 @@ impl Nexus {
         let unit = &path.unit;
         let order = unit.logical.attribute(&request.cdb, request.attribute);
         let outcome = match unit.tasks.enter(self.id, request.tag, order) {
-            Ok(_) if unit.background.is_stuck() && !passes_attention(request.cdb.opcode()) => {
+            Ok(_) if unit.background.is_stuck() && !is_harmless(request.cdb.opcode()) => {
                 Err(Failure::Status(Status::Busy))
             }
             Err(Refused::Full) => Err(Failure::Status(Status::TaskSetFull)),
@@ -126,11 +139,11 @@ impl Nexus {
                 let result = {
                     // Initiators that hear BUSY give up some time; they wait for a disk that takes its time. What waits
                     // here has nothing in the kernel, so that a task management function ends it at once.
-                    let mut held = (!is_harmless(request.cdb.opcode())).then(|| unit.background.calm());
+                    let mut held = (!is_harmless(request.cdb.opcode())).then(|| self.hold(io, unit));
                     let mut work = pin!(self.serve(io, &path, request));
                     let mut work = pin!(poll_fn(|cx| {
-                        if held.as_mut().is_some_and(|calm| calm.poll(cx).is_pending()) {
-                            return Poll::Pending;
+                        if let Some(hold) = &mut held {
+                            ready!(hold.poll(cx))?;
                         }
                         held = None;
                         work.as_mut().poll(cx)
@@ -150,6 +163,14 @@ impl Nexus {
             }
         };
         Ok(reply(outcome, offered, unit.logical.descriptor_sense()))
+    }
+
+    /// What a command that the medium is needed for waits for first.
+    fn hold<'a>(&self, io: &'a Io, unit: &'a Unit) -> Hold<'a> {
+        let hurried = self.hurried.load(Ordering::Relaxed);
+        let background = &unit.background;
+        let calm = if hurried { background.answered() } else { background.calm() };
+        Hold { io, unit, hurried, calm, late: None }
     }
 
     /// Whether the initiator meets a unit that it may take for another one with this command: the unit carries it out then.
@@ -360,6 +381,35 @@ impl Nexus {
 
     fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<u32, Arc<Path>>> {
         self.paths.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A command that waits for what the host does for commands that are no more.
+struct Hold<'a> {
+    io: &'a Io,
+    unit: &'a Unit,
+    hurried: bool,
+    calm: Calm<'a>,
+    /// When it does not wait any more.
+    late: Option<Pin<Box<dyn Future<Output = ()> + 'a>>>,
+}
+
+impl Hold<'_> {
+    fn poll(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), Failure>> {
+        if self.calm.poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        if !self.hurried {
+            return Poll::Pending;
+        }
+        let io = self.io;
+        ready!(self.late.get_or_insert_with(|| Box::pin(io.sleep(HURRY))).as_mut().poll(cx));
+        crate::log_limited!(
+            warn,
+            "\"{}\": the host has not answered for commands that were ended; the disk is busy until it does",
+            self.unit.name()
+        );
+        Poll::Ready(Err(Failure::Status(Status::Busy)))
     }
 }
 

@@ -95,7 +95,7 @@ impl Bounce {
             let buffer = self.buffer(piece.len())?;
             host.fetch(io, piece.start, ToGuest::new(buffer.window(0, piece.len())), &hold).await?;
             let from = buffer.window(piece.at - piece.start, piece.inner);
-            copy(&FromGuest::new(from), &into.window(done, piece.inner));
+            from.copy_to(&into.window(done, piece.inner));
             done += piece.inner;
         }
         Ok(())
@@ -153,7 +153,7 @@ impl Bounce {
                 host.fetch(io, piece.start + last, ToGuest::new(buffer.window(last, block)), &hold).await?;
             }
         }
-        copy(&data, &ToGuest::new(buffer.window(piece.at - piece.start, piece.inner)));
+        data.copy_to(&ToGuest::new(buffer.window(piece.at - piece.start, piece.inner)));
         drop(data);
         host.store(io, piece.start, FromGuest::new(buffer), stable, &hold).await
     }
@@ -189,20 +189,6 @@ struct Piece {
 impl Piece {
     fn len(&self) -> u64 {
         self.end - self.start
-    }
-}
-
-/// Copies as much as both have.
-fn copy(from: &FromGuest, to: &ToGuest) {
-    let mut chunk = [0; 4096];
-    let mut done = 0;
-    loop {
-        let got = from.read_at(done, &mut chunk);
-        let Some(part) = chunk.get(..got).filter(|part| !part.is_empty()) else { return };
-        if to.write_at(done, part) < got {
-            return;
-        }
-        done += got as u64;
     }
 }
 

@@ -1,16 +1,17 @@
-//! What stands between a disk and its image: limits of rate, waiting for space, and the log.
+//! What stands between a disk and its image: limits of rate, waiting for space, private memory, and the log.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::no_space::{Parking, SpaceWatch};
+use super::private::{PIECE, PrivateMemory};
 use super::throttle::{Direction, Limits, Throttle};
 use super::{
     BlockBackend, BlockError, BlockErrorKind, ByteOffset, Durability, Extent, Geometry, Span, Unmap,
 };
 use crate::iothread::Io;
-use crate::mem::{FromGuest, ToGuest};
+use crate::mem::{FromGuest, SgList, ToGuest};
 
 /// An error like the last one that was logged is not logged again for so long.
 const QUIET: Duration = Duration::from_secs(60);
@@ -32,6 +33,7 @@ pub struct Guarded<B> {
     pausing: Option<Pausing>,
     /// The disk goes: nothing waits for space any more.
     goes: AtomicBool,
+    private: Option<Arc<PrivateMemory>>,
     complaints: Complaints,
 }
 
@@ -39,7 +41,38 @@ impl<B: BlockBackend> Guarded<B> {
     /// Looks after `backend`. With `pausing`, writes that find no space wait instead of failing.
     pub fn new(backend: B, limits: Option<&Limits>, pausing: Option<Pausing>) -> Self {
         let (throttle, goes) = (limits.map(Throttle::new), AtomicBool::new(false));
-        Self { backend, throttle, pausing, goes, complaints: Complaints::default() }
+        Self { backend, throttle, pausing, goes, private: None, complaints: Complaints::default() }
+    }
+
+    /// The same, whose transfers reach no memory of the guest. What waits for a limit holds none of the private memory.
+    pub(super) fn private(self) -> Self {
+        let private = PrivateMemory::new(self.backend.geometry().dma_align);
+        Self { private: Some(private), ..self }
+    }
+
+    /// What a transfer of this memory has to go through.
+    pub(super) fn detour(&self, memory: &SgList) -> Option<&Arc<PrivateMemory>> {
+        self.private.as_ref().filter(|_| !memory.is_private() && !memory.is_empty())
+    }
+
+    async fn fetch(&self, io: &Io, at: ByteOffset, into: ToGuest) -> Result<(), BlockError> {
+        match self.detour(&into) {
+            None => self.backend.read(io, at, into).await,
+            Some(private) => private.read(&self.backend, io, at, into).await,
+        }
+    }
+
+    async fn store(
+        &self,
+        io: &Io,
+        at: ByteOffset,
+        from: FromGuest,
+        durability: Durability,
+    ) -> Result<(), BlockError> {
+        match self.detour(&from) {
+            None => self.backend.write(io, at, from, durability).await,
+            Some(private) => private.write(&self.backend, io, at, from, durability).await,
+        }
     }
 
     /// The image below.
@@ -101,12 +134,18 @@ impl<B: BlockBackend> Guarded<B> {
 
 impl<B: BlockBackend> BlockBackend for Guarded<B> {
     fn geometry(&self) -> Geometry {
-        self.backend.geometry()
+        let geometry = self.backend.geometry();
+        // What goes in pieces is not written as a whole.
+        let atomic = match self.private {
+            Some(_) if u64::from(geometry.atomic) > PIECE => 0,
+            _ => geometry.atomic,
+        };
+        Geometry { atomic, ..geometry }
     }
 
     async fn read(&self, io: &Io, at: ByteOffset, into: ToGuest) -> Result<(), BlockError> {
         self.wait(io, Direction::Read, into.len()).await;
-        self.complaints.heard(self.backend.read(io, at, into).await)
+        self.complaints.heard(self.fetch(io, at, into).await)
     }
 
     async fn write(
@@ -119,7 +158,7 @@ impl<B: BlockBackend> BlockBackend for Guarded<B> {
         let len = from.len();
         // A write that is repeated counts once.
         self.wait(io, Direction::Write, len).await;
-        self.change(|| self.backend.write(io, at, from.window(0, len), durability)).await
+        self.change(|| self.store(io, at, from.window(0, len), durability)).await
     }
 
     async fn flush(&self, io: &Io) -> Result<(), BlockError> {

@@ -1,5 +1,8 @@
 //! The closed set of image formats, dispatched statically.
 
+use std::sync::Arc;
+
+use super::private::{PrivateMemory, arrived, fetched};
 use super::single::{Begun, ended};
 use super::stability::Attempt;
 use super::{
@@ -7,7 +10,7 @@ use super::{
     Qcow2Image, RawImage, Span, Unmap,
 };
 use crate::iothread::{Io, is_untried};
-use crate::mem::{FromGuest, ToGuest};
+use crate::mem::{FromGuest, SgList, ToGuest};
 #[cfg(any(test, feature = "testing"))]
 use crate::testing::{FaultDisk, RamDisk, RecordingDisk};
 
@@ -59,6 +62,23 @@ impl Image {
         }
     }
 
+    /// The same image, looked after, whose transfers go through memory that the guest does not see: they can be abandoned while
+    /// the host does not answer. Only those of files do.
+    pub fn private(self) -> Self {
+        match self.guarded_at_all() {
+            Self::GuardedRaw(guarded) => Self::GuardedRaw(guarded.private()),
+            Self::GuardedQcow2(guarded) => Self::GuardedQcow2(guarded.private()),
+            other => other,
+        }
+    }
+
+    fn guarded_at_all(self) -> Self {
+        match self {
+            Self::Raw(_) | Self::Qcow2(_) => self.guarded(None, None),
+            other => other,
+        }
+    }
+
     /// What becomes of writes that find no space, for what belongs to this image.
     pub fn pausing(&self) -> Option<Pausing> {
         match self {
@@ -98,6 +118,14 @@ impl Image {
         }
     }
 
+    /// What a transfer of this memory has to go through on the short way.
+    fn detour(&self, memory: &SgList) -> Option<&Arc<PrivateMemory>> {
+        match self {
+            Self::GuardedRaw(guarded) => guarded.detour(memory),
+            _ => None,
+        }
+    }
+
     /// What a forced write that did not end well means for others.
     async fn suspect(
         &self,
@@ -111,13 +139,26 @@ impl Image {
         }
     }
 
-    fn begin_read<'a>(&self, io: &'a Io, at: ByteOffset, into: ToGuest) -> Begun<'a, ToGuest> {
-        match (self, self.raw()) {
+    /// Begins a read; with what is to be filled at its end, where it fills private memory first.
+    fn begin_read<'a>(
+        &self,
+        io: &'a Io,
+        at: ByteOffset,
+        into: ToGuest,
+    ) -> (Begun<'a, ToGuest>, Option<ToGuest>) {
+        let begun = match (self, self.raw()) {
             #[cfg(any(test, feature = "testing"))]
             (Self::Ram(disk), _) => Begun::Done(disk.get(at, &into)),
-            (_, Some(raw)) => raw.begin_read(io, at, into),
+            (_, Some(raw)) => match self.detour(&into) {
+                None => raw.begin_read(io, at, into),
+                Some(private) => match private.try_lend(into.len()) {
+                    Some(buffer) => return raw.begin_read(io, at, ToGuest::new(buffer)).instead_of(into),
+                    None => Begun::Long(into),
+                },
+            },
             (_, None) => Begun::Long(into),
-        }
+        };
+        (begun, None)
     }
 
     fn begin_write<'a>(
@@ -130,7 +171,13 @@ impl Image {
         match (self, self.raw()) {
             #[cfg(any(test, feature = "testing"))]
             (Self::Ram(disk), _) => Begun::Done(disk.put(at, &from)),
-            (_, Some(raw)) => raw.begin_write(io, at, from, durability),
+            (_, Some(raw)) => match self.detour(&from) {
+                None => raw.begin_write(io, at, from, durability),
+                Some(private) => match private.try_lend(from.len()) {
+                    Some(buffer) => raw.begin_write(io, at, fetched(io, &from, buffer), durability),
+                    None => Begun::Long(from),
+                },
+            },
             (_, None) => Begun::Long(from),
         }
     }
@@ -187,16 +234,20 @@ impl BlockBackend for Image {
     /// Begins at once: then there is little left to wait for.
     fn read(&self, io: &Io, at: ByteOffset, into: ToGuest) -> impl Future<Output = Result<(), BlockError>> {
         let len = into.len();
-        let begun = self.begin_read(io, at, into);
+        let (begun, guest) = self.begin_read(io, at, into);
         async move {
             let into = match begun {
                 Begun::Done(result) => return result,
                 Begun::Long(into) => into,
                 Begun::Running(single, _) => {
                     let (result, mem) = single.await;
-                    match self.end(Action::Read, at, len, ended(result, len)) {
+                    let result = ended(result, len);
+                    if let (Some(Ok(())), Some(guest)) = (&result, &guest) {
+                        arrived(io, &mem, guest);
+                    }
+                    match self.end(Action::Read, at, len, result) {
                         Some(result) => return result,
-                        None => ToGuest::new(mem),
+                        None => guest.unwrap_or(ToGuest::new(mem)),
                     }
                 }
             };
@@ -231,6 +282,7 @@ impl BlockBackend for Image {
                     }
                     match self.end(Action::Write, at, len, result) {
                         Some(result) => return result,
+                        // Copied from the guest once, where it goes through private memory.
                         None => FromGuest::new(mem),
                     }
                 }

@@ -21,6 +21,7 @@ mod lock;
 mod no_space;
 #[cfg(test)]
 mod power;
+mod private;
 mod probe;
 mod qcow2;
 mod raw;

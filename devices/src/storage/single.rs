@@ -29,6 +29,16 @@ impl<'a, M> Begun<'a, M> {
             Err(memory) => Self::Long(memory),
         }
     }
+
+    /// Of a transfer in private memory in the place of the guest's: which of the guest's it is for, if it runs. The long way
+    /// begins with the guest's.
+    pub(super) fn instead_of(self, guest: M) -> (Self, Option<M>) {
+        match self {
+            Self::Long(_) => (Self::Long(guest), None),
+            Self::Done(result) => (Self::Done(result), None),
+            running => (running, Some(guest)),
+        }
+    }
 }
 
 /// How a transfer of `len` bytes ended: `Some` when that is its end, `None` when it goes the long way after all, from its

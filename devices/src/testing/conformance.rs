@@ -3,9 +3,12 @@
 #![allow(clippy::panic, clippy::indexing_slicing, clippy::unwrap_used)]
 
 use std::rc::Rc;
+use std::sync::Arc;
+
+use vm_memory::GuestAddress;
 
 use crate::iothread::{Io, TaskPool};
-use crate::mem::{FromGuest, SgList, ToGuest};
+use crate::mem::{Dma, FromGuest, GuestRam, SgList, ToGuest};
 use crate::storage::{BlockBackend, BlockErrorKind, ByteOffset, Durability, Span, Unmap};
 
 /// Transfers of the suite are at most this many sectors of 512 bytes.
@@ -30,14 +33,16 @@ impl Random {
     }
 }
 
-/// A list of `len` bytes in up to four pieces, each at an odd address when `align` is 1.
+/// A list of `len` bytes of a guest's memory, at an odd address when `align` is 1.
 ///
 /// # Panics
 /// When the host has no memory.
 pub fn memory(random: &mut Random, len: u64, align: u64) -> SgList {
     let offset = random.below(8) * align;
-    let buffer = SgList::host((len + offset) as usize, 4096).unwrap();
-    buffer.window(offset, len)
+    let ram = GuestRam::from_ranges(&[(GuestAddress(0), (len + offset) as usize)]).unwrap();
+    let dma = Dma::new(Arc::new(ram));
+    dma.set_bus_master(true);
+    dma.to_guest([(offset, len as u32)]).unwrap().into_inner()
 }
 
 /// Checks reads, writes, zeroing, flushes and refusals of a writable backend, with memory of any alignment.

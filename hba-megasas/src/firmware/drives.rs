@@ -95,6 +95,9 @@ pub(crate) enum Kind {
 impl Place {
     fn new(id: u8, drive: Drive, seq: u16, controller: u64) -> Self {
         let own = |nexus: &Arc<Nexus>| Nexus::new(nexus.target().clone(), None);
+        // Linux repeats after a reset what was under way; when that is not answered within seconds it resets the board again,
+        // and after the third time gives it up with all its drives.
+        drive.nexuses().for_each(|nexus| nexus.hurry());
         Self {
             id,
             own_logical: drive.logical.as_ref().map(own),

@@ -17,6 +17,7 @@ mod firmware;
 mod guest;
 mod handover;
 mod hostile;
+mod hung;
 mod promises;
 mod resets;
 mod rules;

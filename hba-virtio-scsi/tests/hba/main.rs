@@ -15,6 +15,7 @@ mod disks;
 mod events;
 mod guest;
 mod hostile;
+mod hung;
 mod legacy;
 mod promises;
 mod protection;

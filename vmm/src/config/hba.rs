@@ -254,7 +254,7 @@ fn luns(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Erro
             errors.add(&section.origin, message);
         }
         addresses.push((target, lun));
-        let device = device(section, directory, errors);
+        let device = device(section, hba, directory, errors);
         luns.push((|| {
             Some(Lun { target: target.try_into().ok()?, lun: lun.try_into().ok()?, device: device? })
         })());
@@ -262,17 +262,18 @@ fn luns(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Erro
     luns.into_iter().collect()
 }
 
-fn device(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Option<Device> {
+fn device(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Errors) -> Option<Device> {
     let kind = match section.written("type") {
         Some(_) => LunType::named(section.text("type")?)?,
         None => LunType::Disk,
     };
     let with = format!("for type = \"{}\"", kind.name());
     match kind {
-        LunType::Disk => disk(section, directory, errors).map(Device::Disk),
+        LunType::Disk => disk(section, hba, directory, errors).map(Device::Disk),
         LunType::Cd => {
             let keys = [
                 "backing",
+                "bounce",
                 "readonly",
                 "block_size",
                 "physical_block_size",
@@ -299,6 +300,7 @@ fn device(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Optio
                 "format",
                 "backing",
                 "cache",
+                "bounce",
                 "readonly",
                 "serial",
                 "wwn",
@@ -325,7 +327,7 @@ fn device(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Optio
     }
 }
 
-fn disk(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Option<Disk> {
+fn disk(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Errors) -> Option<Disk> {
     section.require("image", "an image file or a block device", errors);
     let image = path(section, "image", directory);
     let read_only = section.boolean("readonly").unwrap_or(false);
@@ -365,6 +367,8 @@ fn disk(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Option<
         image,
         backing,
         cache,
+        // Drivers of these boards reset the board, with all its disks, when one command does not come back.
+        bounce: section.boolean("bounce").unwrap_or(hba == HbaType::Megasas),
         read_only,
         identity: identity(section, errors),
         block_size: block_size.try_into().ok()?,

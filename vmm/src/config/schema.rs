@@ -209,6 +209,7 @@ const LUN: &[Key] = &[
     key("format", choice(Format::NAMES, &[]), Built),
     key("backing", Kind::ChoiceOrStrings(Choices { names: Backing::NAMES, not_yet: &[] }), Built),
     key("cache", choice(Cache::NAMES, &[]), Built),
+    key("bounce", Kind::Bool, Built),
     key("readonly", Kind::Bool, Built),
     key("serial", Kind::Ascii(36), Built),
     key("wwn", Kind::Wwn, Built),

@@ -404,6 +404,8 @@ pub struct Disk {
     pub backing: Backing,
     /// How the host caches it.
     pub cache: Cache,
+    /// Transfers go through memory of the process, so that they can be abandoned while the host does not answer.
+    pub bounce: bool,
     /// The guest may not write.
     pub read_only: bool,
     /// What INQUIRY tells.

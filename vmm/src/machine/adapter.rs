@@ -64,6 +64,7 @@ struct Attached {
     image: Arc<Image>,
     path: PathBuf,
     read_only: bool,
+    bounce: bool,
     /// It has protection information.
     protected: bool,
     /// The guest has lost it, its image is not closed yet.
@@ -72,8 +73,14 @@ struct Attached {
 
 impl Attached {
     fn new(disk: &config::Disk, image: Arc<Image>) -> Self {
-        let protected = disk.protection.is_some();
-        Self { image, path: disk.image.clone(), read_only: disk.read_only, protected, leaving: false }
+        Self {
+            image,
+            path: disk.image.clone(),
+            read_only: disk.read_only,
+            bounce: disk.bounce,
+            protected: disk.protection.is_some(),
+            leaving: false,
+        }
     }
 }
 
@@ -116,6 +123,8 @@ pub struct UnitInfo {
     pub size: u64,
     /// Whether the guest may not write.
     pub read_only: bool,
+    /// Whether its transfers go through memory of the process.
+    pub bounce: bool,
     /// Whether what the guest wrote could not be made stable.
     pub flush_failed: bool,
     /// What the guest has of it.
@@ -253,6 +262,7 @@ impl Adapter {
             image: unit.path.clone(),
             size: unit.image.geometry().len,
             read_only: unit.read_only,
+            bounce: unit.bounce,
             flush_failed: failed(target, lun),
             state: state(target, unit),
         };

@@ -372,7 +372,8 @@ fn image(disk: &config::Disk, space: &Space) -> Result<Image> {
         NoSpace::Report => None,
         NoSpace::Pause => Some(space.waits()),
     };
-    Ok(image.guarded(disk.throttle.as_ref().map(limits).as_ref(), pausing))
+    let image = image.guarded(disk.throttle.as_ref().map(limits).as_ref(), pausing);
+    Ok(if disk.bounce { image.private() } else { image })
 }
 
 fn limits(throttle: &Throttle) -> Limits {

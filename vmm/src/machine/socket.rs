@@ -268,6 +268,7 @@ fn describe(adapter: &Arc<Adapter>) -> Value {
                 "image": unit.image.to_string_lossy(),
                 "size": unit.size,
                 "readonly": unit.read_only,
+                "bounce": unit.bounce,
                 "flush_failed": unit.flush_failed,
                 "state": unit.state.describe(),
             })

@@ -88,14 +88,14 @@ fn disks_come_change_and_go() {
         ask(&service, attach),
         json!({"return": {"target": 0, "lun": 0, "state": "attached"}, "id": "x"})
     );
-    let second = r#"{"execute": "attach", "arguments": {"hba": "scsi0", "target": 0, "lun": 3, "image": "b.img", "readonly": true}}"#;
+    let second = r#"{"execute": "attach", "arguments": {"hba": "scsi0", "target": 0, "lun": 3, "image": "b.img", "readonly": true, "bounce": true}}"#;
     assert_eq!(ask(&service, second), json!({"return": {"target": 0, "lun": 3, "state": "attached"}}));
     let image = |name: &str| bench.directory.path().join(name).to_string_lossy().into_owned();
     let units = json!([
-        {"target": 0, "lun": 0, "image": image("a.img"), "size": 1 << 20, "readonly": false, "flush_failed": false,
-         "state": "attached"},
-        {"target": 0, "lun": 3, "image": image("b.img"), "size": 2 << 20, "readonly": true, "flush_failed": false,
-         "state": "attached"},
+        {"target": 0, "lun": 0, "image": image("a.img"), "size": 1 << 20, "readonly": false, "bounce": false,
+         "flush_failed": false, "state": "attached"},
+        {"target": 0, "lun": 3, "image": image("b.img"), "size": 2 << 20, "readonly": true, "bounce": true,
+         "flush_failed": false, "state": "attached"},
     ]);
     let hbas = ask(&service, r#"{"execute": "query-hbas"}"#);
     assert_eq!(

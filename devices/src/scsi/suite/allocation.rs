@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::hung::memory;
 use super::local::{disk_of, target_of};
 use super::{Request, config};
 use crate::iothread::Io;
@@ -44,9 +45,12 @@ fn warm_commands_allocate_nothing() {
         ("memory", Image::Ram(RamDisk::new(1 << 20))),
         ("writeback", open(CacheMode::Writeback)),
         ("none", open(CacheMode::None)),
+        ("private, writeback", open(CacheMode::Writeback).private()),
+        ("private, none", open(CacheMode::None).private()),
     ];
     on_io_thread(|io| async move {
-        let buffer = SgList::host(4096, 4096).unwrap();
+        // Private memory is for the guest's only.
+        let buffer = memory().to_guest([(0x1000, 4096)]).unwrap().into_inner();
         for (name, image) in images {
             let nexus = Nexus::new(target_of(disk_of(Arc::new(image), config())), None);
             let _ = Request::new(&[0; 6], &[], 0).send(&nexus, &io).await;

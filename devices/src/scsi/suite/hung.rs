@@ -267,7 +267,7 @@ fn what_the_guest_does_not_share_is_abandoned_and_commands_wait_while_it_may_be_
 }
 
 /// Both, side by side.
-async fn both<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) -> (A, B) {
+pub(super) async fn both<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) -> (A, B) {
     let (mut a, mut b) = (Box::pin(a), Box::pin(b));
     let (mut first, mut second) = (None, None);
     std::future::poll_fn(|cx| {

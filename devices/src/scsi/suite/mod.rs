@@ -17,6 +17,8 @@ mod halves;
 mod hung;
 #[cfg(test)]
 mod hung_copies;
+#[cfg(test)]
+mod hung_private;
 mod identity;
 #[cfg(test)]
 mod local;

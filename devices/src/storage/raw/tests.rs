@@ -46,7 +46,9 @@ fn every_cache_mode_conforms() {
                 !matches!(cache.name(), "writethrough" | "directsync")
             );
             // The short way of transfers, as disks use it.
-            check(&io, &Image::Raw(image).guarded(None, None), 13, 200).await;
+            let image = Image::Raw(image).guarded(None, None);
+            check(&io, &image, 13, 200).await;
+            check(&io, &image.private(), 15, 200).await;
         });
         assert_eq!(file.as_file().metadata().unwrap().len(), 3 << 20);
     }
@@ -75,6 +77,8 @@ fn large_host_blocks_and_a_ragged_end_conform() {
             check(&io, &image, 12, 200).await;
             let image = Image::Raw(image).guarded(None, None);
             check(&io, &image, 14, 200).await;
+            let image = image.private();
+            check(&io, &image, 16, 200).await;
             check_neighbours(&io, Rc::new(image), 20).await;
         });
         let after = fs::metadata(file.path()).unwrap();

@@ -40,6 +40,7 @@ fn the_smallest_file_has_every_default() {
                         format: Format::Raw,
                         backing: devices::storage::Backing::SameDirectory,
                         cache: Cache::Writeback,
+                        bounce: false,
                         read_only: false,
                         identity: Identity::default(),
                         block_size: 512,
@@ -95,6 +96,7 @@ fn every_supported_key_is_read() {
         image = "d.qcow2"
         format = "raw"
         cache = "directsync"
+        bounce = true
         readonly = true
         serial = "S3R1AL"
         wwn = "0x5000c500a1b2c3d4"
@@ -146,6 +148,7 @@ fn every_supported_key_is_read() {
         format: Format::Raw,
         backing: devices::storage::Backing::SameDirectory,
         cache: Cache::Directsync,
+        bounce: true,
         read_only: true,
         identity: Identity {
             vendor: Some("ACME".into()),
@@ -189,6 +192,18 @@ fn defaults_depend_on_what_is_written() {
     }
     let Device::Disk(disk) = &config.hbas[0].luns[1].device else { panic!() };
     assert!(disk.discard);
+}
+
+#[test]
+fn disks_of_a_board_bounce_unless_they_are_told_not_to() {
+    for (kind, default) in [("virtio-scsi", false), ("megasas", true)] {
+        for (line, expected) in [("", default), ("bounce = true", true), ("bounce = false", false)] {
+            let text = SMALLEST.replace("[[hba]]", &format!("[[hba]]\ntype = \"{kind}\""));
+            let (_fixture, config) = good(&format!("{text}{line}"), &[]);
+            let Device::Disk(disk) = &config.hbas[0].luns[0].device else { panic!() };
+            assert_eq!(disk.bounce, expected, "{kind} {line}");
+        }
+    }
 }
 
 #[test]

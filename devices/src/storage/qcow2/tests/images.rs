@@ -215,6 +215,8 @@ fn abandoned_operations_leave_a_clean_image() {
         }
         io.quiesce().await;
         check(&io, &image, 6, 60).await;
+        let image = crate::storage::Image::Qcow2(image).private();
+        check(&io, &image, 8, 60).await;
         image.close(&io).await.unwrap();
     });
     bench.check_clean("drop.qcow2");

@@ -1,0 +1,297 @@
+//! A host that does not answer for a disk whose transfers go through private memory: commands end at once, nothing of them
+//! reaches the guest later, and what they wrote is not overtaken.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vm_memory::{Bytes, GuestAddress};
+
+use super::hung::{FAR, LUN_1, begun, both, far_read, memory};
+use super::nexuses::LUN_0;
+use super::{BLOCK, Request, config};
+use crate::iothread::Io;
+use crate::iothread::mischief::{Trick, Victim};
+use crate::mem::Dma;
+use crate::scsi::{
+    Cdb, DataBuffers, Disk, LogicalUnit, Lun, Nexus, ScsiReply, ScsiRequest, Status, Tag, Target,
+    TaskAttribute, TaskManagement, TaskManagementReply, TransportFault,
+};
+use crate::storage::{CacheMode, Image, Limits, RawImage, RawOptions, Sharing};
+use crate::testing::{on_io_thread, temp_file};
+
+/// What is in the images, in the guest's memory, and what the guest writes.
+const OLD: u8 = 0x55;
+const GUEST: u8 = 0xdd;
+const NEW: u8 = 0x11;
+const MIB: usize = 1 << 20;
+/// READ (10) of the block that hangs.
+const READ_FAR: [u8; 10] = [0x28, 0, 0, 0, 0, FAR, 0, 0, 1, 0];
+
+/// How the host hangs: on the way of nearly all transfers, or on the one that the others take.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Short,
+    Long,
+}
+
+/// A disk that may hang at LUN 0, and a healthy one.
+struct Bench {
+    nexus: Arc<Nexus>,
+    dma: Dma,
+    files: Vec<tempfile::NamedTempFile>,
+}
+
+impl Bench {
+    async fn new(io: &Io, cache: CacheMode, dress: impl Fn(Image) -> Image) -> Self {
+        let target = Target::new();
+        let attach = |lun: Lun| {
+            let file = temp_file();
+            std::fs::write(file.path(), vec![OLD; 32 * MIB]).unwrap();
+            let options =
+                RawOptions { path: file.path().into(), read_only: false, cache, sharing: Sharing::Exclusive };
+            let image = dress(Image::Raw(RawImage::open(&options).unwrap()));
+            target.attach(lun, LogicalUnit::Disk(Disk::new(Arc::new(image), config()).unwrap())).unwrap();
+            file
+        };
+        let files = [LUN_0, LUN_1].map(attach).into();
+        let bench = Self { nexus: Nexus::new(target, None), dma: memory(), files };
+        for lun in [LUN_0, LUN_1] {
+            let mut ready = Request::new(&[0; 6], &[], 0);
+            ready.lun = lun;
+            let _ = ready.send(&bench.nexus, io).await;
+        }
+        bench.fill(GUEST);
+        bench
+    }
+
+    /// What far transfers of LUN 0 hang for from now on; the other disk is read elsewhere.
+    fn hang(io: &Io, way: Way) {
+        let far = u64::from(FAR) * BLOCK as u64;
+        match way {
+            Way::Short => io.hang_from(far),
+            Way::Long => io.plot(move |victim| match victim {
+                Victim::Read { at, .. } | Victim::Write { at, .. } if at >= far => Some(Trick::Hang),
+                _ => None,
+            }),
+        }
+    }
+
+    fn fill(&self, byte: u8) {
+        self.dma.write(0x1000, &[byte; BLOCK]).unwrap();
+    }
+
+    fn memory(&self) -> Vec<u8> {
+        let mut bytes = vec![0; BLOCK];
+        self.dma.ram().unwrap().read_slice(&mut bytes, GuestAddress(0x1000)).unwrap();
+        bytes
+    }
+
+    fn block(&self) -> Vec<u8> {
+        let all = std::fs::read(self.files[0].path()).unwrap();
+        all[usize::from(FAR) * BLOCK..][..BLOCK].to_vec()
+    }
+
+    /// WRITE (10) of the block that hangs, out of the guest's memory.
+    fn far_write(&self) -> ScsiRequest {
+        ScsiRequest {
+            tag: Tag(8),
+            lun: LUN_0,
+            cdb: Cdb::new(&[0x2a, 0, 0, 0, 0, FAR, 0, 0, 1, 0]),
+            attribute: TaskAttribute::Simple,
+            priority: 0,
+            data: DataBuffers::from_initiator(self.dma.from_guest([(0x1000, BLOCK as u32)]).unwrap()),
+        }
+    }
+
+    /// Ends all commands of LUN 0, which must not take longer than this.
+    async fn abort<T>(&self, io: &Io, most: Duration, command: impl Future<Output = T>) -> T {
+        let begin = Instant::now();
+        let abort = self.nexus.manage(io, TaskManagement::AbortTaskSet(LUN_0));
+        let (reply, ended) = io.at_most(Duration::from_secs(8), both(abort, command)).await.expect("at once");
+        assert_eq!(reply, TaskManagementReply::Complete);
+        assert!(begin.elapsed() < most, "{:?}", begin.elapsed());
+        ended
+    }
+
+    async fn send(&self, io: &Io, lun: Lun, cdb: &[u8], len: usize) -> (ScsiReply, Vec<u8>) {
+        let mut request = Request::new(cdb, &[], len);
+        request.lun = lun;
+        let (reply, data) = request.send(&self.nexus, io).await;
+        (reply.unwrap(), data)
+    }
+}
+
+fn throttled(image: Image) -> Image {
+    let limits = Limits { iops: Some(1000), ..Limits::default() };
+    image.guarded(Some(&limits), None).private()
+}
+
+type Dress = fn(Image) -> Image;
+const DRESSES: [(&str, CacheMode, Dress); 4] = [
+    ("writeback", CacheMode::Writeback, Image::private),
+    ("none", CacheMode::None, Image::private),
+    ("writethrough", CacheMode::Writethrough, Image::private),
+    ("throttled", CacheMode::Writeback, throttled),
+];
+
+#[test]
+fn a_read_that_lands_late_reaches_nothing_of_the_guest() {
+    on_io_thread(|io| async move {
+        for ((name, cache, dress), way) in
+            DRESSES.into_iter().flat_map(|all| [(all, Way::Short), (all, Way::Long)])
+        {
+            let bench = Bench::new(&io, cache, dress).await;
+            Bench::hang(&io, way);
+            let mut far = Box::pin(bench.nexus.execute(&io, far_read(&bench.dma, LUN_0)));
+            begun(&io, far.as_mut()).await;
+            let ended = bench.abort(&io, Duration::from_millis(900), far).await;
+            assert_eq!(ended.unwrap_err(), TransportFault::Aborted, "{name} {way:?}");
+            assert_eq!(
+                bench.send(&io, LUN_1, &[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], BLOCK).await.1,
+                [OLD; BLOCK]
+            );
+            io.land();
+            assert_eq!(bench.memory(), [GUEST; BLOCK], "{name} {way:?}");
+            io.repent();
+            let again = bench.nexus.execute(&io, far_read(&bench.dma, LUN_0)).await;
+            assert_eq!((again.unwrap().status, bench.memory()), (Status::Good, vec![OLD; BLOCK]));
+        }
+    });
+}
+
+#[test]
+fn a_write_that_lands_late_is_what_the_guest_wrote_and_overtakes_nothing() {
+    on_io_thread(|io| async move {
+        for ((name, cache, dress), way) in
+            DRESSES.into_iter().flat_map(|all| [(all, Way::Short), (all, Way::Long)])
+        {
+            let bench = Bench::new(&io, cache, dress).await;
+            Bench::hang(&io, way);
+            bench.fill(NEW);
+            let mut far = Box::pin(bench.nexus.execute(&io, bench.far_write()));
+            begun(&io, far.as_mut()).await;
+            // It waits for a moment, lest the disk be busy for nothing.
+            let ended = bench.abort(&io, Duration::from_secs(4), far).await;
+            assert_eq!(ended.unwrap_err(), TransportFault::Aborted, "{name} {way:?}");
+            // The memory is the guest's again.
+            bench.fill(GUEST);
+            let mut later = Box::pin(bench.nexus.execute(&io, bench.far_write()));
+            begun(&io, later.as_mut()).await;
+            assert_eq!(bench.block(), [OLD; BLOCK], "{name} {way:?}");
+            io.land();
+            assert_eq!(bench.block(), [NEW; BLOCK], "{name} {way:?}");
+            io.repent();
+            assert_eq!(later.await.unwrap().status, Status::Good);
+            assert_eq!(bench.block(), [GUEST; BLOCK], "{name} {way:?}");
+        }
+    });
+}
+
+/// What the guest changes while the host writes is not written, and a short transfer is continued.
+#[test]
+fn transfers_that_come_short_are_whole_in_the_end() {
+    on_io_thread(|io| async move {
+        let bench = Bench::new(&io, CacheMode::Writeback, Image::private).await;
+        io.plot(|victim| match victim {
+            Victim::Read { len, .. } | Victim::Write { len, .. } if len > 100 => Some(Trick::Short(100)),
+            _ => None,
+        });
+        bench.fill(NEW);
+        assert_eq!(bench.nexus.execute(&io, bench.far_write()).await.unwrap().status, Status::Good);
+        assert_eq!(bench.block(), [NEW; BLOCK]);
+        bench.fill(GUEST);
+        let read = bench.nexus.execute(&io, far_read(&bench.dma, LUN_0)).await;
+        assert_eq!((read.unwrap().status, bench.memory()), (Status::Good, vec![NEW; BLOCK]));
+        // One that fails on the way leaves the guest's memory as it is.
+        bench.fill(GUEST);
+        io.plot(|victim| match victim {
+            Victim::Read { len, .. } if len == BLOCK as u64 => Some(Trick::Short(100)),
+            Victim::Read { .. } => Some(Trick::Fail(libc::EIO)),
+            _ => None,
+        });
+        let read = bench.nexus.execute(&io, far_read(&bench.dma, LUN_0)).await;
+        assert_eq!((read.unwrap().status, bench.memory()), (Status::CheckCondition, vec![GUEST; BLOCK]));
+    });
+}
+
+/// Commands beyond what a disk has memory for wait, and are ended with the others; the memory of the healthy disk is its own.
+#[test]
+fn a_disk_that_hangs_uses_up_its_own_memory() {
+    on_io_thread(|io| async move {
+        let bench = Bench::new(&io, CacheMode::Writeback, Image::private).await;
+        Bench::hang(&io, Way::Short);
+        let dma =
+            Dma::new(Arc::new(crate::mem::GuestRam::from_ranges(&[(GuestAddress(0), 2 * MIB)]).unwrap()));
+        dma.set_bus_master(true);
+        let large = |tag: u64, lun: Lun, at: u8| ScsiRequest {
+            tag: Tag(tag),
+            lun,
+            // 2048 blocks: a MiB.
+            cdb: Cdb::new(&[0x28, 0, 0, 0, at, FAR, 0, 8, 0, 0]),
+            attribute: TaskAttribute::Simple,
+            priority: 0,
+            data: DataBuffers::to_initiator(dma.to_guest([(0, MIB as u32)]).unwrap()),
+        };
+        let mut many: Vec<_> =
+            (0..40).map(|tag| Box::pin(bench.nexus.execute(&io, large(tag, LUN_0, 0)))).collect();
+        for one in &mut many {
+            begun(&io, one.as_mut()).await;
+        }
+        io.repent();
+        let other = bench.nexus.execute(&io, large(100, LUN_1, 1)).await;
+        assert_eq!(other.unwrap().status, Status::Good, "while the other disk has used up all of its own");
+        let all = async {
+            for one in many {
+                assert_eq!(one.await.unwrap_err(), TransportFault::Aborted);
+            }
+        };
+        bench.abort(&io, Duration::from_millis(900), all).await;
+        // What hangs keeps its memory: commands wait for that, and can be ended.
+        let mut waits = Box::pin(bench.nexus.execute(&io, large(101, LUN_0, 1)));
+        begun(&io, waits.as_mut()).await;
+        assert_eq!(
+            bench.abort(&io, Duration::from_millis(900), waits).await.unwrap_err(),
+            TransportFault::Aborted
+        );
+        io.land();
+        let again = bench.nexus.execute(&io, large(102, LUN_0, 1)).await;
+        assert_eq!(again.unwrap().status, Status::Good);
+    });
+}
+
+/// Initiators that give up the adapter hear BUSY soon, of a disk that hangs and of no other; nothing more is asked of the host.
+#[test]
+fn who_is_in_a_hurry_hears_that_a_disk_hangs() {
+    on_io_thread(|io| async move {
+        for write in [false, true] {
+            let bench = Bench::new(&io, CacheMode::Writeback, Image::private).await;
+            bench.nexus.hurry();
+            Bench::hang(&io, Way::Short);
+            let far = || match write {
+                true => bench.far_write(),
+                false => far_read(&bench.dma, LUN_0),
+            };
+            let mut first = Box::pin(bench.nexus.execute(&io, far()));
+            begun(&io, first.as_mut()).await;
+            bench.abort(&io, Duration::from_secs(4), first).await.unwrap_err();
+            let begin = Instant::now();
+            for cdb in [&READ_FAR[..], &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]] {
+                assert_eq!(bench.send(&io, LUN_0, cdb, BLOCK).await.0.status, Status::Busy);
+            }
+            assert_eq!(bench.nexus.execute(&io, far()).await.unwrap().status, Status::Busy);
+            let took = begin.elapsed();
+            assert!(took > Duration::from_millis(600) && took < Duration::from_secs(8), "{took:?}");
+            for (lun, cdb) in [(LUN_0, &[0; 6][..]), (LUN_0, &[0x12, 0, 0, 0, 36, 0]), (LUN_1, &[0; 6])] {
+                assert_eq!(bench.send(&io, lun, cdb, 36).await.0.status, Status::Good);
+            }
+            // It goes on as soon as the host answers.
+            let mut held = Box::pin(bench.send(&io, LUN_0, &READ_FAR, BLOCK));
+            begun(&io, held.as_mut()).await;
+            io.repent();
+            io.land();
+            let (reply, data) = held.await;
+            let there = if write { GUEST } else { OLD };
+            assert_eq!((reply.status, data), (Status::Good, vec![there; BLOCK]));
+        }
+    });
+}

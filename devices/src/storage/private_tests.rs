@@ -1,0 +1,199 @@
+use std::pin::{Pin, pin};
+
+use super::*;
+use crate::testing::conformance::{check, memory};
+use crate::testing::{RamDisk, on_io_thread};
+
+const KIB: u64 = 1024;
+
+fn poll<T>(future: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+    match future.poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}
+
+fn lent(memory: &PrivateMemory) -> u64 {
+    memory.lock().lent
+}
+
+#[test]
+fn buffers_are_of_the_next_size_and_aligned_as_the_image_demands() {
+    for (align, expected) in [(1, 4096), (512, 4096), (4096, 4096), (16384, 16384)] {
+        let memory = PrivateMemory::new(align);
+        for (len, size) in [(1, 4096), (4096, 4096), (4097, 8192), (20 * KIB, 32 * KIB), (PIECE, PIECE)] {
+            let buffer = memory.try_lend(len).unwrap();
+            assert_eq!((buffer.len(), lent(&memory)), (len, size));
+            assert!(buffer.is_private() && buffer.iovecs()[0].iov_base.addr() % expected == 0);
+        }
+        assert!(memory.try_lend(PIECE + 1).is_none());
+        assert_eq!(lent(&memory), 0);
+    }
+}
+
+#[test]
+fn what_is_returned_is_lent_again_and_no_more_is_kept_than_agreed() {
+    let memory = PrivateMemory::new(1);
+    let first = memory.try_lend(4096).unwrap();
+    let place = first.iovecs()[0].iov_base;
+    drop(first);
+    assert_eq!(memory.try_lend(100).unwrap().iovecs()[0].iov_base, place);
+    let many: Vec<_> = (0..12).map(|_| memory.try_lend(PIECE).unwrap()).collect();
+    drop(many);
+    let state = memory.lock();
+    assert_eq!((state.lent, state.kept), (0, (3 << 20) + 4096), "the small one has its place");
+    assert_eq!(state.free.iter().map(Vec::len).sum::<usize>(), 4);
+}
+
+#[test]
+fn a_buffer_is_in_use_until_the_last_list_over_it_is_gone() {
+    let memory = PrivateMemory::with_budget(1, 4096);
+    let buffer = memory.try_lend(4096).unwrap();
+    let kernel = buffer.window(512, 512);
+    drop(buffer);
+    assert!(memory.try_lend(1).is_none());
+    drop(kernel);
+    assert!(memory.try_lend(1).is_some());
+}
+
+#[test]
+fn who_waits_gets_memory_in_order_and_may_give_up() {
+    let memory = PrivateMemory::with_budget(1, 16 * KIB);
+    let first = poll(pin!(memory.lend(8 * KIB))).unwrap().unwrap();
+    let second = poll(pin!(memory.lend(8 * KIB))).unwrap().unwrap();
+    let mut large = Box::pin(memory.lend(16 * KIB));
+    assert!(poll(large.as_mut()).is_none());
+    let (mut small, mut other) = (Box::pin(memory.lend(1)), Box::pin(memory.lend(1)));
+    drop(first);
+    assert!(poll(small.as_mut()).is_none(), "not before the one that waits longer");
+    assert!(memory.try_lend(1).is_none(), "nor without waiting");
+    assert!(poll(other.as_mut()).is_none());
+    // One that gives up lets the others in.
+    drop(large);
+    let small = poll(small.as_mut()).unwrap().unwrap();
+    // And one that gives up what it was granted.
+    let third = memory.lend(4 * KIB);
+    drop((second, small));
+    assert_eq!(lent(&memory), 4 * KIB, "the other's");
+    drop((other, third));
+    let state = memory.lock();
+    assert_eq!((state.lent, state.waiting.len()), (0, 0));
+}
+
+#[test]
+fn several_are_let_in_at_once() {
+    let memory = PrivateMemory::with_budget(1, 16 * KIB);
+    let all = poll(pin!(memory.lend(16 * KIB))).unwrap().unwrap();
+    let mut waiting: Vec<_> = (0..5).map(|_| Box::pin(memory.lend(4 * KIB))).collect();
+    assert!(waiting.iter_mut().all(|one| poll(one.as_mut()).is_none()));
+    drop(all);
+    let got: Vec<_> = waiting.iter_mut().filter_map(|one| poll(one.as_mut())).collect();
+    assert_eq!((got.len(), lent(&memory)), (4, 16 * KIB));
+    drop(got);
+    assert!(poll(waiting.pop().unwrap().as_mut()).is_some());
+}
+
+#[test]
+fn transfers_of_any_length_and_refusals() {
+    on_io_thread(|io| async move {
+        struct Through(Arc<PrivateMemory>, RamDisk);
+        impl BlockBackend for Through {
+            fn geometry(&self) -> super::super::Geometry {
+                self.1.geometry()
+            }
+            async fn read(&self, io: &Io, at: ByteOffset, into: ToGuest) -> Result<(), BlockError> {
+                self.0.read(&self.1, io, at, into).await
+            }
+            async fn write(
+                &self,
+                io: &Io,
+                at: ByteOffset,
+                from: FromGuest,
+                durability: Durability,
+            ) -> Result<(), BlockError> {
+                self.0.write(&self.1, io, at, from, durability).await
+            }
+            async fn flush(&self, io: &Io) -> Result<(), BlockError> {
+                self.1.flush(io).await
+            }
+            async fn zero(
+                &self,
+                io: &Io,
+                span: super::super::Span,
+                unmap: super::super::Unmap,
+            ) -> Result<(), BlockError> {
+                self.1.zero(io, span, unmap).await
+            }
+            async fn extent(
+                &self,
+                io: &Io,
+                span: super::super::Span,
+            ) -> Result<super::super::Extent, BlockError> {
+                self.1.extent(io, span).await
+            }
+            async fn refresh(&self, io: &Io) {
+                self.1.refresh(io).await
+            }
+            async fn grow(&self, io: &Io, len: u64) -> Result<(), BlockError> {
+                self.1.grow(io, len).await
+            }
+        }
+        let disk = Through(PrivateMemory::new(1), RamDisk::new(4 << 20));
+        check(&io, &disk, 7, 100).await;
+        // Longer than a piece, and not at a multiple of one.
+        let mut random = crate::testing::conformance::Random::new(5);
+        let data: Vec<u8> = (0..3 << 20).map(|n: u32| (n >> 9) as u8 ^ n as u8).collect();
+        let out = ToGuest::new(memory(&mut random, 3 << 20, 1));
+        out.write_at(0, &data);
+        let at = ByteOffset(1536);
+        disk.write(&io, at, FromGuest::new(out.into_inner()), Durability::Cached).await.unwrap();
+        let back = memory(&mut random, 3 << 20, 1);
+        disk.read(&io, at, ToGuest::new(back.window(0, 3 << 20))).await.unwrap();
+        let mut got = vec![0; 3 << 20];
+        FromGuest::new(back).read_at(0, &mut got);
+        assert!(got == data);
+        assert_eq!(lent(&disk.0), 0);
+    });
+}
+
+/// Nobody is forgotten, whoever returns what and whoever comes at that moment.
+#[test]
+fn several_threads_share_the_memory() {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let memory = PrivateMemory::with_budget(1, 64 * KIB);
+    let (done, end) = std::sync::mpsc::channel();
+    for seed in 1..5 {
+        let (memory, done) = (memory.clone(), done.clone());
+        std::thread::spawn(move || {
+            let mut random = crate::testing::conformance::Random::new(seed);
+            let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+            for _ in 0..3000 {
+                let len = 1 + random.below(64 * KIB);
+                let mut lend = Box::pin(memory.lend(len));
+                let gives_up = random.below(5) == 0;
+                let buffer = loop {
+                    match lend.as_mut().poll(&mut Context::from_waker(&waker)) {
+                        Poll::Ready(buffer) => break Some(buffer.unwrap()),
+                        Poll::Pending if gives_up => break None,
+                        Poll::Pending => std::thread::park(),
+                    }
+                };
+                if let Some(buffer) = buffer {
+                    assert_eq!(buffer.len(), len);
+                }
+            }
+            done.send(()).unwrap();
+        });
+    }
+    for _ in 1..5 {
+        end.recv_timeout(std::time::Duration::from_secs(60)).expect("somebody waits for ever");
+    }
+    let state = memory.lock();
+    assert_eq!((state.lent, state.waiting.len()), (0, 0));
+    assert!(state.kept <= KEPT);
+}
