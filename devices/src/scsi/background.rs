@@ -243,7 +243,12 @@ pub(crate) async fn visit<T>(
         // Files are held, and locked, by what reads them.
         let _ = io.at_most(SETTLE, io.over(scope)).await;
     }
-    visit.working = None;
+    if let Some(working) = visit.working.take()
+        && done.is_some()
+    {
+        // The other unit may have gone, with something under way here.
+        working.leave_behind(io, scope);
+    }
     done.unwrap_or(Err(gone))
 }
 

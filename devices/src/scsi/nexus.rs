@@ -152,7 +152,13 @@ impl Nexus {
                     task.run(work.as_mut()).await
                 };
                 match result {
-                    Ok(outcome) => outcome,
+                    Ok(outcome) => {
+                        if outcome.is_err() {
+                            // Perhaps it was given up, because another unit that it needed has gone.
+                            unit.leave_behind(io, scope, &request.cdb);
+                        }
+                        outcome
+                    }
                     Err(why) => {
                         // The command's work is dropped, the kernel's part of it perhaps not yet done.
                         unit.part(io, scope, &request.cdb).await;

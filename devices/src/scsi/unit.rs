@@ -159,6 +159,11 @@ impl Unit {
     pub(crate) async fn part(self: &Arc<Self>, io: &Io, scope: Scope, cdb: &Cdb) {
         io.released(scope).await;
         let _ = io.at_most(SETTLE, io.settled(scope)).await;
+        self.leave_behind(io, scope, cdb);
+    }
+
+    /// A command is over. Where the host may still write what it had brought, the unit is busy until that is over too.
+    pub(crate) fn leave_behind(self: &Arc<Self>, io: &Io, scope: Scope, cdb: &Cdb) {
         if !self.logical.only_visits(cdb) {
             Working::on(self.clone()).leave_behind(io, scope);
         }

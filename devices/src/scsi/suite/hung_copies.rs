@@ -93,6 +93,16 @@ impl Disks {
         self.send(io, from.0, &out_cdb(0, 0, bytes.len()), &bytes, 0).await
     }
 
+    /// POPULATE TOKEN, and what it made.
+    async fn token(&self, io: &Io, lun: Lun, parts: &[(u64, u32)]) -> Vec<u8> {
+        let bytes = ranges(16, parts);
+        let populate = self.status(io, lun, &out_cdb(0x10, 7, bytes.len()), &bytes, 0).await;
+        assert_eq!(populate, Status::Good);
+        let receive = [0x84, 7, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0];
+        let (_, data) = Self::request(lun, &receive, &[], 1024).send(&self.nexus, io).await;
+        data[38..550].to_vec()
+    }
+
     async fn abort(&self, io: &Io, lun: Lun) {
         let reply = self.nexus.manage(io, TaskManagement::AbortTaskSet(lun)).await;
         assert_eq!(reply, TaskManagementReply::Complete);
@@ -202,12 +212,7 @@ fn an_aborted_copy_makes_the_disk_busy_that_it_may_still_write_to() {
 fn a_token_of_a_busy_disk_is_not_used() {
     on_io_thread(|io| async move {
         let disks = Disks::new(&io).await;
-        let bytes = ranges(16, &[(5, 1)]);
-        let populate = disks.send(&io, LUN_1, &out_cdb(0x10, 7, bytes.len()), &bytes, 0).await;
-        assert_eq!(populate.unwrap().status, Status::Good);
-        let receive = [0x84, 7, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0];
-        let (reply, data) = Disks::request(LUN_1, &receive, &[], 1024).send(&disks.nexus, &io).await;
-        assert_eq!(reply.unwrap().status, Status::Good);
+        let token = disks.token(&io, LUN_1, &[(5, 1)]).await;
         plot(&io, writes);
         let far = write(FAR);
         let mut late = Box::pin(disks.send(&io, LUN_1, &far, &[1; BLOCK], 0));
@@ -216,7 +221,7 @@ fn a_token_of_a_busy_disk_is_not_used() {
         begun(&io, abort.as_mut()).await;
         assert_eq!(late.await.unwrap_err(), TransportFault::Aborted);
         abort.await;
-        let bytes = using(&data[38..550], 0, &[(9, 1)]);
+        let bytes = using(&token, 0, &[(9, 1)]);
         let cdb = out_cdb(0x11, 8, bytes.len());
         assert_eq!(disks.status(&io, LUN_0, &cdb, &bytes, 0).await, Status::Busy);
         refused(disks.copy(&io, (LUN_0, 1), (LUN_1, 8)).await.unwrap());
@@ -231,12 +236,9 @@ fn a_token_of_a_busy_disk_is_not_used() {
 fn a_token_is_not_made_while_an_abandoned_write_may_land() {
     on_io_thread(|io| async move {
         let disks = Disks::new(&io).await;
+        let older = using(&disks.token(&io, LUN_1, &[(FAR.into(), 1)]).await, 0, &[(9, 1)]);
         let bytes = ranges(16, &[(FAR.into(), 1)]);
         let cdb = out_cdb(0x10, 7, bytes.len());
-        assert_eq!(disks.status(&io, LUN_1, &cdb, &bytes, 0).await, Status::Good);
-        let receive = [0x84, 7, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0];
-        let (_, data) = Disks::request(LUN_1, &receive, &[], 1024).send(&disks.nexus, &io).await;
-        let older = using(&data[38..550], 0, &[(9, 1)]);
         plot(&io, writes);
         // A write of the disk's own, and one of a copy from another disk.
         for own in [true, false] {
@@ -340,6 +342,37 @@ fn one_disk_of_a_copy_goes_while_the_other_hangs() {
             io.answer();
         });
     }
+}
+
+/// The source of a copy goes while its write may still land: nothing newer is overtaken by it.
+#[test]
+fn what_a_copy_without_its_source_may_still_write_is_waited_for() {
+    on_io_thread(|io| async move {
+        // A third disk is asked to copy, or the target to use a token.
+        for asked in [LUN_2, LUN_1] {
+            let disks = Disks::new(&io).await;
+            let bytes = if asked == LUN_2 {
+                list(1, 0, &[0, 1].map(|n| cscd(name(LUNS[n]))), &[segment(0, 1, 1, 1, FAR.into())])
+            } else {
+                using(&disks.token(&io, LUN_0, &[(1, 1)]).await, 0, &[(FAR.into(), 1)])
+            };
+            let cdb = out_cdb(if asked == LUN_2 { 0 } else { 0x11 }, 0, bytes.len());
+            plot(&io, writes);
+            let mut copy = Box::pin(disks.send(&io, asked, &cdb, &bytes, 0));
+            begun(&io, copy.as_mut()).await;
+            let copied = disks.detach(&io, LUN_0, copy).await.unwrap();
+            assert_eq!(copied.sense.expect("NOT REACHABLE").as_bytes()[12..14], [0x0d, 0x02]);
+            // That a disk has gone is told once.
+            while disks.status(&io, LUN_1, &[0; 6], &[], 0).await != Status::Good {}
+            let near = write(8);
+            let mut newer = Box::pin(disks.status(&io, LUN_1, &near, &[7; BLOCK], 0));
+            begun(&io, newer.as_mut()).await;
+            refused(disks.copy(&io, (LUN_2, 1), (LUN_1, 8)).await.unwrap());
+            io.answer();
+            assert_eq!(newer.await, Status::Good);
+            io.repent();
+        }
+    });
 }
 
 #[test]
