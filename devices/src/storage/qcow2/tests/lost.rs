@@ -91,6 +91,48 @@ fn nothing_is_published_after_a_barrier_that_failed() {
     }
 }
 
+/// A barrier that the kernel never began, for want of a thread, took nothing with it: all that was to follow follows later.
+#[test]
+fn what_a_barrier_that_was_not_begun_held_back_is_done_later() {
+    let Some(bench) = Bench::new() else { return };
+    for shape in ["cluster_size=512", "cluster_size=64k"] {
+        bench.img(&["create", "-q", "-f", "qcow2", "-o", shape, "empty.qcow2", "16M"]);
+        let run = |fails: Option<usize>| {
+            std::fs::copy(bench.path("empty.qcow2"), bench.path("late.qcow2")).unwrap();
+            let image = open(&bench.path("late.qcow2"));
+            let all = on_io_thread(move |io| async move {
+                let seen = Rc::new(Cell::new(0));
+                let counter = seen.clone();
+                io.plot(move |victim| {
+                    counter.set(counter.get() + usize::from(victim == Victim::Sync));
+                    let hit = victim == Victim::Sync && fails.is_some_and(|fails| counter.get() > fails);
+                    hit.then_some(Trick::Fail(libc::ECANCELED))
+                });
+                let result = work(&io, &image).await;
+                if fails.is_some() {
+                    assert_eq!(result.unwrap_err().kind, BlockErrorKind::HostResources, "{shape}, {fails:?}");
+                    io.repent();
+                    work(&io, &image).await.unwrap();
+                } else {
+                    result.unwrap();
+                }
+                let all = seen.get();
+                image.close(&io).await.unwrap();
+                assert!(!image.has_failed());
+                all
+            });
+            bench.check_clean("late.qcow2");
+            all
+        };
+        let all = run(None);
+        std::fs::copy(bench.path("late.qcow2"), bench.path("wanted.qcow2")).unwrap();
+        for fails in 0..all {
+            run(Some(fails));
+            bench.img(&["compare", "-f", "qcow2", "-F", "qcow2", "late.qcow2", "wanted.qcow2"]);
+        }
+    }
+}
+
 /// A table that could not be written for want of space is still in memory, and goes again with the next flush.
 #[test]
 fn tables_that_found_no_space_are_written_again() {
