@@ -29,6 +29,7 @@ mod single;
 mod stability;
 mod sys;
 mod throttle;
+mod zeros;
 
 pub use backing::Backing;
 pub use cache::CacheMode;

@@ -47,6 +47,8 @@ use layer::Layer;
 const BUDGET: u64 = 8 << 20;
 /// Unpacked clusters kept.
 const UNPACKED: usize = 4;
+/// Memory for clusters that are being unpacked, in bytes. One always has it.
+const UNPACKING: u64 = 8 << 20;
 /// Where flushes are ignored, tables are written back when they have waited so long.
 const LATEST: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 /// Clusters that one question after an extent looks at.
@@ -96,6 +98,8 @@ struct Chain {
     /// A task is about to write tables back.
     reminded: AtomicBool,
     unpacked: Mutex<VecDeque<Unpacked>>,
+    /// Memory for clusters that are being unpacked.
+    unpacking: Arc<Gate>,
 }
 
 /// A cluster that was unpacked.
@@ -249,6 +253,12 @@ impl Chain {
             return Ok(found.bytes.clone());
         }
         let Some(file) = self.layers.get(layer) else { return Ok(Arc::default()) };
+        // As it is in the file, once more for who unpacks it, and as it becomes.
+        let _memory = self.unpacking.enter(0..0, Access::Read, 2 * packed.len + file.header.cluster()).await;
+        // Another command was perhaps faster.
+        if let Some(found) = lock().iter().find(known) {
+            return Ok(found.bytes.clone());
+        }
         let bytes = Arc::new(file.unpack(io, packed).await?);
         let mut unpacked = lock();
         if unpacked.len() >= UNPACKED {

@@ -16,7 +16,7 @@ use super::header::{AUTOCLEAR_FIELD, Backing, Header};
 use super::layer::{Layer, UNPACKED_AT_ONCE};
 use super::meta::Meta;
 use super::snapshots;
-use super::{BUDGET, Chain, Qcow2Options};
+use super::{BUDGET, Chain, Qcow2Options, UNPACKING};
 use crate::iothread::Owner;
 use crate::storage::gate::Gate;
 use crate::storage::probe::open_quietly;
@@ -169,6 +169,7 @@ impl Chain {
             read_only: options.read_only,
             discard: options.discard,
             gate: Gate::new(BUDGET),
+            unpacking: Gate::new(UNPACKING),
             turn: Gate::new(0),
             growing: Gate::new(0),
             reminded: AtomicBool::new(false),

@@ -1,14 +1,10 @@
 //! Zeroing: whole clusters in the tables, the rest by writing.
 
 use super::entry::{Entry, OWNED, ZERO, offset};
-use super::layer::buffer;
 use super::{Access, Chain, Piece};
 use crate::iothread::Io;
-use crate::mem::FromGuest;
+use crate::storage::zeros::{ZEROS, zeros};
 use crate::storage::{BlockError, Unmap};
-
-/// Zeros written at once, in bytes.
-const WRITE_STEP: u64 = 256 << 10;
 
 impl Chain {
     /// Zeroes a range that was checked.
@@ -92,12 +88,10 @@ impl Chain {
             io.give_way().await;
             let (piece, run) = self.resolve(io, at, end - at).await?;
             if !matches!(piece, Piece::Zero) {
-                let zeros = buffer(run.min(WRITE_STEP))?;
                 let mut done = 0;
                 while done < run {
-                    let step = WRITE_STEP.min(run - done);
-                    self.put(io, at + done, FromGuest::new(zeros.window(0, step)), self.cache.is_stable())
-                        .await?;
+                    let step = ZEROS.min(run - done);
+                    self.put(io, at + done, zeros(step)?, self.cache.is_stable()).await?;
                     done += step;
                 }
             }

@@ -1,15 +1,19 @@
 use std::fs::{self, File};
+use std::future::poll_fn;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
 
 use super::*;
+use crate::iothread::mischief::{Trick, Victim};
 use crate::mem::SgList;
 use crate::storage::Image;
 use crate::storage::bounce::Bounce;
 use crate::storage::sys::DirectAlign;
 use crate::testing::conformance::{check, check_neighbours, contents};
-use crate::testing::{LoopDevice, on_io_thread, temp_file};
+use crate::testing::{LoopDevice, allocated_bytes, on_io_thread, temp_file};
 
 fn options(path: &Path, cache: CacheMode) -> RawOptions {
     RawOptions { path: path.into(), read_only: false, cache, sharing: Sharing::Exclusive }
@@ -401,5 +405,35 @@ fn a_device_is_as_long_as_the_host_makes_it_and_no_longer() {
         image.grow(&io, 4 << 20).await.unwrap();
         assert!(image.grow(&io, (4 << 20) + 512).await.is_err());
         image.write(&io, ByteOffset((4 << 20) - 4096), zeros(4096), Durability::Cached).await.unwrap();
+    });
+}
+
+/// Zeros that the host cannot make itself are written, however many commands do so, from one buffer.
+#[test]
+fn zeros_are_in_memory_once() {
+    let file = file_of(64 << 20);
+    let image = open(&file, CacheMode::Writeback).unwrap();
+    on_io_thread(move |io| async move {
+        io.plot(|victim| match victim {
+            Victim::Allocate => Some(Trick::Fail(libc::EOPNOTSUPP)),
+            Victim::Write { .. } => Some(Trick::Hang),
+            _ => None,
+        });
+        let before = allocated_bytes();
+        let mut zeroing: Vec<_> = (0..64)
+            .map(|at| image.zero(&io, Span { at: ByteOffset(at << 20), len: 1 << 20 }, Unmap::Keep))
+            .map(Box::pin)
+            .collect();
+        for _ in 0..3 {
+            for zero in &mut zeroing {
+                let pending = poll_fn(|cx| Poll::Ready(zero.as_mut().poll(cx).is_pending())).await;
+                assert!(pending);
+            }
+            io.sleep(Duration::from_millis(1)).await;
+        }
+        let bytes = allocated_bytes() - before;
+        assert!(bytes < 1 << 20, "{bytes}");
+        drop(zeroing);
+        io.answer();
     });
 }

@@ -4,17 +4,15 @@ use std::sync::atomic::Ordering;
 
 use super::{RawImage, note};
 use crate::iothread::{Hold, Io};
-use crate::mem::{FromGuest, SgList};
 use crate::storage::barrier::Barrier;
 use crate::storage::error::Action;
-use crate::storage::{BlockError, BlockErrorKind, Unmap};
+use crate::storage::zeros::{ZEROS, zeros};
+use crate::storage::{BlockError, Unmap};
 
 /// The host is asked for this many bytes at once, so that an abort does not wait for terabytes.
 const STEP: u64 = 1 << 30;
 /// No file system has larger blocks, in bytes.
 const FS_BLOCK: u64 = 64 << 10;
-/// Zeros written at once, in bytes.
-const WRITE_STEP: u64 = 256 << 10;
 
 impl RawImage {
     /// Zeroes a range that was checked.
@@ -87,19 +85,10 @@ impl RawImage {
     }
 
     async fn write_zeros(&self, io: &Io, at: u64, len: u64, hold: &Hold) -> Result<(), BlockError> {
-        if len == 0 {
-            return Ok(());
-        }
-        let size = len.min(WRITE_STEP);
-        let zeros =
-            usize::try_from(size).ok().and_then(|size| SgList::host(size, 4096)).ok_or_else(|| {
-                BlockError::new(BlockErrorKind::HostResources, "no host memory for a block of zeros")
-            })?;
         let mut done = 0;
         while done < len {
-            let step = size.min(len - done);
-            let from = FromGuest::new(zeros.window(0, step));
-            self.put(io, at + done, from, self.cache.is_stable(), hold).await?;
+            let step = ZEROS.min(len - done);
+            self.put(io, at + done, zeros(step)?, self.cache.is_stable(), hold).await?;
             done += step;
         }
         Ok(())

@@ -1,8 +1,11 @@
 //! Longer disks, and clusters that zstd compressed.
 
+use std::future::poll_fn;
 use std::task::Poll;
 
 use super::*;
+use crate::iothread::mischief::{Trick, Victim};
+use crate::testing::allocated_bytes;
 
 /// Makes an image longer while it is written to; QEMU reads the same afterwards.
 fn grows(bench: &Bench, shape: &str, backing: Option<&str>, from: u64, to: u64) {
@@ -119,4 +122,65 @@ fn clusters_that_zstd_compressed() {
         assert!(std::fs::metadata(&path).unwrap().len() < 800 << 10, "it is compressed");
         conforms(&bench, "packed.qcow2", options(&path), 5, 100);
     }
+}
+
+/// Clusters may have 2 MiB, and the guest decides how many are read at once.
+#[test]
+fn what_is_being_unpacked_is_bounded() {
+    const CLUSTER: usize = 2 << 20;
+    const COUNT: usize = 17;
+    let Some(bench) = Bench::new() else { return };
+    // Half of each cluster cannot be made smaller.
+    let mut seed = 1_u64;
+    let mut bytes = vec![0; COUNT * CLUSTER];
+    for cluster in bytes.chunks_mut(CLUSTER) {
+        for byte in cluster.iter_mut().take(CLUSTER / 2) {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            *byte = (seed >> 56) as u8;
+        }
+    }
+    std::fs::write(bench.path("plain.raw"), bytes).unwrap();
+    bench.img(&[
+        "convert",
+        "-f",
+        "raw",
+        "-O",
+        "qcow2",
+        "-c",
+        "-o",
+        "cluster_size=2M",
+        "plain.raw",
+        "packed.qcow2",
+    ]);
+    let path = bench.path("packed.qcow2");
+    assert!(std::fs::metadata(&path).unwrap().len() < (COUNT * CLUSTER) as u64, "it is compressed");
+    let image = open(&path);
+    on_io_thread(move |io| async move {
+        let read = |cluster: usize| {
+            let into = ToGuest::new(SgList::host(512, 512).unwrap());
+            Box::pin(image.read(&io, ByteOffset((cluster * CLUSTER) as u64), into))
+        };
+        // The tables are in memory then.
+        read(0).await.unwrap();
+        io.plot(|victim| matches!(victim, Victim::Read { .. }).then_some(Trick::Hang));
+        let before = allocated_bytes();
+        let mut reads: Vec<_> = (1..COUNT).map(read).collect();
+        for _ in 0..3 {
+            for read in &mut reads {
+                assert!(poll_fn(|cx| Poll::Ready(read.as_mut().poll(cx).is_pending())).await);
+            }
+            io.sleep(Duration::from_millis(1)).await;
+        }
+        let bytes = allocated_bytes() - before;
+        assert!(bytes < 6 << 20, "{bytes}");
+        io.repent();
+        io.answer();
+        // Who could not begin goes on; the others hear of an error.
+        let mut good = 0;
+        for read in reads {
+            good += usize::from(read.await.is_ok());
+        }
+        assert!(good > COUNT / 2, "{good}");
+        image.close(&io).await.unwrap();
+    });
 }
