@@ -7,6 +7,7 @@ mod full;
 mod grow;
 mod guard;
 mod hostile;
+mod hung;
 mod images;
 mod lost;
 
