@@ -49,6 +49,11 @@ fn huge_pages() -> io::Result<Vec<(u64, u64)>> {
     Ok(pools)
 }
 
+/// The file that says how many huge pages of `size` bytes the host has, and takes a new number.
+pub fn huge_page_pool(size: u64) -> String {
+    format!("/sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages", size >> 10)
+}
+
 /// Why an error of the host happened, without the number.
 pub fn reason(error: &io::Error) -> String {
     let text = error.to_string();

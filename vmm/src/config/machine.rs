@@ -62,9 +62,10 @@ fn memory(section: &Section<'_>, huge_pages: Option<u64>, host: &Host, errors: &
     let free = host.huge_pages.iter().find(|(size, _)| Some(*size) == huge_pages).map(|(_, free)| *free);
     if let Some(free) = free.filter(|free| memory / page > *free) {
         let hint = format!(
-            "but this host has free pages of {}: {free}, needed: {}; see /proc/sys/vm/nr_hugepages",
+            "but this host has free pages of {}: {free}, needed: {}; raise {}",
             size::show(page),
-            memory / page
+            memory / page,
+            host::huge_page_pool(page)
         );
         section.refuse("hugepages", &hint, errors);
     }

@@ -28,7 +28,7 @@ mod types;
 use std::path::Path;
 
 pub use error::{ConfigError, Origin};
-pub use host::{Host, Medium, medium, reason};
+pub use host::{Host, Medium, huge_page_pool, medium, reason};
 pub use smbios::{Bios, Part, Smbios, System};
 pub use types::*;
 

@@ -15,7 +15,9 @@ use thiserror::Error;
 use vm_memory::mmap::{MmapRegion, MmapRegionError};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
-/// Host mappings start at a multiple of this, and so do guest blocks: KVM can then use huge pages.
+use crate::config::huge_page_pool;
+
+/// Host mappings start at a multiple of this, or of a larger page, and so do guest blocks: KVM can then use huge pages.
 const HUGE: usize = 2 << 20;
 
 /// Where the pages come from.
@@ -30,8 +32,8 @@ pub enum Backing {
 /// Why there is no RAM for the guest.
 #[derive(Debug, Error)]
 pub enum RamError {
-    #[error("cannot map {len} bytes of guest memory{pages}: {source}")]
-    Map { len: u64, pages: &'static str, source: io::Error },
+    #[error("cannot map {len} bytes of guest memory{}: {source}; {}", kind(*huge), remedy(*huge))]
+    Map { len: u64, huge: Option<u64>, source: io::Error },
     #[error("cannot arrange guest memory: {0}")]
     Region(#[from] MmapRegionError),
     #[error("cannot arrange guest memory: {0}")]
@@ -92,7 +94,7 @@ fn pieces(block: &Block) -> Vec<(u64, u64)> {
 }
 
 fn memory_file(size: u64, huge: Option<u64>) -> Result<File, RamError> {
-    let fail = |source| RamError::Map { len: size, pages: pages(huge), source };
+    let fail = |source| RamError::Map { len: size, huge, source };
     let name = CString::new("guest-ram").map_err(|e| fail(e.into()))?;
     let flags = libc::MFD_CLOEXEC | huge_flags(huge, libc::MFD_HUGETLB);
     // SAFETY: a plain system call with a valid string; the result is checked.
@@ -113,42 +115,58 @@ fn huge_flags(huge: Option<u64>, flag: u32) -> u32 {
     huge.map_or(0, |size| flag | (size.trailing_zeros() << libc::MAP_HUGE_SHIFT))
 }
 
-fn pages(huge: Option<u64>) -> &'static str {
-    if huge.is_some() { " in huge pages (is vm.nr_hugepages large enough?)" } else { "" }
+fn kind(huge: Option<u64>) -> String {
+    huge.map_or_else(String::new, |size| format!(" in huge pages of {} KiB", size >> 10))
 }
 
-/// Maps `len` bytes at a huge-page boundary. The mapping lives as long as the process: guest RAM is never freed
-/// while I/O could still be under way.
-fn map_block(len: usize, file: Option<&File>, offset: u64, huge: Option<u64>) -> Result<*mut u8, RamError> {
-    use std::os::fd::AsRawFd;
-    let fail = || RamError::Map { len: len as u64, pages: pages(huge), source: io::Error::last_os_error() };
-    // Reserve more than needed, so that the start can be moved to a boundary.
-    let reserve = len + HUGE;
+fn remedy(huge: Option<u64>) -> String {
+    match huge {
+        Some(size) => format!("free pages are needed: raise {}", huge_page_pool(size)),
+        None => "lower `memory` in [vm], or raise the host's limit (vm.overcommit_memory, ulimit -v)".into(),
+    }
+}
+
+/// Reserves addresses for `len` bytes that start at a multiple of `align`.
+fn reserve(len: usize, align: usize) -> io::Result<*mut libc::c_void> {
+    // More than needed, so that the start can be moved to a boundary.
+    let whole = len.checked_add(align).ok_or(io::ErrorKind::OutOfMemory)?;
     // SAFETY: a new private reservation without access rights, placed by the kernel.
     #[allow(unsafe_code)]
     let start = unsafe {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        libc::mmap(std::ptr::null_mut(), reserve, libc::PROT_NONE, flags, -1, 0)
+        libc::mmap(std::ptr::null_mut(), whole, libc::PROT_NONE, flags, -1, 0)
     };
     if start == libc::MAP_FAILED {
-        return Err(fail());
+        return Err(io::Error::last_os_error());
     }
-    let aligned = start.map_addr(|a| a.next_multiple_of(HUGE));
+    Ok(start.map_addr(|a| a.next_multiple_of(align)))
+}
+
+/// Maps `len` bytes at a boundary of their pages. The mapping lives as long as the process: guest RAM is never freed
+/// while I/O could still be under way.
+fn map_block(len: usize, file: Option<&File>, offset: u64, huge: Option<u64>) -> Result<*mut u8, RamError> {
+    use std::os::fd::AsRawFd;
+    let fail = |source| RamError::Map { len: len as u64, huge, source };
+    let aligned = reserve(len, huge.map_or(HUGE, |size| HUGE.max(size as usize))).map_err(fail)?;
     let (fd, mut flags) = match file {
         Some(f) => (f.as_raw_fd(), libc::MAP_SHARED),
         None => (-1, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
     };
-    flags |= libc::MAP_FIXED | libc::MAP_NORESERVE;
+    flags |= libc::MAP_FIXED;
+    // Huge pages are reserved here: one that is not, and is missing when the guest comes to it, would be a SIGBUS.
+    if huge.is_none() {
+        flags |= libc::MAP_NORESERVE;
+    }
     if file.is_none() {
         flags |= huge_flags(huge, libc::MAP_HUGETLB as u32) as i32;
     }
-    // SAFETY: replaces a part of our own reservation: `aligned + len` ends within it.
+    // SAFETY: replaces a part of our own reservation, which `aligned..aligned + len` lies in.
     #[allow(unsafe_code)]
     let host = unsafe {
         libc::mmap(aligned, len, libc::PROT_READ | libc::PROT_WRITE, flags, fd, offset as libc::off_t)
     };
     if host == libc::MAP_FAILED {
-        return Err(fail());
+        return Err(fail(io::Error::last_os_error()));
     }
     for advice in [libc::MADV_HUGEPAGE, libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
         // SAFETY: advice about our own mapping; a kernel without it refuses, which is harmless.
@@ -199,5 +217,46 @@ mod tests {
         assert_eq!(parts(0x80000), [(0, 0x80000)]);
         assert_eq!(parts(0xb0000), [(0, 0xa0000)]);
         assert_eq!(pieces(&Block { addr: 1 << 32, len: 4096 }), [(1 << 32, 4096)]);
+    }
+
+    #[test]
+    fn a_mapping_starts_at_a_boundary_of_its_pages() {
+        for align in [HUGE, 1 << 30] {
+            // The kernel puts one below the other, so an odd length leaves an odd place for the next.
+            for len in [HUGE, HUGE + 4096, 3 << 30] {
+                assert_eq!(reserve(len, align).unwrap().addr() % align, 0, "{len} bytes at {align}");
+            }
+        }
+        assert!(reserve(usize::MAX, HUGE).is_err());
+    }
+
+    /// How many huge pages of this size can be had: free ones that nobody has reserved, and those that the kernel would add.
+    fn to_be_had(size: u64) -> Option<u64> {
+        let pool = format!("/sys/kernel/mm/hugepages/hugepages-{}kB", size >> 10);
+        let count = |name| -> Option<u64> {
+            std::fs::read_to_string(format!("{pool}/{name}")).ok()?.trim().parse().ok()
+        };
+        let free = count("free_hugepages")?.saturating_sub(count("resv_hugepages")?);
+        Some(free + count("nr_overcommit_hugepages")?.saturating_sub(count("surplus_hugepages")?))
+    }
+
+    /// What is not reserved in the beginning would end the process with SIGBUS once the guest comes to it.
+    #[test]
+    fn huge_pages_that_there_are_not_are_missed_at_the_start() {
+        for size in [2 << 20, 1 << 30] {
+            let Some(there) = to_be_had(size) else {
+                eprintln!("SKIPPED: this host has no huge pages of {size} bytes");
+                continue;
+            };
+            let len = (there + 1) * size;
+            let pool = format!("/sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages", size >> 10);
+            let file = memory_file(len, Some(size)).unwrap();
+            for file in [None, Some(&file)] {
+                let error = map_block(len as usize, file, 0, Some(size)).unwrap_err();
+                let RamError::Map { source, .. } = &error else { panic!("{error}") };
+                assert_eq!(source.kind(), io::ErrorKind::OutOfMemory, "{size}: {error}");
+                assert!(error.to_string().contains(&pool), "{error}");
+            }
+        }
     }
 }

@@ -138,7 +138,7 @@ fn values_of_the_wrong_type_or_out_of_bounds() {
         (
             "hugepages = \"1GiB\"",
             "`hugepages` in [vm] is \"1GiB\", but this host has free pages of 1GiB: 0, needed: 1; \
-             see /proc/sys/vm/nr_hugepages",
+             raise /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages",
         ),
         (
             "hugepages = []",
