@@ -19,6 +19,8 @@ use crate::transport::{Adapter, Port, Window, Worker, serve};
 const ABORT_POLL: Duration = Duration::from_millis(1);
 /// The same where the host takes its time.
 const ABORT_POLL_MAX: Duration = Duration::from_millis(50);
+/// For how long taking bus mastering away waits for the host at most.
+const LAST_DMA: Duration = Duration::from_secs(30);
 /// Longest serial number, in bytes.
 const MAX_SERIAL: usize = 31;
 
@@ -243,7 +245,7 @@ impl PciFunction for Megasas {
         let change = self.function.write(offset, data);
         if change.bus_master == Some(false) {
             // What the host still works on must not land in memory that the guest believes is its own.
-            self.port.reset();
+            self.port.quiesce(LAST_DMA);
         }
         self.port.refresh_interrupt();
     }

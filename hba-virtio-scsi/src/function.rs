@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use devices::bus::BusDevice;
 use devices::pci::config::cap as pci_cap;
@@ -29,6 +30,9 @@ const PORTS_MAX: u32 = 256;
 /// Length of the legacy BAR in bytes: a header with vectors and the device configuration, as a power of two.
 const LEGACY_SIZE: u32 =
     (legacy::HEADER_WITH_VECTORS as u32 + size_of::<ScsiConfig>() as u32).next_power_of_two();
+
+/// For how long taking bus mastering away waits for the host at most.
+const LAST_DMA: Duration = Duration::from_secs(30);
 
 /// Offsets in the capability that describes the access window (4.1.4.9).
 mod window {
@@ -155,7 +159,10 @@ impl PciFunction for Function {
     }
 
     fn config_write(&self, offset: u16, data: &[u8]) {
-        self.device.write(offset, data);
+        let change = self.device.write(offset, data);
+        if change.bus_master == Some(false) {
+            self.transport.quiesce(LAST_DMA);
+        }
         let Some(capability) = self.window else { return };
         if self.window_data(offset, data.len()).is_none() {
             return;

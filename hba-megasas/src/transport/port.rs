@@ -301,30 +301,56 @@ impl Port {
         self.finish(&mut inner);
     }
 
-    /// Back to power-on; READY shows when nothing of the time before is in flight.
-    pub(crate) fn reset(&self) {
-        self.begin(&mut lock(&self.inner), State::Ready);
-    }
-
     /// Back to power-on; returns when nothing of the time before is in flight, or the adapter is taken down.
     pub(crate) fn reset_and_wait(&self) {
         let mut inner = lock(&self.inner);
         self.begin(&mut inner, State::Ready);
-        let mut patience = SLOW_RESET;
-        while inner.registers.is_quiescing() && !self.is_closed() {
-            let waited = self.quiet.wait_timeout(inner, patience);
-            let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-            inner = guard;
-            if timeout.timed_out() && inner.registers.is_quiescing() {
-                drop(inner);
-                let disks = self.adapter.unfinished();
-                // None is known where the disk has been detached, or the host keeps the I/O thread itself.
-                let whom = if disks.is_empty() { disks } else { format!(" for {disks}") };
-                tracing::warn!("megasas: the reset waits for the host, which does not answer{whom}");
-                patience *= 2;
-                inner = lock(&self.inner);
-            }
+        self.wait(inner, "the reset", None);
+    }
+
+    /// Bus mastering is off: as [`Self::reset_and_wait`], because when it returns the guest hands its memory over to others. But
+    /// for `limit` at most: guests make no other access to any configuration space while one lasts.
+    pub(crate) fn quiesce(&self, limit: Duration) {
+        let mut inner = lock(&self.inner);
+        self.begin(&mut inner, State::Ready);
+        if !self.wait(inner, "taking bus mastering away", Some(limit)) {
+            devices::log_limited!(
+                error,
+                "megasas: bus mastering is off, but the host has not answered{}: what it still reads may reach the guest's \
+                 memory later; disks with `bounce = true` have no such reads",
+                self.whom()
+            );
         }
+    }
+
+    /// Waits until everything is quiet, for `limit` at most; returns whether it is, or the adapter was taken down.
+    fn wait<'a>(&'a self, mut inner: MutexGuard<'a, Inner>, what: &str, limit: Option<Duration>) -> bool {
+        let (begin, mut patience) = (Instant::now(), SLOW_RESET);
+        let mut word = patience;
+        while inner.registers.is_quiescing() && !self.is_closed() {
+            let waited = begin.elapsed();
+            let left = limit.map_or(Duration::MAX, |limit| limit.saturating_sub(waited));
+            if left.is_zero() {
+                return false;
+            }
+            if waited >= word {
+                drop(inner);
+                tracing::warn!("megasas: {what} waits for the host, which does not answer{}", self.whom());
+                patience *= 2;
+                word = waited + patience;
+                inner = lock(&self.inner);
+                continue;
+            }
+            let pause = left.min(word - waited);
+            (inner, _) = self.quiet.wait_timeout(inner, pause).unwrap_or_else(PoisonError::into_inner);
+        }
+        true
+    }
+
+    /// The disks that are waited for. None is known where the disk has been detached, or the host keeps the I/O thread itself.
+    fn whom(&self) -> String {
+        let disks = self.adapter.unfinished();
+        if disks.is_empty() { disks } else { format!(" for {disks}") }
     }
 
     /// Begins a reset that ends in READY or FAULT.

@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use devices::iothread::{Io, IoThread, Remote};
+use devices::pci::PciFunction;
 use devices::scsi::Image;
 use devices::storage::{CacheMode, RawImage, RawOptions, Sharing};
 use hba_megasas::Model;
@@ -148,6 +149,26 @@ fn a_disk_that_hangs_does_not_cost_the_board() {
         }
         assert_eq!(bench.send(raid, 0, true, FAR).0, 0);
         assert_eq!(bench.send(raid, 0, false, FAR), (0, 0, vec![BUFFER; 512]));
+    }
+}
+
+/// The virtual CPU that takes bus mastering away goes on, and nothing lands later.
+#[test]
+fn bus_mastering_off_does_not_wait_for_a_disk_that_hangs() {
+    let mut bench = Bench::new(true, Image::private);
+    let (address, data) = bench.hang(true, false);
+    let begin = Instant::now();
+    bench.guest.hba.config_write(4, &3_u16.to_le_bytes());
+    assert!(begin.elapsed() < AT_ONCE, "{:?}", begin.elapsed());
+    for (at, len) in [(address, 64), (data, 512)] {
+        bench.guest.poke(at, &vec![OTHER; len]);
+    }
+    bench.host(|io| {
+        io.repent();
+        io.land();
+    });
+    for (at, len) in [(address, 64), (data, 512)] {
+        assert_eq!(bench.guest.peek(at, len), vec![OTHER; len]);
     }
 }
 

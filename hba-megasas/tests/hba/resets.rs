@@ -64,6 +64,30 @@ fn bus_mastering_off_and_on() {
     });
 }
 
+/// Nothing lands after the write that takes bus mastering away has returned: a kernel that starts another one hands its memory
+/// over then.
+#[test]
+fn bus_mastering_off_waits_for_what_is_under_way() {
+    let mut guest = started();
+    let (frame, data) = guest.held_read(0, 3);
+    // The host has answered, the thread has something else to do first.
+    let (begun, begins) = std::sync::mpsc::channel();
+    guest._thread.remote().spawn(move |_| async move {
+        begun.send(()).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+    });
+    begins.recv().unwrap();
+    guest.recording(0).hold(false);
+    guest.hba.config_write(4, &3_u16.to_le_bytes());
+    for (at, len) in [(frame, 64), (data, 512)] {
+        guest.poke(at, &vec![0x77; len]);
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    for (at, len) in [(frame, 64), (data, 512)] {
+        assert_eq!(guest.peek(at, len), vec![0x77; len]);
+    }
+}
+
 #[test]
 fn system_reset() {
     canary(|guest| {

@@ -44,7 +44,8 @@ impl Transport {
         }
     }
 
-    /// A write at the ports. Fields take their own width, the device configuration any.
+    /// A write at the ports. Fields take their own width, the device configuration any. During a reset nothing is taken but
+    /// another one, which waits for it.
     pub(crate) fn write_legacy(&self, offset: u64, data: &[u8]) {
         if let Some(at) = offset.checked_sub(self.legacy_header()) {
             return self.write_config_bytes(at, data);
@@ -54,12 +55,14 @@ impl Transport {
             (legacy::DEVICE_STATUS, &[value]) => {
                 // FEATURES_OK is not known here (3.1.2).
                 let mut registers = self.lock();
-                registers.status |= value & status::DRIVER_BITS & !status::FEATURES_OK;
+                if !registers.resetting {
+                    registers.status |= value & status::DRIVER_BITS & !status::FEATURES_OK;
+                }
             }
             (legacy::DRIVER_FEATURES, &[a, b, c, d]) => {
                 let features = u32::from_le_bytes([a, b, c, d]) & self.offered_legacy();
                 let mut registers = self.lock();
-                if registers.status & status::DRIVER_OK == 0 {
+                if registers.status & status::DRIVER_OK == 0 && !registers.resetting {
                     registers.set_driver_features(features.into());
                     self.negotiated.store(features.into(), std::sync::atomic::Ordering::Relaxed);
                 }
@@ -108,6 +111,10 @@ impl Transport {
     /// queue buffers before DRIVER_OK (3.1.2). Page 0 takes it away.
     fn place_queue(&self, page: u32) {
         let mut registers = self.lock();
+        if registers.resetting {
+            // What is started now would outlive the reset.
+            return;
+        }
         let index = registers.queue_select();
         if page == 0 {
             self.reset_queue(&mut registers, index);

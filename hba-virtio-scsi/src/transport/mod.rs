@@ -19,7 +19,7 @@ mod tests;
 use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(crate) use bar::{BAR_SIZE, NOTIFY_MULTIPLIER, Window};
 pub(crate) use isr::Signal;
@@ -37,8 +37,8 @@ pub(crate) trait Device: Send + Sync {
     fn read_config(&self, offset: u64, data: &mut [u8]);
     /// Writes the device configuration.
     fn write_config(&self, offset: u64, data: &[u8]);
-    /// A reset has begun with commands in flight: end them. Returns at once; [`Transport::aborted`] says when it is
-    /// done.
+    /// A reset has begun with commands in flight, or bus mastering was taken away: end them. Returns at once;
+    /// [`Transport::aborted`] says when it is done.
     fn abort(&self, transport: Arc<Transport>);
     /// The disks that the host does not answer for, which hold a reset up; empty when there is none.
     fn unfinished(&self) -> String;
@@ -50,7 +50,7 @@ pub(crate) trait Device: Send + Sync {
 const TRANSPORT_FEATURES: u64 =
     feature::VERSION_1 | feature::RING_INDIRECT_DESC | feature::RING_EVENT_IDX | feature::RING_RESET;
 
-/// After how long a system reset that waits for commands says so; after twice as long again, and so on.
+/// After how long a wait for commands says so; after twice as long again, and so on.
 const SLOW_RESET: Duration = Duration::from_secs(5);
 
 /// Properties fixed when the device is made.
@@ -71,7 +71,7 @@ pub(crate) struct Transport {
     queues: Box<[Arc<Queue>]>,
     limits: Limits,
     registers: Mutex<Registers>,
-    /// Signalled when a reset is complete.
+    /// Signalled when a reset is complete, or commands have been ended without one.
     quiet: Condvar,
     isr: Isr,
     negotiated: AtomicU64,
@@ -183,13 +183,14 @@ impl Transport {
         }
     }
 
-    /// The device has ended what it could for a reset.
+    /// The device has ended what it could.
     pub(crate) fn aborted(&self) {
         let mut registers = self.lock();
         registers.aborting = false;
         if registers.resetting {
             self.finish_reset(&mut registers);
         }
+        self.quiet.notify_all();
     }
 
     /// Whether commands of any queue are in flight.
@@ -203,20 +204,76 @@ impl Transport {
         if !registers.resetting {
             self.begin_reset(&mut registers);
         }
-        let mut patience = SLOW_RESET;
-        while registers.resetting && !self.is_closed() {
-            let waited = self.quiet.wait_timeout(registers, patience);
-            let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-            registers = guard;
-            if timeout.timed_out() && registers.resetting {
-                drop(registers);
-                let disks = self.device.unfinished();
-                // None is known where the disk has been detached, or the host keeps the I/O thread itself.
-                let whom = if disks.is_empty() { disks } else { format!(" for {disks}") };
-                tracing::warn!("virtio-scsi: the reset waits for the host, which does not answer{whom}");
-                patience *= 2;
-                registers = self.lock();
+        self.wait(registers, "the reset", |registers| registers.resetting, None);
+    }
+
+    /// Bus mastering is off: ends what is in flight and waits until none of it can reach guest memory, or the device is taken
+    /// down. Linux says nothing else to the device before it hands its memory over to another kernel. Waits for `limit` at most:
+    /// guests make no other access to any configuration space while one lasts.
+    pub(crate) fn quiesce(&self, limit: Duration) {
+        let mut registers = self.lock();
+        if !self.is_busy() {
+            return;
+        }
+        self.begin_abort(&mut registers);
+        let busy = |registers: &Registers| registers.aborting || registers.resetting;
+        if !self.wait(registers, "taking bus mastering away", busy, Some(limit)) {
+            devices::log_limited!(
+                error,
+                "virtio-scsi: bus mastering is off, but the host has not answered{}: what it still reads may reach the guest's \
+                 memory later; disks with `bounce = true` have no such reads",
+                self.whom()
+            );
+        }
+    }
+
+    /// Waits while `busy`, for `limit` at most; returns whether that has ended, or the device was taken down.
+    fn wait<'a>(
+        &'a self,
+        mut registers: MutexGuard<'a, Registers>,
+        what: &str,
+        busy: impl Fn(&Registers) -> bool,
+        limit: Option<Duration>,
+    ) -> bool {
+        let (begin, mut patience) = (Instant::now(), SLOW_RESET);
+        let mut word = patience;
+        while busy(&registers) && !self.is_closed() {
+            let waited = begin.elapsed();
+            let left = limit.map_or(Duration::MAX, |limit| limit.saturating_sub(waited));
+            if left.is_zero() {
+                return false;
             }
+            if waited >= word {
+                drop(registers);
+                tracing::warn!(
+                    "virtio-scsi: {what} waits for the host, which does not answer{}",
+                    self.whom()
+                );
+                patience *= 2;
+                word = waited + patience;
+                registers = self.lock();
+                continue;
+            }
+            let pause = left.min(word - waited);
+            (registers, _) =
+                self.quiet.wait_timeout(registers, pause).unwrap_or_else(PoisonError::into_inner);
+        }
+        true
+    }
+
+    /// The disks that are waited for. None is known where the disk has been detached, or the host keeps the I/O thread itself.
+    fn whom(&self) -> String {
+        let disks = self.device.unfinished();
+        if disks.is_empty() { disks } else { format!(" for {disks}") }
+    }
+
+    fn begin_abort(&self, registers: &mut Registers) {
+        // One that is under way finds all there is.
+        if !registers.aborting
+            && let Some(this) = self.this.upgrade()
+        {
+            registers.aborting = true;
+            self.device.abort(this);
         }
     }
 
@@ -225,11 +282,8 @@ impl Transport {
         for (queue, state) in self.queues.iter().zip(&mut registers.queues) {
             state.draining = !queue.stop();
         }
-        if registers.queues.iter().any(|queue| queue.draining)
-            && let Some(this) = self.this.upgrade()
-        {
-            registers.aborting = true;
-            self.device.abort(this);
+        if registers.queues.iter().any(|queue| queue.draining) {
+            self.begin_abort(registers);
         }
         self.finish_reset(registers);
     }
@@ -241,6 +295,8 @@ impl Transport {
         }
         *registers = Registers::new(self.queues.len(), self.limits.queue_size);
         for queue in &self.queues {
+            let quiet = queue.stop();
+            debug_assert!(quiet, "a queue that was started during the reset");
             queue.set_vector(NO_VECTOR);
         }
         self.negotiated.store(0, Ordering::Relaxed);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use devices::mem::{Dma, GuestRam};
 use vm_memory::{Bytes, GuestAddress};
@@ -9,6 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{Device, Limits, Signal, Transport};
 use crate::queue::{Done, Flushed, Next, Queue};
 use crate::ring::Chain;
+use crate::spec::legacy;
 
 #[derive(Default)]
 struct Recorder {
@@ -259,4 +261,65 @@ fn a_failure_before_a_reset_is_not_one_after_it() {
     bench.start();
     bench.transport.fail(0, &"a test");
     assert_eq!(bench.status(), 15);
+}
+
+/// Reset does not stop what is started after it began, so nothing may be: its ring would be the next driver's memory.
+#[test]
+fn no_queue_is_placed_during_a_reset() {
+    let bench = Bench::new();
+    bench.write(22, &[1, 0]);
+    bench.write(58, &[1, 0]);
+    assert_eq!(bench.word(28), 0);
+    let head = bench.take(0).unwrap();
+    bench.write(20, &[0]);
+    assert_eq!(bench.status(), 15);
+    bench.transport.write_legacy(legacy::QUEUE_SELECT, &[1, 0]);
+    bench.transport.write_legacy(legacy::QUEUE_ADDRESS, &4_u32.to_le_bytes());
+    bench.transport.write_legacy(legacy::DEVICE_STATUS, &[0x80]);
+    assert_eq!((bench.queue(1).is_running(), bench.status()), (false, 15));
+    let ended = AtomicU32::new(0);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            bench.transport.write_legacy(legacy::DEVICE_STATUS, &[0]);
+            ended.store(1, Ordering::Relaxed);
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!((ended.load(Ordering::Relaxed), bench.status()), (0, 15), "a legacy reset joins it");
+        assert!(bench.give(0, head).drained);
+        bench.transport.aborted();
+    });
+    assert_eq!((bench.status(), bench.resets(), bench.device.aborts.load(Ordering::Relaxed)), (0, 1, 1));
+    assert!(!bench.queue(1).is_running());
+}
+
+/// Virtual CPUs are not held up for as long as a host hangs, and a reset that comes meanwhile is one.
+#[test]
+fn bus_mastering_off_waits_within_bounds() {
+    let bench = Bench::new();
+    bench.transport.quiesce(Duration::from_secs(100));
+    assert_eq!(bench.device.aborts.load(Ordering::Relaxed), 0, "nothing is in flight");
+    let head = bench.take(0).unwrap();
+    bench.transport.quiesce(Duration::from_millis(10));
+    assert_eq!((bench.status(), bench.device.aborts.load(Ordering::Relaxed)), (15, 1));
+    std::thread::scope(|threads| {
+        threads.spawn(|| bench.transport.quiesce(Duration::from_secs(100)));
+        bench.write(20, &[0]);
+        assert!(bench.give(0, head).drained);
+        assert_eq!(bench.status(), 15);
+        bench.transport.aborted();
+    });
+    assert_eq!((bench.status(), bench.resets(), bench.device.aborts.load(Ordering::Relaxed)), (0, 1, 1));
+    let head = {
+        bench.start();
+        bench.take(1).unwrap()
+    };
+    std::thread::scope(|threads| {
+        threads.spawn(|| bench.transport.quiesce(Duration::from_secs(100)));
+        while bench.device.aborts.load(Ordering::Relaxed) < 2 {
+            std::thread::yield_now();
+        }
+        bench.give(1, head);
+        bench.transport.aborted();
+    });
+    assert_eq!((bench.status(), bench.resets()), (15, 1), "the device lives");
 }

@@ -336,12 +336,16 @@ fn a_queue_reset_keeps_the_rest_going() {
 #[test]
 fn bus_mastering_off_in_flight() {
     let mut bench = Bench::new(one(), 1, 0);
-    let (_, response, _) = bench.held_read(2, 1);
+    let (_, response, data) = bench.held_read(2, 1);
     let used = bench.guest.queues[2].used + 2;
     let before = bench.guest.peek16(used);
     bench.guest.hba.config_write(4, &2_u16.to_le_bytes());
+    // A kernel that starts another one has no other way to take its memory back.
+    bench.guest.poke(data, &[0x77; 512]);
     bench.image().hold(false);
     bench.guest.wait_for("needs reset", || bench.guest.status() & 0x40 != 0);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(bench.guest.peek(data, 512), [0x77; 512]);
     assert_eq!(bench.guest.peek(response, 108), [0xee; 108]);
     assert_eq!(bench.guest.peek16(used), before);
     bench.guest.hba.config_write(4, &6_u16.to_le_bytes());

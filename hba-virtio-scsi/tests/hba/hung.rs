@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use devices::iothread::{Io, IoThread, Remote};
+use devices::pci::PciFunction;
 use devices::scsi::{Disk, Image, LogicalUnit, Lun, Nexus, Target, suite};
 use devices::storage::{CacheMode, RawImage, RawOptions, Sharing};
 use hba_virtio_scsi::Options;
@@ -129,6 +130,22 @@ fn a_reset_does_not_wait_for_a_disk_that_hangs() {
         assert_eq!((reply.response, reply.status), (0, 0));
         assert_eq!(bench.block(), [0x33; 512]);
     }
+}
+
+/// The virtual CPU that takes bus mastering away goes on, and nothing lands later.
+#[test]
+fn bus_mastering_off_does_not_wait_for_a_disk_that_hangs() {
+    let mut bench = Bench::new(Image::private);
+    let (_, data) = bench.hang(false);
+    let begin = Instant::now();
+    bench.guest.hba.config_write(4, &2_u16.to_le_bytes());
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    bench.guest.poke(data, &[OTHER; 512]);
+    bench.host(|io| {
+        io.repent();
+        io.land();
+    });
+    assert_eq!(bench.guest.peek(data, 512), [OTHER; 512]);
 }
 
 /// What the kernel was given with the guest's own memory holds the reset up.
