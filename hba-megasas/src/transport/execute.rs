@@ -80,6 +80,7 @@ async fn direct(token: FrameToken, header: FrameHeader, opcode: u32, mailbox: [u
         Ok(Reply::Shutdown) => {
             let epoch = token.ticket().epoch;
             worker.end_wait();
+            worker.port().drop_waiting(epoch);
             token.complete(Status::Ok);
             worker.flush();
             worker.signal();

@@ -55,6 +55,8 @@ struct Inbound {
 struct Inner {
     registers: Registers,
     ring: Option<ReplyRing>,
+    /// The firmware starts anew when everything is quiet; else it only waits for the next driver.
+    restarting: bool,
     /// The I/O thread is ending commands.
     aborting: bool,
 }
@@ -85,7 +87,8 @@ impl Port {
         let doorbell = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let frames = Vec::with_capacity(Self::queue_limit(model));
         let page = Arc::new(RegisterPage::new()?);
-        let inner = Inner { registers: Registers::new(model, page.clone()), ring: None, aborting: false };
+        let registers = Registers::new(model, page.clone());
+        let inner = Inner { registers, ring: None, restarting: false, aborting: false };
         Ok(Arc::new_cyclic(|this| Self {
             this: this.clone(),
             model,
@@ -218,7 +221,8 @@ impl Port {
     /// INIT: the reply ring of `info`, which the frame of `epoch` brought. Once until the next reset.
     pub(crate) fn initialise(&self, epoch: u64, info: &QueueInfo) -> Result<(), Status> {
         let mut inner = lock(&self.inner);
-        if inner.registers.state() != State::Ready || self.epoch() != epoch {
+        let ready = inner.registers.state() == State::Ready && !inner.registers.is_quiescing();
+        if !ready || self.epoch() != epoch {
             return Err(Status::WrongState);
         }
         inner.ring = Some(ReplyRing::open(&self.dma, info, self.model.max_commands())?);
@@ -270,12 +274,29 @@ impl Port {
         }
     }
 
-    /// The controller was shut down: frames are taken as before INIT, what was posted can still be seen.
+    /// The controller is being shut down, and the driver is about to hear of it: what waits is of the time before.
+    pub(crate) fn drop_waiting(&self, epoch: u64) {
+        let mut inbound = lock(&self.inbound);
+        if self.epoch() == epoch {
+            self.clear(&mut inbound);
+        }
+    }
+
+    /// The controller was shut down: what is still in flight ends as at a reset, and READY shows when it has; what was posted
+    /// can still be seen. Frames that a driver sends as soon as it hears of the end are taken, as before INIT, while nothing is
+    /// in flight.
     pub(crate) fn retire(&self, epoch: u64) {
         let mut inner = lock(&self.inner);
         if self.epoch() == epoch {
-            inner.ring = None;
+            let mut inbound = lock(&self.inbound);
+            let open = inbound.open && self.in_flight() == 0;
+            if !open {
+                self.clear(&mut inbound);
+            }
+            self.end_epoch(&mut inner, inbound, open);
             inner.registers.retire();
+            inner.restarting = false;
+            self.abort(&mut inner);
         }
     }
 
@@ -356,14 +377,29 @@ impl Port {
     /// Begins a reset that ends in READY or FAULT.
     fn begin(&self, inner: &mut Inner, state: State) {
         let mut inbound = lock(&self.inbound);
+        self.clear(&mut inbound);
+        self.end_epoch(inner, inbound, false);
+        inner.registers.begin(state);
+        inner.restarting = true;
+        self.deassert();
+        self.abort(inner);
+    }
+
+    fn clear(&self, inbound: &mut Inbound) {
         inbound.frames.clear();
         self.waiting.store(false, Ordering::Relaxed);
-        inbound.open = false;
+    }
+
+    /// No frame of this time is posted any more, and new ones are taken if `open`.
+    fn end_epoch(&self, inner: &mut Inner, mut inbound: MutexGuard<'_, Inbound>, open: bool) {
+        inbound.open = open;
         self.epoch.fetch_add(1, Ordering::AcqRel);
         drop(inbound);
         inner.ring = None;
-        inner.registers.begin(state);
-        self.deassert();
+    }
+
+    /// Ends what is in flight.
+    fn abort(&self, inner: &mut Inner) {
         if self.in_flight() > 0
             && !inner.aborting
             && let Some(this) = self.this.upgrade()
@@ -374,14 +410,16 @@ impl Port {
         self.finish(inner);
     }
 
-    /// Ends a reset once nothing is left of the time before.
+    /// Ends a reset or a shutdown once nothing is left of the time before.
     fn finish(&self, inner: &mut Inner) {
         if !inner.registers.is_quiescing() || inner.aborting || self.in_flight() > 0 {
             return;
         }
         // READY comes last: the driver may see it without the lock.
         if inner.registers.state() == State::Ready {
-            self.adapter.restart();
+            if inner.restarting {
+                self.adapter.restart();
+            }
             lock(&self.inbound).open = !self.is_closed();
         }
         inner.registers.quiet();

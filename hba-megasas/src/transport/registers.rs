@@ -202,9 +202,9 @@ impl Registers {
         self.publish();
     }
 
-    /// The controller was shut down: READY, with what the driver has yet to see left in place.
+    /// The controller was shut down: READY once everything is quiet, with what the driver has yet to see left in place.
     pub(crate) fn retire(&mut self) {
-        self.state = State::Ready;
+        (self.state, self.quiescing) = (State::Ready, true);
         self.publish();
     }
 

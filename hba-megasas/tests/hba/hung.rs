@@ -12,7 +12,7 @@ use devices::scsi::Image;
 use devices::storage::{CacheMode, RawImage, RawOptions, Sharing};
 use hba_megasas::Model;
 
-use crate::guest::{Frame, Guest, drive, options};
+use crate::guest::{Frame, Guest, PRODUCER, drive, options};
 
 /// What is on the disks, in the guest's memory, and what the guest puts there when that is its own again.
 const OLD: u8 = 0x55;
@@ -188,4 +188,38 @@ fn without_memory_of_the_process_the_reset_waits_for_the_host() {
     bench.host(|io| io.land());
     bench.guest.wait_ready();
     assert_eq!(bench.guest.peek(data, 512), [OLD; 512], "what is not to happen later");
+}
+
+/// What is under way at a shutdown ends with it: its memory is another driver's, or the next kernel's.
+#[test]
+fn nothing_lands_after_a_shutdown() {
+    for (opcode, private) in
+        [(0x0105_0000, true), (0x0106_0000, true), (0x0105_0000, false), (0x0106_0000, false)]
+    {
+        let mut bench = Bench::new(true, |image| if private { image.private() } else { image });
+        let (address, data) = bench.hang(true, false);
+        bench.guest.send(&Frame::dcmd(opcode, &[]).context(6));
+        assert_eq!(bench.guest.wait_reply(), 6, "the completion can still be seen");
+        if !private {
+            std::thread::sleep(Duration::from_millis(100));
+            assert_ne!(bench.guest.state(), 0xb, "the kernel can still write the data");
+            bench.host(|io| io.land());
+        }
+        bench.guest.wait_ready();
+        for (at, len) in [(address, 64), (data, 512)] {
+            bench.guest.poke(at, &vec![OTHER; len]);
+        }
+        assert_eq!(bench.guest.init(1009), 0, "another driver");
+        let producer = bench.guest.word(PRODUCER);
+        bench.host(|io| {
+            io.repent();
+            io.land();
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        for (at, len) in [(address, 64), (data, 512)] {
+            assert_eq!(bench.guest.peek(at, len), vec![OTHER; len]);
+        }
+        assert_eq!(bench.guest.word(PRODUCER), producer);
+        assert_eq!(bench.send(true, 0, false, FAR), (0, 0, vec![OLD; 512]));
+    }
 }
