@@ -1,5 +1,7 @@
-//! Admission of transfers to an image: ranges that must not be changed meanwhile, and bounce memory.
+//! Admission of transfers to an image: ranges that must not be changed meanwhile, and bounce memory. Who leaves lets in whom it
+//! kept out, and nobody else is woken.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,7 +43,7 @@ impl Entry {
 #[derive(Default)]
 struct State {
     /// In the order of arrival, which is the order of ids.
-    entries: Vec<Entry>,
+    entries: VecDeque<Entry>,
     next: u64,
     used: u64,
     /// Entries that exclude writes.
@@ -80,7 +82,15 @@ impl Gate {
         }
         let id = state.next;
         state.next += 1;
-        state.entries.push(Entry { id, range, access, bytes: 0, admitted: true, holders: 1, waker: None });
+        state.entries.push_back(Entry {
+            id,
+            range,
+            access,
+            bytes: 0,
+            admitted: true,
+            holders: 1,
+            waker: None,
+        });
         drop(state);
         Some(Hold::new(self.clone(), id))
     }
@@ -90,31 +100,74 @@ impl Gate {
         let id = state.next;
         state.next += 1;
         state.modifications += usize::from(access == Access::Modify);
-        state.entries.push(Entry { id, range, access, bytes, admitted: false, holders: 1, waker: None });
+        state.entries.push_back(Entry { id, range, access, bytes, admitted: false, holders: 1, waker: None });
         id
     }
 
     fn poll_admission(&self, id: u64, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.lock();
-        let State { entries, used, modifications, .. } = &mut *state;
-        let Ok(place) = entries.binary_search_by_key(&id, |entry| entry.id) else { return Poll::Ready(()) };
-        let (earlier, rest) = entries.split_at_mut(place);
-        let Some(entry) = rest.first_mut() else { return Poll::Ready(()) };
-        if entry.bytes == 0 && *modifications == 0 {
-            entry.admitted = true;
+        let Ok(place) = state.entries.binary_search_by_key(&id, |entry| entry.id) else {
+            return Poll::Ready(());
+        };
+        let Some(entry) = state.entries.get(place) else { return Poll::Ready(()) };
+        if entry.admitted {
             return Poll::Ready(());
         }
-        // Memory goes in order too, so that a large request is not overtaken for ever. One alone always gets it.
+        // Memory goes in order too, so that a large request is not overtaken for ever.
         let starved = entry.bytes > 0
-            && ((*used > 0 && *used + entry.bytes > self.budget)
-                || earlier.iter().any(|e| e.bytes > 0 && !e.admitted));
-        if starved || earlier.iter().any(|e| e.excludes(entry)) {
-            entry.waker = Some(cx.waker().clone());
-            return Poll::Pending;
+            && (!state.has_room(entry.bytes, self.budget)
+                || state.entries.range(..place).any(|e| e.bytes > 0 && !e.admitted));
+        let admitted = !starved && !state.is_excluded(place);
+        let State { entries, used, .. } = &mut *state;
+        let Some(entry) = entries.get_mut(place) else { return Poll::Ready(()) };
+        if admitted {
+            entry.admitted = true;
+            *used += entry.bytes;
+            return Poll::Ready(());
         }
-        entry.admitted = true;
-        *used += entry.bytes;
-        Poll::Ready(())
+        // Dropped after the lock.
+        let _before = entry.waker.replace(cx.waker().clone());
+        drop(state);
+        Poll::Pending
+    }
+}
+
+impl State {
+    /// Whether so much memory can be lent. One alone always gets it.
+    fn has_room(&self, bytes: u64, budget: u64) -> bool {
+        self.used == 0 || self.used + bytes <= budget
+    }
+
+    /// Whether an earlier one excludes the one at this place.
+    fn is_excluded(&self, place: usize) -> bool {
+        self.modifications > 0
+            && self
+                .entries
+                .get(place)
+                .is_some_and(|entry| self.entries.range(..place).any(|e| e.excludes(entry)))
+    }
+
+    /// Lets in who waited for the one that is gone, or for its memory; returns whom to wake.
+    fn admit(&mut self, gone: &Entry, budget: u64) -> Vec<Waker> {
+        let (mut wakers, mut memory_waits) = (Vec::new(), false);
+        for place in 0..self.entries.len() {
+            let Some(entry) = self.entries.get(place).filter(|entry| !entry.admitted) else { continue };
+            let may = match entry.bytes {
+                0 => gone.excludes(entry),
+                bytes => !memory_waits && self.has_room(bytes, budget),
+            };
+            let admitted = may && !self.is_excluded(place);
+            let State { entries, used, .. } = self;
+            let Some(entry) = entries.get_mut(place) else { continue };
+            if admitted {
+                entry.admitted = true;
+                *used += entry.bytes;
+                wakers.extend(entry.waker.take());
+            } else {
+                memory_waits |= entry.bytes > 0;
+            }
+        }
+        wakers
     }
 }
 
@@ -137,13 +190,12 @@ impl Claims for Gate {
                 return;
             }
         }
-        let gone = state.entries.remove(place);
+        let Some(gone) = state.entries.remove(place) else { return };
         state.modifications -= usize::from(gone.access == Access::Modify);
         if gone.admitted {
             state.used -= gone.bytes;
         }
-        let waiting = state.entries.iter_mut().skip(place).filter_map(|entry| entry.waker.take());
-        let wakers: Vec<Waker> = waiting.collect();
+        let wakers = state.admit(&gone, self.budget);
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -201,6 +253,48 @@ mod tests {
         drop(poll(modify.as_mut()).unwrap());
         drop(gate.try_enter(4..8, Access::Write).unwrap());
         assert!(gate.lock().entries.is_empty());
+    }
+
+    #[derive(Default)]
+    struct Count(std::sync::atomic::AtomicUsize);
+
+    impl std::task::Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn only_those_are_woken_that_are_let_in() {
+        for access in [Access::Read, Access::Modify] {
+            let gate = Gate::new(100);
+            let mut held = vec![poll(pin!(gate.enter(0..8, access, 50))).unwrap()];
+            let counts: Vec<_> = (0..1000).map(|_| Arc::<Count>::default()).collect();
+            let mut waiting: Vec<_> = counts
+                .iter()
+                .map(|count| {
+                    let mut enter = Box::pin(gate.enter(0..8, access, 50));
+                    let waker = Waker::from(count.clone());
+                    match enter.as_mut().poll(&mut Context::from_waker(&waker)) {
+                        Poll::Ready(hold) => held.push(hold),
+                        Poll::Pending => {}
+                    }
+                    enter
+                })
+                .collect();
+            let at_once = held.len();
+            assert_eq!(at_once, if access == Access::Read { 2 } else { 1 });
+            for next in waiting.iter_mut().skip(at_once - 1) {
+                drop(held.remove(0));
+                let woken = |count: &Arc<Count>| count.0.swap(0, std::sync::atomic::Ordering::Relaxed);
+                assert_eq!(counts.iter().map(woken).sum::<usize>(), 1, "{access:?}");
+                held.push(poll(next.as_mut()).expect("it was woken"));
+            }
+            // Also who gives up before it looks.
+            drop((held, waiting));
+            let state = gate.lock();
+            assert_eq!((state.used, state.entries.len()), (0, 0));
+        }
     }
 
     #[test]
