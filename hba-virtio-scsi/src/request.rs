@@ -224,7 +224,8 @@ async fn carry_out(targets: &Snapshot, token: ChainToken, command: &mut Command)
         return token.abandon();
     }
     let mut response = [0; MAX_RESPONSE];
-    let mut len = encode(&mut response, &result, offered_out.saturating_add(offered_in));
+    let room = response_len.saturating_sub(RESPONSE_HEAD);
+    let mut len = encode(&mut response, &result, offered_out.saturating_add(offered_in), room);
     let moved_in = match &result {
         Ok(ScsiReply { residual_in: Residual::Under(rest), .. }) => offered_in.saturating_sub(*rest),
         Ok(_) => offered_in,
@@ -237,20 +238,22 @@ async fn carry_out(targets: &Snapshot, token: ChainToken, command: &mut Command)
         // How much of the protection information was written is the target's affair; less than was is allowed.
         used = (response_len as u64).saturating_add(if protected { 0 } else { moved_in });
     }
-    let response = response.get(..len.min(response_len)).unwrap_or_default();
+    let response = response.get(..len).unwrap_or_default();
     token.complete(response, u32::try_from(used).unwrap_or(u32::MAX));
 }
 
 /// Fills in the response, which is zero before; returns how many bytes of it carry something. `offered`: length of the data
-/// buffers in bytes.
+/// buffers in bytes; `room`: that of the sense area.
 fn encode(
     response: &mut [u8; MAX_RESPONSE],
     result: &Result<ScsiReply, TransportFault>,
     offered: u64,
+    room: usize,
 ) -> usize {
     let (head, sense) = match result {
         Ok(reply) => {
             let sense = reply.sense.as_ref().map_or(&[][..], |sense| sense.as_bytes());
+            let sense = sense.get(..room).unwrap_or(sense);
             let over = |residual| matches!(residual, Residual::Over(_));
             let response = if over(reply.residual_out) || over(reply.residual_in) {
                 Response::Overrun
@@ -276,7 +279,7 @@ fn encode(
     };
     let (fixed, rest) = response.split_at_mut(RESPONSE_HEAD);
     fixed.copy_from_slice(head.as_bytes());
-    // The area has room for all the sense data that there can be.
+    // `response` has room for all the sense data that there can be.
     if let Some(area) = rest.get_mut(..sense.len()) {
         area.copy_from_slice(sense);
     }
@@ -310,7 +313,7 @@ mod tests {
             (TransportFault::NexusFailure, 8),
         ] {
             let mut bytes = [0; MAX_RESPONSE];
-            let len = encode(&mut bytes, &Err(fault), 0x1234);
+            let len = encode(&mut bytes, &Err(fault), 0x1234, 96);
             let expected = [0, 0, 0, 0, 0x34, 0x12, 0, 0, 0, 0, 0, response];
             assert_eq!(bytes.get(..len), Some(&expected[..]), "{fault:?}");
         }

@@ -316,6 +316,18 @@ fn a_system_reset_returns_when_nothing_is_in_flight() {
 }
 
 #[test]
+fn sense_data_ends_where_its_area_does() {
+    let mut bench = Bench::new(one(), 1, 0);
+    for (size, used, sense) in [(96, 30, 18), (8, 20, 8), (0, 12, 0)] {
+        bench.guest.write(bench.guest.at.device + 20, &u32::to_le_bytes(size));
+        // No operation code.
+        let reply = bench.guest.command(2, lun(5, 0), &[0xff; 6], &[], 0);
+        assert_eq!((reply.status, reply.used, reply.sense.len()), (2, used, sense), "sense_size {size}");
+        assert_eq!(reply.sense, [0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x20, 0, 0, 0, 0, 0][..sense]);
+    }
+}
+
+#[test]
 fn a_queue_reset_keeps_the_rest_going() {
     let mut bench = Bench::new(Options { request_queues: 2, ..one() }, 1, RING_RESET);
     let (_, response, _) = bench.held_read(2, 1);
