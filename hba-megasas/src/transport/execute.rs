@@ -234,9 +234,12 @@ fn finish(token: FrameToken, header: &FrameHeader, sense_address: u64, outcome: 
     if reply.status == ScsiStatus::Good {
         return token.complete(Status::Ok);
     }
+    if header.sense_len == 0 || sense_address == 0 {
+        // SeaBIOS, which has no room for sense data, takes "done with error" for success and looks at no SCSI status.
+        return token.complete(Status::ScsiIoFailed);
+    }
     let mut written = 0;
     if let Some(sense) = &reply.sense
-        && sense_address != 0
         && !token.is_stale()
     {
         let sense = sense.as_bytes();

@@ -1,6 +1,7 @@
 //! What real drivers do, in their order.
 
 use devices::scsi::suite::Operation;
+use devices::storage::BlockErrorKind;
 use hba_megasas::Model;
 
 use crate::guest::{Frame, Guest, IEEE, SGL64, drive, image, le16, le32, le64};
@@ -40,6 +41,16 @@ fn seabios(guest: &mut Guest) {
     let frame = Frame::scsi(3, 3, &[0x2a, 0, 0, 0, 0, 7, 0, 0, 1, 0]).put(6, &[16]).flags(1).len(512);
     assert_eq!(bios_send(guest, frame.sge(write, 512)), 0);
     assert_eq!(command(guest, &[0x28, 0, 0, 0, 0, 7, 0, 0, 1, 0], 512), [0x5a; 512]);
+    // It takes 2Dh for success and looks at no SCSI status: what was not read would be run.
+    let read = |guest: &mut Guest| {
+        let data = guest.alloc(512);
+        let frame = Frame::scsi(3, 3, &[0x28, 0, 0, 0, 0, 7, 0, 0, 1, 0]).put(6, &[16]).flags(1).len(512);
+        bios_send(guest, frame.sge(data, 512))
+    };
+    guest.recording(3).fail(Some(BlockErrorKind::ReadFailed));
+    assert_eq!(read(guest), 0x2e);
+    guest.recording(3).fail(None);
+    assert_eq!(read(guest), 0);
     assert_eq!(guest.inp(0x30), 0, "no interrupt");
 }
 

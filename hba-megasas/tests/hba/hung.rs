@@ -92,7 +92,9 @@ impl Bench {
     /// Sends a transfer that drivers poll for; its status, that of SCSI, and the data.
     fn send(&mut self, raid: bool, target: u8, write: bool, lba: u64) -> (u8, u8, Vec<u8>) {
         let data = self.guest.alloc_with(&[BUFFER; 512]);
-        let frame = frame(raid, write, lba).target(target).sge(data, 512);
+        let sense = self.guest.alloc_with(&[0; 252]);
+        let frame = frame(raid, write, lba).put(1, &[252]).put(0x18, &sense.to_le_bytes());
+        let frame = frame.target(target).sge(data, 512);
         let address = self.guest.send(&frame.flags(crate::guest::DONT_POST));
         let status = self.guest.wait_frame(address);
         (status, self.guest.peek(address + 3, 1)[0], self.guest.peek(data, 512))
