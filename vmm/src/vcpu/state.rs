@@ -11,6 +11,18 @@ use kvm_ioctls::{Kvm, VcpuFd};
 
 /// Time stamp counter: never set back, guests compare it across processors.
 const MSR_TSC: u32 = 0x10;
+/// IA32_FEATURE_CONTROL (Intel SDM volume 4, table 2-2).
+const MSR_FEATURE_CONTROL: u32 = 0x3a;
+
+/// Ends VMX operation of the guest (Intel SDM volume 3, chapter 25), if it is in it: KVM does so when the host sets
+/// IA32_FEATURE_CONTROL to 0.
+///
+/// Without this KVM refuses control registers as they are after power-on, for they are none of VMX operation. Where there
+/// is no such register it takes no entry, which is right: SVM ends with EFER.SVME, which the control registers bring.
+fn leave_vmx(vcpu: &VcpuFd) -> io::Result<()> {
+    vcpu.set_msrs(&collect(&[kvm_msr_entry { index: MSR_FEATURE_CONTROL, ..Default::default() }])?)?;
+    Ok(())
+}
 
 // KVM on AMD clears the control block of a processor that shut down (a triple fault), and with it two things that it only
 // writes again when they change: the two functions below make it.
@@ -71,6 +83,7 @@ impl PowerOnState {
 
     /// Puts the vCPU back: an application processor waits for its start-up message again.
     pub fn restore(&self, vcpu: &VcpuFd) -> io::Result<()> {
+        leave_vmx(vcpu)?;
         vcpu.set_mp_state(self.mp_state)?;
         refresh_root(vcpu, &self.sregs)?;
         vcpu.set_sregs(&self.sregs)?;

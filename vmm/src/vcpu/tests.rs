@@ -106,3 +106,47 @@ fn an_instruction_under_way_ends_before_a_pause() {
         assert_eq!(bench.device.take(), [(0x10, vec![0x55, 0, 0, 0])], "{code:x?}");
     }
 }
+
+/// Guests that have a hypervisor of their own ready are in VMX operation all the time, and reset while they are.
+///
+/// Only a processor with VMX can show this: no other has a state in which KVM refuses the control registers.
+#[test]
+fn a_reset_ends_vmx_operation() {
+    const PAGE_DIRECTORY: u64 = 0x2000;
+    const POINTER: u64 = 0x3000;
+    const REGION: u64 = 0x4000;
+    const MSR_VMX_BASIC: u32 = 0x480;
+    // vmxon [3000h], then mov [80000010h], eax.
+    let vmxon = [0xf3, 0x0f, 0xc7, 0x35, 0x00, 0x30, 0x00, 0x00];
+    let mut bench = Bench::new(&[&vmxon[..], &TELL_EAX].concat());
+    let leaves = bench.vcpu.fd.get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES).unwrap();
+    if !leaves.as_slice().iter().any(|leaf| leaf.function == 1 && leaf.ecx & (1 << 5) != 0) {
+        eprintln!("SKIPPED: the guests of this host have no VMX");
+        return;
+    }
+    let put = |at, bytes: &[u8]| bench.buses.ram.write_slice(bytes, GuestAddress(at)).unwrap();
+    // VMX operation wants paging: 4 MiB pages, each at its own address.
+    for page in [0, DEVICE >> 22] {
+        put(PAGE_DIRECTORY + page * 4, &((page << 22) as u32 | 0x83).to_le_bytes());
+    }
+    let msr = |index, data| kvm_bindings::kvm_msr_entry { index, data, ..Default::default() };
+    let mut basic = kvm_bindings::Msrs::from_entries(&[msr(MSR_VMX_BASIC, 0)]).unwrap();
+    assert_eq!(bench.vcpu.fd.get_msrs(&mut basic).unwrap(), 1);
+    put(REGION, &(basic.as_slice()[0].data as u32 & 0x7fff_ffff).to_le_bytes());
+    put(POINTER, &REGION.to_le_bytes());
+    // Locked, VMXON allowed.
+    let control = kvm_bindings::Msrs::from_entries(&[msr(0x3a, 5)]).unwrap();
+    assert_eq!(bench.vcpu.fd.set_msrs(&control).unwrap(), 1);
+    let mut special = bench.vcpu.fd.get_sregs().unwrap();
+    // PE, NE, PG; PSE, VMXE.
+    (special.cr0, special.cr3, special.cr4) = (0x8000_0021, PAGE_DIRECTORY, 0x2010);
+    bench.vcpu.fd.set_sregs(&special).unwrap();
+    bench.step();
+    assert_eq!(bench.device.take().len(), 1, "in VMX operation");
+    bench.vcpu.complete_access(&bench.buses);
+    bench.vcpu.power_on.restore(&bench.vcpu.fd).unwrap();
+    assert_eq!(bench.vcpu.fd.get_sregs().unwrap().cr4 & 0x2000, 0);
+    bench.enter(NEXT, 0x55);
+    bench.step();
+    assert_eq!(bench.device.take(), [(0x10, vec![0x55, 0, 0, 0])]);
+}
