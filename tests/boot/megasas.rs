@@ -232,6 +232,7 @@ pub(crate) fn tools(bed: &Bed, vmm: Vmm) -> Result<()> {
             "/dev/bus/0 -d megaraid,0",
             "/dev/bus/0 -d megaraid,1",
             "Serial number:        DISK0001",
+            "SMART support is:     Enabled",
             "SMART Health Status: OK",
             "[megaraid_disk_99] failed: INQUIRY failed",
         ],

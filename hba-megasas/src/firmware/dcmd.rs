@@ -96,8 +96,8 @@ impl Firmware {
             opcode::LD_GET_LIST => Ok(Reply::Data(self.ld_list(io).await)),
             opcode::LD_LIST_QUERY => self.ld_list_query(dcmd),
             opcode::LD_GET_INFO => self.ld_info(io, dcmd.half(0)).await,
-            opcode::LD_GET_PROPERTIES => data(&self.ld_properties(dcmd.half(0))?),
-            opcode::LD_SET_PROPERTIES => self.set_ld_properties(dcmd),
+            opcode::LD_GET_PROPERTIES => data(&self.ld_properties(io, dcmd.half(0)).await?),
+            opcode::LD_SET_PROPERTIES => self.set_ld_properties(io, dcmd).await,
             opcode::CFG_READ => Ok(Reply::Data(self.read_configuration(io).await)),
             opcode::CACHE_FLUSH => self.flush_all(io).await.map(|()| Reply::Done),
             // Asleep, Linux keeps its devices: only the other one is the end of a driver.

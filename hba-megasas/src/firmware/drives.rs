@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::flushing::Flushing;
+use super::identity::{Identity, identify};
 use devices::iothread::Io;
 use devices::mem::{FromGuest, SgList, ToGuest};
 use devices::scsi::{Cdb, DataBuffers, Lun, Nexus, ScsiReply, ScsiRequest, Status, Tag, TaskAttribute};
@@ -132,9 +133,10 @@ impl Place {
             Kind::Physical => (&self.own_physical, self.known.last()?),
         };
         let patience = if known.late.load(Ordering::Relaxed) { LATE_PATIENCE } else { PATIENCE };
+        let read_only = known.lock().as_ref().is_some_and(|identity| identity.read_only);
         let ask = async {
             settle(io, nexus).await;
-            identify(io, nexus).await
+            identify(io, nexus, read_only).await
         };
         let answer = io.at_most(patience, ask).await;
         known.late.store(answer.is_none(), Ordering::Relaxed);
@@ -280,7 +282,7 @@ pub(super) fn sense_key(reply: &ScsiReply) -> u8 {
 }
 
 /// A command of the controller's own: status and as much of `data` as came.
-async fn ask(io: &Io, nexus: &Nexus, cdb: &[u8], data: &mut [u8]) -> Option<Status> {
+pub(super) async fn ask(io: &Io, nexus: &Nexus, cdb: &[u8], data: &mut [u8]) -> Option<Status> {
     reply(io, nexus, cdb, data).await.map(|reply| reply.status)
 }
 
@@ -321,88 +323,6 @@ pub(crate) async fn synchronize(io: &Io, nexus: &Nexus) -> Option<ScsiReply> {
     let mut cdb = [0; 16];
     cdb[0] = 0x91;
     reply(io, nexus, &cdb, &mut []).await
-}
-
-/// What a disk says of itself.
-#[derive(Clone, Debug)]
-pub(crate) struct Identity {
-    /// Standard INQUIRY data, filled with zeros.
-    pub(crate) inquiry: [u8; 96],
-    /// Device identification VPD page, with as many designators as there is room for.
-    pub(crate) vpd_83: [u8; 64],
-    /// Logical block length in bytes.
-    pub(crate) block_size: u32,
-    /// Size in units of 512 bytes.
-    pub(crate) sectors: u64,
-    /// The medium does not rotate.
-    pub(crate) solid_state: bool,
-}
-
-impl Default for Identity {
-    fn default() -> Self {
-        Self { inquiry: [0; 96], vpd_83: [0; 64], block_size: 0, sectors: 0, solid_state: false }
-    }
-}
-
-/// Asks a unit who it is.
-async fn identify(io: &Io, nexus: &Nexus) -> Identity {
-    let mut inquiry = [0; 96];
-    ask(io, nexus, &[0x12, 0, 0, 0, 96, 0], &mut inquiry).await;
-    let mut names = [0; 252];
-    ask(io, nexus, &[0x12, 1, 0x83, 0, 252, 0], &mut names).await;
-    let mut characteristics = [0; 64];
-    ask(io, nexus, &[0x12, 1, 0xb1, 0, 64, 0], &mut characteristics).await;
-    let mut capacity = [0; 32];
-    // READ CAPACITY(16) (SBC-4, 5.21).
-    ask(io, nexus, &[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0], &mut capacity).await;
-    let (last, rest) =
-        capacity.split_first_chunk().map_or((0, &[][..]), |(at, rest)| (u64::from_be_bytes(*at), rest));
-    let block_size = rest.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
-    let blocks = if block_size == 0 { 0 } else { last.saturating_add(1) };
-    let sectors = blocks.saturating_mul(u64::from(block_size / 512));
-    let rate = u16::from_be_bytes([characteristics[4], characteristics[5]]);
-    Identity { inquiry, vpd_83: shortened(&names), block_size, sectors, solid_state: rate == 1 }
-}
-
-/// The designators of a device identification VPD page (SPC-5, 7.7.6): each as it is in the page.
-fn designators(page: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let len = match page {
-        [_, _, high, low, ..] => usize::from(u16::from_be_bytes([*high, *low])),
-        _ => 0,
-    };
-    let mut rest = page.get(4..).map_or(&[][..], |rest| rest.get(..len).unwrap_or(rest));
-    std::iter::from_fn(move || {
-        let len = 4 + usize::from(*rest.get(3)?);
-        let (designator, next) = rest.split_at_checked(len)?;
-        rest = next;
-        Some(designator)
-    })
-}
-
-/// The page with those designators that fit into what drives' information has room for.
-fn shortened(page: &[u8]) -> [u8; 64] {
-    let mut short = [0; 64];
-    let mut used = 4;
-    for designator in designators(page) {
-        if let Some(room) = short.get_mut(used..used + designator.len()) {
-            room.copy_from_slice(designator);
-            used += designator.len();
-        }
-    }
-    let [high, low] = ((used - 4) as u16).to_be_bytes();
-    let header = [page.first().copied().unwrap_or(0), 0x83, high, low];
-    short.iter_mut().zip(header).for_each(|(to, from)| *to = from);
-    short
-}
-
-impl Identity {
-    /// The NAA name of the unit (SPC-5, 7.7.6.6), which is its SAS address.
-    pub(crate) fn naa(&self) -> Option<u64> {
-        designators(&self.vpd_83).find_map(|designator| match designator {
-            [_, kind, _, _, name @ ..] if kind & 0x0f == 3 => name.try_into().ok().map(u64::from_be_bytes),
-            _ => None,
-        })
-    }
 }
 
 #[cfg(test)]
@@ -464,33 +384,5 @@ mod tests {
             hung.await.unwrap();
             assert_eq!(stranger.identify(&io, Kind::Physical).await.unwrap().sectors, 16384);
         });
-    }
-
-    fn identity(page: &[u8]) -> Identity {
-        let mut vpd_83 = [0; 64];
-        vpd_83[..page.len()].copy_from_slice(page);
-        Identity { inquiry: [0; 96], vpd_83, block_size: 512, sectors: 1, solid_state: false }
-    }
-
-    #[test]
-    fn the_naa_name_is_found_among_designators() {
-        let t10 = [2, 1, 0, 3, b'a', b'b', b'c'];
-        let naa = [1, 3, 0, 8, 0x50, 0, 0xc5, 0, 0x12, 0x34, 0x56, 0x78];
-        let page = [&[0, 0x83, 0, 19][..], &t10, &naa].concat();
-        assert_eq!(identity(&page).naa(), Some(0x5000_c500_1234_5678));
-        assert_eq!(identity(&[0, 0x83, 0, 7, 2, 1, 0, 3, 1, 2, 3]).naa(), None);
-        assert_eq!(identity(&[0, 0x83, 0xff, 0xff, 1, 3, 0, 0xff]).naa(), None, "cut short");
-        assert_eq!(identity(&[]).naa(), None);
-    }
-
-    #[test]
-    fn a_long_page_keeps_the_designators_that_fit() {
-        let designator = |kind: u8, len: u8| [vec![1, kind, 0, len], vec![kind; len.into()]].concat();
-        let all = [designator(1, 40), designator(3, 8), designator(8, 30), designator(4, 0)].concat();
-        let page = [&[0, 0x83, 0, all.len() as u8][..], &all].concat();
-        let short = shortened(&page);
-        let kept: Vec<_> = designators(&short).map(|designator| designator[1]).collect();
-        assert_eq!((short[..4].to_vec(), kept), (vec![0, 0x83, 0, 60], vec![1, 3, 4]));
-        assert_eq!(shortened(&[]), shortened(&[0, 0, 0xff, 0xff, 1, 3, 0, 9, 1]), "cut short");
     }
 }

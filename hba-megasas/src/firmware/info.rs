@@ -61,8 +61,9 @@ impl Firmware {
         info.stripe_max = STRIP;
         info.pd_mix = PD_MIX.into();
         let drives = self.drives.all();
-        let volumes = drives.values().filter(|place| place.nexus(Kind::Logical).is_some()).count();
-        info.lds_present = (volumes as u16).into();
+        // OpenBSD and NetBSD take it for the number of targets to look at, from 0: one without a volume says so itself.
+        let last = drives.values().rfind(|place| place.nexus(Kind::Logical).is_some());
+        info.lds_present = last.map_or(0, |place| u16::from(place.id) + 1).into();
         info.pds_present = (drives.len() as u16).into();
         info.disks_present = (drives.len() as u16).into();
         info.properties = self.properties();

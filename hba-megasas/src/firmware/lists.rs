@@ -5,13 +5,14 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::configuration::array_of;
 use super::dcmd::{Dcmd, Reply, parse};
-use super::drives::{Identity, Kind, Place};
+use super::drives::{Kind, Place};
+use super::identity::Identity;
 use super::info::STRIP;
 use super::{Firmware, info};
 use crate::spec::drive::{
     DDF_IN_VD, DDF_SAS, DISK_CACHE_DISABLED, DISK_CACHE_ENABLED, LD_CACHE_BAD_BBU, LD_CACHE_WRITE_BACK,
-    LD_CACHE_WRITES, LD_OPTIMAL, LdConfig, LdEntry, LdInfo, LdProperties, NO_ENCLOSURE, PD_ONLINE, PD_SYSTEM,
-    PdAddress, PdInfo,
+    LD_CACHE_WRITES, LD_OPTIMAL, LD_READ_ONLY, LdConfig, LdEntry, LdInfo, LdProperties, NO_ENCLOSURE,
+    PD_ONLINE, PD_SYSTEM, PdAddress, PdInfo,
 };
 use crate::spec::{Status, opcode};
 
@@ -148,7 +149,7 @@ impl Firmware {
     /// How a logical drive is made up: RAID 0 of one disk, which is array `array_ref`.
     pub(super) fn ld_config(&self, place: &Place, array_ref: u16, identity: &Identity) -> LdConfig {
         let mut config = LdConfig::new_zeroed();
-        config.properties = self.properties_of(place);
+        config.properties = self.properties_of(place, identity);
         config.parameters.stripe_size = STRIP;
         config.parameters.drives = 1;
         config.parameters.span_depth = 1;
@@ -162,13 +163,13 @@ impl Firmware {
     }
 
     /// LD_GET_PROPERTIES.
-    pub(super) fn ld_properties(&self, target: u16) -> Result<LdProperties, Status> {
+    pub(super) async fn ld_properties(&self, io: &Io, target: u16) -> Result<LdProperties, Status> {
         let place = self.drives.get(target).ok_or(Status::DeviceNotFound)?;
-        place.nexus(Kind::Logical).ok_or(Status::DeviceNotFound)?;
-        Ok(self.properties_of(&place))
+        let identity = place.identify(io, Kind::Logical).await.ok_or(Status::DeviceNotFound)?;
+        Ok(self.properties_of(&place, &identity))
     }
 
-    fn properties_of(&self, place: &Place) -> LdProperties {
+    fn properties_of(&self, place: &Place, identity: &Identity) -> LdProperties {
         let mut properties = LdProperties::new_zeroed();
         properties.target_id = place.id;
         properties.seq = place.seq.into();
@@ -181,15 +182,16 @@ impl Firmware {
         properties.default_cache_policy = cache;
         properties.current_cache_policy = cache;
         properties.disk_cache_policy = disk_cache;
+        properties.access_policy = if identity.read_only { LD_READ_ONLY } else { 0 };
         properties
     }
 
     /// LD_SET_PROPERTIES: the name is the guest's to choose, what becomes of its data is the administrator's.
-    pub(super) fn set_ld_properties(&self, dcmd: &Dcmd) -> Result<Reply, Status> {
+    pub(super) async fn set_ld_properties(&self, io: &Io, dcmd: &Dcmd) -> Result<Reply, Status> {
         let bytes: [u8; size_of::<LdProperties>()] = dcmd.input()?;
         let new: LdProperties = parse(&bytes)?;
         let target = dcmd.half(0);
-        let now = self.ld_properties(target)?;
+        let now = self.ld_properties(io, target).await?;
         if new.default_cache_policy != now.default_cache_policy
             || new.disk_cache_policy != now.disk_cache_policy
             || new.access_policy != now.access_policy

@@ -6,6 +6,7 @@ mod dcmd;
 mod drives;
 mod flushing;
 mod handover;
+mod identity;
 mod info;
 mod lists;
 mod log;

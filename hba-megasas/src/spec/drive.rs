@@ -117,6 +117,8 @@ pub(crate) const LD_CACHE_WRITE_BACK: u8 = 0x01;
 pub(crate) const LD_CACHE_BAD_BBU: u8 = 0x10;
 /// As [`LD_CACHE_WRITE_BACK`]: there is a cache for writes, which is what FreeBSD and OpenBSD ask.
 pub(crate) const LD_CACHE_WRITES: u8 = 0x20;
+/// `LdProperties::access_policy` (`MR_LD_ACCESS_RO`, as FreeBSD's mfireg.h has it): no writes.
+pub(crate) const LD_READ_ONLY: u8 = 2;
 /// `LdProperties::disk_cache_policy`: disabled.
 pub(crate) const DISK_CACHE_DISABLED: u8 = 2;
 /// `LdProperties::disk_cache_policy`: enabled.

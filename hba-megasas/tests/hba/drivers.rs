@@ -233,16 +233,18 @@ fn freebsd_probe() {
     assert_eq!((messages.len(), messages[0].data), (400, 0x42));
 }
 
-/// mfi of OpenBSD: the wire, elements of 8 bytes, and a CACHE_FLUSH for each flush of a file system.
+/// mfi of OpenBSD: the wire, elements of 8 bytes, and a CACHE_FLUSH for each flush of a file system. It takes the number of
+/// volumes for that of the targets and looks at no other, as NetBSD does.
 #[test]
 fn openbsd_attach_and_io() {
     for model in [Model::Gen2, Model::Sas1078] {
-        let mut guest = Guest::new(model, true, &[0, 1]);
+        let mut guest = Guest::new(model, true, &[0, 3]);
         guest.wait_ready();
         let commands = guest.read(0xb0) & 0xffff;
         assert_eq!(guest.init(commands + 1), 0);
         let (status, info) = guest.dcmd(0x0101_0000, &[], 2048);
-        assert_eq!((status, le16(&info, 0x5c0)), (0, 2), "volumes; their targets are 0 and 1");
+        let last = le16(&info, 0x5c0) as u8 - 1;
+        assert_eq!((status, last), (0, 3), "there is a volume behind a gap");
         guest.enable_interrupts();
         let data = guest.alloc(4096);
         let send = |guest: &mut Guest, frame: Frame, context: u32| {
@@ -255,13 +257,16 @@ fn openbsd_attach_and_io() {
             assert_eq!((guest.wait_reply(), guest.status_of(at)), (context, 0));
         };
         for context in 0..100 {
-            let (write, target) = (context % 2 == 0, (context % 3 % 2) as u8);
+            let (write, target) = (context % 2 == 0, if context % 3 == 1 { last } else { 0 });
             let frame = Frame::io(write, target, u64::from(context), 8).flags(if write { 8 } else { 0x10 });
             send(&mut guest, frame.sge(data, 1024).sge(data + 1024, 3072), context);
         }
-        guest.recording(1).operations();
+        guest.recording(last).operations();
         send(&mut guest, Frame::dcmd(0x0110_1000, &[3]), 7);
-        assert_eq!(guest.recording(1).operations(), [Operation::Flush]);
+        assert_eq!(guest.recording(last).operations(), [Operation::Flush]);
+        let mut none = Guest::new(model, true, &[]);
+        assert_eq!(none.init(commands + 1), 0);
+        assert_eq!(le16(&none.dcmd(0x0101_0000, &[], 2048).1, 0x5c0), 0);
     }
 }
 

@@ -58,6 +58,28 @@ fn volumes() {
     assert_eq!(guest.dcmd_with(0x0304_0000, &[2], &properties).0, 0x32);
 }
 
+/// What FreeBSD's mfiutil and MegaCli show of a volume that cannot be written: 2, as mfireg.h has it.
+#[test]
+fn a_read_only_volume_says_so() {
+    let mut guest = raid();
+    guest.recording(2).set_geometry(|geometry| geometry.read_only = true);
+    for (target, policy) in [(0, 0), (2, 2)] {
+        assert_eq!(guest.dcmd(0x0303_0000, &[target], 32).1[0x15], policy, "its properties");
+        assert_eq!(guest.dcmd(0x0302_0000, &[target], 384).1[0x15], policy, "its information");
+        let config = guest.dcmd(0x0401_0000, &[], 4096).1;
+        assert_eq!(config[32 + 2 * 0x120 + 0x80 * usize::from(target) + 0x15], policy, "the configuration");
+    }
+    // What was read can be written back. Whether it can be written is not the guest's to choose.
+    let mut properties = guest.dcmd(0x0303_0000, &[2], 32).1;
+    assert_eq!(guest.dcmd_with(0x0304_0000, &[2], &properties).0, 0);
+    properties[0x15] = 0;
+    assert_eq!(guest.dcmd_with(0x0304_0000, &[2], &properties).0, 0x32);
+    // Who keeps the volume for himself hides that from the firmware, which remembers it.
+    guest.scsi(3, 2, &[0x16, 0, 0, 0, 0, 0], &[], 0);
+    assert_eq!(guest.scsi(3, 2, &[0x16, 0, 0, 0, 0, 0], &[], 0).scsi_status, 0);
+    assert_eq!(guest.dcmd(0x0303_0000, &[2], 32).1[0x15], 2);
+}
+
 #[test]
 fn configuration() {
     let mut guest = raid();

@@ -72,8 +72,8 @@ pub(super) const PAGES: [ModePage; 7] = [
             0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
         ],
     },
-    // Informational exceptions control: DEXCPT.
-    ModePage { code: 0x1c, subpage: 0, bytes: &[0x1c, 0x0a, 0x08, 0, 0, 0, 0, 0, 0, 0, 0, 0] },
+    // Informational exceptions control: not disabled, told on request only (MRIE 6).
+    ModePage { code: 0x1c, subpage: 0, bytes: &[0x1c, 0x0a, 0, 0x06, 0, 0, 0, 0, 0, 0, 0, 0] },
 ];
 
 impl ModePage {

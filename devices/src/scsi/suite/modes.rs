@@ -8,6 +8,7 @@ pub(super) const TESTS: &[(&str, Test)] = &[
     ("mode sense headers and block descriptors", headers),
     ("mode sense bad fields", bad_fields),
     ("changeable and default values", page_control),
+    ("informational exceptions are on", informational_exceptions),
     ("write cache off and on", write_cache),
     ("descriptor sense", descriptor_sense),
     ("software write protect", software_write_protect),
@@ -33,6 +34,15 @@ fn one_page(i: &mut dyn Initiator) {
     let control = page(i, 0, 0x0a);
     assert_eq!(control[2] & 0xe4, 0, "one task set, fixed format sense");
     assert_eq!(control[3], 0x10, "unrestricted reordering, QERR 0");
+}
+
+/// smartd passes over a disk whose exceptions are disabled. They are told on request only: REQUEST SENSE and log page 2Fh.
+fn informational_exceptions(i: &mut dyn Initiator) {
+    settle(i);
+    let page = page(i, 0, 0x1c);
+    assert_eq!((page[2] & 0x08, page[3]), (0, 0x06), "DEXCPT, MRIE");
+    let log = good(i, &[0x4d, 0, 0x6f, 0, 0, 0, 0, 0, 12, 0], &[], 12);
+    assert_eq!((log[0], log[8], log[9]), (0x2f, 0, 0), "none");
 }
 
 fn all_pages(i: &mut dyn Initiator) {
@@ -175,7 +185,7 @@ fn select_refusals(i: &mut dyn Initiator) {
     // Nothing of a list with one bad page is obeyed.
     let mut bad = list.clone();
     bad[4 + 2] = 0;
-    bad.extend([0x1c, 0x0a, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    bad.extend([0x1c, 0x0a, 0x08, 0x06, 0, 0, 0, 0, 0, 0, 0, 0]);
     refused(i, &bad, 4 + 20 + 2, Some(3));
     assert_eq!(page(i, 0, 0x08), caching);
     // Saving is not supported: SP must be zero.
