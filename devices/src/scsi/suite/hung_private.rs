@@ -1,6 +1,7 @@
 //! A host that does not answer for a disk whose transfers go through private memory: commands end at once, nothing of them
 //! reaches the guest later, and what they wrote is not overtaken.
 
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -292,6 +293,62 @@ fn who_is_in_a_hurry_hears_that_a_disk_hangs() {
             let (reply, data) = held.await;
             let there = if write { GUEST } else { OLD };
             assert_eq!((reply.status, data), (Status::Good, vec![there; BLOCK]));
+        }
+    });
+}
+
+/// Commands that do more with the guest's memory than to move it: none of it is in the hands of the host.
+#[test]
+fn whatever_uses_the_guest_s_memory_ends_at_once() {
+    on_io_thread(|io| async move {
+        let bench = Bench::new(&io, CacheMode::Writeback, Image::private).await;
+        let cdb_16 = |opcode: u8| [opcode, 0, 0, 0, 0, 0, 0, 0, 0, FAR, 0, 0, 0, 1, 0, 0];
+        let cdb_10 = |opcode: u8, flags: u8| [opcode, flags, 0, 0, 0, FAR, 0, 0, 1, 0];
+        let cdbs: [(&str, &[u8]); 7] = [
+            ("WRITE AND VERIFY", &cdb_10(0x2e, 2)),
+            ("VERIFY", &cdb_10(0x2f, 2)),
+            ("WRITE SAME", &cdb_10(0x41, 0)),
+            ("COMPARE AND WRITE", &cdb_16(0x89)),
+            ("ORWRITE", &cdb_16(0x8b)),
+            ("WRITE with FUA", &cdb_10(0x2a, 8)),
+            ("READ", &READ_FAR),
+        ];
+        for reads_hang in [true, false] {
+            for (name, cdb) in cdbs {
+                let far = u64::from(FAR) * BLOCK as u64;
+                io.plot(move |victim| match victim {
+                    Victim::Read { at, .. } if at >= far && reads_hang => Some(Trick::Hang),
+                    Victim::Write { at, .. } if at >= far && !reads_hang => Some(Trick::Hang),
+                    _ => None,
+                });
+                // What COMPARE AND WRITE finds is what it compares with.
+                bench.files[0].as_file().write_all_at(&[OLD; BLOCK], far).unwrap();
+                bench.dma.write(0x1000, &[[OLD; BLOCK], [NEW; BLOCK]].concat()).unwrap();
+                let parts = [(0x1000, 2 * BLOCK as u32)];
+                let data = match cdb[0] {
+                    0x28 => DataBuffers::to_initiator(bench.dma.to_guest(parts).unwrap()),
+                    _ => DataBuffers::from_initiator(bench.dma.from_guest(parts).unwrap()),
+                };
+                let request = ScsiRequest {
+                    tag: Tag(9),
+                    lun: LUN_0,
+                    cdb: Cdb::new(cdb),
+                    attribute: TaskAttribute::Simple,
+                    priority: 0,
+                    data,
+                };
+                let mut command = Box::pin(bench.nexus.execute(&io, request));
+                let hangs = io.at_most(Duration::from_millis(20), command.as_mut()).await.is_none();
+                let (reads, writes) = (!matches!(cdb[0], 0x41 | 0x2a), !matches!(cdb[0], 0x2f | 0x28));
+                // What has to be written first is read, if at all, after that.
+                let expected = if reads_hang { reads } else { writes };
+                assert_eq!(hangs, expected, "{name}, reads hang: {reads_hang}");
+                if hangs {
+                    bench.abort(&io, Duration::from_secs(4), command).await.unwrap_err();
+                }
+                io.repent();
+                io.land();
+            }
         }
     });
 }
