@@ -56,7 +56,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "grow-pause", run: grow::pause },
     Test { name: "hung-virtio", run: hung::virtio },
     Test { name: "hung-megasas", run: hung::megasas },
-    Test { name: "hung-board-reset", run: hung_board::reset },
+    Test { name: "hung-board-timeout", run: hung_board::timeout },
     Test { name: "virtio-hotplug-13", run: virtio::hotplug_kernel13 },
     Test { name: "virtio-protection", run: virtio::protection },
     Test { name: "megasas-kexec", run: handover::kexec },
@@ -121,7 +121,7 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "grow-resize", run: grow::resize },
     Test { name: "hung-virtio-terminate", run: hung::virtio_terminate },
     Test { name: "hung-megasas-detach", run: hung::megasas_detach },
-    Test { name: "hung-board-timeout", run: hung_board::timeout },
+    Test { name: "hung-board-reset", run: hung_board::reset },
     Test { name: "neighbours-greedy-queue", run: neighbours::greedy_queue },
     Test { name: "scsi-bad-sectors", run: scsi_host::bad_sectors },
 ];
