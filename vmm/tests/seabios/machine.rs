@@ -207,6 +207,11 @@ impl Machine {
         fs::read(self.dir.path().join(file)).unwrap_or_default()
     }
 
+    /// A disk, to be changed by the host.
+    pub(crate) fn file(&self, name: &str) -> fs::File {
+        fs::File::options().write(true).open(self.dir.path().join(name)).unwrap()
+    }
+
     /// What is in `file` so far: "debug", "serial" or "log".
     pub(crate) fn text(&self, file: &str) -> String {
         String::from_utf8_lossy(&self.bytes(file)).replace('\r', "")

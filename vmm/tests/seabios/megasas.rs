@@ -54,6 +54,21 @@ fn the_bios_reads_and_writes_a_volume() {
     }
 }
 
+/// What cannot be read is not run: the BIOS says so with carry.
+#[test]
+fn the_bios_hears_of_an_error_of_the_host() {
+    let Some(image) = image() else { return };
+    for hba in [GEN2, SAS1078] {
+        // jnc to the read
+        let code = int13(Sector::new().print("reads"), 0x02, 2).code(&[0x73, 0xec]).print("hears");
+        let mut machine = Plan { disks: vec![code.finish()], hba, ..Plan::new(&image) }.start();
+        machine.expect("serial", "reads");
+        // The host's file loses its end.
+        machine.file("disk0").set_len(512).unwrap();
+        machine.expect("serial", "hears");
+    }
+}
+
 #[test]
 fn volumes_boot_in_the_order_of_the_configuration() {
     let Some(image) = image() else { return };
