@@ -10,15 +10,16 @@ use super::Io;
 use super::op::Op;
 use super::ring::Key;
 
-/// An event that is watched without a submission for each signal: for doorbells.
+/// An event that is watched without a submission for each signal: for doorbells. It must not block (`EFD_NONBLOCK`).
 ///
-/// The event's count is left alone, so an event that was signalled before the watch began counts as signalled
-/// once. Dropping the watch ends it.
+/// An event that was signalled before the watch began counts as signalled once. Nobody else may read its count. Dropping
+/// the watch ends it.
 pub struct Watch {
     io: Io,
     event: Arc<EventFd>,
     armed: Option<Key>,
-    /// Linux 5.13 and newer report every signal to one submission.
+    /// Linux 5.13 and newer report every signal to one submission, which leaves the event's count alone. Before that there is a
+    /// submission for each, and the count is taken once it is done: not by the kernel, whose result a dropped future would lose.
     multishot: bool,
 }
 
@@ -27,29 +28,39 @@ impl Watch {
         Self { io: io.clone(), event: event.clone(), armed: None, multishot: true }
     }
 
+    /// As on a kernel before 5.13.
+    #[cfg(test)]
+    pub(super) fn plain(io: &Io, event: &Arc<EventFd>) -> Self {
+        let mut watch = Self::new(io, event);
+        watch.multishot = false;
+        watch
+    }
+
     /// Waits until the event was signalled since the last return; several signals may be reported as one.
     ///
     /// Dropping the future loses no signal.
     pub async fn next(&mut self) -> io::Result<()> {
         loop {
-            if !self.multishot {
-                return self.io.wait(&self.event).await.map(drop);
-            }
-            let key = match self.armed {
-                Some(key) => key,
-                None => *self.armed.insert(self.io.core.start(Op::Watch(self.event.clone()))),
-            };
+            let (event, multishot) = (&self.event, self.multishot);
             let core = &self.io.core;
+            let arm = || core.start(Op::Watch { event: event.clone(), multishot });
+            let key = *self.armed.get_or_insert_with(arm);
             if poll_fn(|cx| core.ring.borrow_mut().poll_watch(key, cx.waker())).await.is_some() {
                 return Ok(());
             }
-            // The kernel ended the watch: it cannot do this at all, or it ran out of room for completions.
+            // It has ended: there is a signal, or the kernel cannot do this at all, or it ran out of room for completions.
             self.armed = None;
             let ended = poll_fn(|cx| core.ring.borrow_mut().poll(key, cx.waker())).await;
             match ended.result {
-                error if error == -libc::EINVAL => self.multishot = false,
+                error if error == -libc::EINVAL && multishot => self.multishot = false,
                 error if error < 0 => return Err(io::Error::from_raw_os_error(-error)),
-                _ => return Ok(()),
+                _ => {
+                    if !multishot {
+                        // It fails when nothing is to be taken: then this is one signal too many, which does no harm.
+                        let _ = event.read();
+                    }
+                    return Ok(());
+                }
             }
         }
     }

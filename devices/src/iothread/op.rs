@@ -43,8 +43,8 @@ pub(super) enum Op {
     Readable { file: Arc<File> },
     /// Waits for the event and takes its count.
     Event(Arc<EventFd>),
-    /// Reports every signal of the event until cancelled; the count stays in the event.
-    Watch(Arc<EventFd>),
+    /// Reports a signal of the event, with `multishot` every one until cancelled; the count stays in the event.
+    Watch { event: Arc<EventFd>, multishot: bool },
     /// Waits for the time to pass.
     Sleep(Duration),
 }
@@ -73,7 +73,7 @@ impl Op {
             | Self::Write { file, .. }
             | Self::Sync { file, .. }
             | Self::Allocate { file, .. } => u32::try_from(file.as_raw_fd()).ok(),
-            Self::Readable { .. } | Self::Event(_) | Self::Watch(_) | Self::Sleep(_) => None,
+            Self::Readable { .. } | Self::Event(_) | Self::Watch { .. } | Self::Sleep(_) => None,
         }
     }
 
@@ -95,9 +95,11 @@ impl Op {
             Self::Write { mem, .. } if mem.is_private() => Reach::File,
             Self::Read { .. } | Self::Write { .. } => Reach::Guest,
             Self::Allocate { .. } => Reach::File,
-            Self::Sync { .. } | Self::Readable { .. } | Self::Event(_) | Self::Watch(_) | Self::Sleep(_) => {
-                Reach::Nothing
-            }
+            Self::Sync { .. }
+            | Self::Readable { .. }
+            | Self::Event(_)
+            | Self::Watch { .. }
+            | Self::Sleep(_) => Reach::Nothing,
         }
     }
 
@@ -185,8 +187,8 @@ impl Op {
                 opcode::Read::new(Fd(event.as_raw_fd()), count.as_ptr().cast(), size_of::<u64>() as u32)
                     .build()
             }
-            Self::Watch(event) => {
-                opcode::PollAdd::new(Fd(event.as_raw_fd()), libc::POLLIN as u32).multi(true).build()
+            Self::Watch { event, multishot } => {
+                opcode::PollAdd::new(Fd(event.as_raw_fd()), libc::POLLIN as u32).multi(*multishot).build()
             }
             Self::Sleep(span) => {
                 time.set(Timespec::new().sec(span.as_secs()).nsec(span.subsec_nanos()));
