@@ -86,7 +86,7 @@ fn assert_fair(greed: Greed, most: u32) {
     let device: Arc<dyn Device> = Arc::new(Nothing);
     let transport = Transport::new(device, queues.clone().into(), limits);
     let polling = Polling::Fixed(Duration::from_secs(20));
-    let thread = IoThread::with("fair", Settings { polling, cpus: vec![] }).unwrap();
+    let thread = IoThread::with("fair", Settings { polling, ..Settings::default() }).unwrap();
     let file = tempfile::tempfile().unwrap();
     std::io::Write::write_all(&mut &file, &vec![1; MIB as usize]).unwrap();
     let (tell, told) = mpsc::channel();

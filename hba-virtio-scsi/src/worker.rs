@@ -423,7 +423,7 @@ mod tests {
     fn while_the_thread_polls_requests_need_no_doorbell() {
         let (ram, dma, queue, transport) = bench();
         let polling = devices::iothread::Polling::Fixed(Duration::from_secs(20));
-        let settings = devices::iothread::Settings { polling, cpus: vec![] };
+        let settings = devices::iothread::Settings { polling, ..Default::default() };
         let thread = IoThread::with("poll", settings).unwrap();
         let (worker, at_end) = (queue.clone(), transport.clone());
         thread.remote().spawn(move |io| {

@@ -94,6 +94,12 @@ impl Core {
         }))
     }
 
+    /// The same, with the kernel's threads for it restricted to these CPUs, if there are any, where the kernel lets us.
+    pub(super) fn with_workers_on(self: Rc<Self>, cpus: &[usize]) -> io::Result<Rc<Self>> {
+        self.ring.borrow().restrict_workers(cpus)?;
+        Ok(self)
+    }
+
     /// Adds a task slot that `make` builds around its number; `None` when the thread is ending.
     pub(super) fn add<T: Run + 'static>(&self, make: impl FnOnce(u32) -> Rc<T>) -> Option<Rc<T>> {
         if self.closing.get() {

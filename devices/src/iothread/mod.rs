@@ -79,6 +79,8 @@ pub struct Settings {
     pub polling: Polling,
     /// The host's CPUs it may run on, by number; any when empty.
     pub cpus: Vec<usize>,
+    /// Those for the threads of the kernel that block, or copy, in its place; any when empty. Linux before 5.14 does not let us.
+    pub workers: Vec<usize>,
 }
 
 /// Restricts the calling thread to these CPUs; to none when there are none.
@@ -107,17 +109,18 @@ impl IoThread {
 
     /// As [`IoThread::start`], with settings.
     pub fn with(name: &str, settings: Settings) -> io::Result<Self> {
-        let Settings { polling, cpus } = settings;
+        let Settings { polling, cpus, workers } = settings;
         let shared = Arc::new(Shared::new()?);
         let remote = Remote { shared: shared.clone() };
         let (started, result) = mpsc::sync_channel(1);
-        let main = move || match pin(&cpus).and_then(|()| Core::new(shared, polling)) {
-            Ok(core) => {
-                let _ = started.send(Ok(()));
-                serve(core);
-            }
-            Err(e) => drop(started.send(Err(e))),
-        };
+        let main =
+            move || match pin(&cpus).and_then(|()| Core::new(shared, polling)?.with_workers_on(&workers)) {
+                Ok(core) => {
+                    let _ = started.send(Ok(()));
+                    serve(core);
+                }
+                Err(e) => drop(started.send(Err(e))),
+            };
         let thread = std::thread::Builder::new().name(name.into()).spawn(main)?;
         let thread = Self { remote, thread: Some(thread) };
         match result.recv() {

@@ -12,8 +12,8 @@ use io_uring::{opcode, squeue};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Hold;
-use super::lanes::LONG_COPY;
-use super::pieces::{PieceLimits, Pieces, pieces};
+use super::lanes::{Copied, LONG_COPY};
+use super::pieces::{Cached, PieceLimits, Pieces, pieces};
 use crate::mem::SgList;
 
 /// Segments of one vectored transfer at most (UIO_MAXIOV of Linux).
@@ -124,13 +124,18 @@ impl Op {
         }
     }
 
-    /// Whether it is a copy to or from the host's cache that takes long.
-    pub(super) fn is_long_copy(&self) -> bool {
-        match self {
-            Self::Read { mem, limits, .. } | Self::Write { mem, limits, .. } => {
-                limits.is_cached() && mem.len() >= LONG_COPY
-            }
-            _ => false,
+    /// Whether it is a long copy to or from the host's cache, and who makes it.
+    pub(super) fn copied(&self) -> Copied {
+        let (mem, cached, writes) = match self {
+            Self::Read { mem, limits, .. } => (mem, limits.cached(), false),
+            Self::Write { mem, limits, .. } => (mem, limits.cached(), true),
+            _ => return Copied::Little,
+        };
+        match cached {
+            Cached::No => Copied::Little,
+            _ if mem.len() < LONG_COPY => Copied::Little,
+            Cached::File if writes => Copied::Here,
+            Cached::File | Cached::Device => Copied::Apart,
         }
     }
 

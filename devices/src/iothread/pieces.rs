@@ -20,29 +20,42 @@ const UNIT: u64 = 4096;
 pub struct PieceLimits {
     bytes: u64,
     segments: usize,
-    cached: bool,
+    cached: Cached,
+}
+
+/// Whose cache a transfer goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cached {
+    /// None.
+    No,
+    /// That of a regular file.
+    File,
+    /// That of a block device.
+    Device,
 }
 
 impl PieceLimits {
     /// Nothing is cut.
-    pub const NONE: Self = Self { bytes: u64::MAX, segments: usize::MAX, cached: false };
-    /// It is the host's cache that takes it: nothing is cut, and every byte is copied.
-    pub const CACHE: Self = Self { cached: true, ..Self::NONE };
+    pub const NONE: Self = Self { bytes: u64::MAX, segments: usize::MAX, cached: Cached::No };
+    /// It is the host's cache of a regular file that takes it: nothing is cut, and every byte is copied.
+    pub const FILE_CACHE: Self = Self { cached: Cached::File, ..Self::NONE };
+    /// It is that of a block device.
+    pub const DEVICE_CACHE: Self = Self { cached: Cached::Device, ..Self::NONE };
 
     /// At most so many bytes, and so many segments. What is less than a page, or no segment, means nothing: no limit.
     pub fn new(bytes: u64, segments: usize) -> Self {
         let bytes = bytes - bytes % UNIT;
-        if bytes == 0 || segments == 0 { Self::NONE } else { Self { bytes, segments, cached: false } }
+        if bytes == 0 || segments == 0 { Self::NONE } else { Self { bytes, segments, cached: Cached::No } }
     }
 
     /// Whether a transfer is a copy by the processor.
-    pub(super) fn is_cached(self) -> bool {
+    pub(super) fn cached(self) -> Cached {
         self.cached
     }
 
     /// For a transfer that may be a part of what is wanted: it is not cut.
     pub(super) fn of_part(self) -> Self {
-        if self.cached { self } else { Self::NONE }
+        if self.cached == Cached::No { Self::NONE } else { self }
     }
 
     /// Whether there are any.
@@ -52,7 +65,7 @@ impl PieceLimits {
 
     /// Makes a list such that it can be cut between its segments, if it has to be; returns how it is cut.
     pub(super) fn prepare(self, mem: &mut SgList) -> Self {
-        if self.cached {
+        if self.cached != Cached::No {
             return self;
         }
         if mem.len() <= self.bytes && mem.segments() <= self.segments {

@@ -122,13 +122,23 @@ fn wake_up_cost() -> io::Result<Duration> {
     Ok(best)
 }
 
-/// Restricts the calling thread to these CPUs.
-pub(super) fn set_affinity(cpus: &[usize]) -> io::Result<()> {
-    let mut words = [0_u64; 1024 / 64];
+/// A set of CPUs as the kernel takes it.
+pub(super) type CpuMask = [u64; 1024 / 64];
+
+/// These CPUs, by number.
+pub(super) fn cpu_mask(cpus: &[usize]) -> io::Result<CpuMask> {
+    let mut words = [0; 1024 / 64];
     for &cpu in cpus {
-        let word = words.get_mut(cpu / 64).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+        let word: &mut u64 =
+            words.get_mut(cpu / 64).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
         *word |= 1 << (cpu % 64);
     }
+    Ok(words)
+}
+
+/// Restricts the calling thread to these CPUs.
+pub(super) fn set_affinity(cpus: &[usize]) -> io::Result<()> {
+    let words = cpu_mask(cpus)?;
     // SAFETY: the kernel reads the words, whose size it is told; 0 means the calling thread.
     #[allow(unsafe_code)]
     let result = unsafe { libc::sched_setaffinity(0, size_of_val(&words), words.as_ptr().cast()) };

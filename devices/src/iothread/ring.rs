@@ -15,7 +15,7 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use super::abandoned::Abandoned;
-use super::lanes::{Lanes, Turn};
+use super::lanes::{Copied, Lanes, Share, Turn};
 use super::op::{Op, Reach};
 use super::setup;
 use io_uring::types::{Fd, Timespec};
@@ -66,6 +66,8 @@ struct Slot {
     scope: Cell<u64>,
     /// Of a transfer: the queue of its file.
     lane: Cell<u32>,
+    /// Of a long copy under way that somebody waits for.
+    share: Cell<Share>,
     /// Completions that the kernel still owes.
     owed: Cell<u8>,
     result: Cell<i32>,
@@ -82,6 +84,7 @@ impl Slot {
             stage: Cell::new(Stage::Free),
             scope: Cell::new(0),
             lane: Cell::new(NO_LANE),
+            share: Cell::default(),
             owed: Cell::new(0),
             result: Cell::new(0),
             op: RefCell::new(None),
@@ -178,13 +181,18 @@ impl Ring {
         })
     }
 
+    /// Restricts the kernel's threads to these CPUs, see [`setup::restrict_workers`].
+    pub(super) fn restrict_workers(&self, cpus: &[usize]) -> io::Result<()> {
+        setup::restrict_workers(&self.uring, cpus)
+    }
+
     /// Queues an operation of `scope`.
     pub(super) fn start(&mut self, op: Op, scope: u64) -> Key {
-        let (lane, bytes, long) = (op.lane(), op.bytes(), op.is_long_copy());
-        self.bytes += if long { 0 } else { bytes };
+        let (lane, bytes, copied) = (op.lane(), op.bytes(), op.copied());
+        self.bytes += if copied == Copied::Apart { 0 } else { bytes };
         let key = self.occupy(op, scope);
         match lane {
-            Some(lane) => self.transfers.push(lane, key, bytes, long),
+            Some(lane) => self.transfers.push(lane, key, bytes, copied),
             None => self.waits.push_back(key),
         }
         key
@@ -253,6 +261,7 @@ impl Ring {
             }
             Stage::InFlight => {
                 slot.stage.set(Stage::Detached);
+                let (lane, share) = (slot.lane.get(), slot.share.take());
                 let (transfer, event) = match slot.op.borrow().as_ref() {
                     Some(op) => (op.is_transfer().then(|| op.reach()), matches!(op, Op::Event(_))),
                     None => (None, false),
@@ -261,6 +270,7 @@ impl Ring {
                 if let Some(reach) = transfer {
                     self.detached.add(scope, reach);
                 }
+                self.transfers.leave(lane, share);
                 if event {
                     self.cancels.push_back(key.user_data() | PART);
                 }
@@ -410,17 +420,17 @@ impl Ring {
             self.cancels.pop_front();
         }
         while let Some(&key) = self.waits.front() {
-            if !self.submit(key, false) {
+            if !self.submit(key, Share::default()) {
                 return false;
             }
             self.waits.pop_front();
         }
         let mut entered = 0;
         self.cut = false;
-        while let Some(Turn { key, bytes, apart }) = self.transfers.next(self.in_flight) {
+        while let Some(Turn { key, bytes, share }) = self.transfers.next(self.in_flight) {
             // A large one goes alone: the small ones before it are not held up by its copy.
             self.cut = entered >= BYTES_PER_ENTER || (entered > 0 && bytes >= BYTES_PER_ENTER);
-            if self.cut || !self.submit(key, apart) {
+            if self.cut || !self.submit(key, share) {
                 return false;
             }
             entered += bytes;
@@ -429,8 +439,8 @@ impl Ring {
         true
     }
 
-    /// Puts one operation into the submission queue; false when there is no room. With `apart`, a thread of the kernel makes it.
-    fn submit(&mut self, key: Key, apart: bool) -> bool {
+    /// Puts one operation into the submission queue; false when there is no room. If `share` says so, a thread of the kernel makes it.
+    fn submit(&mut self, key: Key, share: Share) -> bool {
         let Some(chunk) = self.slots.get(key.index as usize / CHUNK).cloned() else { return true };
         let Some(slot) = chunk.get(key.index as usize % CHUNK) else { return true };
         if slot.generation.get() != key.generation || slot.stage.get() != Stage::Queued {
@@ -454,13 +464,14 @@ impl Ring {
             }),
             None => {
                 let entry = op.entry(&slot.count, &slot.time).user_data(key.user_data());
-                self.push(&if apart { entry.flags(squeue::Flags::ASYNC) } else { entry });
+                self.push(&if share.apart { entry.flags(squeue::Flags::ASYNC) } else { entry });
             }
         }
         slot.stage.set(Stage::InFlight);
         slot.owed.set(entries as u8);
         self.in_flight += entries;
-        self.transfers.begun(slot.lane.get(), entries, op.is_long_copy());
+        slot.share.set(share);
+        self.transfers.begun(slot.lane.get(), entries, share);
         true
     }
 
@@ -501,12 +512,16 @@ impl Ring {
         let owed = slot.owed.get().saturating_sub(1);
         slot.owed.set(owed);
         let (stage, lane) = (slot.stage.get(), slot.lane.get());
-        let long = slot.op.borrow().as_ref().is_some_and(Op::is_long_copy);
+        let share = slot.share.take();
         let waker = if owed == 0 { slot.waker.take() } else { None };
         #[cfg(any(test, feature = "testing"))]
         let result = slot.result.get();
         self.in_flight = self.in_flight.saturating_sub(1);
-        self.transfers.ended(lane, long);
+        self.transfers.ended(lane);
+        self.transfers.leave(lane, share);
+        if share.apart && result == -libc::ECANCELED {
+            self.transfers.no_thread();
+        }
         if owed > 0 {
             return;
         }
@@ -542,8 +557,10 @@ impl Ring {
             slot.stage.set(Stage::InFlight);
             slot.owed.set(1);
             let lane = slot.lane.get();
-            let long = slot.op.borrow().as_ref().is_some_and(Op::is_long_copy);
-            self.transfers.begun(lane, 1, long);
+            let share =
+                slot.op.borrow().as_ref().map_or(Share::default(), |op| Share::here(op.copied(), op.bytes()));
+            slot.share.set(share);
+            self.transfers.begun(lane, 1, share);
         }
         self.in_flight += 1;
         self.stuck.push(key);

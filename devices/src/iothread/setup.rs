@@ -44,6 +44,22 @@ pub(super) fn make(entries: u32) -> io::Result<IoUring> {
     Err(explain(last))
 }
 
+/// Restricts the threads that the kernel has for a ring to these CPUs, if there are any: they do not take over what the thread
+/// that made it may use. Nothing happens before Linux 5.14.
+pub(super) fn restrict_workers(ring: &IoUring, cpus: &[usize]) -> io::Result<()> {
+    if cpus.is_empty() {
+        return Ok(());
+    }
+    let mask = super::polling::cpu_mask(cpus)?;
+    // SAFETY: both are as large, and a set of CPUs is a list of bits in words, any of which may be set (sched_setaffinity(2)).
+    #[allow(unsafe_code)]
+    let set = unsafe { std::mem::transmute::<super::polling::CpuMask, libc::cpu_set_t>(mask) };
+    match ring.submitter().register_iowq_aff(&set) {
+        Err(e) if e.raw_os_error() != Some(libc::EINVAL) => Err(e),
+        _ => Ok(()),
+    }
+}
+
 /// Says what to do about a ring that could not be made.
 fn explain(e: io::Error) -> io::Error {
     let remedy = match e.raw_os_error() {

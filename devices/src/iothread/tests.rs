@@ -510,7 +510,7 @@ fn all_pollers_are_asked_in_turn() {
             false
         }
     }
-    let settings = Settings { polling: Polling::Fixed(Duration::from_millis(50)), cpus: vec![] };
+    let settings = Settings { polling: Polling::Fixed(Duration::from_millis(50)), ..Settings::default() };
     let asked = on_thread_with(settings, |io| async move {
         let asked = Rc::new(RefCell::new(Vec::new()));
         let pollers = ["a", "b", "c"].map(|name| Rc::new(Counting(name, asked.clone())) as Rc<dyn Poller>);

@@ -31,7 +31,7 @@ fn frames_of_4_kib() {
     let raw = RawImage::open(&RawOptions { path, read_only: false, cache: CacheMode::Writeback, sharing });
     let image = Arc::new(Image::Raw(raw.unwrap()).guarded(None, None));
     // No polling: what that costs depends on how long there is nothing to do.
-    let thread = IoThread::with("speed", Settings { polling: Polling::Off, cpus: vec![] }).unwrap();
+    let thread = IoThread::with("speed", Settings { polling: Polling::Off, ..Settings::default() }).unwrap();
     let drives = BTreeMap::from([(0, drive(&image, true))]);
     let options = Options { write_back: true, ..options(Model::Gen2) };
     let mut guest = Guest::on(thread, options, drives, BTreeMap::from([(0, image)]));

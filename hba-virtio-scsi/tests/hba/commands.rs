@@ -202,7 +202,7 @@ fn drivers_can_do_without_interrupts() {
 fn interrupts_go_by_what_the_driver_waits_for() {
     const COUNT: usize = 2000;
     let polling = Polling::Fixed(Duration::from_millis(20));
-    let thread = IoThread::with("poll", Settings { polling, cpus: vec![] }).unwrap();
+    let thread = IoThread::with("poll", Settings { polling, ..Settings::default() }).unwrap();
     let mut guest = Guest::on(vec![thread], Options::default(), BTreeMap::new());
     guest.start(VERSION_1 | EVENT_IDX, 64);
     let request = guest.alloc_with(&Guest::request_head(lun(0, 0), 0, &TEST_UNIT_READY));

@@ -33,7 +33,7 @@ fn commands() {
     let target = Target::new();
     target.attach(Lun([0; 8]), LogicalUnit::Disk(Disk::new(image, suite::config()).unwrap())).unwrap();
     // No polling: what that costs depends on how long there is nothing to do.
-    let thread = IoThread::with("speed", Settings { polling: Polling::Off, cpus: vec![] }).unwrap();
+    let thread = IoThread::with("speed", Settings { polling: Polling::Off, ..Settings::default() }).unwrap();
     let targets = BTreeMap::from([(0, Nexus::new(target, None))]);
     let mut guest = Guest::on(vec![thread], Options::default(), targets);
     guest.start(VERSION_1 | EVENT_IDX | INDIRECT, 128);

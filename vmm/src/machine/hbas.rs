@@ -242,7 +242,11 @@ fn threads(hba: &config::Hba) -> Result<Vec<IoThread>> {
     let mut cpus = wanted.cpus.iter().cycle();
     let start = |number: u8| {
         let name = if number == 0 { format!("io-{}", hba.id) } else { format!("io-{}.{number}", hba.id) };
-        let settings = Settings { polling, cpus: cpus.next().copied().into_iter().collect() };
+        let settings = Settings {
+            polling,
+            cpus: cpus.next().copied().into_iter().collect(),
+            workers: wanted.cpus.clone(),
+        };
         let thread = IoThread::with(&name, settings)
             .with_context(|| format!("hba {}: starting its I/O thread {number}", hba.id))?;
         #[cfg(feature = "mischief")]

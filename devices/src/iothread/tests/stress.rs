@@ -358,18 +358,61 @@ fn a_short_read_does_not_wait_for_all_long_copies_before_it() {
             let (reader, file, done) = (io.clone(), file.clone(), done.clone());
             io.spawn(async move {
                 let into = buffer(1 << 20);
-                let (read, _) = reader.read_held(&file, 0, into, PieceLimits::CACHE, &Hold::none()).await;
+                let (read, _) =
+                    reader.read_held(&file, 0, into, PieceLimits::FILE_CACHE, &Hold::none()).await;
                 assert_eq!(read.unwrap(), 1 << 20);
                 done.set(done.get() + 1);
             });
         }
         // All of them are queued.
         io.give_way().await;
-        let (read, _) = io.read_held(&file, 0, buffer(4096), PieceLimits::CACHE, &Hold::none()).await;
+        let (read, _) = io.read_held(&file, 0, buffer(4096), PieceLimits::FILE_CACHE, &Hold::none()).await;
         assert_eq!(read.unwrap(), 4096);
         assert!(done.get() < LONG / 2, "{} long copies before it", done.get());
         while done.get() < LONG {
             io.sleep(Duration::from_millis(1)).await;
         }
     });
+}
+
+/// Of threads of this process that the kernel made for a ring: the CPUs each may run on.
+fn cpus_of_workers() -> Vec<String> {
+    let threads = std::fs::read_dir("/proc/self/task").unwrap();
+    let status =
+        threads.filter_map(|thread| std::fs::read_to_string(thread.unwrap().path().join("status")).ok());
+    let workers = status.filter(|status| status.starts_with("Name:\tiou-wrk-"));
+    let cpus = |status: String| {
+        let line = status.lines().find(|line| line.starts_with("Cpus_allowed_list:"))?.to_owned();
+        line.split_whitespace().last().map(String::from)
+    };
+    workers.filter_map(cpus).collect()
+}
+
+/// What is copied in place of an I/O thread is on the CPUs that are meant for it.
+#[test]
+fn copies_stay_on_the_cpus_of_the_thread() {
+    let name = "a_ring_with_cpus";
+    // Other tests have such threads, too.
+    if std::env::var_os(name).is_none() {
+        let me = std::env::current_exe().unwrap();
+        let test = "iothread::tests::stress::copies_stay_on_the_cpus_of_the_thread";
+        let alone =
+            std::process::Command::new(me).args([test, "--exact", "--nocapture"]).env(name, "").output();
+        let alone = alone.unwrap();
+        assert!(alone.status.success(), "{}", String::from_utf8_lossy(&alone.stderr));
+        return;
+    }
+    let settings = Settings { workers: vec![0], ..Settings::default() };
+    let thread = IoThread::with("test", settings).unwrap();
+    let (tx, rx) = mpsc::channel();
+    thread.remote().spawn(move |io| async move {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let file = Arc::new(file);
+        let (read, _) = io.read_held(&file, 0, buffer(1 << 20), PieceLimits::FILE_CACHE, &Hold::none()).await;
+        assert_eq!(read.unwrap(), 1 << 20);
+        tx.send(cpus_of_workers()).unwrap();
+    });
+    let cpus = rx.recv().unwrap();
+    assert!(!cpus.is_empty() && cpus.iter().all(|list| list == "0"), "{cpus:?}");
 }

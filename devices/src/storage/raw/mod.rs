@@ -106,7 +106,7 @@ impl RawImage {
         lost::opened(&host.file);
         let name: Arc<str> = options.path.to_string_lossy().into();
         let main = HostFile::new(host.file, &name, u64::from(host.align.block), host.pieces);
-        let edge = |buffered| Box::new(HostFile::new(buffered, &name, 1, PieceLimits::CACHE));
+        let edge = |buffered| Box::new(HostFile::new(buffered, &name, 1, PieceLimits::FILE_CACHE));
         let image = Self {
             stable: Stable::new(&name, host.audit.map(Arc::new), !options.cache.is_direct()),
             bounce: Bounce::new(host.align),

@@ -93,7 +93,8 @@ impl Host {
                 None => u32::try_from(stat.blksize()).unwrap_or(0),
             },
             pieces: match sizes {
-                _ if !direct => PieceLimits::CACHE,
+                Some(_) if !direct => PieceLimits::DEVICE_CACHE,
+                None if !direct => PieceLimits::FILE_CACHE,
                 Some(_) => piece_limits(stat.rdev()),
                 // The device below the file system, where it has one.
                 None => piece_limits(stat.dev()),

@@ -64,7 +64,7 @@ pub(in crate::storage) fn coarse(mut image: RawImage, path: &Path) -> RawImage {
     image.bounce = Bounce::new(align);
     image.host.block = 4096;
     let file = File::options().read(true).write(true).open(path).unwrap();
-    image.edge = Some(Box::new(HostFile::new(file, &image.host.name, 1, PieceLimits::CACHE)));
+    image.edge = Some(Box::new(HostFile::new(file, &image.host.name, 1, PieceLimits::FILE_CACHE)));
     image
 }
 
