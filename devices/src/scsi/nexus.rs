@@ -117,7 +117,30 @@ impl Nexus {
     }
 
     /// As [`Nexus::execute`], with the request where it is: it is moved no more. The buffers are taken out of it.
-    pub async fn execute_at(&self, io: &Io, request: &mut ScsiRequest) -> Result<ScsiReply, TransportFault> {
+    pub fn execute_at<'a>(
+        &'a self,
+        io: &'a Io,
+        request: &'a mut ScsiRequest,
+    ) -> impl Future<Output = Result<ScsiReply, TransportFault>> + 'a {
+        self.carry_out(io, request, true)
+    }
+
+    /// As [`Nexus::execute_at`], for a command that the initiator has not sent as such: a unit attention condition does not
+    /// end it, and stays for one that it has sent.
+    pub fn execute_for<'a>(
+        &'a self,
+        io: &'a Io,
+        request: &'a mut ScsiRequest,
+    ) -> impl Future<Output = Result<ScsiReply, TransportFault>> + 'a {
+        self.carry_out(io, request, false)
+    }
+
+    async fn carry_out(
+        &self,
+        io: &Io,
+        request: &mut ScsiRequest,
+        attentive: bool,
+    ) -> Result<ScsiReply, TransportFault> {
         let offered = Offered::of(&request.data);
         if !self.is_used() {
             self.used.store(true, Ordering::Relaxed);
@@ -140,7 +163,7 @@ impl Nexus {
                     // Initiators that hear BUSY give up some time; they wait for a disk that takes its time. What waits
                     // here has nothing in the kernel, so that a task management function ends it at once.
                     let mut held = (!is_harmless(request.cdb.opcode())).then(|| self.hold(io, unit));
-                    let mut work = pin!(self.serve(io, &path, request));
+                    let mut work = pin!(self.serve(io, &path, request, attentive));
                     let mut work = pin!(poll_fn(|cx| {
                         if let Some(hold) = &mut held {
                             ready!(hold.poll(cx))?;
@@ -189,7 +212,8 @@ impl Nexus {
         met
     }
 
-    async fn serve(&self, io: &Io, path: &Path, request: &mut ScsiRequest) -> Outcome {
+    /// Without `attentive`, unit attention conditions stay where they are.
+    async fn serve(&self, io: &Io, path: &Path, request: &mut ScsiRequest, attentive: bool) -> Outcome {
         if request.attribute == TaskAttribute::Aca {
             // No ACA is ever established here (SAM-6, 8.9.5).
             return Err(SenseData::illegal(INVALID_MESSAGE_ERROR).into());
@@ -198,7 +222,8 @@ impl Nexus {
         if path.is_strange() && !self.meets(path, &request.cdb) {
             return absent::execute(self, &request.lun, &request.cdb, &request.data);
         }
-        if !passes_attention(request.cdb.opcode())
+        if attentive
+            && !passes_attention(request.cdb.opcode())
             && let Some(first) = path.attentions.first()
         {
             if !first.precedes_conflict() {

@@ -136,7 +136,7 @@ async fn transfer(
     cdb[1] = access & FUA_AND_DPO | if stable { FUA } else { 0 };
     let fields = lba.to_be_bytes().into_iter().chain(blocks.to_be_bytes());
     cdb.iter_mut().skip(2).zip(fields).for_each(|(to, from)| *to = from);
-    execute(token, nexus, Cdb::new(&cdb), data).await
+    execute(token, nexus, Cdb::new(&cdb), data, Origin::Firmware).await
 }
 
 /// LD SCSI and PD SCSI.
@@ -162,7 +162,7 @@ async fn pass(
     }
     let kind = if physical { Kind::Physical } else { Kind::Logical };
     let nexus = ready(token, &place, kind).await?;
-    let reply = execute(token, nexus, cdb, data).await?;
+    let reply = execute(token, nexus, cdb, data, Origin::Driver).await?;
     let write_back = token.worker().firmware().personality().write_back;
     if !physical && !write_back && reply.status == ScsiStatus::Good && changes_medium(cdb.opcode()) {
         // Linux sends no SYNCHRONIZE CACHE to logical drives: what is done has to be stable.
@@ -186,7 +186,16 @@ async fn ready<'a>(token: &FrameToken, place: &'a Place, kind: Kind) -> Result<&
     Ok(nexus)
 }
 
-async fn execute(token: &FrameToken, nexus: &Nexus, cdb: Cdb, data: SgList) -> Outcome {
+/// Who made a CDB.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// The driver: unit attentions are for it to see.
+    Driver,
+    /// The firmware, for LD READ and LD WRITE: FreeBSD makes an error of a unit attention there.
+    Firmware,
+}
+
+async fn execute(token: &FrameToken, nexus: &Nexus, cdb: Cdb, data: SgList, origin: Origin) -> Outcome {
     let offered = data.len();
     if token.is_stale() {
         return Err(Trouble::Transport(TransportFault::Reset));
@@ -199,7 +208,12 @@ async fn execute(token: &FrameToken, nexus: &Nexus, cdb: Cdb, data: SgList) -> O
         priority: 0,
         data: buffers(cdb.opcode(), data),
     };
-    let reply = nexus.execute_at(token.worker().io(), &mut request).await.map_err(Trouble::Transport)?;
+    let io = token.worker().io();
+    let reply = match origin {
+        Origin::Driver => nexus.execute_at(io, &mut request).await,
+        Origin::Firmware => nexus.execute_for(io, &mut request).await,
+    };
+    let reply = reply.map_err(Trouble::Transport)?;
     if reply.status != ScsiStatus::Good && (nexus.luns().is_empty() || nexus.is_distrusted()) {
         // The drive was taken away in the meantime, or the driver means the one before.
         return Err(Status::DeviceNotFound.into());

@@ -1,6 +1,9 @@
 //! The design rules that are easy to get wrong, one test each, by their numbers.
 
-use devices::scsi::suite::Operation;
+use std::collections::BTreeMap;
+
+use devices::scsi::suite::{self, Operation};
+use devices::scsi::{Disk, LogicalUnit, Lun};
 use devices::storage::Durability;
 use hba_megasas::Model;
 
@@ -331,4 +334,24 @@ fn the_hba_can_go_with_frames_in_flight() {
     let mut guest = started(Model::Gen2);
     guest.held_read(0, 1);
     drop(guest);
+}
+
+/// LD READ and LD WRITE are no commands of the driver's own that could tell it: FreeBSD makes an error of a unit attention there.
+#[test]
+fn unit_attentions_are_for_scsi_commands() {
+    let image = image();
+    let drive = drive(&image, true);
+    let target = drive.logical.as_ref().unwrap().target().clone();
+    let mut guest =
+        Guest::with(options(Model::Gen2), BTreeMap::from([(0, drive)]), BTreeMap::from([(0, image.clone())]));
+    assert_eq!(guest.init(1009), 0);
+    assert_eq!(guest.io(false, 0, 0, &[0; 512]).0, 0);
+    let disk = LogicalUnit::Disk(Disk::new(image, suite::config()).unwrap());
+    target.attach(Lun([0, 1, 0, 0, 0, 0, 0, 0]), disk).unwrap();
+    for write in [false, true, false] {
+        assert_eq!(guest.io(write, 0, 0, &[0; 512]).0, 0, "write: {write}");
+    }
+    let reply = guest.scsi(3, 0, &[0; 6], &[], 0);
+    assert_eq!((reply.scsi_status, reply.sense[2], &reply.sense[12..14]), (2, 6, &[0x3f, 0x0e][..]));
+    assert_eq!(guest.scsi(3, 0, &[0; 6], &[], 0).status, 0);
 }
