@@ -224,6 +224,10 @@ impl Adapter for Shared {
         self.firmware.started();
     }
 
+    fn hurry(&self, hurried: bool) {
+        self.firmware.drives().hurry(hurried);
+    }
+
     fn unfinished(&self) -> String {
         let all = self.firmware.drives().all();
         all.values().filter_map(|place| place.unfinished()).collect::<Vec<_>>().join("; ")

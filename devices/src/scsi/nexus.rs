@@ -6,7 +6,7 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::task::{Context as TaskContext, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::attention::Attention;
 use super::background::Calm;
@@ -72,9 +72,9 @@ impl Nexus {
 
     /// The initiator gives up all that it has here when a disk does not answer what is repeated after a reset. So while the host
     /// has not answered for commands of a disk that were ended, others for it get BUSY soon, and nothing more is asked of the
-    /// host.
-    pub fn hurry(&self) {
-        self.hurried.store(true, Ordering::Relaxed);
+    /// host. Not for initiators that fail commands which are BUSY, or take them for done.
+    pub fn hurry(&self, hurried: bool) {
+        self.hurried.store(hurried, Ordering::Relaxed);
     }
 
     /// The initiator may take the units here for those that were at this place before, and send them what it meant for
@@ -152,7 +152,7 @@ impl Nexus {
         let unit = &path.unit;
         let order = unit.logical.attribute(&request.cdb, request.attribute);
         let outcome = match unit.tasks.enter(self.id, request.tag, order) {
-            Ok(_) if unit.background.is_stuck() && !is_harmless(request.cdb.opcode()) => {
+            Ok(_) if unit.background.is_stuck() && !is_harmless(&request.cdb) => {
                 Err(Failure::Status(Status::Busy))
             }
             Err(Refused::Full) => Err(Failure::Status(Status::TaskSetFull)),
@@ -162,7 +162,7 @@ impl Nexus {
                 let result = {
                     // Initiators that hear BUSY give up some time; they wait for a disk that takes its time. What waits
                     // here has nothing in the kernel, so that a task management function ends it at once.
-                    let mut held = (!is_harmless(request.cdb.opcode())).then(|| self.hold(io, unit));
+                    let mut held = (!is_harmless(&request.cdb)).then(|| self.hold(io, unit));
                     let mut work = pin!(self.serve(io, &path, request, attentive));
                     let mut work = pin!(poll_fn(|cx| {
                         if let Some(hold) = &mut held {
@@ -199,7 +199,7 @@ impl Nexus {
         let hurried = self.hurried.load(Ordering::Relaxed);
         let background = &unit.background;
         let calm = if hurried { background.answered() } else { background.calm() };
-        Hold { io, unit, hurried, calm, late: None }
+        Hold { io, unit, since: hurried.then(Instant::now), calm, late: None }
     }
 
     /// Whether the initiator meets a unit that it may take for another one with this command: the unit carries it out then.
@@ -419,7 +419,8 @@ impl Nexus {
 struct Hold<'a> {
     io: &'a Io,
     unit: &'a Unit,
-    hurried: bool,
+    /// When the command came, of an initiator in a hurry: it may have waited for its turn.
+    since: Option<Instant>,
     calm: Calm<'a>,
     /// When it does not wait any more.
     late: Option<Pin<Box<dyn Future<Output = ()> + 'a>>>,
@@ -430,11 +431,12 @@ impl Hold<'_> {
         if self.calm.poll(cx).is_ready() {
             return Poll::Ready(Ok(()));
         }
-        if !self.hurried {
-            return Poll::Pending;
+        let Some(since) = self.since else { return Poll::Pending };
+        let left = HURRY.saturating_sub(since.elapsed());
+        if !left.is_zero() {
+            let io = self.io;
+            ready!(self.late.get_or_insert_with(|| Box::pin(io.sleep(left))).as_mut().poll(cx));
         }
-        let io = self.io;
-        ready!(self.late.get_or_insert_with(|| Box::pin(io.sleep(HURRY))).as_mut().poll(cx));
         crate::log_limited!(
             warn,
             "\"{}\": the host has not answered for commands that were ended; the disk is busy until it does",
@@ -458,10 +460,19 @@ fn unfinished<'a>(units: impl Iterator<Item = &'a Arc<Unit>>) -> Vec<String> {
     units.filter(|unit| unit.tasks.is_ending()).map(|unit| format!("\"{}\"", unit.name())).collect()
 }
 
-/// Commands that have nothing to do with the medium: TEST UNIT READY, with which initiators find out whether a unit
-/// answers after they have aborted a command, and those that pass unit attentions.
-fn is_harmless(opcode: u8) -> bool {
-    opcode == 0 || passes_attention(opcode)
+/// Commands that have nothing to do with what is on the medium: TEST UNIT READY, with which initiators find out whether a unit
+/// answers after they have aborted a command, those that pass unit attentions, and those with which they learn what a unit is:
+/// without an answer to READ CAPACITY Linux has a disk of no blocks. Reservations are not among them: to preempt one must
+/// not pass what its holder wrote.
+fn is_harmless(cdb: &Cdb) -> bool {
+    let opcode = cdb.opcode();
+    match opcode {
+        // TEST UNIT READY; MODE SENSE(6) and (10); READ CAPACITY(10); LOG SENSE; MAINTENANCE IN.
+        0x00 | 0x1a | 0x5a | 0x25 | 0x4d | 0xa3 => true,
+        // READ CAPACITY(16), not GET LBA STATUS.
+        0x9e => cdb.padded()[1] & 0x1f == 0x10,
+        _ => passes_attention(opcode),
+    }
 }
 
 /// Commands that neither report a unit attention condition by CHECK CONDITION nor are stopped by one (SAM-6, 5.14):

@@ -96,9 +96,6 @@ pub(crate) enum Kind {
 impl Place {
     fn new(id: u8, drive: Drive, seq: u16, controller: u64) -> Self {
         let own = |nexus: &Arc<Nexus>| Nexus::new(nexus.target().clone(), None);
-        // Linux repeats after a reset what was under way; when that is not answered within seconds it resets the board again,
-        // and after the third time gives it up with all its drives.
-        drive.nexuses().for_each(|nexus| nexus.hurry());
         Self {
             id,
             own_logical: drive.logical.as_ref().map(own),
@@ -204,6 +201,10 @@ impl Place {
         self.block_size.load(Ordering::Relaxed)
     }
 
+    fn hurry(&self, hurried: bool) {
+        self.drive.nexuses().for_each(|nexus| nexus.hurry(hurried));
+    }
+
     fn unsettle(&self) {
         self.logical_settled.store(false, Ordering::Release);
         self.physical_settled.store(false, Ordering::Release);
@@ -227,13 +228,16 @@ pub(crate) struct Drives {
     map: Mutex<Arc<Map>>,
     next_seq: AtomicU16,
     controller: u64,
+    /// Changes with the map locked.
+    hurried: AtomicBool,
 }
 
 impl Drives {
     /// None yet, behind a controller of this SAS address.
     pub(crate) fn new(controller: u64) -> Self {
         let map = Mutex::new(Arc::new(Map::new()));
-        Self { version: AtomicU64::new(0), map, next_seq: AtomicU16::new(1), controller }
+        let (version, next_seq) = (AtomicU64::new(0), AtomicU16::new(1));
+        Self { version, map, next_seq, controller, hurried: AtomicBool::new(false) }
     }
 
     /// All drives now, by ID.
@@ -258,13 +262,25 @@ impl Drives {
         let before = match drive {
             Some(drive) => {
                 let seq = self.next_seq.fetch_add(1, Ordering::Relaxed);
-                new.insert(id, Arc::new(Place::new(id, drive, seq, self.controller)))
+                let place = Place::new(id, drive, seq, self.controller);
+                place.hurry(self.hurried.load(Ordering::Relaxed));
+                new.insert(id, Arc::new(place))
             }
             None => new.remove(&id),
         };
         *map = Arc::new(new);
         self.version.fetch_add(1, Ordering::Release);
         before
+    }
+
+    /// Whether the driver gives the board up for a drive that does not answer soon, see [`Nexus::hurry`]. One that resets the
+    /// adapter does: Linux repeats after that what was under way; when it is not answered within seconds it resets the board
+    /// again, and after the third time gives it up with all its drives. Drivers that never reset it (FreeBSD, OpenBSD, that of
+    /// the firmware) wait for a drive, but take BUSY for a failure or even for success.
+    pub(crate) fn hurry(&self, hurried: bool) {
+        let map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        self.hurried.store(hurried, Ordering::Relaxed);
+        map.values().for_each(|place| place.hurry(hurried));
     }
 
     /// After a reset every unit has attentions again.

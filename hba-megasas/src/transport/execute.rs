@@ -263,5 +263,5 @@ fn finish(token: FrameToken, header: &FrameHeader, sense_address: u64, outcome: 
             Err(error) => devices::log_limited!(warn, "megasas: sense data not written: {error}"),
         }
     }
-    token.complete_scsi(reply.status as u8, written);
+    token.complete_scsi(reply.status, written);
 }

@@ -31,6 +31,8 @@ pub(crate) trait Adapter: Send + Sync {
     fn cancel(&self);
     /// The firmware starts anew.
     fn restart(&self);
+    /// Whether the driver is one that recovers the adapter, and gives it up when disks do not answer soon after that.
+    fn hurry(&self, hurried: bool);
     /// The disks that the host does not answer for, which hold a reset up; empty when there is none.
     fn unfinished(&self) -> String;
 }
@@ -203,6 +205,11 @@ impl Port {
         self.epoch()
     }
 
+    /// Whether INIT came, which the firmware's driver does not send.
+    pub(crate) fn is_initialised(&self) -> bool {
+        lock(&self.inner).ring.is_some()
+    }
+
     /// Puts a held frame in flight again, unless it is of an older epoch.
     pub(crate) fn resume(&self, epoch: u64) -> bool {
         let _inbound = lock(&self.inbound);
@@ -294,6 +301,7 @@ impl Port {
                 self.clear(&mut inbound);
             }
             self.end_epoch(&mut inner, inbound, open);
+            self.adapter.hurry(false);
             inner.registers.retire();
             inner.restarting = false;
             self.abort(&mut inner);
@@ -307,7 +315,7 @@ impl Port {
 
     fn fault_locked(&self, inner: &mut Inner) {
         let mask = inner.registers.mask();
-        self.begin(inner, State::Fault);
+        self.begin(inner, State::Fault, false);
         inner.registers.keep_mask(mask);
         inner.registers.set_state_change();
         if inner.registers.interrupts() {
@@ -325,7 +333,7 @@ impl Port {
     /// Back to power-on; returns when nothing of the time before is in flight, or the adapter is taken down.
     pub(crate) fn reset_and_wait(&self) {
         let mut inner = lock(&self.inner);
-        self.begin(&mut inner, State::Ready);
+        self.begin(&mut inner, State::Ready, false);
         self.wait(inner, "the reset", None);
     }
 
@@ -333,7 +341,7 @@ impl Port {
     /// for `limit` at most: guests make no other access to any configuration space while one lasts.
     pub(crate) fn quiesce(&self, limit: Duration) {
         let mut inner = lock(&self.inner);
-        self.begin(&mut inner, State::Ready);
+        self.begin(&mut inner, State::Ready, false);
         if !self.wait(inner, "taking bus mastering away", Some(limit)) {
             devices::log_limited!(
                 error,
@@ -374,11 +382,12 @@ impl Port {
         if disks.is_empty() { disks } else { format!(" for {disks}") }
     }
 
-    /// Begins a reset that ends in READY or FAULT.
-    fn begin(&self, inner: &mut Inner, state: State) {
+    /// Begins a reset that ends in READY or FAULT; `recovers` says that the driver goes on with what it has.
+    fn begin(&self, inner: &mut Inner, state: State, recovers: bool) {
         let mut inbound = lock(&self.inbound);
         self.clear(&mut inbound);
         self.end_epoch(inner, inbound, false);
+        self.adapter.hurry(recovers);
         inner.registers.begin(state);
         inner.restarting = true;
         self.deassert();
@@ -463,8 +472,9 @@ impl Port {
                 drop(inner);
                 self.submit(address);
             }
-            Effect::Reset => self.begin(&mut inner, State::Ready),
-            Effect::Stop => self.begin(&mut inner, State::Fault),
+            Effect::Reset => self.begin(&mut inner, State::Ready, false),
+            Effect::AdapterReset => self.begin(&mut inner, State::Ready, true),
+            Effect::Stop => self.begin(&mut inner, State::Fault, false),
             Effect::Cancel => self.adapter.cancel(),
         }
     }

@@ -18,6 +18,8 @@ pub(crate) enum Effect {
     Submit(u64),
     /// Everything is forgotten; then READY.
     Reset,
+    /// The same, by a driver that recovers and repeats what was under way.
+    AdapterReset,
     /// Everything is forgotten; FAULT.
     Stop,
     /// Commands end early; queues stay.
@@ -127,7 +129,7 @@ impl Registers {
                     return Effect::None;
                 }
                 self.diag |= diag::RESET_ADAPTER;
-                Effect::Reset
+                Effect::AdapterReset
             }
             _ => Effect::None,
         }
@@ -135,7 +137,7 @@ impl Registers {
 
     fn ring(&self, bits: u32) -> Effect {
         if bits & doorbell::ADAPTER_RESET != 0 {
-            return Effect::Reset;
+            return Effect::AdapterReset;
         }
         if self.state == State::Fault {
             return Effect::None;
@@ -330,16 +332,17 @@ mod tests {
         for handshake in [0x18, 0x10, 0x08, 0x04] {
             assert_eq!(registers.write(0x20, handshake), Effect::None);
         }
-        for ready in [0x07, 0x02, 0x40] {
+        for ready in [0x07, 0x02] {
             assert_eq!(registers.write(0x20, ready), Effect::Reset);
         }
+        assert_eq!(registers.write(0x20, 0x40), Effect::AdapterReset);
         assert_eq!(registers.write(0x20, 0x01), Effect::Cancel);
         assert_eq!(registers.write(0x20, 0x20), Effect::Stop);
         registers.begin(State::Fault);
         assert_eq!(registers.read(0xb0) >> 28, 0xf, "FAULT shows at once");
         registers.quiet();
         assert_eq!(registers.write(0x20, 0x07), Effect::None, "only an adapter reset leaves FAULT");
-        assert_eq!(registers.write(0x20, 0x40), Effect::Reset);
+        assert_eq!(registers.write(0x20, 0x40), Effect::AdapterReset);
     }
 
     #[test]
@@ -349,7 +352,7 @@ mod tests {
         assert_eq!(registers.read(0xf8), 0);
         unlock(&mut registers);
         assert_eq!(registers.read(0xf8), 0x80);
-        assert_eq!(registers.write(0xf8, 0x84), Effect::Reset);
+        assert_eq!(registers.write(0xf8, 0x84), Effect::AdapterReset);
         registers.write(0x34, 0);
         registers.begin(State::Ready);
         assert_eq!(registers.read(0xf8), 0x04, "set until it is done");

@@ -3,6 +3,8 @@
 use std::rc::Rc;
 use std::time::Instant;
 
+use devices::scsi::Status as ScsiStatus;
+
 use super::port::Done;
 use super::worker::Worker;
 use crate::spec::{Status, flag};
@@ -55,8 +57,11 @@ impl FrameToken {
     }
 
     /// Completes a SCSI command with a status other than GOOD. `sense`: how many bytes of sense data were written.
-    pub(crate) fn complete_scsi(mut self, scsi_status: u8, sense: u8) {
-        self.finish(Status::ScsiDoneWithError, scsi_status, Some(sense));
+    pub(crate) fn complete_scsi(mut self, scsi_status: ScsiStatus, sense: u8) {
+        // The driver of the firmware does not look at the SCSI status: it would use data that never came.
+        let told = scsi_status == ScsiStatus::CheckCondition || self.worker.port().is_initialised();
+        let status = if told { Status::ScsiDoneWithError } else { Status::ScsiIoFailed };
+        self.finish(status, scsi_status as u8, Some(sense));
     }
 
     /// Ends the frame without completion and gives back what it takes to complete it later.

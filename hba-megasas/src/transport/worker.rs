@@ -394,7 +394,7 @@ pub(crate) async fn serve(worker: Rc<Worker>) {
             let Some((token, frame)) = worker.accept(at, &mut fetcher) else { continue };
             bytes += frame.data.as_ref().map_or(0, |data| data.len());
             if pool.running() >= limit {
-                token.complete_scsi(ScsiStatus::Busy as u8, 0);
+                token.complete_scsi(ScsiStatus::Busy, 0);
                 continue;
             }
             if let Err(task) = pool.spawn(execute::run(token, frame)) {

@@ -174,6 +174,65 @@ fn bus_mastering_off_does_not_wait_for_a_disk_that_hangs() {
     }
 }
 
+/// Only a driver that resets the adapter repeats what is BUSY. For that of the firmware a frame with any SCSI status is a good
+/// one, and others fail commands that are BUSY: they wait for the host, as after each other start.
+#[test]
+fn only_who_resets_the_adapter_hears_busy() {
+    type Start = fn(&mut Bench);
+    let starts: [(&str, Start); 3] = [
+        ("machine", |bench| {
+            bench.guest.hba.reset();
+            bench.guest.place();
+        }),
+        ("bus mastering", |bench| {
+            bench.guest.hba.config_write(4, &3_u16.to_le_bytes());
+            bench.guest.hba.config_write(4, &7_u16.to_le_bytes());
+        }),
+        ("doorbell", |bench| bench.guest.write(0x20, 2)),
+    ];
+    for (name, start) in starts {
+        let mut bench = Bench::new(true, Image::private);
+        bench.hang(true, true);
+        bench.guest.adapter_reset();
+        bench.guest.wait_ready();
+        start(&mut bench);
+        bench.guest.wait_ready();
+        let mut send = |frame: Frame| {
+            let data = bench.guest.alloc_with(&[BUFFER; 512]);
+            bench.guest.send(&frame.sge(data, 512).flags(crate::guest::DONT_POST))
+        };
+        let near = send(Frame::io(false, 0, 3, 1));
+        let passed = send(Frame::scsi(3, 0, &[0x28, 0, 0, 0, 0, 3, 0, 0, 1, 0]).len(512));
+        std::thread::sleep(Duration::from_millis(1500));
+        for address in [near, passed] {
+            assert_eq!(bench.guest.status_of(address), 0xff, "{name}: {:?}", bench.guest.peek(address, 4));
+        }
+        bench.host(|io| {
+            io.repent();
+            io.land();
+        });
+        for address in [near, passed] {
+            assert_eq!(bench.guest.wait_frame(address), 0, "{name}");
+        }
+    }
+}
+
+/// The firmware's driver looks at the status of the frame only.
+#[test]
+fn before_init_busy_is_a_failure() {
+    let mut bench = Bench::new(true, Image::private);
+    bench.hang(true, true);
+    bench.guest.adapter_reset();
+    bench.guest.wait_ready();
+    assert_eq!(bench.send(true, 0, false, 3).0, 0x2e);
+    assert_eq!(bench.guest.init(1009), 0);
+    assert_eq!(bench.send(true, 0, false, 3).0, 0x2d);
+    bench.host(|io| {
+        io.repent();
+        io.land();
+    });
+}
+
 /// What the kernel was given with the guest's own memory holds the board up.
 #[test]
 fn without_memory_of_the_process_the_reset_waits_for_the_host() {

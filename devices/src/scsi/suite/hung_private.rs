@@ -1,8 +1,10 @@
 //! A host that does not answer for a disk whose transfers go through private memory: commands end at once, nothing of them
 //! reaches the guest later, and what they wrote is not overtaken.
 
+use std::future::poll_fn;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress};
@@ -266,7 +268,7 @@ fn who_is_in_a_hurry_hears_that_a_disk_hangs() {
     on_io_thread(|io| async move {
         for write in [false, true] {
             let bench = Bench::new(&io, CacheMode::Writeback, Image::private).await;
-            bench.nexus.hurry();
+            bench.nexus.hurry(true);
             Bench::hang(&io, Way::Short);
             let far = || match write {
                 true => bench.far_write(),
@@ -349,6 +351,82 @@ fn whatever_uses_the_guest_s_memory_ends_at_once() {
                 io.repent();
                 io.land();
             }
+        }
+    });
+}
+
+/// Commands that must be alone do not wait for a hung disk one after the other.
+#[test]
+fn who_is_in_a_hurry_waits_once() {
+    on_io_thread(|io| async move {
+        let bench = Bench::new(&io, CacheMode::Writeback, Image::private).await;
+        bench.nexus.hurry(true);
+        Bench::hang(&io, Way::Short);
+        let mut first = Box::pin(bench.nexus.execute(&io, far_read(&bench.dma, LUN_0)));
+        begun(&io, first.as_mut()).await;
+        bench.abort(&io, Duration::from_secs(4), first).await.unwrap_err();
+        let begin = Instant::now();
+        let compare = |tag: u64| {
+            let cdb = Cdb::new(&[0x89, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 1, 0, 0]);
+            let ranges = [(0x1000, BLOCK as u32), (0x1000, BLOCK as u32)];
+            let data = DataBuffers::from_initiator(bench.dma.from_guest(ranges).unwrap());
+            ScsiRequest { tag: Tag(100 + tag), cdb, data, ..bench.far_write() }
+        };
+        let mut all: Vec<_> = (0..40).map(|tag| Box::pin(bench.nexus.execute(&io, compare(tag)))).collect();
+        let mut replies = Vec::new();
+        poll_fn(|cx| {
+            all.retain_mut(|one| match one.as_mut().poll(cx) {
+                Poll::Ready(reply) => {
+                    replies.push(reply.unwrap().status);
+                    false
+                }
+                Poll::Pending => true,
+            });
+            if all.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        assert_eq!(replies, [Status::Busy; 40]);
+        assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
+        io.repent();
+        io.land();
+    });
+}
+
+/// What needs no medium has an answer while newer transfers wait: a disk without a capacity would be gone for its guest.
+#[test]
+fn a_disk_that_hangs_says_what_it_is() {
+    on_io_thread(|io| async move {
+        for hurried in [false, true] {
+            let bench = Bench::new(&io, CacheMode::Writeback, Image::private).await;
+            bench.nexus.hurry(hurried);
+            Bench::hang(&io, Way::Short);
+            let mut first = Box::pin(bench.nexus.execute(&io, bench.far_write()));
+            begun(&io, first.as_mut()).await;
+            bench.abort(&io, Duration::from_secs(4), first).await.unwrap_err();
+            let commands: [&[u8]; 7] = [
+                &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                &[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0],
+                &[0x1a, 0, 0x3f, 0, 64, 0],
+                &[0x5a, 0, 0x3f, 0, 0, 0, 0, 0, 64, 0],
+                &[0x4d, 0, 0x40, 0, 0, 0, 0, 0, 64, 0],
+                &[0xa3, 0x0c, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0],
+                &[0xa3, 0x0d, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0],
+            ];
+            for cdb in commands {
+                let ask = io.at_most(Duration::from_secs(4), bench.send(&io, LUN_0, cdb, 64)).await;
+                let (reply, data) = ask.unwrap_or_else(|| panic!("{cdb:02x?} waits"));
+                assert_eq!(reply.status, Status::Good, "{cdb:02x?}");
+                if cdb[0] == 0x25 {
+                    assert_eq!(data[..4], (32 * MIB as u32 / BLOCK as u32 - 1).to_be_bytes());
+                }
+            }
+            // What asks the image waits.
+            let cdb = [0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0];
+            let ask = io.at_most(Duration::from_secs(2), bench.send(&io, LUN_0, &cdb, 64)).await;
+            let status = ask.map(|(reply, _)| reply.status);
+            assert_eq!(status, hurried.then_some(Status::Busy));
+            io.repent();
+            io.land();
         }
     });
 }
