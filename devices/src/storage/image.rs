@@ -303,7 +303,7 @@ impl BlockBackend for Image {
                     // Never repeated, whatever the host says, once it was begun: a second one would succeed.
                     match (attempt, result) {
                         (_, Err(error)) if is_untried(&error) => {}
-                        (Some(attempt), Ok(_)) => return attempt.succeeded(Action::Flush).await,
+                        (Some(attempt), Ok(_)) => return attempt.synced(Action::Flush).await,
                         (Some(attempt), Err(error)) => return Err(attempt.failed(Action::Flush, error)),
                         (None, result) => {
                             return result

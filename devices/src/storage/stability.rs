@@ -7,6 +7,9 @@
 //! "Once" also means that of several operations under way only one hears of the error. So success is believed only when
 //! all that were under way at the same time have ended, and none of them failed. Those whose futures were dropped are
 //! waited for as well: the ring says how they ended, see [`Claims::abandoned`].
+//!
+//! A forced write that failed may only have been refused, which a sync finds out. Where nobody gets to know, because that sync is given
+//! up or never begun, the doubt stays for those that were under way with it: they are not believed.
 
 use std::future::Future;
 use std::io;
@@ -33,6 +36,8 @@ struct State {
     /// In the order of their start, which is that of their numbers.
     under_way: Vec<UnderWay>,
     next: u64,
+    /// Forced writes with smaller numbers are in doubt.
+    doubt: u64,
     waiting: Vec<Waker>,
 }
 
@@ -87,6 +92,25 @@ impl Stability {
         Attempt { stability: self.clone(), number }
     }
 
+    /// A forced write failed, perhaps with the error of another that is under way.
+    pub(super) fn doubt(&self) {
+        let mut state = self.lock();
+        state.doubt = state.next;
+    }
+
+    /// What is given to [`Self::settle`] after a sync that begins now.
+    pub(super) fn now(&self) -> u64 {
+        self.lock().next
+    }
+
+    /// A sync that began at `since` found nothing lost.
+    pub(super) fn settle(&self, since: u64) {
+        let mut state = self.lock();
+        if state.doubt <= since {
+            state.doubt = 0;
+        }
+    }
+
     /// From now on nothing succeeds. The operator hears of the first time.
     pub(super) fn fail(&self, action: Action, source: io::Error) -> BlockError {
         if !self.failed.swap(true, Ordering::AcqRel) {
@@ -114,6 +138,14 @@ impl Stability {
         );
     }
 
+    fn unknown(&self, action: Action) -> BlockError {
+        let context = format!(
+            "{action} \"{}\" failed: the host could not say whether the data is stable; it must be written again",
+            self.name
+        );
+        BlockError::new(BlockErrorKind::HostResources, context)
+    }
+
     fn error(&self, action: Action, source: Option<io::Error>) -> BlockError {
         let why = if source.is_some() { "" } else { ": data could not be made stable before" };
         let remedy = if self.is_closing() { "" } else { "; open it anew" };
@@ -136,11 +168,17 @@ impl Attempt {
 
     /// It succeeded, which counts when nothing else fails that was under way with it.
     pub(super) fn succeeded(self, action: Action) -> Agreement {
-        let stability = self.stability.clone();
+        let (stability, number) = (self.stability.clone(), self.number);
         // Over, before it waits for others: they may wait for it.
         drop(self);
         let end = stability.lock().next;
-        Agreement { stability, end, action }
+        Agreement { stability, number, end, action }
+    }
+
+    /// It was a sync, from its begin on, that found nothing lost.
+    pub(super) fn synced(self, action: Action) -> Agreement {
+        self.stability.settle(self.number);
+        self.succeeded(action)
     }
 }
 
@@ -153,6 +191,7 @@ impl Drop for Attempt {
 /// Waits for what was under way with an attempt that succeeded. A future of few bytes.
 pub(super) struct Agreement {
     stability: Arc<Stability>,
+    number: u64,
     /// The number of the first that began later.
     end: u64,
     action: Action,
@@ -170,8 +209,13 @@ impl Future for Agreement {
             }
             return Poll::Pending;
         }
+        let in_doubt = self.action != Action::Flush && self.number < state.doubt;
         drop(state);
-        Poll::Ready(self.stability.check(self.action))
+        Poll::Ready(self.stability.check(self.action).and_then(|()| match in_doubt {
+            false => Ok(()),
+            // Who has the data writes it again.
+            true => Err(self.stability.unknown(self.action)),
+        }))
     }
 }
 

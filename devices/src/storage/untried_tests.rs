@@ -91,3 +91,39 @@ fn a_flush_that_is_given_up_is_not_begun_again() {
         image.flush(&io).await.unwrap();
     });
 }
+
+/// One forced write hears of what another has lost, and is not told by a sync what it was.
+#[test]
+fn what_nobody_can_tell_is_not_believed() {
+    for aborted in [false, true] {
+        let file = file_of(LEN);
+        let image = open(&file, CacheMode::Writethrough).unwrap();
+        on_io_thread(move |io| async move {
+            let image = Image::Raw(image).guarded(None, None);
+            io.plot(move |victim| match victim {
+                Victim::Write { at: 0, .. } => Some(Trick::Fail(libc::ENOSPC)),
+                Victim::Write { .. } => Some(Trick::Delay(Duration::from_millis(20))),
+                Victim::Sync if aborted => Some(Trick::Delay(Duration::from_secs(3600))),
+                Victim::Sync => Some(Trick::Fail(libc::ECANCELED)),
+                _ => None,
+            });
+            let mut other = pin!(put(&io, &image, 4096, Durability::Stable));
+            assert!(poll_fn(|cx| Poll::Ready(other.as_mut().poll(cx).is_pending())).await);
+            {
+                let mut heard = pin!(put(&io, &image, 0, Durability::Stable));
+                if aborted {
+                    assert!(io.at_most(Duration::from_millis(5), heard.as_mut()).await.is_none());
+                } else {
+                    assert!(heard.await.is_err());
+                }
+            }
+            assert_eq!(kind(other.await), Some(BlockErrorKind::HostResources), "aborted: {aborted}");
+            assert!(!image.has_failed());
+            // Nothing was lost after all: those after it are believed, with a flush between or not.
+            io.repent();
+            assert_eq!(kind(put(&io, &image, 8192, Durability::Stable).await), None);
+            image.flush(&io).await.unwrap();
+            assert_eq!(kind(put(&io, &image, 4096, Durability::Stable).await), None);
+        });
+    }
+}

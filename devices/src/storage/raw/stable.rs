@@ -69,9 +69,13 @@ impl RawImage {
 
     /// Syncs for `attempt`. A sync that the kernel never began says nothing of the data: it fails, and the next one counts.
     async fn try_sync(&self, io: &Io, attempt: Attempt, action: Action) -> Result<(), BlockError> {
+        let since = self.stable.latch.now();
         let result = sync(io, self.audit(), &attempt).await;
         match result {
-            Ok(()) => attempt.succeeded(action).await,
+            Ok(()) => {
+                self.stable.latch.settle(since);
+                attempt.succeeded(action).await
+            }
             Err(error) if is_untried(&error) => {
                 Err(BlockError::host(action, format_args!("\"{}\"", self.host.name), error))
             }
@@ -124,6 +128,10 @@ impl RawImage {
     ) -> Result<(), BlockError> {
         if let Some(error) = error.filter(|error| !may_be_refusal(error)) {
             return Err(attempt.failed(Action::Write, same(error)));
+        }
+        // What was not begun has taken no error.
+        if !error.is_some_and(is_untried) {
+            self.stable.latch.doubt();
         }
         self.try_sync(io, attempt, Action::Write).await
     }
