@@ -345,8 +345,8 @@ impl Port {
         if !self.wait(inner, "taking bus mastering away", Some(limit)) {
             devices::log_limited!(
                 error,
-                "megasas: bus mastering is off, but the host has not answered{}: what it still reads may reach the guest's \
-                 memory later; disks with `bounce = true` have no such reads",
+                "megasas: bus mastering is off, but the host has not answered{}: what it has begun may still move data to or from \
+                 the guest's memory; disks with `bounce = true` do not",
                 self.whom()
             );
         }

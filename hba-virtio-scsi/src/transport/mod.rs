@@ -220,8 +220,8 @@ impl Transport {
         if !self.wait(registers, "taking bus mastering away", busy, Some(limit)) {
             devices::log_limited!(
                 error,
-                "virtio-scsi: bus mastering is off, but the host has not answered{}: what it still reads may reach the guest's \
-                 memory later; disks with `bounce = true` have no such reads",
+                "virtio-scsi: bus mastering is off, but the host has not answered{}: what it has begun may still move data to or from \
+                 the guest's memory; disks with `bounce = true` do not",
                 self.whom()
             );
         }
