@@ -76,6 +76,11 @@ impl Link {
         Ok(Self::Stdio(Stdio { input: Some(input), output, terminal }))
     }
 
+    /// Whether somebody types here.
+    pub(super) fn is_terminal(&self) -> bool {
+        matches!(self, Self::Stdio(Stdio { terminal: Some(_), .. }))
+    }
+
     /// A file, emptied first.
     pub(super) fn file(path: &Path) -> Result<Self, ConsoleError> {
         // Non-blocking for a FIFO, which without a reader cannot be opened at all; a regular file does not care.

@@ -72,26 +72,28 @@ impl Console {
             Mode::Socket(path) => (Link::socket(path)?, limited),
         };
         let connected = matches!(mode, Mode::File(_));
-        Self::with(link, patience, connected, false)
+        Self::with(link, patience, connected)
     }
 
     fn on_stdio(raw_terminal: fn(bool)) -> Result<Self, ConsoleError> {
         use std::os::fd::AsFd;
         let link = Link::stdio(io::stdin().as_fd(), io::stdout().as_fd(), raw_terminal)?;
-        Self::with(link, Patience::Endless, true, true)
+        Self::with(link, Patience::Endless, true)
     }
 
     fn on_pty(link: Option<&Path>) -> Result<Self, ConsoleError> {
         let (link, path) = Link::pty(link)?;
         // Not a log line: the user needs it at any log level. Without standard error nobody can be told.
         let _ = writeln!(io::stderr(), "vmm: the serial console is {path}");
-        let mut console = Self::with(link, Patience::Limited(SLOW_READER), false, false)?;
+        let mut console = Self::with(link, Patience::Limited(SLOW_READER), false)?;
         console.pty = Some(path);
         Ok(console)
     }
 
-    fn with(link: Link, patience: Patience, connected: bool, escapes: bool) -> Result<Self, ConsoleError> {
+    fn with(link: Link, patience: Patience, connected: bool) -> Result<Self, ConsoleError> {
         let output = Output::new(patience, connected).map_err(ConsoleError::Resources)?;
+        // Only a keyboard has no other way to quit; what a program sends is the guest's as it is.
+        let escapes = link.is_terminal();
         let waiting = Some(Waiting { link, escapes });
         Ok(Self { output: Some(Arc::new(output)), waiting, pty: None, thread: None })
     }
