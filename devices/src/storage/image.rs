@@ -6,8 +6,8 @@ use super::private::{PrivateMemory, arrived, fetched};
 use super::single::{Begun, ended};
 use super::stability::Attempt;
 use super::{
-    Action, BlockBackend, BlockError, ByteOffset, Durability, Extent, Geometry, Guarded, Limits, Pausing,
-    Qcow2Image, RawImage, Span, Unmap,
+    Action, BlockBackend, BlockError, ByteOffset, Durability, Ending, Extent, Geometry, Guarded, Limits,
+    Pausing, Qcow2Image, RawImage, Span, Unmap,
 };
 use crate::iothread::{Io, is_untried};
 use crate::mem::{FromGuest, SgList, ToGuest};
@@ -106,6 +106,15 @@ impl Image {
             Self::GuardedQcow2(guarded) => guarded.backend().name(),
             #[cfg(any(test, feature = "testing"))]
             Self::Ram(_) | Self::Fault(_) | Self::Recording(_) => "memory",
+        }
+    }
+
+    /// Where it ends.
+    pub fn ending(&self) -> Ending {
+        match self {
+            Self::Raw(image) => image.ending(),
+            Self::GuardedRaw(guarded) => guarded.backend().ending(),
+            other => Ending::of_file(other.geometry().len),
         }
     }
 

@@ -12,6 +12,7 @@ mod backing;
 mod barrier;
 mod bounce;
 mod cache;
+mod ending;
 mod error;
 mod gate;
 mod guard;
@@ -33,6 +34,7 @@ mod zeros;
 
 pub use backing::Backing;
 pub use cache::CacheMode;
+pub use ending::Ending;
 pub use error::{Action, BlockError, BlockErrorKind, OpenError};
 pub use guard::{Guarded, Pausing};
 pub use image::Image;

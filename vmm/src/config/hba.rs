@@ -358,7 +358,8 @@ fn disk(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Erro
     let backing = backing(section, format, directory, errors);
     if found == Some(Ok(())) {
         let written = section.written("format").is_some();
-        if let Err(reason) = host::check_content(&image, format, written, read_only, &backing) {
+        let ending = host::check_content(&image, format, written, read_only, &backing);
+        if let Err(reason) = ending.and_then(|ending| host::check_ending(&image, ending, block_size)) {
             section.reject("image", &reason, errors);
         }
     }

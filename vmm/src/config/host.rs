@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use devices::storage::{self, Backing, CacheMode, Content, Qcow2Image, Qcow2Options, Sharing};
+use devices::storage::{self, Backing, CacheMode, Content, Ending, Qcow2Image, Qcow2Options, Sharing};
 
 use super::types::Format;
 
@@ -147,6 +147,7 @@ pub(super) fn check_image(path: &Path, read_only: bool, direct: bool) -> Result<
 }
 
 /// Checks that an image, which can be opened, is of its format, and what a qcow2 image is made of. Changes and locks nothing.
+/// Says where the disk ends.
 ///
 /// A format that was `written` is taken at its word.
 pub(super) fn check_content(
@@ -155,7 +156,7 @@ pub(super) fn check_content(
     written: bool,
     read_only: bool,
     backing: &Backing,
-) -> Result<(), String> {
+) -> Result<Ending, String> {
     let shown = path.display();
     if format == Format::Qcow2 {
         let options = Qcow2Options {
@@ -171,18 +172,31 @@ pub(super) fn check_content(
             None => error.to_string(),
         });
     }
-    let found = Content::of(path).map_err(|error| format!("cannot read {shown}: {}", reason(&error)))?;
-    let Some(content) = found else { return Ok(()) };
+    let cannot_read = |error| format!("cannot read {shown}: {}", reason(&error));
+    let found = Content::of(path).map_err(cannot_read)?;
+    let ending = Ending::find(path).map_err(cannot_read)?;
+    let Some(content) = found else { return Ok(ending) };
     let (what, remedy) = (content.what, content.remedy(path));
     if written {
         tracing::warn!(
             "{shown} is {what}; with format = \"raw\" the guest sees and changes its bytes as they are"
         );
-        return Ok(());
+        return Ok(ending);
     }
     Err(format!(
         "{shown} is {what}; {remedy}, or set format = \"raw\" if the guest shall have its bytes as they are"
     ))
+}
+
+/// Checks that an image has a whole block of a disk with blocks of `block` bytes, and warns of an end that it will not show.
+pub(super) fn check_ending(path: &Path, ending: Ending, block: u64) -> Result<(), String> {
+    let shown = path.display();
+    if ending.shown(block) == 0 {
+        let block = block.max(ending.unit);
+        return Err(format!("{shown} is too short for a disk: it has not one whole block of {block} bytes"));
+    }
+    ending.warning(shown, block).into_iter().for_each(|line| tracing::warn!("{line}"));
+    Ok(())
 }
 
 /// Checks that there is something at `path`.

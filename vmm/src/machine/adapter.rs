@@ -65,6 +65,8 @@ struct Attached {
     path: PathBuf,
     read_only: bool,
     bounce: bool,
+    /// Logical block length in bytes.
+    block_size: u64,
     /// It has protection information.
     protected: bool,
     /// The guest has lost it, its image is not closed yet.
@@ -78,6 +80,7 @@ impl Attached {
             path: disk.image.clone(),
             read_only: disk.read_only,
             bounce: disk.bounce,
+            block_size: disk.block_size.into(),
             protected: disk.protection.is_some(),
             leaving: false,
         }
@@ -401,25 +404,29 @@ impl Adapter {
     /// Looks at the size of an image again, after making it larger when `size` says so. The guest is told.
     pub fn resize(&self, target: u8, lun: u16, size: Option<u64>) -> Result<u64> {
         // Without the lock from then on: it may wait for the host.
-        let (image, behind) = {
+        let (image, behind, block) = {
             let inventory = self.lock();
             let unit = inventory.units.get(&(target, lun));
             let unit = unit.ok_or_else(|| anyhow!("nothing at target {target} lun {lun}"))?;
             ensure!(!unit.protected, "a disk with protection information keeps its size");
             let behind = inventory.targets.get(&target).cloned().context("no such target")?;
-            (unit.image.clone(), behind)
+            (unit.image.clone(), behind, unit.block_size)
         };
         if let Some(size) = size {
             let now = image.geometry().len;
             ensure!(size >= now, "{size} bytes are less than the {now} of now: shrinking would lose data");
-            ensure!(size.is_multiple_of(512), "{size} bytes are no multiple of 512");
+            ensure!(
+                size.is_multiple_of(block),
+                "{size} bytes are no multiple of {block}, the length of the disk's blocks"
+            );
             let image = image.clone();
             self.on_thread(move |io| async move { image.grow(&io, size).await })??;
         }
-        let len = self.on_thread(|io| async move {
+        let (len, warning) = self.on_thread(move |io| async move {
             image.refresh(&io).await;
-            image.geometry().len
+            (image.geometry().len, image.ending().warning(image.name(), block))
         })?;
+        warning.into_iter().for_each(|line| tracing::warn!("{line}"));
         behind.iter().for_each(|target| target.refresh(Lun::from_number(u32::from(lun))));
         Ok(len)
     }

@@ -110,6 +110,18 @@ fn disks_come_change_and_go() {
     let detach = |lun| {
         format!(r#"{{"execute": "detach", "arguments": {{"hba": "scsi0", "target": 0, "lun": {lun}}}}}"#)
     };
+    // A size in whole blocks of the disk.
+    let large = |command: &str, more: &str| {
+        format!(
+            r#"{{"execute": "{command}", "arguments": {{"hba": "scsi0", "target": 0, "lun": 4, {more}}}}}"#
+        )
+    };
+    fs::write(image("c.img"), [0; 8192]).unwrap();
+    ask(&service, &large("attach", r#""image": "c.img", "block_size": 4096"#));
+    let refused = error(&service, &large("resize", r#""size": 4194816"#));
+    assert_eq!(refused, "4194816 bytes are no multiple of 4096, the length of the disk's blocks");
+    assert_eq!(ask(&service, &large("resize", r#""size": 4198400"#)), json!({"return": {"size": 4_198_400}}));
+    assert_eq!(ask(&service, &detach(4)), json!({"return": {}}));
     assert_eq!(ask(&service, &detach(0)), json!({"return": {}}));
     assert_eq!(error(&service, &detach(0)), "nothing at target 0 lun 0");
     assert_eq!(*bench.recorder.0.lock().unwrap(), ["attach 0, 1 units"], "a unit is left");

@@ -35,8 +35,8 @@ use super::error::Action;
 use super::gate::{Access, Gate};
 use super::raw::fill_zeros;
 use super::{
-    Backing, BlockBackend, BlockError, BlockErrorKind, ByteOffset, CacheMode, Durability, Extent, Geometry,
-    OpenError, RawImage, Sharing, Span, Unmap,
+    Backing, BlockBackend, BlockError, BlockErrorKind, ByteOffset, CacheMode, Durability, Ending, Extent,
+    Geometry, OpenError, RawImage, Sharing, Span, Unmap,
 };
 use crate::iothread::{Hold, Io};
 use crate::mem::{FromGuest, ToGuest};
@@ -129,7 +129,9 @@ impl Qcow2Image {
     }
 
     /// Looks at the headers of an image and its backing files as opening it would, and locks and changes nothing.
-    pub fn inspect(options: &Qcow2Options) -> Result<(), OpenError> {
+    ///
+    /// Says where the disk ends.
+    pub fn inspect(options: &Qcow2Options) -> Result<Ending, OpenError> {
         open::inspect(options)
     }
 

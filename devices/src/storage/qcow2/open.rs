@@ -21,7 +21,7 @@ use crate::iothread::Owner;
 use crate::storage::gate::Gate;
 use crate::storage::probe::open_quietly;
 use crate::storage::raw::{cannot_open, kind_of, length};
-use crate::storage::{CacheMode, Content, OpenError, RawImage, RawOptions, Sharing};
+use crate::storage::{CacheMode, Content, Ending, OpenError, RawImage, RawOptions, Sharing};
 
 /// Files of a chain at most.
 const DEPTH: usize = 64;
@@ -123,14 +123,17 @@ impl<'a> Walk<'a> {
 }
 
 /// See [`Qcow2Image::inspect`](super::Qcow2Image::inspect).
-pub(super) fn inspect(options: &Qcow2Options) -> Result<(), OpenError> {
+pub(super) fn inspect(options: &Qcow2Options) -> Result<Ending, OpenError> {
     let mut walk = Walk::new(options);
+    let mut disk = 0;
     while let Some(Next { path, qcow2, _held }) = walk.step()? {
         kind_of(&path)?;
         let file = open_quietly(&path).map_err(|e| cannot_open(&path, e))?;
         walk.opened(&path, id_of(&file).map_err(|e| cannot_open(&path, e))?)?;
         let len = length(&file).map_err(|e| cannot_open(&path, e))?;
         if !qcow2 {
+            let ending = Ending::of(&file).map_err(|e| cannot_open(&path, e))?;
+            ending.warning(path.display(), 512).into_iter().for_each(|line| tracing::warn!("{line}"));
             break;
         }
         let top = walk.at_top();
@@ -138,8 +141,11 @@ pub(super) fn inspect(options: &Qcow2Options) -> Result<(), OpenError> {
         check_header(&header, &path, options, top)?;
         read_tables(&file, len, &path, &header, !options.read_only && top)?;
         walk.below(&path, &header)?;
+        if top {
+            disk = header.len;
+        }
     }
-    Ok(())
+    Ok(Ending::of_file(disk))
 }
 
 impl Chain {
@@ -150,8 +156,7 @@ impl Chain {
         while let Some(Next { path, qcow2, _held }) = walk.step()? {
             let top = walk.at_top();
             let options_here = raw_options(options, &path, top);
-            let file =
-                if qcow2 { RawImage::open_container(&options_here)? } else { RawImage::open(&options_here)? };
+            let file = RawImage::open(&options_here)?;
             walk.opened(&path, file.id().map_err(|e| cannot_open(&path, e))?)?;
             if !qcow2 {
                 base = Some(file);

@@ -15,12 +15,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::barrier::Barrier;
 use super::bounce::{Bounce, Direct};
+use super::ending::SECTOR;
 use super::error::Action;
 use super::lock::Sharing;
 use super::sys;
 use super::{
-    BlockBackend, BlockError, BlockErrorKind, ByteOffset, CacheMode, Durability, Extent, Geometry, OpenError,
-    Span, Unmap,
+    BlockBackend, BlockError, BlockErrorKind, ByteOffset, CacheMode, Durability, Ending, Extent, Geometry,
+    OpenError, Span, Unmap,
 };
 use crate::iothread::{Hold, Io, Owner, PieceLimits};
 use crate::mem::{FromGuest, ToGuest};
@@ -29,9 +30,6 @@ use file::HostFile;
 use open::Host;
 pub(super) use open::{cannot_open, kind_of, length};
 use stable::Stable;
-
-/// The smallest unit that guests see, in bytes.
-const SECTOR: u64 = 512;
 
 /// What to open and how.
 #[derive(Clone, Debug)]
@@ -86,22 +84,8 @@ pub struct RawImage {
 impl RawImage {
     /// Opens and locks an image.
     ///
-    /// A length that is no multiple of 512 is rounded down with a warning. Errors name the file and the remedy.
+    /// Its length is as [`Ending`] counts, of which whoever makes a disk of it can warn. Errors name the file and the remedy.
     pub fn open(options: &RawOptions) -> Result<Self, OpenError> {
-        let image = Self::open_container(options)?;
-        let len = image.host_len.load(Ordering::Relaxed);
-        let excess = len % SECTOR;
-        if excess != 0 {
-            tracing::warn!(
-                "{}: its length of {len} bytes is no multiple of 512; the guest does not see the last {excess}",
-                image.host.name
-            );
-        }
-        Ok(image)
-    }
-
-    /// As [`RawImage::open`], for a file that holds an image of another format.
-    pub(in crate::storage) fn open_container(options: &RawOptions) -> Result<Self, OpenError> {
         let host = Host::open(options)?;
         lost::opened(&host.file);
         let name: Arc<str> = options.path.to_string_lossy().into();
@@ -127,8 +111,7 @@ impl RawImage {
             cannot_punch: AtomicBool::new(false),
             cannot_zero: AtomicBool::new(false),
         };
-        let len = image.measure()?;
-        if len < SECTOR {
+        if image.measure()? < SECTOR {
             let message = "is too short for a disk image, which has 512 bytes at least";
             return Err(OpenError::new(format!("{name} {message}")));
         }
@@ -145,7 +128,13 @@ impl RawImage {
         let len = open::length(&self.host.file)
             .map_err(|e| OpenError::host(format!("{}: cannot find out its length", self.host.name), e))?;
         self.host_len.store(len, Ordering::Relaxed);
-        Ok(len - len % SECTOR)
+        Ok(self.ending().shown(SECTOR))
+    }
+
+    /// Where it ends.
+    pub fn ending(&self) -> Ending {
+        let len = self.host_len.load(Ordering::Relaxed);
+        if self.is_device { Ending::of_device(len, self.logical_block) } else { Ending::of_file(len) }
     }
 
     /// As [`RawImage::measure`], in bytes of the host, without waiting for it on this thread. An image that became shorter is left as it
@@ -261,9 +250,8 @@ impl Drop for Asking {
 
 impl BlockBackend for RawImage {
     fn geometry(&self) -> Geometry {
-        let len = self.host_len.load(Ordering::Relaxed);
         Geometry {
-            len: len - len % SECTOR,
+            len: self.ending().shown(SECTOR),
             physical_block: self.physical_block,
             atomic: self.atomic,
             dma_align: self.dma_align,

@@ -388,6 +388,25 @@ fn a_file_guarantees_no_atomic_write_whatever_it_is_behind() {
     }
 }
 
+/// The device's own blocks count: it refuses what ends within one.
+#[test]
+fn a_device_ends_with_its_last_whole_block() {
+    let Some(device) = LoopDevice::new((1 << 20) + 512, 4096) else { return };
+    for cache in [CacheMode::Writeback, CacheMode::None] {
+        let image = RawImage::open(&options(device.path(), cache)).unwrap();
+        on_io_thread(move |io| async move {
+            let len = image.geometry().len;
+            let into = SgList::host(512, 4096).unwrap();
+            image.read(&io, ByteOffset(len - 512), ToGuest::new(into)).await.unwrap();
+            assert_eq!(len, 1 << 20, "{cache}");
+            let end = image.ending();
+            assert_eq!((end.len, end.unit), ((1 << 20) + 512, 4096));
+            image.refresh(&io).await;
+            assert_eq!(image.geometry().len, 1 << 20, "{cache}");
+        });
+    }
+}
+
 #[test]
 fn a_device_is_as_long_as_the_host_makes_it_and_no_longer() {
     let Some(device) = LoopDevice::new(1 << 20, 512) else { return };

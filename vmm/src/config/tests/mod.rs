@@ -19,7 +19,7 @@ impl Fixture {
     fn new() -> Self {
         let directory = TempDir::new().unwrap();
         for file in ["vmlinuz", "initrd", "a.img", "b.img", "c.img"] {
-            fs::write(directory.path().join(file), [0; 512]).unwrap();
+            fs::write(directory.path().join(file), [0; 4096]).unwrap();
         }
         fs::write(directory.path().join("d.qcow2"), images::qcow2("")).unwrap();
         fs::write(directory.path().join("empty.img"), "").unwrap();

@@ -16,7 +16,7 @@ fn overlay(bench: &Bench, name: &str) -> PathBuf {
 /// Opening and inspecting say the same.
 fn verdict(path: &Path, backing: Backing) -> Result<(), String> {
     let options = Qcow2Options { backing, ..options(path) };
-    let inspected = Qcow2Image::inspect(&options).map_err(|e| e.message);
+    let inspected = Qcow2Image::inspect(&options).map(drop).map_err(|e| e.message);
     let opened = Qcow2Image::open(&options).map(drop).map_err(|e| e.message);
     assert_eq!(inspected, opened);
     opened
