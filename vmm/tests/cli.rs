@@ -89,6 +89,26 @@ fn a_check_says_what_the_guest_will_not_see_of_an_image() {
 }
 
 #[test]
+fn a_check_says_which_guests_cannot_read_a_volume() {
+    let directory = machine();
+    fs::write(directory.path().join("disk.img"), [0; 8192]).unwrap();
+    for (mode, block, lines) in [("raid", "4096", 1), ("raid", "512", 0), ("jbod", "4096", 0)] {
+        let set = [
+            "hba.0.type=megasas".to_owned(),
+            "hba.0.id=raid0".to_owned(),
+            format!("hba.0.mode={mode}"),
+            format!("hba.0.lun.0.block_size={block}"),
+        ];
+        let set = set.iter().flat_map(|set| ["--set", set.as_str()]);
+        let (code, _, errors) = run(vmm(directory.path()).args(CHECK).args(set));
+        assert_eq!((code, errors.lines().count()), (Some(0), lines), "{mode} {block} {errors}");
+        let line = "hba raid0, target 0: FreeBSD and SeaBIOS take the blocks of a volume for 512 bytes and cannot read \
+                    one with block_size = 4096\n";
+        assert!(lines == 0 || errors.ends_with(line), "{errors}");
+    }
+}
+
+#[test]
 fn paths_are_relative_to_the_file() {
     let directory = machine();
     let file = directory.path().join("vm.toml");

@@ -218,6 +218,24 @@ fn megasas(section: &Section<'_>, luns: &[Lun], directory: &Path, errors: &mut E
     }
 }
 
+/// Warns of what is right, but not for every guest.
+pub(super) fn warn(hbas: &[Hba]) {
+    for hba in hbas {
+        let Controller::Megasas(Megasas { mode: MegasasMode::Raid, .. }) = hba.controller else { continue };
+        for lun in &hba.luns {
+            // FreeBSD's mfi counts in MFI_SECTOR_LEN, and SeaBIOS in its own DISK_SECTOR_SIZE.
+            if matches!(&lun.device, Device::Disk(disk) if disk.block_size != 512) {
+                tracing::warn!(
+                    "hba {}, target {}: FreeBSD and SeaBIOS take the blocks of a volume for 512 bytes and cannot read \
+                     one with block_size = 4096",
+                    hba.id,
+                    lun.target
+                );
+            }
+        }
+    }
+}
+
 fn luns(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Errors) -> Option<Vec<Lun>> {
     let sections = section.sections("lun");
     let targets = match hba {

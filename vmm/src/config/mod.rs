@@ -106,6 +106,7 @@ fn build(root: &mut Section<'_>, path: &Path, host: &Host, errors: &mut Errors) 
     let directory = path.parent().unwrap_or(Path::new(""));
     let vm = machine::vm(&root.take("vm"), path, host, errors);
     let hbas = hba::hbas(root, directory, vm.as_ref().map_or(1, |vm| vm.cpus), errors);
+    hba::warn(hbas.as_deref().unwrap_or_default());
     let section = root.take("boot");
     let boot = machine::boot(&section, directory, hbas.as_deref(), errors);
     let debug_log = machine::debug_log(&section, directory, errors);
