@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use super::Io;
+use super::{Io, UNTRIED_PAUSE, UNTRIED_TRIES};
 
 /// A helper without work for this long ends.
 const IDLE: Duration = Duration::from_secs(10);
@@ -75,6 +75,8 @@ struct State {
     /// The host starts none.
     #[cfg(test)]
     no_threads: bool,
+    #[cfg(test)]
+    refused: usize,
 }
 
 /// The helper threads of one I/O thread, started when needed.
@@ -100,29 +102,40 @@ impl Drop for Queued<'_> {
 }
 
 impl Helpers {
-    /// Gives `owner` a job; fails when there is no thread at all and none can be started.
+    /// Gives `owner` a job; fails when the I/O thread ends.
     fn queue<'a>(self: &Arc<Self>, owner: &'a Owner, job: Job) -> io::Result<Queued<'a>> {
         let mut line = lock(&owner.0);
         let number = line.next;
         line.next += 1;
         line.jobs.insert(number, job);
         let mut queued = Queued { owner, number, served: true };
-        let helped = self.help(owner, &mut line);
+        let helped = self.ask(owner, number, &mut line);
         queued.served = line.helpers > 0;
         drop(line);
         match helped {
-            Err(e) if !queued.served && lock(&self.state).threads == 0 => Err(e),
+            Err(e) if !queued.served && lock(&self.state).closed => Err(e),
             _ => Ok(queued),
         }
     }
 
-    /// Looks again for a helper for a job that has none.
-    fn look_again(self: &Arc<Self>, queued: &mut Queued<'_>) {
+    /// Looks again for a helper for a job that has none; fails where there is no thread at all.
+    fn look_again(self: &Arc<Self>, queued: &mut Queued<'_>) -> io::Result<()> {
         let mut line = lock(&queued.owner.0);
-        if line.helpers == 0 && line.jobs.contains_key(&queued.number) {
-            let _ = self.help(queued.owner, &mut line);
-        }
+        let helped = self.ask(queued.owner, queued.number, &mut line);
         queued.served = line.helpers > 0;
+        drop(line);
+        match helped {
+            Err(e) if !queued.served && lock(&self.state).threads == 0 => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Asks for a helper for job `number`. Where there is none only the first of a line asks the host: each time costs it.
+    fn ask(self: &Arc<Self>, owner: &Owner, number: u64, line: &mut Line) -> io::Result<()> {
+        if line.helpers == 0 && line.jobs.first_key_value().is_none_or(|(first, _)| *first != number) {
+            return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+        }
+        self.help(owner, line)
     }
 
     /// Sends `owner` a helper, if it may have one more: an idle one or a new one.
@@ -133,6 +146,7 @@ impl Helpers {
         let mut state = lock(&self.state);
         #[cfg(test)]
         if state.no_threads {
+            state.refused += 1;
             return Err(io::Error::from_raw_os_error(libc::EAGAIN));
         }
         if state.closed {
@@ -235,11 +249,18 @@ pub(super) async fn run<T: Send + 'static>(
             delivery.put(Ok(result));
         }),
     )?;
+    let mut tries = 0;
     while !queued.served {
-        if let Some(result) = io.at_most(AGAIN, arrival(&parcel)).await {
+        // Threads that others have may become free; where there is none at all, it is as with operations of the kernel.
+        let pause = if tries < UNTRIED_TRIES { UNTRIED_PAUSE } else { AGAIN };
+        if let Some(result) = io.at_most(pause, arrival(&parcel)).await {
             return result;
         }
-        helpers.look_again(&mut queued);
+        tries += 1;
+        match helpers.look_again(&mut queued) {
+            Err(e) if tries >= UNTRIED_TRIES => return Err(e),
+            _ => {}
+        }
     }
     arrival(&parcel).await
 }
@@ -256,6 +277,14 @@ fn arrival<T>(parcel: &Mutex<Parcel<T>>) -> impl Future<Output = io::Result<T>> 
 }
 
 #[cfg(test)]
+impl Io {
+    /// As [`Helpers::set_no_threads`].
+    pub(crate) fn set_no_threads(&self, no_threads: bool) {
+        self.core.helpers.set_no_threads(no_threads);
+    }
+}
+
+#[cfg(test)]
 impl Helpers {
     /// Whether the host starts threads from now on.
     pub(super) fn set_no_threads(&self, no_threads: bool) {
@@ -264,5 +293,10 @@ impl Helpers {
 
     pub(super) fn threads(&self) -> usize {
         lock(&self.state).threads
+    }
+
+    /// How often one was asked for in vain.
+    pub(super) fn refused(&self) -> usize {
+        lock(&self.state).refused
     }
 }

@@ -145,3 +145,58 @@ fn a_host_without_threads_is_asked_again() {
         assert_eq!(io.at_most(LONG, also).await.expect("it is not asked again").unwrap(), 4);
     });
 }
+
+/// However many wait: only the first of them asks.
+#[test]
+fn a_host_without_threads_is_not_asked_by_all_who_wait() {
+    on_thread(|io| async move {
+        let (first, second) = (Owner::default(), Owner::default());
+        let _hung = hang(&io, &first).await;
+        io.core.helpers.set_no_threads(true);
+        let mut waiting: Vec<_> = (0..100).map(|_| Box::pin(io.blocking_on(&second, || ()))).collect();
+        let mut all = std::pin::pin!(poll_fn(|cx| {
+            waiting.retain_mut(|one| one.as_mut().poll(cx).is_pending());
+            if waiting.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        }));
+        assert!(io.at_most(Duration::from_millis(350), all.as_mut()).await.is_none());
+        let refused = io.core.helpers.refused();
+        assert!((2..=10).contains(&refused), "{refused}");
+        io.core.helpers.set_no_threads(false);
+        io.at_most(LONG, all).await.expect("all are served");
+    });
+}
+
+/// Helpers end when they are idle, so that mostly there is none: a moment without threads is no failure.
+#[test]
+fn a_moment_without_threads_is_passed_by() {
+    on_thread(|io| async move {
+        let owner = Owner::default();
+        io.core.helpers.set_no_threads(true);
+        let again = io.clone();
+        io.spawn(async move {
+            again.sleep(Duration::from_millis(40)).await;
+            again.core.helpers.set_no_threads(false);
+        });
+        assert_eq!(io.blocking_on(&owner, || 1).await.unwrap(), 1);
+    });
+    // One that lasts is, for all who wait at once.
+    on_thread(|io| async move {
+        let (owner, begin) = (Owner::default(), std::time::Instant::now());
+        io.core.helpers.set_no_threads(true);
+        let mut waiting: Vec<_> = (0..50).map(|_| Box::pin(io.blocking_on(&owner, || ()))).collect();
+        let mut failed = 0;
+        poll_fn(|cx| {
+            waiting.retain_mut(|one| match one.as_mut().poll(cx) {
+                Poll::Ready(result) => {
+                    failed += usize::from(result.is_err());
+                    false
+                }
+                Poll::Pending => true,
+            });
+            if waiting.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        assert_eq!(failed, 50);
+        assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    });
+}
