@@ -1,7 +1,8 @@
 //! Targets: the inventory of logical units, and the functions that act on them.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -14,6 +15,9 @@ use super::unit::{LogicalUnit, Unit};
 use super::{Lun, Tag};
 use crate::iothread::{Io, Owner};
 use crate::storage::BlockError;
+
+/// How often a thread is asked for that a unit can go on.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// A task management function (SAM-6, 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,8 +265,7 @@ impl Detached {
     /// Makes the medium whole. Units that show one image may be closed one after the other.
     pub async fn close(self, io: &Io) -> Result<(), BlockError> {
         let closed = self.0.logical.close(io).await;
-        // The kernel may write back what it has of a device when the last descriptor goes: not on this thread.
-        let _ = io.blocking_on(&Owner::default(), move || drop(self)).await;
+        let_go(io, self.0).await;
         closed
     }
 }
@@ -285,10 +288,29 @@ impl Leaving {
         self.unit.tasks.left(self.mark).await;
         self.unit.background.end().await;
         let closed = self.unit.logical.close(io).await;
-        // The kernel may write back what it has of a device when the last descriptor goes: not on this thread.
-        let _ = io.blocking_on(&Owner::default(), move || drop(self)).await;
+        let_go(io, self.unit).await;
         closed
     }
+}
+
+/// Lets go of a unit. The kernel may write back what it has of a device when the last descriptor goes: not on this thread.
+/// Where there is no other, the unit goes as soon as there is one.
+async fn let_go(io: &Io, unit: Arc<Unit>) {
+    let unit = Arc::new(Mutex::new(Some(unit)));
+    if !drop_elsewhere(io, &unit).await {
+        let later = io.clone();
+        io.spawn(async move {
+            while !drop_elsewhere(&later, &unit).await {
+                later.sleep(AGAIN).await;
+            }
+        });
+    }
+}
+
+async fn drop_elsewhere(io: &Io, unit: &Arc<Mutex<Option<Arc<Unit>>>>) -> bool {
+    let unit = unit.clone();
+    let work = move || drop(unit.lock().unwrap_or_else(PoisonError::into_inner).take());
+    io.blocking_on(&Owner::default(), work).await.is_ok()
 }
 
 /// Tells initiators and HBAs that the inventory changed.

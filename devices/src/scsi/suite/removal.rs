@@ -49,6 +49,30 @@ fn detaching_ends_background_work_and_lets_go_of_the_image() {
     });
 }
 
+/// The last of a disk may take as long as the host does: it does not go on the I/O thread, also where that has no helper.
+#[test]
+fn a_unit_goes_when_there_is_a_thread_for_it() {
+    on_io_thread(|io| async move {
+        for end_of_machine in [false, true] {
+            let image = Arc::new(Image::Ram(RamDisk::new(1 << 20)));
+            let target = target_of(disk_of(image.clone(), config()));
+            io.set_no_threads(true);
+            match end_of_machine {
+                false => target.detach(Lun::default()).await.unwrap().close(&io).await.unwrap(),
+                true => target.take(Lun::default()).unwrap().close(&io).await.unwrap(),
+            }
+            assert_eq!(Arc::strong_count(&image), 2, "dropped on this thread");
+            io.set_no_threads(false);
+            let gone = async {
+                while Arc::strong_count(&image) > 1 {
+                    io.sleep(Duration::from_millis(5)).await;
+                }
+            };
+            io.at_most(Duration::from_secs(10), gone).await.expect("it stays");
+        }
+    });
+}
+
 #[derive(Default)]
 struct Told(AtomicU32);
 

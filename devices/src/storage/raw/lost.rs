@@ -6,10 +6,14 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::RawImage;
 use crate::iothread::{Io, Owner};
 use crate::storage::sys;
+
+/// How long it is waited for at a close.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A file or device: that of its file system, its number there, and its number as a device.
 type Id = (u64, u64, u64);
@@ -35,8 +39,8 @@ pub(super) fn opened(file: &File) {
     }
 }
 
-fn close(file: &File) {
-    sys::forget_cached(file);
+/// An image that has failed is closed.
+fn note(file: &File) {
     let mut closed = CLOSED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(id) = id(file).filter(|id| !closed.contains(id)) {
         closed.push(id);
@@ -48,8 +52,13 @@ impl RawImage {
     pub(in crate::storage) async fn forget_lost(&self, io: &Io) {
         if self.has_failed() {
             let file: Arc<File> = self.host.file.clone();
-            // Not after what the image has to do: that may hang.
-            let _ = io.blocking_on(&Owner::default(), move || close(&file)).await;
+            // Also where there is no thread for the rest, or the host does not answer: whoever opens it does that then.
+            note(&file);
+            // Not after what the image has to do: that may hang. The host begins to write what it can; on a device that hangs
+            // that takes as long as it does, and the thread goes on alone.
+            let owner = Owner::default();
+            let forget = io.blocking_on(&owner, move || sys::forget_cached(&file));
+            let _ = io.at_most(PATIENCE, forget).await;
         }
     }
 }
@@ -113,5 +122,29 @@ mod tests {
                 drop(std::fs::read(file.path()).unwrap());
             }
         }
+    }
+
+    /// An image that is opened again shows nothing that was lost, where the host had no thread for it when it was closed.
+    #[test]
+    fn what_was_lost_is_known_without_a_helper_thread() {
+        let mut file = temp_file();
+        file.write_all(&[7; 1 << 16]).unwrap();
+        file.as_file().sync_all().unwrap();
+        if is_cached(file.as_file()) != Some(true) {
+            eprintln!("SKIPPED: this file system does not tell what is cached");
+            return;
+        }
+        let path = file.path().to_owned();
+        let options =
+            RawOptions { path, read_only: false, cache: CacheMode::Writeback, sharing: Sharing::Unlocked };
+        let image = RawImage::open(&options).unwrap();
+        on_io_thread(move |io| async move {
+            io.set_no_threads(true);
+            let image = Image::Raw(image).guarded(None, None);
+            io.plot(|victim| (victim == Victim::Sync).then_some(Trick::Fail(libc::EIO)));
+            image.close(&io).await.unwrap_err();
+        });
+        drop(RawImage::open(&options).unwrap());
+        assert_eq!(is_cached(file.as_file()), Some(false));
     }
 }
