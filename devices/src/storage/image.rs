@@ -170,25 +170,30 @@ impl Image {
         (begun, None)
     }
 
+    /// Begins a write; with what is to be written where it takes the long way after all, if private memory was written.
     fn begin_write<'a>(
         &self,
         io: &'a Io,
         at: ByteOffset,
         from: FromGuest,
         durability: Durability,
-    ) -> Begun<'a, FromGuest> {
-        match (self, self.raw()) {
+    ) -> (Begun<'a, FromGuest>, Option<FromGuest>) {
+        let begun = match (self, self.raw()) {
             #[cfg(any(test, feature = "testing"))]
             (Self::Ram(disk), _) => Begun::Done(disk.put(at, &from)),
             (_, Some(raw)) => match self.detour(&from) {
                 None => raw.begin_write(io, at, from, durability),
                 Some(private) => match private.try_lend(from.len()) {
-                    Some(buffer) => raw.begin_write(io, at, fetched(io, &from, buffer), durability),
+                    Some(buffer) => {
+                        let part = fetched(io, &from, buffer);
+                        return raw.begin_write(io, at, part, durability).instead_of(from);
+                    }
                     None => Begun::Long(from),
                 },
             },
             (_, None) => Begun::Long(from),
-        }
+        };
+        (begun, None)
     }
 
     fn begin_flush<'a>(&self, io: &'a Io) -> Begun<'a, ()> {
@@ -273,7 +278,7 @@ impl BlockBackend for Image {
         durability: Durability,
     ) -> impl Future<Output = Result<(), BlockError>> {
         let len = from.len();
-        let begun = self.begin_write(io, at, from, durability);
+        let (begun, guest) = self.begin_write(io, at, from, durability);
         async move {
             let from = match begun {
                 Begun::Done(result) => return result,
@@ -291,8 +296,8 @@ impl BlockBackend for Image {
                     }
                     match self.end(Action::Write, at, len, result) {
                         Some(result) => return result,
-                        // Copied from the guest once, where it goes through private memory.
-                        None => FromGuest::new(mem),
+                        // What may wait for space holds no private memory meanwhile: it is copied from the guest anew.
+                        None => guest.unwrap_or(FromGuest::new(mem)),
                     }
                 }
             };

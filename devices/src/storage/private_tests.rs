@@ -197,3 +197,52 @@ fn several_threads_share_the_memory() {
     assert_eq!((state.lent, state.waiting.len()), (0, 0));
     assert!(state.kept <= KEPT);
 }
+
+/// Writes that wait for space hold none of the memory that reads need.
+#[test]
+fn who_waits_for_space_holds_no_memory() {
+    use vm_memory::GuestAddress;
+
+    use super::super::{CacheMode, Image, Parking, Pausing, RawImage, RawOptions, Sharing, SpaceWatch};
+    use crate::iothread::mischief::{Trick, Victim};
+    use crate::mem::{Dma, GuestRam};
+
+    struct Deaf;
+    impl SpaceWatch for Deaf {
+        fn no_space(&self, _: &BlockError) {}
+    }
+    let file = crate::testing::temp_file();
+    file.as_file().set_len(BUDGET).unwrap();
+    let options = RawOptions {
+        path: file.path().into(),
+        read_only: false,
+        cache: CacheMode::Writeback,
+        sharing: Sharing::Unlocked,
+    };
+    let image = RawImage::open(&options).unwrap();
+    on_io_thread(move |io| async move {
+        let ram = GuestRam::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
+        let dma = Dma::new(Arc::new(ram));
+        dma.set_bus_master(true);
+        let parking = Arc::new(Parking::default());
+        let pausing = Pausing { parking: parking.clone(), watch: Arc::new(Deaf) };
+        let image = Image::Raw(image).guarded(None, Some(pausing)).private();
+        io.plot(|victim| matches!(victim, Victim::Write { .. }).then_some(Trick::Fail(libc::ENOSPC)));
+        let write = |n: u64| {
+            let from = dma.from_guest([(0, PIECE as u32)]).unwrap();
+            Box::pin(image.write(&io, ByteOffset(n * PIECE), from, Durability::Cached))
+        };
+        let mut writes: Vec<_> = (0..BUDGET / PIECE).map(write).collect();
+        let mut all = pin!(poll_fn(|cx| {
+            writes.retain_mut(|one| one.as_mut().poll(cx).is_pending());
+            if writes.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        }));
+        assert!(io.at_most(std::time::Duration::from_millis(200), all.as_mut()).await.is_none());
+        assert!(parking.is_waiting());
+        let read = image.read(&io, ByteOffset(0), dma.to_guest([(1 << 20, PIECE as u32)]).unwrap());
+        io.at_most(std::time::Duration::from_secs(5), read).await.expect("it waits for memory").unwrap();
+        io.repent();
+        parking.resume();
+        io.at_most(std::time::Duration::from_secs(5), all).await.expect("there is space");
+    });
+}
