@@ -152,6 +152,8 @@ impl Place {
 
     /// Ends the commands of the driver, and what the firmware asks; does not wait for it.
     pub(crate) fn end_commands(&self) {
+        // First: those who wait for a flush would begin another when this one ends.
+        self.flushing.end();
         let own = [Some(&self.own_slow), Some(&self.own_physical), self.own_logical.as_ref()];
         own.into_iter().flatten().for_each(|nexus| nexus.abort_all());
         [Kind::Logical, Kind::Physical]

@@ -28,6 +28,8 @@ struct State {
     running: bool,
     /// The last that came to its end: its number, and whether it was good.
     ended: (u64, bool),
+    /// How often all who wait were told to end.
+    told: u64,
     waiting: Vec<Waker>,
 }
 
@@ -43,7 +45,10 @@ impl Flushing {
     /// How a flush ended that began after this was called: only such a one counts for what was written before. `flush`
     /// is called when there is none that somebody else makes.
     pub(super) async fn share<F: Future<Output = bool>>(&self, flush: impl FnOnce() -> F) -> bool {
-        let before = self.lock().begun;
+        let before = {
+            let state = self.lock();
+            (state.begun, state.told)
+        };
         match poll_fn(|cx| self.poll_turn(before, cx)).await {
             Turn::Ended(good) => good,
             Turn::Begin(number) => {
@@ -55,10 +60,20 @@ impl Flushing {
         }
     }
 
-    fn poll_turn(&self, before: u64, cx: &mut Context<'_>) -> Poll<Turn> {
+    /// Has those who wait for somebody else's flush end as failed.
+    pub(super) fn end(&self) {
+        let mut state = self.lock();
+        state.told += 1;
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    fn poll_turn(&self, (begun, told): (u64, u64), cx: &mut Context<'_>) -> Poll<Turn> {
         let mut state = self.lock();
         match state.ended {
-            (number, good) if number > before => Poll::Ready(Turn::Ended(good)),
+            (number, good) if number > begun => Poll::Ready(Turn::Ended(good)),
+            _ if state.told != told => Poll::Ready(Turn::Ended(false)),
             _ if state.running => {
                 if !state.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
                     state.waiting.push(cx.waker().clone());

@@ -192,6 +192,29 @@ fn a_flush_that_hangs_holds_up_no_reset() {
     }
 }
 
+/// Those that wait for a flush of another frame end with it.
+#[test]
+fn the_doorbell_s_abort_ends_all_flushes() {
+    let mut guest = Guest::new(Model::Gen2, true, &[0]);
+    assert_eq!(guest.init(1009), 0);
+    guest.recording(0).hold(true);
+    let before = guest.recording(0).arrived();
+    let flush = Frame::dcmd(0x0110_1000, &[3]);
+    let mut frames = vec![guest.send(&flush.clone().context(0))];
+    guest.wait_for("flush", || guest.recording(0).arrived() > before);
+    frames.extend((1..3).map(|context| guest.send(&flush.clone().context(context))));
+    guest.send(&Frame::dcmd(0x0201_0000, &[]).context(1000));
+    assert_eq!(guest.wait_reply(), 1000);
+    guest.write(0x20, 0x01);
+    let mut replies: Vec<_> = frames.iter().map(|_| guest.wait_reply()).collect();
+    replies.sort_unstable();
+    assert_eq!(replies, [0, 1, 2]);
+    assert!(frames.iter().all(|frame| guest.status_of(*frame) == 0x2e));
+    // Those that come later are flushed.
+    guest.recording(0).hold(false);
+    assert_eq!(guest.dcmd(0x0110_1000, &[3], 0).0, 0);
+}
+
 /// One flush of all disks: none waits for another, and one that was stopped is no failure.
 #[test]
 fn a_flush_of_all_disks_waits_for_none_of_them_before_the_others() {
