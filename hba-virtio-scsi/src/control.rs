@@ -25,8 +25,10 @@ const MAX_REQUEST: usize = 24;
 const MAX_RESPONSE: u64 = 5;
 /// How long to wait between looks at the request queues.
 const POLL: Duration = Duration::from_micros(50);
-/// How long no chain of a queue is taken, before a function that waits for that fails.
+/// How long no chain of a queue is taken, before a function that waits for that fails: the sum of the times between looks at
+/// it, each of which counts for no more than `STEP`. In a process that is frozen there are none.
 const STANDSTILL: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(60) };
+const STEP: Duration = Duration::from_millis(1);
 /// Looks after which a function is carried out again: a command may have been on its way to the target.
 const LOOKS: u32 = 40;
 
@@ -167,17 +169,17 @@ async fn take_backlog(io: &Io, transport: &Transport) -> bool {
     for queue in request_queues(transport) {
         let Some(backlog) = queue.backlog() else { continue };
         queue.ring_doorbell();
-        let (mut before, mut since) = (0, Instant::now());
+        let (mut before, mut still, mut looked) = (0, Duration::ZERO, Instant::now());
         loop {
             let left = queue.left_of(backlog);
             if left == 0 || transport.is_broken() {
                 break;
             }
-            if left != before {
-                (before, since) = (left, Instant::now());
-            } else if since.elapsed() > STANDSTILL {
+            still = if left == before { still + looked.elapsed().min(STEP) } else { Duration::ZERO };
+            if still > STANDSTILL {
                 return false;
             }
+            (before, looked) = (left, Instant::now());
             io.sleep(POLL).await;
         }
     }
@@ -275,6 +277,26 @@ mod tests {
         assert_eq!(backlog_is_taken(0, |_| ()), Some(true));
         assert_eq!(backlog_is_taken(2, |_| ()), Some(false), "it cannot be taken");
         assert_eq!(backlog_is_taken(2, |queue| assert!(queue.stop())), Some(true), "it never will be");
+    }
+
+    /// A process that was frozen for longer has not looked.
+    #[test]
+    fn a_thread_that_stands_still_itself_fails_no_function() {
+        let (thread, transport) = (IoThread::start("test").unwrap(), standing_still(2));
+        let ((tell, told), (thaw, thawed)) = (mpsc::channel(), mpsc::channel());
+        let there = transport.clone();
+        thread.remote().spawn(move |io| async move {
+            let _ = tell.send(take_backlog(&io, &there).await);
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        thread.remote().spawn(move |_| async move {
+            std::thread::sleep(2 * STANDSTILL);
+            let _ = thaw.send(());
+        });
+        thawed.recv().unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(request_queues(&transport)[0].stop());
+        assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(true));
     }
 
     /// What the driver sent before it took the queue back is not looked for in the next life of the queue.
