@@ -278,7 +278,8 @@ impl Drives {
     /// Whether the driver gives the board up for a drive that does not answer soon, see [`Nexus::hurry`]. One that resets the
     /// adapter does: Linux repeats after that what was under way; when it is not answered within seconds it resets the board
     /// again, and after the third time gives it up with all its drives. Drivers that never reset it (FreeBSD, OpenBSD, that of
-    /// the firmware) wait for a drive, but take BUSY for a failure or even for success.
+    /// the firmware) wait for a drive, but take BUSY for a failure or even for success. So does that of illumos, which asks for
+    /// READY after each reset. What drivers write before they reset the adapter does not tell Linux from that of Windows.
     pub(crate) fn hurry(&self, hurried: bool) {
         let map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
         self.hurried.store(hurried, Ordering::Relaxed);

@@ -328,11 +328,11 @@ mod tests {
     #[test]
     fn doorbell_commands() {
         let mut registers = gen2();
-        // What Linux, SeaBIOS and FreeBSD write.
+        // What Linux, SeaBIOS, FreeBSD and illumos write.
         for handshake in [0x18, 0x10, 0x08, 0x04] {
             assert_eq!(registers.write(0x20, handshake), Effect::None);
         }
-        for ready in [0x07, 0x02] {
+        for ready in [0x07, 0x02, 0x0f] {
             assert_eq!(registers.write(0x20, ready), Effect::Reset);
         }
         assert_eq!(registers.write(0x20, 0x40), Effect::AdapterReset);
