@@ -11,4 +11,5 @@ pub mod limits;
 mod listen;
 pub mod logging;
 pub mod machine;
+mod output_file;
 mod vcpu;

@@ -5,17 +5,22 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::output_file::OutputError;
+
 /// Why there is no console.
 #[derive(Debug, Error)]
 pub enum ConsoleError {
-    /// The output file cannot be written.
-    #[error("[serial] path {}: cannot open for writing: {}; choose a file that you may write", path.display(), reason(source))]
+    /// The output file cannot be had.
+    #[error("[serial] path {}: {source}", path.display())]
     File {
         /// As configured.
         path: PathBuf,
-        /// From the system.
-        source: io::Error,
+        /// What is wrong with it.
+        source: OutputError,
     },
+    /// What an earlier run left in the output file cannot be taken away.
+    #[error("[serial]: cannot empty the file: {}; choose another path", reason(.0))]
+    Empty(io::Error),
     /// There is a live server at the socket's path.
     #[error("[serial] path {}: another process listens there; end it or choose another path", path.display())]
     SocketInUse {

@@ -12,6 +12,7 @@ use super::error::ConsoleError;
 use super::sys;
 use super::terminal::RawTerminal;
 use crate::listen::{ListenError, accept_failed, listen};
+use crate::output_file;
 
 /// How often a pseudoterminal is asked whether somebody opened it (nothing tells), and a terminal whether it is ours.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
@@ -81,17 +82,16 @@ impl Link {
         matches!(self, Self::Stdio(Stdio { terminal: Some(_), .. }))
     }
 
-    /// A file, emptied first.
+    /// A file, which [`Self::begin`] empties.
     pub(super) fn file(path: &Path) -> Result<Self, ConsoleError> {
-        // Non-blocking for a FIFO, which without a reader cannot be opened at all; a regular file does not care.
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)
-            .map_err(|source| ConsoleError::File { path: path.into(), source })?;
+        let file =
+            output_file::open(path).map_err(|source| ConsoleError::File { path: path.into(), source })?;
         Ok(Self::File(file))
+    }
+
+    /// The machine starts.
+    pub(super) fn begin(&self) -> io::Result<()> {
+        if let Self::File(file) = self { output_file::empty(file) } else { Ok(()) }
     }
 
     /// A new pseudoterminal, and its path. `link` is to become a symbolic link to it.

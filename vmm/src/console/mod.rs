@@ -59,7 +59,8 @@ struct Waiting {
 }
 
 impl Console {
-    /// Opens the line's other end and, if that is a terminal, makes it raw. Output is gathered until [`Self::start`].
+    /// Opens the line's other end and, if that is a terminal, makes it raw. Output is gathered until [`Self::start`],
+    /// which empties a file.
     ///
     /// `raw_terminal` is told when the terminal becomes raw and when it is given back; it may run in a signal handler.
     pub fn open(mode: &Mode, raw_terminal: fn(bool)) -> Result<Self, ConsoleError> {
@@ -121,6 +122,7 @@ impl Console {
         let (Some(output), Some(Waiting { link, escapes })) = (&self.output, self.waiting.take()) else {
             return Ok(());
         };
+        link.begin().map_err(ConsoleError::Empty)?;
         let pump = Pump::new(link, output.clone(), serial, Box::new(quit), escapes);
         let (done, finished) = mpsc::sync_channel(1);
         let run = move || {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use boot::acpi::{Blob, TableSet};
@@ -24,6 +24,7 @@ use super::chipset::Chipset;
 use super::tables::FirmwareTables;
 use crate::config::{BootDevice, Config, Hba};
 use crate::kvm::{Rom, map_rom};
+use crate::output_file;
 
 /// Bytes that the directory announces for files whose content is made later. Firmware ignores the zeroes behind it.
 const TABLES_LEN: usize = 128 << 10;
@@ -192,10 +193,32 @@ fn boot_order(order: &[BootDevice], hbas: &[Hba], addresses: &[Bdf]) -> Result<S
 
 /// Where the debug console prints to: the file at `path`, or the log. `None` when the log's filter lets none of it
 /// pass: then the machine has no such console, as by default under QEMU, and firmware prints nothing.
-pub fn debug_console(path: Option<&Path>) -> Result<Option<Arc<dyn Sink>>> {
-    let Some(path) = path else { return Ok(logged_console()) };
-    let file = File::create(path).with_context(|| format!("boot.debug_log: {}", path.display()))?;
-    Ok(Some(Arc::new(DebugFile(Mutex::new(file)))))
+#[derive(Clone)]
+pub enum DebugOutput {
+    File(Arc<DebugFile>),
+    Log(Option<Arc<dyn Sink>>),
+}
+
+impl DebugOutput {
+    pub fn open(path: Option<&Path>) -> Result<Self> {
+        let Some(path) = path else { return Ok(Self::Log(logged_console())) };
+        let file = output_file::open(path)
+            .map_err(|error| anyhow!("boot.debug_log: {}: {error}", path.display()))?;
+        Ok(Self::File(Arc::new(DebugFile(Mutex::new(file)))))
+    }
+
+    pub fn sink(&self) -> Option<Arc<dyn Sink>> {
+        match self {
+            Self::File(file) => Some(file.clone()),
+            Self::Log(log) => log.clone(),
+        }
+    }
+
+    /// The machine starts: takes away what an earlier run left in the file.
+    pub fn begin(&self) -> Result<()> {
+        let Self::File(file) = self else { return Ok(()) };
+        output_file::empty(&file.lock()).context("boot.debug_log: cannot empty the file")
+    }
 }
 
 fn logged_console() -> Option<Arc<dyn Sink>> {
@@ -207,12 +230,17 @@ fn logged_console() -> Option<Arc<dyn Sink>> {
 }
 
 /// Takes the bytes as they come: what was printed is in the file even when the process is killed.
-struct DebugFile(Mutex<File>);
+pub struct DebugFile(Mutex<File>);
+
+impl DebugFile {
+    fn lock(&self) -> MutexGuard<'_, File> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Sink for DebugFile {
     fn put(&self, bytes: &[u8]) {
-        let mut file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = file.write_all(bytes) {
+        if let Err(error) = self.lock().write_all(bytes) {
             devices::log_limited!(warn, "boot.debug_log: {error}");
         }
     }
@@ -261,14 +289,19 @@ mod tests {
     fn the_debug_console_writes_through_to_its_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("debug");
-        let sink = debug_console(Some(&path)).unwrap().unwrap();
+        std::fs::write(&path, "what an earlier run left").unwrap();
+        let output = DebugOutput::open(Some(&path)).unwrap();
+        assert!(DebugOutput::open(Some(&path)).is_err(), "two writers");
+        assert_eq!(std::fs::read(&path).unwrap(), b"what an earlier run left", "before the start");
+        output.begin().unwrap();
+        let sink = output.sink().unwrap();
         for byte in b"SeaBIOS\npart" {
             sink.put(&[*byte]);
         }
         assert_eq!(std::fs::read(&path).unwrap(), b"SeaBIOS\npart");
-        let error = debug_console(Some(&directory.path().join("gone/x"))).err().unwrap();
+        let error = DebugOutput::open(Some(&directory.path().join("gone/x"))).err().unwrap();
         assert!(error.to_string().starts_with("boot.debug_log: "), "{error}");
         // No test listens to the log.
-        assert!(debug_console(None).unwrap().is_none());
+        assert!(DebugOutput::open(None).unwrap().sink().is_none());
     }
 }

@@ -42,7 +42,7 @@ use crate::vcpu::{CpuidTemplate, Vcpu, VcpuThread, install_kick};
 use chipset::{Chipset, Parts};
 use ending::{Over, Patience};
 use events::MainLoop;
-use firmware::{FirmwareBoot, Wiring};
+use firmware::{DebugOutput, FirmwareBoot, Wiring};
 use hbas::Hbas;
 use socket::{Service, Socket};
 use space::Space;
@@ -86,6 +86,7 @@ pub struct Machine {
     vcpus: Vec<Vcpu>,
     signals: Arc<Signals>,
     console: Console,
+    debug: DebugOutput,
     socket: Option<Socket>,
     hbas: Hbas,
     space: Arc<Space>,
@@ -108,6 +109,7 @@ impl Machine {
         let cpuid = CpuidTemplate::new(hypervisor.kvm(), cpus)?;
         let control = Control::new(cpus).context("machine control")?;
         let console = Console::open(&config.serial, logging::set_raw_terminal)?;
+        let debug = DebugOutput::open(config.debug_log.as_deref())?;
         let chipset = Chipset::new(&Parts {
             vm: &vm,
             ram: &ram,
@@ -116,7 +118,7 @@ impl Machine {
             config: &config,
             machine: control.clone(),
             console: console.sink(),
-            debug: firmware::debug_console(config.debug_log.as_deref())?,
+            debug: debug.sink(),
         })?;
         let space = Space::new(control.clone());
         let hbas = Hbas::plug(&config, &chipset, &space)?;
@@ -149,6 +151,7 @@ impl Machine {
             vcpus,
             signals,
             console,
+            debug,
             socket: None,
             hbas,
             space,
@@ -204,6 +207,8 @@ impl Machine {
         if let Some(path) = &self.config.control {
             self.socket = Some(self.listen(path)?);
         }
+        // From here on nothing of others is in the way.
+        self.debug.begin()?;
         let control = self.control.clone();
         self.console.start(self.chipset.serial.clone(), move || control.post(Event::Quit))?;
         Ok((self.start_vcpus().context("starting vCPU threads")?, events))

@@ -312,3 +312,30 @@ fn check_looks_and_starts_nothing() {
     assert_eq!((code, output.as_str(), errors.lines().count()), (1, "", 1), "{errors}");
     assert!(errors.starts_with("vmm: error: --set vm.cpu=2: "), "{errors}");
 }
+
+/// A start that fails takes nothing from the files of a machine that runs, nor what an earlier run left.
+#[test]
+fn a_start_that_fails_empties_no_file() {
+    if !hypervisor("a_start_that_fails_empties_no_file") {
+        return;
+    }
+    let vm =
+        Vm::new(&endless()).set("hba.0.lun.0.image=disk.img").set("serial.mode=file").set("serial.path=log");
+    File::create(vm.path("disk.img")).unwrap().set_len(1 << 20).unwrap();
+    let running = vm.start();
+    let log = vm.path("log");
+    eventually("the machine", || fs::read_to_string(&log).ok().filter(|text| text == "started\n"));
+    let Ended { code, errors, .. } = vm.run();
+    assert_eq!((code, fs::read_to_string(&log).unwrap().as_str()), (1, "started\n"), "{errors}");
+    assert!(errors.contains("log: another process writes to it"), "{errors}");
+    fs::write(vm.path("old"), "old").unwrap();
+    fs::write(vm.path("debug"), "debug").unwrap();
+    let mut other = vm.command();
+    other.args(["--set", "serial.path=old", "--set", "boot.debug_log=debug"]);
+    let Ended { code, errors, .. } = vm.run_with(&mut other);
+    let left = ["old", "debug"].map(|name| fs::read_to_string(vm.path(name)).unwrap());
+    assert_eq!((code, left), (1, ["old".to_owned(), "debug".to_owned()]), "{errors}");
+    assert!(errors.contains("disk.img"), "{errors}");
+    send_signal(running.child.id(), "TERM");
+    assert_eq!(running.wait().code, 128 + libc::SIGTERM);
+}
