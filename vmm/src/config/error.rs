@@ -53,6 +53,11 @@ impl Errors {
         result.map_err(|message| self.add(origin, message)).ok()
     }
 
+    /// Whether something is wrong there already.
+    pub(super) fn at(&self, origin: &Origin) -> bool {
+        self.0.iter().any(|(known, _)| known == origin)
+    }
+
     /// Whether there are none.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()

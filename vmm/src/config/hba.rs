@@ -110,7 +110,7 @@ fn ids(sections: &[Section<'_>], errors: &mut Errors) -> Vec<String> {
 }
 
 /// Where something else was written, for the middle of a sentence.
-fn place(origin: &Origin) -> String {
+pub(super) fn place(origin: &Origin) -> String {
     match origin {
         Origin::File => "of the file".into(),
         Origin::Line(line) => format!("of line {line}"),

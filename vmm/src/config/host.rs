@@ -238,7 +238,8 @@ fn file_system(mounts: &str, number: u64) -> Option<&str> {
     })
 }
 
-fn parent(path: &Path) -> &Path {
+/// The directory that `path` is in.
+pub(super) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

@@ -15,6 +15,7 @@ mod hba;
 mod host;
 mod machine;
 mod overrides;
+mod paths;
 pub mod schema;
 mod section;
 mod size;
@@ -33,6 +34,7 @@ pub use smbios::{Bios, Part, Smbios, System};
 pub use types::*;
 
 use error::Errors;
+use paths::Paths;
 use section::Section;
 
 /// Reads the file at `path`, applies the arguments of `--set` and checks everything against the host.
@@ -105,13 +107,21 @@ impl Config {
 fn build(root: &mut Section<'_>, path: &Path, host: &Host, errors: &mut Errors) -> Option<Config> {
     let directory = path.parent().unwrap_or(Path::new(""));
     let vm = machine::vm(&root.take("vm"), path, host, errors);
+    let mut paths = Paths::of(path);
+    paths.hbas(root.sections("hba"), directory);
     let hbas = hba::hbas(root, directory, vm.as_ref().map_or(1, |vm| vm.cpus), errors);
     hba::warn(hbas.as_deref().unwrap_or_default());
     let section = root.take("boot");
     let boot = machine::boot(&section, directory, hbas.as_deref(), errors);
     let debug_log = machine::debug_log(&section, directory, errors);
-    let serial = machine::serial(&root.take("serial"), directory, errors);
-    let control = machine::control(&root.take("control"), directory, errors);
+    paths.boot(&section, directory);
+    let section = root.take("serial");
+    paths.own(&section, directory);
+    let serial = machine::serial(&section, directory, errors);
+    let section = root.take("control");
+    paths.own(&section, directory);
+    let control = machine::control(&section, directory, errors);
+    paths.check(errors);
     let directory = directory.to_path_buf();
     Some(Config { vm: vm?, boot: boot?, debug_log, serial: serial?, control, hbas: hbas?, directory })
 }

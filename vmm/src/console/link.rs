@@ -285,8 +285,10 @@ fn is_temporary(error: &io::Error) -> bool {
 fn place_link(link: &Path, target: &str) -> Result<(), ConsoleError> {
     let failed = |source| ConsoleError::Link { path: link.into(), source };
     if let Ok(found) = fs::symlink_metadata(link) {
-        if !found.file_type().is_symlink() {
-            return Err(ConsoleError::Occupied { path: link.into(), expected: "symbolic link" });
+        // A link to a pseudoterminal, or to one that is gone, is what an earlier run left.
+        let left = fs::read_link(link).is_ok_and(|old| old.starts_with("/dev/pts")) || !link.exists();
+        if !found.file_type().is_symlink() || !left {
+            return Err(ConsoleError::Occupied { path: link.into(), expected: "link to a pseudoterminal" });
         }
         fs::remove_file(link).map_err(failed)?;
     }

@@ -270,7 +270,12 @@ fn errors_name_the_path_and_a_way_out() {
     let error = Console::open(&Mode::Socket(file.clone()), |_| {}).err().unwrap().to_string();
     assert!(error.contains("exists and is no socket; remove it"), "{error}");
     let error = Console::open(&Mode::Pty(Some(file.clone())), |_| {}).err().unwrap().to_string();
-    assert!(error.contains("exists and is no symbolic link"), "{error}");
+    assert!(error.contains("exists and is no link to a pseudoterminal"), "{error}");
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    let error = Console::open(&Mode::Pty(Some(link.clone())), |_| {}).err().unwrap().to_string();
+    assert!(error.contains("exists and is no link to a pseudoterminal"), "{error}");
+    assert_eq!(fs::read_link(&link).unwrap(), file);
     assert_eq!(fs::read(&file).unwrap(), b"mine");
     let long = dir.path().join("x".repeat(120));
     let error = Console::open(&Mode::Socket(long), |_| {}).err().unwrap().to_string();

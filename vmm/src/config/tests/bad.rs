@@ -4,7 +4,7 @@ use super::*;
 
 /// Asserts the errors of [`SMALLEST`] with `more` after it, which begins on line 8 within [[hba.lun]].
 #[track_caller]
-fn after_smallest(more: &str, expected: &[&str]) {
+pub(super) fn after_smallest(more: &str, expected: &[&str]) {
     assert_eq!(Fixture::new().lines(&format!("{SMALLEST}{more}\n"), &[]), expected, "{more}");
 }
 

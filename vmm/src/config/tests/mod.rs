@@ -3,6 +3,7 @@
 mod bad;
 mod good;
 mod images;
+mod paths;
 mod set;
 
 use std::fs;
