@@ -164,6 +164,11 @@ impl Io {
         Running { core: &self.core, key: Some(key) }
     }
 
+    /// Operations that hang.
+    pub fn hanging(&self) -> usize {
+        self.core.ring.borrow().hanging()
+    }
+
     /// The host does all operations that hang, late as it is.
     pub fn land(&self) {
         let mut reaped = super::ring::Reaped::default();

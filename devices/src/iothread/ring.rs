@@ -550,6 +550,11 @@ impl Ring {
 /// Operations that a device of the host never ends.
 #[cfg(any(test, feature = "testing"))]
 impl Ring {
+    /// How many of them.
+    pub(super) fn hanging(&self) -> usize {
+        self.stuck.len()
+    }
+
     /// As [`Self::start`], but the kernel, as it seems, does not answer.
     pub(super) fn start_stuck(&mut self, op: Op, scope: u64) -> Key {
         let key = self.occupy(op, scope);

@@ -172,7 +172,9 @@ fn a_write_that_lands_late_is_what_the_guest_wrote_and_overtakes_nothing() {
             Bench::hang(&io, way);
             bench.fill(NEW);
             let mut far = Box::pin(bench.nexus.execute(&io, bench.far_write()));
-            begun(&io, far.as_mut()).await;
+            while io.hanging() == 0 {
+                begun(&io, far.as_mut()).await;
+            }
             // It waits for a moment, lest the disk be busy for nothing.
             let ended = bench.abort(&io, Duration::from_secs(4), far).await;
             assert_eq!(ended.unwrap_err(), TransportFault::Aborted, "{name} {way:?}");

@@ -104,18 +104,8 @@ fn options(path: &Path) -> Qcow2Options {
     }
 }
 
-/// A process that another test is about to start has our open files, locks included, until it becomes its program.
 fn open(path: &Path) -> Qcow2Image {
-    let patience = Instant::now() + Duration::from_secs(5);
-    loop {
-        match Qcow2Image::open(&options(path)) {
-            Ok(image) => return image,
-            Err(e) if e.message.contains("in use by process") && Instant::now() < patience => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            Err(e) => panic!("{e}: {:?}", e.source),
-        }
-    }
+    Qcow2Image::open(&options(path)).unwrap_or_else(|e| panic!("{e}: {:?}", e.source))
 }
 
 /// Why it cannot be opened.
