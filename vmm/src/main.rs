@@ -40,9 +40,14 @@ fn run() -> Outcome {
             return Outcome::Failed;
         }
     };
+    // Logs, configurations, images and kernels may be on a host that does not answer.
+    let watch = Watch::start(&signals, GRACE);
     if let Err(error) = logging::start(cli.log_level.map(LogLevel::name), cli.log_file.as_deref()) {
         complain(format!("{error:#}"));
         return Outcome::Failed;
+    }
+    if let Err(error) = &watch {
+        tracing::warn!("no thread for signals during the start: {error}");
     }
     let config = match config::load(&cli.config, &cli.set) {
         Ok(config) => config,
@@ -63,9 +68,6 @@ fn run() -> Outcome {
     if let Err(error) = limits::raise_open_files() {
         tracing::warn!("the limit of open files stays as it is: {error}");
     }
-    // Images, kernels and logs may be on a host that does not answer.
-    let watch = Watch::start(&signals, GRACE)
-        .inspect_err(|error| tracing::warn!("no thread for signals during the start: {error}"));
     let built = Machine::build(config, signals, start);
     drop(watch);
     let machine = match built {

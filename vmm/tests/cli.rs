@@ -4,9 +4,10 @@
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -128,6 +129,30 @@ fn configuration_errors_are_a_line_each_and_exit_with_1() {
     );
     fails(&["--config", "gone.toml"], &["gone.toml: cannot read: No such file or directory"]);
     fails(&["--config", "."], &[".: cannot read: Is a directory"]);
+}
+
+/// Whoever would write to the pipe never comes; a file server that does not answer is the same.
+#[test]
+fn a_signal_ends_a_check_that_waits_for_its_file() {
+    let directory = machine();
+    let pipe = directory.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let mut child = vmm(directory.path()).args(["--config", "pipe", "--check"]).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    let begin = Instant::now();
+    let status = loop {
+        match child.try_wait().unwrap() {
+            Some(status) => break Some(status),
+            None if begin.elapsed() > Duration::from_secs(10) => break None,
+            None => std::thread::sleep(Duration::from_millis(50)),
+        }
+    };
+    if status.is_none() {
+        child.kill().unwrap();
+    }
+    assert_eq!(status.and_then(|status| status.signal()), Some(15));
 }
 
 #[test]

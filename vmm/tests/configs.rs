@@ -23,7 +23,7 @@ fn read(name: &str, text: &str) -> (TempDir, Config) {
     fn make_files(directory: &Path, key: &str, value: &toml::Value) {
         match value {
             toml::Value::String(file) if ["kernel", "initrd", "firmware", "image"].contains(&key) => {
-                fs::write(directory.join(file), [0; 512]).unwrap();
+                fs::write(directory.join(file), [0; 4096]).unwrap();
             }
             toml::Value::Table(table) => {
                 table.iter().for_each(|(key, value)| make_files(directory, key, value))

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::rc::Rc;
 
+/// How many errors are worth reading.
+const SHOWN: usize = 50;
+
 /// Where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
@@ -67,8 +70,12 @@ impl Errors {
     pub(super) fn finish(mut self, file: &str) -> Vec<ConfigError> {
         self.0.sort_by(|a, b| a.0.cmp(&b.0));
         self.0.dedup();
+        let more = self.0.len().saturating_sub(SHOWN);
+        let rest = format!("and {more} more error{}", if more == 1 { "" } else { "s" });
+        let rest = (more > 0).then(|| ConfigError::new(file, rest));
         self.0
             .into_iter()
+            .take(SHOWN)
             .map(|(origin, message)| {
                 let place = match origin {
                     Origin::File => file.to_owned(),
@@ -77,6 +84,7 @@ impl Errors {
                 };
                 ConfigError::new(place, message)
             })
+            .chain(rest)
             .collect()
     }
 }

@@ -26,6 +26,8 @@ mod tests;
 mod tree;
 mod types;
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 pub use error::{ConfigError, Origin};
@@ -37,20 +39,41 @@ use error::Errors;
 use paths::Paths;
 use section::Section;
 
+/// Most bytes of a configuration file, with room for every disk that a machine can have.
+const MOST: u64 = 16 << 20;
+/// So many bytes show whether it is text.
+const BEGINNING: u64 = 4 << 10;
+
 /// Reads the file at `path`, applies the arguments of `--set` and checks everything against the host.
 ///
 /// # Errors
 /// Everything that is wrong, in the order of the file.
 pub fn load(path: &Path, set: &[String]) -> Result<Config, Vec<ConfigError>> {
     let file = path.display().to_string();
-    let bytes = std::fs::read(path)
-        .map_err(|error| vec![ConfigError::new(&file, format!("cannot read: {}", reason(&error)))])?;
+    let bytes = read(path).map_err(|message| vec![ConfigError::new(&file, message)])?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let good = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
         let line = 1 + good.iter().filter(|&&byte| byte == b'\n').count();
         vec![ConfigError::new(format!("{file}:{line}"), "not TOML: not UTF-8")]
     })?;
     parse(&text, path, set, &Host::probe())
+}
+
+/// What is in the file, which may be a pipe, unless it can be no configuration.
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let cannot_read = |error| format!("cannot read: {}", reason(&error));
+    let mut file = File::open(path).map_err(cannot_read)?;
+    let mut bytes = Vec::new();
+    file.by_ref().take(BEGINNING).read_to_end(&mut bytes).map_err(cannot_read)?;
+    // An image by mistake.
+    if bytes.contains(&0) {
+        return Err("not text, expected a configuration in TOML".into());
+    }
+    file.take(MOST - BEGINNING + 1).read_to_end(&mut bytes).map_err(cannot_read)?;
+    if bytes.len() as u64 > MOST {
+        return Err(format!("has more than {}, expected a configuration in TOML", size::show(MOST)));
+    }
+    Ok(bytes)
 }
 
 /// [`load`] for the text of a file that is, or could be, at `path`, on the given host.

@@ -477,6 +477,23 @@ fn the_file_itself_is_at_fault() {
     assert_eq!(lines("directory"), ["directory: cannot read: Is a directory"]);
     fs::write(fixture.path("latin1.toml"), b"[vm]\nname = \"B\xfcro\"\n").unwrap();
     assert_eq!(lines("latin1.toml"), ["latin1.toml:2: not TOML: not UTF-8"]);
+    // An image by mistake.
+    fs::write(fixture.path("image"), "[vm]\n\0".repeat(100)).unwrap();
+    assert_eq!(lines("image"), ["image: not text, expected a configuration in TOML"]);
+    let large = fs::File::create(fixture.path("large")).unwrap();
+    std::io::Write::write_all(&mut &large, &[b'#'; 8192]).unwrap();
+    large.set_len(17 << 20).unwrap();
+    assert_eq!(lines("large"), ["large: has more than 16MiB, expected a configuration in TOML"]);
+    assert_eq!(lines("/dev/zero"), ["/dev/zero: not text, expected a configuration in TOML"]);
+}
+
+#[test]
+fn errors_without_end_are_counted() {
+    let wrong: String = (0..1000).map(|n| format!("k{n} = 1\n")).collect();
+    let lines = Fixture::new().lines(&format!("{wrong}{SMALLEST}"), &[]);
+    assert_eq!(lines.len(), 51);
+    assert_eq!(lines.last().unwrap(), "vm.toml: and 950 more errors");
+    assert!(lines[49].starts_with("vm.toml:50: "), "{}", lines[49]);
 }
 
 #[test]
