@@ -161,7 +161,10 @@ impl Image {
             (_, Some(raw)) => match self.detour(&into) {
                 None => raw.begin_read(io, at, into),
                 Some(private) => match private.try_lend(into.len()) {
-                    Some(buffer) => return raw.begin_read(io, at, ToGuest::new(buffer)).instead_of(into),
+                    Some(buffer) => {
+                        private.age(io);
+                        return raw.begin_read(io, at, ToGuest::new(buffer)).instead_of(into);
+                    }
                     None => Begun::Long(into),
                 },
             },
@@ -185,6 +188,7 @@ impl Image {
                 None => raw.begin_write(io, at, from, durability),
                 Some(private) => match private.try_lend(from.len()) {
                     Some(buffer) => {
+                        private.age(io);
                         let part = fetched(io, &from, buffer);
                         return raw.begin_write(io, at, part, durability).instead_of(from);
                     }

@@ -2,13 +2,15 @@
 //! made to give memory back while the host does not answer, but then it is not the guest's.
 //!
 //! A read is copied to the guest when it has arrived, if somebody still waits for it. A write is copied from the guest before it
-//! begins; what the guest does to its memory afterwards changes nothing. Each image has memory of its own: a disk that hangs
-//! uses up no other's.
+//! begins; what the guest does to its memory afterwards changes nothing. Each image has some memory of its own, and may have more
+//! of what all have in common: a disk that hangs uses up no other's, and nobody waits for another.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use super::error::Action;
 use super::{BlockBackend, BlockError, BlockErrorKind, ByteOffset, Durability};
@@ -17,14 +19,50 @@ use crate::mem::{FromGuest, Lendable, Lender, SgList, ToGuest};
 
 /// Memory of one image at most, in bytes.
 const BUDGET: u64 = 16 << 20;
+/// What all images of the process have at most beyond the own of each, in bytes.
+const COMMON: u64 = 256 << 20;
+/// What each may always have, in bytes: the largest buffer, so that who waits does so for transfers of the same image.
+const OWN: u64 = PIECE;
 /// What is kept for the next transfers at most, in bytes.
 const KEPT: u64 = 4 << 20;
+/// And for how long after the last one.
+const IDLE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 /// Longer transfers go in pieces of this many bytes: the largest buffer.
 pub(super) const PIECE: u64 = 1 << 20;
 /// The smallest buffer, in bytes.
 const SMALLEST: u64 = 4096;
 /// Sizes of buffers: powers of two.
 const SIZES: usize = (PIECE / SMALLEST).trailing_zeros() as usize + 1;
+
+/// What several images have in common.
+struct Common {
+    taken: AtomicU64,
+    most: u64,
+}
+
+static COMMON_MEMORY: Common = Common::new(COMMON);
+
+impl Common {
+    const fn new(most: u64) -> Self {
+        Self { taken: AtomicU64::new(0), most }
+    }
+
+    fn take(&self, bytes: u64) -> bool {
+        let more = |taken: u64| taken.checked_add(bytes).filter(|all| *all <= self.most);
+        bytes == 0 || self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    fn give(&self, bytes: u64) {
+        if bytes > 0 {
+            self.taken.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+/// How much of so many bytes of an image is of what all have in common.
+fn beyond(lent: u64) -> u64 {
+    lent.saturating_sub(OWN)
+}
 
 #[derive(Default)]
 struct State {
@@ -34,6 +72,8 @@ struct State {
     kept: u64,
     /// Bytes that are lent.
     lent: u64,
+    /// How many buffers were lent so far.
+    loans: u64,
     /// In the order of arrival, which is that of their numbers.
     waiting: VecDeque<Waiting>,
     next: u64,
@@ -52,7 +92,10 @@ pub(super) struct PrivateMemory {
     /// What direct I/O demands of addresses, and no less than a page.
     align: usize,
     budget: u64,
+    common: &'static Common,
     state: Mutex<State>,
+    /// A task looks whether what is kept is still used.
+    ageing: AtomicBool,
 }
 
 /// A place in the queue, for as long as somebody waits there.
@@ -64,12 +107,12 @@ struct Place<'a> {
 impl PrivateMemory {
     /// For an image whose transfers are to be aligned so.
     pub(super) fn new(dma_align: u32) -> Arc<Self> {
-        Self::with_budget(dma_align, BUDGET)
+        Self::with_budget(dma_align, BUDGET, &COMMON_MEMORY)
     }
 
-    fn with_budget(dma_align: u32, budget: u64) -> Arc<Self> {
+    fn with_budget(dma_align: u32, budget: u64, common: &'static Common) -> Arc<Self> {
         let align = (dma_align as usize).next_power_of_two().max(SMALLEST as usize);
-        Arc::new(Self { align, budget, state: Mutex::default() })
+        Arc::new(Self { align, budget, common, state: Mutex::default(), ageing: AtomicBool::new(false) })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -80,11 +123,20 @@ impl PrivateMemory {
     pub(super) fn try_lend(self: &Arc<Self>, len: u64) -> Option<SgList> {
         let size = size_for(len)?;
         let mut state = self.lock();
-        if !state.waiting.is_empty() || state.lent + size > self.budget {
+        if !state.waiting.is_empty() || !self.count(&mut state, size) {
             return None;
         }
-        state.lent += size;
         self.buffer(state, size, len)
+    }
+
+    /// Counts so many bytes more as lent, if the image may have them.
+    fn count(&self, state: &mut State, size: u64) -> bool {
+        let lent = state.lent + size;
+        let may = lent <= self.budget && self.common.take(beyond(lent) - beyond(state.lent));
+        if may {
+            state.lent = lent;
+        }
+        may
     }
 
     /// Waits for a buffer of `len` bytes, [`PIECE`] at most. Who does not wait any more leaves nothing behind.
@@ -98,6 +150,7 @@ impl PrivateMemory {
 
     /// A buffer whose bytes are counted as lent already.
     fn buffer(self: &Arc<Self>, mut state: MutexGuard<'_, State>, size: u64, len: u64) -> Option<SgList> {
+        state.loans += 1;
         let free = state.free.get_mut(class(size)).and_then(Vec::pop);
         state.kept -= if free.is_some() { size } else { 0 };
         drop(state);
@@ -144,12 +197,12 @@ impl PrivateMemory {
 
     /// Lets in the one whose turn it is, if the budget goes so far; whoever is let in is to be woken.
     fn grant(&self, state: &mut State) -> Option<Waker> {
-        let State { waiting, lent, .. } = state;
-        let one = waiting.iter_mut().find(|one| !one.granted)?;
-        if *lent + one.size > self.budget {
+        let place = state.waiting.iter().position(|one| !one.granted)?;
+        let size = state.waiting.get(place)?.size;
+        if !self.count(state, size) {
             return None;
         }
-        *lent += one.size;
+        let one = state.waiting.get_mut(place)?;
         one.granted = true;
         one.waker.take()
     }
@@ -157,7 +210,9 @@ impl PrivateMemory {
     /// So many bytes are not lent any more.
     fn returned(&self, size: u64) {
         let mut state = self.lock();
+        let before = beyond(state.lent);
         state.lent -= size;
+        self.common.give(before - beyond(state.lent));
         // Nearly always there is nothing more to do.
         while state.kept > KEPT || !state.waiting.is_empty() {
             let (excess, before) = (state.excess(), state.lent);
@@ -175,6 +230,43 @@ impl PrivateMemory {
         }
     }
 
+    /// Has what is kept go back some time after it was used last.
+    pub(super) fn age(self: &Arc<Self>, io: &Io) {
+        if self.ageing.load(Ordering::Relaxed) || self.ageing.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (mut ageing, thread) = (Ageing(Arc::downgrade(self)), io.clone());
+        io.spawn(async move {
+            let mut seen = 0;
+            loop {
+                thread.sleep(IDLE).await;
+                let Some(memory) = ageing.0.upgrade() else { return };
+                if memory.is_forgotten(&mut seen) {
+                    std::mem::take(&mut ageing.0);
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Forgets what is kept if there were no more than `seen` loans; true when there is nothing left to look at.
+    fn is_forgotten(&self, seen: &mut u64) -> bool {
+        let mut state = self.lock();
+        if std::mem::replace(seen, state.loans) != state.loans {
+            return false;
+        }
+        let free = std::mem::take(&mut state.free);
+        state.kept = 0;
+        // What hangs is still to come back. With the lock: who borrows later sees it.
+        let over = state.lent == 0;
+        if over {
+            self.ageing.store(false, Ordering::Relaxed);
+        }
+        drop(state);
+        drop(free);
+        over
+    }
+
     /// Fills `into`, in as many pieces as it takes.
     pub(super) async fn read<B: BlockBackend>(
         self: &Arc<Self>,
@@ -189,6 +281,7 @@ impl PrivateMemory {
             let at = at.0 + done;
             let len = piece(at, into.len() - done);
             let buffer = self.lend(len).await?;
+            self.age(io);
             backend.read(io, ByteOffset(at), ToGuest::new(buffer.window(0, len))).await?;
             arrived(io, &buffer, &into.window(done, len));
             done += len;
@@ -211,6 +304,7 @@ impl PrivateMemory {
             let at = at.0 + done;
             let len = piece(at, from.len() - done);
             let buffer = self.lend(len).await?;
+            self.age(io);
             let part = fetched(io, &from.window(done, len), buffer);
             backend.write(io, ByteOffset(at), part, durability).await?;
             done += len;
@@ -243,6 +337,24 @@ impl Lender for PrivateMemory {
         }
         drop(state);
         self.returned(size);
+    }
+}
+
+impl Drop for PrivateMemory {
+    fn drop(&mut self) {
+        let lent = self.state.get_mut().unwrap_or_else(PoisonError::into_inner).lent;
+        self.common.give(beyond(lent));
+    }
+}
+
+/// The task that looks; another may where it goes early.
+struct Ageing(Weak<PrivateMemory>);
+
+impl Drop for Ageing {
+    fn drop(&mut self) {
+        if let Some(memory) = self.0.upgrade() {
+            memory.ageing.store(false, Ordering::Relaxed);
+        }
     }
 }
 

@@ -47,7 +47,7 @@ fn what_is_returned_is_lent_again_and_no_more_is_kept_than_agreed() {
 
 #[test]
 fn a_buffer_is_in_use_until_the_last_list_over_it_is_gone() {
-    let memory = PrivateMemory::with_budget(1, 4096);
+    let memory = PrivateMemory::with_budget(1, 4096, &COMMON_MEMORY);
     let buffer = memory.try_lend(4096).unwrap();
     let kernel = buffer.window(512, 512);
     drop(buffer);
@@ -58,7 +58,7 @@ fn a_buffer_is_in_use_until_the_last_list_over_it_is_gone() {
 
 #[test]
 fn who_waits_gets_memory_in_order_and_may_give_up() {
-    let memory = PrivateMemory::with_budget(1, 16 * KIB);
+    let memory = PrivateMemory::with_budget(1, 16 * KIB, &COMMON_MEMORY);
     let first = poll(pin!(memory.lend(8 * KIB))).unwrap().unwrap();
     let second = poll(pin!(memory.lend(8 * KIB))).unwrap().unwrap();
     let mut large = Box::pin(memory.lend(16 * KIB));
@@ -82,7 +82,7 @@ fn who_waits_gets_memory_in_order_and_may_give_up() {
 
 #[test]
 fn several_are_let_in_at_once() {
-    let memory = PrivateMemory::with_budget(1, 16 * KIB);
+    let memory = PrivateMemory::with_budget(1, 16 * KIB, &COMMON_MEMORY);
     let all = poll(pin!(memory.lend(16 * KIB))).unwrap().unwrap();
     let mut waiting: Vec<_> = (0..5).map(|_| Box::pin(memory.lend(4 * KIB))).collect();
     assert!(waiting.iter_mut().all(|one| poll(one.as_mut()).is_none()));
@@ -165,7 +165,7 @@ fn several_threads_share_the_memory() {
             self.0.unpark();
         }
     }
-    let memory = PrivateMemory::with_budget(1, 64 * KIB);
+    let memory = PrivateMemory::with_budget(1, 64 * KIB, &COMMON_MEMORY);
     let (done, end) = std::sync::mpsc::channel();
     for seed in 1..5 {
         let (memory, done) = (memory.clone(), done.clone());
@@ -245,4 +245,73 @@ fn who_waits_for_space_holds_no_memory() {
         parking.resume();
         io.at_most(std::time::Duration::from_secs(5), all).await.expect("there is space");
     });
+}
+
+fn own_pool(most: u64) -> &'static Common {
+    Box::leak(Box::new(Common::new(most)))
+}
+
+/// Whatever others have, each image gets its own; who waits does so for itself.
+#[test]
+fn images_share_what_they_have_beyond_their_own() {
+    let common = own_pool(4 * PIECE);
+    let [greedy, other, late] = [(); 3].map(|()| PrivateMemory::with_budget(1, BUDGET, common));
+    let hung: Vec<_> = std::iter::from_fn(|| greedy.try_lend(PIECE)).collect();
+    assert_eq!(hung.len(), 5, "its own, and all that there is");
+    let small = other.try_lend(64 * KIB).unwrap();
+    let most = other.try_lend(PIECE / 2).unwrap();
+    assert!(other.try_lend(PIECE).is_none());
+    let mut waits = Box::pin(other.lend(PIECE));
+    assert!(poll(waits.as_mut()).is_none());
+    drop(small);
+    assert!(poll(waits.as_mut()).is_none());
+    drop(most);
+    let mine = poll(waits.as_mut()).expect("all of its own is there").unwrap();
+    drop(waits);
+    assert!(late.try_lend(PIECE).is_some(), "nobody's is used up");
+    // What is given back others may have, also by an image that goes.
+    drop(hung);
+    let more: Vec<_> = std::iter::from_fn(|| other.try_lend(PIECE)).collect();
+    assert_eq!((more.len(), common.taken.load(Ordering::Relaxed)), (4, 4 * PIECE));
+    drop(other);
+    assert_eq!(common.taken.load(Ordering::Relaxed), 0);
+    drop((mine, more));
+    assert_eq!(common.taken.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn what_is_kept_goes_after_a_while() {
+    on_io_thread(|io| async move {
+        let memory = PrivateMemory::new(1);
+        let kept = || memory.lock().kept;
+        for _ in 0..2 {
+            drop([memory.try_lend(PIECE), memory.try_lend(4096)]);
+            memory.age(&io);
+            assert_eq!(kept(), PIECE + 4096);
+            let mut busy = 0;
+            while busy < 5 {
+                io.sleep(IDLE / 3).await;
+                drop(memory.try_lend(PIECE));
+                assert!(kept() >= PIECE, "it is used");
+                busy += 1;
+            }
+            let gone = async {
+                while kept() > 0 {
+                    io.sleep(Duration::from_millis(10)).await;
+                }
+            };
+            io.at_most(IDLE * 4, gone).await.expect("it is kept");
+        }
+    });
+}
+
+#[test]
+fn what_is_kept_is_looked_after_when_a_thread_ends() {
+    let memory = PrivateMemory::new(1);
+    let same = memory.clone();
+    on_io_thread(move |io| async move {
+        same.age(&io);
+        assert!(same.ageing.load(Ordering::Relaxed));
+    });
+    assert!(!memory.ageing.load(Ordering::Relaxed), "no other thread would");
 }
