@@ -1,5 +1,5 @@
-//! Admission of transfers to an image: ranges that must not be changed meanwhile, and bounce memory. Who leaves lets in whom it
-//! kept out, and nobody else is woken.
+//! Admission of transfers to an image: ranges that must not be changed meanwhile, and memory for aligned copies. Who leaves lets in
+//! whom it kept out, and nobody else is woken.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -57,7 +57,7 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    /// A gate that lends out `budget` bytes of bounce memory at most.
+    /// A gate that lends out `budget` bytes of memory for aligned copies at most.
     pub(super) fn new(budget: u64) -> Arc<Self> {
         Arc::new(Self { state: Mutex::default(), budget })
     }
@@ -66,7 +66,7 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for admission to `range` with `bytes` of bounce memory; it lasts until the last hold is gone.
+    /// Waits for admission to `range` with `bytes` of memory for aligned copies; it lasts until the last hold is gone.
     pub(super) async fn enter(self: &Arc<Self>, range: Range<u64>, access: Access, bytes: u64) -> Hold {
         let id = self.queue(range, access, bytes);
         let hold = Hold::new(self.clone(), id);
@@ -74,7 +74,7 @@ impl Gate {
         hold
     }
 
-    /// Admission without bounce memory, if nothing excludes it; else `None`.
+    /// Admission without memory for aligned copies, if nothing excludes it; else `None`.
     pub(super) fn try_enter(self: &Arc<Self>, range: Range<u64>, access: Access) -> Option<Hold> {
         let mut state = self.lock();
         if access == Access::Modify || state.modifications > 0 {

@@ -8,9 +8,9 @@
 //! - Operations own their memory until the kernel is done with it. Dropping a future abandons the result, not the
 //!   buffer: memory is released when the kernel's completion has come.
 
+mod alignment;
 mod backing;
 mod barrier;
-mod bounce;
 mod cache;
 mod ending;
 mod error;

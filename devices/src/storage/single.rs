@@ -1,6 +1,6 @@
 //! The short way of transfers: begun at once where they are one operation of the host, which nearly all are.
 //!
-//! What takes more, such as bounce memory, a wait for a limit or a second try, goes the long way of [`BlockBackend`],
+//! What takes more, such as memory for aligned copies, a wait for a limit or a second try, goes the long way of [`BlockBackend`],
 //! whose futures are large. They are in places of their own, so that the short way does not move them about.
 //!
 //! [`BlockBackend`]: super::BlockBackend

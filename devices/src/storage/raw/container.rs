@@ -72,7 +72,7 @@ impl RawImage {
             return;
         }
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        let hold = self.bounce.replace(at, len).await.with(hold);
+        let hold = self.alignment.replace(at, len).await.with(hold);
         if let Err(e) = io.allocate_held(&self.host.file, mode, at, len, &hold).await
             && matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS))
         {

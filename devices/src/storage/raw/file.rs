@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::iothread::{Hold, Io, PieceLimits};
 use crate::mem::{FromGuest, ToGuest};
-use crate::storage::bounce::Direct;
+use crate::storage::alignment::Direct;
 use crate::storage::error::Action;
 use crate::storage::{BlockError, BlockErrorKind};
 

@@ -13,8 +13,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::alignment::{Alignment, Direct};
 use super::barrier::Barrier;
-use super::bounce::{Bounce, Direct};
 use super::ending::SECTOR;
 use super::error::Action;
 use super::lock::Sharing;
@@ -57,7 +57,7 @@ pub struct RawImage {
     /// The last block of a file that ends within one: direct I/O cannot write it without making the file longer.
     edge: Option<Box<HostFile>>,
     stable: Stable,
-    bounce: Bounce,
+    alignment: Alignment,
     /// Length of the host's file in bytes.
     host_len: Arc<AtomicU64>,
     /// The host is being asked for the length.
@@ -93,7 +93,7 @@ impl RawImage {
         let edge = |buffered| Box::new(HostFile::new(buffered, &name, 1, PieceLimits::FILE_CACHE));
         let image = Self {
             stable: Stable::new(&name, host.audit.map(Arc::new), !options.cache.is_direct()),
-            bounce: Bounce::new(host.align),
+            alignment: Alignment::new(host.align),
             dma_align: host.align.memory.max(host.align.block),
             host: main,
             edge: host.buffered.map(edge),
@@ -196,7 +196,7 @@ impl RawImage {
             let rest = ToGuest::new(into.split_off(start.saturating_sub(at)));
             edge.fetch(io, at.max(start), rest, hold).await?;
         }
-        self.bounce.read(&self.host, io, at, into, hold).await
+        self.alignment.read(&self.host, io, at, into, hold).await
     }
 
     /// A write whose range was checked.
@@ -229,7 +229,7 @@ impl RawImage {
             let rest = FromGuest::new(from.split_off(start.saturating_sub(at)));
             edge.store(io, at.max(start), rest, stable, hold).await?;
         }
-        self.bounce.write(&self.host, io, at, from, stable, hold).await
+        self.alignment.write(&self.host, io, at, from, stable, hold).await
     }
 }
 

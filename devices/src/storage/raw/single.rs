@@ -18,7 +18,7 @@ impl RawImage {
         if let Err(error) = self.check(Action::Read, at.0, into.len()) {
             return Begun::Done(Err(error));
         }
-        if self.is_at_edge(at.0, into.len()) || !self.bounce.fits(at.0, &into) {
+        if self.is_at_edge(at.0, into.len()) || !self.alignment.fits(at.0, &into) {
             return Begun::Long(into);
         }
         Begun::of(io.read_single(&self.host.file, at.0, into, self.host.pieces, Hold::none()), None)
@@ -35,10 +35,10 @@ impl RawImage {
         if let Err(error) = self.check(Action::Write, at.0, from.len()) {
             return Begun::Done(Err(error));
         }
-        if self.is_at_edge(at.0, from.len()) || !self.bounce.fits(at.0, &from) {
+        if self.is_at_edge(at.0, from.len()) || !self.alignment.fits(at.0, &from) {
             return Begun::Long(from);
         }
-        let Some(mut hold) = self.bounce.try_replace(at.0, from.len()) else { return Begun::Long(from) };
+        let Some(mut hold) = self.alignment.try_replace(at.0, from.len()) else { return Begun::Long(from) };
         let stable = self.must_be_stable(durability);
         let attempt = match stable.then(|| self.stable.attempt_write()).transpose() {
             Ok(attempt) => attempt.flatten(),

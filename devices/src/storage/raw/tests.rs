@@ -10,7 +10,7 @@ use super::*;
 use crate::iothread::mischief::{Trick, Victim};
 use crate::mem::SgList;
 use crate::storage::Image;
-use crate::storage::bounce::Bounce;
+use crate::storage::alignment::Alignment;
 use crate::storage::sys::DirectAlign;
 use crate::testing::conformance::{check, check_neighbours, contents};
 use crate::testing::{LoopDevice, allocated_bytes, on_io_thread, temp_file};
@@ -61,7 +61,7 @@ fn every_cache_mode_conforms() {
 /// As on a host disk of 4096-byte sectors.
 pub(in crate::storage) fn coarse(mut image: RawImage, path: &Path) -> RawImage {
     let align = DirectAlign { memory: 4096, block: 4096 };
-    image.bounce = Bounce::new(align);
+    image.alignment = Alignment::new(align);
     image.host.block = 4096;
     let file = File::options().read(true).write(true).open(path).unwrap();
     image.edge = Some(Box::new(HostFile::new(file, &image.host.name, 1, PieceLimits::FILE_CACHE)));

@@ -67,7 +67,7 @@ impl RawImage {
             if impossible.load(Ordering::Relaxed) {
                 continue;
             }
-            let hold = self.bounce.replace(at, len).await.with(outer);
+            let hold = self.alignment.replace(at, len).await.with(outer);
             if self.logical_block == 1 && !(at | len).is_multiple_of(FS_BLOCK) {
                 // A file system zeroes parts of its blocks in the page cache.
                 self.stable.pass_page_cache();

@@ -12,9 +12,9 @@ use super::{BlockError, BlockErrorKind};
 use crate::iothread::{Hold, Io};
 use crate::mem::{FromGuest, SgList, ToGuest};
 
-/// Bounce memory of one image at most, in bytes.
+/// Memory of one image for aligned copies at most, in bytes.
 const BUDGET: u64 = 2 << 20;
-/// Longer transfers bounce in pieces of this many bytes.
+/// Longer transfers go in pieces of this many bytes.
 const PIECE: u64 = 256 << 10;
 
 /// Whole transfers that must be aligned.
@@ -33,12 +33,12 @@ pub(super) trait Direct {
 }
 
 /// Adapts any transfer to what direct I/O on an image demands.
-pub(super) struct Bounce {
+pub(super) struct Alignment {
     align: DirectAlign,
     gate: Arc<Gate>,
 }
 
-impl Bounce {
+impl Alignment {
     /// For an image with these demands, powers of two; 1 and 1 for none.
     pub(super) fn new(align: DirectAlign) -> Self {
         Self { align, gate: Gate::new(BUDGET) }
@@ -68,7 +68,7 @@ impl Bounce {
         self.gate.enter(at..at.saturating_add(len), Access::Write, 0).await
     }
 
-    /// As [`Bounce::replace`]; `None` when that would have to wait.
+    /// As [`Alignment::replace`]; `None` when that would have to wait.
     pub(super) fn try_replace(&self, at: u64, len: u64) -> Option<Hold> {
         if self.align.block <= 512 {
             return Some(Hold::none());
@@ -193,5 +193,5 @@ impl Piece {
 }
 
 #[cfg(test)]
-#[path = "bounce_tests.rs"]
+#[path = "alignment_tests.rs"]
 mod tests;

@@ -71,9 +71,9 @@ impl Direct for Strict {
 }
 
 /// The wrapper over the strict memory as a backend, for the suites.
-struct Bounced(Bounce, Strict);
+struct Aligned(Alignment, Strict);
 
-impl BlockBackend for Bounced {
+impl BlockBackend for Aligned {
     fn geometry(&self) -> Geometry {
         Geometry {
             len: self.1.bytes.borrow().len() as u64,
@@ -149,7 +149,7 @@ proptest! {
     ) {
         on_io_thread(move |io| async move {
             let align = DirectAlign { memory, block };
-            let (bounce, disk) = (Bounce::new(align), Strict::new(LEN, align));
+            let (alignment, disk) = (Alignment::new(align), Strict::new(LEN, align));
             let ram = GuestRam::from_ranges(&[(GuestAddress(0), LEN * 2)]).unwrap();
             let ram = Dma::new(Arc::new(ram));
             ram.set_bus_master(true);
@@ -158,18 +158,18 @@ proptest! {
                 let list = pieces(&ram, t);
                 let watch = FromGuest::new(list.window(0, t.len as u64));
                 let range = t.at..t.at + t.len;
-                let direct = t.len == 0 || bounce.fits(t.at as u64, &list);
+                let direct = t.len == 0 || alignment.fits(t.at as u64, &list);
                 let before = disk.copies.get();
                 if t.write {
                     let data: Vec<u8> = (0..t.len).map(|n| (n ^ (n >> 8) ^ i) as u8).collect();
                     ToGuest::new(list.window(0, t.len as u64)).write_at(0, &data);
-                    bounce.write(&disk, &io, t.at as u64, FromGuest::new(list), false, &Hold::none()).await.unwrap();
+                    alignment.write(&disk, &io, t.at as u64, FromGuest::new(list), false, &Hold::none()).await.unwrap();
                     oracle[range].copy_from_slice(&data);
                     if direct {
                         assert!(disk.copies.get() <= before + 1, "aligned transfers go in one");
                     }
                 } else {
-                    bounce.read(&disk, &io, t.at as u64, ToGuest::new(list), &Hold::none()).await.unwrap();
+                    alignment.read(&disk, &io, t.at as u64, ToGuest::new(list), &Hold::none()).await.unwrap();
                     let mut got = vec![0; t.len];
                     watch.read_at(0, &mut got);
                     assert!(got == oracle[range], "{t:?}");
@@ -185,7 +185,7 @@ fn writes_to_one_block_at_the_same_time_lose_nothing() {
     for (memory, block) in [(512, 512), (4, 4096), (4096, 4096)] {
         on_io_thread(move |io| async move {
             let align = DirectAlign { memory, block };
-            let disk = Bounced(Bounce::new(align), Strict::new(128 * 512, align));
+            let disk = Aligned(Alignment::new(align), Strict::new(128 * 512, align));
             check_neighbours(&io, Rc::new(disk), 30).await;
         });
     }
@@ -215,9 +215,12 @@ fn aligned_transfers_are_not_copied() {
         let list = SgList::host(8192, 4096).unwrap();
         let host = Same(list.iovecs()[0].iov_base.addr());
         for align in [DirectAlign { memory: 1, block: 1 }, DirectAlign { memory: 4096, block: 4096 }] {
-            let bounce = Bounce::new(align);
-            bounce.read(&host, &io, 4096, ToGuest::new(list.window(0, 8192)), &Hold::none()).await.unwrap();
-            bounce
+            let alignment = Alignment::new(align);
+            alignment
+                .read(&host, &io, 4096, ToGuest::new(list.window(0, 8192)), &Hold::none())
+                .await
+                .unwrap();
+            alignment
                 .write(&host, &io, 4096, FromGuest::new(list.window(0, 8192)), false, &Hold::none())
                 .await
                 .unwrap();
