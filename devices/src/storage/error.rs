@@ -81,6 +81,10 @@ impl BlockError {
         if is_untried(&source) {
             context.push_str(", for the kernel could start no thread for it (see pids.max of the cgroup)");
         }
+        if source.raw_os_error() == Some(libc::EFBIG) {
+            context
+                .push_str(", for the limit of file sizes (ulimit -f) or that of the file system is reached");
+        }
         Self { kind, context, source: Some(source) }
     }
 }
@@ -92,11 +96,11 @@ fn kind_of(action: Action, e: &io::Error) -> BlockErrorKind {
     let failed =
         if action == Action::Read { BlockErrorKind::ReadFailed } else { BlockErrorKind::WriteFailed };
     match e.raw_os_error() {
-        Some(libc::ENOSPC | libc::EDQUOT) => BlockErrorKind::NoSpace,
+        // Guests are held to the disk's length before, so that a file too large is the host's limit.
+        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => BlockErrorKind::NoSpace,
         Some(libc::EROFS | libc::EPERM | libc::EACCES | libc::EBADF) if action != Action::Read => {
             BlockErrorKind::ReadOnly
         }
-        Some(libc::EFBIG) => BlockErrorKind::OutOfRange,
         Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY) => BlockErrorKind::Unsupported,
         Some(
             libc::ENODEV
@@ -151,6 +155,7 @@ mod tests {
         assert_eq!(kind(Action::Flush, 5), BlockErrorKind::WriteFailed);
         assert_eq!(kind(Action::Write, 28), BlockErrorKind::NoSpace);
         assert_eq!(kind(Action::Zero, 122), BlockErrorKind::NoSpace);
+        assert_eq!(kind(Action::Write, 27), BlockErrorKind::NoSpace);
         assert_eq!(kind(Action::Write, 30), BlockErrorKind::ReadOnly);
         assert_eq!(kind(Action::Write, 52), BlockErrorKind::ReservationConflict);
         assert_eq!(kind(Action::Read, 67), BlockErrorKind::Lost);

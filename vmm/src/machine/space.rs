@@ -7,6 +7,7 @@ use std::time::Duration;
 use devices::storage::{BlockError, Parking, Pausing, SpaceWatch};
 
 use super::control::{Control, Event};
+use crate::config::reason;
 
 /// How often waiting writes are tried again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -25,7 +26,15 @@ struct Watch(Arc<Control>);
 
 impl SpaceWatch for Watch {
     fn no_space(&self, error: &BlockError) {
-        self.0.post(Event::NoSpace(error.to_string()));
+        self.0.post(Event::NoSpace(told(error)));
+    }
+}
+
+/// The error and why the host has it.
+fn told(error: &BlockError) -> String {
+    match &error.source {
+        Some(source) => format!("{error}: {}", reason(source)),
+        None => error.to_string(),
     }
 }
 
@@ -97,6 +106,17 @@ impl Space {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use devices::storage::Action;
+
+    #[test]
+    fn the_line_says_why_there_is_no_space() {
+        let error = BlockError::host(Action::Write, "\"a.img\"", std::io::Error::from_raw_os_error(27));
+        let line = "writing \"a.img\" failed, for the limit of file sizes (ulimit -f) or that of the file system is \
+                    reached: File too large";
+        assert_eq!(told(&error), line);
+        let error = BlockError::host(Action::Write, "\"a.img\"", std::io::Error::from_raw_os_error(28));
+        assert_eq!(told(&error), "writing \"a.img\" failed: No space left on device");
+    }
 
     #[test]
     fn the_machine_stands_still_until_nothing_waits() {

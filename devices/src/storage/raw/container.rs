@@ -104,17 +104,28 @@ impl RawImage {
             let context = format!("writing \"{name}\" failed: the device has {has} bytes and needs {need}");
             return Err(BlockError::new(BlockErrorKind::NoSpace, context + "; enlarge it"));
         }
+        let (mut len, mut result) = (ample, self.reach(io, ample).await);
+        // What is more than needed may be more than the host has. Whole pages for direct I/O.
+        let enough = need.next_multiple_of(4096).min(ample);
+        if result.as_ref().is_err_and(is_full) && enough < ample {
+            (len, result) = (enough, self.reach(io, enough).await);
+        }
+        let place = || format!("\"{}\", which must grow to {len} bytes,", self.host.name);
+        result.map_err(|e| BlockError::host(Action::Write, place(), e))?;
+        self.host_len.fetch_max(len, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes the file `len` bytes long if it is shorter.
+    async fn reach(&self, io: &Io, len: u64) -> io::Result<()> {
         let file = self.host.file.clone();
         #[cfg(any(test, feature = "testing"))]
-        let noted = io.note_resize(&file, ample);
+        let noted = io.note_resize(&file, len);
         let result =
-            io.blocking_on(&self.calls, move || set_min_len(&file, ample)).await.and_then(|result| result);
+            io.blocking_on(&self.calls, move || set_min_len(&file, len)).await.and_then(|result| result);
         #[cfg(any(test, feature = "testing"))]
         noted(result.is_ok());
-        let place = || format!("\"{}\", which must grow to {ample} bytes,", self.host.name);
-        result.map_err(|e| BlockError::host(Action::Write, place(), e))?;
-        self.host_len.fetch_max(ample, Ordering::Relaxed);
-        Ok(())
+        result
     }
 
     fn within(&self, action: Action, at: u64, len: u64) -> Result<(), BlockError> {
@@ -134,6 +145,10 @@ impl RawImage {
 }
 
 /// Lengthens a file. For one owner, so that a late helper never shortens it.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EFBIG | libc::ENOSPC | libc::EDQUOT))
+}
+
 fn set_min_len(file: &File, len: u64) -> io::Result<()> {
     if file.metadata()?.len() < len { file.set_len(len) } else { Ok(()) }
 }

@@ -80,3 +80,45 @@ fn what_does_not_fit_leaves_nothing_behind() {
         });
     }
 }
+
+const LIMITED: &str = "DEVICES_TEST_LIMITED";
+
+/// The part of a process with a limit of file sizes. Does nothing in a normal run.
+#[test]
+fn limited() {
+    let Ok(path) = std::env::var(LIMITED) else { return };
+    let image = open(path.as_ref());
+    on_io_thread(move |io| async move {
+        for n in 0..2 {
+            let write = image.write(&io, ByteOffset(n << 16), filled(1 << 16, 7), Durability::Cached).await;
+            write.unwrap_or_else(|e| panic!("cluster {n}: {:?}: {e}", e.kind));
+        }
+        let write = image.write(&io, ByteOffset(2 << 16), filled(1 << 16, 7), Durability::Cached).await;
+        let error = write.unwrap_err();
+        assert_eq!(error.kind, BlockErrorKind::NoSpace, "{error}");
+        assert!(error.to_string().contains("ulimit -f"), "{error}");
+        image.close(&io).await.unwrap();
+    });
+}
+
+/// The file grows by more than a write needs, but not when that is what the host has no room for.
+#[test]
+fn a_limit_of_file_sizes_is_used_up() {
+    let Some(bench) = Bench::new() else { return };
+    bench.img(&["create", "-q", "-f", "qcow2", "limited.qcow2", "1G"]);
+    let path = bench.path("limited.qcow2");
+    // One table and two clusters.
+    let limit = std::fs::metadata(&path).unwrap().len().next_multiple_of(1 << 16) + (3 << 16);
+    let script = format!("trap '' XFSZ; exec prlimit --fsize={limit} -- \"$@\"");
+    let test = std::env::current_exe().unwrap();
+    let run = std::process::Command::new("sh")
+        .args(["-c", &script, "sh"])
+        .arg(test)
+        .args(["--exact", "storage::qcow2::tests::full::limited"])
+        .env(LIMITED, &path)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stdout);
+    assert!(run.status.success() && said.contains("1 passed"), "{said}");
+    bench.check_clean("limited.qcow2");
+}
