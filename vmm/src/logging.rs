@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::config::reason;
+use crate::config::{reason, spell};
 use crate::exit::complain;
 
 /// The environment variable with a filter, such as `info` or `warn,hba_virtio_scsi=trace`.
@@ -22,6 +22,9 @@ pub const VARIABLE: &str = "VMM_LOG";
 
 /// What is logged when nobody says otherwise.
 const DEFAULT: &str = "warn";
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+/// What the names of log lines begin with.
+const TARGETS: [&str; 6] = ["vmm", "devices", "boot", "hba_megasas", "hba_virtio_scsi", "firmware"];
 
 /// Whether the terminal is raw: a line feed alone would not go back to the first column.
 static RAW_TERMINAL: AtomicBool = AtomicBool::new(false);
@@ -67,12 +70,60 @@ fn filter(level: Option<&str>, variable: Option<&std::ffi::OsStr>) -> Result<Env
         (None, None) => DEFAULT,
     };
     let text = if text.trim().is_empty() { DEFAULT } else { text };
-    EnvFilter::try_new(text).map_err(|error| {
+    let parsed = complete(text).and_then(|text| EnvFilter::try_new(text).map_err(|error| error.to_string()));
+    parsed.map_err(|error| {
         let what = format!("{VARIABLE}={text}: {error}");
         anyhow::anyhow!(
             "{what}; expected a level such as \"info\", or a filter such as \"warn,devices=debug\""
         )
     })
+}
+
+/// The filter with a level for what it does not name: without one all that would be off, errors too. The library takes any
+/// word for a name, so that a misspelt level would hide everything.
+fn complete(text: &str) -> Result<String, String> {
+    // Fields of spans, for developers, have commas of their own.
+    if text.contains('[') {
+        return Ok(format!("{DEFAULT},{text}"));
+    }
+    let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+    let mut general = false;
+    for part in &parts {
+        match part.split_once('=') {
+            Some((target, level)) => {
+                check_target(target.trim())?;
+                check_level(level.trim())?;
+            }
+            None if is_level(part) => general = true,
+            None if is_target(part) => {}
+            None => return Err(guess(part, "level", LEVELS.into_iter().chain(TARGETS))),
+        }
+    }
+    let text = parts.join(",");
+    Ok(if general { text } else { format!("{DEFAULT},{text}") })
+}
+
+fn is_level(word: &str) -> bool {
+    LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level))
+}
+
+fn is_target(name: &str) -> bool {
+    TARGETS.contains(&name.split("::").next().unwrap_or(name))
+}
+
+fn check_level(word: &str) -> Result<(), String> {
+    if is_level(word) { Ok(()) } else { Err(guess(word, "level", LEVELS)) }
+}
+
+fn check_target(name: &str) -> Result<(), String> {
+    if is_target(name) { Ok(()) } else { Err(guess(name, "part of this program", TARGETS)) }
+}
+
+fn guess(word: &str, what: &str, known: impl IntoIterator<Item = &'static str>) -> String {
+    match spell::closest(word, known) {
+        Some(meant) => format!("\"{word}\" is no {what}, did you mean \"{meant}\"?"),
+        None => format!("\"{word}\" is no {what}"),
+    }
 }
 
 /// Standard error, each event one write, with the line end that the terminal needs.
@@ -159,5 +210,35 @@ mod tests {
         let error = shown(None, Some("devices=loud"));
         assert!(error.starts_with("VMM_LOG=devices=loud: "), "{error}");
         assert!(error.contains("expected a level such as \"info\""), "{error}");
+        for (text, hint) in [
+            ("wran", "\"wran\" is no level, did you mean \"warn\"?"),
+            ("warning", "\"warning\" is no level"),
+            ("7", "\"7\" is no level"),
+            ("info firmware=debug", "\"info firmware\" is no part of this program"),
+            ("warn,firmwar=debug", "\"firmwar\" is no part of this program, did you mean \"firmware\"?"),
+            ("device", "\"device\" is no level, did you mean \"devices\"?"),
+            ("devices=9", "\"9\" is no level"),
+        ] {
+            let error = shown(None, Some(text));
+            assert!(error.starts_with(&format!("VMM_LOG={text}: {hint}")), "{error}");
+            assert!(error.contains("expected a level such as \"info\""), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_filter_for_a_part_keeps_the_errors_of_all_others() {
+        let sorted = |text: &str| {
+            let mut parts: Vec<_> = text.split(',').map(str::to_owned).collect();
+            parts.sort();
+            parts.join(",")
+        };
+        let of = |text| sorted(&shown(None, Some(text)));
+        assert_eq!(of("firmware=debug"), "firmware=debug,warn");
+        assert_eq!(
+            of("vmm::access=trace, hba_megasas::dcmd=debug,"),
+            "hba_megasas::dcmd=debug,vmm::access=trace,warn"
+        );
+        assert_eq!(of("firmware=debug,off"), "firmware=debug,off");
+        assert_eq!(of("INFO,devices"), "devices=trace,info");
     }
 }

@@ -20,7 +20,7 @@ pub mod schema;
 mod section;
 mod size;
 mod smbios;
-mod spell;
+pub(crate) mod spell;
 #[cfg(test)]
 mod tests;
 mod tree;

@@ -1,7 +1,7 @@
 //! Guesses at what a misspelt name was meant to be.
 
 /// The name among `known` that `wrong` is most likely a misspelling of.
-pub(super) fn closest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn closest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let wrong = wrong.to_ascii_lowercase().replace('-', "_");
     known
         .into_iter()
