@@ -26,7 +26,7 @@ const OWN: u64 = PIECE;
 /// What is kept for the next transfers at most, in bytes.
 const KEPT: u64 = 4 << 20;
 /// And for how long after the last one.
-const IDLE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
+const IDLE: Duration = Duration::from_secs(5);
 /// Longer transfers go in pieces of this many bytes: the largest buffer.
 pub(super) const PIECE: u64 = 1 << 20;
 /// The smallest buffer, in bytes.
@@ -38,13 +38,14 @@ const SIZES: usize = (PIECE / SMALLEST).trailing_zeros() as usize + 1;
 struct Common {
     taken: AtomicU64,
     most: u64,
+    idle: Duration,
 }
 
-static COMMON_MEMORY: Common = Common::new(COMMON);
+static COMMON_MEMORY: Common = Common::new(COMMON, IDLE);
 
 impl Common {
-    const fn new(most: u64) -> Self {
-        Self { taken: AtomicU64::new(0), most }
+    const fn new(most: u64, idle: Duration) -> Self {
+        Self { taken: AtomicU64::new(0), most, idle }
     }
 
     fn take(&self, bytes: u64) -> bool {
@@ -235,11 +236,11 @@ impl PrivateMemory {
         if self.ageing.load(Ordering::Relaxed) || self.ageing.swap(true, Ordering::Relaxed) {
             return;
         }
-        let (mut ageing, thread) = (Ageing(Arc::downgrade(self)), io.clone());
+        let (mut ageing, thread, idle) = (Ageing(Arc::downgrade(self)), io.clone(), self.common.idle);
         io.spawn(async move {
             let mut seen = 0;
             loop {
-                thread.sleep(IDLE).await;
+                thread.sleep(idle).await;
                 let Some(memory) = ageing.0.upgrade() else { return };
                 if memory.is_forgotten(&mut seen) {
                     std::mem::take(&mut ageing.0);

@@ -247,8 +247,10 @@ fn who_waits_for_space_holds_no_memory() {
     });
 }
 
+const SHORT: Duration = Duration::from_secs(1);
+
 fn own_pool(most: u64) -> &'static Common {
-    Box::leak(Box::new(Common::new(most)))
+    Box::leak(Box::new(Common::new(most, SHORT)))
 }
 
 /// Whatever others have, each image gets its own; who waits does so for itself.
@@ -282,7 +284,7 @@ fn images_share_what_they_have_beyond_their_own() {
 #[test]
 fn what_is_kept_goes_after_a_while() {
     on_io_thread(|io| async move {
-        let memory = PrivateMemory::new(1);
+        let memory = PrivateMemory::with_budget(1, BUDGET, own_pool(PIECE));
         let kept = || memory.lock().kept;
         for _ in 0..2 {
             drop([memory.try_lend(PIECE), memory.try_lend(4096)]);
@@ -290,7 +292,7 @@ fn what_is_kept_goes_after_a_while() {
             assert_eq!(kept(), PIECE + 4096);
             let mut busy = 0;
             while busy < 5 {
-                io.sleep(IDLE / 3).await;
+                io.sleep(SHORT / 3).await;
                 drop(memory.try_lend(PIECE));
                 assert!(kept() >= PIECE, "it is used");
                 busy += 1;
@@ -300,7 +302,7 @@ fn what_is_kept_goes_after_a_while() {
                     io.sleep(Duration::from_millis(10)).await;
                 }
             };
-            io.at_most(IDLE * 4, gone).await.expect("it is kept");
+            io.at_most(SHORT * 4, gone).await.expect("it is kept");
         }
     });
 }
