@@ -173,6 +173,14 @@ pub enum LoadError {
         /// The file.
         path: PathBuf,
     },
+    /// The host has promised memory that it has not.
+    #[error(
+        "the host has no memory behind guest address {address:#x}; huge pages ran out, or what its cgroup may have of them (hugetlb.*.max)"
+    )]
+    HostMemory {
+        /// Guest physical address where the file was to go.
+        address: u64,
+    },
     /// Guest RAM is not mapped as its layout says.
     #[error("guest memory at {address:#x} is not mapped: {source}; this is a defect of the program")]
     Memory {

@@ -18,6 +18,8 @@ use super::error::{LoadError, Role};
 const CHUNK: u64 = 2 << 20;
 /// More threads than this only contend for memory bandwidth.
 const MAX_THREADS: usize = 4;
+/// The kernel could not write where guest RAM is (asm-generic/errno-base.h).
+const EFAULT: i32 = 14;
 /// What memory is cleared with.
 static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
 
@@ -124,6 +126,9 @@ impl<'a> Piece<'a> {
         for slice in ram.get_slices(GuestAddress(self.address), self.size as usize) {
             let mut slice = slice.map_err(|source| LoadError::Memory { address: self.address, source })?;
             file.read_exact_volatile(&mut slice).map_err(|error| match error {
+                VolatileMemoryError::IOError(source) if source.raw_os_error() == Some(EFAULT) => {
+                    LoadError::HostMemory { address: self.address }
+                }
                 VolatileMemoryError::IOError(source) => self.file.failed(source),
                 other => LoadError::Memory { address: self.address, source: GuestMemoryError::from(other) },
             })?;
@@ -215,6 +220,22 @@ mod tests {
         let piece = Piece { file: &boot_file, offset: 0, size: 8192, address: 0 };
         let error = read_all(&ram, &[piece]).unwrap_err().to_string();
         assert!(error.contains("changed while it was being read"), "{error}");
+    }
+
+    /// As where huge pages ran out. The file is not at fault.
+    #[test]
+    fn memory_that_the_host_cannot_give_is_reported() {
+        use vm_memory::mmap::MmapRegion;
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&[1; 8192]).unwrap();
+        // PROT_NONE; MAP_PRIVATE and MAP_ANONYMOUS (asm-generic/mman-common.h).
+        let mapping = MmapRegion::build(None, 8192, 0, 0x22).unwrap();
+        let region = vm_memory::GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
+        let ram = GuestRam::from_regions(vec![region]).unwrap();
+        let boot_file = BootFile::open(Role::Initrd, file.path()).unwrap();
+        let piece = Piece { file: &boot_file, offset: 0, size: 8192, address: 0 };
+        let error = read_all(&ram, &[piece]).unwrap_err().to_string();
+        assert!(error.contains("the host has no memory behind guest address 0x0"), "{error}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use devices::bus::Bus;
 use devices::mem::GuestRam;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::trace;
 
@@ -49,6 +49,11 @@ impl Buses {
             trace::memory(&self.memory, "wr", addr, data);
         }
         self.memory.write(addr, data);
+    }
+
+    /// Whether there is RAM for the guest, whether the host has memory for it or not.
+    pub fn is_ram(&self, addr: u64) -> bool {
+        self.ram.address_in_range(GuestAddress(addr))
     }
 
     /// Copies RAM for a report; returns whether there is RAM.

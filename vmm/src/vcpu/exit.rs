@@ -6,6 +6,9 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::machine::Buses;
 
+/// Why there may be none.
+const RAN_OUT: &str = "huge pages ran out, or what its cgroup may have of them (hugetlb.*.max)";
+
 /// What the run loop does next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -33,6 +36,12 @@ pub fn run_once(vcpu: &mut VcpuFd, buses: &Buses) -> Outcome {
     let access = match vcpu.run() {
         Ok(VcpuExit::IoIn(port, data)) => (PortAccess { port, width: 0, len: data.len() }, true),
         Ok(VcpuExit::IoOut(port, data)) => (PortAccess { port, width: 0, len: data.len() }, false),
+        // KVM takes an access to RAM that the host has no memory for to be one to a device.
+        Ok(VcpuExit::MmioRead(addr, _) | VcpuExit::MmioWrite(addr, _)) if buses.is_ram(addr) => {
+            return Outcome::Fatal(format!(
+                "the host has no memory behind guest address {addr:#x}: {RAN_OUT}"
+            ));
+        }
         Ok(VcpuExit::MmioRead(addr, data)) => {
             buses.memory_read(addr, data);
             return Outcome::Continue;
@@ -54,6 +63,9 @@ fn failed(e: &io::Error) -> Outcome {
     match e.raw_os_error() {
         // EAGAIN: an application processor that waits for its start-up message was woken by a signal.
         Some(libc::EINTR | libc::EAGAIN) => Outcome::Kicked,
+        Some(libc::EFAULT) => {
+            Outcome::Fatal(format!("KVM_RUN failed: {e}: the host has no memory for the guest: {RAN_OUT}"))
+        }
         _ => Outcome::Fatal(format!("KVM_RUN failed: {e}")),
     }
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use boot::RamLayout;
 use devices::bus::{Bus, BusDevice};
+use devices::mem::GuestRam;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
@@ -104,6 +105,20 @@ fn an_instruction_under_way_ends_before_a_pause() {
         bench.enter(NEXT, 0x55);
         bench.step();
         assert_eq!(bench.device.take(), [(0x10, vec![0x55, 0, 0, 0])], "{code:x?}");
+    }
+}
+
+/// KVM takes an access to memory that the host cannot give for one to a device. Lost writes would be silent.
+#[test]
+fn memory_that_the_host_cannot_give_is_no_device() {
+    // mov eax, [500000h], and mov [500000h], eax.
+    for code in [[0xa1, 0x00, 0x00, 0x50, 0x00], [0xa3, 0x00, 0x00, 0x50, 0x00]] {
+        let mut bench = Bench::new(&code);
+        // KVM has the first 4 MiB.
+        bench.buses.ram = GuestRam::from_ranges(&[(GuestAddress(0), 8 << 20)]).unwrap().into();
+        let outcome = exit::run_once(&mut bench.vcpu.fd, &bench.buses);
+        let exit::Outcome::Fatal(reason) = outcome else { panic!("{outcome:?}") };
+        assert!(reason.contains("no memory behind guest address 0x500000"), "{reason}");
     }
 }
 
