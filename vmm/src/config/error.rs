@@ -29,6 +29,11 @@ impl ConfigError {
     pub fn new(place: impl Into<String>, message: impl Into<String>) -> Self {
         Self { place: place.into(), message: message.into() }
     }
+
+    /// What is wrong, for somebody who wrote no file. One line.
+    pub fn message(&self) -> String {
+        self.message.replace(char::is_control, " ")
+    }
 }
 
 impl fmt::Display for ConfigError {

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use super::adapter::Adapter;
 use super::control::{Control, Event, PATIENCE};
 use super::space::Space;
-use crate::config::{self, HbaType};
+use crate::config::{self, ConfigError, HbaType, spell};
 use crate::listen;
 
 /// Longest request in bytes.
@@ -65,6 +65,7 @@ impl Socket {
                 };
                 if clients.fetch_add(1, Ordering::Relaxed) >= CLIENTS_MAX {
                     clients.fetch_sub(1, Ordering::Relaxed);
+                    refuse(&stream);
                     continue;
                 }
                 let (service, count) = (service.clone(), clients.clone());
@@ -118,6 +119,7 @@ impl Service {
         let mut id = None;
         let result = serde_json::from_slice::<Value>(line).context("not JSON").and_then(|request| {
             id = request.get("id").cloned();
+            check_members(&request)?;
             let name = request.get("execute").and_then(Value::as_str).context("no \"execute\"")?.to_owned();
             let arguments = match request.get("arguments") {
                 None => Map::new(),
@@ -128,7 +130,7 @@ impl Service {
         });
         let mut answer = match result {
             Ok(value) => json!({ "return": value }),
-            Err(e) => json!({ "error": { "class": "GenericError", "desc": format!("{e:#}") } }),
+            Err(e) => failure(&format!("{e:#}")),
         };
         if let (Some(id), Some(object)) = (id, answer.as_object_mut()) {
             object.insert("id".into(), id);
@@ -249,11 +251,32 @@ impl Service {
             text.push_str(&format!("{} = {}\n", toml::Value::String(key.clone()), toml_value(value)?));
         }
         let hba = config::parse_hba(&text, &self.directory).map_err(|errors| {
-            let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            let lines: Vec<String> = errors.iter().map(ConfigError::message).collect();
             anyhow!("{}", lines.join("; "))
         })?;
         ensure!(adapter.kind == HbaType::VirtioScsi || hba.luns.len() == 1, "one unit at a time");
         hba.luns.into_iter().next().context("no unit")
+    }
+}
+
+fn failure(what: &str) -> Value {
+    json!({ "error": { "class": "GenericError", "desc": what } })
+}
+
+/// One connection too many. It is not waited for.
+fn refuse(mut stream: &UnixStream) {
+    let line = format!("{}\n", failure(&format!("{CLIENTS_MAX} connections are served already; close one")));
+    let _ = stream.set_nonblocking(true).and_then(|()| stream.write_all(line.as_bytes()));
+}
+
+/// A member that would be ignored is a mistake.
+fn check_members(request: &Value) -> Result<()> {
+    const MEMBERS: [&str; 3] = ["execute", "arguments", "id"];
+    let members = request.as_object().context("no object")?;
+    let Some(unknown) = members.keys().find(|name| !MEMBERS.contains(&name.as_str())) else { return Ok(()) };
+    match spell::closest(unknown, MEMBERS) {
+        Some(meant) => bail!("unknown member \"{unknown}\", did you mean \"{meant}\"?"),
+        None => bail!("unknown member \"{unknown}\""),
     }
 }
 

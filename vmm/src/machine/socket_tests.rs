@@ -161,7 +161,12 @@ fn what_cannot_be_is_refused_by_name() {
     let (_bench, service) = bench();
     for (line, expected) in [
         ("{", "not JSON"),
-        ("[]", "no \"execute\""),
+        ("[]", "no object"),
+        (
+            r#"{"execute": "quit", "argument": {}}"#,
+            "unknown member \"argument\", did you mean \"arguments\"?",
+        ),
+        (r#"{"exec": "quit"}"#, "unknown member \"exec\""),
         (r#"{"execute": "dance"}"#, "unknown command \"dance\""),
         (r#"{"execute": "quit", "arguments": {"now": true}}"#, "unknown argument \"now\""),
         (r#"{"execute": "quit", "arguments": 1}"#, "\"arguments\" is no object"),
@@ -179,7 +184,28 @@ fn what_cannot_be_is_refused_by_name() {
     ] {
         let said = error(&service, line);
         assert!(said.contains(expected), "{line}: {said}");
+        // Nobody wrote a file with lines.
+        assert!(!said.contains("request:"), "{line}: {said}");
     }
+}
+
+#[test]
+fn a_connection_too_many_is_told() {
+    let (bench, service) = bench();
+    let path = bench.directory.path().join("control.sock");
+    let _socket = Socket::listen(&path, service).unwrap();
+    let line = |stream: &UnixStream| {
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).unwrap();
+        line
+    };
+    let served: Vec<UnixStream> = (0..CLIENTS_MAX).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    for mut stream in &served {
+        stream.write_all(b"{\"execute\": \"query-status\"}\n").unwrap();
+        assert!(line(stream).starts_with("{\"return\""));
+    }
+    let said = line(&UnixStream::connect(&path).unwrap());
+    assert!(said.contains("\"desc\":\"16 connections are served already; close one\""), "{said}");
 }
 
 #[test]
