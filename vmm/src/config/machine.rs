@@ -7,7 +7,7 @@ use super::error::Errors;
 use super::host::{self, Host};
 use super::section::Section;
 use super::types::{Boot, BootDevice, Hba, Restart, RtcBase, Serial, SerialMode, Uuid, Vm};
-use super::{size, smbios, spell};
+use super::{size, smbios, spell, volumes};
 
 /// How long the end of the process waits for the host: less than service managers wait.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -135,6 +135,8 @@ pub(super) fn boot(
         if let Err(reason) = &found {
             section.reject("order", reason, errors);
         }
+        let warning = found.as_ref().ok().and_then(|device| volumes::warning(text, device, hbas?));
+        warning.into_iter().for_each(|line| tracing::warn!("{line}"));
         found.ok()
     });
     let order = order.collect();

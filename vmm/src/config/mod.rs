@@ -25,6 +25,7 @@ pub(crate) mod spell;
 mod tests;
 mod tree;
 mod types;
+mod volumes;
 
 use std::fs::File;
 use std::io::Read;

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::*;
 
 /// A directory with the files that configurations name.
-struct Fixture(TempDir);
+pub(super) struct Fixture(TempDir);
 
 impl Fixture {
     fn new() -> Self {
@@ -50,7 +50,7 @@ impl Fixture {
     }
 }
 
-fn good(text: &str, set: &[&str]) -> (Fixture, Config) {
+pub(super) fn good(text: &str, set: &[&str]) -> (Fixture, Config) {
     let fixture = Fixture::new();
     let config = fixture.parse(text, set).unwrap_or_else(|errors| panic!("{text}\n{errors:#?}"));
     (fixture, config)
