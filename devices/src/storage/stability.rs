@@ -22,6 +22,9 @@ use super::error::Action;
 use super::{BlockError, BlockErrorKind};
 use crate::iothread::{Claims, Hold};
 
+/// Doubts that are told apart.
+const DOUBTS_MAX: usize = 64;
+
 /// The latch of one image.
 pub(super) struct Stability {
     name: Arc<str>,
@@ -36,9 +39,18 @@ struct State {
     /// In the order of their start, which is that of their numbers.
     under_way: Vec<UnderWay>,
     next: u64,
-    /// Forced writes with smaller numbers are in doubt.
-    doubt: u64,
+    /// Not settled yet.
+    doubts: Vec<Doubt>,
     waiting: Vec<Waker>,
+}
+
+/// A forced write failed: those that were under way with it may not be stable.
+#[derive(Clone, Copy)]
+struct Doubt {
+    /// Its number.
+    number: u64,
+    /// The number of the first that began after it had failed.
+    end: u64,
 }
 
 struct UnderWay {
@@ -92,12 +104,6 @@ impl Stability {
         Attempt { stability: self.clone(), number }
     }
 
-    /// A forced write failed, perhaps with the error of another that is under way.
-    pub(super) fn doubt(&self) {
-        let mut state = self.lock();
-        state.doubt = state.next;
-    }
-
     /// What is given to [`Self::settle`] after a sync that begins now.
     pub(super) fn now(&self) -> u64 {
         self.lock().next
@@ -105,10 +111,7 @@ impl Stability {
 
     /// A sync that began at `since` found nothing lost.
     pub(super) fn settle(&self, since: u64) {
-        let mut state = self.lock();
-        if state.doubt <= since {
-            state.doubt = 0;
-        }
+        self.lock().doubts.retain(|doubt| doubt.end > since);
     }
 
     /// From now on nothing succeeds. The operator hears of the first time.
@@ -161,6 +164,18 @@ impl Attempt {
         Hold::new(self.stability.clone(), self.number)
     }
 
+    /// It is a forced write that failed, perhaps with the error of another that is under way.
+    pub(super) fn doubt(&self) {
+        let mut state = self.stability.lock();
+        let mut doubt = Doubt { number: self.number, end: state.next };
+        if state.doubts.len() >= DOUBTS_MAX {
+            // One for all: it is about more than it need be.
+            doubt.number = state.doubts.iter().map(|other| other.number).fold(doubt.number, u64::min);
+            state.doubts.clear();
+        }
+        state.doubts.push(doubt);
+    }
+
     /// It failed: nothing can be believed any more.
     pub(super) fn failed(self, action: Action, source: io::Error) -> BlockError {
         self.stability.fail(action, source)
@@ -209,7 +224,8 @@ impl Future for Agreement {
             }
             return Poll::Pending;
         }
-        let in_doubt = self.action != Action::Flush && self.number < state.doubt;
+        let together = |doubt: &Doubt| doubt.number < self.end && self.number < doubt.end;
+        let in_doubt = self.action != Action::Flush && state.doubts.iter().any(together);
         drop(state);
         Poll::Ready(self.stability.check(self.action).and_then(|()| match in_doubt {
             false => Ok(()),

@@ -131,7 +131,7 @@ impl RawImage {
         }
         // What was not begun has taken no error.
         if !error.is_some_and(is_untried) {
-            self.stable.latch.doubt();
+            attempt.doubt();
         }
         self.try_sync(io, attempt, Action::Write).await
     }
