@@ -45,3 +45,66 @@ pub fn complain(what: impl fmt::Display) {
     // Where standard error is closed there is nobody left to tell.
     let _ = writeln!(io::stderr(), "{line}{}", crate::logging::line_end());
 }
+
+/// An error with its causes, each reason once, and what to raise where descriptors are out.
+pub fn explain(error: &anyhow::Error) -> String {
+    let mut line = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        // Most errors say their cause themselves, with its number or without.
+        let words = cause.split(" (os error").next().unwrap_or(&cause).to_lowercase();
+        if !line.to_lowercase().contains(&words) {
+            line.push_str(": ");
+            line.push_str(&cause);
+        }
+    }
+    let code = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error());
+    if let Some(remedy) = code.and_then(out_of_descriptors).filter(|_| !line.contains("raise the")) {
+        line.push_str("; ");
+        line.push_str(remedy);
+    }
+    line
+}
+
+/// What to raise where descriptors are out.
+fn out_of_descriptors(code: i32) -> Option<&'static str> {
+    match code {
+        libc::EMFILE => Some("raise the limit of open files (LimitNOFILE= of its service, or ulimit -n)"),
+        libc::ENFILE => Some("raise the sysctl fs.file-max"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context as _;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("no descriptor for {what}: {source}")]
+    struct Descriptor {
+        what: &'static str,
+        source: io::Error,
+    }
+
+    #[test]
+    fn reasons_are_said_once_with_what_to_do() {
+        let out = |code| {
+            anyhow::Error::from(Descriptor {
+                what: "an interrupt line",
+                source: io::Error::from_raw_os_error(code),
+            })
+        };
+        assert_eq!(
+            explain(&out(24)),
+            "no descriptor for an interrupt line: Too many open files (os error 24); raise the limit of open files \
+             (LimitNOFILE= of its service, or ulimit -n)"
+        );
+        let host = explain(&out(23));
+        assert!(host.ends_with("(os error 23); raise the sysctl fs.file-max"), "{host}");
+        let told = Err::<(), _>(io::Error::from_raw_os_error(30))
+            .context("a.log: read-only file system; choose another");
+        assert_eq!(explain(&told.unwrap_err()), "a.log: read-only file system; choose another");
+        let both = Err::<(), _>(io::Error::from_raw_os_error(13)).context("rom");
+        assert_eq!(explain(&both.unwrap_err()), "rom: Permission denied (os error 13)");
+    }
+}

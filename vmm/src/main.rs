@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use vmm::cli::{self, LogLevel, Stop};
 use vmm::config::Restart;
 use vmm::console::{Signals, Watch, die};
-use vmm::exit::{Outcome, complain, tell};
+use vmm::exit::{Outcome, complain, explain, tell};
 use vmm::machine::{End, Machine};
 use vmm::{config, limits, logging};
 
@@ -43,7 +43,7 @@ fn run() -> Outcome {
     // Logs, configurations, images and kernels may be on a host that does not answer.
     let watch = Watch::start(&signals, GRACE);
     if let Err(error) = logging::start(cli.log_level.map(LogLevel::name), cli.log_file.as_deref()) {
-        complain(format!("{error:#}"));
+        complain(explain(&error));
         return Outcome::Failed;
     }
     if let Err(error) = &watch {
@@ -73,7 +73,7 @@ fn run() -> Outcome {
     let machine = match built {
         Ok(machine) => machine,
         Err(error) => {
-            complain(format!("{error:#}"));
+            complain(explain(&error));
             return Outcome::Failed;
         }
     };

@@ -35,7 +35,7 @@ pub(crate) use control::{Control, Crash, Event, Order};
 
 use crate::config::{Boot, Config, Restart};
 use crate::console::{Console, Request, Signals};
-use crate::exit::{Outcome, complain};
+use crate::exit::{Outcome, complain, explain};
 use crate::kvm::{Backing, Hypervisor, InitialChips, add_chips, allocate_ram};
 use crate::logging;
 use crate::vcpu::{CpuidTemplate, Vcpu, VcpuThread, install_kick};
@@ -197,7 +197,7 @@ impl Machine {
         let outcome = self.start().and_then(|(threads, events)| self.serve(threads, events));
         self.console.close();
         outcome.unwrap_or_else(|e| {
-            complain(format!("{e:#}"));
+            complain(explain(&e));
             End::Exit(Outcome::Failed)
         })
     }

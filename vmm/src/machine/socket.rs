@@ -18,6 +18,7 @@ use super::adapter::Adapter;
 use super::control::{Control, Event, PATIENCE};
 use super::space::Space;
 use crate::config::{self, ConfigError, HbaType, spell};
+use crate::exit::explain;
 use crate::listen;
 
 /// Longest request in bytes.
@@ -130,7 +131,7 @@ impl Service {
         });
         let mut answer = match result {
             Ok(value) => json!({ "return": value }),
-            Err(e) => failure(&format!("{e:#}")),
+            Err(e) => failure(&explain(&e)),
         };
         if let (Some(id), Some(object)) = (id, answer.as_object_mut()) {
             object.insert("id".into(), id);
