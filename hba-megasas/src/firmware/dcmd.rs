@@ -76,7 +76,10 @@ pub(crate) enum Reply {
     /// Held until there is such an event.
     Wait(Filter),
     /// Done, and the controller is shut down.
-    Shutdown,
+    Shutdown {
+        /// It is the end of the driver, which forgets its disks.
+        driver_goes: bool,
+    },
 }
 
 fn data(value: &(impl IntoBytes + zerocopy::Immutable)) -> Result<Reply, Status> {
@@ -101,12 +104,8 @@ impl Firmware {
             opcode::CFG_READ => Ok(Reply::Data(self.read_configuration(io).await)),
             opcode::CACHE_FLUSH => self.flush_all(io).await.map(|()| Reply::Done),
             // Asleep, Linux keeps its devices: only the other one is the end of a driver.
-            opcode::HIBERNATE_STANDBY => self.shut_down(io).await,
-            opcode::CTRL_SHUTDOWN => {
-                let reply = self.shut_down(io).await;
-                self.driver_went();
-                reply
-            }
+            opcode::HIBERNATE_STANDBY => self.shut_down(io, false).await,
+            opcode::CTRL_SHUTDOWN => self.shut_down(io, true).await,
             opcode::CLUSTER_RESET_LD => self.reset_logical(io, dcmd.half(0)).await,
             opcode::PD_LOCATE_ON | opcode::PD_LOCATE_OFF => self.locate(dcmd),
             _ => self.inform(dcmd).unwrap_or_else(|| constant(dcmd)),
@@ -195,7 +194,7 @@ impl Firmware {
         if good { Ok(()) } else { Err(Status::ScsiIoFailed) }
     }
 
-    async fn shut_down(&self, io: &Io) -> Result<Reply, Status> {
+    async fn shut_down(&self, io: &Io, driver_goes: bool) -> Result<Reply, Status> {
         let flushed = self.flush_all(io).await;
         let event =
             Event { code: code::SHUTDOWN, locale: locale::CTRL, class: class::INFO, subject: Subject::None };
@@ -205,7 +204,7 @@ impl Firmware {
         if flushed.is_err() {
             devices::log_limited!(warn, "megasas: shutdown, but a disk could not be flushed");
         }
-        Ok(Reply::Shutdown)
+        Ok(Reply::Shutdown { driver_goes })
     }
 
     async fn reset_logical(&self, io: &Io, id: u16) -> Result<Reply, Status> {

@@ -307,21 +307,24 @@ pub(super) async fn ask(io: &Io, nexus: &Nexus, cdb: &[u8], data: &mut [u8]) -> 
 
 /// As [`ask`], with all that the unit says.
 async fn reply(io: &Io, nexus: &Nexus, cdb: &[u8], data: &mut [u8]) -> Option<ScsiReply> {
-    let tag = Tag(NEXT_TAG.fetch_add(1, Ordering::Relaxed) | OWN_TAGS);
     let memory = SgList::host(data.len(), 512)?;
     let view = FromGuest::new(memory.window(0, data.len() as u64));
-    let request = ScsiRequest {
+    // Rare and large: not worth the room in every task.
+    let reply = Box::pin(nexus.execute(io, request(cdb, memory))).await.ok()?;
+    view.read_at(0, data);
+    Some(reply)
+}
+
+fn request(cdb: &[u8], memory: SgList) -> ScsiRequest {
+    let tag = Tag(NEXT_TAG.fetch_add(1, Ordering::Relaxed) | OWN_TAGS);
+    ScsiRequest {
         tag,
         lun: Lun::default(),
         cdb: Cdb::new(cdb),
         attribute: TaskAttribute::Simple,
         priority: 0,
         data: DataBuffers::to_initiator(ToGuest::new(memory)),
-    };
-    // Rare and large: not worth the room in every task.
-    let reply = Box::pin(nexus.execute(io, request)).await.ok()?;
-    view.read_at(0, data);
-    Some(reply)
+    }
 }
 
 pub(super) async fn settle(io: &Io, nexus: &Nexus) {
@@ -341,7 +344,9 @@ pub(super) async fn flush(io: &Io, nexus: &Nexus) -> bool {
 pub(crate) async fn synchronize(io: &Io, nexus: &Nexus) -> Option<ScsiReply> {
     let mut cdb = [0; 16];
     cdb[0] = 0x91;
-    reply(io, nexus, &cdb, &mut []).await
+    // The driver has not sent it: what it has to be told of first waits for a command of its own.
+    let mut request = request(&cdb, SgList::empty());
+    Box::pin(nexus.execute_for(io, &mut request)).await.ok()
 }
 
 #[cfg(test)]
@@ -366,6 +371,20 @@ mod tests {
             priority: 0,
             data: DataBuffers::from_initiator(FromGuest::new(memory)),
         }
+    }
+
+    /// The driver is to hear of a unit attention itself, and its data is to be stable all the same.
+    #[test]
+    fn a_flush_takes_no_unit_attention() {
+        on_io_thread(|io| async move {
+            let disk = Disk::new(Image::Ram(RamDisk::new(1 << 20)).into(), DiskConfig::default()).unwrap();
+            let target = Target::new();
+            target.attach(Lun::default(), LogicalUnit::Disk(disk)).unwrap();
+            let nexus = Nexus::new(target, None);
+            assert!(flush(&io, &nexus).await);
+            assert_eq!(ask(&io, &nexus, &[0; 6], &mut []).await, Some(Status::CheckCondition), "power on");
+            assert_eq!(ask(&io, &nexus, &[0; 6], &mut []).await, Some(Status::Good));
+        });
     }
 
     #[test]

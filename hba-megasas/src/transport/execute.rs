@@ -77,7 +77,11 @@ async fn direct(token: FrameToken, header: FrameHeader, opcode: u32, mailbox: [u
             token.complete(Status::Ok);
         }
         Ok(Reply::Wait(filter)) => worker.wait_for_event(token, filter, ToGuest::new(data)),
-        Ok(Reply::Shutdown) => {
+        Ok(Reply::Shutdown { driver_goes }) => {
+            // One that a reset of the adapter has ended is not the driver's end: it goes on with its disks.
+            if driver_goes && !token.is_stale() {
+                worker.firmware().driver_went();
+            }
             let epoch = token.ticket().epoch;
             worker.end_wait();
             worker.port().drop_waiting(epoch);
@@ -96,7 +100,7 @@ fn outcome(reply: &Result<Reply, Status>) -> String {
         Ok(Reply::Done) => "done".into(),
         Ok(Reply::Data(bytes)) => format!("{} bytes", bytes.len()),
         Ok(Reply::Wait(_)) => "held".into(),
-        Ok(Reply::Shutdown) => "shut down".into(),
+        Ok(Reply::Shutdown { .. }) => "shut down".into(),
         Err(status) => format!("{status:?}"),
     }
 }

@@ -32,7 +32,12 @@ struct Bench {
 
 impl Bench {
     fn new(raid: bool) -> Self {
-        let mut guest = Guest::new(Model::Gen2, raid, &[0]);
+        Self::with(raid, &[0])
+    }
+
+    /// With more drives than that.
+    fn with(raid: bool, ids: &[u8]) -> Self {
+        let mut guest = Guest::new(Model::Gen2, raid, ids);
         let old = drive(&guest.images[&0].clone(), raid);
         assert_eq!(guest.hba.attach_drive(0, old.clone()).unwrap(), Arrival::There, "no driver yet");
         assert_eq!(guest.init(1009), 0);
@@ -271,6 +276,26 @@ fn the_end_of_a_driver_is_the_end_of_waiting() {
         bench.new = image();
         assert_eq!(bench.put_new(), Arrival::There);
         bench.finds_new();
+    }
+}
+
+/// A driver that resets the adapter while a shutdown waits for a flush goes on with its disks.
+#[test]
+fn a_shutdown_that_a_reset_has_ended_is_no_end_of_a_driver() {
+    for raid in [true, false] {
+        let mut bench = Bench::with(raid, &[0, 1]);
+        bench.take_away();
+        assert_eq!(bench.put_new(), Arrival::Waits);
+        bench.guest.recording(1).hold(true);
+        let before = bench.guest.recording(1).arrived();
+        bench.guest.send(&Frame::dcmd(0x0105_0000, &[]).context(6));
+        bench.guest.wait_for("flush", || bench.guest.recording(1).arrived() > before);
+        bench.guest.adapter_reset();
+        bench.guest.wait_ready();
+        bench.guest.recording(1).hold(false);
+        assert_eq!(bench.guest.init(1009), 0);
+        assert_eq!(bench.guest.hba.unnoticed(), [0]);
+        bench.late();
     }
 }
 
