@@ -88,7 +88,7 @@ struct Cancels(AtomicU8);
 
 impl Megasas {
     /// An HBA in the slot of `seat`, with `drives` by target number, on the thread of `io`. Without a store the event
-    /// log ends with the HBA.
+    /// log ends with the HBA. Drives that are there before the guest first writes to the configuration space are no events.
     pub fn new(
         seat: PciSeat,
         drives: BTreeMap<u8, Drive>,
@@ -246,6 +246,7 @@ impl PciFunction for Megasas {
     }
 
     fn config_write(&self, offset: u16, data: &[u8]) {
+        self.shared.firmware.begin();
         let change = self.function.write(offset, data);
         if change.bus_master == Some(false) {
             // What the host still works on must not land in memory that the guest believes is its own.

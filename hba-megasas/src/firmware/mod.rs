@@ -12,7 +12,7 @@ mod lists;
 mod log;
 mod policy;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use zerocopy::FromZeros;
@@ -60,6 +60,8 @@ pub(crate) struct Firmware {
     handovers: Mutex<Handovers>,
     /// Called when a drive that waited is there.
     arrivals: OnceLock<Box<dyn Fn(u8) + Send + Sync>>,
+    /// The guest has touched the controller.
+    running: AtomicBool,
 }
 
 impl Firmware {
@@ -76,6 +78,7 @@ impl Firmware {
             events: AtomicU64::new(0),
             handovers: Mutex::default(),
             arrivals: OnceLock::new(),
+            running: AtomicBool::new(false),
         };
         firmware.started();
         firmware
@@ -115,6 +118,11 @@ impl Firmware {
         log.booted(seq);
     }
 
+    /// The guest begins to use the controller: drives that come from now on are events.
+    pub(crate) fn begin(&self) {
+        self.running.store(true, Ordering::Relaxed);
+    }
+
     /// Puts a drive at `id`, with its events; false when it waits, see [`handover`]. Nothing is at `id`.
     pub(crate) fn attach(&self, id: u8, drive: Drive) -> bool {
         match lock(&self.handovers).comes(id, drive) {
@@ -129,6 +137,10 @@ impl Firmware {
     fn arrive(&self, id: u8, drive: Drive) {
         let logical = drive.logical.is_some();
         self.drives.set(id, Some(drive));
+        // What is there from the start says nothing new, and a log that is kept would hold little else: drivers read the lists first.
+        if !self.running.load(Ordering::Relaxed) {
+            return;
+        }
         self.report(physical(code::PD_INSERTED, id), &format!("Inserted: PD {id:02x}(e0xff/s{id})"));
         if logical {
             self.report(volume(code::LD_CREATED, id), &format!("Created VD {id:02x}/{id}"));

@@ -8,7 +8,7 @@ use devices::iothread::IoThread;
 use devices::scsi::suite::{self, RecordingDisk};
 use devices::scsi::{Disk, DiskConfig, Image, LogicalUnit, Lun, Nexus, Target};
 use devices::testing::pci::{TestSeat, find_capability, set_config_dword, set_config_word};
-use hba_megasas::{Drive, Megasas, Model, Options};
+use hba_megasas::{Drive, EventStore, Megasas, Model, Options};
 use vm_memory::{Bytes, GuestAddress};
 
 pub const RAM: usize = 48 << 20;
@@ -166,9 +166,24 @@ impl Guest {
         drives: BTreeMap<u8, Drive>,
         images: BTreeMap<u8, Arc<Image>>,
     ) -> Self {
+        Self::kept_by(None, thread, options, drives, images)
+    }
+
+    /// As [`Self::on`], with events and settings in this store.
+    pub fn kept_by(
+        store: Option<Box<dyn EventStore>>,
+        thread: IoThread,
+        options: Options,
+        drives: BTreeMap<u8, Drive>,
+        images: BTreeMap<u8, Arc<Image>>,
+    ) -> Self {
         let seat = TestSeat::new(RAM);
         let model = options.model;
-        let hba = Megasas::new(seat.seat.clone(), drives, thread.remote(), options, None).unwrap();
+        let hba = Megasas::new(seat.seat.clone(), BTreeMap::new(), thread.remote(), options, store).unwrap();
+        // As the machine does it.
+        for (id, drive) in drives {
+            hba.attach_drive(id, drive).unwrap();
+        }
         let guest = Self { seat, hba, model, entries: 0, consumer: 0, heap: HEAP, images, _thread: thread };
         guest.place();
         guest

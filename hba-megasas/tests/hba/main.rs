@@ -18,6 +18,7 @@ mod guest;
 mod handover;
 mod hostile;
 mod hung;
+mod kept;
 mod promises;
 mod resets;
 mod rules;
