@@ -4,14 +4,18 @@
 //! has it for himself, and mounting it, or opening it so again, fails with EBUSY (open(2)), its partitions and the disk
 //! that it is a partition of included.
 
-use std::fs::{self, File, OpenOptions};
+use std::collections::HashSet;
+use std::fs::{self, File, Metadata, OpenOptions};
 #[cfg(test)]
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::OpenError;
+use super::lock::has_lock;
+use super::sysfs::{below, device_of, entry, loops_over, parts};
 
 /// How long a device is asked for again that is busy with nothing the host tells of, and how often: udev and its helpers
 /// have a device for themselves while they look what is on it, such as after somebody had it open for writing.
@@ -28,7 +32,7 @@ pub(super) fn claim(path: &Path, file: &File) -> Result<File, OpenError> {
             Ok(claim) => break claim,
             Err(e) if e.raw_os_error() != Some(libc::EBUSY) => return Err(failed(e)),
             Err(_) if begin.elapsed() < PATIENCE && user_of(path).is_none() => std::thread::sleep(PAUSE),
-            Err(_) => return Err(busy(path)),
+            Err(_) => return Err(busy(path, file)),
         }
     };
     // Another device may have come to the name meanwhile.
@@ -42,49 +46,63 @@ pub(super) fn claim(path: &Path, file: &File) -> Result<File, OpenError> {
     Ok(claim)
 }
 
-fn busy(path: &Path) -> OpenError {
-    let user = user_of(path).unwrap_or_else(|| "another program has it for itself".into());
+/// The host, or this machine itself, uses the image at `path`, which is open as `file`.
+pub(super) fn busy(path: &Path, file: &File) -> OpenError {
+    let user = user_of(path);
     let path = path.display();
+    if user.is_none() && is_ours(file) {
+        return OpenError::new(format!(
+            "{path}: two disks of this machine use the same device, or parts of it, and at least one writes to it; give \
+             each its own, or make both readonly"
+        ));
+    }
+    let user = user.unwrap_or_else(|| "another program has it for itself".into());
     OpenError::new(format!(
         "{path} is in use by the host, and a second writer would destroy what is on it: {user}; free it, use another \
          device, or set readonly = true"
     ))
 }
 
-/// What the host uses the block device at `path` for, or parts of it, as the end of a sentence; `None` if nothing that
-/// it tells. Claims nothing.
+/// Whether this process has the device, its disk or a partition of it open as another image.
+fn is_ours(file: &File) -> bool {
+    let Ok(found) = file.metadata() else { return false };
+    let number = found.rdev();
+    let related: HashSet<u64> =
+        parts(number).into_iter().map(|(_, number)| number).chain(below(number)).collect();
+    let own = file.as_raw_fd().to_string();
+    let descriptors = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    descriptors
+        .filter(|descriptor| descriptor.file_name().to_str() != Some(&own))
+        .filter(|descriptor| device_of(&descriptor.path()).is_some_and(|number| related.contains(&number)))
+        .any(|descriptor| has_lock("self", &descriptor.file_name().to_string_lossy()))
+}
+
+/// What the host uses the image at `path` for, or parts of it, as the end of a sentence; `None` if nothing that it tells.
+/// A file is used where a loop device over it is. Claims nothing.
 pub fn user_of(path: &Path) -> Option<String> {
-    let number = device_of(path)?;
+    let found = fs::metadata(path).ok()?;
+    let device = found
+        .file_type()
+        .is_block_device()
+        .then(|| user_of_device(found.rdev(), &path.display().to_string(), ""));
+    device.flatten().or_else(|| user_above(&found))
+}
+
+/// What the host uses the loop devices over a file for.
+pub(super) fn user_above(file: &Metadata) -> Option<String> {
+    loops_over(file)
+        .into_iter()
+        .find_map(|(node, number)| user_of_device(number, &node.display().to_string(), ", a device over it,"))
+}
+
+fn user_of_device(number: u64, shown: &str, what: &str) -> Option<String> {
     parts(number).into_iter().find_map(|(name, number)| {
-        let name = name.unwrap_or_else(|| path.display().to_string());
+        let name = name.unwrap_or_else(|| shown.to_owned()) + what;
         mounted(number)
             .map(|place| format!("{name} is mounted at {place}"))
             .or_else(|| swapped(number).then(|| format!("{name} is swap space")))
             .or_else(|| holder(number).map(|holder| format!("{name} is part of {holder}")))
     })
-}
-
-/// The number of a block device.
-fn device_of(path: &Path) -> Option<u64> {
-    let found = fs::metadata(path).ok()?;
-    found.file_type().is_block_device().then(|| found.rdev())
-}
-
-fn sysfs(number: u64) -> PathBuf {
-    format!("/sys/dev/block/{}:{}", libc::major(number), libc::minor(number)).into()
-}
-
-/// A device and its partitions, those with their names.
-fn parts(number: u64) -> Vec<(Option<String>, u64)> {
-    let entries = fs::read_dir(sysfs(number)).into_iter().flatten().flatten();
-    let partition = |entry: fs::DirEntry| {
-        fs::metadata(entry.path().join("partition")).ok()?;
-        let numbers = fs::read_to_string(entry.path().join("dev")).ok()?;
-        let (major, minor) = numbers.trim().split_once(':')?;
-        let number = libc::makedev(major.parse().ok()?, minor.parse().ok()?);
-        Some((Some(format!("/dev/{}", entry.file_name().to_string_lossy())), number))
-    };
-    [(None, number)].into_iter().chain(entries.filter_map(partition)).collect()
 }
 
 /// Where a device is mounted (proc(5), mountinfo: the device, the place, and behind a dash type and source).
@@ -119,7 +137,7 @@ fn swapped(number: u64) -> bool {
 
 /// A device above, such as a RAID array, a volume or a path's multipath device.
 fn holder(number: u64) -> Option<String> {
-    let holder = fs::read_dir(sysfs(number).join("holders")).ok()?.flatten().next()?;
+    let holder = fs::read_dir(entry(number).join("holders")).ok()?.flatten().next()?;
     let name = holder.file_name().to_string_lossy().into_owned();
     let label = fs::read_to_string(holder.path().join("dm/name")).ok();
     Some(match label {

@@ -5,10 +5,10 @@
 //! it does not share. It then looks whether someone else locked 200+n for one that it uses, or 100+n for
 //! one that it does not share. The locks belong to the open file description and end with it.
 
+use std::fmt::Display;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
 use super::OpenError;
 use super::sys::{is_byte_taken, share_byte};
@@ -37,54 +37,90 @@ pub enum Sharing {
     Unlocked,
 }
 
-/// Locks the image behind `file` for as long as `file`, or any duplicate of it, is open.
-pub(super) fn lock(file: &File, path: &Path, read_only: bool, sharing: Sharing) -> Result<(), OpenError> {
-    let used: &[i64] = if read_only { &[READ] } else { &[READ, WRITE] };
-    let unshared: &[i64] = match sharing {
-        Sharing::Exclusive => &[WRITE, RESIZE],
-        Sharing::Shared => &[],
-        Sharing::Unlocked => return Ok(()),
-    };
-    let taken = try_lock(file, used, unshared);
-    #[cfg(test)]
-    let taken = tests::without_children(file, taken, || try_lock(file, used, unshared));
-    match taken {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(conflict(file, path, read_only)),
-        Err(e) if is_unsupported(&e) => {
-            tracing::warn!(
-                "{}: the file system has no locks ({e}); nothing protects the image from a second writer",
-                path.display()
-            );
-            Ok(())
+/// What a user of an image locks, and what it looks for.
+struct Bytes {
+    mine: Vec<i64>,
+    theirs: Vec<i64>,
+}
+
+impl Bytes {
+    /// `None` for no lock at all.
+    fn of(read_only: bool, sharing: Sharing) -> Option<Self> {
+        let used: &[i64] = if read_only { &[READ] } else { &[READ, WRITE] };
+        let unshared: &[i64] = match sharing {
+            Sharing::Exclusive => &[WRITE, RESIZE],
+            Sharing::Shared => &[],
+            Sharing::Unlocked => return None,
+        };
+        let mine = used.iter().map(|n| USED + n).chain(unshared.iter().map(|n| UNSHARED + n));
+        let theirs = used.iter().map(|n| UNSHARED + n).chain(unshared.iter().map(|n| USED + n));
+        Some(Self { mine: mine.collect(), theirs: theirs.collect() })
+    }
+
+    fn take(&self, file: &File) -> io::Result<bool> {
+        for byte in &self.mine {
+            match share_byte(file, *byte) {
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => return Ok(false),
+                result => result?,
+            }
         }
-        Err(e) => Err(OpenError::host(format!("{}: cannot lock the image", path.display()), e)),
+        self.look(file)
+    }
+
+    fn look(&self, file: &File) -> io::Result<bool> {
+        for byte in &self.theirs {
+            if is_byte_taken(file, *byte)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 
-fn try_lock(file: &File, used: &[i64], unshared: &[i64]) -> io::Result<bool> {
-    let mine = used.iter().map(|n| USED + n).chain(unshared.iter().map(|n| UNSHARED + n));
-    for byte in mine {
-        match share_byte(file, byte) {
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => return Ok(false),
-            result => result?,
+/// Locks the image behind `file`, which is `shown` so, for as long as `file`, or any duplicate of it, is open.
+pub(super) fn lock(
+    file: &File,
+    shown: impl Display,
+    read_only: bool,
+    sharing: Sharing,
+) -> Result<(), OpenError> {
+    let Some(bytes) = Bytes::of(read_only, sharing) else { return Ok(()) };
+    let taken = bytes.take(file);
+    #[cfg(test)]
+    let taken = tests::without_children(file, taken, || bytes.take(file));
+    match taken {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(conflict(file, shown, read_only)),
+        Err(e) if is_unsupported(&e) => {
+            tracing::warn!(
+                "{shown}: the file system has no locks ({e}); nothing protects the image from a second writer"
+            );
+            Ok(())
         }
+        Err(e) => Err(OpenError::host(format!("{shown}: cannot lock the image"), e)),
     }
-    let theirs = used.iter().map(|n| UNSHARED + n).chain(unshared.iter().map(|n| USED + n));
-    for byte in theirs {
-        if is_byte_taken(file, byte)? {
-            return Ok(false);
-        }
+}
+
+/// Whether [`lock`] would find another user. Takes nothing.
+pub(super) fn look(
+    file: &File,
+    shown: impl Display,
+    read_only: bool,
+    sharing: Sharing,
+) -> Result<(), OpenError> {
+    let Some(bytes) = Bytes::of(read_only, sharing) else { return Ok(()) };
+    match bytes.look(file) {
+        Ok(false) => Err(conflict(file, shown, read_only)),
+        // Without locks there is nobody to find.
+        Ok(true) | Err(_) => Ok(()),
     }
-    Ok(true)
 }
 
 fn is_unsupported(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL))
 }
 
-fn conflict(file: &File, path: &Path, read_only: bool) -> OpenError {
-    let path = path.display();
+fn conflict(file: &File, path: impl Display, read_only: bool) -> OpenError {
     let purpose =
         if read_only { "for reading: it is being written to by" } else { "for writing: it is in use by" };
     let mut message = match holder(file) {
@@ -131,8 +167,8 @@ fn holder(file: &File) -> Option<u32> {
     found
 }
 
-/// Whether a descriptor holds open-file-description locks (proc(5), fdinfo).
-fn has_lock(pid: u32, descriptor: &str) -> bool {
+/// Whether a descriptor of a process holds open-file-description locks, as those of images are (proc(5), fdinfo).
+pub(super) fn has_lock(pid: impl Display, descriptor: &str) -> bool {
     fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}"))
         .is_ok_and(|info| info.lines().any(|line| line.starts_with("lock:") && line.contains("OFDLCK")))
 }

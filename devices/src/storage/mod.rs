@@ -28,7 +28,11 @@ mod qcow2;
 mod raw;
 mod single;
 mod stability;
+mod stacked;
+#[cfg(test)]
+mod stacked_tests;
 mod sys;
+mod sysfs;
 mod throttle;
 mod zeros;
 

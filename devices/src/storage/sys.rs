@@ -48,6 +48,33 @@ pub(super) fn block_sizes(file: &File) -> io::Result<(u32, u32)> {
     Ok((logical.unsigned_abs(), physical))
 }
 
+/// What a loop device is made of.
+pub(super) struct LoopStatus {
+    /// Device and inode of the file, as stat(2) has them.
+    pub(super) device: u64,
+    pub(super) inode: u64,
+    /// Where in the file it begins, in bytes.
+    pub(super) offset: u64,
+    /// How many bytes of it there are at most; 0 for all.
+    pub(super) limit: u64,
+}
+
+/// Asks a loop device.
+pub(super) fn loop_status(device: &File) -> io::Result<LoopStatus> {
+    // Linux, uapi/linux/loop.h: LOOP_GET_STATUS64, and struct loop_info64, which begins with device, inode, rdevice, offset
+    // and sizelimit and has 232 bytes.
+    const GET_STATUS: libc::Ioctl = 0x4c05;
+    let mut info = [0_u64; 29];
+    // SAFETY: the structure has integers only and is as large as the kernel writes.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), GET_STATUS, info.as_mut_ptr()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let [device, inode, _, offset, limit, ..] = info;
+    Ok(LoopStatus { device, inode, offset, limit })
+}
+
 /// Whether the bytes of a file from `at` take space, and where that ends: at `end` at the latest. `at` is below `end`.
 pub(super) fn stored(file: &File, at: u64, end: u64) -> io::Result<(bool, u64)> {
     let limit = |offset: u64| offset.clamp(at + 1, end);

@@ -68,6 +68,8 @@ pub struct RawImage {
     is_device: bool,
     /// Keeps the host from using the device meanwhile.
     _claim: Option<std::fs::File>,
+    /// And the files below it are locked as it is.
+    _below: Vec<std::fs::File>,
     logical_block: u32,
     physical_block: u32,
     atomic: u32,
@@ -103,6 +105,7 @@ impl RawImage {
             read_only: options.read_only,
             is_device: host.is_device,
             _claim: host.claim,
+            _below: host.below,
             logical_block: host.logical_block,
             physical_block: host.physical_block,
             atomic: host.atomic,

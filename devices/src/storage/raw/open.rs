@@ -8,10 +8,9 @@ use std::path::Path;
 
 use super::RawOptions;
 use crate::iothread::PieceLimits;
-use crate::storage::in_use;
 use crate::storage::lock::{self, Sharing};
 use crate::storage::sys::{self, DirectAlign};
-use crate::storage::{CacheMode, OpenError};
+use crate::storage::{CacheMode, OpenError, in_use, stacked};
 
 /// Physical block size told to guests for regular files at most: larger file system blocks are no sector size.
 const PHYSICAL_MAX: u64 = 4096;
@@ -27,6 +26,8 @@ pub(super) struct Host {
     pub(super) is_device: bool,
     /// See [`claim`].
     pub(super) claim: Option<File>,
+    /// What a block device is made of, locked.
+    pub(super) below: Vec<File>,
     /// The same file once more, for syncs alone, where there are any.
     pub(super) audit: Option<File>,
     /// Of a block device; 1 for files.
@@ -49,7 +50,12 @@ impl Host {
             Some(libc::EINVAL) if direct => no_direct_io(options),
             _ => cannot_open(path, e),
         })?;
-        lock::lock(&file, path, options.read_only, options.sharing)?;
+        lock::lock(&file, path.display(), options.read_only, options.sharing)?;
+        let below = match kind.is_block_device() {
+            true => stacked::lock_below(path, &file, options.read_only, options.sharing)?,
+            false => Vec::new(),
+        };
+        stacked::look_above(path, &file, options.read_only, options.sharing)?;
         // After the lock, which knows the other virtual machine. Readers, and those who share, do not exclude each other.
         let alone = !options.read_only && options.sharing == Sharing::Exclusive;
         let claim = if kind.is_block_device() && alone { Some(in_use::claim(path, &file)?) } else { None };
@@ -79,6 +85,7 @@ impl Host {
             buffered,
             is_device: sizes.is_some(),
             claim,
+            below,
             audit,
             logical_block: sizes.map_or(1, |(logical, _)| logical.max(1)),
             align,

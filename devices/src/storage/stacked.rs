@@ -1,0 +1,122 @@
+//! Files below block devices and loop devices over files: who writes to one of them writes to the others.
+//!
+//! An image lock is that of one file of the host. So a loop device is locked together with the file that it is made of. What
+//! is made of parts of it, as partitions and volumes are, may be used by several, each with its own: of these the kernel
+//! takes care (O_EXCL).
+
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::lock::{self, Sharing};
+use super::{OpenError, in_use, sys, sysfs};
+
+/// What a loop device is made of.
+struct Below {
+    file: File,
+    path: PathBuf,
+    /// The device is not the whole of it.
+    part: bool,
+}
+
+/// Locks all files below the block device `file` at `path`, for as long as the result is open. Those that cannot be opened
+/// are told of.
+pub(super) fn lock_below(
+    path: &Path,
+    file: &File,
+    read_only: bool,
+    sharing: Sharing,
+) -> Result<Vec<File>, OpenError> {
+    let mut held = Vec::new();
+    if sharing == Sharing::Unlocked {
+        return Ok(held);
+    }
+    let failed = |e| OpenError::host(format!("{}: cannot look at the device", path.display()), e);
+    let mut devices = vec![(file.metadata().map_err(failed)?.rdev(), false)];
+    let mut seen = HashSet::new();
+    while let Some((device, part)) = devices.pop() {
+        if !seen.insert(device) {
+            continue;
+        }
+        devices.extend(sysfs::below(device).into_iter().map(|device| (device, true)));
+        let Some(name) = sysfs::backing_file(device) else { continue };
+        let below = match open(device, &name) {
+            Ok(below) => below,
+            // Its name is gone, so nobody can open it any more.
+            Err(e)
+                if e.kind() == io::ErrorKind::NotFound && name.to_string_lossy().ends_with(" (deleted)") =>
+            {
+                continue;
+            }
+            Err(e) => {
+                tracing::warn!(
+                    "{} is made of {}, which cannot be locked: {e}; nothing protects it from a second writer",
+                    path.display(),
+                    name.display()
+                );
+                continue;
+            }
+        };
+        let part = part || below.part;
+        let sharing = if part { Sharing::Shared } else { sharing };
+        let shown = format!("{}, which is made of {}", path.display(), below.path.display());
+        lock::lock(&below.file, &shown, read_only, sharing)?;
+        let found = below.file.metadata().map_err(failed)?;
+        if found.file_type().is_block_device() {
+            devices.push((found.rdev(), part));
+            if !read_only && sharing == Sharing::Exclusive {
+                held.push(in_use::claim(&below.path, &below.file)?);
+            }
+        }
+        held.push(below.file);
+    }
+    Ok(held)
+}
+
+/// Refuses the image `file` at `path` if somebody uses a loop device over it who knows nothing of the file: another
+/// program, or the host.
+pub(super) fn look_above(
+    path: &Path,
+    file: &File,
+    read_only: bool,
+    sharing: Sharing,
+) -> Result<(), OpenError> {
+    if sharing == Sharing::Unlocked {
+        return Ok(());
+    }
+    let Ok(found) = file.metadata() else { return Ok(()) };
+    for (node, _) in sysfs::loops_over(&found) {
+        // Who may not open it cannot tell.
+        let Ok(device) = quietly(&node) else { continue };
+        let shown = format!("{}, of which {} is made", path.display(), node.display());
+        lock::look(&device, &shown, read_only, sharing)?;
+    }
+    if !read_only && sharing == Sharing::Exclusive && in_use::user_above(&found).is_some() {
+        return Err(in_use::busy(path, file));
+    }
+    Ok(())
+}
+
+/// The file of a loop device, which the kernel calls so.
+fn open(device: u64, name: &Path) -> io::Result<Below> {
+    let file = quietly(name)?;
+    let found = file.metadata()?;
+    if !found.is_file() && !found.file_type().is_block_device() {
+        return Err(io::Error::other("another file is there"));
+    }
+    // The name may be that of another root directory. Who may not ask the device takes it at its word.
+    let status = sysfs::node(device).and_then(|node| quietly(&node).ok()).map(|node| sys::loop_status(&node));
+    let Some(Ok(status)) = status else { return Ok(Below { file, path: name.into(), part: false }) };
+    if (status.device, status.inode) != (found.dev(), found.ino()) {
+        return Err(io::Error::other("another file is there"));
+    }
+    let end = status.offset.saturating_add(status.limit);
+    let short = status.limit > 0 && super::raw::length(&file)? > end;
+    Ok(Below { file, path: name.into(), part: status.offset > 0 || short })
+}
+
+fn quietly(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)
+}

@@ -1,0 +1,85 @@
+//! What the kernel tells of block devices in `/sys`: what they are made of, and what is made of them.
+
+use std::fs::{self, Metadata};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// Loop devices over each other at most, to look above a file.
+const LOOPS_MAX: usize = 16;
+
+/// The number of the block device at `path`.
+pub(super) fn device_of(path: &Path) -> Option<u64> {
+    let found = fs::metadata(path).ok()?;
+    found.file_type().is_block_device().then(|| found.rdev())
+}
+
+/// The directory of a device or partition.
+pub(super) fn entry(number: u64) -> PathBuf {
+    format!("/sys/dev/block/{}:{}", libc::major(number), libc::minor(number)).into()
+}
+
+/// The number of the device with this directory.
+fn number(entry: &Path) -> Option<u64> {
+    let text = fs::read_to_string(entry.join("dev")).ok()?;
+    let (major, minor) = text.trim().split_once(':')?;
+    Some(libc::makedev(major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// Where its node is, if that is called as usual.
+pub(super) fn node(number: u64) -> Option<PathBuf> {
+    let text = fs::read_to_string(entry(number).join("uevent")).ok()?;
+    let node = Path::new("/dev").join(text.lines().find_map(|line| line.strip_prefix("DEVNAME="))?);
+    (device_of(&node) == Some(number)).then_some(node)
+}
+
+/// A device and its partitions, those with their names.
+pub(super) fn parts(device: u64) -> Vec<(Option<String>, u64)> {
+    let entries = fs::read_dir(entry(device)).into_iter().flatten().flatten();
+    let partition = |entry: fs::DirEntry| {
+        fs::metadata(entry.path().join("partition")).ok()?;
+        Some((Some(format!("/dev/{}", entry.file_name().to_string_lossy())), number(&entry.path())?))
+    };
+    [(None, device)].into_iter().chain(entries.filter_map(partition)).collect()
+}
+
+/// The devices that this one is a part of or made of: the disk of a partition, what the device mapper and MD put together.
+pub(super) fn below(device: u64) -> Vec<u64> {
+    let Ok(entry) = fs::canonicalize(entry(device)) else { return Vec::new() };
+    let disk = entry.join("partition").exists().then(|| entry.parent().and_then(number)).flatten();
+    let slaves = fs::read_dir(entry.join("slaves")).into_iter().flatten().flatten();
+    disk.into_iter().chain(slaves.filter_map(|slave| number(&slave.path()))).collect()
+}
+
+/// The file of a loop device, as the kernel calls it.
+pub(super) fn backing_file(device: u64) -> Option<PathBuf> {
+    let text = fs::read_to_string(entry(device).join("loop/backing_file")).ok()?;
+    text.strip_suffix('\n').filter(|text| !text.is_empty()).map(PathBuf::from)
+}
+
+/// The loop devices over a file or block device, and over these: paths and numbers.
+pub(super) fn loops_over(file: &Metadata) -> Vec<(PathBuf, u64)> {
+    let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let loops: Vec<(PathBuf, u64, Metadata)> = entries
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("loop"))
+        .filter_map(|entry| {
+            let device = number(&entry.path())?;
+            let backing = fs::metadata(backing_file(device)?).ok()?;
+            Some((Path::new("/dev").join(entry.file_name()), device, backing))
+        })
+        .collect();
+    let id = |found: &Metadata| match found.file_type().is_block_device() {
+        true => (None, found.rdev()),
+        false => (Some(found.dev()), found.ino()),
+    };
+    let mut above: Vec<(PathBuf, u64)> = Vec::new();
+    let mut found = vec![id(file)];
+    for _ in 0..LOOPS_MAX {
+        let next: Vec<_> = loops.iter().filter(|(_, _, backing)| found.contains(&id(backing))).collect();
+        if next.is_empty() {
+            break;
+        }
+        found = next.iter().flat_map(|(_, device, _)| parts(*device)).map(|(_, part)| (None, part)).collect();
+        above.extend(next.into_iter().map(|(node, device, _)| (node.clone(), *device)));
+    }
+    above
+}
