@@ -18,6 +18,16 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
+    /// A clock that is so many seconds ahead of the host's.
+    pub(crate) fn new(ahead: i64) -> Self {
+        Self { ahead: AtomicI64::new(ahead) }
+    }
+
+    /// What it is ahead of the host's, in seconds.
+    pub(crate) fn ahead(&self) -> i64 {
+        self.ahead.load(Ordering::Relaxed)
+    }
+
     fn host() -> i64 {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         i64::try_from(since.as_secs()).unwrap_or(i64::MAX).saturating_sub(EPOCH)
@@ -25,7 +35,7 @@ impl Clock {
 
     /// Seconds since 2000.
     pub(crate) fn seconds(&self) -> u32 {
-        let now = Self::host().saturating_add(self.ahead.load(Ordering::Relaxed));
+        let now = Self::host().saturating_add(self.ahead());
         u32::try_from(now.max(0)).unwrap_or(u32::MAX)
     }
 

@@ -107,6 +107,7 @@ impl Firmware {
             opcode::HIBERNATE_STANDBY => self.shut_down(io, false).await,
             opcode::CTRL_SHUTDOWN => self.shut_down(io, true).await,
             opcode::CLUSTER_RESET_LD => self.reset_logical(io, dcmd.half(0)).await,
+            opcode::CLUSTER_RESET_ALL => Ok(self.reset_all(io).await),
             opcode::PD_LOCATE_ON | opcode::PD_LOCATE_OFF => self.locate(dcmd),
             _ => self.inform(dcmd).unwrap_or_else(|| constant(dcmd)),
         }
@@ -130,14 +131,21 @@ impl Firmware {
             opcode::GET_TIME_SECONDS => data(&zerocopy::little_endian::U32::new(self.clock.seconds())),
             opcode::SET_TIME => {
                 let packed = dcmd.mailbox.first_chunk().copied().unwrap_or_default();
-                if self.clock.set(packed) { Ok(Reply::Done) } else { Err(Status::InvalidParameter) }
+                if self.clock.set(packed) {
+                    self.set(|settings| settings.ahead = self.clock.ahead().into());
+                    Ok(Reply::Done)
+                } else {
+                    Err(Status::InvalidParameter)
+                }
             }
-            opcode::BIOS_DATA_GET => data(&*lock(&self.bios_data)),
+            opcode::BIOS_DATA_GET => data(&lock(&self.settings).bios_data),
             opcode::BIOS_DATA_SET => dcmd.input().map(|bytes| {
-                *lock(&self.bios_data) = bytes;
+                self.set(|settings| settings.bios_data = bytes);
                 Reply::Done
             }),
             opcode::MFC_DEFAULTS_GET => data(&self.factory_defaults()),
+            opcode::MFC_DEFAULTS_SET => self.set_mfc_defaults(dcmd),
+            opcode::FACTORY_DEFAULTS => Ok(self.set_factory_defaults()),
             _ => return None,
         })
     }
@@ -178,19 +186,7 @@ impl Firmware {
     /// Makes everything stable that was written: all disks at once, and none waits for another.
     async fn flush_all(&self, io: &Io) -> Result<(), Status> {
         let all = self.drives.all();
-        let mut flushes: Vec<_> = all.values().map(|place| Box::pin(place.flush(io))).collect();
-        let mut good = true;
-        poll_fn(|cx| {
-            flushes.retain_mut(|flush| match flush.as_mut().poll(cx) {
-                Poll::Ready(done) => {
-                    good &= done;
-                    false
-                }
-                Poll::Pending => true,
-            });
-            if flushes.is_empty() { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
+        let good = together(all.values().map(|place| place.flush(io))).await;
         if good { Ok(()) } else { Err(Status::ScsiIoFailed) }
     }
 
@@ -214,6 +210,17 @@ impl Firmware {
         Ok(Reply::Done)
     }
 
+    async fn reset_all(&self, io: &Io) -> Reply {
+        let all = self.drives.all();
+        let nexuses = all.values().filter_map(|place| place.nexus(Kind::Logical));
+        together(nexuses.map(|nexus| async {
+            nexus.manage(io, TaskManagement::AbortTaskSet(Lun::default())).await;
+            true
+        }))
+        .await;
+        Reply::Done
+    }
+
     /// The locate LED: nobody sees it, but it is an event. There is no code for it: it is a change to the same state.
     fn locate(&self, dcmd: &Dcmd) -> Result<Reply, Status> {
         let place = self.drives.get(dcmd.half(0)).ok_or(Status::DeviceNotFound)?;
@@ -226,40 +233,51 @@ impl Firmware {
     }
 }
 
+/// Does all at once, so that none waits for another; whether all of it was good.
+async fn together<F: Future<Output = bool>>(all: impl Iterator<Item = F>) -> bool {
+    let mut all: Vec<_> = all.map(Box::pin).collect();
+    let mut good = true;
+    poll_fn(|cx| {
+        all.retain_mut(|one| match one.as_mut().poll(cx) {
+            Poll::Ready(done) => {
+                good &= done;
+                false
+            }
+            Poll::Pending => true,
+        });
+        if all.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    good
+}
+
 /// Commands whose answer never changes.
 fn constant(dcmd: &Dcmd) -> Result<Reply, Status> {
     match dcmd.opcode {
         opcode::HOST_MEM_ALLOC
         | opcode::ALARM_GET
-        | opcode::ALARM_ENABLE
         | opcode::ALARM_DISABLE
         | opcode::ALARM_SILENCE
-        | opcode::ALARM_TEST
-        | opcode::FACTORY_DEFAULTS
-        | opcode::MFC_DEFAULTS_SET
         | opcode::CFG_FOREIGN_SCAN
-        | opcode::CLUSTER
-        | opcode::CLUSTER_RESET_ALL => Ok(Reply::Data(vec![0; dcmd.room().min(MAX_DUMMY) as usize])),
+        | opcode::CLUSTER => Ok(Reply::Data(vec![0; dcmd.room().min(MAX_DUMMY) as usize])),
         // Patrol reads are the host's to do: they are off, and stay so.
-        opcode::PATROL_PROPERTIES => {
-            let mut properties = PatrolProperties::new_zeroed();
-            properties.mode = PATROL_DISABLED;
-            data(&properties)
-        }
+        opcode::PATROL_PROPERTIES => data(&patrol_properties()),
         // No run so far, none under way.
         opcode::PATROL_STATUS => data(&[0_u8; 16]),
         opcode::PATROL_STOP => Ok(Reply::Done),
-        opcode::PATROL_SET_PROPERTIES => match dcmd.input()? {
-            [PATROL_DISABLED] => Ok(Reply::Done),
-            _ => Err(Status::WrongState),
-        },
+        opcode::PATROL_SET_PROPERTIES => {
+            let bytes: [u8; size_of::<PatrolProperties>()] = dcmd.input()?;
+            if bytes == patrol_properties().as_bytes() { Ok(Reply::Done) } else { Err(Status::WrongState) }
+        }
         opcode::CFG_FOREIGN_DISPLAY | opcode::CFG_FOREIGN_PREVIEW => Err(Status::NotFound),
         opcode::BBU_STATUS
         | opcode::BBU_CAPACITY
         | opcode::BBU_DESIGN
         | opcode::BBU_START_LEARN
         | opcode::BBU_PROPERTIES
-        | opcode::BBU_SET_PROPERTIES => Err(Status::NoHardwarePresent),
+        | opcode::BBU_SET_PROPERTIES
+        | opcode::ALARM_ENABLE
+        | opcode::ALARM_TEST => Err(Status::NoHardwarePresent),
         // Neither the configuration of the machine nor its firmware is the guest's to change.
         opcode::PATROL_START
         | opcode::FLASH_OPEN
@@ -285,6 +303,12 @@ fn constant(dcmd: &Dcmd) -> Result<Reply, Status> {
             Err(Status::InvalidDcmd)
         }
     }
+}
+
+fn patrol_properties() -> PatrolProperties {
+    let mut properties = PatrolProperties::new_zeroed();
+    properties.mode = PATROL_DISABLED;
+    properties
 }
 
 /// A structure from what a driver sent.

@@ -65,8 +65,6 @@ pub(crate) struct Place {
     physical_settled: AtomicBool,
     /// Logical block length of the logical drive in bytes; known once it is settled.
     block_size: AtomicU32,
-    /// Name of the logical drive.
-    name: Mutex<[u8; 16]>,
     /// What the drives said of themselves last.
     known: [Known; 2],
 }
@@ -109,7 +107,6 @@ impl Place {
             logical_settled: AtomicBool::new(false),
             physical_settled: AtomicBool::new(false),
             block_size: AtomicU32::new(0),
-            name: Mutex::default(),
             known: Default::default(),
         }
     }
@@ -210,15 +207,6 @@ impl Place {
     fn unsettle(&self) {
         self.logical_settled.store(false, Ordering::Release);
         self.physical_settled.store(false, Ordering::Release);
-    }
-
-    /// Name of the logical drive, filled with zeros.
-    pub(crate) fn name(&self) -> [u8; 16] {
-        *self.name.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn set_name(&self, name: [u8; 16]) {
-        *self.name.lock().unwrap_or_else(PoisonError::into_inner) = name;
     }
 }
 

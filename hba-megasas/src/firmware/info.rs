@@ -28,6 +28,8 @@ const BACKGROUND_RATE: u8 = 30;
 const FLUSH_TIME: u8 = 4;
 /// Ports of the board.
 const PORTS: u8 = 8;
+/// Switches of the properties that follow from the machine's configuration.
+const HOSTS_SWITCHES: u32 = ENABLE_JBOD | DISABLE_OCR;
 
 /// Properties as they leave the factory: 16 completions or 50 ms, 30 per cent of the time for background work.
 pub(super) fn default_properties() -> Properties {
@@ -117,23 +119,42 @@ impl Firmware {
 
     /// The properties now.
     pub(super) fn properties(&self) -> Properties {
-        let mut properties = *lock(&self.properties);
+        let mut properties = lock(&self.settings).properties;
         let jbod = self.drives.all().values().any(|place| place.nexus(Kind::Logical).is_none());
-        let on_off = properties.on_off.get() & !(ENABLE_JBOD | DISABLE_OCR);
+        let on_off = properties.on_off.get() & !HOSTS_SWITCHES;
         properties.on_off = (on_off | if jbod { ENABLE_JBOD } else { 0 }).into();
         // Snap dump and the combined device list are of later generations.
         properties.on_off_2 = 0.into();
         properties
     }
 
+    /// CTRL_SET_PROPERTIES. What does not follow from it is refused.
     pub(super) fn set_properties(&self, dcmd: &Dcmd) -> Result<Reply, Status> {
         let bytes: [u8; size_of::<Properties>()] = dcmd.input()?;
-        let mut new: Properties = parse(&bytes)?;
-        {
-            let mut properties = lock(&self.properties);
-            new.seq = properties.seq.get().wrapping_add(1).into();
-            *properties = new;
+        let new: Properties = parse(&bytes)?;
+        let switched = new.on_off.get() ^ self.properties().on_off.get();
+        if switched & HOSTS_SWITCHES != 0 || new.on_off_2.get() != 0 {
+            return Err(Status::WrongState);
         }
+        Ok(self.replace_properties(new))
+    }
+
+    /// FACTORY_DEFAULTS. Volumes and their names stay.
+    pub(super) fn set_factory_defaults(&self) -> Reply {
+        self.replace_properties(default_properties())
+    }
+
+    /// MFC_DEFAULTS_SET: the factory was the administrator.
+    pub(super) fn set_mfc_defaults(&self, dcmd: &Dcmd) -> Result<Reply, Status> {
+        let bytes: [u8; size_of::<Defaults>()] = dcmd.input()?;
+        if bytes == self.factory_defaults().as_bytes() { Ok(Reply::Done) } else { Err(Status::WrongState) }
+    }
+
+    fn replace_properties(&self, new: Properties) -> Reply {
+        self.set(|settings| {
+            let seq = settings.properties.seq.get().wrapping_add(1);
+            settings.properties = Properties { seq: seq.into(), ..new };
+        });
         let event = Event {
             code: code::PROPERTIES_CHANGED,
             locale: locale::CTRL,
@@ -141,6 +162,6 @@ impl Firmware {
             subject: Subject::None,
         };
         self.report(event, "Controller properties changed");
-        Ok(Reply::Done)
+        Reply::Done
     }
 }

@@ -1,5 +1,7 @@
 //! Lists of physical and logical drives, and what is to know of each.
 
+use std::sync::Arc;
+
 use devices::iothread::Io;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -8,7 +10,7 @@ use super::dcmd::{Dcmd, Reply, parse};
 use super::drives::{Kind, Place};
 use super::identity::Identity;
 use super::info::STRIP;
-use super::{Firmware, info};
+use super::{Firmware, info, lock};
 use crate::spec::drive::{
     DDF_IN_VD, DDF_SAS, DISK_CACHE_DISABLED, DISK_CACHE_ENABLED, LD_CACHE_BAD_BBU, LD_CACHE_WRITE_BACK,
     LD_CACHE_WRITES, LD_OPTIMAL, LD_READ_ONLY, LdConfig, LdEntry, LdInfo, LdProperties, NO_ENCLOSURE,
@@ -164,16 +166,21 @@ impl Firmware {
 
     /// LD_GET_PROPERTIES.
     pub(super) async fn ld_properties(&self, io: &Io, target: u16) -> Result<LdProperties, Status> {
+        let (place, identity) = self.volume(io, target).await?;
+        Ok(self.properties_of(&place, &identity))
+    }
+
+    async fn volume(&self, io: &Io, target: u16) -> Result<(Arc<Place>, Identity), Status> {
         let place = self.drives.get(target).ok_or(Status::DeviceNotFound)?;
         let identity = place.identify(io, Kind::Logical).await.ok_or(Status::DeviceNotFound)?;
-        Ok(self.properties_of(&place, &identity))
+        Ok((place, identity))
     }
 
     fn properties_of(&self, place: &Place, identity: &Identity) -> LdProperties {
         let mut properties = LdProperties::new_zeroed();
         properties.target_id = place.id;
         properties.seq = place.seq.into();
-        properties.name = place.name();
+        properties.name = lock(&self.settings).name(place.id, identity.naa());
         let (cache, disk_cache) = if self.personality.write_back {
             (LD_CACHE_WRITE_BACK | LD_CACHE_BAD_BBU | LD_CACHE_WRITES, DISK_CACHE_ENABLED)
         } else {
@@ -190,16 +197,23 @@ impl Firmware {
     pub(super) async fn set_ld_properties(&self, io: &Io, dcmd: &Dcmd) -> Result<Reply, Status> {
         let bytes: [u8; size_of::<LdProperties>()] = dcmd.input()?;
         let new: LdProperties = parse(&bytes)?;
-        let target = dcmd.half(0);
-        let now = self.ld_properties(io, target).await?;
-        if new.default_cache_policy != now.default_cache_policy
-            || new.disk_cache_policy != now.disk_cache_policy
-            || new.access_policy != now.access_policy
-        {
+        let (place, identity) = self.volume(io, dcmd.half(0)).await?;
+        let now = self.properties_of(&place, &identity);
+        let policies = |properties: &LdProperties| {
+            [
+                properties.default_cache_policy,
+                properties.access_policy,
+                properties.disk_cache_policy,
+                properties.current_cache_policy,
+                properties.no_background_init,
+            ]
+        };
+        // Of a disk that has not said yet who it is nobody would know later whose name it was.
+        if policies(&new) != policies(&now) || identity.block_size == 0 {
             return Err(Status::WrongState);
         }
-        if let Some(place) = self.drives.get(target) {
-            place.set_name(new.name);
+        if new.name != now.name {
+            self.set(|settings| settings.set_name(place.id, identity.naa(), new.name));
         }
         Ok(Reply::Done)
     }

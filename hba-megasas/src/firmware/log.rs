@@ -19,6 +19,8 @@ pub trait EventStore: Send {
     fn keep(&mut self, number: u32, record: &EventRecord);
     /// Keeps the numbers beside the records.
     fn keep_marks(&mut self, marks: EventMarks);
+    /// Keeps what the guest has set, whatever it was before. Always as many bytes.
+    fn keep_settings(&mut self, settings: &[u8]);
 }
 
 /// A record of the log as drivers read it.
@@ -33,6 +35,8 @@ pub struct KeptEvents {
     pub marks: EventMarks,
     /// No record had this number or a higher one: 1 if there never was one.
     pub next: u32,
+    /// What the guest had set, or as much of it from its beginning as is left.
+    pub settings: Vec<u8>,
 }
 
 /// Numbers of records that drivers ask for.
@@ -120,6 +124,8 @@ pub(crate) struct Log {
     records: VecDeque<Record>,
     next: u32,
     marks: EventMarks,
+    /// The settings that were kept with it.
+    settings: Vec<u8>,
     /// Where the log is kept, if anywhere.
     store: Option<Box<dyn EventStore>>,
 }
@@ -137,7 +143,7 @@ impl Log {
         let next = kept.next.max(newest.wrapping_add(1));
         let mut ring = VecDeque::with_capacity(CAPACITY);
         ring.extend(records.iter().skip(records.len().saturating_sub(CAPACITY)));
-        Self { records: ring, next, marks: kept.marks, store }
+        Self { records: ring, next, marks: kept.marks, settings: kept.settings, store }
     }
 
     /// Appends an event that happened at `time`, in seconds since 2000; returns its sequence number.
@@ -189,6 +195,22 @@ impl Log {
         self.records.clear();
         self.marks.clear = self.next.wrapping_sub(1);
         self.keep_marks();
+    }
+
+    /// What the guest had set when the log was kept the last time.
+    pub(crate) fn settings(&self) -> &[u8] {
+        &self.settings
+    }
+
+    /// Keeps what the guest has set.
+    pub(crate) fn keep_settings(&mut self, settings: &[u8]) {
+        match &mut self.store {
+            Some(store) => store.keep_settings(settings),
+            None => devices::log_limited!(
+                warn,
+                "megasas: what the guest has set of the board lasts until the process ends: set `event_log` to keep it"
+            ),
+        }
     }
 
     fn keep_marks(&mut self) {
@@ -292,6 +314,9 @@ mod tests {
             let (kept, order) = &mut *self.0.lock().unwrap();
             kept.marks = marks;
             order.push(format!("marks {} {} {}", marks.clear, marks.shutdown, marks.boot));
+        }
+        fn keep_settings(&mut self, settings: &[u8]) {
+            self.0.lock().unwrap().0.settings = settings.to_vec();
         }
     }
 

@@ -11,19 +11,20 @@ mod info;
 mod lists;
 mod log;
 mod policy;
+mod settings;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use zerocopy::FromZeros;
+use zerocopy::IntoBytes;
 
 use crate::model::Model;
-use crate::spec::controller::Properties;
 use crate::spec::drive::{LD_OFFLINE, LD_OPTIMAL};
 use crate::spec::event::{class, code, locale};
 use clock::Clock;
 use handover::Handovers;
 use log::{Event, Subject};
+use settings::Settings;
 
 pub(crate) use dcmd::{Dcmd, Reply};
 pub use drives::Drive;
@@ -50,8 +51,8 @@ pub(crate) struct Firmware {
     drives: Drives,
     log: Mutex<Log>,
     clock: Clock,
-    properties: Mutex<Properties>,
-    bios_data: Mutex<[u8; 64]>,
+    /// Locked before the log.
+    settings: Mutex<Settings>,
     /// Called when there is a new event.
     listener: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// How many events there were.
@@ -67,13 +68,13 @@ pub(crate) struct Firmware {
 impl Firmware {
     /// Just started, without drives, with the events of before.
     pub(crate) fn new(personality: Personality, log: Log) -> Self {
+        let settings = Settings::new(log.settings());
         let firmware = Self {
             drives: Drives::new(personality.sas_address),
             personality,
             log: Mutex::new(log),
-            clock: Clock::default(),
-            properties: Mutex::new(info::default_properties()),
-            bios_data: Mutex::new(FromZeros::new_zeroed()),
+            clock: Clock::new(settings.ahead.get()),
+            settings: Mutex::new(settings),
             listener: OnceLock::new(),
             events: AtomicU64::new(0),
             handovers: Mutex::default(),
@@ -247,6 +248,13 @@ impl Firmware {
     /// The first event that `filter` takes.
     pub(crate) fn first_event(&self, filter: &Filter) -> Option<crate::spec::event::Record> {
         self.log().matching(filter).next().copied()
+    }
+
+    /// Changes settings and has them kept.
+    fn set(&self, change: impl FnOnce(&mut Settings)) {
+        let mut settings = lock(&self.settings);
+        change(&mut settings);
+        self.log().keep_settings(settings.as_bytes());
     }
 
     pub(crate) fn log(&self) -> MutexGuard<'_, Log> {

@@ -2,7 +2,7 @@
 
 use hba_megasas::Model;
 
-use crate::guest::{Frame, Guest, le16, le32, le64};
+use crate::guest::{Frame, Guest, drive, le16, le32, le64};
 
 fn raid() -> Guest {
     Guest::new(Model::Gen2, true, &[0, 2])
@@ -54,8 +54,19 @@ fn volumes() {
     properties[4..8].copy_from_slice(b"data");
     assert_eq!(guest.dcmd_with(0x0304_0000, &[2], &properties).0, 0);
     assert_eq!(guest.dcmd(0x0303_0000, &[2], 32).1, properties);
-    properties[0x14] |= 1;
-    assert_eq!(guest.dcmd_with(0x0304_0000, &[2], &properties).0, 0x32);
+    // Nothing that has no effect is taken: cache, access, the disk's cache, the cache now, initialisation.
+    for (at, bits) in [(0x14, 1), (0x15, 2), (0x16, 3), (0x17, 1), (0x18, 1)] {
+        let mut other = properties.clone();
+        other[at] ^= bits;
+        other[4] = b'x';
+        assert_eq!(guest.dcmd_with(0x0304_0000, &[2], &other).0, 0x32, "{at:#x}");
+        assert_eq!(guest.dcmd(0x0303_0000, &[2], 32).1, properties);
+    }
+    // The name is the volume's, which may be at home there again later.
+    let image = guest.images[&2].clone();
+    guest.hba.detach_drive(2).unwrap();
+    guest.hba.attach_drive(2, drive(&image, true)).unwrap();
+    assert_eq!(&guest.dcmd(0x0303_0000, &[2], 32).1[4..8], b"data");
 }
 
 /// What FreeBSD's mfiutil and MegaCli show of a volume that cannot be written: 2, as mfireg.h has it.
@@ -103,10 +114,15 @@ fn properties_time_and_bios_data() {
     let (_, mut properties) = guest.dcmd(0x0102_0100, &[], 64);
     assert_eq!((le16(&properties, 4), le16(&properties, 6)), (16, 50));
     properties[8] = 77;
-    properties[0x21] = 0xff;
+    for (at, switch) in [(0x21, 0x04), (0x21, 0x20), (0x24, 1), (0x25, 0x80)] {
+        let mut other = properties.clone();
+        other[at] ^= switch;
+        let status = guest.dcmd_with(0x0102_0200, &[], &other).0;
+        assert_eq!(status, 0x32, "OCR, JBOD and what is of later boards are not the guest's to switch");
+    }
+    assert_eq!(guest.dcmd(0x0102_0100, &[], 64).1[8], 30);
     assert_eq!(guest.dcmd_with(0x0102_0200, &[], &properties).0, 0);
-    let (_, now) = guest.dcmd(0x0102_0100, &[], 64);
-    assert_eq!((now[8], now[0x21] & 0x24), (77, 0), "OCR and JBOD are not the guest's to switch");
+    assert_eq!(guest.dcmd(0x0102_0100, &[], 64).1[8], 77);
     assert_eq!(guest.dcmd_with(0x0102_0200, &[], &[0; 63]).0, 3);
 
     assert_eq!(guest.dcmd(0x0108_0102, &[0xe8, 7, 3, 1, 12, 0, 0, 0], 0).0, 0);
@@ -123,6 +139,21 @@ fn properties_time_and_bios_data() {
     // Background rate, strip of 4 KiB, flush time; write-through, no battery; no alarm.
     assert_eq!(defaults[8..18], [0, 30, 3, 4, 0, 0, 0, 0, 0, 1]);
     assert!(defaults[18..].iter().all(|&byte| byte == 0));
+    // They can be written back, and are not the guest's to change.
+    assert_eq!(guest.dcmd_with(0x010e_0202, &[], &defaults).0, 0);
+    for at in [0, 12, 63] {
+        let mut other = defaults.clone();
+        other[at] ^= 1;
+        assert_eq!(guest.dcmd_with(0x010e_0202, &[], &other).0, 0x32);
+    }
+    assert_eq!(guest.dcmd(0x010e_0202, &[], 0).0, 3);
+    assert_eq!(guest.dcmd(0x010d_0000, &[], 0).0, 0);
+    let factory = guest.dcmd(0x0102_0100, &[], 64).1;
+    assert_eq!(
+        (factory[8], le16(&factory, 0)),
+        (30, 2),
+        "the properties are as they were, at the second change"
+    );
 }
 
 #[test]
@@ -134,8 +165,12 @@ fn what_there_is_not() {
     for unknown in [0, 0xffff_ffff, 0x0300_e101, 0x0119_0100, 0x0200_e103] {
         assert_eq!(guest.dcmd(unknown, &[], 64), (2, vec![0xcc; 64]), "{unknown:#x}");
     }
-    for dummy in [0x0100_e100, 0x0103_0100, 0x010d_0000, 0x0800_0000] {
+    for dummy in [0x0100_e100, 0x0103_0100, 0x0800_0000] {
         assert_eq!(guest.dcmd(dummy, &[], 64), (0, vec![0; 64]), "{dummy:#x}");
+    }
+    // It is off, and silent. It cannot be anything else.
+    for (alarm, status) in [(0x0103_0200, 0x22), (0x0103_0300, 0), (0x0103_0400, 0), (0x0103_0500, 0x22)] {
+        assert_eq!(guest.dcmd(alarm, &[], 0).0, status, "{alarm:#x}");
     }
     for frame in [7, 8] {
         assert_eq!(guest.poll(Frame::new(frame, 0x20)), 0x0c, "SMP and STP");
@@ -150,9 +185,10 @@ fn patrol_reads_are_off_and_firmware_stays() {
     assert_eq!((status, properties[0], &properties[1..]), (0, 2, &[0; 207][..]), "disabled");
     assert_eq!(guest.dcmd(0x0107_0100, &[], 16), (0, vec![0; 16]), "no run, stopped");
     assert_eq!(guest.dcmd_with(0x0107_0300, &[], &properties).0, 0);
-    for mode in [0, 1] {
+    // At once, when asked; how many disks; which volumes not; when.
+    for (at, value) in [(0, 0), (0, 1), (1, 8), (3, 1), (4, 1), (207, 1)] {
         let mut other = properties.clone();
-        other[0] = mode;
+        other[at] = value;
         assert_eq!(guest.dcmd_with(0x0107_0300, &[], &other).0, 0x32);
     }
     assert_eq!(guest.dcmd(0x0107_0300, &[], 0).0, 3);

@@ -23,6 +23,9 @@ impl EventStore for Store {
     fn keep_marks(&mut self, marks: EventMarks) {
         self.0.lock().unwrap().marks = marks;
     }
+    fn keep_settings(&mut self, settings: &[u8]) {
+        self.0.lock().unwrap().settings = settings.to_vec();
+    }
 }
 
 impl Store {
@@ -41,6 +44,27 @@ impl Store {
     fn codes(&self) -> Vec<u32> {
         self.0.lock().unwrap().records.iter().map(|record| le32(record, 8)).collect()
     }
+}
+
+/// Rates of the controller, a name, what the BIOS keeps, and the time.
+#[test]
+fn what_the_guest_has_set_is_there_at_the_next_start() {
+    let store = Store::default();
+    let mut guest = store.start(&[3]);
+    let mut properties = guest.dcmd(0x0102_0100, &[], 64).1;
+    properties[8] = 77;
+    assert_eq!(guest.dcmd_with(0x0102_0200, &[], &properties).0, 0);
+    let mut volume = guest.dcmd(0x0303_0000, &[3], 32).1;
+    volume[4..9].copy_from_slice(b"mails");
+    assert_eq!(guest.dcmd_with(0x0304_0000, &[3], &volume).0, 0);
+    assert_eq!(guest.dcmd_with(0x010c_0200, &[], &[0x5a; 64]).0, 0);
+    assert_eq!(guest.dcmd(0x0108_0102, &[0xe8, 7, 3, 1, 12, 0, 0, 0], 0).0, 0);
+    drop(guest);
+    let mut guest = store.start(&[3]);
+    assert_eq!(guest.dcmd(0x0102_0100, &[], 64).1[8], 77);
+    assert_eq!(&guest.dcmd(0x0302_0000, &[3], 384).1[4..10], b"mails\0");
+    assert_eq!(guest.dcmd(0x010c_0100, &[], 64).1, [0x5a; 64]);
+    assert_eq!(guest.dcmd(0x0108_0101, &[], 8).1[..5], [0xe8, 7, 3, 1, 12]);
 }
 
 /// 64 disks at each start would push everything else out of a log of 256 events within two.

@@ -1,7 +1,8 @@
 //! The event log of a MegaRAID SAS board in a file, so that it outlives the process.
 //!
 //! A header of 512 bytes, then as many slots of 512 bytes as the log has records, each in the place that its number
-//! gives it. Header and slots end with a checksum: what a crash leaves half-written is left out at the next start. A
+//! gives it, then what the guest has set of the board, in blocks of 512 bytes if it has set anything.
+//! Header, slots and blocks end with a checksum: what a crash leaves half-written is left out at the next start. A
 //! thread writes, so that the threads that serve the guest never wait for the host's disk. What the thread had not written
 //! when the process was killed is lost. Numbers are not used twice: after a process that did not close the file they go
 //! on a whole log later. More than that cannot be promised of a disk that stood still while more events came.
@@ -22,6 +23,12 @@ const MAGIC: &[u8; 8] = b"MFIEVLG2";
 const BLOCK: usize = 512;
 /// Offset of the checksum in a block.
 const CHECKSUM: usize = BLOCK - 8;
+/// How blocks with what the guest has set begin.
+const SETTINGS: &[u8; 8] = b"MFISET01";
+/// Bytes of it in each block: a multiple of what belongs together, so that each setting is the old or the new one.
+const PART: usize = 448;
+/// Blocks of it at most.
+const PARTS: usize = 64;
 /// How long the end waits for the host's disk: what ends after this log, disk images above all, is worth more.
 const END_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -33,6 +40,7 @@ struct Pending {
     /// By slot: of two for one slot the newer is enough, so a writer that stands still makes this no larger than a log.
     records: BTreeMap<usize, (u32, EventRecord)>,
     marks: Option<EventMarks>,
+    settings: Option<Vec<u8>>,
     /// The newest number that was handed in, and the newest of those before it that are all in the file.
     newest: u32,
     written: u32,
@@ -100,6 +108,11 @@ impl EventStore for EventFile {
         self.shared.lock().marks = Some(marks);
         self.shared.changed.notify_all();
     }
+
+    fn keep_settings(&mut self, settings: &[u8]) {
+        self.shared.lock().settings = Some(settings.to_vec());
+        self.shared.changed.notify_all();
+    }
 }
 
 impl Drop for EventFile {
@@ -129,12 +142,13 @@ impl Shared {
     fn write(&self, file: &File, mut marks: EventMarks) {
         loop {
             let idle = |pending: &mut Pending| {
-                pending.records.is_empty() && pending.marks.is_none() && !pending.ended
+                let nothing = pending.records.is_empty() && pending.settings.is_none();
+                nothing && pending.marks.is_none() && !pending.ended
             };
             let mut pending =
                 self.changed.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
             let (records, newest) = (std::mem::take(&mut pending.records), pending.newest);
-            let new_marks = pending.marks.take();
+            let (new_marks, settings) = (pending.marks.take(), pending.settings.take());
             let ended = pending.ended;
             drop(pending);
             marks = new_marks.unwrap_or(marks);
@@ -142,6 +156,12 @@ impl Shared {
             let mut result = records
                 .into_iter()
                 .try_for_each(|(slot, (_, record))| file.write_all_at(&block(&record), at(slot)));
+            if let (Ok(()), Some(settings)) = (&result, &settings) {
+                let mut parts = (EVENT_RECORDS..).zip(settings.chunks(PART).take(PARTS));
+                result = parts.try_for_each(|(slot, part)| {
+                    file.write_all_at(&block(&[&SETTINGS[..], part].concat()), at(slot))
+                });
+            }
             if result.is_ok() && (new_marks.is_some() || ended) {
                 let next = if ended { newest.wrapping_add(1) } else { 0 };
                 result = file.write_all_at(&header(marks, next), 0);
@@ -221,7 +241,12 @@ fn read(file: &File) -> io::Result<KeptEvents> {
         0 => newest.saturating_add(EVENT_RECORDS as u32 + 1),
         next => next.max(newest.saturating_add(1)),
     };
-    Ok(KeptEvents { records, marks, next })
+    let part = |slot| {
+        let block = read_block(file, at(slot)).filter(|block| block.starts_with(SETTINGS))?;
+        block.get(SETTINGS.len()..).and_then(|rest| rest.first_chunk::<PART>()).copied()
+    };
+    let settings = (EVENT_RECORDS..EVENT_RECORDS + PARTS).map_while(part).flatten().collect();
+    Ok(KeptEvents { records, marks, next, settings })
 }
 
 #[cfg(test)]
@@ -259,6 +284,25 @@ mod tests {
         assert_eq!(numbers(&kept), (745..=1000).collect::<Vec<_>>());
         assert!(kept.records.contains(&record(900)));
         assert!(EventFile::open(&path).is_err(), "of one process only");
+    }
+
+    #[test]
+    fn what_the_guest_has_set_is_there_again() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("events");
+        fill(&path, 1..=300, EventMarks::default());
+        assert!(EventFile::open(&path).unwrap().load().settings.is_empty());
+        let settings: Vec<u8> = (0..2240_u32).map(|at| (at % 251) as u8).collect();
+        EventFile::open(&path).unwrap().keep_settings(&settings);
+        let mut file = EventFile::open(&path).unwrap();
+        assert_eq!((file.load().settings, file.load().next), (settings.clone(), 301));
+        // A part that was only half written, and what comes after it.
+        drop(file);
+        let raw = File::options().write(true).open(&path).unwrap();
+        raw.write_all_at(&[0; 256], at(EVENT_RECORDS + 2) + 100).unwrap();
+        let kept = EventFile::open(&path).unwrap().load();
+        assert_eq!((kept.settings.len(), numbers(&kept).len()), (2 * PART, 256));
+        assert_eq!(kept.settings[..], settings[..2 * PART]);
     }
 
     #[test]
