@@ -93,7 +93,7 @@ impl Firmware {
             opcode::CTRL_GET_INFO => Ok(Reply::Data(self.controller_info(io).await)),
             opcode::CTRL_GET_PROPERTIES => data(&self.properties()),
             opcode::CTRL_SET_PROPERTIES => self.set_properties(dcmd),
-            opcode::PD_GET_LIST => Ok(Reply::Data(self.pd_list(io, false).await)),
+            opcode::PD_GET_LIST => Ok(Reply::Data(self.pd_list(io, |_, _| true).await)),
             opcode::PD_LIST_QUERY => self.pd_list_query(io, dcmd).await,
             opcode::PD_GET_INFO => self.pd_info(io, dcmd.half(0)).await,
             opcode::LD_GET_LIST => Ok(Reply::Data(self.ld_list(io).await)),
@@ -254,6 +254,7 @@ async fn together<F: Future<Output = bool>>(all: impl Iterator<Item = F>) -> boo
 /// Commands whose answer never changes.
 fn constant(dcmd: &Dcmd) -> Result<Reply, Status> {
     match dcmd.opcode {
+        opcode::NONE => Ok(Reply::Done),
         opcode::HOST_MEM_ALLOC
         | opcode::ALARM_GET
         | opcode::ALARM_DISABLE

@@ -14,7 +14,7 @@ use super::{Firmware, info, lock};
 use crate::spec::drive::{
     DDF_IN_VD, DDF_SAS, DISK_CACHE_DISABLED, DISK_CACHE_ENABLED, LD_CACHE_BAD_BBU, LD_CACHE_WRITE_BACK,
     LD_CACHE_WRITES, LD_OPTIMAL, LD_READ_ONLY, LdConfig, LdEntry, LdInfo, LdProperties, NO_ENCLOSURE,
-    PD_ONLINE, PD_SYSTEM, PdAddress, PdInfo,
+    PD_ACTIVE, PD_ONLINE, PD_SPEED_3G, PD_SYSTEM, PdAddress, PdInfo,
 };
 use crate::spec::{Status, opcode};
 
@@ -24,29 +24,38 @@ const LIST_HEADER: usize = 8;
 const TARGET_IDS: usize = 11;
 
 impl Firmware {
-    /// PD_LIST_QUERY.
+    /// PD_LIST_QUERY: what is asked of the drives, then what they have to be.
     pub(super) async fn pd_list_query(&self, io: &Io, dcmd: &Dcmd) -> Result<Reply, Status> {
-        match dcmd.byte(0) {
+        let value = dcmd.byte(1);
+        Ok(Reply::Data(match dcmd.byte(0) {
+            opcode::PD_QUERY_ALL => self.pd_list(io, |_, _| true).await,
+            opcode::PD_QUERY_STATE => {
+                self.pd_list(io, |place, _| firmware_state(place) == u16::from(value)).await
+            }
+            opcode::PD_QUERY_POWER_STATE => self.pd_list(io, |_, _| value == PD_ACTIVE).await,
+            opcode::PD_QUERY_MEDIA_TYPE => {
+                self.pd_list(io, |_, identity| media_type(identity) == value).await
+            }
+            opcode::PD_QUERY_SPEED => self.pd_list(io, |_, _| value == PD_SPEED_3G).await,
             opcode::PD_QUERY_EXPOSED_TO_HOST => {
                 let look = self.looks(Kind::Physical);
-                let list = self.pd_list(io, true).await;
+                let list = self.pd_list(io, |place, _| place.nexus(Kind::Logical).is_none()).await;
                 self.looked(&look);
-                Ok(Reply::Data(list))
+                list
             }
-            ..=opcode::PD_QUERY_MAX => Ok(Reply::Data(self.pd_list(io, false).await)),
-            _ => Err(Status::InvalidParameter),
-        }
+            _ => return Err(Status::InvalidParameter),
+        }))
     }
 
-    /// All physical drives, or those that the host uses as they are.
-    pub(super) async fn pd_list(&self, io: &Io, exposed: bool) -> Vec<u8> {
+    /// Those physical drives that are wanted.
+    pub(super) async fn pd_list(&self, io: &Io, wanted: impl Fn(&Place, &Identity) -> bool) -> Vec<u8> {
         let mut bytes = vec![0; LIST_HEADER];
         let mut count = 0_u32;
         for place in self.drives.all().values() {
-            if exposed && place.nexus(Kind::Logical).is_some() {
+            let Some(identity) = place.identify(io, Kind::Physical).await else { continue };
+            if !wanted(place, &identity) {
                 continue;
             }
-            let Some(identity) = place.identify(io, Kind::Physical).await else { continue };
             let mut entry = PdAddress::new_zeroed();
             entry.device_id = u16::from(place.id).into();
             entry.enclosure_id = NO_ENCLOSURE.into();
@@ -77,9 +86,10 @@ impl Firmware {
         info.vpd_83_ext = identity.vpd_83;
         info.scsi_type = identity.inquiry[0] & 0x1f;
         info.connected_ports = 1;
-        info.device_speed = 2;
-        info.link_speed = 2;
-        info.fw_state = if member { PD_ONLINE } else { PD_SYSTEM }.into();
+        info.device_speed = PD_SPEED_3G;
+        info.link_speed = PD_SPEED_3G;
+        info.power_state = PD_ACTIVE;
+        info.fw_state = firmware_state(&place).into();
         info.ddf_type = (DDF_SAS | if member { DDF_IN_VD } else { 0 }).into();
         info.path_count = 1;
         info.sas_address = [sas_address(&place, &identity).into(), 0.into(), 0.into(), 0.into()];
@@ -89,7 +99,7 @@ impl Firmware {
         info.enclosure_id = NO_ENCLOSURE.into();
         info.enclosure_index = 0xff;
         info.slot = place.id;
-        info.media_type = u8::from(identity.solid_state);
+        info.media_type = media_type(&identity);
         // SAS.
         info.interface = 2;
         info.block_size = (identity.block_size as u16).into();
@@ -217,6 +227,16 @@ impl Firmware {
         }
         Ok(Reply::Done)
     }
+}
+
+/// `PdInfo::fw_state` of a disk.
+fn firmware_state(place: &Place) -> u16 {
+    if place.nexus(Kind::Logical).is_some() { PD_ONLINE } else { PD_SYSTEM }
+}
+
+/// `PdInfo::media_type` of a disk.
+fn media_type(identity: &Identity) -> u8 {
+    identity.solid_state.into()
 }
 
 /// The SAS address of a disk: its name where it has one.

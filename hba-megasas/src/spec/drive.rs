@@ -72,6 +72,10 @@ pub(crate) struct PdInfo {
 pub(crate) const PD_ONLINE: u16 = 0x18;
 /// `PdInfo::fw_state`: given to the host as it is.
 pub(crate) const PD_SYSTEM: u16 = 0x40;
+/// `PdInfo::power_state`: it turns.
+pub(crate) const PD_ACTIVE: u8 = 0;
+/// `PdInfo::device_speed`, `PdInfo::link_speed`: 3 Gbit/s.
+pub(crate) const PD_SPEED_3G: u8 = 2;
 /// `PdInfo::ddf_type`: belongs to an array.
 pub(crate) const DDF_IN_VD: u16 = 1 << 1;
 /// `PdInfo::ddf_type`: interface SAS.

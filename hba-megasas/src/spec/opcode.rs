@@ -1,5 +1,7 @@
 //! Opcodes of DCMD frames (`MR_DCMD_*`).
 
+/// Nothing, as each list of opcodes begins.
+pub(crate) const NONE: u32 = 0;
 pub(crate) const HOST_MEM_ALLOC: u32 = 0x0100_e100;
 pub(crate) const CTRL_GET_INFO: u32 = 0x0101_0000;
 pub(crate) const CTRL_GET_PROPERTIES: u32 = 0x0102_0100;
@@ -72,9 +74,12 @@ pub(crate) const CLUSTER: u32 = 0x0800_0000;
 pub(crate) const CLUSTER_RESET_ALL: u32 = 0x0801_0100;
 pub(crate) const CLUSTER_RESET_LD: u32 = 0x0801_0200;
 
-/// Types of PD_LIST_QUERY (`MR_PD_QUERY_TYPE`).
+/// Types of PD_LIST_QUERY (`MR_PD_QUERY_TYPE`): all drives, or those of a state, a power state, a kind of medium or a speed.
+pub(crate) const PD_QUERY_ALL: u8 = 0;
+pub(crate) const PD_QUERY_STATE: u8 = 1;
+pub(crate) const PD_QUERY_POWER_STATE: u8 = 2;
+pub(crate) const PD_QUERY_MEDIA_TYPE: u8 = 3;
+pub(crate) const PD_QUERY_SPEED: u8 = 4;
 pub(crate) const PD_QUERY_EXPOSED_TO_HOST: u8 = 5;
-/// The largest type of PD_LIST_QUERY.
-pub(crate) const PD_QUERY_MAX: u8 = 5;
 /// The largest type of LD_LIST_QUERY: all, exposed to host, used target IDs.
 pub(crate) const LD_QUERY_MAX: u8 = 2;

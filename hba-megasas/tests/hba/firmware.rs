@@ -34,6 +34,39 @@ fn physical_drives() {
     assert_eq!(guest.dcmd(0x0201_0100, &[6], 8192).0, 3);
 }
 
+/// Which drives there are of a state, power state, kind of medium or speed.
+#[test]
+fn physical_drives_by_what_they_are() {
+    let mut guest = raid();
+    guest.hba.attach_drive(5, drive(&guest.images[&0].clone(), false)).unwrap();
+    let cases: [(u8, u8, &[u16]); 14] = [
+        (0, 0, &[0, 2, 5]),
+        (0, 99, &[0, 2, 5]),
+        (1, 0x18, &[0, 2]),
+        (1, 0x40, &[5]),
+        (1, 0, &[]),
+        (2, 0, &[0, 2, 5]),
+        (2, 1, &[]),
+        (3, 0, &[0, 2, 5]),
+        (3, 1, &[]),
+        (3, 2, &[]),
+        (4, 2, &[0, 2, 5]),
+        (4, 3, &[]),
+        (5, 0, &[5]),
+        (5, 7, &[5]),
+    ];
+    for (query, value, expected) in cases {
+        let (status, list) = guest.dcmd(0x0201_0100, &[query, value], 8192);
+        let count = le32(&list, 4) as usize;
+        let ids: Vec<_> = (0..count).map(|entry| le16(&list, 8 + 24 * entry)).collect();
+        assert_eq!(
+            (status, le32(&list, 0) as usize, &ids[..]),
+            (0, 8 + 24 * count, expected),
+            "{query} {value:#x}"
+        );
+    }
+}
+
 #[test]
 fn volumes() {
     let mut guest = raid();
@@ -162,7 +195,8 @@ fn what_there_is_not() {
     for battery in [0x0501_0000, 0x0502_0000, 0x0503_0000, 0x0504_0000, 0x0505_0100, 0x0505_0200] {
         assert_eq!(guest.dcmd(battery, &[], 64).0, 0x22);
     }
-    for unknown in [0, 0xffff_ffff, 0x0300_e101, 0x0119_0100, 0x0200_e103] {
+    assert_eq!(guest.dcmd(0, &[], 64), (0, vec![0xcc; 64]), "nothing to do");
+    for unknown in [0xffff_ffff, 0x0300_e101, 0x0119_0100, 0x0200_e103] {
         assert_eq!(guest.dcmd(unknown, &[], 64), (2, vec![0xcc; 64]), "{unknown:#x}");
     }
     for dummy in [0x0100_e100, 0x0103_0100, 0x0800_0000] {
