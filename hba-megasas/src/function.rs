@@ -37,7 +37,7 @@ pub(crate) fn build(
     model: Model,
     seat: PciSeat,
     registers: Arc<dyn BusDevice>,
-    page: Arc<RegisterPage>,
+    page: Option<Arc<RegisterPage>>,
 ) -> Result<PciDevice, PciError> {
     let header = Header {
         vendor: LSI_LOGIC,
@@ -64,7 +64,14 @@ pub(crate) fn build(
     let msi = MsiSpec { messages: 1, per_vector_mask: false, offset: Some(MSI_CAPABILITY) };
     let interrupts = InterruptSpec { msi: Some(msi), msix: Some(msix) };
     let mut builder = PciDeviceBuilder::new("megasas", &header, &interrupts, seat)?;
-    builder.bar(memory, Bar::new(kind, REGISTERS, registers.clone()).page(page));
+    let bar = Bar::new(kind, REGISTERS, registers.clone());
+    builder.bar(
+        memory,
+        match page {
+            Some(page) => bar.page(page),
+            None => bar,
+        },
+    );
     builder.bar(ports, Bar::new(BarKind::Port, PORTS, registers));
     builder.bar(AUXILIARY_BAR, Bar::empty(BarKind::Memory64, AUXILIARY));
     if model == Model::Gen2 {
@@ -91,8 +98,8 @@ mod tests {
     }
 
     fn built(model: Model) -> PciDevice {
-        build(model, TestSeat::new(1 << 16).seat, Arc::new(Nothing), Arc::new(RegisterPage::new().unwrap()))
-            .unwrap()
+        let page = Some(Arc::new(RegisterPage::new().unwrap()));
+        build(model, TestSeat::new(1 << 16).seat, Arc::new(Nothing), page).unwrap()
     }
 
     fn sizes(function: &dyn PciFunction) -> Vec<u32> {

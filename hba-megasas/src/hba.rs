@@ -10,6 +10,7 @@ use devices::iothread::{Io, Remote};
 use devices::pci::{PciDevice, PciError, PciFunction, PciSeat};
 use thiserror::Error;
 
+use crate::differences::Differences;
 use crate::firmware::{Drive, EventStore, Firmware, Log, MAX_LDS, Personality};
 use crate::function;
 use crate::model::Model;
@@ -36,6 +37,8 @@ pub struct Options {
     /// Completed writes to volumes may be lost until the cache is flushed, which Linux does not do at a file
     /// system's flush. Otherwise each write is stable when it completes.
     pub write_back: bool,
+    /// Where it answers as QEMU's board does.
+    pub differences: Differences,
 }
 
 /// Why an HBA could not be made, or a drive not attached.
@@ -96,17 +99,18 @@ impl Megasas {
         options: Options,
         events: Option<Box<dyn EventStore>>,
     ) -> Result<Arc<Self>, Error> {
-        let Options { model, serial, sas_address, write_back } = options;
+        let Options { model, serial, sas_address, write_back, differences } = options;
         if serial.len() > MAX_SERIAL || !serial.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
             return Err(Error::Serial);
         }
-        let personality = Personality { model, serial, sas_address, write_back };
+        let personality = Personality { model, serial, sas_address, write_back, differences };
         let firmware = Arc::new(Firmware::new(personality, Log::new(events)));
         let shared =
             Arc::new(Shared { firmware: firmware.clone(), remote: io.clone(), cancels: Arc::default() });
-        let port = Port::new(model, seat.dma.clone(), shared.clone())?;
+        let port = Port::new(model, seat.dma.clone(), shared.clone(), differences)?;
         let window = Arc::new(Window(port.clone()));
-        let function = function::build(model, seat, window, port.page().clone())?;
+        let page = (!Differences::are_traced()).then(|| port.page().clone());
+        let function = function::build(model, seat, window, page)?;
         port.connect(function.interrupt().clone());
         let hba = Self { function, port: port.clone(), shared };
         for (id, drive) in drives {

@@ -11,6 +11,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use super::drives::Kind;
 use super::log::{Event, Filter, Subject};
 use super::{Firmware, lock, physical};
+use crate::differences::Difference;
 use crate::spec::controller::{PATROL_DISABLED, PatrolProperties};
 use crate::spec::drive::{PD_ONLINE, PD_SYSTEM};
 use crate::spec::event::{Record, class, code, locale};
@@ -109,7 +110,7 @@ impl Firmware {
             opcode::CLUSTER_RESET_LD => self.reset_logical(io, dcmd.half(0)).await,
             opcode::CLUSTER_RESET_ALL => Ok(self.reset_all(io).await),
             opcode::PD_LOCATE_ON | opcode::PD_LOCATE_OFF => self.locate(dcmd),
-            _ => self.inform(dcmd).unwrap_or_else(|| constant(dcmd)),
+            _ => self.inform(dcmd).or_else(|| constant(dcmd)).unwrap_or_else(|| self.unknown(dcmd.opcode)),
         }
     }
 
@@ -148,6 +149,12 @@ impl Firmware {
             opcode::FACTORY_DEFAULTS => Ok(self.set_factory_defaults()),
             _ => return None,
         })
+    }
+
+    fn unknown(&self, opcode: u32) -> Result<Reply, Status> {
+        devices::log_limited!(warn, "megasas: unknown DCMD {opcode:#010x}");
+        let done = self.personality.differences.happens(Difference::UnknownDcmd);
+        if done { Ok(Reply::Done) } else { Err(Status::InvalidDcmd) }
     }
 
     fn clear_log(&self) -> Reply {
@@ -252,8 +259,8 @@ async fn together<F: Future<Output = bool>>(all: impl Iterator<Item = F>) -> boo
 }
 
 /// Commands whose answer never changes.
-fn constant(dcmd: &Dcmd) -> Result<Reply, Status> {
-    match dcmd.opcode {
+fn constant(dcmd: &Dcmd) -> Option<Result<Reply, Status>> {
+    Some(match dcmd.opcode {
         opcode::NONE => Ok(Reply::Done),
         opcode::HOST_MEM_ALLOC
         | opcode::ALARM_GET
@@ -267,8 +274,8 @@ fn constant(dcmd: &Dcmd) -> Result<Reply, Status> {
         opcode::PATROL_STATUS => data(&[0_u8; 16]),
         opcode::PATROL_STOP => Ok(Reply::Done),
         opcode::PATROL_SET_PROPERTIES => {
-            let bytes: [u8; size_of::<PatrolProperties>()] = dcmd.input()?;
-            if bytes == patrol_properties().as_bytes() { Ok(Reply::Done) } else { Err(Status::WrongState) }
+            let same = |bytes: [u8; size_of::<PatrolProperties>()]| bytes == patrol_properties().as_bytes();
+            dcmd.input().and_then(|bytes| if same(bytes) { Ok(Reply::Done) } else { Err(Status::WrongState) })
         }
         opcode::CFG_FOREIGN_DISPLAY | opcode::CFG_FOREIGN_PREVIEW => Err(Status::NotFound),
         opcode::BBU_STATUS
@@ -299,11 +306,8 @@ fn constant(dcmd: &Dcmd) -> Result<Reply, Status> {
         | opcode::CFG_REMOVE_SPARE
         | opcode::CFG_FOREIGN_IMPORT
         | opcode::CFG_FOREIGN_CLEAR => Err(Status::WrongState),
-        unknown => {
-            devices::log_limited!(warn, "megasas: unknown DCMD {unknown:#010x}");
-            Err(Status::InvalidDcmd)
-        }
-    }
+        _ => return None,
+    })
 }
 
 fn patrol_properties() -> PatrolProperties {

@@ -18,6 +18,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use zerocopy::IntoBytes;
 
+use crate::differences::Differences;
 use crate::model::Model;
 use crate::spec::drive::{LD_OFFLINE, LD_OPTIMAL};
 use crate::spec::event::{class, code, locale};
@@ -43,6 +44,7 @@ pub(crate) struct Personality {
     pub(crate) sas_address: u64,
     /// Completed writes to logical drives may be lost until the cache is flushed.
     pub(crate) write_back: bool,
+    pub(crate) differences: Differences,
 }
 
 /// The state of the firmware.

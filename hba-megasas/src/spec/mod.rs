@@ -23,6 +23,7 @@ pub(crate) mod register {
     pub(crate) const OUTBOUND_DOORBELL_CLEAR: u64 = 0xa0;
     /// Firmware status word.
     pub(crate) const OUTBOUND_SCRATCH_PAD_0: u64 = 0xb0;
+    pub(crate) const OUTBOUND_SCRATCH_PAD_1: u64 = 0xb4;
     pub(crate) const INBOUND_LOW_QUEUE_PORT: u64 = 0xc0;
     pub(crate) const INBOUND_HIGH_QUEUE_PORT: u64 = 0xc4;
     pub(crate) const HOST_DIAG: u64 = 0xf8;

@@ -15,6 +15,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::registers::{Effect, Registers, frame_address};
 use super::ring::ReplyRing;
+use crate::differences::{Difference, Differences};
 use crate::model::Model;
 use crate::spec::{QueueInfo, State, Status, register};
 
@@ -61,12 +62,15 @@ struct Inner {
     restarting: bool,
     /// The I/O thread is ending commands.
     aborting: bool,
+    /// The controller was shut down, and no driver has come since.
+    shut_down: bool,
 }
 
 /// The port of one adapter.
 pub(crate) struct Port {
     this: Weak<Self>,
     model: Model,
+    differences: Differences,
     dma: Dma,
     adapter: Arc<dyn Adapter>,
     doorbell: Arc<EventFd>,
@@ -85,15 +89,21 @@ pub(crate) struct Port {
 }
 
 impl Port {
-    pub(crate) fn new(model: Model, dma: Dma, adapter: Arc<dyn Adapter>) -> std::io::Result<Arc<Self>> {
+    pub(crate) fn new(
+        model: Model,
+        dma: Dma,
+        adapter: Arc<dyn Adapter>,
+        differences: Differences,
+    ) -> std::io::Result<Arc<Self>> {
         let doorbell = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let frames = Vec::with_capacity(Self::queue_limit(model));
         let page = Arc::new(RegisterPage::new()?);
-        let registers = Registers::new(model, page.clone());
-        let inner = Inner { registers, ring: None, restarting: false, aborting: false };
+        let registers = Registers::new(model, page.clone(), differences);
+        let inner = Inner { registers, ring: None, restarting: false, aborting: false, shut_down: false };
         Ok(Arc::new_cyclic(|this| Self {
             this: this.clone(),
             model,
+            differences,
             dma,
             adapter,
             doorbell,
@@ -228,11 +238,18 @@ impl Port {
     /// INIT: the reply ring of `info`, which the frame of `epoch` brought. Once until the next reset.
     pub(crate) fn initialise(&self, epoch: u64, info: &QueueInfo) -> Result<(), Status> {
         let mut inner = lock(&self.inner);
+        if self.epoch() != epoch {
+            return Err(Status::WrongState);
+        }
+        if inner.ring.is_some() && self.differences.happens(Difference::InitTwice) {
+            return Ok(());
+        }
         let ready = inner.registers.state() == State::Ready && !inner.registers.is_quiescing();
-        if !ready || self.epoch() != epoch {
+        if !ready {
             return Err(Status::WrongState);
         }
         inner.ring = Some(ReplyRing::open(&self.dma, info, self.model.max_commands())?);
+        inner.shut_down = false;
         inner.registers.operate();
         Ok(())
     }
@@ -241,9 +258,11 @@ impl Port {
     pub(crate) fn complete(&self, done: &mut Vec<Done>) -> bool {
         let mut inner = lock(&self.inner);
         let epoch = self.epoch();
+        let dropped = self.drops(&inner, done, epoch);
         let Inner { ring, .. } = &mut *inner;
         let count = done.len() as u32;
-        let contexts = done.drain(..).filter(|done| done.epoch == epoch).filter_map(|done| done.context);
+        let posts = |done: &Done| done.epoch == epoch && !dropped;
+        let contexts = done.drain(..).filter(posts).filter_map(|done| done.context);
         let posted = match ring {
             Some(ring) => ring.post(&self.dma, contexts),
             // In READY there is nowhere to post to.
@@ -262,6 +281,19 @@ impl Port {
         self.in_flight.fetch_sub(count, Ordering::AcqRel);
         self.finish(&mut inner);
         posted
+    }
+
+    /// Whether what is done is not told of where QEMU's board would not tell of it.
+    fn drops(&self, inner: &Inner, done: &[Done], epoch: u64) -> bool {
+        let masked = inner.ring.is_some() && inner.registers.mask() == u32::MAX;
+        if !masked && !inner.shut_down {
+            return false;
+        }
+        let posts = done.iter().any(|done| done.epoch == epoch && done.context.is_some());
+        if posts && inner.shut_down {
+            self.differences.happens(Difference::AfterShutdown);
+        }
+        posts && masked && self.differences.happens(Difference::MaskedCompletions)
     }
 
     /// Whether the last [`Self::complete`] left completions for which the reply ring has no room.
@@ -300,7 +332,9 @@ impl Port {
             if !open {
                 self.clear(&mut inbound);
             }
+            let ring = inner.ring.take().filter(|_| self.differences.has(Difference::AfterShutdown));
             self.end_epoch(&mut inner, inbound, open);
+            (inner.ring, inner.shut_down) = (ring, true);
             self.adapter.hurry(false);
             inner.registers.retire();
             inner.restarting = false;
@@ -404,7 +438,7 @@ impl Port {
         inbound.open = open;
         self.epoch.fetch_add(1, Ordering::AcqRel);
         drop(inbound);
-        inner.ring = None;
+        (inner.ring, inner.shut_down) = (None, false);
     }
 
     /// Ends what is in flight.
@@ -498,6 +532,7 @@ pub(crate) struct Window(pub(crate) Arc<Port>);
 impl BusDevice for Window {
     fn read(&self, offset: u64, data: &mut [u8]) {
         let inner = lock(&self.0.inner);
+        _ = inner.registers.read_by_guest(offset & !3);
         for (byte, at) in data.iter_mut().zip(offset..) {
             let value = inner.registers.read(at & !3).to_le_bytes();
             *byte = value.get((at & 3) as usize).copied().unwrap_or(0);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use devices::pci::RegisterPage;
 
+use crate::differences::{Difference, Differences};
 use crate::model::Model;
 use crate::spec::{State, WRITE_SEQUENCE, diag, doorbell, interrupt, register};
 
@@ -33,19 +34,25 @@ pub(crate) fn frame_address(value: u32) -> u64 {
 }
 
 /// Offsets of all registers that read as anything but zero.
-const READABLE: [u16; 5] = [
+const READABLE: [u16; 7] = [
     register::HOST_DIAG as u16,
     register::OUTBOUND_INTR_MASK as u16,
     register::OUTBOUND_INTR_STATUS as u16,
+    register::OUTBOUND_DOORBELL_CLEAR as u16,
+    register::OUTBOUND_SCRATCH_PAD_1 as u16,
     register::OUTBOUND_MESSAGE_0 as u16,
     register::OUTBOUND_SCRATCH_PAD_0 as u16,
 ];
+
+/// What [`register::OUTBOUND_SCRATCH_PAD_1`] of QEMU's board reads.
+const QEMU_SCRATCH_PAD_1: u32 = 15;
 
 /// The register file, and the page in which guests read it: it follows with every change.
 #[derive(Debug)]
 pub(crate) struct Registers {
     model: Model,
     page: Arc<RegisterPage>,
+    differences: Differences,
     state: State,
     /// Commands of the time before are still under way; READY waits for them.
     quiescing: bool,
@@ -59,10 +66,11 @@ pub(crate) struct Registers {
 
 impl Registers {
     /// As after power-on.
-    pub(crate) fn new(model: Model, page: Arc<RegisterPage>) -> Self {
+    pub(crate) fn new(model: Model, page: Arc<RegisterPage>, differences: Differences) -> Self {
         let registers = Self {
             model,
             page,
+            differences,
             state: State::Ready,
             quiescing: false,
             status: 0,
@@ -89,8 +97,24 @@ impl Registers {
             register::OUTBOUND_INTR_STATUS => self.status,
             register::OUTBOUND_INTR_MASK => self.mask,
             register::HOST_DIAG => self.diag,
+            register::OUTBOUND_SCRATCH_PAD_1 if self.differences.has(Difference::ScratchPad1) => {
+                QEMU_SCRATCH_PAD_1
+            }
+            register::OUTBOUND_DOORBELL_CLEAR if self.differences.has(Difference::DoorbellClear) => {
+                (self.status != 0).into()
+            }
             _ => 0,
         }
+    }
+
+    /// As [`Self::read`], by a guest: the trace tells of it.
+    pub(crate) fn read_by_guest(&self, offset: u64) -> u32 {
+        match offset {
+            register::OUTBOUND_SCRATCH_PAD_1 => _ = self.differences.happens(Difference::ScratchPad1),
+            register::OUTBOUND_DOORBELL_CLEAR => _ = self.differences.happens(Difference::DoorbellClear),
+            _ => {}
+        }
+        self.read(offset)
     }
 
     /// Takes a write of `value` to `offset`.
@@ -140,7 +164,8 @@ impl Registers {
             return Effect::AdapterReset;
         }
         if self.state == State::Fault {
-            return Effect::None;
+            let leaves = bits & doorbell::READY != 0 && self.differences.happens(Difference::ReadyInFault);
+            return if leaves { Effect::Reset } else { Effect::None };
         }
         if bits & doorbell::STOP != 0 {
             return Effect::Stop;
@@ -185,9 +210,9 @@ impl Registers {
     /// that the wire is quiet too.
     pub(crate) fn begin(&mut self, state: State) {
         let diag = self.diag & diag::RESET_ADAPTER;
-        let (model, page) = (self.model, self.page.clone());
+        let (model, page, differences) = (self.model, self.page.clone(), self.differences);
         let (status, mask, keys, high) = (0, u32::MAX, 0, 0);
-        *self = Self { model, page, state, quiescing: true, diag, status, mask, keys, high };
+        *self = Self { model, page, differences, state, quiescing: true, diag, status, mask, keys, high };
         self.publish();
     }
 
@@ -244,7 +269,7 @@ mod tests {
     use super::*;
 
     fn new(model: Model) -> Registers {
-        Registers::new(model, Arc::new(RegisterPage::new().unwrap()))
+        Registers::new(model, Arc::new(RegisterPage::new().unwrap()), Differences::default())
     }
 
     fn gen2() -> Registers {
@@ -385,8 +410,10 @@ mod tests {
     /// What a guest reads from the page is what it would read from the registers, after every change.
     #[test]
     fn the_page_follows() {
-        for model in [Model::Gen2, Model::Sas1078] {
+        for (model, differences) in [(Model::Gen2, &[][..]), (Model::Sas1078, &Difference::ALL)] {
             let mut registers = new(model);
+            registers.differences = differences.iter().copied().collect();
+            registers.publish();
             let mut seen = std::collections::BTreeSet::new();
             let mut check = |registers: &Registers| {
                 let page: Vec<u32> = (0..0x1000).step_by(4).map(|at| registers.page.get(at)).collect();

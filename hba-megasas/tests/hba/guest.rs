@@ -8,7 +8,7 @@ use devices::iothread::IoThread;
 use devices::scsi::suite::{self, RecordingDisk};
 use devices::scsi::{Disk, DiskConfig, Image, LogicalUnit, Lun, Nexus, Target};
 use devices::testing::pci::{TestSeat, find_capability, set_config_dword, set_config_word};
-use hba_megasas::{Drive, EventStore, Megasas, Model, Options};
+use hba_megasas::{Differences, Drive, EventStore, Megasas, Model, Options};
 use vm_memory::{Bytes, GuestAddress};
 
 pub const RAM: usize = 48 << 20;
@@ -122,7 +122,13 @@ pub struct Reply {
 }
 
 pub fn options(model: Model) -> Options {
-    Options { model, serial: "SV1234567".into(), sas_address: 0x5006_05b0_0000_1230, write_back: false }
+    Options {
+        model,
+        serial: "SV1234567".into(),
+        sas_address: 0x5006_05b0_0000_1230,
+        write_back: false,
+        differences: Differences::default(),
+    }
 }
 
 fn nexus(image: &Arc<Image>, config: DiskConfig) -> Arc<Nexus> {

@@ -10,6 +10,7 @@
 )]
 
 mod cves;
+mod differences;
 mod drivers;
 mod endurance;
 mod events;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use devices::storage::Backing;
+use hba_megasas::Difference;
 
 use super::error::{Errors, Origin};
 use super::host;
@@ -20,7 +21,8 @@ const CPUS: usize = 1024;
 /// Most targets of a MegaRAID SAS board: its firmware interface has 64 logical drives.
 const MEGASAS_TARGETS: u64 = 64;
 /// Keys of a MegaRAID SAS board only.
-const MEGASAS_KEYS: [&str; 6] = ["model", "mode", "write_policy", "serial", "sas_address", "event_log"];
+const MEGASAS_KEYS: [&str; 7] =
+    ["model", "mode", "write_policy", "serial", "sas_address", "event_log", "qemu_answers"];
 /// Keys of a virtio-scsi adapter only.
 const VIRTIO_KEYS: [&str; 4] = ["queues", "queue_size", "interface", "io_threads"];
 /// Targets of a virtio-scsi device: one byte of its LUN field (virtio 1.3, 5.6.6.1).
@@ -208,6 +210,16 @@ fn megasas(section: &Section<'_>, luns: &[Lun], directory: &Path, errors: &mut E
     if let Some(Err(reason)) = event_log.as_deref().map(|path| host::check_creatable(path, "file")) {
         section.reject("event_log", &reason, errors);
     }
+    let answers = section.strings("qemu_answers").iter().filter_map(|name| {
+        let difference = Difference::named(name);
+        if difference.is_none() {
+            let names: Vec<_> = Difference::ALL.iter().map(|one| format!("\"{}\"", one.name())).collect();
+            let reason = format!("\"{name}\" is none of {}", names.join(", "));
+            section.reject("qemu_answers", &reason, errors);
+        }
+        difference
+    });
+    let qemu_answers = answers.collect();
     Megasas {
         model: section.text("model").and_then(MegasasModel::named).unwrap_or(MegasasModel::Gen2),
         mode,
@@ -215,6 +227,7 @@ fn megasas(section: &Section<'_>, luns: &[Lun], directory: &Path, errors: &mut E
         serial: section.text("serial").map(str::to_owned),
         sas_address: section.wide("sas_address").and_then(|address| address.try_into().ok()),
         event_log,
+        qemu_answers,
     }
 }
 

@@ -197,6 +197,7 @@ const HBA: &[Key] = &[
     key("serial", Kind::Ascii(31), Built),
     key("sas_address", Kind::Wwn, Built),
     key("event_log", Kind::Path, Built),
+    key("qemu_answers", Kind::Strings, Built),
     key("lun", Kind::Tables(LUN), Built),
     key("fc", Kind::Later, NotYet),
 ];

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use devices::storage::Backing;
+use hba_megasas::Difference;
 
 use super::smbios::Smbios;
 
@@ -311,8 +312,10 @@ pub struct Megasas {
     pub serial: Option<String>,
     /// SAS address of the board; `None` makes one from the HBA's `id`.
     pub sas_address: Option<u64>,
-    /// Where the board's events are kept.
+    /// Where the board's events and settings are kept.
     pub event_log: Option<PathBuf>,
+    /// Cases in which it answers as QEMU's board does.
+    pub qemu_answers: Vec<Difference>,
 }
 
 named! {

@@ -23,7 +23,7 @@ use devices::platform::sink::Sink;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 
-use super::Buses;
+use super::{Buses, trace};
 use crate::config::{Config, RtcBase};
 use crate::kvm::{InterruptRouter, KvmDoorbells, KvmPages, Vectors};
 
@@ -245,6 +245,7 @@ fn pci_windows(buses: &Buses, parts: &Parts<'_>) -> BusWindows {
     let below_4g = parts.layout.low_top().max(layout::MAX_LOW_TOP)..layout::MEM32.end();
     let above = parts.layout.end()..1 << parts.physical_bits.clamp(33, 52);
     let memory = vec![below_4g, above];
-    BusWindows::new(buses.memory.clone(), buses.ports.clone(), memory, vec![IO_WINDOW])
-        .with_pages(Arc::new(KvmPages::new(parts.vm.clone())))
+    let windows = BusWindows::new(buses.memory.clone(), buses.ports.clone(), memory, vec![IO_WINDOW]);
+    // What is read from a page nobody could trace.
+    if trace::is_on() { windows } else { windows.with_pages(Arc::new(KvmPages::new(parts.vm.clone()))) }
 }

@@ -108,7 +108,13 @@ fn machine(control: &Arc<Control>, directory: &Path, store: Store) -> Hbas {
     let thread = IoThread::start("test").unwrap();
     let (space, group) = (Space::new(control.clone()), TargetGroup::default());
     let mut adapter = Adapter::new("raid", HbaType::Megasas, thread.remote(), &space, &group);
-    let options = Options { model: Model::Gen2, serial: "1".into(), sas_address: 1, write_back: false };
+    let options = Options {
+        model: Model::Gen2,
+        serial: "1".into(),
+        sas_address: 1,
+        write_back: false,
+        differences: Default::default(),
+    };
     let seat = TestSeat::new(1 << 20).seat;
     let board =
         Megasas::new(seat, Default::default(), thread.remote(), options, Some(Box::new(store))).unwrap();

@@ -108,6 +108,7 @@ pub(super) fn options(id: &str, board: &config::Megasas) -> Options {
         serial,
         sas_address: board.sas_address.unwrap_or(own),
         write_back: board.write_policy == WritePolicy::WriteBack,
+        differences: board.qemu_answers.iter().copied().collect(),
     }
 }
 

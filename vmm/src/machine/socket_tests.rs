@@ -310,7 +310,7 @@ fn names_of_a_board_s_disks_follow_the_images() {
 
 fn board_config(mode: MegasasMode, write_policy: WritePolicy) -> config::Megasas {
     let (model, serial, sas_address, event_log) = (MegasasModel::Gen2, None, None, None);
-    config::Megasas { model, mode, write_policy, serial, sas_address, event_log }
+    config::Megasas { model, mode, write_policy, serial, sas_address, event_log, qemu_answers: vec![] }
 }
 
 /// A service with a board of this mode and write policy, to which no driver listens.

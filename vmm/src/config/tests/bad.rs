@@ -591,6 +591,13 @@ fn unsupported_parts_are_checked() {
             vec!["vm.toml:12: `event_log` in [[hba]]: cannot create none/e: no directory none"],
         ),
         (
+            "[[hba]]\ntype = \"megasas\"\nqemu_answers = [\"init-twice\", \"all\"]",
+            vec![
+                "vm.toml:10: `qemu_answers` in [[hba]]: \"all\" is none of \"unknown-dcmd\", \"init-twice\", \"ready-in-fault\", \
+                 \"scratch-pad-1\", \"doorbell-clear\", \"masked-completions\", \"after-shutdown\"",
+            ],
+        ),
+        (
             "[[hba]]\ntype = \"megasas\"\nwrite_policy = \"write-back\"\n[[hba.lun]]\nimage = \"d.qcow2\"",
             vec![
                 "vm.toml:10: `write_policy` in [[hba]] is \"write-back\", expected \"write-through\" with qcow2 images",

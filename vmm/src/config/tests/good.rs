@@ -1,5 +1,7 @@
 //! Files that mean a machine.
 
+use hba_megasas::Difference;
+
 use super::*;
 
 #[test]
@@ -248,6 +250,7 @@ fn board() -> Megasas {
         serial: None,
         sas_address: None,
         event_log: None,
+        qemu_answers: vec![],
     }
 }
 
@@ -264,6 +267,7 @@ fn a_board_with_everything() {
         sas_address = "500605b012345600"
         write_policy = "write-back"
         event_log = "events"
+        qemu_answers = ["init-twice", "after-shutdown"]
         [[hba.lun]]
         image = "a.img"
     "#;
@@ -273,6 +277,7 @@ fn a_board_with_everything() {
         sas_address: Some(0x5006_05b0_1234_5600),
         write_policy: WritePolicy::WriteBack,
         event_log: Some(fixture.path("events")),
+        qemu_answers: vec![Difference::InitTwice, Difference::AfterShutdown],
         ..board()
     };
     assert_eq!(config.hbas[0].controller, Controller::Megasas(expected));
