@@ -156,9 +156,13 @@ impl EventPort {
         self.again().clear();
     }
 
-    /// The target is new: with LUN 0 the event stands for all of it.
+    /// The target is new: with LUN 0 the event stands for all of it (virtio 1.3, 5.6.6.3). FreeBSD, and Linux before 5.10, look
+    /// at the unit alone that an event names, so the others have one each.
     pub(crate) fn target_came(&self) {
-        self.transport_reset(Lun([0; 8]), event::RESET_RESCAN);
+        let first = Lun([0; 8]);
+        self.transport_reset(first, event::RESET_RESCAN);
+        let units = self.known().clone();
+        units.into_iter().filter(|&lun| lun != first).for_each(|lun| self.transport_reset(lun, event::RESET_RESCAN));
     }
 
     /// The target is gone. Drivers remove the unit that an event names and no other.

@@ -18,23 +18,53 @@ fn text(path: &str) -> String {
     fs::read_to_string(workspace().join(path)).unwrap()
 }
 
-/// Reads `text` as a file called `name`, in a directory that has every file it names.
-fn read(name: &str, text: &str) -> (TempDir, Config) {
-    fn make_files(directory: &Path, key: &str, value: &toml::Value) {
+/// Where Debian's package of SeaBIOS has its images.
+const SEABIOS: &str = "/usr/share/seabios/";
+
+/// The files that a machine needs to be there, from its configuration's `text`.
+fn files(text: &str) -> Vec<String> {
+    fn collect(key: &str, value: &toml::Value, found: &mut Vec<String>) {
         match value {
             toml::Value::String(file) if ["kernel", "initrd", "firmware", "image"].contains(&key) => {
-                fs::write(directory.join(file), [0; 4096]).unwrap();
+                found.push(file.clone());
             }
-            toml::Value::Table(table) => {
-                table.iter().for_each(|(key, value)| make_files(directory, key, value))
-            }
-            toml::Value::Array(items) => items.iter().for_each(|item| make_files(directory, key, item)),
+            toml::Value::Table(table) => table.iter().for_each(|(key, value)| collect(key, value, found)),
+            toml::Value::Array(items) => items.iter().for_each(|item| collect(key, item, found)),
             _ => {}
         }
     }
+    let mut found = Vec::new();
+    collect("", &toml::Value::Table(text.parse().unwrap()), &mut found);
+    found
+}
+
+/// A qcow2 image of one cluster of 4096 bytes with nothing in it (QEMU, docs/interop/qcow2.rst).
+fn empty_qcow2() -> Vec<u8> {
+    let mut bytes = vec![0; 3 * 4096];
+    let fields: [(usize, &[u8]); 8] = [
+        (0, b"QFI\xfb\0\0\0\x03"),
+        (20, &12u32.to_be_bytes()),   // 4096 bytes a cluster
+        (24, &4096u64.to_be_bytes()), // bytes of the disk
+        (36, &1u32.to_be_bytes()),    // entries of the L1 table, and where it is
+        (40, &4096u64.to_be_bytes()),
+        (48, &8192u64.to_be_bytes()), // the refcount table, of one cluster
+        (56, &1u32.to_be_bytes()),
+        (96, &[0, 0, 0, 4, 0, 0, 0, 104]),
+    ];
+    for (at, field) in fields {
+        bytes[at..at + field.len()].copy_from_slice(field);
+    }
+    bytes
+}
+
+/// Reads `text` as a file called `name`, in a directory that has every file it names (SeaBIOS, too).
+fn read(name: &str, text: &str) -> (TempDir, Config) {
     let directory = TempDir::new().unwrap();
-    let table: toml::Table = text.parse().unwrap();
-    make_files(directory.path(), "", &toml::Value::Table(table));
+    let text = &text.replace(SEABIOS, "");
+    for file in files(text) {
+        let content = if file.ends_with(".qcow2") { empty_qcow2() } else { vec![0; 4096] };
+        fs::write(directory.path().join(file), content).unwrap();
+    }
     let config = parse(text, &directory.path().join(name), &[], &Host::default());
     let config = config.unwrap_or_else(|errors| {
         let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
@@ -56,6 +86,28 @@ fn every_example_is_a_machine() {
         count += 1;
     }
     assert!(count >= 3);
+}
+
+#[test]
+fn the_files_of_an_example_are_made_by_the_commands_it_begins_with() {
+    let shell = |readme: &str| readme.split("```").filter(|part| part.starts_with("sh\n")).collect::<String>();
+    let readme = text("README.md");
+    let mut examples = vec![("README.md".to_owned(), blocks(&readme).remove(0), shell(&readme))];
+    for entry in fs::read_dir(workspace().join("configs")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let text = text(&format!("configs/{name}"));
+        let commands = text.lines().take_while(|line| line.starts_with('#')).collect::<Vec<_>>().join("\n");
+        examples.push((name, text, commands));
+    }
+    for (name, text, commands) in examples {
+        for file in files(&text) {
+            let made = match file.strip_prefix(SEABIOS) {
+                Some(_) => commands.contains("seabios"),
+                None => commands.split([' ', '/', '\n']).any(|word| word == file),
+            };
+            assert!(made, "{name}: nothing says where {file} comes from");
+        }
+    }
 }
 
 #[test]

@@ -48,15 +48,15 @@ impl Background {
     /// Whether visitors must not begin: the host may still write for commands that are no more, and nothing newer shall be
     /// overtaken; or it has not answered for very many. The unit's own commands wait, see [`Self::calm`].
     pub(crate) fn is_busy(&self) -> bool {
-        self.is_late() || self.stuck.load(Ordering::Acquire) >= MAX_STUCK
+        self.is_late() || self.is_stuck()
     }
 
     /// Whether there are too many commands that have left while the host works for them, to have more.
-    pub(crate) fn is_stuck(&self) -> bool {
+    fn is_stuck(&self) -> bool {
         self.stuck.load(Ordering::Acquire) >= MAX_STUCK
     }
 
-    /// To wait until the host may write nothing more for commands that are no more.
+    /// To wait until the host may write nothing more for commands that are no more, and does not work for very many of them.
     pub(crate) fn calm(&self) -> Calm<'_> {
         Calm { background: self, ticket: None, answered: false }
     }
@@ -72,7 +72,8 @@ impl Background {
 
     /// One that `count` counts is over.
     fn over(&self, count: &AtomicUsize) {
-        if count.fetch_sub(1, Ordering::AcqRel) > 1 {
+        // Those who wait do so for the last one, or for the one that makes them few enough.
+        if !matches!(count.fetch_sub(1, Ordering::AcqRel), 1 | MAX_STUCK) {
             return;
         }
         let held = std::mem::take(&mut self.lock().held);
@@ -109,7 +110,7 @@ impl Background {
     }
 }
 
-/// A command that waits until nothing can land late.
+/// A command that waits until nothing can land late, and few enough are unanswered.
 pub(crate) struct Calm<'a> {
     background: &'a Background,
     ticket: Option<NonZeroU64>,
@@ -120,7 +121,7 @@ pub(crate) struct Calm<'a> {
 impl Calm<'_> {
     fn is_over(&self) -> bool {
         let is_asked = || self.answered && self.background.stuck.load(Ordering::Acquire) > 0;
-        !(self.background.is_late() || is_asked())
+        !(self.background.is_busy() || is_asked())
     }
 
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {

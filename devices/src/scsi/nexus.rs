@@ -152,9 +152,6 @@ impl Nexus {
         let unit = &path.unit;
         let order = unit.logical.attribute(&request.cdb, request.attribute);
         let outcome = match unit.tasks.enter(self.id, request.tag, order) {
-            Ok(_) if unit.background.is_stuck() && !is_harmless(&request.cdb) => {
-                Err(Failure::Status(Status::Busy))
-            }
             Err(Refused::Full) => Err(Failure::Status(Status::TaskSetFull)),
             Err(Refused::Detached) => absent::execute(self, &request.lun, &request.cdb, &request.data),
             Ok(task) => {
@@ -204,8 +201,8 @@ impl Nexus {
 
     /// Whether the initiator meets a unit that it may take for another one with this command: the unit carries it out then.
     fn meets(&self, path: &Path, cdb: &Cdb) -> bool {
-        // INQUIRY, EVPD is zero.
-        let met = matches!(cdb.padded(), [0x12, 0, ..]) && self.events.introduce(path.unit.lun);
+        // INQUIRY, EVPD is zero; the LUN of SCSI-2 may be beside it.
+        let met = matches!(cdb.padded(), [0x12, byte, ..] if byte & 1 == 0) && self.events.introduce(path.unit.lun);
         if met {
             path.set_strange(false);
         }

@@ -105,10 +105,21 @@ const fn reserved(usage: &[u8], has_action: bool) -> [u8; MAX_CDB] {
             1 if has_action && !variable => 0x1f,
             _ => 0,
         };
-        reserved[byte] = if byte == control { CONTROL_RESERVED } else { !(usage[byte] | action) };
+        let lun = if byte == 1 && had_lun(usage[0]) { LUN_OF_SCSI_2 } else { 0 };
+        reserved[byte] = if byte == control { CONTROL_RESERVED } else { !(usage[byte] | action | lun) };
         byte += 1;
     }
     reserved
+}
+
+/// The LUN in byte 1 (SCSI-2, 7.2.2), which is not looked at: what counts is where a command was sent to.
+const LUN_OF_SCSI_2: u8 = 0xe0;
+
+/// Commands that initiators send to units that they know nothing of yet. Linux takes those for units of SCSI-2 and writes the
+/// LUN into byte 1, where it is reserved since SPC-2: an error would be a unit that is not there.
+const fn had_lun(opcode: u8) -> bool {
+    // TEST UNIT READY, REQUEST SENSE, INQUIRY, REPORT LUNS.
+    matches!(opcode, 0x00 | 0x03 | 0x12 | 0xa0)
 }
 
 /// Where each operation code begins in `table`, which is in their order and has fewer than 256 commands.
@@ -203,7 +214,7 @@ mod tests {
 
     #[test]
     fn points_at_reserved_bits() {
-        assert_eq!(decoded(&[0x12, 0x82, 0, 0, 36, 0]), Err([0x24, 0xcf, 0, 1]));
+        assert_eq!(decoded(&[0x12, 0x82, 0, 0, 36, 0]), Err([0x24, 0xc9, 0, 1]), "CMDDT, not the LUN of SCSI-2");
         assert_eq!(decoded(&[0x9e, 0x30]), Err([0x24, 0xcd, 0, 1]));
         assert_eq!(decoded(&[0x12, 0, 0, 0, 36, 0x04]), Err([0x24, 0xca, 0, 5]), "NACA");
         assert_eq!(decoded(&[0x12, 0, 0, 0, 36, 0xc0]), Ok(1), "vendor specific bits of CONTROL");
