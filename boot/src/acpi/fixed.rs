@@ -79,7 +79,6 @@ pub(super) fn fadt(machine: &Machine, facs: u32, dsdt: u32) -> Table {
     let mut flags = Flags::Wbinvd as u32
         | Flags::ProcC1 as u32
         | Flags::SlpButton as u32
-        | Flags::RtcS4 as u32
         | Flags::ResetRegSup as u32
         | Flags::UsePlatformClock as u32;
     if machine.apic_ids.len() > FLAT_APIC_MAX {

@@ -98,6 +98,13 @@ impl PowerManagement {
         listens
     }
 
+    /// The clock asks for an interrupt. What sleeps wakes by this bit: Linux has the clock's own interrupt off meanwhile.
+    fn clock_interrupts(&self) {
+        let mut regs = self.lock();
+        regs.status |= RTC;
+        self.update_sci(&mut regs);
+    }
+
     /// Raises general purpose event `number` (0 to 63; others do nothing).
     pub fn raise_gpe(&self, number: u8) {
         let mut regs = self.lock();
@@ -170,6 +177,34 @@ impl PowerManagement {
         } else {
             crate::log_limited!(debug, "sleep type {typ} is not offered; the guest stays awake");
         }
+    }
+}
+
+/// The interrupt of the real-time clock on its way through the power management block, which notes it in RTC_STS
+/// (Intel 316972, 13.8.3.1).
+pub struct ClockLine {
+    line: Arc<dyn IrqLine>,
+    pm: Arc<PowerManagement>,
+}
+
+impl ClockLine {
+    /// The wire from the clock to `line`.
+    pub fn new(line: Arc<dyn IrqLine>, pm: Arc<PowerManagement>) -> Self {
+        Self { line, pm }
+    }
+}
+
+impl IrqLine for ClockLine {
+    fn set_level(&self, high: bool) {
+        self.line.set_level(high);
+        if high {
+            self.pm.clock_interrupts();
+        }
+    }
+
+    fn pulse(&self) {
+        self.line.pulse();
+        self.pm.clock_interrupts();
     }
 }
 
@@ -294,6 +329,31 @@ mod tests {
         assert_eq!((b.inw(0), b.inw(2), b.inw(4)), (0, 0, 1), "SCI_EN is always set");
         assert_eq!(b.inl(0x30), 0x20, "SMM looks initialised");
         assert_eq!((b.inl(0x20), b.inl(0x28), b.inl(0x34)), (0, 0, 0));
+    }
+
+    #[test]
+    fn the_clock_wakes_who_listens() {
+        let b = bench();
+        let irq8 = FakeLine::new();
+        let Bench { pm, sci, machine: _, .. } = b;
+        let pm = Arc::new(pm);
+        let line = ClockLine::new(irq8.clone(), pm.clone());
+        let status = || {
+            let mut data = [0; 2];
+            pm.read(0, &mut data);
+            u16::from_le_bytes(data)
+        };
+        line.set_level(true);
+        assert_eq!((irq8.is_high(), sci.is_high(), status()), (true, false, 0x0400), "RTC_EN is off");
+        line.set_level(false);
+        assert_eq!((irq8.is_high(), status()), (false, 0x0400), "until the guest takes note");
+        pm.write(0, &0x0400u16.to_le_bytes());
+        pm.write(2, &0x0400u16.to_le_bytes());
+        assert!(!sci.is_high());
+        line.set_level(true);
+        assert_eq!((sci.is_high(), status()), (true, 0x0400));
+        pm.write(0, &0x0400u16.to_le_bytes());
+        assert!(!sci.is_high());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use devices::platform::Machine as MachineHandle;
 use devices::platform::clock::{HostAlarm, HostClock, local_utc_offset_secs};
 use devices::platform::cmos::{BootDevice, CMOS_BASE, CMOS_LEN, Cmos, CmosConfig, RTC_IRQ};
 use devices::platform::i8042::{I8042, I8042_BASE, I8042_LEN, KEYBOARD_IRQ, MOUSE_IRQ};
-use devices::platform::pm::{PowerManagement, SCI_GSI};
+use devices::platform::pm::{ClockLine, PowerManagement, SCI_GSI};
 use devices::platform::ports::{
     APM_BASE, ApmPorts, DMA_PAGE_BASE, DebugConsole, DmaPagePorts, SystemControlPortA,
 };
@@ -108,8 +108,8 @@ impl Chipset {
         let machine = &parts.machine;
         let pm =
             Arc::new(PowerManagement::new(line(SCI_GSI)?, machine.clone(), clock.clone(), pm_alarm.clone()));
-        let cmos =
-            Arc::new(Cmos::new(&cmos_config(parts), line(RTC_IRQ)?, clock.clone(), cmos_alarm.clone()));
+        let irq = Arc::new(ClockLine::new(line(RTC_IRQ)?, pm.clone()));
+        let cmos = Arc::new(Cmos::new(&cmos_config(parts), irq, clock.clone(), cmos_alarm.clone()));
         let serial = Arc::new(
             Serial::new(line(COM1_IRQ)?, parts.console.clone()).map_err(no_descriptor("the serial port"))?,
         );
