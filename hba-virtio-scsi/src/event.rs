@@ -162,7 +162,10 @@ impl EventPort {
         let first = Lun([0; 8]);
         self.transport_reset(first, event::RESET_RESCAN);
         let units = self.known().clone();
-        units.into_iter().filter(|&lun| lun != first).for_each(|lun| self.transport_reset(lun, event::RESET_RESCAN));
+        units
+            .into_iter()
+            .filter(|&lun| lun != first)
+            .for_each(|lun| self.transport_reset(lun, event::RESET_RESCAN));
     }
 
     /// The target is gone. Drivers remove the unit that an event names and no other.

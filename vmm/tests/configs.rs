@@ -90,7 +90,8 @@ fn every_example_is_a_machine() {
 
 #[test]
 fn the_files_of_an_example_are_made_by_the_commands_it_begins_with() {
-    let shell = |readme: &str| readme.split("```").filter(|part| part.starts_with("sh\n")).collect::<String>();
+    let shell =
+        |readme: &str| readme.split("```").filter(|part| part.starts_with("sh\n")).collect::<String>();
     let readme = text("README.md");
     let mut examples = vec![("README.md".to_owned(), blocks(&readme).remove(0), shell(&readme))];
     for entry in fs::read_dir(workspace().join("configs")).unwrap() {

@@ -202,7 +202,8 @@ impl Nexus {
     /// Whether the initiator meets a unit that it may take for another one with this command: the unit carries it out then.
     fn meets(&self, path: &Path, cdb: &Cdb) -> bool {
         // INQUIRY, EVPD is zero; the LUN of SCSI-2 may be beside it.
-        let met = matches!(cdb.padded(), [0x12, byte, ..] if byte & 1 == 0) && self.events.introduce(path.unit.lun);
+        let met =
+            matches!(cdb.padded(), [0x12, byte, ..] if byte & 1 == 0) && self.events.introduce(path.unit.lun);
         if met {
             path.set_strange(false);
         }

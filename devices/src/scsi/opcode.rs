@@ -214,7 +214,11 @@ mod tests {
 
     #[test]
     fn points_at_reserved_bits() {
-        assert_eq!(decoded(&[0x12, 0x82, 0, 0, 36, 0]), Err([0x24, 0xc9, 0, 1]), "CMDDT, not the LUN of SCSI-2");
+        assert_eq!(
+            decoded(&[0x12, 0x82, 0, 0, 36, 0]),
+            Err([0x24, 0xc9, 0, 1]),
+            "CMDDT, not the LUN of SCSI-2"
+        );
         assert_eq!(decoded(&[0x9e, 0x30]), Err([0x24, 0xcd, 0, 1]));
         assert_eq!(decoded(&[0x12, 0, 0, 0, 36, 0x04]), Err([0x24, 0xca, 0, 5]), "NACA");
         assert_eq!(decoded(&[0x12, 0, 0, 0, 36, 0xc0]), Ok(1), "vendor specific bits of CONTROL");

@@ -51,14 +51,16 @@ fn units_come_and_go() {
 #[test]
 fn targets_come_and_go() {
     let mut bench = bench(HOTPLUG);
-    let buffers: Vec<u64> = (0..3).map(|_| offer(&mut bench.guest, 16)).collect();
+    let buffers: Vec<u64> = (0..4).map(|_| offer(&mut bench.guest, 16)).collect();
     let target = Target::new();
     target.attach(LUN3, disk().1).unwrap();
     bench.guest.hba.attach_target(9, Nexus::new(target, None));
     assert_eq!(event(&mut bench.guest, buffers[0]), (1, [1, 9, 0, 0, 0, 0, 0, 0], 1));
+    // FreeBSD and Linux before 5.10 look at the unit that an event names, and at no other.
+    assert_eq!(event(&mut bench.guest, buffers[1]), (1, [1, 9, 0, 3, 0, 0, 0, 0], 1));
     assert_eq!(bench.guest.command(2, crate::guest::lun(9, 3), &[0x12, 0, 0, 0, 36, 0], &[], 36).response, 0);
     assert!(bench.guest.hba.detach_target(9).is_some());
-    assert_eq!(event(&mut bench.guest, buffers[1]), (1, [1, 9, 0, 3, 0, 0, 0, 0], 2));
+    assert_eq!(event(&mut bench.guest, buffers[2]), (1, [1, 9, 0, 3, 0, 0, 0, 0], 2));
     assert_eq!(bench.guest.command(2, crate::guest::lun(9, 3), &[0; 6], &[], 0).response, 3);
     assert!(bench.guest.hba.detach_target(9).is_none());
 }
@@ -132,6 +134,32 @@ fn a_disk_in_the_place_of_another_is_used_by_a_driver_that_has_found_the_place_e
     bench.guest.reset_heap();
     offer(&mut bench.guest, 16);
     bench.guest.expect_silence(1);
+}
+
+/// Linux: the unit alone at its target, not at LUN 0. Its first INQUIRY to a target that it does not know has the LUN in the CDB.
+#[test]
+fn a_lone_unit_is_found_by_an_inquiry_as_linux_sends_it() {
+    let mut bench = bench(HOTPLUG);
+    let at_3 = |bench: &Bench| {
+        let target = Target::new();
+        target.attach(LUN3, disk().1).unwrap();
+        bench.guest.hba.attach_target(9, Nexus::new(target, None));
+    };
+    let inquiry = |bench: &mut Bench| {
+        bench.guest.reset_heap();
+        bench.guest.command(2, crate::guest::lun(9, 3), &[0x12, 0x60, 0, 0, 36, 0], &[], 36).data[0]
+    };
+    at_3(&bench);
+    let event_of = |lun: u8, reason: u32| (1, [1, 9, 0, lun, 0, 0, 0, 0], reason);
+    assert_eq!([next_event(&mut bench), next_event(&mut bench)], [event_of(0, 1), event_of(3, 1)]);
+    assert_eq!(inquiry(&mut bench), 0);
+    bench.guest.hba.detach_target(9).unwrap();
+    at_3(&bench);
+    let events = [(); 3].map(|()| next_event(&mut bench));
+    assert_eq!(events, [event_of(3, 2), event_of(0, 1), event_of(3, 1)]);
+    assert_eq!(inquiry(&mut bench), 0x7f, "the old disk is gone");
+    assert_eq!(next_event(&mut bench), event_of(3, 1));
+    assert_eq!(inquiry(&mut bench), 0);
 }
 
 #[test]

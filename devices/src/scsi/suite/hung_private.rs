@@ -264,6 +264,37 @@ fn a_disk_that_hangs_uses_up_its_own_memory() {
     });
 }
 
+/// OpenBSD and NetBSD take a status without sense data for success on virtio-scsi: others wait until the host has answered.
+#[test]
+fn a_disk_with_very_many_unanswered_commands_has_the_others_wait() {
+    on_io_thread(|io| async move {
+        let bench = Bench::new(&io, CacheMode::Writeback, Image::private).await;
+        Bench::hang(&io, Way::Short);
+        let read = |tag: u64| ScsiRequest { tag: Tag(tag), ..far_read(&bench.dma, LUN_0) };
+        let mut many: Vec<_> =
+            (0..70).map(|tag| Box::pin(bench.nexus.execute(&io, read(1000 + tag)))).collect();
+        for one in &mut many {
+            begun(&io, one.as_mut()).await;
+        }
+        let all = async {
+            for one in many {
+                assert_eq!(one.await.unwrap_err(), TransportFault::Aborted);
+            }
+        };
+        bench.abort(&io, Duration::from_secs(4), all).await;
+        io.repent();
+        let near = [0x28, 0, 0, 0, 0, 1, 0, 0, 1, 0];
+        let mut waits = Box::pin(bench.send(&io, LUN_0, &near, BLOCK));
+        begun(&io, waits.as_mut()).await;
+        assert_eq!(bench.send(&io, LUN_0, &[0x12, 0, 0, 0, 36, 0], 36).await.0.status, Status::Good);
+        let early = io.at_most(Duration::from_millis(200), waits.as_mut()).await;
+        assert_eq!(early.map(|(reply, _)| reply.status), None, "answered while the host is silent");
+        io.land();
+        let (reply, data) = waits.await;
+        assert_eq!((reply.status, data), (Status::Good, vec![OLD; BLOCK]));
+    });
+}
+
 /// Initiators that give up the adapter hear BUSY soon, of a disk that hangs and of no other; nothing more is asked of the host.
 #[test]
 fn who_is_in_a_hurry_hears_that_a_disk_hangs() {

@@ -9,6 +9,7 @@ pub(super) const TESTS: &[(&str, Test)] = &[
     ("inquiry", inquiry),
     ("inquiry allocation length", inquiry_allocation_length),
     ("inquiry bad fields", inquiry_bad_fields),
+    ("the LUN that SCSI-2 had in the CDB", lun_of_scsi_2),
     ("vital product data list", vpd_list),
     ("vital product data identification", vpd_identification),
     ("vital product data block limits", vpd_block_limits),
@@ -78,6 +79,18 @@ fn inquiry_bad_fields(i: &mut dyn Initiator) {
     bad_field(i, &[0x12, 1, 0x4d, 0, 36, 0], &[], 36, 2, Some(7));
     // CMDDT is gone.
     bad_field(i, &[0x12, 2, 0, 0, 36, 0], &[], 36, 1, Some(1));
+}
+
+/// Linux writes it into its first INQUIRY to a unit of a target that it does not know.
+fn lun_of_scsi_2(i: &mut dyn Initiator) {
+    settle(i);
+    assert_eq!(exact(i, &[0x12, 0x60, 0, 0, 36, 0], &[], 36)[..4], [0x00, 0x00, 0x06, 0x12]);
+    assert_eq!(exact(i, &[0x12, 0xe1, 0x80, 0, 4, 0], &[], 4)[..2], [0x00, 0x80]);
+    good(i, &[0x00, 0x60, 0, 0, 0, 0], &[], 0);
+    good(i, &[0x03, 0x60, 0, 0, 18, 0], &[], 18);
+    good(i, &[0xa0, 0x60, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0], &[], 16);
+    // Of a READ the bits are RDPROTECT.
+    bad_field(i, &[0x28, 0x60, 0, 0, 0, 0, 0, 0, 1, 0], &[], BLOCK, 1, Some(6));
 }
 
 fn vpd_list(i: &mut dyn Initiator) {
