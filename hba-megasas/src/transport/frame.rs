@@ -24,6 +24,18 @@ pub(crate) struct Frame {
     pub(crate) data: Result<SgList, Status>,
 }
 
+impl Frame {
+    /// Bytes of its data.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.data.as_ref().map_or(0, SgList::len)
+    }
+
+    /// Whether it is a command to a disk.
+    pub(crate) fn is_command(&self) -> bool {
+        matches!(self.body, Body::Io { .. } | Body::Scsi { .. })
+    }
+}
+
 /// What a frame asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Body {

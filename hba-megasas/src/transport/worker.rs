@@ -1,8 +1,8 @@
 //! The task that takes frames on an I/O thread, and what it keeps.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
@@ -33,6 +33,10 @@ const FULL_RING_POLL: Duration = Duration::from_millis(1);
 /// them. Enough for the usual batch of small ones; of large ones, one at a time.
 const FRAMES_PER_ROUND: u32 = 64;
 const BYTES_PER_ROUND: u64 = 256 << 10;
+
+/// Bytes from which on a frame is long. Others overtake those that wait for their turn: a board has one queue, and who reads a
+/// little would wait there for all that somebody else reads.
+const LONG: u64 = 64 << 10;
 
 /// An EVENT_WAIT that no event has answered yet.
 struct Parked {
@@ -359,6 +363,44 @@ impl Worker {
     }
 }
 
+/// Frames that were looked at and wait for their turn, in their order.
+struct Backlog {
+    frames: VecDeque<(FrameToken, Frame)>,
+    /// The next begins whatever else did in this round.
+    may: bool,
+}
+
+impl Backlog {
+    /// Keeps a long frame, and what must not overtake one; gives others back.
+    fn sort(&mut self, token: FrameToken, frame: Frame) -> Option<(FrameToken, Frame)> {
+        let waits = if frame.is_command() { frame.bytes() >= LONG } else { !self.frames.is_empty() };
+        if !waits {
+            return Some((token, frame));
+        }
+        self.frames.push_back((token, frame));
+        None
+    }
+
+    /// The next one, when it may begin after so many bytes.
+    fn next(&mut self, bytes: u64) -> Option<(FrameToken, Frame)> {
+        let begins = std::mem::take(&mut self.may) || bytes < BYTES_PER_ROUND;
+        if begins { self.frames.pop_front() } else { None }
+    }
+
+    /// Ends what is of a time before a reset, which is nobody's any more.
+    fn forget(&mut self) {
+        while self.frames.front().is_some_and(|(token, _)| token.is_stale()) {
+            self.end_first();
+        }
+    }
+
+    fn end_first(&mut self) {
+        if let Some((token, _)) = self.frames.pop_front() {
+            token.complete(Status::ScsiIoFailed);
+        }
+    }
+}
+
 /// Serves the port for as long as it lives.
 pub(crate) async fn serve(worker: Rc<Worker>) {
     let port = worker.port.clone();
@@ -373,6 +415,14 @@ pub(crate) async fn serve(worker: Rc<Worker>) {
     let frames = Vec::with_capacity(limit);
     let mut batch = Batch { frames, begun: 0, epoch: 0, taken: Instant::now() };
     let mut fetcher = Fetcher::default();
+    let mut backlog = Backlog { frames: VecDeque::with_capacity(limit), may: false };
+    let begin = |token: FrameToken, frame| {
+        if pool.running() >= limit {
+            token.complete_scsi(ScsiStatus::Busy, 0);
+        } else if let Err(task) = pool.spawn(execute::run(token, frame)) {
+            worker.io.spawn(task);
+        }
+    };
     while worker.next_frames(&mut watch).await {
         if worker.events.get() != worker.firmware.event_count() {
             worker.deliver_event();
@@ -381,29 +431,34 @@ pub(crate) async fn serve(worker: Rc<Worker>) {
         if batch.epoch != port.epoch() {
             worker.forget(&mut batch);
         }
-        let (mut count, mut bytes) = (0, 0);
+        backlog.forget();
         // Otherwise the thread has enough of them for now.
-        let begins = pool.has_begun_all();
-        while begins
-            && count < FRAMES_PER_ROUND
-            && bytes < BYTES_PER_ROUND
-            && let Some(address) = batch.next()
-        {
-            count += 1;
-            let at = (address, batch.epoch, batch.taken);
-            let Some((token, frame)) = worker.accept(at, &mut fetcher) else { continue };
-            bytes += frame.data.as_ref().map_or(0, |data| data.len());
-            if pool.running() >= limit {
-                token.complete_scsi(ScsiStatus::Busy, 0);
-                continue;
+        if pool.has_begun_all() {
+            let (mut count, mut bytes) = (0, 0);
+            while count < FRAMES_PER_ROUND
+                && bytes < BYTES_PER_ROUND
+                && let Some(address) = batch.next()
+            {
+                count += 1;
+                let at = (address, batch.epoch, batch.taken);
+                let Some((token, frame)) = worker.accept(at, &mut fetcher) else { continue };
+                if let Some((token, frame)) = backlog.sort(token, frame) {
+                    bytes += frame.bytes();
+                    begin(token, frame);
+                }
             }
-            if let Err(task) = pool.spawn(execute::run(token, frame)) {
-                worker.io.spawn(task);
+            backlog.may = true;
+            while let Some((token, frame)) = backlog.next(bytes) {
+                bytes += frame.bytes();
+                begin(token, frame);
             }
         }
-        worker.left.set(!batch.is_empty());
+        worker.left.set(!batch.is_empty() || !backlog.frames.is_empty());
     }
     worker.forget(&mut batch);
+    while !backlog.frames.is_empty() {
+        backlog.end_first();
+    }
     pool.drained().await;
     drop(hook);
     worker.flush();

@@ -24,6 +24,28 @@ fn model_entries(model: Model) -> u32 {
     if model == Model::Gen2 { 1009 } else { 1001 }
 }
 
+/// One queue for all that the guest does: who reads a block does not wait for all the long reads before his. What is no command
+/// to a disk stays behind those, for a flush may come after writes that nobody waited for.
+#[test]
+fn short_commands_overtake_long_ones_that_wait() {
+    let mut guest = Guest::new(Model::Gen2, true, &[0]);
+    assert_eq!(guest.init(1009), 0);
+    assert_eq!(guest.io(false, 0, 0, &[0; 512]).0, 0, "settled");
+    guest.recording(0).operations();
+    let data = guest.alloc(128 << 10);
+    // All of it is there when the board first looks.
+    guest._thread.remote().spawn(|_| async { std::thread::sleep(std::time::Duration::from_millis(100)) });
+    for context in 0..32 {
+        guest.send(&Frame::io(true, 0, 256 * u64::from(context), 256).context(context).sge(data, 128 << 10));
+    }
+    guest.send(&Frame::dcmd(0x0110_1000, &[]).context(100));
+    guest.send(&Frame::io(false, 0, 9999, 1).context(101).sge(data, 512));
+    let order: Vec<u32> = (0..34).map(|_| guest.wait_reply()).collect();
+    let place = |context| order.iter().position(|&one| one == context).unwrap();
+    assert!(place(101) <= 4, "the short one after {} others: {order:?}", place(101));
+    assert!(place(100) >= 32, "the flush before a write that was sent before: {order:?}");
+}
+
 #[test]
 fn rule_1_frames_work_in_ready_without_init() {
     let mut guest = gen2();
