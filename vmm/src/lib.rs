@@ -11,5 +11,6 @@ pub mod limits;
 mod listen;
 pub mod logging;
 pub mod machine;
+mod names;
 mod output_file;
 mod vcpu;

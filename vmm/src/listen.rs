@@ -6,11 +6,13 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Duration;
 
 use thiserror::Error;
+
+use crate::names::{self, Name};
 
 /// Connections that wait to be accepted, as the standard library has it.
 const BACKLOG: libc::c_int = 128;
@@ -22,46 +24,91 @@ const PAUSE: Duration = Duration::from_millis(500);
 #[derive(Debug, Error)]
 pub enum ListenError {
     /// Something else is at the path.
-    #[error("there is something else of this name")]
+    #[error("there is something else of this name; remove it or choose another path")]
     Occupied,
     /// A live process listens there.
-    #[error("another process listens on it")]
+    #[error("another process listens on it; end it or choose another path")]
     InUse,
     /// From the system.
     #[error(transparent)]
     System(#[from] io::Error),
 }
 
-/// Listens at `path`, in place of a socket that nobody listens on any more. Only the user of this process can connect.
-pub fn listen(path: &Path) -> Result<UnixListener, ListenError> {
-    if let Ok(found) = fs::symlink_metadata(path) {
-        if !found.file_type().is_socket() {
-            return Err(ListenError::Occupied);
-        }
-        match UnixStream::connect(path) {
-            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(e.into()),
-            Ok(_) => return Err(ListenError::InUse),
+/// Listens at `path`, in place of a socket that nobody listens on any more. Only the user of this process can connect. The
+/// name goes when it is dropped, which has to be before the listener.
+pub(crate) fn listen(path: &Path) -> Result<(UnixListener, Name), ListenError> {
+    // From the look at what is there until somebody can connect: another start takes a socket without a listener for dead.
+    let _turn = names::turn(path);
+    if is_taken(path)? {
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
+            _ => {}
         }
     }
-    let socket = bind(path)?;
+    let socket = bind(path).map_err(|error| match error.kind() {
+        // Where there are no locks.
+        io::ErrorKind::AddrInUse => ListenError::InUse,
+        _ => error.into(),
+    })?;
     // SAFETY: no pointers.
     #[allow(unsafe_code)]
     check(unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) })?;
-    Ok(socket.into())
+    Ok((socket.into(), Name::of(path)?))
+}
+
+/// Whether a dead socket is at `path`; an error if something lives there.
+pub(crate) fn is_taken(path: &Path) -> Result<bool, ListenError> {
+    let Ok(found) = fs::symlink_metadata(path) else { return Ok(false) };
+    if !found.file_type().is_socket() {
+        return Err(ListenError::Occupied);
+    }
+    match connect(path) {
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        // One that has more to accept than it may.
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(ListenError::InUse),
+        Err(e) => Err(e.into()),
+        Ok(()) => Err(ListenError::InUse),
+    }
+}
+
+/// Connects without waiting for a process that does not accept.
+fn connect(path: &Path) -> io::Result<()> {
+    let socket = socket(libc::SOCK_NONBLOCK)?;
+    let (address, length) = address(path)?;
+    // SAFETY: the pointer and the length are those of a live address, which the call only reads.
+    #[allow(unsafe_code)]
+    check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) }).map(drop)
 }
 
 /// A socket at `path` that nobody can connect to yet, and then the user of this process only: Linux gives the name in the file
 /// system the mode that the socket has by then. The mask of the process, which all its threads share, stays as it is.
 fn bind(path: &Path) -> io::Result<OwnedFd> {
+    let socket = socket(0)?;
+    socket.set_permissions(Permissions::from_mode(0o600))?;
+    let (address, length) = address(path)?;
+    // SAFETY: the pointer and the length are those of a live address, which the call only reads.
+    #[allow(unsafe_code)]
+    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
+    // Where a mode could be lost, nobody could connect in between: it is not listened on yet.
+    if let Err(e) = fs::set_permissions(path, Permissions::from_mode(0o600)) {
+        let _ = fs::remove_file(path);
+        return Err(e);
+    }
+    Ok(socket.into())
+}
+
+fn socket(flags: libc::c_int) -> io::Result<File> {
     // SAFETY: no pointers.
     #[allow(unsafe_code)]
-    let number = check(unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
+    let number =
+        check(unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC | flags, 0) })?;
     // SAFETY: the call just gave us this descriptor, which nobody else owns.
     #[allow(unsafe_code)]
-    let socket = File::from(unsafe { OwnedFd::from_raw_fd(number) });
-    socket.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(File::from(unsafe { OwnedFd::from_raw_fd(number) }))
+}
+
+fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
     let mut address =
         libc::sockaddr_un { sun_family: libc::AF_UNIX as libc::sa_family_t, sun_path: [0; 108] };
     let bytes = path.as_os_str().as_bytes();
@@ -72,15 +119,7 @@ fn bind(path: &Path) -> io::Result<OwnedFd> {
         *to = *from as libc::c_char;
     }
     let length = size_of_val(&address) as libc::socklen_t;
-    // SAFETY: the pointer and the length are those of a live address, which the call only reads.
-    #[allow(unsafe_code)]
-    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
-    // Where a mode could be lost, nobody could connect in between: it is not listened on yet.
-    if let Err(e) = fs::set_permissions(path, Permissions::from_mode(0o600)) {
-        let _ = fs::remove_file(path);
-        return Err(e);
-    }
-    Ok(socket.into())
+    Ok((address, length))
 }
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -118,6 +157,8 @@ pub fn accept_failed(whom: &str, error: &io::Error) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Barrier;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
 
@@ -151,8 +192,9 @@ mod tests {
                 (seen, other)
             });
             for _ in 0..2000 {
-                drop(listen(&path).unwrap());
-                fs::remove_file(&path).unwrap();
+                let (listener, name) = listen(&path).unwrap();
+                drop(name);
+                drop(listener);
             }
             ended.store(true, Ordering::Relaxed);
             watcher.join().unwrap()
@@ -168,11 +210,62 @@ mod tests {
         let first = listen(&path).unwrap();
         assert!(matches!(listen(&path), Err(ListenError::InUse)));
         drop(first);
+        // One that accepts nobody is not waited for.
+        let full = UnixListener::bind(&path).unwrap();
+        // SAFETY: no pointers.
+        #[allow(unsafe_code)]
+        check(unsafe { libc::listen(full.as_raw_fd(), 0) }).unwrap();
+        let _waits = UnixStream::connect(&path).unwrap();
+        assert!(matches!(listen(&path), Err(ListenError::InUse)));
         let file = dir.path().join("file");
         fs::write(&file, "mine").unwrap();
         assert!(matches!(listen(&file), Err(ListenError::Occupied)));
         assert_eq!(fs::read(&file).unwrap(), b"mine");
         let long = dir.path().join("x".repeat(108));
         assert!(matches!(listen(&long), Err(ListenError::System(_))));
+    }
+
+    /// What a process left that is gone.
+    fn leave(path: &Path) {
+        let _ = fs::remove_file(path);
+        drop(UnixListener::bind(path).unwrap());
+    }
+
+    #[test]
+    fn of_many_starts_at_once_one_has_the_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        const STARTS: usize = 8;
+        let barrier = Barrier::new(STARTS);
+        for round in 0..200 {
+            leave(&path);
+            let all: Vec<_> = thread::scope(|scope| {
+                let start = || {
+                    barrier.wait();
+                    listen(&path)
+                };
+                let threads: Vec<_> = (0..STARTS).map(|_| scope.spawn(start)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            let winners = all.iter().filter(|result| result.is_ok()).count();
+            let losers = all.iter().filter(|result| matches!(result, Err(ListenError::InUse))).count();
+            assert_eq!((winners, losers), (1, STARTS - 1), "round {round}");
+            assert!(UnixStream::connect(&path).is_ok(), "round {round}");
+        }
+    }
+
+    #[test]
+    fn the_socket_of_another_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let (listener, name) = listen(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let (other, others) = listen(&path).unwrap();
+        drop(name);
+        drop(listener);
+        UnixStream::connect(&path).expect("the other one's is there");
+        drop(others);
+        assert!(fs::symlink_metadata(&path).is_err());
+        drop(other);
     }
 }

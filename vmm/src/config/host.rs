@@ -239,7 +239,7 @@ fn file_system(mounts: &str, number: u64) -> Option<&str> {
 }
 
 /// The directory that `path` is in.
-pub(super) fn parent(path: &Path) -> &Path {
+pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

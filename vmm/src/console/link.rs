@@ -12,6 +12,7 @@ use super::error::ConsoleError;
 use super::sys;
 use super::terminal::RawTerminal;
 use crate::listen::{ListenError, accept_failed, listen};
+use crate::names::{self, Name};
 use crate::output_file;
 
 /// How often a pseudoterminal is asked whether somebody opened it (nothing tells), and a terminal whether it is ours.
@@ -36,14 +37,18 @@ pub(super) struct Stdio {
 }
 
 pub(super) struct Pty {
-    master: File,
+    /// The link, once it is there. It goes before the master.
+    name: Option<Name>,
     link: Option<PathBuf>,
+    slave: String,
+    master: File,
     connected: bool,
 }
 
 pub(super) struct Socket {
+    /// It goes before the listener.
+    _name: Name,
     listener: UnixListener,
-    path: PathBuf,
     client: Option<UnixStream>,
     /// The client will send nothing more, but may still read.
     input_ended: bool,
@@ -89,12 +94,20 @@ impl Link {
         Ok(Self::File(file))
     }
 
-    /// The machine starts.
-    pub(super) fn begin(&self) -> io::Result<()> {
-        if let Self::File(file) = self { output_file::empty(file) } else { Ok(()) }
+    /// The machine starts: a file is emptied, and the link to a pseudoterminal made. Before, these may be those of a machine
+    /// that runs.
+    pub(super) fn begin(&mut self) -> Result<(), ConsoleError> {
+        match self {
+            Self::File(file) => output_file::empty(file).map_err(ConsoleError::Empty),
+            Self::Pty(Pty { name, link: Some(link), slave, .. }) => {
+                *name = Some(place_link(link, slave)?);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
     }
 
-    /// A new pseudoterminal, and its path. `link` is to become a symbolic link to it.
+    /// A new pseudoterminal, and its path. `link` is to become a symbolic link to it when the machine starts.
     pub(super) fn pty(link: Option<&Path>) -> Result<(Self, String), ConsoleError> {
         let master = sys::open_pty_master().map_err(ConsoleError::Pty)?;
         let slave = sys::pty_slave_path(&master).map_err(ConsoleError::Pty)?;
@@ -104,22 +117,23 @@ impl Link {
         let settings = sys::get_terminal(opened.as_raw_fd()).map_err(ConsoleError::Pty)?;
         sys::set_terminal(opened.as_raw_fd(), &sys::raw_settings(settings)).map_err(ConsoleError::Pty)?;
         if let Some(link) = link {
-            place_link(link, &slave)?;
+            is_replaceable(link)?;
         }
-        Ok((Self::Pty(Pty { master, link: link.map(Into::into), connected: false }), slave))
+        let pty =
+            Pty { name: None, link: link.map(Into::into), slave: slave.clone(), master, connected: false };
+        Ok((Self::Pty(pty), slave))
     }
 
     /// A listening socket. One that a dead process left behind is replaced.
     pub(super) fn socket(path: &Path) -> Result<Self, ConsoleError> {
         let failed = |source| ConsoleError::Socket { path: path.into(), source };
-        let listener = listen(path).map_err(|error| match error {
+        let (listener, name) = listen(path).map_err(|error| match error {
             ListenError::Occupied => ConsoleError::Occupied { path: path.into(), expected: "socket" },
             ListenError::InUse => ConsoleError::SocketInUse { path: path.into() },
             ListenError::System(source) => failed(source),
         })?;
         listener.set_nonblocking(true).map_err(failed)?;
-        let path = path.into();
-        Ok(Self::Socket(Socket { listener, path, client: None, input_ended: false, not_before: None }))
+        Ok(Self::Socket(Socket { _name: name, listener, client: None, input_ended: false, not_before: None }))
     }
 
     /// Where to read, now.
@@ -265,34 +279,28 @@ impl Socket {
     }
 }
 
-impl Drop for Link {
-    fn drop(&mut self) {
-        let ours = match self {
-            Self::Socket(socket) => Some(&socket.path),
-            Self::Pty(pty) => pty.link.as_ref(),
-            _ => None,
-        };
-        if let Some(path) = ours {
-            let _ = fs::remove_file(path);
-        }
-    }
-}
-
 fn is_temporary(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
-fn place_link(link: &Path, target: &str) -> Result<(), ConsoleError> {
+fn place_link(link: &Path, target: &str) -> Result<Name, ConsoleError> {
     let failed = |source| ConsoleError::Link { path: link.into(), source };
-    if let Ok(found) = fs::symlink_metadata(link) {
-        // A link to a pseudoterminal, or to one that is gone, is what an earlier run left.
-        let left = fs::read_link(link).is_ok_and(|old| old.starts_with("/dev/pts")) || !link.exists();
-        if !found.file_type().is_symlink() || !left {
-            return Err(ConsoleError::Occupied { path: link.into(), expected: "link to a pseudoterminal" });
-        }
+    let _turn = names::turn(link);
+    if is_replaceable(link)? {
         fs::remove_file(link).map_err(failed)?;
     }
-    std::os::unix::fs::symlink(target, link).map_err(failed)
+    std::os::unix::fs::symlink(target, link).map_err(failed)?;
+    Name::of(link).map_err(failed)
+}
+
+/// Whether there is a link to a pseudoterminal, or to one that is gone, as an earlier run leaves it; an error for anything else.
+fn is_replaceable(link: &Path) -> Result<bool, ConsoleError> {
+    let Ok(found) = fs::symlink_metadata(link) else { return Ok(false) };
+    let left = fs::read_link(link).is_ok_and(|old| old.starts_with("/dev/pts")) || !link.exists();
+    if found.is_symlink() && left {
+        return Ok(true);
+    }
+    Err(ConsoleError::Occupied { path: link.into(), expected: "link to a pseudoterminal" })
 }
 
 /// Standard output under a file description of our own, so that making it non-blocking does not change it for the

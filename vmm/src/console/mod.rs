@@ -60,7 +60,7 @@ struct Waiting {
 
 impl Console {
     /// Opens the line's other end and, if that is a terminal, makes it raw. Output is gathered until [`Self::start`],
-    /// which empties a file.
+    /// which empties a file and places the link to a pseudoterminal.
     ///
     /// `raw_terminal` is told when the terminal becomes raw and when it is given back; it may run in a signal handler.
     pub fn open(mode: &Mode, raw_terminal: fn(bool)) -> Result<Self, ConsoleError> {
@@ -84,8 +84,6 @@ impl Console {
 
     fn on_pty(link: Option<&Path>) -> Result<Self, ConsoleError> {
         let (link, path) = Link::pty(link)?;
-        // Not a log line: the user needs it at any log level. Without standard error nobody can be told.
-        let _ = writeln!(io::stderr(), "vmm: the serial console is {path}");
         let mut console = Self::with(link, Patience::Limited(SLOW_READER), false)?;
         console.pty = Some(path);
         Ok(console)
@@ -107,7 +105,7 @@ impl Console {
         }
     }
 
-    /// The path of the pseudoterminal, which is not known in advance; [`Self::open`] has told it on standard error.
+    /// The path of the pseudoterminal, which is not known in advance; [`Self::start`] tells it on standard error.
     pub fn pty_path(&self) -> Option<&str> {
         self.pty.as_deref()
     }
@@ -119,10 +117,14 @@ impl Console {
         serial: Arc<Serial>,
         quit: impl Fn() + Send + 'static,
     ) -> Result<(), ConsoleError> {
-        let (Some(output), Some(Waiting { link, escapes })) = (&self.output, self.waiting.take()) else {
+        let (Some(output), Some(Waiting { mut link, escapes })) = (&self.output, self.waiting.take()) else {
             return Ok(());
         };
-        link.begin().map_err(ConsoleError::Empty)?;
+        link.begin()?;
+        if let Some(path) = &self.pty {
+            // Not a log line: the user needs it at any log level. Without standard error nobody can be told.
+            let _ = writeln!(io::stderr(), "vmm: the serial console is {path}");
+        }
         let pump = Pump::new(link, output.clone(), serial, Box::new(quit), escapes);
         let (done, finished) = mpsc::sync_channel(1);
         let run = move || {

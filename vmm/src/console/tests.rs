@@ -347,6 +347,38 @@ fn pty_survives_its_readers() {
     assert!(fs::symlink_metadata(&link).is_err(), "the link is removed");
 }
 
+/// A second machine that comes to no start leaves the first one's link alone, and so does the end of one that has lost it.
+#[test]
+fn the_link_of_another_machine_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let link = dir.path().join("console");
+    let mode = Mode::Pty(Some(link.clone()));
+    let (console, _) = started(Console::open(&mode, |_| {}).unwrap(), || {});
+    let path = console.pty_path().unwrap().to_owned();
+    drop(Console::open(&mode, |_| {}).unwrap());
+    assert_eq!(fs::read_link(&link).ok(), Some(path.into()));
+    let (other, _) = started(Console::open(&mode, |_| {}).unwrap(), || {});
+    let path = other.pty_path().unwrap().to_owned();
+    console.close();
+    assert_eq!(fs::read_link(&link).ok(), Some(path.into()));
+    other.close();
+    assert!(fs::symlink_metadata(&link).is_err());
+}
+
+#[test]
+fn the_socket_of_another_machine_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("serial.sock");
+    let mode = Mode::Socket(path.clone());
+    let console = Console::open(&mode, |_| {}).unwrap();
+    fs::remove_file(&path).unwrap();
+    let other = Console::open(&mode, |_| {}).unwrap();
+    console.close();
+    UnixStream::connect(&path).expect("the other one's is there");
+    other.close();
+    assert!(!path.exists());
+}
+
 #[test]
 fn off_swallows_everything() {
     let (console, serial) = started(Console::open(&Mode::Off, |_| {}).unwrap(), || {});

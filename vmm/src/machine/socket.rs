@@ -4,7 +4,6 @@
 //! `{"return": {...}, "id": 1}` or `{"error": {"desc": "..."}, "id": 1}`. An `id` may be left out. Requests of one
 //! connection are carried out in order.
 
-use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -20,6 +19,7 @@ use super::space::Space;
 use crate::config::{self, ConfigError, HbaType, spell};
 use crate::exit::explain;
 use crate::listen;
+use crate::names::Name;
 
 /// Longest request in bytes.
 const LINE_MAX: u64 = 64 << 10;
@@ -42,16 +42,16 @@ pub struct Service {
     pub power_button: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
-/// The socket while it is listened on. Dropping it removes it from the file system.
+/// The socket while it is listened on, which is to the end of the process. Dropping it removes it from the file system.
 pub struct Socket {
-    path: PathBuf,
+    _name: Name,
 }
 
 impl Socket {
     /// Listens at `path`, which only the user of this process may connect to, and serves on threads of its own.
     pub fn listen(path: &Path, service: Service) -> Result<Self> {
-        let listener = listen::listen(path).with_context(|| format!("control socket {}", path.display()))?;
-        let socket = Self { path: path.into() };
+        let (listener, name) =
+            listen::listen(path).with_context(|| format!("control socket {}", path.display()))?;
         let service = Arc::new(service);
         let clients = Arc::new(AtomicUsize::new(0));
         let accept = move || {
@@ -83,14 +83,7 @@ impl Socket {
             }
         };
         std::thread::Builder::new().name("control".into()).spawn(accept).context("the control thread")?;
-        Ok(socket)
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        // Gone already if somebody removed it.
-        let _ = fs::remove_file(&self.path);
+        Ok(Self { _name: name })
     }
 }
 

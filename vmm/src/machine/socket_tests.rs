@@ -1,6 +1,7 @@
 //! Requests and answers, word for word, on an HBA that only takes note.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
