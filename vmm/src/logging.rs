@@ -7,8 +7,8 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result};
 use tracing_subscriber::EnvFilter;
@@ -41,7 +41,7 @@ pub(crate) fn line_end() -> &'static str {
     if raw { "\r" } else { "" }
 }
 
-/// Starts logging for the whole process: `level` wins over the environment. Lines go to the end of `file`,
+/// Starts logging for the whole process: `level` wins over the environment. Lines go to the end of `file`, from [`begin`] on,
 /// or to standard error.
 ///
 /// # Errors
@@ -57,7 +57,9 @@ pub fn start(level: Option<&str>, file: Option<&Path>) -> Result<()> {
             let file = OpenOptions::new().append(true).create(true).open(path);
             let file = file.map_err(|error| anyhow::anyhow!(reason(&error)));
             let file = file.with_context(|| format!("--log-file {}: cannot open", path.display()))?;
-            log.with_writer(LogFile { file, path: path.into(), failed: AtomicBool::new(false) }).try_init()
+            let held = HELD
+                .get_or_init(|| Held { log: LogFile::new(file, path), lines: Mutex::new(Some(Vec::new())) });
+            log.with_writer(held).try_init()
         }
     };
     started.map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))
@@ -159,29 +161,74 @@ struct LogFile {
     failed: AtomicBool,
 }
 
-struct LogLine<'a>(&'a LogFile);
+/// A log file, and the lines of before it was known that the file is nothing that the machine uses.
+struct Held {
+    log: LogFile,
+    /// `None` once they have gone to where they belong.
+    lines: Mutex<Option<Vec<u8>>>,
+}
 
-impl<'a> MakeWriter<'a> for LogFile {
-    type Writer = LogLine<'a>;
-    fn make_writer(&'a self) -> LogLine<'a> {
-        LogLine(self)
+static HELD: OnceLock<Held> = OnceLock::new();
+
+/// The log file is nothing that the machine uses: from now on lines go there, with those of before.
+pub fn begin() {
+    let Some(held) = HELD.get() else { return };
+    if let Some(lines) = held.let_go() {
+        held.log.put(&lines);
     }
 }
 
-impl Write for LogLine<'_> {
+/// There will be no machine: lines of before [`begin`] go to standard error.
+pub fn give_up() {
+    if let Some(lines) = HELD.get().and_then(Held::let_go) {
+        let _ = StandardError.write_all(&lines);
+    }
+}
+
+impl Held {
+    fn let_go(&self) -> Option<Vec<u8>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl<'a> MakeWriter<'a> for &'static Held {
+    type Writer = Self;
+    fn make_writer(&'a self) -> Self {
+        self
+    }
+}
+
+impl Write for &Held {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let Self(log) = self;
-        if let Err(error) = (&log.file).write_all(line)
-            && !log.failed.swap(true, Ordering::Relaxed)
-        {
-            let (path, why) = (log.path.display(), reason(&error));
-            complain(format!("--log-file {path}: {why}; lines are lost until it can be written again"));
+        match self.lines.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            Some(lines) => lines.extend_from_slice(line),
+            None => self.log.put(line),
         }
         Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+impl LogFile {
+    fn new(file: File, path: &Path) -> Self {
+        Self { file, path: path.into(), failed: AtomicBool::new(false) }
+    }
+
+    /// Writes lines. That they are lost is said once each time that it begins.
+    fn put(&self, lines: &[u8]) {
+        if let Some(error) = self.note((&self.file).write_all(lines)) {
+            let (path, why) = (self.path.display(), reason(&error));
+            complain(format!("--log-file {path}: {why}; lines are lost until it can be written again"));
+        }
+    }
+
+    /// The error that is to be told of.
+    fn note(&self, result: io::Result<()>) -> Option<io::Error> {
+        let failed = self.failed.swap(result.is_err(), Ordering::Relaxed);
+        result.err().filter(|_| !failed)
     }
 }
 
@@ -203,6 +250,15 @@ mod tests {
         assert_eq!(shown(None, Some("info")), "info");
         assert_eq!(shown(Some("trace"), Some("info")), "trace");
         assert_eq!(shown(Some("off"), Some("no such = filter")), "off");
+    }
+
+    #[test]
+    fn each_outage_of_the_log_file_is_told() {
+        let log = LogFile::new(tempfile::tempfile().unwrap(), Path::new("log"));
+        let full = || Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        let results = [full(), full(), Ok(()), full(), full(), Ok(()), Ok(())];
+        let told = results.map(|result| log.note(result).is_some());
+        assert_eq!(told, [true, false, false, true, false, false, false]);
     }
 
     #[test]

@@ -49,13 +49,15 @@ fn run() -> Outcome {
     if let Err(error) = &watch {
         tracing::warn!("no thread for signals during the start: {error}");
     }
-    let config = match config::load(&cli.config, &cli.set) {
+    let config = match config::load(&cli.config, &cli.set, cli.log_file.as_deref()) {
         Ok(config) => config,
         Err(errors) => {
+            logging::give_up();
             errors.iter().for_each(complain);
             return Outcome::Failed;
         }
     };
+    logging::begin();
     if cli.check {
         tell(&format!("{}: OK, {}\n", cli.config.display(), config.summary()));
         return Outcome::PoweredOff;

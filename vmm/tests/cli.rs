@@ -170,6 +170,30 @@ fn usage_errors_are_one_line_and_exit_with_1() {
     );
 }
 
+/// Nothing is appended to a file that is something else, not even what the configuration is warned of.
+#[test]
+fn a_log_file_that_is_an_image_is_left_alone() {
+    let directory = machine();
+    let image = directory.path().join("disk.img");
+    fs::write(&image, [1; 1000]).unwrap();
+    for check in [&CHECK[..], &CHECK[..2]] {
+        let (code, output, errors) = run(vmm(directory.path()).args(check).args(["--log-file", "disk.img"]));
+        assert_eq!(
+            (code, output.as_str(), fs::read(&image).unwrap()),
+            (Some(1), "", vec![1; 1000]),
+            "{errors}"
+        );
+        let line = "vmm: error: --log-file disk.img: disk.img is the `image` in [[hba.lun]] of line 8; \
+                    expected a file of its own\n";
+        // The warning of the image's end has another place then.
+        assert!(errors.ends_with(line) && errors.contains("no multiple of 512"), "{errors}");
+    }
+    let (code, _, errors) = run(vmm(directory.path()).args(CHECK).args(["--log-file", "log"]));
+    let log = fs::read_to_string(directory.path().join("log")).unwrap();
+    assert_eq!((code, errors.as_str(), log.lines().count()), (Some(0), "", 1), "{log}");
+    assert!(log.contains("no multiple of 512"), "{log}");
+}
+
 #[test]
 fn a_log_filter_that_means_nothing_is_an_error() {
     let directory = machine();

@@ -48,6 +48,7 @@ pub use no_space::{Parking, SpaceWatch};
 pub use probe::Content;
 pub use qcow2::{Qcow2Image, Qcow2Options};
 pub use raw::{RawImage, RawOptions};
+pub use sysfs::files_below;
 pub use throttle::Limits;
 
 use crate::iothread::Io;

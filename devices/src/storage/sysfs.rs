@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 /// Loop devices over each other at most, to look above a file.
 const LOOPS_MAX: usize = 16;
 
+/// Devices below one at most, to look for files.
+const DEVICES_MAX: usize = 256;
+
 /// The number of the block device at `path`.
 pub(super) fn device_of(path: &Path) -> Option<u64> {
     let found = fs::metadata(path).ok()?;
@@ -54,6 +57,22 @@ pub(super) fn below(device: u64) -> Vec<u64> {
 pub(super) fn backing_file(device: u64) -> Option<PathBuf> {
     let text = fs::read_to_string(entry(device).join("loop/backing_file")).ok()?;
     text.strip_suffix('\n').filter(|text| !text.is_empty()).map(PathBuf::from)
+}
+
+/// The files and block devices that the block device at `path` is made of by way of loop devices, as the kernel calls them;
+/// none for anything else.
+pub fn files_below(path: &Path) -> Vec<PathBuf> {
+    let (mut files, mut seen) = (Vec::new(), Vec::new());
+    let mut next: Vec<u64> = device_of(path).into_iter().collect();
+    while let Some(device) = next.pop().filter(|_| seen.len() < DEVICES_MAX) {
+        if !seen.contains(&device) {
+            seen.push(device);
+            let file = backing_file(device);
+            next.extend(below(device).into_iter().chain(file.as_deref().and_then(device_of)));
+            files.extend(file);
+        }
+    }
+    files
 }
 
 /// The loop devices over a file or block device, and over these: paths and numbers.

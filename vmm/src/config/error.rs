@@ -15,6 +15,8 @@ pub enum Origin {
     Line(usize),
     /// In a `--set` option with this argument.
     Set(Rc<str>),
+    /// The option `--log-file` with this argument.
+    LogFile(Rc<str>),
 }
 
 /// Something wrong with the configuration.
@@ -86,6 +88,7 @@ impl Errors {
                     Origin::File => file.to_owned(),
                     Origin::Line(line) => format!("{file}:{line}"),
                     Origin::Set(argument) => format!("--set {argument}"),
+                    Origin::LogFile(argument) => format!("--log-file {argument}"),
                 };
                 ConfigError::new(place, message)
             })

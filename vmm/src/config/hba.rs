@@ -117,6 +117,7 @@ pub(super) fn place(origin: &Origin) -> String {
         Origin::File => "of the file".into(),
         Origin::Line(line) => format!("of line {line}"),
         Origin::Set(argument) => format!("of --set {argument}"),
+        Origin::LogFile(argument) => format!("of --log-file {argument}"),
     }
 }
 

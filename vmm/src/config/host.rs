@@ -3,11 +3,11 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use devices::storage::{self, Backing, CacheMode, Content, Ending, Qcow2Image, Qcow2Options, Sharing};
 
-use super::types::Format;
+use super::types::{Disk, Format};
 
 /// What the host can give to a machine.
 #[derive(Clone, Debug, Default)]
@@ -159,17 +159,11 @@ pub(super) fn check_content(
 ) -> Result<Ending, String> {
     let shown = path.display();
     if format == Format::Qcow2 {
-        let options = Qcow2Options {
-            path: path.to_owned(),
-            read_only,
-            cache: CacheMode::Writeback,
-            sharing: Sharing::Unlocked,
-            backing: backing.clone(),
-            discard: false,
-        };
-        return Qcow2Image::inspect(&options).map_err(|error| match &error.source {
-            Some(source) => format!("{error}: {}", reason(source)),
-            None => error.to_string(),
+        return Qcow2Image::inspect(&unlocked(path, read_only, backing)).map_err(|error| {
+            match &error.source {
+                Some(source) => format!("{error}: {}", reason(source)),
+                None => error.to_string(),
+            }
         });
     }
     let cannot_read = |error| format!("cannot read {shown}: {}", reason(&error));
@@ -186,6 +180,32 @@ pub(super) fn check_content(
     Err(format!(
         "{shown} is {what}; {remedy}, or set format = \"raw\" if the guest shall have its bytes as they are"
     ))
+}
+
+fn unlocked(path: &Path, read_only: bool, backing: &Backing) -> Qcow2Options {
+    Qcow2Options {
+        path: path.to_owned(),
+        read_only,
+        cache: CacheMode::Writeback,
+        sharing: Sharing::Unlocked,
+        backing: backing.clone(),
+        discard: false,
+    }
+}
+
+/// What a disk uses besides its image: backing files, and the files below loop devices, each with the words for it. Nothing
+/// where it cannot be opened.
+pub(super) fn files_below(disk: &Disk) -> Vec<(&'static str, PathBuf)> {
+    let images = match disk.format {
+        Format::Raw => vec![disk.image.clone()],
+        Format::Qcow2 => {
+            let options = unlocked(&disk.image, disk.read_only, &disk.backing);
+            Qcow2Image::files(&options).unwrap_or_default()
+        }
+    };
+    let below: Vec<_> = images.iter().flat_map(|image| storage::files_below(image)).collect();
+    let backing = images.into_iter().skip(1).map(|path| ("backing file", path));
+    backing.chain(below.into_iter().map(|path| ("file below the device", path))).collect()
 }
 
 /// Checks that an image has a whole block of a disk with blocks of `block` bytes, and warns of an end that it will not show.

@@ -46,11 +46,12 @@ const MOST: u64 = 16 << 20;
 /// So many bytes show whether it is text.
 const BEGINNING: u64 = 4 << 10;
 
-/// Reads the file at `path`, applies the arguments of `--set` and checks everything against the host.
+/// Reads the file at `path`, applies the arguments of `--set` and checks everything against the host. The file `log`, which
+/// takes the log, is compared with all that the machine uses.
 ///
 /// # Errors
 /// Everything that is wrong, in the order of the file.
-pub fn load(path: &Path, set: &[String]) -> Result<Config, Vec<ConfigError>> {
+pub fn load(path: &Path, set: &[String], log: Option<&Path>) -> Result<Config, Vec<ConfigError>> {
     let file = path.display().to_string();
     let bytes = read(path).map_err(|message| vec![ConfigError::new(&file, message)])?;
     let text = String::from_utf8(bytes).map_err(|error| {
@@ -58,7 +59,7 @@ pub fn load(path: &Path, set: &[String]) -> Result<Config, Vec<ConfigError>> {
         let line = 1 + good.iter().filter(|&&byte| byte == b'\n').count();
         vec![ConfigError::new(format!("{file}:{line}"), "not TOML: not UTF-8")]
     })?;
-    parse(&text, path, set, &Host::probe())
+    parse_all(&text, path, set, log, &Host::probe())
 }
 
 /// What is in the file, which may be a pipe, unless it can be no configuration.
@@ -83,6 +84,16 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
 /// # Errors
 /// Everything that is wrong, in the order of the file.
 pub fn parse(text: &str, path: &Path, set: &[String], host: &Host) -> Result<Config, Vec<ConfigError>> {
+    parse_all(text, path, set, None, host)
+}
+
+fn parse_all(
+    text: &str,
+    path: &Path,
+    set: &[String],
+    log: Option<&Path>,
+    host: &Host,
+) -> Result<Config, Vec<ConfigError>> {
     let mut errors = Errors::default();
     let mut tree = tree::parse(text, &mut errors);
     if !errors.is_empty() {
@@ -91,7 +102,7 @@ pub fn parse(text: &str, path: &Path, set: &[String], host: &Host) -> Result<Con
     }
     overrides::apply(&mut tree, set, &mut errors);
     let mut root = Section::root(&tree, &mut errors);
-    let config = build(&mut root, path, host, &mut errors);
+    let config = build(&mut root, path, log, host, &mut errors);
     match config {
         Some(config) if errors.is_empty() => Ok(config),
         _ => Err(errors.finish(&path.display().to_string())),
@@ -103,10 +114,23 @@ pub fn parse(text: &str, path: &Path, set: &[String], host: &Host) -> Result<Con
 /// # Errors
 /// Everything that is wrong.
 pub fn parse_hba(text: &str, directory: &Path) -> Result<Hba, Vec<ConfigError>> {
+    parse_new_hba(text, directory, &[])
+}
+
+/// [`parse_hba`] for a machine that runs and uses the paths of `own`.
+///
+/// # Errors
+/// Everything that is wrong.
+pub fn parse_new_hba(text: &str, directory: &Path, own: &[Own]) -> Result<Hba, Vec<ConfigError>> {
     let mut errors = Errors::default();
     let tree = tree::parse(text, &mut errors);
     let root = Section::root(&tree, &mut errors);
-    match hba::hbas(&root, directory, 1, &mut errors).and_then(|mut hbas| hbas.pop()) {
+    let hbas = hba::hbas(&root, directory, 1, &mut errors);
+    let mut paths = Paths::running(own);
+    paths.hbas(root.sections("hba"), directory);
+    paths.below(root.sections("hba"), hbas.as_deref().unwrap_or_default());
+    paths.check(&mut errors);
+    match hbas.and_then(|mut hbas| hbas.pop()) {
         Some(hba) if errors.is_empty() => Ok(hba),
         _ => Err(errors.finish("request")),
     }
@@ -129,24 +153,33 @@ impl Config {
     }
 }
 
-fn build(root: &mut Section<'_>, path: &Path, host: &Host, errors: &mut Errors) -> Option<Config> {
+fn build(
+    root: &mut Section<'_>,
+    path: &Path,
+    log: Option<&Path>,
+    host: &Host,
+    errors: &mut Errors,
+) -> Option<Config> {
     let directory = path.parent().unwrap_or(Path::new(""));
     let vm = machine::vm(&root.take("vm"), path, host, errors);
     let mut paths = Paths::of(path);
     paths.hbas(root.sections("hba"), directory);
     let hbas = hba::hbas(root, directory, vm.as_ref().map_or(1, |vm| vm.cpus), errors);
+    paths.below(root.sections("hba"), hbas.as_deref().unwrap_or_default());
     hba::warn(hbas.as_deref().unwrap_or_default());
     let section = root.take("boot");
     let boot = machine::boot(&section, directory, hbas.as_deref(), errors);
     let debug_log = machine::debug_log(&section, directory, errors);
     paths.boot(&section, directory);
     let section = root.take("serial");
-    paths.own(&section, directory);
+    paths.output(&section, directory);
     let serial = machine::serial(&section, directory, errors);
     let section = root.take("control");
-    paths.own(&section, directory);
+    paths.output(&section, directory);
     let control = machine::control(&section, directory, errors);
+    log.into_iter().for_each(|log| paths.log(log));
+    let own = paths.own();
     paths.check(errors);
     let directory = directory.to_path_buf();
-    Some(Config { vm: vm?, boot: boot?, debug_log, serial: serial?, control, hbas: hbas?, directory })
+    Some(Config { vm: vm?, boot: boot?, debug_log, serial: serial?, control, hbas: hbas?, directory, own })
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::error::{Errors, Origin};
 use super::host::{self, Medium};
 use super::section::Section;
+use super::types::{Device, Hba, Own};
 
 /// A path of the configuration.
 struct Used {
@@ -16,6 +17,18 @@ struct Used {
     shown: PathBuf,
     /// The machine reads it only, or it is an image, of which several may be one disk.
     shared: bool,
+    part: Part,
+}
+
+/// Of what a path is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// Of the machine itself.
+    Machine,
+    /// Of a disk.
+    Disk,
+    /// Of the machine, which runs already.
+    Running,
 }
 
 /// Which thing a path leads to.
@@ -34,7 +47,34 @@ impl Paths {
     /// The configuration file itself.
     pub(super) fn of(file: &Path) -> Self {
         let what = "configuration file".to_owned();
-        Self(vec![Used { what, origin: Origin::File, path: file.into(), shown: file.into(), shared: true }])
+        let (path, shown) = (file.into(), file.into());
+        Self(vec![Used { what, origin: Origin::File, path, shown, shared: true, part: Part::Machine }])
+    }
+
+    /// What a machine that runs uses.
+    pub(super) fn running(own: &[Own]) -> Self {
+        let used = |own: &Own| Used {
+            what: own.what.clone(),
+            origin: Origin::File,
+            path: own.path.clone(),
+            shown: own.path.clone(),
+            shared: own.read,
+            part: Part::Running,
+        };
+        Self(own.iter().map(used).collect())
+    }
+
+    /// The log file.
+    pub(super) fn log(&mut self, path: &Path) {
+        let (what, origin) = ("log file".to_owned(), Origin::LogFile(path.to_string_lossy().into()));
+        let (path, shown) = (path.into(), path.into());
+        self.0.push(Used { what, origin, path, shown, shared: false, part: Part::Machine });
+    }
+
+    /// What is not of disks.
+    pub(super) fn own(&self) -> Vec<Own> {
+        let own = self.0.iter().filter(|used| used.part == Part::Machine);
+        own.map(|used| Own { what: used.named(), path: used.path.clone(), read: used.shared }).collect()
     }
 
     /// What `[boot]` names.
@@ -49,7 +89,7 @@ impl Paths {
     }
 
     /// What `[serial]` or `[control]` names.
-    pub(super) fn own(&mut self, section: &Section<'_>, directory: &Path) {
+    pub(super) fn output(&mut self, section: &Section<'_>, directory: &Path) {
         self.add(section, "path", directory, false);
     }
 
@@ -63,6 +103,25 @@ impl Paths {
                     self.push(lun, "backing", path.as_ref(), directory, true);
                 }
                 self.protection(lun, directory);
+            }
+        }
+    }
+
+    /// What the disks of the file use besides what they name: `read` is what was made of `hbas`.
+    pub(super) fn below(&mut self, hbas: &[Section<'_>], read: &[Hba]) {
+        for (section, hba) in hbas.iter().zip(read) {
+            for (section, lun) in section.sections("lun").iter().zip(&hba.luns) {
+                let Device::Disk(disk) = &lun.device else { continue };
+                for (what, path) in host::files_below(disk) {
+                    self.0.push(Used {
+                        what: format!("{what} of `image` in {}", section.title),
+                        origin: section.origin("image"),
+                        shown: path.clone(),
+                        path,
+                        shared: true,
+                        part: Part::Disk,
+                    });
+                }
             }
         }
     }
@@ -92,7 +151,8 @@ impl Paths {
     fn push(&mut self, section: &Section<'_>, key: &str, shown: &Path, directory: &Path, shared: bool) {
         let (path, shown) = (directory.join(shown), shown.to_owned());
         let what = format!("`{key}` in {}", section.title);
-        self.0.push(Used { what, origin: section.origin(key), path, shown, shared });
+        let part = if section.title == "[[hba.lun]]" { Part::Disk } else { Part::Machine };
+        self.0.push(Used { what, origin: section.origin(key), path, shown, shared, part });
     }
 
     /// Notes each path that is something else as well.
@@ -103,20 +163,26 @@ impl Paths {
             let before = self.0.iter().zip(&targets).take(index);
             let mut same = before.filter(|(_, other)| target.is_some() && *other == target);
             let Some((other, _)) = same.find(|(other, _)| !(used.shared && other.shared)) else { continue };
-            if errors.at(&used.origin) {
+            if used.part == Part::Running || errors.at(&used.origin) {
                 continue;
             }
-            let place = match &other.origin {
-                Origin::File => String::new(),
-                origin => format!(" {}", super::hba::place(origin)),
+            let (shown, named) = (used.shown.display(), other.named());
+            let message = format!("{shown} is the {named}; expected a file of its own");
+            let message = match &used.origin {
+                Origin::LogFile(_) => message,
+                _ => format!("{}: {message}", used.what),
             };
-            let message = format!(
-                "{}: {} is the {}{place}; expected a file of its own",
-                used.what,
-                used.shown.display(),
-                other.what
-            );
             errors.add(&used.origin, message);
+        }
+    }
+}
+
+impl Used {
+    /// What it is, with its place.
+    fn named(&self) -> String {
+        match &self.origin {
+            Origin::File | Origin::LogFile(_) => self.what.clone(),
+            origin => format!("{} {}", self.what, super::hba::place(origin)),
         }
     }
 }

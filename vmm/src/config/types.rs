@@ -57,6 +57,19 @@ pub struct Config {
     pub hbas: Vec<Hba>,
     /// The directory of the file, which paths are relative to.
     pub directory: PathBuf,
+    /// What the machine uses besides its disks.
+    pub own: Vec<Own>,
+}
+
+/// A path that the machine uses for something else than a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Own {
+    /// What it is, with the place where it is written: "`path` in [serial] of line 9".
+    pub what: String,
+    /// The path.
+    pub path: PathBuf,
+    /// It is only read.
+    pub read: bool,
 }
 
 /// `[vm]`: the machine itself.

@@ -261,6 +261,7 @@ impl Machine {
         let service = Service {
             name: self.config.vm.name.clone(),
             directory: self.config.directory.clone(),
+            own: self.config.own.clone(),
             control: self.control.clone(),
             adapters: self.hbas.adapters().to_vec(),
             space: self.space.clone(),

@@ -32,6 +32,8 @@ pub struct Service {
     pub name: String,
     /// Directory that paths are relative to.
     pub directory: PathBuf,
+    /// Paths that no disk may have.
+    pub own: Vec<config::Own>,
     /// Runs, pauses, ends the machine.
     pub control: Arc<Control>,
     /// Its HBAs.
@@ -244,7 +246,7 @@ impl Service {
         for (key, value) in &arguments.0 {
             text.push_str(&format!("{} = {}\n", toml::Value::String(key.clone()), toml_value(value)?));
         }
-        let hba = config::parse_hba(&text, &self.directory).map_err(|errors| {
+        let hba = config::parse_new_hba(&text, &self.directory, &self.own).map_err(|errors| {
             let lines: Vec<String> = errors.iter().map(ConfigError::message).collect();
             anyhow!("{}", lines.join("; "))
         })?;

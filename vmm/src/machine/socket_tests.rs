@@ -63,6 +63,7 @@ fn bench() -> (Bench, Service) {
     adapter.connect(recorder.clone());
     let raid = Adapter::new("raid0", HbaType::Megasas, thread.remote(), &space, &TargetGroup::default());
     let service = Service {
+        own: Vec::new(),
         name: "vm".into(),
         directory: directory.path().into(),
         control: control.clone(),

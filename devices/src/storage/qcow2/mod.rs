@@ -135,6 +135,11 @@ impl Qcow2Image {
         open::inspect(options)
     }
 
+    /// The files of an image: its own, and its backing files from the nearest on. Locks and changes nothing.
+    pub fn files(options: &Qcow2Options) -> Result<Vec<PathBuf>, OpenError> {
+        open::files(options)
+    }
+
     /// Whether it could not be made stable: then it cannot be again before it is opened anew.
     pub(super) fn has_failed(&self) -> bool {
         self.inner.layers.first().is_some_and(|top| top.file.has_failed())

@@ -148,6 +148,23 @@ pub(super) fn inspect(options: &Qcow2Options) -> Result<Ending, OpenError> {
     Ok(Ending::of_file(disk))
 }
 
+/// See [`Qcow2Image::files`](super::Qcow2Image::files).
+pub(super) fn files(options: &Qcow2Options) -> Result<Vec<PathBuf>, OpenError> {
+    let mut walk = Walk::new(options);
+    let mut files = Vec::new();
+    while let Some(Next { path, qcow2, _held }) = walk.step()? {
+        kind_of(&path)?;
+        if qcow2 {
+            let failed = |e| cannot_open(&path, e);
+            let file = open_quietly(&path).map_err(failed)?;
+            let header = read_header(&file, length(&file).map_err(failed)?, &path, walk.at_top())?;
+            walk.below(&path, &header)?;
+        }
+        files.push(path);
+    }
+    Ok(files)
+}
+
 impl Chain {
     pub(super) fn open(options: &Qcow2Options) -> Result<Self, OpenError> {
         let mut layers = Vec::new();

@@ -30,6 +30,14 @@ fn the_smallest_file_has_every_default() {
             serial: Serial::Stdio,
             control: None,
             directory: fixture.path(""),
+            own: vec![
+                Own { what: "configuration file".into(), path: fixture.path("vm.toml"), read: true },
+                Own {
+                    what: "`kernel` in [boot] of line 4".into(),
+                    path: fixture.path("vmlinuz"),
+                    read: true
+                },
+            ],
             hbas: vec![Hba {
                 id: "hba0".into(),
                 controller: Controller::VirtioScsi(VirtioScsi::with_queues(1)),

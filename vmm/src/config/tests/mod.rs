@@ -65,7 +65,7 @@ fn parsed(text: &str) -> (Fixture, Vec<String>, Option<Config>) {
     let mut errors = Errors::default();
     let tree = tree::parse(text, &mut errors);
     let mut root = Section::root(&tree, &mut errors);
-    let config = build(&mut root, &fixture.path("vm.toml"), &Host::default(), &mut errors);
+    let config = build(&mut root, &fixture.path("vm.toml"), None, &Host::default(), &mut errors);
     let lines = fixture.shorten(&errors.finish("vm.toml"));
     (fixture, lines, config)
 }

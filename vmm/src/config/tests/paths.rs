@@ -57,3 +57,54 @@ fn one_path_is_not_two_things() {
     let text = format!("{SMALLEST}{null}").replacen("[boot]\n", "[boot]\ndebug_log = \"/dev/null\"\n", 1);
     assert!(fixture.parse(&text, &[]).is_ok());
 }
+
+/// Backing files are images, whoever names them.
+#[test]
+fn backing_files_are_no_outputs() {
+    let fixture = Fixture::new();
+    fs::write(fixture.path("top.qcow2"), images::qcow2("b.img")).unwrap();
+    let text = SMALLEST.replace("a.img", "top.qcow2");
+    let serial = |file: &str| format!("{text}[serial]\nmode = \"file\"\npath = \"{file}\"\n");
+    let line = "vm.toml:10: `path` in [serial]: b.img is the backing file of `image` in [[hba.lun]] of line 7; \
+                expected a file of its own";
+    assert_eq!(fixture.lines(&serial("b.img"), &[]), [line]);
+    assert!(fixture.parse(&serial("other"), &[]).is_ok());
+}
+
+#[test]
+fn the_log_file_is_nothing_else() {
+    let fixture = Fixture::new();
+    let path = fixture.path("vm.toml");
+    fs::write(&path, SMALLEST).unwrap();
+    let lines = |log: &str| match load(&path, &[], Some(&fixture.path(log))) {
+        Ok(_) => Vec::new(),
+        Err(errors) => fixture.shorten(&errors),
+    };
+    let line = |log: &str, what: &str| {
+        vec![format!("--log-file {log}: {log} is the {what}; expected a file of its own")]
+    };
+    assert_eq!(lines("a.img"), line("a.img", "`image` in [[hba.lun]] of line 7"));
+    assert_eq!(lines("vmlinuz"), line("vmlinuz", "`kernel` in [boot] of line 4"));
+    assert_eq!(lines("vm.toml"), line("vm.toml", "configuration file"));
+    assert_eq!((lines("log"), lines("initrd")), (vec![], vec![]));
+}
+
+/// Disks that come later, while the machine runs.
+#[test]
+fn new_disks_are_nothing_that_the_machine_uses() {
+    let text = format!("{SMALLEST}[serial]\nmode = \"file\"\npath = \"b.img\"\n");
+    let (fixture, config) = good(&text, &[]);
+    let refused = |lun: &str| {
+        let text = format!("[[hba]]\n[[hba.lun]]\n{lun}\n");
+        match parse_new_hba(&text, &config.directory, &config.own) {
+            Ok(_) => Vec::new(),
+            Err(errors) => fixture.shorten(&errors),
+        }
+    };
+    let line = "request:3: `image` in [[hba.lun]]: b.img is the `path` in [serial] of line 10; expected a file of its own";
+    assert_eq!(refused("image = \"b.img\""), [line]);
+    let line = "request:3: `protection_image` in [[hba.lun]]: vmlinuz is the `kernel` in [boot] of line 4; \
+                expected a file of its own";
+    assert_eq!(refused("protection_image = \"vmlinuz\"\nprotection = 1\nimage = \"c.img\""), [line]);
+    assert!(refused("image = \"c.img\"").is_empty());
+}
