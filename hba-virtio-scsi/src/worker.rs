@@ -6,7 +6,6 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
-use std::time::Instant;
 
 use devices::iothread::{Io, Poller, TaskPool, Watch};
 use devices::mem::Dma;
@@ -120,9 +119,11 @@ impl Worker {
 
     /// The last `count` chains were taken in one go.
     fn arrived(&self, count: u32) {
-        if let Some(moderation) = &self.moderation {
+        if let Some(moderation) = &self.moderation
+            && count > 0
+        {
             let before = self.running.get().saturating_sub(count);
-            moderation.borrow_mut().arrived(Instant::now(), count, before);
+            moderation.borrow_mut().arrived(self.io.now(), count, before);
         }
     }
 
@@ -141,7 +142,7 @@ impl Worker {
         }
         match &self.moderation {
             Some(moderation) if flushed.published => {
-                let now = Instant::now();
+                let now = self.io.now();
                 moderation.borrow_mut().completed(now, std::iter::repeat_n(now, count));
                 self.signal_if_due();
             }
@@ -159,7 +160,7 @@ impl Worker {
             let moderation = moderation.borrow();
             // Chains that we left say nothing of whether the driver sends.
             let sends = || !self.left.get() && self.queue.has_waiting();
-            !moderation.is_idle() && moderation.is_due(Instant::now(), self.running.get(), sends())
+            !moderation.is_idle() && moderation.is_due(self.io.now(), self.running.get(), sends())
         });
         if due {
             self.signal();

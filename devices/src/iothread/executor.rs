@@ -11,6 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::blocking::Helpers;
+use super::clock::Clock;
 use super::op::Op;
 use super::polling::{Poller, Polling, Window};
 use super::ring::{BYTES_PER_ENTER, Key, Reaped, Ring};
@@ -59,6 +60,7 @@ pub(super) struct Core {
     /// The poller to be asked first the next time: each has its turn.
     first: Cell<usize>,
     window: RefCell<Window>,
+    pub(super) clock: Clock,
     closing: Cell<bool>,
     /// The scope of what is polled now, and the newest.
     pub(super) scope: Cell<u64>,
@@ -86,6 +88,7 @@ impl Core {
             pollers: RefCell::default(),
             first: Cell::new(0),
             window: RefCell::new(Window::new(polling)),
+            clock: Clock::new(Instant::now),
             closing: Cell::new(false),
             scope: Cell::new(0),
             scopes: Cell::new(0),
@@ -194,6 +197,7 @@ impl Core {
             self.ring.borrow_mut().reap(&mut reaped);
             reaped.settle();
             if busy {
+                self.clock.forget();
                 // Before what was postponed: a queue waits for one round of the others at most.
                 self.ask();
             }
@@ -216,15 +220,17 @@ impl Core {
         if self.pollers.borrow().is_empty() || !self.window.borrow().is_open() {
             return self.sleep();
         }
-        let begin = Instant::now();
-        if !self.window.borrow().length().is_zero() || self.is_holding() {
+        let polls = !self.window.borrow().length().is_zero() || self.is_holding();
+        if polls {
             self.ring.borrow_mut().enter(false)?;
-            if self.poll_until(begin) {
-                return Ok(());
-            }
+        }
+        self.clock.forget();
+        let begin = self.clock.now();
+        if polls && self.poll_until(begin) {
+            return Ok(());
         }
         let result = self.sleep();
-        self.window.borrow_mut().slept(begin.elapsed());
+        self.window.borrow_mut().slept(self.clock.now().saturating_duration_since(begin));
         result
     }
 
@@ -235,6 +241,7 @@ impl Core {
         let sleep = !found && self.ready.borrow().is_empty() && self.shared.fall_asleep();
         let entered = self.ring.borrow_mut().enter(sleep);
         self.shared.wake_up();
+        self.clock.forget();
         entered
     }
 
@@ -246,7 +253,7 @@ impl Core {
             if self.ask() | self.shared.is_filled() || self.ring.borrow_mut().has_completions() {
                 return true;
             }
-            if begin.elapsed() >= end && !self.is_holding() {
+            if self.clock.looked().saturating_duration_since(begin) >= end && !self.is_holding() {
                 return false;
             }
             std::hint::spin_loop();

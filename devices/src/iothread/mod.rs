@@ -16,6 +16,7 @@
 
 mod abandoned;
 mod blocking;
+mod clock;
 mod event;
 mod executor;
 mod hold;
@@ -45,7 +46,7 @@ use std::rc::{Rc, Weak};
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -374,6 +375,18 @@ impl Io {
         let hook: Rc<dyn Fn()> = Rc::new(hook);
         self.core.add_hook(Rc::downgrade(&hook));
         BatchHook { _hook: hook }
+    }
+
+    /// The time of this round of the thread, which is read once: when it came back from the kernel, or began to look for work. Good
+    /// for what takes longer than a round, and costs nothing where the host's clock is slow.
+    pub fn now(&self) -> Instant {
+        self.core.clock.now()
+    }
+
+    /// How often this thread has read the host's clock.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn clock_readings(&self) -> u64 {
+        self.core.clock.readings()
     }
 
     /// How long it pays on this host to look for work instead of sleeping; zero where that is switched off.

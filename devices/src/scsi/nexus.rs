@@ -196,7 +196,7 @@ impl Nexus {
         let hurried = self.hurried.load(Ordering::Relaxed);
         let background = &unit.background;
         let calm = if hurried { background.answered() } else { background.calm() };
-        Hold { io, unit, since: hurried.then(Instant::now), calm, late: None }
+        Hold { io, unit, since: hurried.then(|| io.now()), calm, late: None }
     }
 
     /// Whether the initiator meets a unit that it may take for another one with this command: the unit carries it out then.

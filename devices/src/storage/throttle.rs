@@ -120,7 +120,9 @@ impl Throttle {
 
     /// Waits until a request of `bytes` may go.
     pub(super) async fn wait(&self, io: &Io, direction: Direction, bytes: u64) {
-        let now = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        // That of the round will do: what is booked a little early is a little longer in coming, and the next one not later.
+        let now = io.now().saturating_duration_since(self.start);
+        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         let wait = self.buckets.book(now, direction, bytes);
         if wait > 0 {
             io.sleep(Duration::from_nanos(wait)).await;

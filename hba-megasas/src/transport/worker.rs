@@ -133,7 +133,7 @@ impl Worker {
         if done.is_empty() && moderation.is_idle() {
             return;
         }
-        let now = Instant::now();
+        let now = self.io.now();
         if !done.is_empty() {
             moderation
                 .completed(now, done.iter().filter(|done| done.context.is_some()).map(|done| done.taken));
@@ -300,7 +300,7 @@ impl Poller for Worker {
         let waiting = self.port.has_waiting();
         let due = {
             let moderation = self.moderation.borrow();
-            !moderation.is_idle() && moderation.is_due(Instant::now(), self.port.in_flight(), waiting)
+            !moderation.is_idle() && moderation.is_due(self.io.now(), self.port.in_flight(), waiting)
         };
         if due {
             self.signal();
@@ -347,11 +347,14 @@ impl Worker {
         }
         batch.frames.clear();
         (batch.begun, batch.epoch) = (0, self.port.take(&mut batch.frames));
-        if batch.frames.is_empty() && self.port.complete(&mut self.done.borrow_mut()) {
-            // The driver has made room in a full ring.
-            self.port.signal();
+        if batch.frames.is_empty() {
+            if self.port.complete(&mut self.done.borrow_mut()) {
+                // The driver has made room in a full ring.
+                self.port.signal();
+            }
+            return;
         }
-        batch.taken = Instant::now();
+        batch.taken = self.io.now();
         self.moderation.borrow_mut().arrived(batch.taken, batch.frames.len() as u32, running as u32);
     }
 
@@ -413,7 +416,7 @@ pub(crate) async fn serve(worker: Rc<Worker>) {
     drop(poller);
     let mut watch = worker.io.watch(port.doorbell());
     let frames = Vec::with_capacity(limit);
-    let mut batch = Batch { frames, begun: 0, epoch: 0, taken: Instant::now() };
+    let mut batch = Batch { frames, begun: 0, epoch: 0, taken: worker.io.now() };
     let mut fetcher = Fetcher::default();
     let mut backlog = Backlog { frames: VecDeque::with_capacity(limit), may: false };
     let begin = |token: FrameToken, frame| {
