@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn every_row_has_a_bar() {
-        let job = Job { pattern: "read", block_kib: 128, depth: 8, jobs: 1 };
+        let job = Job::new("read", 128, 8, 1);
         let row = |name, iops| Row { job, name, iops, megabytes: 1.0, cpu: None, exits: None, all: vec![] };
         let text = svg(&[row("qemu", 50.0), row("vmm", 100.0)]);
         assert_eq!(text.matches("<rect x=").count(), 2);

@@ -2,40 +2,23 @@
 //! direct I/O, alternating.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::bed::Bed;
 use crate::bench_chart;
+use crate::bench_plan::{Conditions, Plan, Settings};
 use crate::fio::{self, Figures, Fio, Job};
 use crate::guest::{Disk, HbaKind, Vmm};
 use crate::paths;
 use crate::report::{median, note};
+use crate::tools::Tools;
 
 const PATIENCE: u64 = 600;
 const DEVICE: &str = "/dev/nullb0";
 /// Clock ticks of /proc/PID/stat in a second, on every Linux.
 const TICKS: f64 = 100.0;
-
-/// What to measure.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    /// The HBA the disk is on.
-    pub hba: HbaKind,
-    /// How often each VMM is started.
-    pub rounds: u32,
-    /// Only the most telling workloads, and short ones.
-    pub quick: bool,
-    /// vCPUs of the guest, each with a queue.
-    pub cpus: u32,
-    /// Only workloads whose name holds one of these; all if there is none.
-    pub only: Vec<String>,
-    /// Keys of our `[[hba]]`, `KEY=VALUE`.
-    pub keys: Vec<String>,
-    /// The program of Cloud Hypervisor, for [`Vmm::CloudHypervisor`].
-    pub cloud_hypervisor: Option<PathBuf>,
-}
 
 /// One run of one workload.
 #[derive(Clone, Copy, Debug, Default)]
@@ -66,54 +49,49 @@ pub struct Row {
     pub all: Vec<f64>,
 }
 
-impl Plan {
-    fn jobs(&self) -> Vec<Job> {
-        let (depths, counts): (&[u32], &[u32]) =
-            if self.quick { (&[1, 32], &[1]) } else { (&[1, 8, 32], &[1, 4]) };
-        let mut jobs = Vec::new();
-        for pattern in ["randread", "randwrite"] {
-            for &count in counts {
-                jobs.extend(depths.iter().map(|&depth| Job { pattern, block_kib: 4, depth, jobs: count }));
-            }
-        }
-        let sizes: &[u32] = if self.quick { &[128] } else { &[128, 1024] };
-        for pattern in ["read", "write"] {
-            jobs.extend(sizes.iter().map(|&block_kib| Job { pattern, block_kib, depth: 8, jobs: 1 }));
-        }
-        if !self.only.is_empty() {
-            jobs.retain(|job| self.only.iter().any(|word| job.name().contains(word)));
-        }
-        jobs
-    }
-
-    fn seconds(&self) -> u32 {
-        if self.quick { 3 } else { 5 }
-    }
+/// What a measurement gave, and under which conditions.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// For each workload the host itself, if it was measured, and each VMM.
+    pub rows: Vec<Row>,
+    /// Under these.
+    pub conditions: Conditions,
 }
 
 /// Measures, prints the medians, and writes `storage.json` and `storage.svg`.
 pub fn run(bed: &Bed, plan: &Plan, which: &[Vmm]) -> Result<()> {
+    report(&measure(bed, plan, which)?, plan)
+}
+
+/// Measures.
+pub fn measure(bed: &Bed, plan: &Plan, which: &[Vmm]) -> Result<Outcome> {
     let jobs = plan.jobs();
     ensure!(!jobs.is_empty(), "no workload has such a name");
-    let fio = Fio::prepare()?;
+    let (fio, qemu) = (Fio::prepare()?, plan.qemu.tools(bed)?);
     let archive = fio.archive()?;
-    let host = bed.host();
-    host.shell(
+    bed.host().shell(
         "[ -d /sys/kernel/debug/kvm ] || mount -t debugfs debugfs /sys/kernel/debug
          [ -e /dev/nullb0 ] || modprobe null_blk nr_devices=1 memory_backed=1 gb=1 bs=512 hw_queue_depth=256
          dd if=/dev/urandom of=/dev/nullb0 bs=1M count=512 oflag=direct 2>/dev/null",
         120,
     )?;
+    let _settings = Settings::apply(bed, plan)?;
+    let conditions = Conditions::of(bed, plan, &qemu)?;
+    note(&conditions.line());
     let mut samples: Vec<Vec<Vec<Sample>>> = vec![vec![Vec::new(); jobs.len()]; which.len()];
     let mut limits = vec![Vec::new(); jobs.len()];
     for round in 1..=plan.rounds {
-        for (place, figures) in host_figures(bed, &fio, &jobs, plan.seconds())?.into_iter().enumerate() {
-            if let Some(list) = limits.get_mut(place) {
-                list.push(Sample { figures, cpu: 0.0, exits: 0.0 });
-            }
+        let host = if plan.host { host_figures(bed, &fio, &jobs, plan)? } else { Vec::new() };
+        for (list, figures) in limits.iter_mut().zip(host) {
+            list.push(Sample { figures, cpu: 0.0, exits: 0.0 });
         }
         for (vmm, lists) in which.iter().zip(&mut samples) {
-            let result = guest_figures(bed, *vmm, plan, &jobs, &archive);
+            let mut result = guest_figures(bed, *vmm, plan, &jobs, &archive, &qemu);
+            if bed.is_emulated() && result.is_err() {
+                note(&format!("round {round}, {}: failed, once more", vmm.name()));
+                bed.clear()?;
+                result = guest_figures(bed, *vmm, plan, &jobs, &archive, &qemu);
+            }
             let diagnostics = bed.take_diagnostics().join("\n");
             let result = result.with_context(|| format!("{} failed\n{diagnostics}", vmm.name()))?;
             for ((job, list), sample) in jobs.iter().zip(lists).zip(result) {
@@ -133,12 +111,13 @@ pub fn run(bed: &Bed, plan: &Plan, which: &[Vmm]) -> Result<()> {
     }
     let mut rows = Vec::new();
     for (place, job) in jobs.iter().enumerate() {
-        rows.extend(limits.get(place).map(|list| row(*job, "host", list, false)));
+        let host = limits.get(place).filter(|list| !list.is_empty());
+        rows.extend(host.map(|list| row(*job, "host", list, false)));
         for (vmm, lists) in which.iter().zip(&samples) {
             rows.extend(lists.get(place).map(|list| row(*job, vmm.name(), list, true)));
         }
     }
-    report(&rows, plan)
+    Ok(Outcome { rows, conditions })
 }
 
 fn row(job: Job, name: &'static str, list: &[Sample], cpu: bool) -> Row {
@@ -157,23 +136,31 @@ fn row(job: Job, name: &'static str, list: &[Sample], cpu: bool) -> Row {
 }
 
 /// What the device gives without any virtual machine.
-fn host_figures(bed: &Bed, fio: &Fio, jobs: &[Job], seconds: u32) -> Result<Vec<Figures>> {
+fn host_figures(bed: &Bed, fio: &Fio, jobs: &[Job], plan: &Plan) -> Result<Vec<Figures>> {
     let dir = bed.new_dir()?;
     let file = format!("{dir}/jobs.fio");
-    bed.host().put(&file, fio::job_file(jobs, DEVICE, seconds, None).as_bytes())?;
+    bed.host()
+        .put(&file, fio::job_file(jobs, DEVICE, plan.engine.name(), plan.seconds(), None).as_bytes())?;
     let command = format!("cd {dir}; {} {} {file}", fio.words().join(" "), fio::OPTIONS.join(" "));
     let output = bed.host().shell(&command, PATIENCE)?;
     jobs.iter().map(|job| fio::parse(&output, job)).collect()
 }
 
 /// What a guest gets. It says on its console when each workload begins and ends, for the processor times.
-fn guest_figures(bed: &Bed, vmm: Vmm, plan: &Plan, jobs: &[Job], archive: &Path) -> Result<Vec<Sample>> {
+fn guest_figures(
+    bed: &Bed,
+    vmm: Vmm,
+    plan: &Plan,
+    jobs: &[Job],
+    archive: &Path,
+    qemu: &Tools,
+) -> Result<Vec<Sample>> {
     let name = match plan.hba {
         HbaKind::Virtio => "/dev/at/0:0:0:0",
         HbaKind::Megasas => "$(ls /dev/at/* | head -n 1)",
     };
-    let jobs_file =
-        fio::job_file(jobs, "@DISK@", plan.seconds(), Some("sh -c \"echo BENCH @ > /dev/console\""));
+    let announce = "sh -c \"echo BENCH @ > /dev/console\"";
+    let jobs_file = fio::job_file(jobs, "@DISK@", plan.engine.name(), plan.seconds(), Some(announce));
     let script = format!(
         "cd /tmp\n{}disk=$(readlink -f {name}); [ -b \"$disk\" ] || disk=/dev/vda; sed -i \"s,@DISK@,$disk,\" jobs
          echo none > /sys/block/${{disk##*/}}/queue/scheduler
@@ -182,16 +169,9 @@ fn guest_figures(bed: &Bed, vmm: Vmm, plan: &Plan, jobs: &[Job], archive: &Path)
         fio::here_document(Path::new("jobs"), &jobs_file),
         fio::OPTIONS.join(" ")
     );
-    let mut guest = bed.guest().vmm(vmm).cpus(plan.cpus).memory("1GiB").archive(archive.to_path_buf());
-    if let Some(program) = &plan.cloud_hypervisor {
-        guest = guest.program(program.clone());
-    }
-    for key in &plan.keys {
-        let (key, value) = key.split_once('=').context("a key is KEY=VALUE")?;
-        let value = value.parse().unwrap_or_else(|_| toml::Value::String(value.into()));
-        guest = guest.hba_key(key, value);
-    }
-    let mut vm = guest.disk(Disk::file(DEVICE).on(plan.hba)).script(&script).spawn()?;
+    let guest = plan.guest(bed, vmm, qemu)?.archive(archive.to_path_buf());
+    let disk = Disk::file(DEVICE).cache(&plan.cache).on(plan.hba);
+    let mut vm = guest.disk(disk).script(&script).spawn()?;
     let mut times = Vec::new();
     for job in jobs {
         let mut sample = |what: &str| -> Result<(f64, f64)> {
@@ -250,7 +230,9 @@ fn ticks(stat: &str) -> Result<f64> {
     Ok(field(14)? + field(15)? - field(43)?)
 }
 
-fn report(rows: &[Row], plan: &Plan) -> Result<()> {
+fn report(outcome: &Outcome, plan: &Plan) -> Result<()> {
+    let rows = &outcome.rows;
+    println!("{}", outcome.conditions.line());
     println!(
         "{:22} {:6} {:>9} {:>9} {:>9} {:>8} {:>7} {:>8}",
         "workload", "where", "IOPS", "MB/s", "us CPU/IO", "exits/IO", "to QEMU", "to cloud"
@@ -270,19 +252,20 @@ fn report(rows: &[Row], plan: &Plan) -> Result<()> {
     }
     let dir = paths::runs()?;
     let (json, svg) = (dir.join("storage.json"), dir.join("storage.svg"));
-    std::fs::write(&json, to_json(rows, plan)).with_context(|| format!("writing {}", json.display()))?;
+    std::fs::write(&json, to_json(outcome, plan)).with_context(|| format!("writing {}", json.display()))?;
     std::fs::write(&svg, bench_chart::svg(rows)).with_context(|| format!("writing {}", svg.display()))?;
     println!("written: {}, {}", json.display(), svg.display());
     Ok(())
 }
 
 /// Of our VMM's rows: operations in a second against another's.
-fn ratio(rows: &[Row], row: &Row, other: Vmm) -> Option<f64> {
+pub fn ratio(rows: &[Row], row: &Row, other: Vmm) -> Option<f64> {
     let theirs = rows.iter().find(|theirs| theirs.job == row.job && theirs.name == other.name())?;
     (row.name == Vmm::Ours.name()).then_some(row.iops / theirs.iops)
 }
 
-fn to_json(rows: &[Row], plan: &Plan) -> String {
+fn to_json(outcome: &Outcome, plan: &Plan) -> String {
+    let rows = &outcome.rows;
     let items: Vec<String> = rows
         .iter()
         .map(|row| {
@@ -303,10 +286,9 @@ fn to_json(rows: &[Row], plan: &Plan) -> String {
             )
         })
         .collect();
-    let hba = if plan.hba == HbaKind::Virtio { "virtio-scsi" } else { "megasas" };
     format!(
-        "{{\n  \"hba\": \"{hba}\",\n  \"cpus\": {},\n  \"rounds\": {},\n  \"seconds\": {},\n  \"results\": [\n{}\n  ]\n}}\n",
-        plan.cpus,
+        "{{\n  \"conditions\": {{{}}},\n  \"rounds\": {},\n  \"seconds\": {},\n  \"results\": [\n{}\n  ]\n}}\n",
+        outcome.conditions.json(),
         plan.rounds,
         plan.seconds(),
         items.join(",\n")
@@ -325,23 +307,5 @@ mod tests {
         let stat = format!("1 (a (b) c) {}", fields.join(" "));
         assert_eq!(ticks(&stat).unwrap(), 14.0 + 15.0 - 43.0);
         assert!(ticks("1 (a) S 1").is_err());
-    }
-
-    #[test]
-    fn quick_and_full_plans() {
-        let plan = Plan {
-            hba: HbaKind::Virtio,
-            rounds: 1,
-            quick: true,
-            cpus: 1,
-            only: vec![],
-            keys: vec![],
-            cloud_hypervisor: None,
-        };
-        assert_eq!(plan.jobs().len(), 6);
-        let full = Plan { quick: false, ..plan.clone() };
-        assert_eq!(full.jobs().len(), 16);
-        let one = Plan { only: vec!["randread-4k-d32".into()], ..plan };
-        assert_eq!(one.jobs().len(), 1);
     }
 }

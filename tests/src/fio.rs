@@ -23,12 +23,21 @@ pub struct Job {
     pub depth: u32,
     /// Processes that do it at once.
     pub jobs: u32,
+    /// What makes each write stable: fio's `fdatasync` after it, `sync` for it, or nothing.
+    pub forced: &'static str,
 }
 
 impl Job {
-    /// Its name: pattern, block size, depth and jobs.
+    /// One that forces nothing.
+    pub fn new(pattern: &'static str, block_kib: u32, depth: u32, jobs: u32) -> Self {
+        Self { pattern, block_kib, depth, jobs, forced: "" }
+    }
+
+    /// Its name: pattern, block size, depth and jobs, and what it forces.
     pub fn name(&self) -> String {
-        format!("{}-{}k-d{}-j{}", self.pattern, self.block_kib, self.depth, self.jobs)
+        let Self { pattern, block_kib, depth, jobs, forced } = self;
+        let dash = if forced.is_empty() { "" } else { "-" };
+        format!("{pattern}-{block_kib}k-d{depth}-j{jobs}{dash}{forced}")
     }
 }
 
@@ -43,11 +52,11 @@ pub struct Figures {
     pub operations: f64,
 }
 
-/// The job file: every workload for `seconds`, one after the other, on `device`. `announce` is a shell command whose
-/// `@` stands for what begins and ends.
-pub fn job_file(jobs: &[Job], device: &str, seconds: u32, announce: Option<&str>) -> String {
+/// The job file: every workload for `seconds`, one after the other, on `device`, with one of fio's engines. `announce` is a shell
+/// command whose `@` stands for what begins and ends.
+pub fn job_file(jobs: &[Job], device: &str, engine: &str, seconds: u32, announce: Option<&str>) -> String {
     let mut text = format!(
-        "[global]\nfilename={device}\nioengine=io_uring\ndirect=1\nthread=1\ntime_based=1\nruntime={seconds}\n\
+        "[global]\nfilename={device}\nioengine={engine}\ndirect=1\nthread=1\ntime_based=1\nruntime={seconds}\n\
          ramp_time=1\nsize=512m\nrandrepeat=0\nnorandommap=1\ngroup_reporting=1\n"
     );
     for job in jobs {
@@ -56,6 +65,9 @@ pub fn job_file(jobs: &[Job], device: &str, seconds: u32, announce: Option<&str>
             "[{name}]\nstonewall\nnew_group\nrw={}\nbs={}k\niodepth={}\nnumjobs={}\n",
             job.pattern, job.block_kib, job.depth, job.jobs
         ));
+        if !job.forced.is_empty() {
+            text.push_str(&format!("{}=1\n", job.forced));
+        }
         if let Some(announce) = announce {
             for (key, what) in [("exec_prerun", "begins"), ("exec_postrun", "ends")] {
                 text.push_str(&format!("{key}={}\n", announce.replace('@', &format!("{name} {what}"))));
@@ -144,7 +156,7 @@ mod tests {
             &["3", "fio-3.39", "randread-4k-d8-j1", "0", "0", "4096", "2048", "512", "2000"]
                 .map(String::from),
         );
-        let job = Job { pattern: "randread", block_kib: 4, depth: 8, jobs: 1 };
+        let job = Job::new("randread", 4, 8, 1);
         let figures = parse(&format!("noise\n{}\n", fields.join(";")), &job).unwrap();
         assert_eq!(figures, Figures { iops: 512.0, megabytes: 2.097_152, operations: 1024.0 });
         let write = Job { pattern: "randwrite", ..job };

@@ -11,6 +11,7 @@ use crate::grub::{self, Terminal};
 use crate::images::script_archive;
 use crate::kernel::Debian;
 use crate::qemu;
+use crate::tools::Tools;
 use crate::vm::Vm;
 use crate::wire::Launch;
 
@@ -153,6 +154,7 @@ pub struct Guest<'a> {
     megasas: toml::Table,
     hba_keys: toml::Table,
     program: Option<PathBuf>,
+    qemu: Option<Tools>,
     mischief: Option<u64>,
 }
 
@@ -177,6 +179,7 @@ impl<'a> Guest<'a> {
             megasas: toml::Table::new(),
             hba_keys: toml::Table::new(),
             program: None,
+            qemu: None,
             mischief: None,
         }
     }
@@ -184,6 +187,12 @@ impl<'a> Guest<'a> {
     /// The program of [`Vmm::CloudHypervisor`].
     pub fn program(mut self, path: PathBuf) -> Self {
         self.program = Some(path);
+        self
+    }
+
+    /// The QEMU of [`Vmm::Qemu`]; the pinned one by default.
+    pub fn qemu(mut self, tools: &Tools) -> Self {
+        self.qemu = Some(tools.clone());
         self
     }
 
@@ -318,7 +327,8 @@ impl<'a> Guest<'a> {
             let program = self.program.as_deref().context("no Cloud Hypervisor is named")?;
             return cloud::command_line(config, program);
         }
-        let mut words = qemu::command_line(config, self.bed.prepared().tools())?;
+        let mut words =
+            qemu::command_line(config, self.qemu.as_ref().unwrap_or(self.bed.prepared().tools()))?;
         for option in &self.options {
             match option.as_str() {
                 "--no-reboot" => words.push("-no-reboot".into()),

@@ -7,14 +7,14 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use testbed::bed::{self, Bed, Prepared};
-use testbed::bench_storage::{self, Plan};
+use testbed::bench_plan::{Engine, HALT_POLL_DEFAULT, Plan, QemuSuite};
 use testbed::guest::{HbaKind, Vmm};
 use testbed::host::{Event, Process};
 use testbed::kernel::Debian;
 use testbed::level1::Level1;
 use testbed::runner::{self, Count, Test};
 use testbed::wire::Launch;
-use testbed::{agent, bench, bench_mixed, ci, demo, fuzz, report};
+use testbed::{agent, bench, bench_conditions, bench_mixed, bench_storage, ci, demo, fuzz, report};
 
 #[path = "../boot/mod.rs"]
 mod boot;
@@ -68,33 +68,14 @@ enum Cmd {
     Bench {
         /// What to measure.
         what: Measure,
-        /// How often to measure each.
-        #[arg(long, default_value_t = 3)]
-        rounds: u32,
+        /// How often to measure each [default: 3; of conditions 2, or 1 with --quick].
+        #[arg(long)]
+        rounds: Option<u32>,
         /// Measure only QEMU.
         #[arg(long)]
         qemu: bool,
-        /// For storage: the HBA that is measured.
-        #[arg(long, value_enum, default_value = "virtio-scsi")]
-        hba: Hba,
-        /// For storage: fewer workloads, in three minutes instead of half an hour.
-        #[arg(long)]
-        quick: bool,
-        /// For storage: instead, a small reader beside a greedy one, with two vCPUs and two queues.
-        #[arg(long)]
-        mixed: bool,
-        /// For storage: number of vCPUs, and so of queues.
-        #[arg(long, default_value_t = 1)]
-        cpus: u32,
-        /// For storage: only workloads whose name holds one of these words.
-        #[arg(long)]
-        only: Vec<String>,
-        /// For storage: a key of our `[[hba]]`, as KEY=VALUE.
-        #[arg(long)]
-        key: Vec<String>,
-        /// For storage: measure this Cloud Hypervisor too, with virtio-blk.
-        #[arg(long)]
-        cloud_hypervisor: Option<PathBuf>,
+        #[command(flatten)]
+        storage: Box<StorageArgs>,
     },
     /// Build the fuzz targets and run them one after the other.
     Fuzz {
@@ -127,6 +108,59 @@ enum Cmd {
     },
 }
 
+/// What `bench storage` and `bench conditions` take besides.
+#[derive(clap::Args)]
+struct StorageArgs {
+    /// The HBA that is measured.
+    #[arg(long, value_enum, default_value = "virtio-scsi")]
+    hba: Hba,
+    /// Fewer workloads, in three minutes instead of half an hour; of conditions, shorter ones.
+    #[arg(long)]
+    quick: bool,
+    /// Instead, a small reader beside a greedy one, with two vCPUs and two queues.
+    #[arg(long)]
+    mixed: bool,
+    /// Instead, writes of 4 KiB that are to be stable, by fdatasync and by O_SYNC.
+    #[arg(long)]
+    forced: bool,
+    /// Number of vCPUs, and so of queues.
+    #[arg(long, default_value_t = 1)]
+    cpus: u32,
+    /// With --quick: each workload on every vCPU at once.
+    #[arg(long)]
+    spread: bool,
+    /// Only workloads whose name holds one of these words.
+    #[arg(long)]
+    only: Vec<String>,
+    /// Cache mode of the disk.
+    #[arg(long, default_value = "none")]
+    cache: String,
+    /// With what fio in the guest asks for I/O.
+    #[arg(long, value_enum, default_value = "io_uring")]
+    engine: Engine,
+    /// The guest's kernel: Linux 6.1 of Debian 12, or 6.12 of 13.
+    #[arg(long, default_value_t = 13, value_parser = clap::value_parser!(u32).range(12..=13))]
+    debian: u32,
+    /// KVM's halt_poll_ns while it is measured: nanoseconds, or `default`. Level 1 has 0 else.
+    #[arg(long, value_parser = halt_poll)]
+    halt_poll: Option<u32>,
+    /// The clock where guests run while it is measured: tsc, hpet or acpi_pm.
+    #[arg(long)]
+    clocksource: Option<String>,
+    /// The Debian suite whose QEMU it is measured against.
+    #[arg(long, value_enum, default_value = "trixie")]
+    qemu_suite: QemuSuite,
+    /// A key of our `[[hba]]`, as KEY=VALUE.
+    #[arg(long)]
+    key: Vec<String>,
+    /// Measure this Cloud Hypervisor too, with virtio-blk.
+    #[arg(long)]
+    cloud_hypervisor: Option<PathBuf>,
+    /// Of conditions: only those whose name holds one of these words.
+    #[arg(long)]
+    condition: Vec<String>,
+}
+
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Measure {
     /// Time to the login prompt.
@@ -135,6 +169,8 @@ enum Measure {
     Memory,
     /// Operations, bandwidth and CPU time of a disk.
     Storage,
+    /// A disk under one condition after the other: guest, host, clock, QEMU, adapter.
+    Conditions,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -173,27 +209,17 @@ fn run(command: Cmd) -> Result<ExitCode> {
             let tests = if soak { boot::SOAK } else { boot::TESTS };
             Ok(boot_tests(tests, list, which(qemu), &filters)?)
         }
-        Cmd::Bench { what, rounds, qemu, hba, quick, mixed, cpus, only, key, cloud_hypervisor } => {
+        Cmd::Bench { what, rounds, qemu, storage } => {
             let bed = Bed::new()?;
             let which: &[Vmm] = if qemu { &[Vmm::Qemu] } else { &[Vmm::Ours, Vmm::Qemu] };
+            let often = rounds.unwrap_or(3);
             match what {
-                Measure::Boot => bench::boot(&bed, rounds, which)?,
-                Measure::Memory => bench::memory(&bed, rounds, which)?,
-                Measure::Storage => {
-                    let hba = match hba {
-                        Hba::VirtioScsi => HbaKind::Virtio,
-                        Hba::Megasas => HbaKind::Megasas,
-                    };
-                    if mixed {
-                        let seconds = if quick { 5 } else { 10 };
-                        bench_mixed::run(&bed, hba, rounds, seconds, &key, which)?;
-                        return Ok(ExitCode::SUCCESS);
-                    }
-                    let plan = Plan { hba, rounds, quick, cpus, only, keys: key, cloud_hypervisor };
-                    let mut which = which.to_vec();
-                    which.extend(plan.cloud_hypervisor.as_ref().map(|_| Vmm::CloudHypervisor));
-                    bench_storage::run(&bed, &plan, &which)?;
+                Measure::Boot => bench::boot(&bed, often, which)?,
+                Measure::Memory => bench::memory(&bed, often, which)?,
+                Measure::Conditions => {
+                    bench_conditions::run(&bed, rounds, storage.quick, &storage.condition, &storage.only)?;
                 }
+                Measure::Storage => measure_storage(&bed, *storage, often, which)?,
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -206,6 +232,47 @@ fn run(command: Cmd) -> Result<ExitCode> {
         Cmd::Ask { socket, lines } => ask(&socket, &lines).map(|()| ExitCode::SUCCESS),
         Cmd::Agent { port: Some(name) } => agent::serve_port(&name).map(|()| ExitCode::SUCCESS),
         Cmd::Agent { port: None } => agent::serve_input().map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn measure_storage(bed: &Bed, args: StorageArgs, rounds: u32, which: &[Vmm]) -> Result<()> {
+    let hba = match args.hba {
+        Hba::VirtioScsi => HbaKind::Virtio,
+        Hba::Megasas => HbaKind::Megasas,
+    };
+    if args.mixed {
+        let seconds = if args.quick { 5 } else { 10 };
+        return bench_mixed::run(bed, hba, rounds, seconds, &args.key, which);
+    }
+    let plan = Plan {
+        hba,
+        rounds,
+        quick: args.quick,
+        cpus: args.cpus,
+        spread: args.spread,
+        only: args.only,
+        forced: args.forced,
+        cache: args.cache,
+        engine: args.engine,
+        debian: if args.debian == 12 { Debian::Bookworm } else { Debian::Trixie },
+        halt_poll: args.halt_poll,
+        clock: args.clocksource,
+        qemu: args.qemu_suite,
+        keys: args.key,
+        cloud_hypervisor: args.cloud_hypervisor,
+        ..Plan::default()
+    };
+    let mut which = which.to_vec();
+    which.extend(plan.cloud_hypervisor.as_ref().map(|_| Vmm::CloudHypervisor));
+    bench_storage::run(bed, &plan, &which)
+}
+
+/// A number of nanoseconds, or what Linux has where nobody sets it.
+fn halt_poll(text: &str) -> Result<u32> {
+    if text == "default" {
+        Ok(HALT_POLL_DEFAULT)
+    } else {
+        text.parse().context("neither default nor nanoseconds")
     }
 }
 

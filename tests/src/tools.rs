@@ -41,6 +41,11 @@ impl Tools {
         Ok(Self { dir: packages::extract(name, "trixie", packages)? })
     }
 
+    /// The same from another suite.
+    pub fn of_suite(name: &str, suite: &str, packages: &[&str]) -> Result<Self> {
+        Ok(Self { dir: packages::extract(name, suite, packages)? })
+    }
+
     /// The folder they are in, laid out like a root file system.
     pub fn dir(&self) -> &Path {
         &self.dir
