@@ -1,5 +1,6 @@
 //! The boot tests: what a stock guest must find and be able to do.
 
+mod clocks;
 mod debian;
 mod disk;
 mod ends;
@@ -54,6 +55,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "flush-failed-megasas", run: flush::failed_megasas },
     Test { name: "swap-jbod-paused", run: swap::jbod_paused },
     Test { name: "grow-pause", run: grow::pause },
+    Test { name: "pause-clocks", run: clocks::pause_5 },
     Test { name: "hung-virtio", run: hung::virtio },
     Test { name: "hung-megasas", run: hung::megasas },
     Test { name: "hung-board-timeout", run: hung_board::timeout },
@@ -118,6 +120,9 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "swap-virtio-paused", run: swap::virtio_paused },
     Test { name: "swap-virtio-busy", run: swap::virtio_busy },
     Test { name: "grow-report", run: grow::report },
+    Test { name: "pause-clocks-60", run: clocks::pause_60 },
+    Test { name: "pause-clocks-60-12", run: clocks::pause_60_kernel12 },
+    Test { name: "pause-clocks-300", run: clocks::pause_300 },
     Test { name: "grow-resize", run: grow::resize },
     Test { name: "hung-virtio-terminate", run: hung::virtio_terminate },
     Test { name: "hung-megasas-detach", run: hung::megasas_detach },

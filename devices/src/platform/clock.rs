@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -12,9 +13,9 @@ pub const NS_PER_SEC: u64 = 1_000_000_000;
 
 /// The two clocks of a machine.
 pub trait Clock: Send + Sync {
-    /// Nanoseconds since an arbitrary start; never goes back.
+    /// Nanoseconds since an arbitrary start; never goes back. Stands still while the machine is paused.
     fn monotonic_ns(&self) -> u64;
-    /// Nanoseconds since 1970-01-01 00:00 UTC; follows the host's clock when that is set.
+    /// Nanoseconds since 1970-01-01 00:00 UTC; follows the host's clock when that is set, and goes on in a pause.
     fn unix_ns(&self) -> i128;
 }
 
@@ -24,16 +25,48 @@ pub trait Alarm: Send + Sync {
     fn set(&self, deadline_ns: Option<u64>);
 }
 
-/// The host's clocks.
+/// The host's clocks, of which the monotonic one can be held.
 #[derive(Debug)]
 pub struct HostClock {
     start: Instant,
+    /// One word, so that readers need no lock: nanoseconds that it was held for so far, or [`HELD`] and the time that
+    /// it stands at.
+    state: AtomicU64,
 }
+
+/// The clock is held.
+const HELD: u64 = 1 << 63;
 
 impl HostClock {
     /// A clock whose monotonic time starts now.
     pub fn new() -> Self {
-        Self { start: Instant::now() }
+        Self { start: Instant::now(), state: AtomicU64::new(0) }
+    }
+
+    /// Nanoseconds since the start, held or not: 292 years until this saturates.
+    fn real_ns(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX).min(HELD - 1)
+    }
+
+    /// Monotonic time stands still from here on, and no [`HostAlarm`] is set any more. Nobody may read the clock who would
+    /// mind to see it a moment ahead.
+    pub fn hold(&self) {
+        if !self.is_held() {
+            self.state.store(HELD | self.monotonic_ns(), Ordering::Release);
+        }
+    }
+
+    /// Monotonic time goes on from where it stands. Devices have to set their alarms again.
+    pub fn release(&self) {
+        if self.is_held() {
+            let held_for = self.real_ns().saturating_sub(self.monotonic_ns());
+            self.state.store(held_for, Ordering::Release);
+        }
+    }
+
+    /// Whether monotonic time stands still.
+    pub fn is_held(&self) -> bool {
+        self.state.load(Ordering::Acquire) & HELD != 0
     }
 }
 
@@ -45,8 +78,10 @@ impl Default for HostClock {
 
 impl Clock for HostClock {
     fn monotonic_ns(&self) -> u64 {
-        // 584 years until this saturates.
-        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        match self.state.load(Ordering::Acquire) {
+            held if held & HELD != 0 => held & !HELD,
+            held_for => self.real_ns().saturating_sub(held_for),
+        }
     }
 
     fn unix_ns(&self) -> i128 {
@@ -62,6 +97,8 @@ impl Clock for HostClock {
 ///
 /// An event loop polls the descriptor for input and, when it is readable, calls the device's `timer_expired`. It need
 /// not read the descriptor: the device sets the next deadline (or none), which makes it unreadable again.
+///
+/// While the clock is held there are no deadlines: whoever releases it calls `timer_expired`, too.
 pub struct HostAlarm {
     clock: Arc<HostClock>,
     timer: Mutex<TimerFd>,
@@ -83,8 +120,8 @@ impl Alarm for HostAlarm {
         // Zero would disarm the timer instead of firing at once.
         let wait = |at: u64| Duration::from_nanos(at.saturating_sub(self.clock.monotonic_ns()).max(1));
         let result = match deadline_ns {
-            Some(at) => timer.reset(wait(at), None),
-            None => timer.clear(),
+            Some(at) if !self.clock.is_held() => timer.reset(wait(at), None),
+            _ => timer.clear(),
         };
         if let Err(error) = result {
             tracing::error!("cannot set a device timer: {error}");
@@ -142,6 +179,39 @@ mod tests {
         assert!(!readable(alarm.as_raw_fd(), 50));
         alarm.set(Some(0));
         assert!(readable(alarm.as_raw_fd(), 5000), "a past deadline wakes at once");
+    }
+
+    #[test]
+    fn a_held_clock_stands_still_and_goes_on_from_there() {
+        let clock = Arc::new(HostClock::new());
+        let alarm = HostAlarm::new(clock.clone()).unwrap();
+        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap();
+        let mut total = 0;
+        for _ in 0..2 {
+            alarm.set(Some(clock.monotonic_ns() + 20_000_000));
+            let (begin, before, unix) = (Instant::now(), clock.monotonic_ns(), clock.unix_ns());
+            clock.hold();
+            let held = clock.monotonic_ns();
+            assert!((before..=before + ns(begin.elapsed())).contains(&held), "{before} {held}");
+            std::thread::sleep(Duration::from_millis(200));
+            clock.hold();
+            assert_eq!(clock.monotonic_ns(), held);
+            assert!(clock.unix_ns() - unix >= 200_000_000, "the calendar goes on");
+            // What was set before still wakes, once; the device asks again, in vain.
+            assert!(readable(alarm.as_raw_fd(), 5000));
+            alarm.set(Some(held + 1));
+            assert!(!readable(alarm.as_raw_fd(), 50), "no time goes by");
+            let release = Instant::now();
+            clock.release();
+            clock.release();
+            let after = clock.monotonic_ns();
+            assert!((held..=held + ns(release.elapsed())).contains(&after), "{held} {after}");
+            total += 250_000_000;
+            assert!(clock.real_ns() >= after + total, "held for all pauses together");
+            alarm.set(Some(after + 20_000_000));
+            assert!(readable(alarm.as_raw_fd(), 5000));
+            assert!(clock.monotonic_ns() >= after + 20_000_000);
+        }
     }
 
     #[test]

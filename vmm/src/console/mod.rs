@@ -35,7 +35,7 @@ use self::output::{Output, Patience};
 use self::pump::Pump;
 
 pub use self::error::ConsoleError;
-pub use self::signals::{Request, Signals, Watch, die};
+pub use self::signals::{Request, Signals, Watch, die, suspend};
 
 /// How long a connected but silent reader of a pseudoterminal or socket may hold up the guest.
 const SLOW_READER: Duration = Duration::from_secs(1);

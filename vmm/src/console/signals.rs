@@ -20,8 +20,10 @@ const TERMINATING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP
 pub enum Request {
     /// End in good order, then [`die`] of this signal.
     Terminate(i32),
-    /// Already done: the process was stopped, or continued, and the terminal follows.
-    Handled,
+    /// [`suspend`] the process.
+    Suspend,
+    /// The process was stopped and goes on. The terminal has followed.
+    Continued,
 }
 
 /// The signals SIGTERM, SIGINT, SIGHUP, SIGTSTP and SIGCONT.
@@ -45,7 +47,7 @@ impl Signals {
         open(&set).map(|file| Self { file })
     }
 
-    /// Takes the next signal that has arrived, if any. Stops the process right here when asked to.
+    /// Takes the next signal that has arrived, if any.
     pub fn next(&self) -> io::Result<Option<Request>> {
         let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
         match (&self.file).read(&mut info) {
@@ -56,15 +58,10 @@ impl Signals {
         // The signal's number is the first field.
         let number = info.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes)).cast_signed();
         Ok(Some(match number {
-            libc::SIGTSTP => {
-                terminal::leave();
-                stop();
-                terminal::renew();
-                Request::Handled
-            }
+            libc::SIGTSTP => Request::Suspend,
             libc::SIGCONT => {
                 terminal::renew();
-                Request::Handled
+                Request::Continued
             }
             number => Request::Terminate(number),
         }))
@@ -84,9 +81,15 @@ impl Watch {
         let (signals, ended) = (signals.clone(), over.clone());
         thread::Builder::new().name("signals".into()).spawn(move || {
             while let Ok(true) = signals.wait(&ended, grace) {
-                if let Ok(Some(Request::Terminate(number))) = signals.next() {
-                    tracing::error!("ended by signal {number} before the start: the host does not answer");
-                    die(number);
+                match signals.next() {
+                    Ok(Some(Request::Terminate(number))) => {
+                        tracing::error!(
+                            "ended by signal {number} before the start: the host does not answer"
+                        );
+                        die(number);
+                    }
+                    Ok(Some(Request::Suspend)) => suspend(),
+                    _ => {}
                 }
             }
         })?;
@@ -135,10 +138,13 @@ pub fn die(signal: i32) -> ! {
     std::process::exit(128 + signal)
 }
 
+/// Stops the process, as a shell expects it of a job, until somebody continues it. The terminal is given back meanwhile.
 #[allow(unsafe_code)]
-fn stop() {
+pub fn suspend() {
+    terminal::leave();
     // SAFETY: no pointers.
     unsafe { libc::raise(libc::SIGSTOP) };
+    terminal::renew();
 }
 
 #[allow(unsafe_code)]

@@ -424,9 +424,13 @@ fn wait_for_signals(console: Console, signals: &Signals) {
     loop {
         let mut entries = [sys::entry(Some(signals.as_raw_fd()), libc::POLLIN)];
         sys::poll(&mut entries, None).unwrap();
-        if let Some(Request::Terminate(signal)) = signals.next().unwrap() {
-            console.close();
-            die(signal);
+        match signals.next().unwrap() {
+            Some(Request::Terminate(signal)) => {
+                console.close();
+                die(signal);
+            }
+            Some(Request::Suspend) => suspend(),
+            _ => {}
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The hypervisor: KVM through kvm-ioctls. The only place, with `vcpu`, that knows it.
 
 mod chips;
+mod clock;
 mod doorbell;
 mod irq;
 mod pages;
@@ -18,6 +19,7 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use thiserror::Error;
 
 pub use chips::InitialChips;
+pub use clock::{forget_ticks, kvmclock, set_kvmclock};
 pub use doorbell::KvmDoorbells;
 pub use irq::{InterruptRouter, MAX_VECTORS, Vectors};
 pub use pages::KvmPages;

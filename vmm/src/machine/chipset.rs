@@ -70,6 +70,8 @@ pub struct Chipset {
     pub pm: Arc<PowerManagement>,
     pub cmos: Arc<Cmos>,
     pub serial: Arc<Serial>,
+    /// What the devices go by.
+    pub clock: Arc<HostClock>,
     pub pm_alarm: Arc<HostAlarm>,
     pub cmos_alarm: Arc<HostAlarm>,
     i8042: Arc<I8042>,
@@ -118,6 +120,7 @@ impl Chipset {
         let host = PciHost::new();
         let config_ports = ConfigPorts::new(host.clone(), machine.clone());
         let chipset = Self {
+            clock,
             pm_alarm,
             cmos_alarm,
             pm: pm.clone(),
@@ -193,6 +196,13 @@ impl Chipset {
     /// Plugs a function into the slot that [`Chipset::seat`] gave.
     pub fn plug(&self, bdf: Bdf, function: Arc<dyn PciFunction>) -> Result<(), ChipsetError> {
         Ok(self.host.add(bdf, function)?)
+    }
+
+    /// Has the devices' time go on after it was held, and their timers with it.
+    pub fn release_clock(&self) {
+        self.clock.release();
+        self.pm.timer_expired();
+        self.cmos.timer_expired();
     }
 
     /// System reset of everything but the processors, the interrupt controllers and the PCI functions: those wait for the

@@ -51,6 +51,10 @@ pub enum Event {
     SpaceTried,
     /// A signal that ends the process.
     Signal(i32),
+    /// A signal that stops the process until it is continued.
+    Suspend,
+    /// The process was stopped and has been continued.
+    Continued,
 }
 
 impl Event {

@@ -3,6 +3,7 @@
 mod adapter;
 mod buses;
 mod chipset;
+mod clocks;
 mod closing;
 mod control;
 mod ending;
@@ -34,12 +35,13 @@ pub(crate) use buses::Buses;
 pub(crate) use control::{Control, Crash, Event, Order};
 
 use crate::config::{Boot, Config, Restart};
-use crate::console::{Console, Request, Signals};
+use crate::console::{Console, Request, Signals, suspend};
 use crate::exit::{Outcome, complain, explain};
 use crate::kvm::{Backing, Hypervisor, InitialChips, add_chips, allocate_ram};
 use crate::logging;
 use crate::vcpu::{CpuidTemplate, Vcpu, VcpuThread, install_kick};
 use chipset::{Chipset, Parts};
+use clocks::Clocks;
 use ending::{Over, Patience};
 use events::MainLoop;
 use firmware::{DebugOutput, FirmwareBoot, Wiring};
@@ -49,6 +51,9 @@ use space::Space;
 
 /// Where the power management registers are when no firmware moves them.
 const PM_BASE: u16 = 0x600;
+
+/// How long vCPUs may take to stop before the process is stopped all the same.
+const SUSPEND_AFTER: Duration = Duration::from_secs(1);
 
 /// What a direct boot starts from, again after each reset.
 struct DirectBoot {
@@ -215,15 +220,27 @@ impl Machine {
     }
 
     fn serve(&self, threads: Vec<VcpuThread>, mut events: MainLoop) -> Result<End> {
+        let mut clocks = Clocks::new(&self.vm, &self.chipset);
         self.control.resume();
         let end = loop {
             let event = events.next();
             // A vCPU that waits for a reader of the console would never stop.
             self.console.release();
             let event = self.stop(&threads, event, &mut events);
+            match event {
+                Event::Suspend => {
+                    clocks.hold(&threads);
+                    suspend();
+                }
+                Event::Continued => clocks::were_stopped(&threads),
+                _ => {}
+            }
             match self.handle(event, &mut events) {
-                Ok(None) if self.control.is_paused() || self.space.is_short() => {}
-                Ok(None) => self.control.resume(),
+                Ok(None) if self.control.is_paused() || self.space.is_short() => clocks.hold(&threads),
+                Ok(None) => {
+                    clocks.release(&threads);
+                    self.control.resume();
+                }
                 other => break other,
             }
         };
@@ -237,7 +254,10 @@ impl Machine {
         if self.is_last(&event) {
             return event;
         }
-        let mut patience = Patience::endless(&self.control);
+        let mut patience = match event {
+            Event::Suspend => Patience::limited(&self.control, SUSPEND_AFTER),
+            _ => Patience::endless(&self.control),
+        };
         let stopped = self.control.pause(threads, || {
             events.turn(Duration::ZERO);
             patience.lasts() && !self.control.is_revoked(&event)
@@ -253,6 +273,7 @@ impl Machine {
             Event::Reset(_) => self.config.vm.on_reset == Restart::Exit,
             Event::Crash(Crash::Guest(_)) => self.config.vm.on_crash == Restart::Exit,
             Event::Pause(_) | Event::NoSpace(_) | Event::TrySpace | Event::SpaceTried => false,
+            Event::Suspend | Event::Continued => false,
         }
     }
 
@@ -283,11 +304,12 @@ impl Machine {
         let mut events = MainLoop::new(self.control.clone()).map_err(failed)?;
         let control = self.control.clone();
         events.watch(self.signals.clone(), "signals", move |signals| {
-            // Stop and continue are done with inside.
             while let Ok(Some(request)) = signals.next() {
-                if let Request::Terminate(number) = request {
-                    control.post(Event::Signal(number));
-                }
+                control.post(match request {
+                    Request::Terminate(number) => Event::Signal(number),
+                    Request::Suspend => Event::Suspend,
+                    Request::Continued => Event::Continued,
+                });
             }
         });
         let pm = self.chipset.pm.clone();
@@ -314,6 +336,8 @@ impl Machine {
                 self.space.tried();
                 Ok(None)
             }
+            // Done, while the vCPUs were stopped.
+            Event::Suspend | Event::Continued => Ok(None),
             Event::PowerOff => {
                 tracing::info!("the guest powered off");
                 end(Outcome::PoweredOff)

@@ -1,5 +1,6 @@
 //! vCPU threads.
 
+mod clock;
 mod counters;
 mod cpuid;
 mod exit;
@@ -8,7 +9,8 @@ mod state;
 mod tests;
 
 use std::io;
-use std::sync::Arc;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 
 use boot::Entry;
@@ -19,6 +21,7 @@ pub use cpuid::CpuidTemplate;
 
 use crate::kvm::{KvmError, call};
 use crate::machine::{Buses, Control, Crash, Order};
+use clock::Method;
 use exit::Outcome;
 use state::PowerOnState;
 
@@ -58,26 +61,46 @@ impl Vcpu {
     /// Starts the thread. It waits until [`Control`] lets the machine run.
     pub fn start(self, control: Arc<Control>, buses: Arc<Buses>) -> io::Result<VcpuThread> {
         let index = self.index;
+        let vcpu = Arc::new(Mutex::new(self));
+        let shared = vcpu.clone();
         let join = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
             .stack_size(STACK)
-            .spawn(move || self.serve(&control, &buses))?;
-        Ok(VcpuThread { join })
+            .spawn(move || Self::serve(&shared, index, &control, &buses))?;
+        Ok(VcpuThread { join, vcpu: Some(vcpu) })
     }
 
-    fn serve(mut self, control: &Control, buses: &Buses) {
+    /// Holds the vCPU while it does something, and lets go of it before it parks.
+    fn serve(vcpu: &Mutex<Self>, index: u32, control: &Control, buses: &Buses) {
         loop {
-            match control.next(self.index) {
-                Order::Run => self.run(control, buses),
+            let order = control.next(index);
+            let mut vcpu = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+            match order {
+                Order::Run => vcpu.run(control, buses),
                 Order::Reset(entry) => {
-                    let done = self.power_on.restore(&self.fd).and_then(|()| self.prepare(entry.as_deref()));
+                    let done = vcpu.power_on.restore(&vcpu.fd).and_then(|()| vcpu.prepare(entry.as_deref()));
                     if let Err(e) = done {
-                        control.crashed(Crash::Host(format!("vCPU {}: resetting: {e}", self.index)));
+                        control.crashed(Crash::Host(format!("vCPU {index}: resetting: {e}")));
                     }
                 }
-                Order::Exit => return counters::log(&self.fd, self.index, self.returns),
+                Order::Exit => return counters::log(&vcpu.fd, index, vcpu.returns),
             }
         }
+    }
+
+    /// The time stamp counter as the guest would read it now.
+    pub fn tsc(&self) -> io::Result<u64> {
+        clock::tsc(&self.fd)
+    }
+
+    /// To be called when the time stamp counter was [set back](set_back).
+    pub fn renew_deadline(&self) -> io::Result<()> {
+        clock::renew_deadline(&self.fd)
+    }
+
+    /// Tells the guest that this processor did not run for a while, for its watchdogs.
+    pub fn was_stopped(&self) -> io::Result<()> {
+        clock::was_stopped(&self.fd)
     }
 
     /// Runs the guest until the machine wants something else.
@@ -88,7 +111,19 @@ impl Vcpu {
         while control.is_running() {
             self.returns = self.returns.wrapping_add(1);
             match exit::run_once(&mut self.fd, buses) {
-                Outcome::Continue | Outcome::Kicked => {}
+                Outcome::Continue => {}
+                // Nobody has asked for it: the process was stopped, frozen or traced, and each vCPU comes along here before
+                // it is in the guest again.
+                Outcome::Kicked if control.is_running() => {
+                    if let Err(e) = self.was_stopped() {
+                        devices::log_limited!(
+                            warn,
+                            "vCPU {}: the guest is not told of a stop: {e}",
+                            self.index
+                        );
+                    }
+                }
+                Outcome::Kicked => {}
                 Outcome::SystemReset => control.reset_requested("hypervisor register"),
                 Outcome::Shutdown => {
                     let at = exit::whereabouts(&mut self.fd, buses);
@@ -118,16 +153,34 @@ impl Vcpu {
     }
 }
 
+/// Sets the time stamp counters of all vCPUs back by so many ticks; `Unsupported` where KVM cannot. Timers with deadlines are
+/// [renewed](Vcpu::renew_deadline) then.
+pub fn set_back(vcpus: &[impl Deref<Target = Vcpu>], ticks: u64) -> io::Result<()> {
+    let all: Vec<_> = vcpus.iter().map(|vcpu| &vcpu.fd).collect();
+    let Some(first) = all.first() else { return Ok(()) };
+    clock::set_back(&all, ticks, Method::of(first))
+}
+
 /// A running vCPU thread.
 pub struct VcpuThread {
     join: JoinHandle<()>,
+    vcpu: Option<Arc<Mutex<Vcpu>>>,
 }
 
 impl VcpuThread {
     /// A thread that acts like a vCPU.
     #[cfg(test)]
     pub fn of(join: JoinHandle<()>) -> Self {
-        Self { join }
+        Self { join, vcpu: None }
+    }
+
+    /// The vCPU, while it is parked.
+    pub fn parked(&self) -> Option<MutexGuard<'_, Vcpu>> {
+        match self.vcpu.as_ref()?.try_lock() {
+            Ok(vcpu) => Some(vcpu),
+            Err(TryLockError::Poisoned(vcpu)) => Some(vcpu.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// Makes KVM_RUN return. A kick that comes just before KVM_RUN is lost: the caller repeats it until the

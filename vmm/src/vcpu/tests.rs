@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use boot::RamLayout;
 use devices::bus::{Bus, BusDevice};
@@ -164,4 +165,54 @@ fn a_reset_ends_vmx_operation() {
     bench.enter(NEXT, 0x55);
     bench.step();
     assert_eq!(bench.device.take(), [(0x10, vec![0x55, 0, 0, 0])]);
+}
+
+/// A machine with two vCPUs that do not run.
+fn two_vcpus() -> (Arc<kvm_ioctls::VmFd>, [VcpuFd; 2]) {
+    let hypervisor = Hypervisor::open(Path::new("/dev/kvm")).unwrap();
+    let vm = hypervisor.create_vm().unwrap();
+    add_chips(&vm).unwrap();
+    let vcpus = [0, 1].map(|index| vm.create_vcpu(index).unwrap());
+    (vm, vcpus)
+}
+
+#[test]
+fn counters_are_set_back_together() {
+    let (vm, vcpus) = two_vcpus();
+    let all = || [&vcpus[0], &vcpus[1], &vcpus[0]].map(|vcpu| clock::tsc(vcpu).unwrap());
+    let ordered = |[a, b, c]: [u64; 3]| a <= b && b <= c;
+    assert!(ordered(all()), "they agree at first");
+    let khz = u64::from(vcpus[0].get_tsc_khz().unwrap());
+    let ticks = |time: Duration| u64::try_from(time.as_micros()).unwrap() * khz / 1000;
+    let mut methods = vec![clock::Method::Value];
+    // Kernels before 5.16 have no other.
+    methods.extend((clock::Method::of(&vcpus[0]) == clock::Method::Offset).then_some(clock::Method::Offset));
+    for method in methods {
+        // Shorter and longer than what KVM takes for the same.
+        for pause in [Duration::from_millis(300), Duration::from_millis(1500)] {
+            let (begin, before) = (Instant::now(), all());
+            let clock_before = crate::kvm::kvmclock(&vm).unwrap();
+            std::thread::sleep(pause);
+            let passed = clock::tsc(&vcpus[0]).unwrap() - before[2];
+            match clock::set_back(&[&vcpus[0], &vcpus[1]], passed, method) {
+                Err(e) if e.kind() == io::ErrorKind::Unsupported => {
+                    eprintln!("SKIPPED: guests have the host's own time stamp counter");
+                    return;
+                }
+                other => other.unwrap(),
+            }
+            crate::kvm::set_kvmclock(&vm, clock_before).unwrap();
+            let (after, clock_after) = (all(), crate::kvm::kvmclock(&vm).unwrap());
+            assert!(ordered(after), "{method:?} {pause:?}: they do not agree: {after:?}");
+            assert!(before[2] <= after[0], "{method:?} {pause:?}: time went back: {before:?} {after:?}");
+            // A thousandth for what is known of the frequency.
+            let most = ticks(begin.elapsed() - pause + begin.elapsed() / 1000);
+            assert!(
+                after[2] - before[0] <= most,
+                "{method:?} {pause:?}: {before:?} {after:?}, at most {most}"
+            );
+            let passed = Duration::from_nanos(clock_after.checked_sub(clock_before).unwrap());
+            assert!(passed <= begin.elapsed() - pause, "{method:?} {pause:?}: kvmclock went on: {passed:?}");
+        }
+    }
 }

@@ -8,7 +8,7 @@ use super::vm::{Vm, hypervisor};
 const IDT: u32 = 0x21_0000;
 const COUNTERS: u32 = 0x21_1000;
 /// First vectors of the two PICs.
-const PIC1: u8 = 0x20;
+pub const PIC1: u8 = 0x20;
 const PIC2: u8 = 0x28;
 
 const IO_APIC: u32 = 0xfec0_0000;
@@ -17,18 +17,18 @@ const EOI: u32 = 0xfee0_00b0;
 
 /// Where an interrupt is acknowledged.
 #[derive(Clone, Copy)]
-enum Ack {
+pub enum Ack {
     Pic,
     BothPics,
     LocalApic,
 }
 
-fn counter(vector: u8) -> u32 {
+pub fn counter(vector: u8) -> u32 {
     COUNTERS + 4 * u32::from(vector)
 }
 
 /// A handler that counts, does `more`, and acknowledges; its gate goes into the table.
-fn handler(g: &mut Guest, vector: u8, ack: Ack, more: impl FnOnce(&mut Guest)) {
+pub fn handler(g: &mut Guest, vector: u8, ack: Ack, more: impl FnOnce(&mut Guest)) {
     let (entry, skip) = (g.label(), g.label());
     g.jmp(skip);
     g.place(entry);
@@ -69,7 +69,7 @@ fn handler(g: &mut Guest, vector: u8, ack: Ack, more: impl FnOnce(&mut Guest)) {
 }
 
 /// Loads IDTR.
-fn load_idt(g: &mut Guest) {
+pub fn load_idt(g: &mut Guest) {
     let (table, skip) = (g.label(), g.label());
     g.jmp(skip);
     g.place(table);
@@ -81,7 +81,7 @@ fn load_idt(g: &mut Guest) {
 }
 
 /// Initialises both PICs; a zero bit of the masks lets an interrupt through.
-fn pics(g: &mut Guest, mask1: u8, mask2: u8) {
+pub fn pics(g: &mut Guest, mask1: u8, mask2: u8) {
     for (port, value) in [(0x20, 0x11), (0x21, PIC1), (0x21, 0x04), (0x21, 0x01), (0x21, mask1)] {
         g.out8(port, value);
     }
@@ -101,16 +101,17 @@ fn redirect(g: &mut Guest, pin: u32, vector: u8) {
 }
 
 /// Switches the local APIC on.
-fn local_apic(g: &mut Guest) {
+pub fn local_apic(g: &mut Guest) {
     g.set(Eax, 0x1ff);
     g.store_abs(SVR, Eax);
 }
 
-/// Channel 0 of the interval timer, rate generator, 1193 Hz.
-fn interval_timer(g: &mut Guest) {
+/// Channel 0 of the interval timer, rate generator: a tick for each `count` of 1193182 a second.
+pub fn interval_timer(g: &mut Guest, count: u16) {
+    let [low, high] = count.to_le_bytes();
     g.out8(0x43, 0x34);
-    g.out8(0x40, (1000 & 0xff) as u8);
-    g.out8(0x40, (1000 >> 8) as u8);
+    g.out8(0x40, low);
+    g.out8(0x40, high);
 }
 
 /// Sleeps until the vector came `count` times, then reports how often it did.
@@ -135,7 +136,7 @@ fn the_interval_timer_through_the_pic() {
         handler(g, PIC1, Ack::Pic, |_| ());
         load_idt(g);
         pics(g, !1, !0);
-        interval_timer(g);
+        interval_timer(g, 1000);
         wait_for(g, PIC1, 20);
     });
     let got = Vm::new(&kernel).run().reports();
@@ -158,7 +159,7 @@ fn the_interval_timer_through_pin_2_of_the_io_apic() {
         // Pin 0 is not the timer's.
         redirect(g, 0, OTHER);
         redirect(g, 2, VECTOR);
-        interval_timer(g);
+        interval_timer(g, 1000);
         wait_for(g, VECTOR, 20);
         g.load_abs(Eax, counter(OTHER));
         g.report("pin 0", Eax);
@@ -177,7 +178,7 @@ fn the_power_management_timer_keeps_pace() {
         handler(g, PIC1, Ack::Pic, |_| ());
         load_idt(g);
         pics(g, !1, !0);
-        interval_timer(g);
+        interval_timer(g, 1000);
         // Begin at a tick.
         wait_for(g, PIC1, 1);
         g.in32(0x608);

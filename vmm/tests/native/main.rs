@@ -13,6 +13,7 @@ mod guest;
 mod interrupts;
 mod limits;
 mod memory;
+mod pause;
 mod pci;
 mod reset;
 mod smp;
