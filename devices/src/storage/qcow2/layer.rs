@@ -1,6 +1,5 @@
 //! One file of a chain: its header, its tables, and looking things up in them.
 
-use std::io::Read;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -141,13 +140,18 @@ pub(super) fn buffer(len: u64) -> Result<SgList, BlockError> {
 fn unpack(compression: Compression, bytes: &[u8], size: usize) -> Option<Vec<u8>> {
     match compression {
         Compression::Deflate => inflate(bytes, size),
-        Compression::Zstandard => {
-            let mut out = vec![0; size];
-            let mut stream = ruzstd::decoding::StreamingDecoder::new(bytes).ok()?;
-            stream.read_exact(&mut out).ok()?;
-            Some(out)
-        }
+        Compression::Zstandard => decompress(bytes, size),
     }
+}
+
+/// Unpacks a Zstandard frame (RFC 8878) of exactly `size` bytes, which other bytes may follow.
+///
+/// The output is the window: a frame costs no more memory than the cluster and the decoder's tables, whatever it says of itself.
+fn decompress(bytes: &[u8], size: usize) -> Option<Vec<u8>> {
+    let frame = bytes.get(..zstd_safe::find_frame_compressed_size(bytes).ok()?)?;
+    let mut out = vec![0; size];
+    let written = zstd_safe::decompress(out.as_mut_slice(), frame).ok()?;
+    (written == size).then_some(out)
 }
 
 /// Unpacks a raw deflate stream of exactly `size` bytes, which other bytes may follow.
@@ -158,4 +162,71 @@ fn inflate(bytes: &[u8], size: usize) -> Option<Vec<u8>> {
     let flags = TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
     let (_, _, written) = decompress(&mut DecompressorOxide::new(), bytes, &mut out, 0, flags);
     (written == size).then_some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLUSTER: usize = 65536;
+    /// Window_Descriptor of 1 GiB (RFC 8878, 3.1.1.1.2).
+    const GIB: u8 = 20 << 3;
+
+    /// A block (RFC 8878, 3.1.1.2): 1 is RLE, 2 is compressed. `size` is Block_Size.
+    fn block(kind: u32, size: usize, content: &[u8]) -> Vec<u8> {
+        let [a, b, c, _] = (kind << 1 | (size as u32) << 3).to_le_bytes();
+        [&[a, b, c], content].concat()
+    }
+
+    /// A frame (3.1.1) with `count` such blocks, and an empty raw one at the end.
+    fn frame(window: u8, one: &[u8], count: usize) -> Vec<u8> {
+        [&[0x28, 0xb5, 0x2f, 0xfd, 0, window], &*one.repeat(count), &[1, 0, 0]].concat()
+    }
+
+    /// The same literal, `count` times (3.1.1.3.1: RLE_Literals_Block with 20 bits of Regenerated_Size), then `sequences`.
+    fn literals(count: u32, sequences: &[u8]) -> Vec<u8> {
+        let [a, b, c, _] = (1 | 3 << 2 | count << 4).to_le_bytes();
+        let content = [&[a, b, c, b'x'], sequences].concat();
+        block(2, content.len(), &content)
+    }
+
+    /// `count` sequences (3.1.1.3.2), each of a literal and a match of 131,074 bytes: all three codes in RLE mode, the newest
+    /// offset, which is 1, and 16 bits of length.
+    fn sequences(count: u16) -> Vec<u8> {
+        let head = match count.checked_sub(0x7f00) {
+            Some(rest) => [&[255], &rest.to_le_bytes()[..]].concat(),
+            None => vec![(count >> 8) as u8 | 0x80, count as u8],
+        };
+        [&head, &[0b0101_0100, 1, 0, 52][..], &vec![0xff; 2 * usize::from(count)], &[1]].concat()
+    }
+
+    #[test]
+    fn frames_of_a_cluster() {
+        let unpack = |bytes: &[u8]| unpack(Compression::Zstandard, bytes, CLUSTER);
+        let exact = frame(6 << 3, &block(1, CLUSTER, b"x"), 1);
+        assert_eq!(unpack(&exact), Some(vec![b'x'; CLUSTER]));
+        // What follows is that of the next entry.
+        assert_eq!(unpack(&[&exact[..], &exact, b"more"].concat()), Some(vec![b'x'; CLUSTER]));
+        let small = block(1, 512, b"x");
+        assert_eq!(unpack(&frame(6 << 3, &small, CLUSTER / 512)), Some(vec![b'x'; CLUSTER]));
+        assert_eq!(unpack(&frame(6 << 3, &small, CLUSTER / 512 - 1)), None, "too short");
+        assert_eq!(unpack(&exact[..exact.len() - 1]), None, "cut off");
+        assert_eq!(unpack(&[]), None);
+    }
+
+    /// A cluster's bytes must not unpack to more than the cluster, whatever they say: the host's memory pays for it.
+    #[test]
+    fn frames_that_are_more_than_a_cluster() {
+        let bombs = [
+            ("a block too much", frame(6 << 3, &block(1, CLUSTER / 2, b"x"), 3)),
+            ("RLE blocks in a large window", frame(GIB, &block(1, 128 << 10, b"x"), 100)),
+            ("literals of 1 MiB in 8 bytes", frame(GIB, &literals(0xf_ffff, &[0]), 10)),
+            ("a block of long matches", frame(GIB, &literals(100, &sequences(100)), 1)),
+            ("8 GiB of them", frame(GIB, &literals(65_000, &sequences(65_000)), 1)),
+        ];
+        for (what, bytes) in bombs {
+            assert!(bytes.len() <= 2 * CLUSTER, "{what}: an entry has no room for {}", bytes.len());
+            assert!(unpack(Compression::Zstandard, &bytes, CLUSTER).is_none(), "{what}");
+        }
+    }
 }
