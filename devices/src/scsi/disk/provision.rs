@@ -24,9 +24,10 @@ impl<B: BlockBackend> Disk<B> {
             return Ok(Done::good());
         }
         let descriptors = self.check_unmap_list(len, &data.data_out)?;
+        let mut total = 0;
         for index in 0..descriptors {
             // Read anew and checked anew: what the initiator changes meanwhile is its own affair.
-            let span = self.unmap_span(&data.data_out, index)?;
+            let span = self.next_unmap_span(&data.data_out, index, &mut total)?;
             if span.len > 0 {
                 self.clear(io, span, Unmap::Allowed).await?;
             }
@@ -48,15 +49,22 @@ impl<B: BlockBackend> Disk<B> {
         if descriptors > MAX_UNMAP_DESCRIPTORS {
             return Err(SenseData::parameter_field(2, None));
         }
-        let mut total = 0u64;
+        let mut total = 0;
         for index in 0..descriptors {
-            total = total.saturating_add(self.unmap_span(list, index)?.len);
-            if total > MAX_PROVISION {
-                let at = UNMAP_HEADER + index * UNMAP_DESCRIPTOR + 8;
-                return Err(SenseData::parameter_field(at as u16, None));
-            }
+            self.next_unmap_span(list, index, &mut total)?;
         }
         Ok(descriptors)
+    }
+
+    /// The span of a descriptor, which adds to the `total` of those before it.
+    fn next_unmap_span(&self, list: &FromGuest, index: u64, total: &mut u64) -> Result<Span, SenseData> {
+        let span = self.unmap_span(list, index)?;
+        *total = total.saturating_add(span.len);
+        if *total > MAX_PROVISION {
+            let at = UNMAP_HEADER + index * UNMAP_DESCRIPTOR + 8;
+            return Err(SenseData::parameter_field(at as u16, None));
+        }
+        Ok(span)
     }
 
     fn unmap_span(&self, list: &FromGuest, index: u64) -> Result<Span, SenseData> {
@@ -195,5 +203,71 @@ struct Run {
 impl Run {
     fn end(&self) -> Option<u64> {
         self.lba.checked_add(self.blocks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::mem::{SgList, ToGuest};
+    use crate::scsi::DiskConfig;
+    use crate::storage::{BlockError, Extent, Geometry};
+    use crate::testing::{RamDisk, on_io_thread};
+
+    /// A disk of 1 GiB whose initiator changes its list as soon as the first descriptor has been done.
+    struct Changing {
+        list: Mutex<ToGuest>,
+        cleared: AtomicU64,
+    }
+
+    fn descriptor(lba: u64, blocks: u32) -> Vec<u8> {
+        [&lba.to_be_bytes()[..], &blocks.to_be_bytes(), &[0; 4]].concat()
+    }
+
+    impl BlockBackend for Changing {
+        fn geometry(&self) -> Geometry {
+            Geometry { len: 1 << 30, ..RamDisk::new(512).geometry() }
+        }
+        async fn read(&self, _: &Io, _: ByteOffset, _: ToGuest) -> Result<(), BlockError> {
+            Ok(())
+        }
+        async fn write(&self, _: &Io, _: ByteOffset, _: FromGuest, _: Durability) -> Result<(), BlockError> {
+            Ok(())
+        }
+        async fn flush(&self, _: &Io) -> Result<(), BlockError> {
+            Ok(())
+        }
+        async fn zero(&self, _: &Io, span: Span, _: Unmap) -> Result<(), BlockError> {
+            self.cleared.fetch_add(span.len, Ordering::Relaxed);
+            self.list.lock().unwrap().write_at(UNMAP_HEADER + UNMAP_DESCRIPTOR, &descriptor(0, 1 << 20));
+            Ok(())
+        }
+        async fn extent(&self, _: &Io, span: Span) -> Result<Extent, BlockError> {
+            Ok(Extent { allocated: true, len: span.len })
+        }
+        async fn refresh(&self, _: &Io) {}
+        async fn grow(&self, _: &Io, _: u64) -> Result<(), BlockError> {
+            Ok(())
+        }
+    }
+
+    /// MAXIMUM UNMAP LBA COUNT holds for what is done, not only for what was looked at first.
+    #[test]
+    fn a_list_that_grows_while_it_is_done_goes_no_further_than_the_limit() {
+        let memory = SgList::host(4096, 512).unwrap();
+        let (list, cleared) = (ToGuest::new(memory.window(0, 4096)), AtomicU64::new(0));
+        let header = [0, 38, 0, 32, 0, 0, 0, 0];
+        list.write_at(0, &[&header[..], &descriptor(0, 8), &descriptor(8, 8)].concat());
+        let image = Arc::new(Changing { list: list.into(), cleared });
+        let disk = Disk::new(image.clone(), DiskConfig::default()).unwrap();
+        let result = on_io_thread(move |io| async move {
+            let data = DataBuffers::from_initiator(FromGuest::new(memory));
+            disk.unmap(&io, &[0x42, 0, 0, 0, 0, 0, 0, 0, 40, 0], data).await.err()
+        });
+        assert_eq!(image.cleared.load(Ordering::Relaxed), 4096);
+        assert_eq!(result, Some(SenseData::parameter_field(32, None).into()));
     }
 }
