@@ -7,6 +7,8 @@ mod block_device;
 pub mod conformance;
 mod fault_disk;
 #[cfg(test)]
+mod file_server;
+#[cfg(test)]
 mod files;
 pub mod irq;
 pub mod pci;
@@ -19,6 +21,8 @@ pub(crate) use allocations::{allocated_bytes, allocations};
 #[cfg(test)]
 pub(crate) use block_device::LoopDevice;
 pub use fault_disk::{Effect, Fault, FaultDisk};
+#[cfg(test)]
+pub(crate) use file_server::FileServer;
 #[cfg(test)]
 pub(crate) use files::{temp_dir, temp_file};
 pub use ram_disk::RamDisk;

@@ -16,7 +16,7 @@ use crate::storage::sys;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A file or device: that of its file system, its number there, and its number as a device.
-type Id = (u64, u64, u64);
+pub(super) type Id = (u64, u64, u64);
 
 /// Images that could not be made stable and were not opened since. What the kernel gave up only after they were closed is
 /// still to be forgotten.
@@ -26,9 +26,9 @@ fn id(file: &File) -> Option<Id> {
     file.metadata().ok().map(|found| (found.dev(), found.ino(), found.rdev()))
 }
 
-/// An image was opened.
-pub(super) fn opened(file: &File) {
-    let Some(id) = id(file) else { return };
+/// An image was opened: returns what it is known by, since a server that is asked for it later may not answer.
+pub(super) fn opened(file: &File) -> Option<Id> {
+    let id = id(file)?;
     let mut closed = CLOSED.lock().unwrap_or_else(PoisonError::into_inner);
     let before = closed.len();
     closed.retain(|other| *other != id);
@@ -37,12 +37,13 @@ pub(super) fn opened(file: &File) {
     if was_lost {
         sys::forget_cached(file);
     }
+    Some(id)
 }
 
-/// An image that has failed is closed.
-fn note(file: &File) {
+/// An image that has failed is closed. Makes no call to the host.
+fn note(id: Id) {
     let mut closed = CLOSED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(id) = id(file).filter(|id| !closed.contains(id)) {
+    if !closed.contains(&id) {
         closed.push(id);
     }
 }
@@ -53,7 +54,7 @@ impl RawImage {
         if self.has_failed() {
             let file: Arc<File> = self.host.file.clone();
             // Also where there is no thread for the rest, or the host does not answer: whoever opens it does that then.
-            note(&file);
+            self.known_as.map(note);
             // Not after what the image has to do: that may hang. The host begins to write what it can; on a device that hangs
             // that takes as long as it does, and the thread goes on alone.
             let owner = Owner::default();
@@ -67,11 +68,12 @@ impl RawImage {
 mod tests {
     use std::io::Write;
     use std::os::fd::AsRawFd;
+    use std::sync::atomic::Ordering;
 
     use super::*;
     use crate::iothread::mischief::{Trick, Victim};
     use crate::storage::{BlockBackend, CacheMode, Image, RawOptions, Sharing};
-    use crate::testing::{on_io_thread, temp_file};
+    use crate::testing::{FileServer, on_io_thread, temp_file};
 
     /// Whether a file's first page is in the page cache; `None` where that cannot be found out.
     fn is_cached(file: &File) -> Option<bool> {
@@ -146,5 +148,34 @@ mod tests {
         });
         drop(RawImage::open(&options).unwrap());
         assert_eq!(is_cached(file.as_file()), Some(false));
+    }
+
+    /// An image that has failed is closed without its server.
+    #[test]
+    fn a_server_that_hangs_holds_up_no_close() {
+        let Some(server) = FileServer::new() else { return };
+        let options = RawOptions {
+            path: server.file(),
+            read_only: false,
+            cache: CacheMode::Writeback,
+            sharing: Sharing::Unlocked,
+        };
+        let image = Arc::new(Image::Raw(RawImage::open(&options).unwrap()).guarded(None, None));
+        let (closed, said) = std::sync::mpsc::channel();
+        let of_thread = image.clone();
+        let hangs = server.hangs();
+        std::thread::spawn(move || {
+            on_io_thread(move |io| async move {
+                io.plot(|victim| (victim == Victim::Sync).then_some(Trick::Fail(libc::EIO)));
+                of_thread.flush(&io).await.unwrap_err();
+                hangs.store(true, Ordering::SeqCst);
+                let _ = closed.send(of_thread.close(&io).await.is_err());
+            });
+        });
+        let said = said.recv_timeout(Duration::from_secs(10));
+        // What hangs goes on.
+        drop(server);
+        assert_eq!(said, Ok(true), "the I/O thread waits for the server");
+        drop(image);
     }
 }

@@ -54,6 +54,8 @@ fn note(io: &Io, which: Barrier) {
 /// A raw image. May be shared by several I/O threads.
 pub struct RawImage {
     host: HostFile,
+    /// For when it is closed and something was lost.
+    known_as: Option<lost::Id>,
     /// The last block of a file that ends within one: direct I/O cannot write it without making the file longer.
     edge: Option<Box<HostFile>>,
     stable: Stable,
@@ -89,11 +91,12 @@ impl RawImage {
     /// Its length is as [`Ending`] counts, of which whoever makes a disk of it can warn. Errors name the file and the remedy.
     pub fn open(options: &RawOptions) -> Result<Self, OpenError> {
         let host = Host::open(options)?;
-        lost::opened(&host.file);
+        let known_as = lost::opened(&host.file);
         let name: Arc<str> = options.path.to_string_lossy().into();
         let main = HostFile::new(host.file, &name, u64::from(host.align.block), host.pieces);
         let edge = |buffered| Box::new(HostFile::new(buffered, &name, 1, PieceLimits::FILE_CACHE));
         let image = Self {
+            known_as,
             stable: Stable::new(&name, host.audit.map(Arc::new), !options.cache.is_direct()),
             alignment: Alignment::new(host.align),
             dma_align: host.align.memory.max(host.align.block),
