@@ -5,17 +5,19 @@
 //! that it is a partition of included.
 
 use std::collections::HashSet;
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 #[cfg(test)]
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::OpenError;
-use super::lock::has_lock;
-use super::sysfs::{below, device_of, entry, loops_over, parts};
+use super::lock::locks_of;
+use super::loops::loops_over;
+use super::sys::block_device;
+use super::sysfs::{below, device_of, entry, parts};
 
 /// How long a device is asked for again that is busy with nothing the host tells of, and how often: udev and its helpers
 /// have a device for themselves while they look what is on it, such as after somebody had it open for writing.
@@ -69,30 +71,30 @@ fn is_ours(file: &File) -> bool {
     let number = found.rdev();
     let related: HashSet<u64> =
         parts(number).into_iter().map(|(_, number)| number).chain(below(number)).collect();
-    let own = file.as_raw_fd().to_string();
+    let own = file.as_raw_fd();
     let descriptors = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
     descriptors
-        .filter(|descriptor| descriptor.file_name().to_str() != Some(&own))
-        .filter(|descriptor| device_of(&descriptor.path()).is_some_and(|number| related.contains(&number)))
-        .any(|descriptor| has_lock("self", &descriptor.file_name().to_string_lossy()))
+        .filter_map(|descriptor| descriptor.file_name().to_str()?.parse().ok())
+        .filter(|descriptor| *descriptor != own)
+        // The server of another image may not answer.
+        .filter(|descriptor| block_device(*descriptor).is_some_and(|number| related.contains(&number)))
+        .any(|descriptor| !locks_of("self", descriptor).is_empty())
 }
 
 /// What the host uses the image at `path` for, or parts of it, as the end of a sentence; `None` if nothing that it tells.
 /// A file is used where a loop device over it is. Claims nothing.
 pub fn user_of(path: &Path) -> Option<String> {
-    let found = fs::metadata(path).ok()?;
-    let device = found
-        .file_type()
-        .is_block_device()
-        .then(|| user_of_device(found.rdev(), &path.display().to_string(), ""));
-    device.flatten().or_else(|| user_above(&found))
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).ok()?;
+    let device = block_device(file.as_raw_fd())
+        .and_then(|number| user_of_device(number, &path.display().to_string(), ""));
+    device.or_else(|| user_of_loops(&loops_over(&file)))
 }
 
-/// What the host uses the loop devices over a file for.
-pub(super) fn user_above(file: &Metadata) -> Option<String> {
-    loops_over(file)
-        .into_iter()
-        .find_map(|(node, number)| user_of_device(number, &node.display().to_string(), ", a device over it,"))
+/// What the host uses loop devices over a file for.
+pub(super) fn user_of_loops(loops: &[(PathBuf, u64)]) -> Option<String> {
+    loops.iter().find_map(|(node, number)| {
+        user_of_device(*number, &node.display().to_string(), ", a device over it,")
+    })
 }
 
 fn user_of_device(number: u64, shown: &str, what: &str) -> Option<String> {
@@ -128,9 +130,11 @@ fn mounted_by(mounts: &str, number: u64) -> Option<String> {
 
 fn swapped(number: u64) -> bool {
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    // A file, which may be on a server, is none.
+    let partition = |line: &&str| line.split_whitespace().nth(1) == Some("partition");
     swaps
         .lines()
-        .skip(1)
+        .filter(partition)
         .filter_map(|line| line.split_whitespace().next())
         .any(|swap| device_of(Path::new(swap)) == Some(number))
 }

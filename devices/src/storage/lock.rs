@@ -8,6 +8,7 @@
 use std::fmt::Display;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 
 use super::OpenError;
@@ -140,23 +141,23 @@ fn conflict(file: &File, path: impl Display, read_only: bool) -> OpenError {
     OpenError::new(message)
 }
 
-/// The process that holds locks on the same file. The kernel does not name it, so every process is asked.
+/// The process that holds locks on the same file. The kernel does not name it, so every process is asked. What others have
+/// open is not touched: its server may not answer.
 fn holder(file: &File) -> Option<u32> {
-    let own = file.metadata().ok()?;
+    let (own, number) = (place_of(file)?, file.as_raw_fd());
     let processes = fs::read_dir("/proc").ok()?.flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let mut found = None;
     for pid in pids {
         let ours = pid == std::process::id();
         let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
-        for descriptor in descriptors.flatten() {
-            let number = descriptor.file_name();
-            if ours && number.to_str() == Some(&std::os::fd::AsRawFd::as_raw_fd(file).to_string()) {
-                continue;
-            }
-            let same = fs::metadata(descriptor.path())
-                .is_ok_and(|theirs| (theirs.dev(), theirs.ino()) == (own.dev(), own.ino()));
-            if same && has_lock(pid, &number.to_string_lossy()) {
+        let descriptors = descriptors.flatten().filter_map(|entry| {
+            // Of a file or device, not a socket or what belongs to a driver.
+            let path = fs::read_link(entry.path()).ok()?;
+            path.is_absolute().then(|| entry.file_name().to_str()?.parse::<RawFd>().ok())?
+        });
+        for descriptor in descriptors.filter(|descriptor| !ours || *descriptor != number) {
+            if locks_of(pid, descriptor).contains(&own) {
                 if !ours {
                     return Some(pid);
                 }
@@ -167,10 +168,37 @@ fn holder(file: &File) -> Option<u32> {
     found
 }
 
-/// Whether a descriptor of a process holds open-file-description locks, as those of images are (proc(5), fdinfo).
-pub(super) fn has_lock(pid: impl Display, descriptor: &str) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}"))
-        .is_ok_and(|info| info.lines().any(|line| line.starts_with("lock:") && line.contains("OFDLCK")))
+/// On which files a descriptor of a process holds open-file-description locks, as those of images are: the device of the file
+/// system and the inode, as the kernel writes them (proc(5), fdinfo).
+pub(super) fn locks_of(pid: impl Display, descriptor: RawFd) -> Vec<String> {
+    let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).unwrap_or_default();
+    let locks = info.lines().filter(|line| line.starts_with("lock:") && line.contains("OFDLCK"));
+    // Number, OFDLCK, kind, type, process, file, range.
+    locks
+        .filter_map(|line| line.split_whitespace().find(|word| word.contains(':') && !word.ends_with(':')))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Where a file is, as in [`locks_of`].
+fn place_of(file: &File) -> Option<String> {
+    let number = file.as_raw_fd();
+    if let Some(own) = locks_of("self", number).pop() {
+        return Some(own);
+    }
+    let found = file.metadata().ok()?;
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
+    let value = |key| info.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+    // File systems such as btrfs tell programs other numbers than those of the whole.
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let whole = value("mnt_id:").and_then(|mount| {
+        let of_mount = |line: &&str| line.split(' ').next() == Some(mount);
+        let (major, minor) = mounts.lines().find(of_mount)?.split(' ').nth(2)?.split_once(':')?;
+        Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
+    });
+    let (major, minor) = whole.unwrap_or((libc::major(found.dev()), libc::minor(found.dev())));
+    let inode = value("ino:").map_or_else(|| found.ino().to_string(), str::to_owned);
+    Some(format!("{major:02x}:{minor:02x}:{inode}"))
 }
 
 #[cfg(test)]

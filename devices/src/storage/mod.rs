@@ -19,6 +19,7 @@ mod guard;
 mod image;
 mod in_use;
 mod lock;
+mod loops;
 mod no_space;
 #[cfg(test)]
 mod power;

@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::lock::{self, Sharing};
+use super::loops::loops_over;
 use super::{OpenError, in_use, sys, sysfs};
 
 /// What a loop device is made of.
@@ -41,7 +42,7 @@ pub(super) fn lock_below(
             continue;
         }
         devices.extend(sysfs::below(device).into_iter().map(|device| (device, true)));
-        let Some(name) = sysfs::backing_file(device) else { continue };
+        let Some(name) = sysfs::backing_file(&sysfs::entry(device)) else { continue };
         let below = match open(device, &name) {
             Ok(below) => below,
             // Its name is gone, so nobody can open it any more.
@@ -86,14 +87,14 @@ pub(super) fn look_above(
     if sharing == Sharing::Unlocked {
         return Ok(());
     }
-    let Ok(found) = file.metadata() else { return Ok(()) };
-    for (node, _) in sysfs::loops_over(&found) {
+    let loops = loops_over(file);
+    for (node, _) in &loops {
         // Who may not open it cannot tell.
-        let Ok(device) = quietly(&node) else { continue };
+        let Ok(device) = quietly(node) else { continue };
         let shown = format!("{}, of which {} is made", path.display(), node.display());
         lock::look(&device, &shown, read_only, sharing)?;
     }
-    if !read_only && sharing == Sharing::Exclusive && in_use::user_above(&found).is_some() {
+    if !read_only && sharing == Sharing::Exclusive && in_use::user_of_loops(&loops).is_some() {
         return Err(in_use::busy(path, file));
     }
     Ok(())

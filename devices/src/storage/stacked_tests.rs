@@ -3,9 +3,10 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use super::{CacheMode, RawImage, RawOptions, Sharing, user_of};
-use crate::testing::{LoopDevice, temp_dir};
+use crate::testing::{FileServer, LoopDevice, temp_dir, temp_file};
 
 fn open(path: &Path, read_only: bool) -> Result<RawImage, String> {
     let path = path.into();
@@ -158,4 +159,67 @@ fn a_file_whose_loop_device_is_locked_by_another_program_is_refused() {
     assert!(said.contains("qemu-io"), "{said}");
     fs::metadata(device.backing()).unwrap();
     open(device.backing(), WRITE).unwrap();
+}
+
+/// What others have made of files whose server hangs is nobody's business.
+#[test]
+fn a_server_that_hangs_below_a_loop_device_holds_up_no_other_image() {
+    let Some(server) = FileServer::new() else { return };
+    let Some(_device) = LoopDevice::over(&server.file(), &[]) else { return };
+    let image = temp_file();
+    image.as_file().set_len(1 << 20).unwrap();
+    server.hang();
+    let path = image.path().to_owned();
+    let (opened, said) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for _ in 0..3 {
+            let begin = Instant::now();
+            drop(open(&path, WRITE).unwrap());
+            let _ = opened.send(begin.elapsed());
+        }
+    });
+    let mut times: Vec<_> = (0..3).map(|_| said.recv_timeout(Duration::from_secs(10))).collect();
+    // What hangs goes on.
+    drop(server);
+    let last = times.pop().unwrap().expect("it waits for the server");
+    assert!(last < Duration::from_secs(1), "{last:?}, after {times:?}");
+}
+
+/// Who has an image is told while another one of this process hangs.
+#[test]
+fn a_server_that_hangs_keeps_no_conflict_from_being_told() {
+    let Some(server) = FileServer::new() else { return };
+    let held = open(&server.file(), WRITE).unwrap();
+    let image = temp_file();
+    image.as_file().set_len(1 << 20).unwrap();
+    server.hang();
+    let path = image.path().to_owned();
+    let (opened, said) = std::sync::mpsc::channel();
+    std::thread::spawn(move || opened.send(conflict((&path, WRITE), (&path, WRITE))));
+    let said = said.recv_timeout(Duration::from_secs(10));
+    drop(server);
+    said.expect("it waits for the server");
+    drop(held);
+}
+
+/// A loop device is known by what it is made of, whatever the kernel calls that.
+#[test]
+fn a_file_with_two_names_is_found_below_a_loop_device() {
+    let directory = temp_dir();
+    let [one, other] = ["one.img", "other.img"].map(|name| directory.path().join(name));
+    File::create(&one).unwrap().set_len(1 << 20).unwrap();
+    fs::hard_link(&one, &other).unwrap();
+    let Some(device) = LoopDevice::over(&one, &[]) else { return };
+    let Some(high) = LoopDevice::over(device.path(), &[]) else { return };
+    conflict((device.path(), WRITE), (&other, WRITE));
+    conflict((high.path(), WRITE), (&other, WRITE));
+    let node = directory.path().join("node");
+    let number = device.path().display().to_string().replace("/dev/loop", "");
+    if Command::new("mknod").arg(&node).args(["b", "7", &number]).status().is_ok_and(|made| made.success())
+        && File::open(&node).is_ok()
+    {
+        let _high = open(high.path(), WRITE).unwrap();
+        let said = open(&node, WRITE).err().expect("two writers");
+        assert!(said.contains("two disks of this machine"), "{said}");
+    }
 }

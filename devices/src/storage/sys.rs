@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 /// What direct I/O on a file demands, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +53,8 @@ pub(super) struct LoopStatus {
     /// Device and inode of the file, as stat(2) has them.
     pub(super) device: u64,
     pub(super) inode: u64,
+    /// Of a block device: its number.
+    pub(super) block: Option<u64>,
     /// Where in the file it begins, in bytes.
     pub(super) offset: u64,
     /// How many bytes of it there are at most; 0 for all.
@@ -71,8 +73,10 @@ pub(super) fn loop_status(device: &File) -> io::Result<LoopStatus> {
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    let [device, inode, _, offset, limit, ..] = info;
-    Ok(LoopStatus { device, inode, offset, limit })
+    let [device, inode, special, offset, limit, ..] = info;
+    // Of a file, older kernels say the device of its file system once more.
+    let block = (special != 0 && special != device).then_some(special);
+    Ok(LoopStatus { device, inode, block, offset, limit })
 }
 
 /// Whether the bytes of a file from `at` take space, and where that ends: at `end` at the latest. `at` is below `end`.
@@ -109,6 +113,21 @@ pub(super) fn forget_cached(file: &File) {
         // A hint, which may also come to nothing.
         libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED);
     }
+}
+
+/// The number of a descriptor's block device. Asks no server (statx(2), AT_STATX_DONT_SYNC).
+pub(super) fn block_device(descriptor: RawFd) -> Option<u64> {
+    let mut stat = MaybeUninit::<libc::statx>::zeroed();
+    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+    // SAFETY: the path is an empty string constant and `stat` is as large as the kernel writes. A number that is no
+    // descriptor is an error.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::statx(descriptor, c"".as_ptr(), flags, libc::STATX_TYPE, stat.as_mut_ptr()) };
+    // SAFETY: a structure of integers, zeroed and then perhaps filled by the kernel.
+    #[allow(unsafe_code)]
+    let stat = unsafe { stat.assume_init() };
+    let is_device = u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFBLK;
+    (result == 0 && is_device).then(|| libc::makedev(stat.stx_rdev_major, stat.stx_rdev_minor))
 }
 
 /// Takes a shared open-file-description lock on one byte; never waits.

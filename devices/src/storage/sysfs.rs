@@ -1,11 +1,8 @@
 //! What the kernel tells of block devices in `/sys`: what they are made of, and what is made of them.
 
-use std::fs::{self, Metadata};
+use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-
-/// Loop devices over each other at most, to look above a file.
-const LOOPS_MAX: usize = 16;
 
 /// Devices below one at most, to look for files.
 const DEVICES_MAX: usize = 256;
@@ -22,7 +19,7 @@ pub(super) fn entry(number: u64) -> PathBuf {
 }
 
 /// The number of the device with this directory.
-fn number(entry: &Path) -> Option<u64> {
+pub(super) fn number(entry: &Path) -> Option<u64> {
     let text = fs::read_to_string(entry.join("dev")).ok()?;
     let (major, minor) = text.trim().split_once(':')?;
     Some(libc::makedev(major.parse().ok()?, minor.parse().ok()?))
@@ -53,9 +50,9 @@ pub(super) fn below(device: u64) -> Vec<u64> {
     disk.into_iter().chain(slaves.filter_map(|slave| number(&slave.path()))).collect()
 }
 
-/// The file of a loop device, as the kernel calls it.
-pub(super) fn backing_file(device: u64) -> Option<PathBuf> {
-    let text = fs::read_to_string(entry(device).join("loop/backing_file")).ok()?;
+/// The file of the loop device with this directory, as the kernel calls it.
+pub(super) fn backing_file(entry: &Path) -> Option<PathBuf> {
+    let text = fs::read_to_string(entry.join("loop/backing_file")).ok()?;
     text.strip_suffix('\n').filter(|text| !text.is_empty()).map(PathBuf::from)
 }
 
@@ -67,38 +64,10 @@ pub fn files_below(path: &Path) -> Vec<PathBuf> {
     while let Some(device) = next.pop().filter(|_| seen.len() < DEVICES_MAX) {
         if !seen.contains(&device) {
             seen.push(device);
-            let file = backing_file(device);
+            let file = backing_file(&entry(device));
             next.extend(below(device).into_iter().chain(file.as_deref().and_then(device_of)));
             files.extend(file);
         }
     }
     files
-}
-
-/// The loop devices over a file or block device, and over these: paths and numbers.
-pub(super) fn loops_over(file: &Metadata) -> Vec<(PathBuf, u64)> {
-    let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    let loops: Vec<(PathBuf, u64, Metadata)> = entries
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with("loop"))
-        .filter_map(|entry| {
-            let device = number(&entry.path())?;
-            let backing = fs::metadata(backing_file(device)?).ok()?;
-            Some((Path::new("/dev").join(entry.file_name()), device, backing))
-        })
-        .collect();
-    let id = |found: &Metadata| match found.file_type().is_block_device() {
-        true => (None, found.rdev()),
-        false => (Some(found.dev()), found.ino()),
-    };
-    let mut above: Vec<(PathBuf, u64)> = Vec::new();
-    let mut found = vec![id(file)];
-    for _ in 0..LOOPS_MAX {
-        let next: Vec<_> = loops.iter().filter(|(_, _, backing)| found.contains(&id(backing))).collect();
-        if next.is_empty() {
-            break;
-        }
-        found = next.iter().flat_map(|(_, device, _)| parts(*device)).map(|(_, part)| (None, part)).collect();
-        above.extend(next.into_iter().map(|(node, device, _)| (node.clone(), *device)));
-    }
-    above
 }
