@@ -29,7 +29,7 @@ pub struct Pausing {
 /// logged.
 pub struct Guarded<B> {
     backend: B,
-    throttle: Option<Throttle>,
+    throttle: Option<Box<Throttle>>,
     pausing: Option<Pausing>,
     /// The disk goes: nothing waits for space any more.
     goes: AtomicBool,
@@ -40,7 +40,7 @@ pub struct Guarded<B> {
 impl<B: BlockBackend> Guarded<B> {
     /// Looks after `backend`. With `pausing`, writes that find no space wait instead of failing.
     pub fn new(backend: B, limits: Option<&Limits>, pausing: Option<Pausing>) -> Self {
-        let (throttle, goes) = (limits.map(Throttle::new), AtomicBool::new(false));
+        let (throttle, goes) = (limits.map(|limits| Box::new(Throttle::new(limits))), AtomicBool::new(false));
         Self { backend, throttle, pausing, goes, private: None, complaints: Complaints::default() }
     }
 
