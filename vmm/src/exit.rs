@@ -39,11 +39,11 @@ pub fn tell(text: &str) {
     let _ = io::stdout().write_all(text.as_bytes());
 }
 
-/// Tells the operator what went wrong, on one line of standard error.
+/// Tells the operator what went wrong, on one line of standard error, without waiting for who reads it. The end of the
+/// process does, for a moment ([`settle`](crate::lines::settle)).
 pub fn complain(what: impl fmt::Display) {
     let line = format!("vmm: error: {}", what.to_string().replace(char::is_control, " "));
-    // Where standard error is closed there is nobody left to tell.
-    let _ = writeln!(io::stderr(), "{line}{}", crate::logging::line_end());
+    crate::lines::standard_error(format!("{line}{}\n", crate::lines::line_end()).as_bytes());
 }
 
 /// An error with its causes, each reason once, and what to raise where descriptors are out.

@@ -8,6 +8,7 @@ pub mod console;
 pub mod exit;
 mod kvm;
 pub mod limits;
+mod lines;
 mod listen;
 pub mod logging;
 pub mod machine;

@@ -2,13 +2,14 @@
 //!
 //! Levels: `error` for what ends the machine or loses data, `warn` for what the operator should look at, `info`
 //! for the life of the machine, `debug` and `trace` for developers. What a guest can cause is limited by
-//! [`devices::log_limited`]. A line that cannot be written is lost and costs the thread that wrote it nothing.
+//! [`devices::log_limited`]. A line that cannot be written is lost and costs the thread that wrote it nothing, nor does one
+//! whose reader makes it wait: a thread of its own writes them.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result};
 use tracing_subscriber::EnvFilter;
@@ -16,6 +17,9 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::{reason, spell};
 use crate::exit::complain;
+use crate::lines::{Lines, line_end, standard_error};
+
+pub use crate::lines::{set_raw_terminal, settle};
 
 /// The environment variable with a filter, such as `info` or `warn,hba_virtio_scsi=trace`.
 pub const VARIABLE: &str = "VMM_LOG";
@@ -25,21 +29,6 @@ const DEFAULT: &str = "warn";
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 /// What the names of log lines begin with.
 const TARGETS: [&str; 6] = ["vmm", "devices", "boot", "hba_megasas", "hba_virtio_scsi", "firmware"];
-
-/// Whether the terminal is raw: a line feed alone would not go back to the first column.
-static RAW_TERMINAL: AtomicBool = AtomicBool::new(false);
-
-/// Says whether the console has put the terminal into raw mode.
-pub fn set_raw_terminal(raw: bool) {
-    RAW_TERMINAL.store(raw, Ordering::Relaxed);
-}
-
-/// What ends a line on standard error now, before its line feed.
-pub(crate) fn line_end() -> &'static str {
-    static TERMINAL: OnceLock<bool> = OnceLock::new();
-    let raw = RAW_TERMINAL.load(Ordering::Relaxed) && *TERMINAL.get_or_init(|| io::stderr().is_terminal());
-    if raw { "\r" } else { "" }
-}
 
 /// Starts logging for the whole process: `level` wins over the environment. Lines go to the end of `file`, from [`begin`] on,
 /// or to standard error.
@@ -57,12 +46,21 @@ pub fn start(level: Option<&str>, file: Option<&Path>) -> Result<()> {
             let file = OpenOptions::new().append(true).create(true).open(path);
             let file = file.map_err(|error| anyhow::anyhow!(reason(&error)));
             let file = file.with_context(|| format!("--log-file {}: cannot open", path.display()))?;
-            let held = HELD
-                .get_or_init(|| Held { log: LogFile::new(file, path), lines: Mutex::new(Some(Vec::new())) });
+            let log_file = LogFile::new(file, path);
+            let log_lines = Lines::start("log-file", move |line| log_file.put(line));
+            let log_lines = log_lines.context("starting the thread for --log-file")?;
+            let held = HELD.get_or_init(|| Held { log: log_lines, lines: Mutex::new(Some(Vec::new())) });
             log.with_writer(held).try_init()
         }
     };
-    started.map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))
+    started.map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))?;
+    // Before the line of a panic, and before the process is gone.
+    let previous = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        settle();
+        previous(info);
+    }));
+    Ok(())
 }
 
 fn filter(level: Option<&str>, variable: Option<&std::ffi::OsStr>) -> Result<EnvFilter> {
@@ -140,11 +138,10 @@ impl<'a> MakeWriter<'a> for StandardError {
 
 impl Write for StandardError {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        // Where standard error is closed there is nobody left to tell.
-        let _ = match (line_end(), line.strip_suffix(b"\n")) {
-            ("", _) | (_, None) => io::stderr().write_all(line),
-            (end, Some(text)) => io::stderr().write_all(&[text, end.as_bytes(), b"\n"].concat()),
-        };
+        match (line_end(), line.strip_suffix(b"\n")) {
+            ("", _) | (_, None) => standard_error(line),
+            (end, Some(text)) => standard_error(&[text, end.as_bytes(), b"\n"].concat()),
+        }
         Ok(line.len())
     }
 
@@ -163,7 +160,7 @@ struct LogFile {
 
 /// A log file, and the lines of before it was known that the file is nothing that the machine uses.
 struct Held {
-    log: LogFile,
+    log: Arc<Lines>,
     /// `None` once they have gone to where they belong.
     lines: Mutex<Option<Vec<u8>>>,
 }
@@ -174,7 +171,7 @@ static HELD: OnceLock<Held> = OnceLock::new();
 pub fn begin() {
     let Some(held) = HELD.get() else { return };
     if let Some(lines) = held.let_go() {
-        held.log.put(&lines);
+        held.log.push(&lines);
     }
 }
 
@@ -202,7 +199,7 @@ impl Write for &Held {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         match self.lines.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             Some(lines) => lines.extend_from_slice(line),
-            None => self.log.put(line),
+            None => self.log.push(line),
         }
         Ok(line.len())
     }

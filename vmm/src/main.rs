@@ -11,11 +11,17 @@ use vmm::exit::{Outcome, complain, explain, tell};
 use vmm::machine::{End, Machine};
 use vmm::{config, limits, logging};
 
-/// How long a signal that ends the process waits for the start, so that it ends in good order.
+/// How long a signal that ends the process waits for the start, so that it ends in good order. A machine has its
+/// `shutdown_timeout` for that.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// How long its end may take beside what waits for the host: the console, the logs.
+const REST: Duration = Duration::from_secs(15);
+
 fn main() -> ExitCode {
-    run().into()
+    let outcome = run();
+    logging::settle();
+    outcome.into()
 }
 
 fn run() -> Outcome {
@@ -47,7 +53,7 @@ fn run() -> Outcome {
         return Outcome::Failed;
     }
     if let Err(error) = &watch {
-        tracing::warn!("no thread for signals during the start: {error}");
+        tracing::warn!("no thread for signals that the main thread does not hear: {error}");
     }
     let config = match config::load(&cli.config, &cli.set, cli.log_file.as_deref()) {
         Ok(config) => config,
@@ -70,15 +76,17 @@ fn run() -> Outcome {
     if let Err(error) = limits::raise_open_files() {
         tracing::warn!("the limit of open files stays as it is: {error}");
     }
-    let built = Machine::build(config, signals, start);
-    drop(watch);
-    let machine = match built {
+    let shutdown = config.vm.shutdown_timeout;
+    let machine = match Machine::build(config, signals, start) {
         Ok(machine) => machine,
         Err(error) => {
             complain(explain(&error));
             return Outcome::Failed;
         }
     };
+    if let Ok(watch) = &watch {
+        watch.allow(shutdown + REST);
+    }
     match machine.run() {
         End::Exit(outcome) => outcome,
         End::Signal(number) => die(number),

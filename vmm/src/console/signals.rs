@@ -5,8 +5,9 @@ use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -14,6 +15,9 @@ use super::{sys, terminal};
 
 /// Signals that ask the process to end.
 const TERMINATING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+
+/// How often to look whether a signal still waits.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +33,10 @@ pub enum Request {
 /// The signals SIGTERM, SIGINT, SIGHUP, SIGTSTP and SIGCONT.
 pub struct Signals {
     file: File,
+    /// The first that ends the process and was taken; 0 for none.
+    taken: AtomicI32,
+    /// Readable once there is one.
+    heard: EventFd,
 }
 
 impl Signals {
@@ -44,7 +52,8 @@ impl Signals {
         add(&mut set, libc::SIGTSTP);
         add(&mut set, libc::SIGCONT);
         change_mask(libc::SIG_BLOCK, &set)?;
-        open(&set).map(|file| Self { file })
+        let heard = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        open(&set).map(|file| Self { file, taken: AtomicI32::new(0), heard })
     }
 
     /// Takes the next signal that has arrived, if any.
@@ -63,37 +72,46 @@ impl Signals {
                 terminal::renew();
                 Request::Continued
             }
-            number => Request::Terminate(number),
+            number => {
+                if self.taken.compare_exchange(0, number, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                    // A count of one has room.
+                    let _ = self.heard.write(1);
+                }
+                Request::Terminate(number)
+            }
         }))
     }
 }
 
-/// Ends the process by a signal while its main thread does something that the host may never end, and hears nothing.
+/// Sees to it that a signal which ends the process does so, whatever its main thread waits for. Until it is dropped.
 pub struct Watch {
     over: Arc<EventFd>,
+    /// In milliseconds.
+    grace: Arc<AtomicU64>,
 }
 
 impl Watch {
-    /// Until it is dropped, a signal that ends the process does so when nobody has taken it for as long as `grace`: usually
-    /// the main thread soon does, in better order.
+    /// A signal ends the process when nobody has taken it for as long as `grace`, or the process is still there so long after
+    /// it was taken: usually the main thread ends it sooner, in better order.
     pub fn start(signals: &Arc<Signals>, grace: Duration) -> io::Result<Self> {
         let over = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        let (signals, ended) = (signals.clone(), over.clone());
+        let watch = Self { over: over.clone(), grace: Arc::default() };
+        watch.allow(grace);
+        let (signals, grace) = (signals.clone(), watch.grace.clone());
         thread::Builder::new().name("signals".into()).spawn(move || {
-            while let Ok(true) = signals.wait(&ended, grace) {
-                match signals.next() {
-                    Ok(Some(Request::Terminate(number))) => {
-                        tracing::error!(
-                            "ended by signal {number} before the start: the host does not answer"
-                        );
-                        die(number);
-                    }
-                    Ok(Some(Request::Suspend)) => suspend(),
-                    _ => {}
-                }
+            let grace = || Duration::from_millis(grace.load(Ordering::Relaxed));
+            if let Ok(Some(number)) = signals.deadly(&over, grace) {
+                tracing::error!("ended by signal {number} in no order: the host does not answer");
+                crate::logging::give_up();
+                die(number);
             }
         })?;
-        Ok(Self { over })
+        Ok(watch)
+    }
+
+    /// Gives the main thread so much time from now on.
+    pub fn allow(&self, grace: Duration) {
+        self.grace.store(u64::try_from(grace.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 }
 
@@ -105,14 +123,39 @@ impl Drop for Watch {
 }
 
 impl Signals {
-    /// Waits until a signal has been there for `grace`; false when `over` comes before.
-    fn wait(&self, over: &EventFd, grace: Duration) -> io::Result<bool> {
-        let over = sys::entry(Some(over.as_raw_fd()), libc::POLLIN);
-        let mut both = [over, sys::entry(Some(self.as_raw_fd()), libc::POLLIN)];
-        sys::poll(&mut both, None)?;
-        let mut over = [over];
-        sys::poll(&mut over, Some(grace))?;
-        Ok(over.iter().all(|entry| entry.revents == 0))
+    /// Waits until the process has to die of a signal, which is returned; `None` when `over` comes before.
+    fn deadly(&self, over: &EventFd, grace: impl Fn() -> Duration) -> io::Result<Option<i32>> {
+        // Since when one waits to be taken, and since when one is taken that ends the process.
+        let (mut waits, mut taken) = (None::<Instant>, None::<Instant>);
+        loop {
+            let quiet = |since: Option<_>, fd: RawFd| Some(fd).filter(|_| since.is_none());
+            let mut entries = [
+                sys::entry(Some(over.as_raw_fd()), libc::POLLIN),
+                sys::entry(quiet(waits, self.as_raw_fd()), libc::POLLIN),
+                sys::entry(quiet(taken, self.heard.as_raw_fd()), libc::POLLIN),
+            ];
+            sys::poll(&mut entries, waits.or(taken).map(|_| LOOK_AGAIN))?;
+            if entries.first().is_none_or(|over| over.revents != 0) {
+                return Ok(None);
+            }
+            let mut pending = [sys::entry(Some(self.as_raw_fd()), libc::POLLIN)];
+            sys::poll(&mut pending, Some(Duration::ZERO))?;
+            // One that comes later has a time of its own.
+            let now = Instant::now();
+            waits = pending.iter().any(|entry| entry.revents != 0).then(|| waits.unwrap_or(now));
+            let number = self.taken.load(Ordering::Acquire);
+            if number != 0 && taken.get_or_insert(now).elapsed() >= grace() {
+                return Ok(Some(number));
+            }
+            if waits.is_some_and(|since| since.elapsed() >= grace()) {
+                waits = None;
+                match self.next()? {
+                    Some(Request::Terminate(number)) => return Ok(Some(number)),
+                    Some(Request::Suspend) => suspend(),
+                    _ => {}
+                }
+            }
+        }
     }
 }
 
@@ -127,6 +170,7 @@ impl AsRawFd for Signals {
 #[allow(unsafe_code)]
 pub fn die(signal: i32) -> ! {
     terminal::leave();
+    crate::logging::settle();
     let mut set = empty_set();
     add(&mut set, signal);
     // SAFETY: the default action is no function of ours.
@@ -192,22 +236,56 @@ fn open(set: &libc::sigset_t) -> io::Result<File> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use std::time::Instant;
+
+    #[allow(unsafe_code)]
+    fn raise(signal: i32) {
+        // SAFETY: no pointers. It comes to this thread alone, which has it blocked.
+        assert_eq!(unsafe { libc::raise(signal) }, 0);
+    }
 
     #[test]
-    #[allow(unsafe_code)]
     fn a_signal_is_left_to_the_main_thread_for_a_while() {
-        // It comes to this thread alone.
         let signals = Signals::block().unwrap();
         let over = EventFd::new(EFD_NONBLOCK).unwrap();
-        // SAFETY: no pointers.
-        assert_eq!(unsafe { libc::raise(libc::SIGTERM) }, 0);
-        let (begin, grace) = (Instant::now(), Duration::from_millis(50));
-        assert!(signals.wait(&over, grace).unwrap());
-        assert!(begin.elapsed() >= grace);
+        let grace = Duration::from_millis(50);
+        let ends = || {
+            let begin = Instant::now();
+            assert_eq!(signals.deadly(&over, || grace).unwrap(), Some(libc::SIGTERM));
+            assert!(begin.elapsed() >= grace);
+        };
+        raise(libc::SIGTERM);
+        ends();
+        assert_eq!(signals.next().unwrap(), None);
+        // It is taken by now, and nothing came of that.
+        ends();
         over.write(1).unwrap();
-        assert!(!signals.wait(&over, Duration::from_secs(3600)).unwrap());
-        assert_eq!(signals.next().unwrap(), Some(Request::Terminate(libc::SIGTERM)), "nobody took it");
-        assert!(!signals.wait(&over, Duration::from_secs(3600)).unwrap(), "the start is over");
+        assert_eq!(signals.deadly(&over, || Duration::from_secs(3600)).unwrap(), None, "all is over");
+    }
+
+    /// Signals that are taken at once do not count for the one that comes then.
+    #[test]
+    #[allow(unsafe_code)]
+    fn each_signal_has_its_time() {
+        let signals = Signals::block().unwrap();
+        let over = EventFd::new(EFD_NONBLOCK).unwrap();
+        let (begin, grace) = (Instant::now(), Duration::from_secs(1));
+        raise(libc::SIGCONT);
+        // SAFETY: no pointers.
+        let here = unsafe { libc::pthread_self() };
+        let later = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(500));
+            // SAFETY: that thread waits for this one.
+            assert_eq!(unsafe { libc::pthread_kill(here, libc::SIGTERM) }, 0);
+        });
+        let asked = || {
+            // As the main thread takes it, while the watch looks on.
+            if begin.elapsed() < Duration::from_millis(500) {
+                assert_eq!(signals.next().unwrap(), Some(Request::Continued));
+            }
+            grace
+        };
+        assert_eq!(signals.deadly(&over, asked).unwrap(), Some(libc::SIGTERM));
+        assert!(begin.elapsed() >= grace + Duration::from_millis(500), "{:?}", begin.elapsed());
+        later.join().unwrap();
     }
 }

@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::console::{converse, echo};
 use super::guest::Guest;
@@ -104,4 +106,42 @@ fn without_descriptors_connections_wait_and_nobody_spins() {
         let told = ended.errors.lines().find(|line| line.contains(socket)).unwrap_or_default();
         assert!(told.contains("LimitNOFILE= of its service, or ulimit -n"), "{}", ended.errors);
     }
+}
+
+/// Neither vCPUs nor the console nor the end of the machine wait for whoever reads messages.
+#[test]
+fn messages_whose_reader_stands_still_do_not_matter() {
+    if !hypervisor("messages_whose_reader_stands_still_do_not_matter") {
+        return;
+    }
+    let endless = Guest::kernel(|g| {
+        let top = g.here();
+        g.print("0123456789abcdef");
+        g.jmp(top);
+    });
+    let vm = Vm::new(&endless).set("serial.mode=socket").set("serial.path=serial");
+    let vm = vm.arg("--log-level").arg("info");
+    let _turn = turn();
+    // Full, and open.
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    // SAFETY: no pointers.
+    #[allow(unsafe_code)]
+    let size = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) };
+    writer.write_all(&vec![b'.'; usize::try_from(size).unwrap()]).unwrap();
+    let mut child = vm.command().stdout(Stdio::null()).stderr(writer).spawn().unwrap();
+    let serial = eventually("the console", || UnixStream::connect(vm.path("serial")).ok());
+    // Its buffer fills up, and a line is said about that.
+    thread::sleep(Duration::from_secs(3));
+    let kill = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+    assert!(kill.unwrap().success());
+    let begin = Instant::now();
+    let ended = loop {
+        match child.try_wait().unwrap() {
+            None if begin.elapsed() < Duration::from_secs(20) => thread::sleep(Duration::from_millis(10)),
+            ended => break ended,
+        }
+    };
+    child.kill().unwrap();
+    drop((serial, reader));
+    assert_eq!(ended.and_then(|ended| ended.signal()), Some(15), "{ended:?} after {:?}", begin.elapsed());
 }
