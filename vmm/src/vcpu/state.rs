@@ -47,6 +47,14 @@ fn refresh_root(vcpu: &VcpuFd, sregs: &kvm_sregs) -> io::Result<()> {
     Ok(vcpu.set_sregs(&kvm_sregs { cr3: sregs.cr3 ^ 0x1000, ..*sregs })?)
 }
 
+/// Registers that are as after power-on after a reset, and that KVM's list does not name: the memory type ranges (variable,
+/// fixed, and the default type; Intel SDM volume 3, 13.11.2), the machine check banks (volume 3, 17.3.2: control, status,
+/// address and more of each of 32) and IA32_DEBUGCTL. Firmware may insist on them (OVMF does, on the default type).
+fn unlisted() -> impl Iterator<Item = u32> {
+    let ranges = (0x200..=0x20f).chain([0x250, 0x258, 0x259]).chain(0x268..=0x26f).chain([0x2ff]);
+    ranges.chain(0x400..0x480).chain([0x1d9])
+}
+
 /// Most MSRs that one call takes.
 const MSRS_A_CALL: usize = 128;
 
@@ -67,6 +75,9 @@ impl PowerOnState {
     /// Reads the state of a new vCPU that never ran.
     pub fn capture(kvm: &Kvm, vcpu: &VcpuFd) -> io::Result<Self> {
         let indices = kvm.get_msr_index_list()?;
+        let listed = indices.as_slice();
+        let others = unlisted().filter(|index| !listed.contains(index));
+        let indices: Vec<u32> = listed.iter().copied().chain(others).collect();
         Ok(Self {
             regs: vcpu.get_regs()?,
             sregs: vcpu.get_sregs()?,
@@ -77,7 +88,7 @@ impl PowerOnState {
             lapic: vcpu.get_lapic()?,
             events: vcpu.get_vcpu_events()?,
             mp_state: vcpu.get_mp_state()?,
-            msrs: read_msrs(vcpu, indices.as_slice())?,
+            msrs: read_msrs(vcpu, &indices)?,
         })
     }
 
@@ -101,7 +112,7 @@ impl PowerOnState {
     }
 }
 
-fn collect(entries: &[kvm_msr_entry]) -> io::Result<Msrs> {
+pub(super) fn collect(entries: &[kvm_msr_entry]) -> io::Result<Msrs> {
     Msrs::from_entries(entries).map_err(|e| io::Error::other(format!("{e:?}")))
 }
 
@@ -125,7 +136,7 @@ fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> io::Result<Vec<kvm_msr_entry>> {
 }
 
 /// Writes MSRs one call at a time as far as KVM takes them; a read-only one among them is passed over.
-fn write_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> io::Result<()> {
+pub(super) fn write_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> io::Result<()> {
     let mut rest = entries;
     while !rest.is_empty() {
         let chunk = rest.get(..rest.len().min(MSRS_A_CALL)).unwrap_or(rest);

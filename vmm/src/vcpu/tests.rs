@@ -216,3 +216,28 @@ fn counters_are_set_back_together() {
         }
     }
 }
+
+/// What the guest before has set is not that of the next: neither ranges of memory types nor what else KVM does not list.
+#[test]
+fn a_reset_takes_memory_types_back() {
+    let bench = Bench::new(&TELL_EAX);
+    let set = |index, data| kvm_bindings::kvm_msr_entry { index, data, ..Default::default() };
+    let guest = [
+        set(0x2ff, 0xc06),
+        set(0x202, 0x8000_0006),
+        set(0x203, 0x8000_0800),
+        set(0x250, 0x0606_0606_0606_0606),
+        set(0x26f, 0x0505_0505_0505_0505),
+        // IA32_MC1_STATUS.
+        set(0x405, 1 << 63),
+    ];
+    let read = || {
+        let mut now = state::collect(&guest).unwrap();
+        assert_eq!(bench.vcpu.fd.get_msrs(&mut now).unwrap(), guest.len());
+        now.as_slice().iter().map(|msr| (msr.index, msr.data)).collect::<Vec<_>>()
+    };
+    state::write_msrs(&bench.vcpu.fd, &guest).unwrap();
+    assert_eq!(read(), guest.iter().map(|msr| (msr.index, msr.data)).collect::<Vec<_>>());
+    bench.vcpu.power_on.restore(&bench.vcpu.fd).unwrap();
+    assert_eq!(read(), guest.iter().map(|msr| (msr.index, 0)).collect::<Vec<_>>());
+}
