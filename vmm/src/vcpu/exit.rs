@@ -1,6 +1,7 @@
 //! What a vCPU stopped for, without a borrow of the vCPU, and the report when it cannot go on.
 
 use std::io;
+use std::time::Duration;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
@@ -16,6 +17,8 @@ pub enum Outcome {
     Continue,
     /// A signal came: look at what the machine wants.
     Kicked,
+    /// KVM did not begin, and may do so later: with this error number.
+    Refused(i32),
     /// The guest's processor is in shutdown (triple fault).
     Shutdown,
     /// KVM cannot run this guest any further: the reason.
@@ -61,12 +64,57 @@ pub fn run_once(vcpu: &mut VcpuFd, buses: &Buses) -> Outcome {
 
 fn failed(e: &io::Error) -> Outcome {
     match e.raw_os_error() {
-        // EAGAIN: an application processor that waits for its start-up message was woken by a signal.
-        Some(libc::EINTR | libc::EAGAIN) => Outcome::Kicked,
+        Some(libc::EINTR) => Outcome::Kicked,
+        Some(code @ (libc::EAGAIN | libc::ENOMEM)) => Outcome::Refused(code),
         Some(libc::EFAULT) => {
             Outcome::Fatal(format!("KVM_RUN failed: {e}: the host has no memory for the guest: {RAN_OUT}"))
         }
         _ => Outcome::Fatal(format!("KVM_RUN failed: {e}")),
+    }
+}
+
+/// How often KVM has refused to run a vCPU, one time after the other.
+///
+/// The first run makes threads of KVM's own, for which the host may have no room: EAGAIN, and ENOMEM with some kernels.
+#[derive(Debug, Default)]
+pub struct Refusals(u32);
+
+/// What follows from a refusal.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Run again at once.
+    Again,
+    /// Run again after [`Refusals::PAUSE`]; with a line for the log, once.
+    Later(Option<&'static str>),
+    /// It does not come right.
+    Fatal(String),
+}
+
+impl Refusals {
+    /// How long to wait before the next try.
+    pub const PAUSE: Duration = Duration::from_millis(10);
+    /// After so many it is worth a line, or the end.
+    const MANY: u32 = 100;
+
+    /// KVM ran, or a signal came.
+    pub fn none(&mut self) {
+        self.0 = 0;
+    }
+
+    /// It refused with error `code`; `waits` tells whether the vCPU is an application processor that waits for its start-up
+    /// message: such a one has been woken.
+    pub fn one(&mut self, code: i32, waits: impl Fn() -> bool) -> Refusal {
+        if code == libc::EAGAIN && waits() {
+            return Refusal::Again;
+        }
+        self.0 = self.0.saturating_add(1);
+        if code != libc::EAGAIN && self.0 >= Self::MANY {
+            return Refusal::Fatal(format!("KVM_RUN failed: {}", io::Error::from_raw_os_error(code)));
+        }
+        Refusal::Later((self.0 == Self::MANY).then_some(
+            "the host starts no thread for KVM, and the machine waits for it: raise pids.max of its cgroup (TasksMax= of its \
+             service), or ulimit -u",
+        ))
     }
 }
 
@@ -154,4 +202,26 @@ pub fn whereabouts(vcpu: &mut VcpuFd, buses: &Buses) -> String {
         _ => "not readable".into(),
     };
     format!("rip {:#x}, bytes there {code}, rsp {:#x} {mode}", regs.rip, regs.rsp)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_without_threads_is_waited_for_and_said_once() {
+        let mut refusals = Refusals::default();
+        let lines = (0..1000).filter(|_| match refusals.one(libc::EAGAIN, || false) {
+            Refusal::Later(line) => line.is_some(),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(lines.count(), 1);
+        refusals.none();
+        // Processors that wait for their start spin no longer than it takes.
+        assert!((0..1000).all(|_| refusals.one(libc::EAGAIN, || true) == Refusal::Again));
+        let tries = (0..1000).take_while(|_| refusals.one(libc::ENOMEM, || false) == Refusal::Later(None));
+        assert_eq!(tries.count(), 99);
+        assert_eq!(failed(&io::Error::from_raw_os_error(libc::EAGAIN)), Outcome::Refused(libc::EAGAIN));
+        assert_eq!(failed(&io::Error::from_raw_os_error(libc::EINTR)), Outcome::Kicked);
+    }
 }

@@ -22,7 +22,7 @@ pub use cpuid::CpuidTemplate;
 use crate::kvm::{KvmError, call};
 use crate::machine::{Buses, Control, Crash, Order};
 use clock::Method;
-use exit::Outcome;
+use exit::{Outcome, Refusal, Refusals};
 use state::PowerOnState;
 
 /// Stack of a vCPU thread: device accesses run on it.
@@ -108,13 +108,15 @@ impl Vcpu {
         if self.index == 0 {
             tracing::debug!(target: "vmm::start", "first guest instruction next");
         }
+        let mut refusals = Refusals::default();
         while control.is_running() {
             self.returns = self.returns.wrapping_add(1);
             match exit::run_once(&mut self.fd, buses) {
-                Outcome::Continue => {}
+                Outcome::Continue => refusals.none(),
                 // Nobody has asked for it: the process was stopped, frozen or traced, and each vCPU comes along here before
                 // it is in the guest again.
                 Outcome::Kicked if control.is_running() => {
+                    refusals.none();
                     if let Err(e) = self.was_stopped() {
                         devices::log_limited!(
                             warn,
@@ -124,6 +126,17 @@ impl Vcpu {
                     }
                 }
                 Outcome::Kicked => {}
+                Outcome::Refused(code) => match refusals.one(code, || self.waits()) {
+                    Refusal::Again => {}
+                    Refusal::Later(line) => {
+                        line.into_iter().for_each(|line| tracing::warn!("vCPU {}: {line}", self.index));
+                        std::thread::sleep(Refusals::PAUSE);
+                    }
+                    Refusal::Fatal(reason) => {
+                        control.crashed(Crash::Host(format!("vCPU {}: {reason}", self.index)));
+                        return;
+                    }
+                },
                 Outcome::SystemReset => control.reset_requested("hypervisor register"),
                 Outcome::Shutdown => {
                     let at = exit::whereabouts(&mut self.fd, buses);
@@ -138,6 +151,12 @@ impl Vcpu {
             }
         }
         self.complete_access(buses);
+    }
+
+    /// Whether it is an application processor that waits for its start-up message.
+    fn waits(&self) -> bool {
+        // Where KVM does not say, nothing was refused.
+        self.fd.get_mp_state().map_or(true, |state| state.mp_state != kvm_bindings::KVM_MP_STATE_RUNNABLE)
     }
 
     /// Ends the instruction that the last exit was for: KVM takes what was answered, and asks for the accesses that are left
