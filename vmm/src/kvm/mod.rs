@@ -30,7 +30,8 @@ pub use rom::{Rom, map_rom};
 #[derive(Debug, Error)]
 pub enum KvmError {
     #[error(
-        "{path}: does not exist; load the kvm_intel or kvm_amd module, or enable virtualization in the firmware"
+        "{path}: does not exist; load the kvm_intel or kvm_amd module, enable virtualization in the firmware, or pass the device \
+         into the container (PrivateDevices= of a service hides it)"
     )]
     Missing { path: String },
     #[error("{path}: permission denied; add this user to the group that owns the device (usually `kvm`)")]
@@ -39,7 +40,9 @@ pub enum KvmError {
     Open { path: String, source: io::Error },
     #[error("{path}: not KVM, or of an unknown version ({version}; {KVM_API_VERSION} is needed)")]
     Version { path: String, version: i32 },
-    #[error("this host's KVM lacks {0}; a newer host kernel is needed")]
+    #[error(
+        "this host's KVM lacks {0}; a newer host kernel is needed, or one built with it (CONFIG_KVM_IOAPIC)"
+    )]
     Capability(&'static str),
     #[error(
         "this host has /dev/kvm but neither svm nor vmx: its KVM runs real-mode and simple 32-bit code only, and a \

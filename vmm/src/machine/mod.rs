@@ -119,7 +119,7 @@ impl Machine {
             vm: &vm,
             ram: &ram,
             layout: &layout,
-            physical_bits: cpuid.physical_bits(),
+            physical_bits: cpuid.mapped_bits(),
             config: &config,
             machine: control.clone(),
             console: console.sink(),
@@ -132,7 +132,7 @@ impl Machine {
             vm: &vm,
             ram: &ram,
             layout: &layout,
-            physical_bits: cpuid.physical_bits(),
+            physical_bits: cpuid.mapped_bits(),
             processor_id: cpuid.processor_id(),
             config: &config,
             chipset: &chipset,
@@ -142,7 +142,7 @@ impl Machine {
         let vcpus = (0..cpus)
             .map(|index| Vcpu::new(hypervisor.kvm(), &vm, &cpuid, index))
             .collect::<std::result::Result<Vec<_>, _>>()?;
-        let physical_bits = cpuid.physical_bits();
+        let physical_bits = cpuid.mapped_bits();
         let machine = Self {
             config,
             vm,

@@ -28,6 +28,13 @@ impl CpuidTemplate {
         self.entries.iter().find(|e| e.function == 0x8000_0008).map_or(36, |e| e.eax as u8)
     }
 
+    /// How many of them KVM can map: nested paging with four levels ends at 48 bits (AMD64 Architecture Programmer's Manual
+    /// volume 3, E.4.7: GuestPhysAddrSize). Older kernels do not say.
+    pub fn mapped_bits(&self) -> u8 {
+        let told = self.entries.iter().find(|e| e.function == 0x8000_0008).map_or(0, |e| (e.eax >> 16) as u8);
+        self.physical_bits().min(if told == 0 { 48 } else { told })
+    }
+
     /// What SMBIOS calls the processor's ID: EAX of leaf 1 in the lower half, EDX in the upper one.
     pub fn processor_id(&self) -> u64 {
         let leaf = self.entries.iter().find(|e| e.function == 1);
@@ -181,6 +188,19 @@ mod tests {
         assert_eq!(at(6, 0, v, 4, 0)[0], 0x1c00_0121);
         assert_eq!(at(6, 0, v, 4, 3)[0], 0x1c01_4163);
         assert_eq!(at(6, 0, v, 0x8000_0008, 0)[2], 0);
+    }
+
+    #[test]
+    fn addresses_that_nested_paging_does_not_reach_are_nobodys() {
+        let bits = |eax| {
+            let t = CpuidTemplate { entries: vec![leaf(0x8000_0008, 0, [eax, 0, 0, 0])] };
+            (t.physical_bits(), t.mapped_bits())
+        };
+        assert_eq!(bits(0x0030_3034), (52, 48));
+        assert_eq!(bits(0x0034_3934), (52, 52));
+        assert_eq!(bits(0x3034), (52, 48));
+        assert_eq!(bits(0x3027), (39, 39));
+        assert_eq!(bits(0x0030_302e), (46, 46));
     }
 
     #[test]

@@ -206,7 +206,8 @@ fn no_hypervisor() {
     command.args(["--mount", "sh", "-c", script, "sh", env!("CARGO_BIN_EXE_vmm"), "--config", "vm.toml"]);
     refused(
         command.current_dir(vm.path("")),
-        "/dev/kvm: does not exist; load the kvm_intel or kvm_amd module, or enable virtualization in the firmware",
+        "/dev/kvm: does not exist; load the kvm_intel or kvm_amd module, enable virtualization in the firmware, or pass the \
+         device into the container (PrivateDevices= of a service hides it)",
     );
 }
 
