@@ -4,8 +4,9 @@
 //! what the kernel has been given, but the operator is heard, and what is healthy is closed.
 
 use std::cell::Cell;
+use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, SyncSender, TryRecvError};
+use std::sync::mpsc::{self, Receiver, SendError, Sender, SyncSender, TryRecvError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -82,24 +83,37 @@ impl Drop for Over {
     }
 }
 
+type Work = Box<dyn FnOnce() + Send>;
+
+/// A thread for work that may wait for the host. It is there before it is needed: a host that hangs may have no room for one.
+pub struct Waits(Sender<Work>);
+
+impl Waits {
+    pub fn start() -> io::Result<Self> {
+        let (work, works) = mpsc::channel::<Work>();
+        std::thread::Builder::new()
+            .name("waits".into())
+            .spawn(move || works.iter().for_each(|work| work()))?;
+        Ok(Self(work))
+    }
+}
+
 impl Machine {
     /// Does `work`, which may wait for the host, on a thread of its own; false when the wait for it ended before.
     pub(super) fn apart(
         &self,
         events: &mut MainLoop,
         patience: &mut Patience<'_>,
-        work: impl FnOnce() + Clone + Send + 'static,
+        work: impl FnOnce() + Send + 'static,
     ) -> bool {
         let (over, done) = Over::new(&self.control);
-        let here = work.clone();
         let there = move || {
             work();
             drop(over);
         };
-        if let Err(e) = std::thread::Builder::new().name("waits".into()).spawn(there) {
-            tracing::warn!("no thread that waits for the host, the main thread does: {e}");
-            here();
-            return true;
+        // It ends with the machine only.
+        if let Err(SendError(work)) = self.waits.0.send(Box::new(there)) {
+            work();
         }
         events.wait(&done, patience).is_some()
     }

@@ -42,7 +42,7 @@ use crate::logging;
 use crate::vcpu::{CpuidTemplate, Vcpu, VcpuThread, install_kick};
 use chipset::{Chipset, Parts};
 use clocks::Clocks;
-use ending::{Over, Patience};
+use ending::{Over, Patience, Waits};
 use events::MainLoop;
 use firmware::{DebugOutput, FirmwareBoot, Wiring};
 use hbas::Hbas;
@@ -95,6 +95,7 @@ pub struct Machine {
     socket: Option<Socket>,
     hbas: Hbas,
     space: Arc<Space>,
+    waits: Waits,
 }
 
 impl Machine {
@@ -160,6 +161,7 @@ impl Machine {
             socket: None,
             hbas,
             space,
+            waits: Waits::start().context("starting a thread")?,
         };
         let entry = machine.load()?;
         trace(start, "kernel or firmware loaded");
