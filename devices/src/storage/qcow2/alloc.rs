@@ -1,5 +1,6 @@
 //! Reference counts and the allocation of clusters. Only for whoever has the file's turn.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -21,6 +22,9 @@ const GROW_MIN: u64 = 1 << 20;
 /// And at most by this much at once, in bytes, beyond what is needed.
 const GROW_MAX: u64 = 64 << 20;
 
+/// Offsets in the file are below this: entries of tables have 56 bits for them.
+const HOST_OFFSETS: u64 = 1 << 56;
+
 /// The refcount with number `index` in a block; `None` outside.
 pub(super) fn refcount(block: &[u8], order: u32, index: usize) -> Option<u64> {
     if order < 3 {
@@ -31,6 +35,20 @@ pub(super) fn refcount(block: &[u8], order: u32, index: usize) -> Option<u64> {
     let width = 1 << (order - 3);
     let bytes = block.get(index * width..)?.get(..width)?;
     Some(bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+}
+
+/// The first refcount of zero from number `start` on. A block may have 2^24, so those of a word are looked at together.
+fn first_free(block: &[u8], order: u32, start: usize) -> Option<usize> {
+    let (width, each) = (1u32 << order, 64usize >> order);
+    let low = u64::MAX / (u64::MAX >> (64 - width));
+    let high = low << (width - 1);
+    // Where a part is zero, taking one away borrows into its top bit. Other parts may look so above it, never below.
+    let has_zero = |word: u64| word.wrapping_sub(low) & !word & high != 0;
+    let words = block.as_chunks::<8>().0.iter().enumerate().skip(start / each);
+    words
+        .filter(|(_, bytes)| has_zero(u64::from_le_bytes(**bytes)))
+        .flat_map(|(word, _)| word * each..(word + 1) * each)
+        .find(|index| *index >= start && refcount(block, order, *index) == Some(0))
 }
 
 /// Sets a refcount. The value must fit.
@@ -87,21 +105,10 @@ impl Layer {
             if !self.ensure_block(io, index, turn).await? {
                 continue;
             }
-            let mut meta = self.meta();
-            let Some(block) = meta.blocks.get(&index) else { continue };
-            let (start, end) = ((hint & ((1 << bits) - 1)) as usize, 1usize << bits);
-            let free = |i: &usize| refcount(&block.bytes, order, *i) == Some(0);
-            let Some(from) = (start..end).find(free) else {
-                meta.hint = (index as u64 + 1) << bits;
-                continue;
-            };
-            let to = (from..end).take(want.max(1) as usize).take_while(free).last().unwrap_or(from) + 1;
-            let base = (index as u64) << bits;
-            let taken = base + from as u64..base + to as u64;
-            if taken.clone().any(|cluster| meta.is_metadata(cluster)) {
-                return Err(self.damaged(Action::Write, "its refcounts call a table in use free"));
+            match self.find_free(index, want)? {
+                Some(taken) => break (index, taken),
+                None => io.give_way().await,
             }
-            break (index, taken);
         };
         // Before they are taken: a write that finds no room is tried again and again, and must leave no trace.
         self.grow_file(io, taken.end).await?;
@@ -120,9 +127,32 @@ impl Layer {
         Ok(Arc::new(Allocation { meta, first, count, virgin, linked, range }))
     }
 
-    /// Makes the file reach to cluster `end`.
+    /// Up to `want` free clusters in a row of those that a block in memory counts, from the hint on; where there are none the hint goes
+    /// on to the next block.
+    fn find_free(&self, index: usize, want: u64) -> Result<Option<Range<u64>>, BlockError> {
+        let (bits, order) = (self.header.block_bits(), self.header.refcount_order);
+        let mut meta = self.meta();
+        let Some(block) = meta.blocks.get(&index) else { return Ok(None) };
+        let (start, end) = ((meta.hint & ((1 << bits) - 1)) as usize, 1usize << bits);
+        let Some(from) = first_free(&block.bytes, order, start) else {
+            meta.hint = (index as u64 + 1) << bits;
+            return Ok(None);
+        };
+        let free = |i: &usize| refcount(&block.bytes, order, *i) == Some(0);
+        let to = (from..end).take(want.max(1) as usize).take_while(free).last().unwrap_or(from) + 1;
+        let base = (index as u64) << bits;
+        let taken = base + from as u64..base + to as u64;
+        if taken.clone().any(|cluster| meta.is_metadata(cluster)) {
+            return Err(self.damaged(Action::Write, "its refcounts call a table in use free"));
+        }
+        Ok(Some(taken))
+    }
+
+    /// Makes the file reach to cluster `end`, if the format can name the last before it.
     async fn grow_file(&self, io: &Io, end: u64) -> Result<(), BlockError> {
-        let need = end << self.header.cluster_bits;
+        let need = end.checked_mul(self.header.cluster()).filter(|need| *need <= HOST_OFFSETS);
+        let need =
+            need.ok_or_else(|| self.damaged(Action::Write, "its refcounts leave no cluster to take"))?;
         let now = self.file.host_len();
         if need <= now {
             return Ok(());
@@ -301,6 +331,7 @@ impl Layer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::conformance::Random;
 
     #[test]
     fn refcounts_of_all_widths() {
@@ -321,5 +352,27 @@ mod tests {
             assert_eq!(block, [0; 8]);
         }
         assert_eq!(refcount(&[0; 8], 4, 4), None);
+    }
+
+    #[test]
+    fn the_first_free_one_of_all_widths() {
+        let mut random = Random::new(7);
+        for order in 0..=6 {
+            let count = 4096 * 8 >> order;
+            for round in 0..200 {
+                // Few that are free, and values that only have a top or a low bit.
+                let mut block = vec![0; 4096];
+                let width = 1u32 << order;
+                let values = [1, 1 << (width - 1), u64::MAX >> (64 - width)];
+                for index in 0..count {
+                    let value =
+                        if random.below(1000) < round / 50 { 0 } else { values[random.below(3) as usize] };
+                    set_refcount(&mut block, order, index, value);
+                }
+                let start = random.below(count as u64) as usize;
+                let plain = (start..count).find(|index| refcount(&block, order, *index) == Some(0));
+                assert_eq!(first_free(&block, order, start), plain, "order {order} from {start} on");
+            }
+        }
     }
 }

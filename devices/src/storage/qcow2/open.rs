@@ -325,6 +325,7 @@ fn open_layer(file: RawImage, path: &Path, options: &Qcow2Options, top: bool) ->
         meta.reftable_at = header.reftable_at;
         reserve(&mut meta, &header);
         let refused = |e: String| OpenError::new(format!("cannot open {} for writing: {e}", path.display()));
+        distinct_blocks(&meta).map_err(refused)?;
         guard_snapshots(&mut meta, &header, &plain, len).map_err(refused)?;
         prepare(&plain, &file, &header).map_err(|e| failed("cannot prepare the image for writing", e))?;
         file.measure()?;
@@ -379,6 +380,16 @@ fn reserve(meta: &mut Meta, header: &Header) {
     let tables = meta.l1.iter().map(|l1| entry::offset(*l1) >> bits).filter(|n| *n != 0);
     let blocks = meta.reftable.iter().map(|at| at >> bits).filter(|n| *n != 0);
     meta.reserved = ranges.into_iter().flatten().chain(tables).chain(blocks).collect();
+}
+
+/// No refcount block counts for two places of the table. Else a table of a small file could have a write look at 2^20 full ones.
+fn distinct_blocks(meta: &Meta) -> Result<(), String> {
+    let mut blocks: Vec<u64> = meta.reftable.iter().copied().filter(|at| *at != 0).collect();
+    blocks.sort_unstable();
+    if blocks.windows(2).any(|pair| matches!(pair, [a, b] if a == b)) {
+        return Err("its refcount table names a block twice; repair it with qemu-img check -r all".into());
+    }
+    Ok(())
 }
 
 /// Notes which clusters hold metadata of internal snapshots. L2 tables may be shared with them, all else not.

@@ -102,3 +102,36 @@ fn an_entry_that_points_to_tables_is_not_written_through() {
         assert_eq!(std::fs::read(file.path()).unwrap()[..sample.len()], sample);
     }
 }
+
+/// One write would look at such a block as often as the table names it.
+#[test]
+fn a_refcount_table_that_names_a_block_twice_is_not_written_through() {
+    let Some(mut sample) = sample() else { return };
+    let table = u64::from_be_bytes(sample[48..56].try_into().unwrap()) as usize;
+    sample.copy_within(table..table + 8, table + 8);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &sample).unwrap();
+    let why = refusal(&options(file.path()));
+    assert!(why.contains("twice") && why.contains("qemu-img check"), "{why}");
+    assert_eq!(std::fs::read(file.path()).unwrap(), sample);
+    let read_only = Qcow2Options { read_only: true, ..options(file.path()) };
+    assert!(Qcow2Image::open(&read_only).is_ok(), "reading needs no refcounts");
+}
+
+/// Where the numbers of clusters end, their offsets begin at zero again: at the header.
+#[test]
+fn clusters_that_the_format_cannot_name_are_not_taken() {
+    let Some(bench) = Bench::new() else { return };
+    bench.img(&["create", "-q", "-f", "qcow2", "-o", "cluster_size=2M,refcount_bits=1", "far.qcow2", "16M"]);
+    let image = open(&bench.path("far.qcow2"));
+    for hint in [1 << 43, 1 << 35] {
+        image.inner.layers[0].meta().hint = hint;
+        let own = image.inner.clone();
+        let result = on_io_thread(move |io| async move {
+            own.put(&io, 0, filled(512, 9), false).await.map_err(|e| e.context)
+        });
+        assert!(result.is_err_and(|why| why.contains("no cluster")), "from {hint} on");
+    }
+    drop(image);
+    bench.check_clean("far.qcow2");
+}
