@@ -99,7 +99,33 @@ struct Tasks {
     /// Commands ended from outside that have not left yet, by their order of entering.
     ending: BTreeSet<u64>,
     /// Task management functions that wait until those before a mark have left.
-    waiting: Vec<(u64, Waker)>,
+    waiting: Vec<Waiting>,
+    next_waiting: u64,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    number: u64,
+    mark: u64,
+    waker: Waker,
+}
+
+/// The place of one in [`Tasks::waiting`], once it has to wait.
+struct Place<'a> {
+    set: &'a TaskSet,
+    number: Option<u64>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let Some(number) = self.number else { return };
+        let mut tasks = lock(&self.set.0);
+        let place = tasks.waiting.iter().position(|waiting| waiting.number == number);
+        let gone = place.map(|place| tasks.waiting.swap_remove(place));
+        drop(tasks);
+        // Outside of the lock: it may run the HBA's code.
+        drop(gone);
+    }
 }
 
 /// Why a command does not enter a task set.
@@ -188,13 +214,19 @@ impl TaskSet {
 
     /// Waits until every ended command that had entered before `mark` has left.
     pub(crate) async fn left(&self, mark: u64) {
+        let mut place = Place { set: self, number: None };
         poll_fn(|cx| {
             let mut tasks = lock(&self.0);
             if tasks.ending.first().is_none_or(|first| *first >= mark) {
                 return Poll::Ready(());
             }
-            if !tasks.waiting.iter().any(|(until, waker)| *until == mark && waker.will_wake(cx.waker())) {
-                tasks.waiting.push((mark, cx.waker().clone()));
+            let number = *place.number.get_or_insert_with(|| {
+                tasks.next_waiting += 1;
+                tasks.next_waiting
+            });
+            match tasks.waiting.iter_mut().find(|waiting| waiting.number == number) {
+                Some(waiting) => waiting.waker.clone_from(cx.waker()),
+                None => tasks.waiting.push(Waiting { number, mark, waker: cx.waker().clone() }),
             }
             Poll::Pending
         })
@@ -269,7 +301,8 @@ impl Tasks {
         if ended {
             self.ending.remove(&sequence);
             let first = self.ending.first().copied().unwrap_or(u64::MAX);
-            wakers.extend(self.waiting.extract_if(.., |(mark, _)| *mark <= first).map(|(_, waker)| waker));
+            let over = self.waiting.extract_if(.., |waiting| waiting.mark <= first);
+            wakers.extend(over.map(|waiting| waiting.waker));
         }
         self.free.push(index);
     }
@@ -367,6 +400,24 @@ mod tests {
         let mut work = pin!(async {});
         let work = pin!(task.run(work.as_mut()));
         work.poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
+
+    /// Whoever waits may be ended itself, again and again while a command hangs.
+    #[test]
+    fn who_waits_no_more_leaves_nothing_behind() {
+        let set = TaskSet::default();
+        let (hung, _) = started(&set, 1, TaskAttribute::Simple);
+        let mark = set.end(|_, _| Some(Ended::Aborted));
+        for more in 0..1000 {
+            let mut waits = pin!(set.left(mark + more));
+            for _ in 0..2 {
+                assert!(waits.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            }
+            assert_eq!(lock(&set.0).waiting.len(), 1);
+        }
+        assert_eq!(lock(&set.0).waiting.len(), 0);
+        drop(hung);
+        assert!(pin!(set.left(mark)).poll(&mut Context::from_waker(Waker::noop())).is_ready());
     }
 
     #[test]
