@@ -3,7 +3,7 @@
 //! Their numbers have the guest's byte order, which is little-endian here. Legacy drivers do not wait for a reset:
 //! one has ended when the write that asks for it returns, and so has what was in flight.
 
-use std::sync::PoisonError;
+use std::sync::MutexGuard;
 
 use super::Transport;
 use super::common::Registers;
@@ -117,8 +117,7 @@ impl Transport {
         }
         let index = registers.queue_select();
         if page == 0 {
-            self.reset_queue(&mut registers, index);
-            return self.wait_for_queue(registers, index);
+            return self.take_queue_away(registers, index);
         }
         let broken = registers.status & status::DEVICE_NEEDS_RESET != 0;
         let Some(state) = registers.queues.get_mut(usize::from(index)) else { return };
@@ -128,14 +127,17 @@ impl Transport {
         self.start_queue(&mut registers, index);
     }
 
-    fn wait_for_queue(&self, mut registers: std::sync::MutexGuard<'_, Registers>, index: u16) {
-        let is_draining = |registers: &Registers| {
+    /// Returns once nothing of the queue is in flight, as after a reset: the driver frees its pages next. What does not leave by itself
+    /// is ended, for the virtual CPU waits meanwhile. That is everything, for drivers only do so when they give up the device.
+    fn take_queue_away(&self, mut registers: MutexGuard<'_, Registers>, index: u16) {
+        self.reset_queue(&mut registers, index);
+        let drains = |registers: &Registers| {
             registers.queues.get(usize::from(index)).is_some_and(|state| state.draining)
         };
-        while is_draining(&registers) && !self.is_closed() {
-            let waited = self.quiet.wait_timeout(registers, super::SLOW_RESET);
-            (registers, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if drains(&registers) {
+            self.begin_abort(&mut registers);
         }
+        self.wait(registers, "taking a queue away", drains, None);
     }
 }
 

@@ -323,3 +323,37 @@ fn bus_mastering_off_waits_within_bounds() {
     });
     assert_eq!((bench.status(), bench.resets()), (15, 1), "the device lives");
 }
+
+/// A virtual CPU waits for it: nothing else may be what ends it, for a command may wait for as long as the machine stands still.
+#[test]
+fn a_legacy_queue_is_given_back_by_ending_what_is_in_flight() {
+    let bench = Bench::new();
+    let give_back = |queue: u16| {
+        bench.transport.write_legacy(legacy::QUEUE_SELECT, &queue.to_le_bytes());
+        bench.transport.write_legacy(legacy::QUEUE_ADDRESS, &0_u32.to_le_bytes());
+    };
+    give_back(1);
+    assert_eq!(bench.device.aborts.load(Ordering::Relaxed), 0, "nothing is in flight");
+    let head = bench.take(0).unwrap();
+    let ended = AtomicU32::new(0);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            give_back(0);
+            ended.store(1, Ordering::Relaxed);
+        });
+        let begin = std::time::Instant::now();
+        while bench.device.aborts.load(Ordering::Relaxed) == 0 && begin.elapsed() < Duration::from_secs(10) {
+            std::thread::yield_now();
+        }
+        let aborts = bench.device.aborts.load(Ordering::Relaxed);
+        let waited = ended.load(Ordering::Relaxed) == 0;
+        bench.give(0, head);
+        bench.transport.aborted();
+        assert_eq!((aborts, waited), (1, true), "aborts asked for, and the CPU waits until they are done");
+    });
+    assert_eq!(
+        (ended.load(Ordering::Relaxed), bench.word(28), bench.status()),
+        (1, 0, 15),
+        "the device lives"
+    );
+}
