@@ -94,6 +94,9 @@ impl BlockBackend for Aligned {
     async fn flush(&self, _: &Io) -> Result<(), BlockError> {
         Ok(())
     }
+    fn is_unflushed(&self) -> bool {
+        false
+    }
     async fn zero(&self, _: &Io, _: Span, _: Unmap) -> Result<(), BlockError> {
         Ok(())
     }

@@ -165,6 +165,10 @@ impl<B: BlockBackend> BlockBackend for Guarded<B> {
         self.change(|| self.backend.flush(io)).await
     }
 
+    fn is_unflushed(&self) -> bool {
+        self.backend.is_unflushed()
+    }
+
     async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {
         // An operation, but its bytes do not travel.
         self.wait(io, Direction::Write, 0).await;

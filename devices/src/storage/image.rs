@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::private::{PrivateMemory, arrived, fetched};
-use super::single::{Begun, ended};
+use super::single::{Begun, Kept, ended};
 use super::stability::Attempt;
 use super::{
     Action, BlockBackend, BlockError, ByteOffset, Durability, Ending, Extent, Geometry, Guarded, Limits,
@@ -148,13 +148,18 @@ impl Image {
         }
     }
 
+    /// What a forced write that is no attempt, and failed, means for others.
+    fn judge(&self, durability: Durability, error: &std::io::Error) -> Result<(), BlockError> {
+        self.raw().map_or(Ok(()), |raw| raw.judge(durability, error))
+    }
+
     /// Begins a read; with what is to be filled at its end, where it fills private memory first.
-    fn begin_read<'a>(
-        &self,
+    fn begin_read<'a, 'b>(
+        &'b self,
         io: &'a Io,
         at: ByteOffset,
         into: ToGuest,
-    ) -> (Begun<'a, ToGuest>, Option<ToGuest>) {
+    ) -> (Begun<'a, 'b, ToGuest>, Option<ToGuest>) {
         let begun = match (self, self.raw()) {
             #[cfg(any(test, feature = "testing"))]
             (Self::Ram(disk), _) => Begun::Done(disk.get(at, &into)),
@@ -174,13 +179,13 @@ impl Image {
     }
 
     /// Begins a write; with what is to be written where it takes the long way after all, if private memory was written.
-    fn begin_write<'a>(
-        &self,
+    fn begin_write<'a, 'b>(
+        &'b self,
         io: &'a Io,
         at: ByteOffset,
         from: FromGuest,
         durability: Durability,
-    ) -> (Begun<'a, FromGuest>, Option<FromGuest>) {
+    ) -> (Begun<'a, 'b, FromGuest>, Option<FromGuest>) {
         let begun = match (self, self.raw()) {
             #[cfg(any(test, feature = "testing"))]
             (Self::Ram(disk), _) => Begun::Done(disk.put(at, &from)),
@@ -200,7 +205,7 @@ impl Image {
         (begun, None)
     }
 
-    fn begin_flush<'a>(&self, io: &'a Io) -> Begun<'a, ()> {
+    fn begin_flush<'a, 'b>(&'b self, io: &'a Io) -> Begun<'a, 'b, ()> {
         match (self, self.raw()) {
             #[cfg(any(test, feature = "testing"))]
             (Self::Ram(_), _) => Begun::Done(Ok(())),
@@ -282,18 +287,22 @@ impl BlockBackend for Image {
         durability: Durability,
     ) -> impl Future<Output = Result<(), BlockError>> {
         let len = from.len();
-        let (begun, guest) = self.begin_write(io, at, from, durability);
+        let (mut begun, guest) = self.begin_write(io, at, from, durability);
         async move {
             let from = match begun {
                 Begun::Done(result) => return result,
                 Begun::Long(from) => from,
-                Begun::Running(single, attempt) => {
+                // Where they are: moved, they would take room twice.
+                Begun::Running(ref mut single, ref mut kept) => {
                     let (result, mem) = single.await;
                     let result = ended(result, len);
-                    match (attempt, &result) {
-                        (None, _) => {}
-                        (Some(attempt), Some(Ok(()))) => return attempt.succeeded(Action::Write).await,
-                        (Some(attempt), result) => {
+                    match (std::mem::replace(kept, Kept::Nothing), &result) {
+                        (Kept::Nothing, Some(Err(error))) => self.judge(durability, error)?,
+                        (Kept::Nothing | Kept::Change { .. }, _) => {}
+                        (Kept::Attempt(attempt), Some(Ok(()))) => {
+                            return attempt.succeeded(Action::Write).await;
+                        }
+                        (Kept::Attempt(attempt), result) => {
                             let error = result.as_ref().and_then(|result| result.as_ref().err());
                             Box::pin(self.suspect(io, attempt, error)).await?;
                         }
@@ -316,14 +325,16 @@ impl BlockBackend for Image {
             match begun {
                 Begun::Done(result) => return result,
                 Begun::Long(()) => {}
-                Begun::Running(single, attempt) => {
+                Begun::Running(single, kept) => {
                     let (result, _) = single.await;
                     // Never repeated, whatever the host says, once it was begun: a second one would succeed.
-                    match (attempt, result) {
+                    match (kept, result) {
                         (_, Err(error)) if is_untried(&error) => {}
-                        (Some(attempt), Ok(_)) => return attempt.synced(Action::Flush).await,
-                        (Some(attempt), Err(error)) => return Err(attempt.failed(Action::Flush, error)),
-                        (None, result) => {
+                        (Kept::Attempt(attempt), Ok(_)) => return attempt.synced(Action::Flush).await,
+                        (Kept::Attempt(attempt), Err(error)) => {
+                            return Err(attempt.failed(Action::Flush, error));
+                        }
+                        (_, result) => {
                             return result
                                 .map(drop)
                                 .map_err(|error| BlockError::host(Action::Flush, "an image", error));
@@ -333,6 +344,10 @@ impl BlockBackend for Image {
             }
             Box::pin(async move { each!(self, backend => backend.flush(io).await) }).await
         }
+    }
+
+    fn is_unflushed(&self) -> bool {
+        each!(self, backend => backend.is_unflushed())
     }
 
     async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {

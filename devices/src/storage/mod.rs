@@ -35,6 +35,7 @@ mod stacked_tests;
 mod sys;
 mod sysfs;
 mod throttle;
+mod unflushed;
 mod zeros;
 
 pub use backing::Backing;
@@ -134,6 +135,8 @@ pub trait BlockBackend: 'static {
     ) -> Result<(), BlockError>;
     /// Makes every write that completed before this call stable.
     async fn flush(&self, io: &Io) -> Result<(), BlockError>;
+    /// Whether something was written or zeroed that no flush has made stable since: false where a flush would do nothing.
+    fn is_unflushed(&self) -> bool;
     /// Makes `span` read as zeros.
     async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError>;
     /// How the beginning of `span`, which is not empty, is stored. Where nobody can tell, all of it takes space.

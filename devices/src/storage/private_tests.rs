@@ -116,6 +116,9 @@ fn transfers_of_any_length_and_refusals() {
             async fn flush(&self, io: &Io) -> Result<(), BlockError> {
                 self.1.flush(io).await
             }
+            fn is_unflushed(&self) -> bool {
+                self.1.is_unflushed()
+            }
             async fn zero(
                 &self,
                 io: &Io,

@@ -9,23 +9,34 @@ use std::io;
 
 use super::BlockError;
 use super::stability::Attempt;
+use super::unflushed::Change;
 use crate::iothread::Single;
 
 /// How a transfer began.
-pub(super) enum Begun<'a, M> {
+pub(super) enum Begun<'a, 'b, M> {
     /// It is over already.
     Done(Result<(), BlockError>),
-    /// The host works on it; what is to be stable then is an attempt.
-    Running(Single<'a>, Option<Attempt>),
+    /// The host works on it.
+    Running(Single<'a>, Kept<'b>),
     /// Nothing is done yet: it takes the long way.
     Long(M),
 }
 
-impl<'a, M> Begun<'a, M> {
+/// What lasts as long as a transfer.
+pub(super) enum Kept<'a> {
+    /// Nothing: of reads, and of forced writes past the page cache.
+    Nothing,
+    /// Of what is to be stable then.
+    Attempt(Attempt),
+    /// Of what is not.
+    Change { _change: Change<'a> },
+}
+
+impl<'a, 'b, M> Begun<'a, 'b, M> {
     /// What the ring says.
-    pub(super) fn of(started: Result<Single<'a>, M>, attempt: Option<Attempt>) -> Self {
+    pub(super) fn of(started: Result<Single<'a>, M>, kept: Kept<'b>) -> Self {
         match started {
-            Ok(single) => Self::Running(single, attempt),
+            Ok(single) => Self::Running(single, kept),
             Err(memory) => Self::Long(memory),
         }
     }

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use super::error::Action;
+use super::unflushed::{Seen, Unflushed};
 use super::{BlockError, BlockErrorKind};
 use crate::iothread::{Claims, Hold};
 
@@ -32,7 +33,13 @@ pub(super) struct Stability {
     /// Nothing more will be asked of the image.
     closing: AtomicBool,
     state: Mutex<State>,
+    /// What was written and not flushed.
+    pub(super) unflushed: Unflushed,
 }
+
+/// The number of forced writes that nothing else is under way with, as nobody takes errors from others: see
+/// [`Stability::hold_alone`].
+const ALONE: u64 = u64::MAX;
 
 #[derive(Default)]
 struct State {
@@ -62,13 +69,16 @@ struct UnderWay {
 pub(super) struct Attempt {
     stability: Arc<Stability>,
     number: u64,
+    /// When it began.
+    seen: Seen,
 }
 
 impl Stability {
     /// For the image with this name.
     pub(super) fn new(name: Arc<str>) -> Arc<Self> {
         let flag = || AtomicBool::new(false);
-        Arc::new(Self { name, failed: flag(), closing: flag(), state: Mutex::default() })
+        let (state, unflushed) = (Mutex::default(), Unflushed::default());
+        Arc::new(Self { name, failed: flag(), closing: flag(), state, unflushed })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -96,22 +106,30 @@ impl Stability {
 
     /// Something begins that makes data stable.
     pub(super) fn attempt(self: &Arc<Self>) -> Attempt {
+        let seen = self.unflushed.now();
         let mut state = self.lock();
         let number = state.next;
         state.next += 1;
         state.under_way.push(UnderWay { number, holders: 1 });
         drop(state);
-        Attempt { stability: self.clone(), number }
+        Attempt { stability: self.clone(), number, seen }
+    }
+
+    /// For a forced write past the page cache, which is no attempt: when nobody waits for it any more and it fails, it may
+    /// have taken with it what was written before.
+    pub(super) fn hold_alone(self: &Arc<Self>) -> Hold {
+        Hold::new(self.clone(), ALONE)
     }
 
     /// What is given to [`Self::settle`] after a sync that begins now.
-    pub(super) fn now(&self) -> u64 {
-        self.lock().next
+    pub(super) fn now(&self) -> (u64, Seen) {
+        (self.lock().next, self.unflushed.now())
     }
 
     /// A sync that began at `since` found nothing lost.
-    pub(super) fn settle(&self, since: u64) {
+    pub(super) fn settle(&self, (since, seen): (u64, Seen)) {
         self.lock().doubts.retain(|doubt| doubt.end > since);
+        self.unflushed.flushed(seen);
     }
 
     /// From now on nothing succeeds. The operator hears of the first time.
@@ -192,7 +210,7 @@ impl Attempt {
 
     /// It was a sync, from its begin on, that found nothing lost.
     pub(super) fn synced(self, action: Action) -> Agreement {
-        self.stability.settle(self.number);
+        self.stability.settle((self.number, self.seen));
         self.succeeded(action)
     }
 }
@@ -237,6 +255,9 @@ impl Future for Agreement {
 
 impl Claims for Stability {
     fn retain(&self, id: u64) {
+        if id == ALONE {
+            return;
+        }
         let mut state = self.lock();
         if let Some(one) = state.under_way.iter_mut().find(|one| one.number == id) {
             one.holders += 1;
@@ -244,6 +265,9 @@ impl Claims for Stability {
     }
 
     fn release(&self, id: u64) {
+        if id == ALONE {
+            return;
+        }
         let mut state = self.lock();
         let Some(place) = state.under_way.iter().position(|one| one.number == id) else { return };
         if let Some(one) = state.under_way.get_mut(place) {
@@ -259,7 +283,10 @@ impl Claims for Stability {
     }
 
     /// Nobody else hears of it. What was cancelled has not been tried to its end, and took no error with it.
-    fn abandoned(&self, _id: u64, result: i32) {
+    fn abandoned(&self, id: u64, result: i32) {
+        if id == ALONE && !self.unflushed.any() {
+            return;
+        }
         if result < 0 && !matches!(-result, libc::ECANCELED | libc::EINTR) {
             self.fail(Action::Flush, io::Error::from_raw_os_error(result.saturating_neg()));
         }

@@ -11,6 +11,7 @@ use super::*;
 use crate::iothread::Io;
 use crate::iothread::mischief::{Trick, Victim};
 use crate::mem::{FromGuest, SgList, ToGuest};
+use crate::storage::raw::Forcing;
 use crate::storage::{
     BlockBackend, ByteOffset, CacheMode, Durability, Image, Parking, Pausing, RawImage, RawOptions, Sharing,
     SpaceWatch, Span, Unmap,
@@ -32,7 +33,11 @@ fn open(file: &tempfile::NamedTempFile, cache: CacheMode) -> Option<RawImage> {
     let options =
         RawOptions { path: file.path().into(), read_only: false, cache, sharing: Sharing::Unlocked };
     match RawImage::open(&options) {
-        Ok(image) => Some(image),
+        Ok(mut image) => {
+            // Whatever file system the tests are on.
+            image.force_by(Forcing::Flag);
+            Some(image)
+        }
         Err(e) if cache.is_direct() && e.message.contains("no direct I/O") => None,
         Err(e) => panic!("{e}"),
     }
@@ -492,3 +497,9 @@ fn what_is_found_when_the_image_is_closed_is_said_so() {
 
 #[path = "untried_tests.rs"]
 mod untried;
+
+#[path = "forcing_tests.rs"]
+mod forcing;
+
+#[path = "unflushed_tests.rs"]
+mod unflushed;

@@ -79,6 +79,21 @@ pub(super) fn loop_status(device: &File) -> io::Result<LoopStatus> {
     Ok(LoopStatus { device, inode, block, offset, limit })
 }
 
+/// The type of the file system that a file is on (statfs(2), `f_type`; numbers of linux/magic.h).
+pub(super) fn file_system(file: &File) -> io::Result<u32> {
+    let mut stat = MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: `stat` is as large as the kernel writes.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a structure of integers, zeroed and then filled by the kernel.
+    #[allow(unsafe_code)]
+    let stat = unsafe { stat.assume_init() };
+    Ok(stat.f_type as u32)
+}
+
 /// Whether the bytes of a file from `at` take space, and where that ends: at `end` at the latest. `at` is below `end`.
 pub(super) fn stored(file: &File, at: u64, end: u64) -> io::Result<(bool, u64)> {
     let limit = |offset: u64| offset.clamp(at + 1, end);

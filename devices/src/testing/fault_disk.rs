@@ -211,6 +211,10 @@ impl BlockBackend for FaultDisk {
         }
     }
 
+    fn is_unflushed(&self) -> bool {
+        self.disk.is_unflushed()
+    }
+
     async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {
         match self.suffer(io, Action::Zero, span.at.0, span.len).await? {
             None => self.disk.zero(io, span, unmap).await,

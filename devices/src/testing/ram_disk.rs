@@ -126,6 +126,10 @@ impl BlockBackend for RamDisk {
         Ok(())
     }
 
+    fn is_unflushed(&self) -> bool {
+        false
+    }
+
     async fn zero(&self, _io: &Io, span: Span, _unmap: Unmap) -> Result<(), BlockError> {
         self.with(Action::Zero, span.at.0, span.len, |part| part.fill(0))
     }

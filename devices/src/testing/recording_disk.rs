@@ -45,6 +45,7 @@ pub struct RecordingDisk {
     grain: AtomicU64,
     /// How often it was asked about extents.
     asked: AtomicU64,
+    unflushed: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -73,6 +74,7 @@ impl RecordingDisk {
             arrived: AtomicU64::new(0),
             grain: AtomicU64::new(u64::MAX),
             asked: AtomicU64::new(0),
+            unflushed: AtomicBool::new(false),
         }
     }
 
@@ -174,17 +176,25 @@ impl BlockBackend for RecordingDisk {
         durability: Durability,
     ) -> Result<(), BlockError> {
         self.begin(Operation::Write(at.0, from.len(), durability)).await?;
+        self.unflushed.fetch_or(durability == Durability::Cached, Ordering::SeqCst);
         let range = self.range(at.0, from.len())?;
         from.read_at(0, &mut lock(&self.bytes)[range]);
         Ok(())
     }
 
     async fn flush(&self, _: &Io) -> Result<(), BlockError> {
-        self.begin(Operation::Flush).await
+        self.begin(Operation::Flush).await?;
+        self.unflushed.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn is_unflushed(&self) -> bool {
+        self.unflushed.load(Ordering::SeqCst)
     }
 
     async fn zero(&self, _: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {
         self.begin(Operation::Zero(span, unmap)).await?;
+        self.unflushed.store(true, Ordering::SeqCst);
         let range = self.range(span.at.0, span.len)?;
         lock(&self.bytes)[range].fill(0);
         Ok(())

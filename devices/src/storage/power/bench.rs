@@ -6,6 +6,7 @@ use std::process::Command;
 
 use super::drive::{self, Driven};
 use crate::iothread::record::{Change, Event, FileId, Recorder};
+use crate::storage::raw::Forcing;
 use crate::storage::{Backing, CacheMode, Image, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing};
 use crate::testing::conformance::Random;
 use crate::testing::power::{Replay, SECTOR, State, Without, qcow2, stamped};
@@ -49,6 +50,8 @@ pub(super) struct Scenario {
     /// All places are written first, which takes a larger refcount table.
     pub(super) fills: bool,
     pub(super) discard: bool,
+    /// What makes a forced write stable.
+    pub(super) forcing: Forcing,
 }
 
 impl Default for Scenario {
@@ -63,6 +66,7 @@ impl Default for Scenario {
             grows: true,
             fills: false,
             discard: true,
+            forcing: Forcing::Flag,
         }
     }
 }
@@ -78,6 +82,7 @@ const PLAIN: Scenario = Scenario {
     grows: true,
     fills: false,
     discard: true,
+    forcing: Forcing::Flag,
 };
 
 /// All cluster sizes and cache modes.
@@ -281,7 +286,9 @@ impl Bench {
         // A process that another test is about to start has our open files for a moment, but nobody else uses these.
         let sharing = Sharing::Unlocked;
         if scenario.shape.is_none() {
-            return Image::Raw(RawImage::open(&RawOptions { path, read_only, cache, sharing }).unwrap());
+            let mut image = RawImage::open(&RawOptions { path, read_only, cache, sharing }).unwrap();
+            image.force_by(scenario.forcing);
+            return Image::Raw(image);
         }
         let backing = Backing::SameDirectory;
         let options = Qcow2Options { path, read_only, cache, sharing, backing, discard: scenario.discard };

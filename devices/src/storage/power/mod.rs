@@ -7,6 +7,7 @@ mod drive;
 mod missing;
 
 use super::CacheMode;
+use super::raw::Forcing;
 use crate::testing::power::Without;
 use bench::{Bench, Scenario};
 
@@ -34,6 +35,17 @@ fn raw_images_keep_what_was_flushed() {
     let scenario = |cache| Scenario { cache, len: 2000, ..Scenario::default() };
     let caches = [CacheMode::Writeback, CacheMode::None, CacheMode::Writethrough, CacheMode::Directsync];
     survive(&caches.map(scenario), 6);
+}
+
+/// The host does nothing for RWF_DSYNC.
+#[test]
+fn raw_images_keep_what_was_forced_where_only_syncs_count() {
+    let Some(bench) = Bench::new() else { return };
+    for cache in [CacheMode::Writeback, CacheMode::None, CacheMode::Writethrough, CacheMode::Directsync] {
+        let scenario = Scenario { cache, len: 2000, forcing: Forcing::Sync, ..Scenario::default() };
+        let done = bench.run(&scenario, 1, (crashes() / CRASHES).max(1), Without::StableWrites);
+        done.unwrap_or_else(|fault| panic!("{scenario:?}: {fault}"));
+    }
 }
 
 #[test]

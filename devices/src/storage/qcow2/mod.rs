@@ -391,6 +391,12 @@ impl BlockBackend for Qcow2Image {
         self.inner.flush(io).await
     }
 
+    fn is_unflushed(&self) -> bool {
+        let chain = &self.inner;
+        let tops = chain.layers.first().filter(|_| !chain.read_only && chain.cache != CacheMode::Unsafe);
+        tops.is_some_and(|top| top.meta().is_dirty() || top.file.is_unflushed())
+    }
+
     async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {
         let chain = &self.inner;
         chain.check(Action::Zero, span.at.0, span.len)?;

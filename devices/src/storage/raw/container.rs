@@ -73,6 +73,7 @@ impl RawImage {
         }
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         let hold = self.alignment.replace(at, len).await.with(hold);
+        let _change = self.stable.latch.unflushed.change();
         if let Err(e) = io.allocate_held(&self.host.file, mode, at, len, &hold).await
             && matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS))
         {
@@ -119,6 +120,7 @@ impl RawImage {
     /// Makes the file `len` bytes long if it is shorter.
     async fn reach(&self, io: &Io, len: u64) -> io::Result<()> {
         let file = self.host.file.clone();
+        let _change = self.stable.latch.unflushed.change();
         #[cfg(any(test, feature = "testing"))]
         let noted = io.note_resize(&file, len);
         let result =

@@ -2,6 +2,7 @@
 
 mod container;
 mod file;
+mod forcing;
 mod lost;
 mod open;
 mod single;
@@ -27,6 +28,8 @@ use crate::iothread::{Hold, Io, Owner, PieceLimits};
 use crate::mem::{FromGuest, ToGuest};
 pub(super) use container::fill_zeros;
 use file::HostFile;
+#[cfg(test)]
+pub(super) use forcing::Forcing;
 use open::Host;
 pub(super) use open::{cannot_open, kind_of, length};
 use stable::Stable;
@@ -97,7 +100,8 @@ impl RawImage {
         let edge = |buffered| Box::new(HostFile::new(buffered, &name, 1, PieceLimits::FILE_CACHE));
         let image = Self {
             known_as,
-            stable: Stable::new(&name, host.audit.map(Arc::new), !options.cache.is_direct()),
+            stable: Stable::new(&name, host.audit.map(Arc::new), !options.cache.is_direct(), host.forcing)
+                .on(host.forces),
             alignment: Alignment::new(host.align),
             dma_align: host.align.memory.max(host.align.block),
             host: main,
@@ -217,6 +221,7 @@ impl RawImage {
         if stable {
             return self.put_stable(io, at, from, hold).await;
         }
+        let _change = self.stable.latch.unflushed.change();
         self.place(io, at, from, false, hold).await
     }
 
@@ -233,7 +238,9 @@ impl RawImage {
         {
             self.stable.pass_page_cache();
             let rest = FromGuest::new(from.split_off(start.saturating_sub(at)));
-            edge.store(io, at.max(start), rest, stable, hold).await?;
+            // The file may become longer meanwhile, and others then read the block, change it and write it back.
+            let kept = self.alignment.replace(start, self.host.block).await.with(hold);
+            edge.store(io, at.max(start), rest, stable, &kept).await?;
         }
         self.alignment.write(&self.host, io, at, from, stable, hold).await
     }
@@ -293,6 +300,10 @@ impl BlockBackend for RawImage {
         }
         note(io, Barrier::Flush);
         self.sync(io, Action::Flush).await
+    }
+
+    fn is_unflushed(&self) -> bool {
+        self.has_to_flush() && self.stable.latch.unflushed.any()
     }
 
     async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {

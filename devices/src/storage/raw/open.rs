@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::RawOptions;
+use super::forcing::Forcing;
 use crate::iothread::PieceLimits;
 use crate::storage::lock::{self, Sharing};
 use crate::storage::sys::{self, DirectAlign};
@@ -30,6 +31,10 @@ pub(super) struct Host {
     pub(super) below: Vec<File>,
     /// The same file once more, for syncs alone, where there are any.
     pub(super) audit: Option<File>,
+    /// What makes a single write stable.
+    pub(super) forcing: Forcing,
+    /// The device does FUA itself, or has no cache.
+    pub(super) forces: bool,
     /// Of a block device; 1 for files.
     pub(super) logical_block: u32,
     pub(super) align: DirectAlign,
@@ -81,6 +86,8 @@ impl Host {
             None => stat.blksize().clamp(512, PHYSICAL_MAX) as u32,
         };
         Ok(Self {
+            forcing: Forcing::of(&file, path, sizes.is_some()),
+            forces: sizes.is_some() && forces(stat.rdev()),
             file,
             buffered,
             is_device: sizes.is_some(),
@@ -188,14 +195,30 @@ fn try_read(file: &File, block: usize) -> io::Result<usize> {
 
 /// What sysfs says of a block device in a file; `None` where it says nothing.
 fn sysfs(device: u64, name: &str) -> Option<i64> {
+    sysfs_text(device, name)?.parse().ok()
+}
+
+fn sysfs_text(device: u64, name: &str) -> Option<String> {
     let base = format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device));
-    fs::read_to_string(format!("{base}/{name}")).ok()?.trim().parse().ok()
+    Some(fs::read_to_string(format!("{base}/{name}")).ok()?.trim().to_owned())
+}
+
+/// As [`queue_limit`], of what is no number.
+fn queue_text(device: u64, name: &str) -> Option<String> {
+    let of = |queue| sysfs_text(device, &format!("{queue}/{name}"));
+    of("queue").or_else(|| of("../queue"))
 }
 
 /// A limit of a block device's queue; `None` where it is not told. Partitions ask their disk.
 fn queue_limit(device: u64, name: &str) -> Option<u64> {
     let of = |queue| sysfs(device, &format!("{queue}/{name}"));
     of("queue").or_else(|| of("../queue"))?.try_into().ok()
+}
+
+/// Whether a block device makes a single write stable without a flush of its cache. What nobody says is no.
+fn forces(device: u64) -> bool {
+    queue_limit(device, "fua") == Some(1)
+        || queue_text(device, "write_cache").as_deref() == Some("write through")
 }
 
 /// What a block device writes as a whole.

@@ -5,63 +5,76 @@ use crate::iothread::{Hold, Io};
 use crate::mem::{FromGuest, ToGuest};
 use crate::storage::barrier::Barrier;
 use crate::storage::error::Action;
-use crate::storage::single::Begun;
+use crate::storage::single::{Begun, Kept};
 
 impl RawImage {
     /// Begins a read.
-    pub(in crate::storage) fn begin_read<'a>(
-        &self,
+    pub(in crate::storage) fn begin_read<'a, 'b>(
+        &'b self,
         io: &'a Io,
         at: ByteOffset,
         into: ToGuest,
-    ) -> Begun<'a, ToGuest> {
+    ) -> Begun<'a, 'b, ToGuest> {
         if let Err(error) = self.check(Action::Read, at.0, into.len()) {
             return Begun::Done(Err(error));
         }
         if self.is_at_edge(at.0, into.len()) || !self.alignment.fits(at.0, &into) {
             return Begun::Long(into);
         }
-        Begun::of(io.read_single(&self.host.file, at.0, into, self.host.pieces, Hold::none()), None)
+        let single = io.read_single(&self.host.file, at.0, into, self.host.pieces, Hold::none());
+        Begun::of(single, Kept::Nothing)
     }
 
     /// Begins a write.
-    pub(in crate::storage) fn begin_write<'a>(
-        &self,
+    pub(in crate::storage) fn begin_write<'a, 'b>(
+        &'b self,
         io: &'a Io,
         at: ByteOffset,
         from: FromGuest,
         durability: Durability,
-    ) -> Begun<'a, FromGuest> {
+    ) -> Begun<'a, 'b, FromGuest> {
         if let Err(error) = self.check(Action::Write, at.0, from.len()) {
             return Begun::Done(Err(error));
         }
-        if self.is_at_edge(at.0, from.len()) || !self.alignment.fits(at.0, &from) {
+        let stable = self.must_be_stable(durability);
+        if self.is_at_edge(at.0, from.len())
+            || !self.alignment.fits(at.0, &from)
+            || (stable && self.stable.takes_more())
+        {
             return Begun::Long(from);
         }
         let Some(mut hold) = self.alignment.try_replace(at.0, from.len()) else { return Begun::Long(from) };
-        let stable = self.must_be_stable(durability);
-        let attempt = match stable.then(|| self.stable.attempt_write()).transpose() {
-            Ok(attempt) => attempt.flatten(),
-            Err(error) => return Begun::Done(Err(error)),
+        let latch = &self.stable.latch;
+        let kept = match stable.then(|| self.stable.attempt_write()) {
+            None => Kept::Change { _change: latch.unflushed.change() },
+            Some(Ok(Some(attempt))) => {
+                hold = hold.with(&attempt.hold());
+                Kept::Attempt(attempt)
+            }
+            Some(Ok(None)) => {
+                hold = hold.with(&self.stable.hold_alone());
+                Kept::Nothing
+            }
+            Some(Err(error)) => return Begun::Done(Err(error)),
         };
-        if let Some(attempt) = &attempt {
-            hold = hold.with(&attempt.hold());
-        }
-        Begun::of(io.write_single(&self.host.file, at.0, from, stable, self.host.pieces, hold), attempt)
+        Begun::of(io.write_single(&self.host.file, at.0, from, stable, self.host.pieces, hold), kept)
     }
 
     /// Begins a flush.
-    pub(in crate::storage) fn begin_flush<'a>(&self, io: &'a Io) -> Begun<'a, ()> {
+    pub(in crate::storage) fn begin_flush<'a, 'b>(&'b self, io: &'a Io) -> Begun<'a, 'b, ()> {
         if !self.has_to_flush() {
             return Begun::Done(Ok(()));
         }
         if let Err(error) = self.check_stability(Action::Flush) {
             return Begun::Done(Err(error));
         }
+        if self.stable.takes_more() {
+            return Begun::Long(());
+        }
         let attempt = self.stable.latch.attempt();
         note(io, Barrier::Flush);
         let single = io.sync_single(self.audit(), attempt.hold());
-        Begun::of(single.ok_or(()), Some(attempt))
+        Begun::of(single.ok_or(()), Kept::Attempt(attempt))
     }
 
     /// The error of a transfer of `len` bytes that was begun at `at`.

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::RawImage;
+use super::forcing::Forcing;
 use crate::iothread::{Hold, Io, is_untried};
 use crate::mem::FromGuest;
 use crate::storage::error::Action;
 use crate::storage::stability::{Attempt, Stability};
-use crate::storage::{BlockError, BlockErrorKind};
+use crate::storage::{BlockError, BlockErrorKind, Durability};
 
 /// What an image knows of its stability.
 pub(super) struct Stable {
@@ -20,11 +21,34 @@ pub(super) struct Stable {
     audit: Option<Arc<File>>,
     /// Data may be in the host's page cache.
     page_cache: AtomicBool,
+    forcing: Forcing,
+    /// The device writes a single block through its cache: what fails then is that write and no other.
+    forces: bool,
 }
 
 impl Stable {
-    pub(super) fn new(name: &Arc<str>, audit: Option<Arc<File>>, page_cache: bool) -> Self {
-        Self { latch: Stability::new(name.clone()), audit, page_cache: AtomicBool::new(page_cache) }
+    pub(super) fn new(name: &Arc<str>, audit: Option<Arc<File>>, page_cache: bool, forcing: Forcing) -> Self {
+        let (latch, page_cache) = (Stability::new(name.clone()), AtomicBool::new(page_cache));
+        Self { latch, audit, page_cache, forcing, forces: false }
+    }
+
+    /// On a device that does FUA itself, or has no cache, if `forces`.
+    pub(super) fn on(self, forces: bool) -> Self {
+        Self { forces, ..self }
+    }
+
+    /// For a forced write that is no attempt.
+    pub(super) fn hold_alone(&self) -> Hold {
+        if self.forces { Hold::none() } else { self.latch.hold_alone() }
+    }
+
+    fn has_page_cache(&self) -> bool {
+        self.page_cache.load(Ordering::Acquire)
+    }
+
+    /// Whether forced writes and flushes take more than one operation of the host.
+    pub(super) fn takes_more(&self) -> bool {
+        self.forcing == Forcing::Sync
     }
 
     /// From now on there may be data in the page cache, although the image is opened for direct I/O.
@@ -32,10 +56,10 @@ impl Stable {
         self.page_cache.store(true, Ordering::Release);
     }
 
-    /// A forced write begins. Without the page cache its error is its own: there is nothing to watch.
+    /// A forced write begins. Without the page cache no other takes its error: see [`RawImage::judge`].
     pub(super) fn attempt_write(&self) -> Result<Option<Attempt>, BlockError> {
         self.latch.check(Action::Write)?;
-        Ok(self.page_cache.load(Ordering::Acquire).then(|| self.latch.attempt()))
+        Ok(self.has_page_cache().then(|| self.latch.attempt()))
     }
 }
 
@@ -70,7 +94,7 @@ impl RawImage {
     /// Syncs for `attempt`. A sync that the kernel never began says nothing of the data: it fails, and the next one counts.
     async fn try_sync(&self, io: &Io, attempt: Attempt, action: Action) -> Result<(), BlockError> {
         let since = self.stable.latch.now();
-        let result = sync(io, self.audit(), &attempt).await;
+        let result = self.sync_descriptors(io, &attempt).await;
         match result {
             Ok(()) => {
                 self.stable.latch.settle(since);
@@ -81,6 +105,21 @@ impl RawImage {
             }
             Err(error) => Err(attempt.failed(action, error)),
         }
+    }
+
+    /// Where a sync is of the descriptor, those that write come first. The audit says more than they do only of what is in
+    /// the page cache.
+    async fn sync_descriptors(&self, io: &Io, attempt: &Attempt) -> io::Result<()> {
+        if self.stable.takes_more() {
+            sync(io, &self.host.file, attempt).await?;
+            if let Some(edge) = &self.edge {
+                sync(io, &edge.file, attempt).await?;
+            }
+            if !self.stable.has_page_cache() {
+                return Ok(());
+            }
+        }
+        sync(io, self.audit(), attempt).await
     }
 
     /// A forced write whose range was checked.
@@ -94,8 +133,18 @@ impl RawImage {
         if self.is_at_edge(at, from.len()) {
             self.stable.pass_page_cache();
         }
+        if self.stable.takes_more() {
+            return Box::pin(self.put_and_sync(io, at, from, hold)).await;
+        }
         let Some(attempt) = self.stable.attempt_write()? else {
-            return self.place(io, at, from, true, hold).await;
+            let alone = self.stable.hold_alone().with(hold);
+            let result = self.place(io, at, from, true, &alone).await;
+            if let Err(BlockError { source: Some(error), kind, .. }) = &result
+                && *kind != BlockErrorKind::ReadFailed
+            {
+                self.judge(Durability::Stable, error)?;
+            }
+            return result;
         };
         let short = || self.host.short.load(Ordering::Acquire);
         let before = short();
@@ -113,6 +162,45 @@ impl RawImage {
                 Err(error)
             }
         }
+    }
+
+    /// A forced write as a plain one and a sync: one attempt.
+    async fn put_and_sync(&self, io: &Io, at: u64, from: FromGuest, hold: &Hold) -> Result<(), BlockError> {
+        self.stable.latch.check(Action::Write)?;
+        let attempt = self.stable.latch.attempt();
+        let change = self.stable.latch.unflushed.change();
+        if !self.stable.has_page_cache() {
+            // The error of the write is its own.
+            self.place(io, at, from, false, hold).await?;
+            drop(change);
+            return self.try_sync(io, attempt, Action::Write).await;
+        }
+        let both = attempt.hold().with(hold);
+        let result = self.place(io, at, from, false, &both).await;
+        drop((both, change));
+        match result {
+            Ok(()) => self.try_sync(io, attempt, Action::Write).await,
+            Err(error) if error.kind == BlockErrorKind::ReadFailed => Err(error),
+            Err(error) => {
+                self.suspect(io, attempt, error.source.as_ref()).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// A forced write past the page cache failed with `error`. A device that cannot force single writes is flushed for it
+    /// (Linux, block/blk-flush.c), and so is that of a file system which has to write more than the data. A flush that
+    /// fails is about all that was written before, and the device may say so only this once.
+    pub(in crate::storage) fn judge(
+        &self,
+        durability: Durability,
+        error: &io::Error,
+    ) -> Result<(), BlockError> {
+        let forced = self.must_be_stable(durability) && !self.stable.forces;
+        if !forced || may_be_refusal(error) || !self.stable.latch.unflushed.any() {
+            return Ok(());
+        }
+        Err(self.stable.latch.fail(Action::Write, same(error)))
     }
 
     /// A forced write did not end well, with `error` or short of its end. Succeeds when all that failed is that write.
@@ -146,6 +234,11 @@ impl RawImage {
     /// Another file in the place of the image's; returns that.
     pub(in crate::storage) fn exchange_file(&mut self, file: Arc<File>) -> Arc<File> {
         std::mem::replace(&mut self.host.file, file)
+    }
+
+    /// As on a file system that is not known to honour RWF_DSYNC, or as on one that is.
+    pub(in crate::storage) fn force_by(&mut self, forcing: Forcing) {
+        self.stable.forcing = forcing;
     }
 
     /// As [`RawImage::exchange_file`], of the one that is synced.

@@ -93,6 +93,46 @@ fn large_host_blocks_and_a_ragged_end_conform() {
     }
 }
 
+/// A sector of the last, odd block is on its way through the page cache, when the block becomes whole and its neighbour is
+/// written past it.
+#[test]
+fn a_sector_at_the_edge_survives_growth() {
+    let len = (1 << 20) + 512;
+    let file = file_of(len);
+    let Some(image) = open(&file, CacheMode::None) else { return };
+    let image = coarse(image, file.path());
+    on_io_thread(move |io| async move {
+        io.plot(move |victim| match victim {
+            Victim::Write { len: 512, .. } => Some(Trick::Delay(Duration::from_millis(50))),
+            Victim::Write { len: 4096, .. } => Some(Trick::Delay(Duration::from_millis(150))),
+            _ => None,
+        });
+        let sector = |value: u8| {
+            let mem = ToGuest::new(SgList::host(512, 4096).unwrap());
+            mem.write_at(0, &[value; 512]);
+            FromGuest::new(mem.into_inner())
+        };
+        let mut first = Box::pin(image.write(&io, ByteOffset(len - 512), sector(1), Durability::Cached));
+        poll_fn(|cx| Poll::Ready(assert!(first.as_mut().poll(cx).is_pending()))).await;
+        image.grow(&io, (1 << 20) + 4096).await.unwrap();
+        let mut second = Box::pin(image.write(&io, ByteOffset(len), sector(2), Durability::Cached));
+        let mut ended = [false; 2];
+        poll_fn(|cx| {
+            for (ended, write) in ended.iter_mut().zip([&mut first, &mut second]) {
+                if !*ended && let Poll::Ready(result) = write.as_mut().poll(cx) {
+                    result.unwrap();
+                    *ended = true;
+                }
+            }
+            if ended == [true; 2] { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    });
+    let mut bytes = [0; 1024];
+    file.as_file().read_exact_at(&mut bytes, len - 512).unwrap();
+    assert_eq!((bytes[0], bytes[511], bytes[512], bytes[1023]), (1, 1, 2, 2));
+}
+
 #[test]
 fn two_threads_share_one_image() {
     let file = file_of(1 << 20);

@@ -73,6 +73,7 @@ impl RawImage {
                 self.stable.pass_page_cache();
             }
             let mode = mode | libc::FALLOC_FL_KEEP_SIZE;
+            let _change = self.stable.latch.unflushed.change();
             match io.allocate_held(&self.host.file, mode, at, len, &hold).await {
                 Ok(()) => return Ok(true),
                 Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS)) => {
