@@ -103,11 +103,23 @@ impl<B: BlockBackend> Disk<B> {
         kind: ProtectionType,
         store: Arc<B>,
     ) -> Result<Self, DiskError> {
+        Self::with_protection_at(image, config, kind, store, 0)
+    }
+
+    /// As [`Disk::with_protection`], with something else in the first bytes of `store`, so many.
+    pub fn with_protection_at(
+        image: Arc<B>,
+        config: DiskConfig,
+        kind: ProtectionType,
+        store: Arc<B>,
+        first: u64,
+    ) -> Result<Self, DiskError> {
         let mut disk = Self::new(image, config)?;
-        if store.geometry().len / protection::TUPLE < disk.blocks() {
+        let protection = Protection::new(kind, store, first);
+        if protection.blocks() < disk.blocks() {
             return Err(DiskError::ProtectionStore);
         }
-        disk.protection = Some(Protection::new(kind, store));
+        disk.protection = Some(protection);
         Ok(disk)
     }
 
@@ -281,7 +293,7 @@ impl<B: BlockBackend> Disk<B> {
     fn blocks(&self) -> u64 {
         let blocks = self.image.geometry().len >> self.block_shift;
         match &self.protection {
-            Some(protection) => blocks.min(protection.store.geometry().len / protection::TUPLE),
+            Some(protection) => blocks.min(protection.blocks()),
             None => blocks,
         }
     }
@@ -359,6 +371,12 @@ impl<B: BlockBackend> Disk<B> {
             Some(protection) => protection.store.flush(io).await,
             None => Ok(()),
         }
+    }
+
+    /// Whether a flush would make anything stable.
+    fn is_unflushed(&self) -> bool {
+        let store = self.protection.as_ref().map(|protection| &protection.store);
+        self.image.is_unflushed() || store.is_some_and(|store| store.is_unflushed())
     }
 
     /// Makes the image whole: nothing more will be asked of it.

@@ -158,6 +158,10 @@ impl ModeParameters {
         let update = |old: u8| Some((old & !mask) | (flags & mask));
         self.flags.fetch_update(Ordering::AcqRel, Ordering::Acquire, update).unwrap_or_else(|old| old)
     }
+    /// Whether WCE is among the flags in `mask`.
+    pub(super) fn speaks_of_cache(mask: u8) -> bool {
+        mask & WCE != 0
+    }
     pub(super) fn reset(&self) {
         self.flags.store(self.default, Ordering::Release);
     }

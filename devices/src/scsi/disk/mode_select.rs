@@ -1,7 +1,7 @@
 //! MODE SELECT (SPC-5, 6.11): the list is copied once, checked as a whole, and only then obeyed.
 
 use super::Disk;
-use super::mode::{ModePage, PAGES};
+use super::mode::{ModePage, ModeParameters, PAGES};
 use crate::scsi::DataBuffers;
 use crate::scsi::attention::Attention;
 use crate::scsi::opcode::field;
@@ -21,13 +21,15 @@ impl<B: BlockBackend> Disk<B> {
             return Ok(Done::good());
         }
         let (flags, mask) = self.parse_mode_list(short, len as usize, &data)?;
-        let cached = self.mode.write_cache();
+        // Copies that other units were asked for ask for the mode at each piece.
+        let _alone = self.turns.alone().await;
         let before = self.mode.set(flags, mask);
         if (before ^ flags) & mask != 0 {
             context.path.unit.raise(Attention::ModeChanged, Some(context.path.nexus));
         }
-        if cached && !self.mode.write_cache() {
-            // What was written while the cache was on must not be the less stable for what follows.
+        if ModeParameters::speaks_of_cache(mask) && !self.mode.write_cache() {
+            // What was written while the cache was on must not be the less stable for what follows. Also when it was off
+            // already: who sent that may not have waited for the flush, or heard that it had failed.
             self.flush(context.io).await?;
         }
         Ok(Done::received(len))

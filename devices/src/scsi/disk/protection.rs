@@ -37,12 +37,24 @@ const PROTECT_BIT: u8 = 7;
 pub(super) struct Protection<B> {
     pub(super) kind: ProtectionType,
     pub(super) store: Arc<B>,
+    /// Where in it the first tuple is.
+    first: u64,
     pub(super) turns: Arc<Turns>,
 }
 
-impl<B> Protection<B> {
-    pub(super) fn new(kind: ProtectionType, store: Arc<B>) -> Self {
-        Self { kind, store, turns: Arc::default() }
+impl<B: BlockBackend> Protection<B> {
+    pub(super) fn new(kind: ProtectionType, store: Arc<B>, first: u64) -> Self {
+        Self { kind, store, first, turns: Arc::default() }
+    }
+
+    /// For how many blocks there is room.
+    pub(super) fn blocks(&self) -> u64 {
+        self.store.geometry().len.saturating_sub(self.first) / TUPLE
+    }
+
+    /// Where the tuple of a block is.
+    fn place(&self, lba: u64) -> ByteOffset {
+        ByteOffset(self.first + lba * TUPLE)
     }
 }
 
@@ -212,6 +224,9 @@ impl<B: BlockBackend> Disk<B> {
     ) -> Outcome {
         let (checks, block) = (Checks::of(protect)?, self.block_size());
         self.transfer_span(extent)?;
+        if extent.is_forced() && self.is_unflushed() {
+            self.flush(io).await?;
+        }
         let layout = Layout::of(protect, data.protection_in());
         let done = Done::sent(layout.wanted(extent, block, data.protection_in()));
         if layout == Layout::Separate && data.protection_in() < extent.blocks * TUPLE {
@@ -241,7 +256,7 @@ impl<B: BlockBackend> Disk<B> {
             let chunk = self.chunk(&room, lba + at, blocks - at);
             let span = self.span_of(&chunk);
             self.image.read(io, span.at, ToGuest::new(chunk.data.window(0, span.len))).await?;
-            let (from, len) = (ByteOffset(chunk.lba * TUPLE), chunk.blocks * TUPLE);
+            let (from, len) = (protection.place(chunk.lba), chunk.blocks * TUPLE);
             protection.store.read(io, from, ToGuest::new(chunk.tuples.window(0, len))).await?;
             if let Err((before, sense)) = self.deliver(&chunk, at, layout, checks, data, protection.kind) {
                 return Ok(Some((at + before, sense)));
@@ -413,10 +428,10 @@ impl<B: BlockBackend> Disk<B> {
         unmap: Unmap,
         protection: &Protection<B>,
     ) -> Result<(), BlockError> {
-        let tuples = |bytes: u64| (bytes >> self.block_shift) * TUPLE;
         let turn = protection.turns.alone().await;
         let (image, store, own) = (self.image.clone(), protection.store.clone(), io.clone());
-        let theirs = Span { at: ByteOffset(tuples(span.at.0)), len: tuples(span.len) };
+        let blocks = |bytes: u64| bytes >> self.block_shift;
+        let theirs = Span { at: protection.place(blocks(span.at.0)), len: blocks(span.len) * TUPLE };
         let work = Box::pin(async move {
             store.zero(&own, theirs, Unmap::Allowed).await?;
             image.zero(&own, span, unmap).await
@@ -435,12 +450,12 @@ impl<B: BlockBackend> Disk<B> {
         turn: &Arc<Turn>,
     ) -> Result<(), BlockError> {
         let (image, store, own) = (self.image.clone(), protection.store.clone(), io.clone());
-        let span = self.span_of(&chunk);
+        let (span, place) = (self.span_of(&chunk), protection.place(chunk.lba));
         let work = Box::pin(async move {
             let data = FromGuest::new(chunk.data.window(0, span.len));
             image.write(&own, span.at, data, durability).await?;
             let tuples = FromGuest::new(chunk.tuples.window(0, chunk.blocks * TUPLE));
-            store.write(&own, ByteOffset(chunk.lba * TUPLE), tuples, durability).await
+            store.write(&own, place, tuples, durability).await
         });
         Finishing::keeping(io, FINISH, turn.clone(), work).await
     }

@@ -45,6 +45,11 @@ impl Extent {
         }
     }
 
+    /// FUA.
+    pub(super) fn is_forced(&self) -> bool {
+        self.flags & FUA != 0
+    }
+
     pub(super) fn bytchk(&self) -> u8 {
         self.flags >> 1 & 3
     }
@@ -97,6 +102,10 @@ impl<B: BlockBackend> Disk<B> {
             return Box::pin(self.read_protected(io, extent, protect, data.take(), protection)).await;
         }
         let span = self.transfer_span(extent)?;
+        if extent.is_forced() && self.is_unflushed() {
+            // SBC-4, 5.13: what the cache has is written to the medium before it is read there.
+            Box::pin(self.flush(io)).await?;
+        }
         let into = &mut data.data_in;
         into.truncate(span.len);
         if !into.is_empty() {

@@ -1,5 +1,6 @@
 //! Commands that no other command may come between: COMPARE AND WRITE (SBC-4, 5.3) and ORWRITE (SBC-4, 5.14), which
-//! read, decide and write, WRITE ATOMIC (SBC-4, 5.48), and POPULATE TOKEN, whose point in time no write may straddle.
+//! read, decide and write, WRITE ATOMIC (SBC-4, 5.48), POPULATE TOKEN, whose point in time no write may straddle, and MODE
+//! SELECT, which may switch the write cache off: no write that counted on it may end later.
 //! The task set sees to that: these commands enter it as ordered, whatever the initiator said, so they run alone. Copies that
 //! another unit was asked for are not in it: with them the commands take turns.
 
@@ -23,7 +24,7 @@ const MAX_COMPARE: u64 = 64 << 10;
 pub(in crate::scsi) fn runs_alone(cdb: &Cdb) -> bool {
     const POPULATE_TOKEN: u8 = 0x10;
     match cdb.opcode() {
-        0x89 | 0x8b | 0x9c => true,
+        0x15 | 0x55 | 0x89 | 0x8b | 0x9c => true,
         0x83 => cdb.padded()[1] & 0x1f == POPULATE_TOKEN,
         _ => false,
     }

@@ -1,4 +1,4 @@
-//! VERIFY (SBC-4, 5.38) and WRITE AND VERIFY (SBC-4, 5.47).
+//! VERIFY (SBC-4, 5.38) and WRITE AND VERIFY (SBC-4, 5.47). Both are of what is on the medium.
 
 use super::Disk;
 use super::transfer::Extent;
@@ -54,6 +54,9 @@ impl<B: BlockBackend> Disk<B> {
             return Ok(done);
         }
         let scratch = self.scratch(CHUNK.min(compared.len))?;
+        if self.is_unflushed() {
+            self.flush(io).await?;
+        }
         self.compare(io, compared, expected, &scratch, done).await
     }
 

@@ -8,6 +8,8 @@
 #[cfg(test)]
 mod allocation;
 mod blocks;
+#[cfg(test)]
+mod caching;
 mod copies;
 #[cfg(test)]
 mod fuzz;
