@@ -63,10 +63,10 @@ impl HotPlug for Board {
         ensure!(!(raid && write_back && qcow2), "write_policy = \"write-back\" is not for qcow2 images");
         // The name of a disk of a board is that of its SAS port. Like that of its volume it follows the image.
         let wwn = disk.wwn.unwrap_or_else(|| naa(&format!("disk {}", disk.serial)));
-        // Older Linux answers SYNCHRONIZE CACHE itself for disks as it does for volumes. So disks have no write cache
-        // either, and the guest cannot switch one on.
-        let write_cache = disk.write_cache && (raid || write_back);
-        let cache_is_fixed = !raid && !write_back;
+        // Linux answers SYNCHRONIZE CACHE itself for volumes, and older Linux for disks too. So neither has a write cache, and
+        // the guest cannot switch one on: a copy that another unit was asked for would leave what it wrote here in it.
+        let write_cache = disk.write_cache && write_back;
+        let cache_is_fixed = !write_back;
         let disk = DiskConfig { wwn: Some(wwn), write_cache, cache_is_fixed, ..disk };
         let volume = raid.then(|| self.volume(wwn, &disk));
         let unit = |config| Ok(LogicalUnit::Disk(Disk::new(image.clone(), config)?));
