@@ -119,8 +119,8 @@ pub(crate) fn protection(bed: &Bed, vmm: Vmm) -> Result<()> {
     for text in ["FORMAT T10-DIF-TYPE1-CRC", "Protection: prot_en=1, p_type=0", "DATA IS RIGHT"] {
         ensure!(output.contains(text), "{text} is missing:\n{output}");
     }
-    let tuple = bed.host().shell(&format!("od -An -tx1 -j 102400 -N 8 {dir}/disk0.raw.pi"), 30)?;
-    // Block 12800 is 3200h; bits are kept turned over.
+    let tuple = bed.host().shell(&format!("od -An -tx1 -j 106496 -N 8 {dir}/disk0.raw.pi"), 30)?;
+    // Behind a header of 4096 bytes. Block 12800 is 3200h; bits are kept turned over.
     ensure!(tuple.trim().ends_with("ff ff cd ff"), "the reference tag is not kept: {tuple}");
     messages::check(&output)
 }

@@ -278,11 +278,6 @@ pub struct Leaving {
 }
 
 impl Leaving {
-    /// Whether its medium could not be made stable already.
-    pub fn has_failed(&self) -> bool {
-        self.unit.logical.has_failed()
-    }
-
     /// Waits for the commands, makes the medium whole and lets go of it.
     pub async fn close(self, io: &Io) -> Result<(), BlockError> {
         self.unit.tasks.left(self.mark).await;

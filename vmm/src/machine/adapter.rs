@@ -481,7 +481,7 @@ impl Adapter {
 }
 
 /// An error of the storage layer in one line.
-fn explain(error: &BlockError) -> String {
+pub(super) fn explain(error: &BlockError) -> String {
     let cause = error.source.as_ref().map(|e| format!(": {e}")).unwrap_or_default();
     format!("{error}{cause}")
 }

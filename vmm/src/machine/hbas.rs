@@ -1,7 +1,6 @@
 //! The HBAs of a configuration with their I/O threads, targets and logical units.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,18 +9,16 @@ use anyhow::{Context, Result, bail};
 use devices::iothread::{IoThread, Polling, Remote, Settings};
 use devices::pci::Bdf;
 use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, ProtectionType, Target, TargetGroup};
-use devices::storage::{
-    BlockBackend, BlockError, BlockErrorKind, CacheMode, Image, Limits, Qcow2Image, Qcow2Options, RawImage,
-    RawOptions, Sharing,
-};
+use devices::storage::{CacheMode, Image, Limits, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing};
 use hba_megasas::Megasas;
 use hba_virtio_scsi::{Interface, Options, VirtioScsi};
 
-use super::adapter::{Adapter, Taken};
+use super::adapter::{Adapter, Taken, explain};
 use super::chipset::Chipset;
 use super::control::Control;
 use super::ending::Over;
 use super::identity::{self, Identities};
+use super::protection;
 use super::raid;
 use super::space::Space;
 use crate::config::{
@@ -174,8 +171,7 @@ impl Hbas {
                 remote.spawn(move |io| async move {
                     let mut end = Ok(());
                     for unit in units {
-                        let known = unit.has_failed();
-                        end = end.and(told(known, unit.close(&io).await));
+                        end = end.and(unit.close(&io).await.map_err(|error| explain(&error)));
                     }
                     tell(end);
                 });
@@ -214,18 +210,6 @@ fn stop(over: &Arc<Over>, shut_down: impl FnOnce() + Clone + Send + 'static) {
     if let Err(e) = std::thread::Builder::new().name("hba-end".into()).spawn(there) {
         tracing::warn!("no thread to take an HBA out of service, the main thread does: {e}");
         here();
-    }
-}
-
-/// How closing an image ended. That it could not be made stable is told when it is found: when that was `known` before,
-/// the guest was told too.
-fn told(known: bool, result: Result<(), BlockError>) -> Result<(), String> {
-    match result {
-        Err(error) if !(known && error.kind == BlockErrorKind::Unstable) => {
-            let cause = error.source.as_ref().map(|e| format!(": {e}")).unwrap_or_default();
-            Err(format!("{error}{cause}"))
-        }
-        _ => Ok(()),
     }
 }
 
@@ -308,41 +292,13 @@ fn unit(
 pub(super) fn logical_unit(lun: &config::Lun, image: &Arc<Image>, config: DiskConfig) -> Result<LogicalUnit> {
     let disk = match &lun.device {
         Device::Disk(config::Disk { protection: Some(protection), cache, .. }) => {
-            let store = protection_store(protection, *cache, image, &config)?;
+            let (store, first) = protection::store(protection, cache_mode(*cache), image, &config)?;
             let kind = if protection.type_3 { ProtectionType::Type3 } else { ProtectionType::Type1 };
-            Disk::with_protection(image.clone(), config, kind, store)?
+            Disk::with_protection_at(image.clone(), config, kind, store, first)?
         }
         _ => Disk::new(image.clone(), config)?,
     };
     Ok(LogicalUnit::Disk(disk))
-}
-
-/// The file of a disk's protection information: eight bytes for each logical block, with holes where nothing was written.
-fn protection_store(
-    protection: &config::Protection,
-    cache: Cache,
-    image: &Image,
-    config: &DiskConfig,
-) -> Result<Arc<Image>> {
-    let (path, read_only) = (&protection.image, config.read_only);
-    let len = (image.geometry().len / u64::from(config.block_size) * 8).next_multiple_of(512);
-    if !read_only {
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
-        let file = file.with_context(|| format!("opening {}", path.display()))?;
-        let now = file.metadata().with_context(|| format!("looking at {}", path.display()))?.len();
-        if now == 0 {
-            file.set_len(len).with_context(|| format!("making {} longer", path.display()))?;
-        }
-    }
-    // Pieces of eight bytes are no work for direct I/O.
-    let cache = match cache_mode(cache) {
-        CacheMode::None => CacheMode::Writeback,
-        CacheMode::Directsync => CacheMode::Writethrough,
-        cache => cache,
-    };
-    let options = RawOptions { path: path.clone(), read_only, cache, sharing: Sharing::default() };
-    // Its writes count as parts of the disk's, which have waited for their limits.
-    Ok(Arc::new(Image::Raw(RawImage::open(&options)?).guarded(None, image.pausing())))
 }
 
 /// Opens the image of a disk, and says how it shall appear.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use devices::iothread::mischief::{Trick, Victim};
 use devices::mem::{Dma, GuestRam};
 use devices::scsi::{Cdb, DataBuffers, ScsiRequest, Tag, TaskAttribute};
-use devices::storage::Durability;
+use devices::storage::{BlockBackend, Durability};
 use vm_memory::GuestAddress;
 
 use super::*;
@@ -97,13 +97,41 @@ fn healthy_images_are_closed_and_unlocked_beside_one_that_hangs() {
     done.recv_timeout(LONG).unwrap();
 }
 
+/// Whoever copies the images after exit code 0 must not copy one that lacks what the guest wrote.
 #[test]
-fn what_the_closing_flush_finds_first_is_an_error_of_the_end() {
-    let unstable =
-        || Err(BlockError { kind: BlockErrorKind::Unstable, context: "flushing".into(), source: None });
-    assert_eq!(told(true, unstable()), Ok(()), "the guest knows");
-    assert_eq!(told(false, unstable()), Err("flushing".into()));
-    assert_eq!(told(false, Ok(())), Ok(()));
+fn an_image_that_had_failed_before_is_an_error_of_the_end() {
+    let directory = tempfile::tempdir().unwrap();
+    File::create(directory.path().join("a.img")).unwrap().set_len(1 << 20).unwrap();
+    let text = "[[hba]]\ntype = \"virtio-scsi\"\n[[hba.lun]]\ntarget = 0\nimage = \"a.img\"\n";
+    let hba = config::parse_hba(text, directory.path()).unwrap();
+    let control = Control::new(0).unwrap();
+    let space = Space::new(control.clone());
+    let thread = IoThread::start("test").unwrap();
+    let remote = thread.remote();
+    let group = TargetGroup::default();
+    let adapter = Adapter::new("scsi0", HbaType::VirtioScsi, remote.clone(), &space, &group);
+    let nexuses = nexuses(targets(&hba, &adapter).unwrap());
+    let (done, flushed) = mpsc::channel();
+    let nexus = nexuses[&0].clone();
+    remote.spawn(move |io| {
+        let mut lost = Some(Trick::Fail(libc::EIO));
+        io.plot(move |victim| (victim == Victim::Sync).then(|| lost.take()).flatten());
+        async move {
+            // POWER ON comes first.
+            for _ in 0..2 {
+                let cdb = Cdb::new(&[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+                let _ = nexus.execute(&io, ScsiRequest { cdb, ..read() }).await;
+            }
+            done.send(()).unwrap();
+        }
+    });
+    flushed.recv_timeout(LONG).unwrap();
+    let hbas = Hbas::of(vec![Arc::new(adapter)], vec![thread]);
+    let closing = hbas.close(&control);
+    let (number, end) = closing.closed.recv_timeout(LONG).unwrap();
+    assert_eq!(number, 0);
+    let said = end.expect_err("it lacks what could not be made stable");
+    assert!(said.contains("a.img") && said.contains("could not be made stable before"), "{said}");
 }
 
 /// Its data is written by then: the guest shall not get an error for it that the machine was to wait for.
@@ -117,7 +145,8 @@ fn protection_information_waits_for_space_as_its_disk_does() {
     let space = Space::new(Control::new(0).unwrap());
     let Device::Disk(found) = &hba.luns[0].device else { panic!("no disk") };
     let (image, config) = disk("scsi0", &hba.luns[0], &space, &Identities::default()).unwrap();
-    let store = protection_store(found.protection.as_ref().unwrap(), found.cache, &image, &config).unwrap();
+    let of = found.protection.as_ref().unwrap();
+    let (store, _) = protection::store(of, cache_mode(found.cache), &image, &config).unwrap();
     let (thread, (done, ended)) = (IoThread::start("test").unwrap(), mpsc::channel());
     let parking = space.waits().parking;
     thread.remote().spawn(move |io| {

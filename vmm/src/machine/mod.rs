@@ -12,6 +12,7 @@ mod events;
 mod firmware;
 mod hbas;
 mod identity;
+mod protection;
 mod raid;
 mod smbios;
 mod socket;

@@ -272,7 +272,7 @@ fn a_disk_that_comes_with_protection_information_has_it() {
     let attach = r#"{"execute": "attach", "arguments": {"hba": "scsi0", "image": "a.img", "protection": 1}}"#;
     assert_eq!(ask(&service, attach), json!({"return": {"target": 0, "lun": 0, "state": "attached"}}));
     let kept = bench.directory.path().join("a.img.pi");
-    assert_eq!(fs::metadata(kept).unwrap().len(), 8 * (1 << 20) / 512, "eight bytes for each block");
+    assert_eq!(fs::metadata(kept).unwrap().len(), 4096 + 8 * (1 << 20) / 512, "eight bytes for each block");
 }
 
 #[test]
