@@ -124,7 +124,7 @@ impl Alarm for HostAlarm {
             _ => timer.clear(),
         };
         if let Err(error) = result {
-            tracing::error!("cannot set a device timer: {error}");
+            crate::log_limited!(error, "cannot set a device timer: {error}");
         }
     }
 }

@@ -398,7 +398,11 @@ impl Port {
             }
             if waited >= word {
                 drop(inner);
-                tracing::warn!("megasas: {what} waits for the host, which does not answer{}", self.whom());
+                devices::log_limited!(
+                    warn,
+                    "megasas: {what} waits for the host, which does not answer{}",
+                    self.whom()
+                );
                 patience *= 2;
                 word = waited + patience;
                 inner = lock(&self.inner);

@@ -245,7 +245,8 @@ impl Transport {
             }
             if waited >= word {
                 drop(registers);
-                tracing::warn!(
+                devices::log_limited!(
+                    warn,
                     "virtio-scsi: {what} waits for the host, which does not answer{}",
                     self.whom()
                 );
