@@ -54,7 +54,9 @@ impl RawImage {
         if self.has_failed() {
             let file: Arc<File> = self.host.file.clone();
             // Also where there is no thread for the rest, or the host does not answer: whoever opens it does that then.
-            self.known_as.map(note);
+            if let Some(id) = self.known_as {
+                note(id);
+            }
             // Not after what the image has to do: that may hang. The host begins to write what it can; on a device that hangs
             // that takes as long as it does, and the thread goes on alone.
             let owner = Owner::default();
