@@ -41,7 +41,7 @@ fn raw_images_keep_what_was_flushed() {
 #[test]
 fn raw_images_keep_what_was_forced_where_only_syncs_count() {
     let Some(bench) = Bench::new() else { return };
-    for cache in [CacheMode::Writeback, CacheMode::None, CacheMode::Writethrough, CacheMode::Directsync] {
+    for cache in [CacheMode::Writeback, CacheMode::Directsync] {
         let scenario = Scenario { cache, len: 2000, forcing: Forcing::Sync, ..Scenario::default() };
         let done = bench.run(&scenario, 1, (crashes() / CRASHES).max(1), Without::StableWrites);
         done.unwrap_or_else(|fault| panic!("{scenario:?}: {fault}"));

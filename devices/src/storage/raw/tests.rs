@@ -113,7 +113,7 @@ fn a_sector_at_the_edge_survives_growth() {
             FromGuest::new(mem.into_inner())
         };
         let mut first = Box::pin(image.write(&io, ByteOffset(len - 512), sector(1), Durability::Cached));
-        poll_fn(|cx| Poll::Ready(assert!(first.as_mut().poll(cx).is_pending()))).await;
+        assert!(poll_fn(|cx| Poll::Ready(first.as_mut().poll(cx).is_pending())).await);
         image.grow(&io, (1 << 20) + 4096).await.unwrap();
         let mut second = Box::pin(image.write(&io, ByteOffset(len), sector(2), Durability::Cached));
         let mut ended = [false; 2];
