@@ -240,6 +240,9 @@ mod tests {
         async fn flush(&self, _: &Io) -> Result<(), BlockError> {
             Ok(())
         }
+        fn is_unflushed(&self) -> bool {
+            false
+        }
         async fn zero(&self, _: &Io, span: Span, _: Unmap) -> Result<(), BlockError> {
             self.cleared.fetch_add(span.len, Ordering::Relaxed);
             self.list.lock().unwrap().write_at(UNMAP_HEADER + UNMAP_DESCRIPTOR, &descriptor(0, 1 << 20));

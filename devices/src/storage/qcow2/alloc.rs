@@ -358,7 +358,7 @@ mod tests {
     fn the_first_free_one_of_all_widths() {
         let mut random = Random::new(7);
         for order in 0..=6 {
-            let count = 4096 * 8 >> order;
+            let count = (4096 * 8) >> order;
             for round in 0..200 {
                 // Few that are free, and values that only have a top or a low bit.
                 let mut block = vec![0; 4096];
