@@ -56,6 +56,12 @@ pub(crate) fn listen(path: &Path) -> Result<(UnixListener, Name), ListenError> {
     Ok((socket.into(), Name::of(path)?))
 }
 
+/// What [`listen`] would find wrong with what is at `path`. Changes nothing.
+pub(crate) fn look(path: &Path) -> Result<(), ListenError> {
+    address(path)?;
+    is_taken(path).map(drop)
+}
+
 /// Whether a dead socket is at `path`; an error if something lives there.
 pub(crate) fn is_taken(path: &Path) -> Result<bool, ListenError> {
     let Ok(found) = fs::symlink_metadata(path) else { return Ok(false) };

@@ -8,7 +8,7 @@ use vmm::cli::{self, LogLevel, Stop};
 use vmm::config::Restart;
 use vmm::console::{Signals, Watch, die};
 use vmm::exit::{Outcome, complain, explain, tell};
-use vmm::machine::{End, Machine};
+use vmm::machine::{End, Machine, rehearse};
 use vmm::{config, limits, logging};
 
 /// How long a signal that ends the process waits for the start, so that it ends in good order. A machine has its
@@ -65,6 +65,11 @@ fn run() -> Outcome {
     };
     logging::begin();
     if cli.check {
+        let problems = rehearse(&config);
+        problems.iter().for_each(complain);
+        if !problems.is_empty() {
+            return Outcome::Failed;
+        }
         tell(&format!("{}: OK, {}\n", cli.config.display(), config.summary()));
         return Outcome::PoweredOff;
     }

@@ -5,8 +5,13 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
+
+/// How long a file is waited for that another process may only be looking at, as with `--check`.
+const PATIENCE: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Why there is no such file.
 #[derive(Debug, Error)]
@@ -26,10 +31,34 @@ pub(crate) fn open(path: &Path) -> Result<File, OutputError> {
     options.write(true).create(true).truncate(false).custom_flags(libc::O_NONBLOCK);
     let file = options.open(path).map_err(OutputError::System)?;
     // Devices are for everybody. Some file systems have no locks.
-    if is_regular(&file) && matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+    if is_regular(&file) && matches!(lock(&file), Err(TryLockError::WouldBlock)) {
         return Err(OutputError::InUse);
     }
     Ok(file)
+}
+
+/// Has the file for this process alone.
+pub(crate) fn lock(file: &File) -> Result<(), TryLockError> {
+    let begin = Instant::now();
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if begin.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+            result => return result,
+        }
+    }
+}
+
+/// What [`open`] would find wrong with a file that is there. Changes nothing.
+pub(crate) fn look(path: &Path) -> Result<(), OutputError> {
+    let file = match OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file.map_err(OutputError::System)?,
+    };
+    // For a moment only.
+    match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) if is_regular(&file) => Err(OutputError::InUse),
+        _ => Ok(()),
+    }
 }
 
 /// Takes away what an earlier run left.

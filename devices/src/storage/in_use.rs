@@ -51,13 +51,10 @@ pub(super) fn claim(path: &Path, file: &File) -> Result<File, OpenError> {
 /// The host, or this machine itself, uses the image at `path`, which is open as `file`.
 pub(super) fn busy(path: &Path, file: &File) -> OpenError {
     let user = user_of(path);
-    let path = path.display();
     if user.is_none() && is_ours(file) {
-        return OpenError::new(format!(
-            "{path}: two disks of this machine use the same device, or parts of it, and at least one writes to it; give \
-             each its own, or make both readonly"
-        ));
+        return used_twice(path);
     }
+    let path = path.display();
     let user = user.unwrap_or_else(|| "another program has it for itself".into());
     OpenError::new(format!(
         "{path} is in use by the host, and a second writer would destroy what is on it: {user}; free it, use another \
@@ -65,12 +62,24 @@ pub(super) fn busy(path: &Path, file: &File) -> OpenError {
     ))
 }
 
+/// Two disks have the device at `path`, or parts of it.
+pub(super) fn used_twice(path: &Path) -> OpenError {
+    OpenError::new(format!(
+        "{}: two disks of this machine use the same device, or parts of it, and at least one writes to it; give each its \
+         own, or make both readonly",
+        path.display()
+    ))
+}
+
+/// The device itself, its partitions, and what it is a part of.
+pub(super) fn related(number: u64) -> HashSet<u64> {
+    parts(number).into_iter().map(|(_, number)| number).chain(below(number)).collect()
+}
+
 /// Whether this process has the device, its disk or a partition of it open as another image.
 fn is_ours(file: &File) -> bool {
     let Ok(found) = file.metadata() else { return false };
-    let number = found.rdev();
-    let related: HashSet<u64> =
-        parts(number).into_iter().map(|(_, number)| number).chain(below(number)).collect();
+    let related = related(found.rdev());
     let own = file.as_raw_fd();
     let descriptors = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
     descriptors

@@ -39,14 +39,14 @@ pub enum Sharing {
 }
 
 /// What a user of an image locks, and what it looks for.
-struct Bytes {
+pub(super) struct Wanted {
     mine: Vec<i64>,
     theirs: Vec<i64>,
 }
 
-impl Bytes {
+impl Wanted {
     /// `None` for no lock at all.
-    fn of(read_only: bool, sharing: Sharing) -> Option<Self> {
+    pub(super) fn of(read_only: bool, sharing: Sharing) -> Option<Self> {
         let used: &[i64] = if read_only { &[READ] } else { &[READ, WRITE] };
         let unshared: &[i64] = match sharing {
             Sharing::Exclusive => &[WRITE, RESIZE],
@@ -56,6 +56,11 @@ impl Bytes {
         let mine = used.iter().map(|n| USED + n).chain(unshared.iter().map(|n| UNSHARED + n));
         let theirs = used.iter().map(|n| UNSHARED + n).chain(unshared.iter().map(|n| USED + n));
         Some(Self { mine: mine.collect(), theirs: theirs.collect() })
+    }
+
+    /// Whether another user cannot have the image beside this one.
+    pub(super) fn excludes(&self, other: &Self) -> bool {
+        other.theirs.iter().any(|byte| self.mine.contains(byte))
     }
 
     fn take(&self, file: &File) -> io::Result<bool> {
@@ -85,7 +90,7 @@ pub(super) fn lock(
     read_only: bool,
     sharing: Sharing,
 ) -> Result<(), OpenError> {
-    let Some(bytes) = Bytes::of(read_only, sharing) else { return Ok(()) };
+    let Some(bytes) = Wanted::of(read_only, sharing) else { return Ok(()) };
     let taken = bytes.take(file);
     #[cfg(test)]
     let taken = tests::without_children(file, taken, || bytes.take(file));
@@ -109,7 +114,7 @@ pub(super) fn look(
     read_only: bool,
     sharing: Sharing,
 ) -> Result<(), OpenError> {
-    let Some(bytes) = Bytes::of(read_only, sharing) else { return Ok(()) };
+    let Some(bytes) = Wanted::of(read_only, sharing) else { return Ok(()) };
     match bytes.look(file) {
         Ok(false) => Err(conflict(file, shown, read_only)),
         // Without locks there is nobody to find.
@@ -126,10 +131,7 @@ fn conflict(file: &File, path: impl Display, read_only: bool) -> OpenError {
         if read_only { "for reading: it is being written to by" } else { "for writing: it is in use by" };
     let mut message = match holder(file) {
         Some(pid) if pid == std::process::id() => {
-            return OpenError::new(format!(
-                "{path}: two disks of this machine use the same image and at least one writes to it; give each \
-                 its own image, or make both readonly"
-            ));
+            return used_twice(path);
         }
         Some(pid) => match fs::read_to_string(format!("/proc/{pid}/comm")) {
             Ok(name) => format!("{path}: cannot open {purpose} process {pid} ({})", name.trim_end()),
@@ -139,6 +141,14 @@ fn conflict(file: &File, path: impl Display, read_only: bool) -> OpenError {
     };
     message.push_str("; stop that process or use another image");
     OpenError::new(message)
+}
+
+/// The image is that of two disks.
+pub(super) fn used_twice(shown: impl Display) -> OpenError {
+    OpenError::new(format!(
+        "{shown}: two disks of this machine use the same image and at least one writes to it; give each its own image, or \
+         make both readonly"
+    ))
 }
 
 /// The process that holds locks on the same file. The kernel does not name it, so every process is asked. What others have

@@ -27,6 +27,7 @@ mod private;
 mod probe;
 mod qcow2;
 mod raw;
+mod rehearsal;
 mod single;
 mod stability;
 mod stacked;
@@ -50,6 +51,7 @@ pub use no_space::{Parking, SpaceWatch};
 pub use probe::Content;
 pub use qcow2::{Qcow2Image, Qcow2Options};
 pub use raw::{RawImage, RawOptions};
+pub use rehearsal::Rehearsal;
 pub use sysfs::files_below;
 pub use throttle::Limits;
 

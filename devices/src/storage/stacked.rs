@@ -14,16 +14,25 @@ use super::lock::{self, Sharing};
 use super::loops::loops_over;
 use super::{OpenError, in_use, sys, sysfs};
 
-/// What a loop device is made of.
-struct Below {
-    file: File,
+/// A file below a block device.
+pub(super) struct Below {
+    pub(super) file: File,
+    /// Its name.
     path: PathBuf,
+    /// For messages.
+    pub(super) shown: String,
+    /// How it is to be locked.
+    pub(super) sharing: Sharing,
+}
+
+/// What a loop device is made of.
+struct Backing {
+    file: File,
     /// The device is not the whole of it.
     part: bool,
 }
 
-/// Locks all files below the block device `file` at `path`, for as long as the result is open. Those that cannot be opened
-/// are told of.
+/// Locks all files below the block device `file` at `path`, for as long as the result is open.
 pub(super) fn lock_below(
     path: &Path,
     file: &File,
@@ -31,8 +40,22 @@ pub(super) fn lock_below(
     sharing: Sharing,
 ) -> Result<Vec<File>, OpenError> {
     let mut held = Vec::new();
+    for below in below(path, file, sharing)? {
+        lock::lock(&below.file, &below.shown, read_only, below.sharing)?;
+        let is_device = below.file.metadata().is_ok_and(|found| found.file_type().is_block_device());
+        if is_device && !read_only && below.sharing == Sharing::Exclusive {
+            held.push(in_use::claim(&below.path, &below.file)?);
+        }
+        held.push(below.file);
+    }
+    Ok(held)
+}
+
+/// All files below the block device `file` at `path`, of which a user shares it so. Those that cannot be opened are told of.
+pub(super) fn below(path: &Path, file: &File, sharing: Sharing) -> Result<Vec<Below>, OpenError> {
+    let mut found = Vec::new();
     if sharing == Sharing::Unlocked {
-        return Ok(held);
+        return Ok(found);
     }
     let failed = |e| OpenError::host(format!("{}: cannot look at the device", path.display()), e);
     let mut devices = vec![(file.metadata().map_err(failed)?.rdev(), false)];
@@ -43,8 +66,8 @@ pub(super) fn lock_below(
         }
         devices.extend(sysfs::below(device).into_iter().map(|device| (device, true)));
         let Some(name) = sysfs::backing_file(&sysfs::entry(device)) else { continue };
-        let below = match open(device, &name) {
-            Ok(below) => below,
+        let backing = match open(device, &name) {
+            Ok(backing) => backing,
             // Its name is gone, so nobody can open it any more.
             Err(e)
                 if e.kind() == io::ErrorKind::NotFound && name.to_string_lossy().ends_with(" (deleted)") =>
@@ -60,20 +83,16 @@ pub(super) fn lock_below(
                 continue;
             }
         };
-        let part = part || below.part;
-        let sharing = if part { Sharing::Shared } else { sharing };
-        let shown = format!("{}, which is made of {}", path.display(), below.path.display());
-        lock::lock(&below.file, &shown, read_only, sharing)?;
-        let found = below.file.metadata().map_err(failed)?;
-        if found.file_type().is_block_device() {
-            devices.push((found.rdev(), part));
-            if !read_only && sharing == Sharing::Exclusive {
-                held.push(in_use::claim(&below.path, &below.file)?);
-            }
+        let part = part || backing.part;
+        let file = backing.file;
+        let kind = file.metadata().map_err(failed)?;
+        if kind.file_type().is_block_device() {
+            devices.push((kind.rdev(), part));
         }
-        held.push(below.file);
+        let shown = format!("{}, which is made of {}", path.display(), name.display());
+        found.push(Below { file, path: name, shown, sharing: if part { Sharing::Shared } else { sharing } });
     }
-    Ok(held)
+    Ok(found)
 }
 
 /// Refuses the image `file` at `path` if somebody uses a loop device over it who knows nothing of the file: another
@@ -101,7 +120,7 @@ pub(super) fn look_above(
 }
 
 /// The file of a loop device, which the kernel calls so.
-fn open(device: u64, name: &Path) -> io::Result<Below> {
+fn open(device: u64, name: &Path) -> io::Result<Backing> {
     let file = quietly(name)?;
     let found = file.metadata()?;
     if !found.is_file() && !found.file_type().is_block_device() {
@@ -109,13 +128,13 @@ fn open(device: u64, name: &Path) -> io::Result<Below> {
     }
     // The name may be that of another root directory. Who may not ask the device takes it at its word.
     let status = sysfs::node(device).and_then(|node| quietly(&node).ok()).map(|node| sys::loop_status(&node));
-    let Some(Ok(status)) = status else { return Ok(Below { file, path: name.into(), part: false }) };
+    let Some(Ok(status)) = status else { return Ok(Backing { file, part: false }) };
     if (status.device, status.inode) != (found.dev(), found.ino()) {
         return Err(io::Error::other("another file is there"));
     }
     let end = status.offset.saturating_add(status.limit);
     let short = status.limit > 0 && super::raw::length(&file)? > end;
-    Ok(Below { file, path: name.into(), part: status.offset > 0 || short })
+    Ok(Backing { file, part: status.offset > 0 || short })
 }
 
 fn quietly(path: &Path) -> io::Result<File> {

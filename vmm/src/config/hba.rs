@@ -430,7 +430,9 @@ fn protection(
     let (written, beside) = (path(section, "protection_image", directory), beside.into());
     let image = written.as_ref().unwrap_or(&beside);
     let key = if written.is_some() { "protection_image" } else { "protection" };
-    if let (Some(_), Err(reason)) = (kind, host::check_creatable(image, "file")) {
+    // That of a read-only disk is not made.
+    let made = kind.filter(|_| section.boolean("readonly") != Some(true));
+    if let (Some(_), Err(reason)) = (made, host::check_creatable(image, "file")) {
         section.reject(key, &reason, errors);
     } else if let (Some(_), None, true) = (kind, &written, is_device)
         && let Err(reason) = host::check_lasting(image)

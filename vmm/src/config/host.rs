@@ -1,7 +1,9 @@
 //! What the host can give, and whether it has the files that a configuration names.
 
+use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -266,14 +268,30 @@ pub(crate) fn parent(path: &Path) -> &Path {
     }
 }
 
+/// Checks that something can be made at `path` in `directory`.
+fn check_writable(path: &Path, directory: &Path) -> Result<(), String> {
+    let name = CString::new(directory.as_os_str().as_bytes()).unwrap_or_default();
+    // SAFETY: the call reads a string that lives as long as it.
+    #[allow(unsafe_code)]
+    let result =
+        unsafe { libc::faccessat(libc::AT_FDCWD, name.as_ptr(), libc::W_OK | libc::X_OK, libc::AT_EACCESS) };
+    if result == 0 {
+        return Ok(());
+    }
+    let why = reason(&io::Error::last_os_error());
+    Err(format!("cannot create {}: {why} in {}", path.display(), directory.display()))
+}
+
 /// Checks that a file could be made at `path`, or that what is there is called `replaced`.
 pub(super) fn check_creatable(path: &Path, replaced: &str) -> Result<(), String> {
     let shown = path.display();
     let parent = parent(path);
     match (kind(parent), kind(path)) {
         (Err(_), _) => Err(format!("cannot create {shown}: no directory {}", parent.display())),
-        (Ok("directory"), Err(_)) => Ok(()),
-        (Ok("directory"), Ok(found)) if found == replaced => Ok(()),
+        (Ok("directory"), Err(_)) => check_writable(path, parent),
+        (Ok("directory"), Ok("file")) if replaced == "file" => Ok(()),
+        // Made anew.
+        (Ok("directory"), Ok(found)) if found == replaced => check_writable(path, parent),
         // A terminal or /dev/null takes output as a file does.
         (Ok("directory"), Ok("character device")) if replaced == "file" => Ok(()),
         (Ok("directory"), Ok(found)) => {

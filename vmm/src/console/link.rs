@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::error::ConsoleError;
 use super::sys;
 use super::terminal::RawTerminal;
-use crate::listen::{ListenError, accept_failed, listen};
+use crate::listen::{self, ListenError, accept_failed};
 use crate::names::{self, Name};
 use crate::output_file;
 
@@ -126,13 +126,8 @@ impl Link {
 
     /// A listening socket. One that a dead process left behind is replaced.
     pub(super) fn socket(path: &Path) -> Result<Self, ConsoleError> {
-        let failed = |source| ConsoleError::Socket { path: path.into(), source };
-        let (listener, name) = listen(path).map_err(|error| match error {
-            ListenError::Occupied => ConsoleError::Occupied { path: path.into(), expected: "socket" },
-            ListenError::InUse => ConsoleError::SocketInUse { path: path.into() },
-            ListenError::System(source) => failed(source),
-        })?;
-        listener.set_nonblocking(true).map_err(failed)?;
+        let (listener, name) = listen::listen(path).map_err(|error| no_socket(path, error))?;
+        listener.set_nonblocking(true).map_err(|error| no_socket(path, error.into()))?;
         Ok(Self::Socket(Socket { _name: name, listener, client: None, input_ended: false, not_before: None }))
     }
 
@@ -269,6 +264,25 @@ impl Link {
             Self::Stdio(_) | Self::File(_) => {}
         }
         Input::Left
+    }
+}
+
+/// What is wrong with an output file that is there.
+pub(super) fn check_file(path: &Path) -> Result<(), ConsoleError> {
+    output_file::look(path).map_err(|source| ConsoleError::File { path: path.into(), source })
+}
+
+/// What is wrong with what is at the path of a socket.
+pub(super) fn check_socket(path: &Path) -> Result<(), ConsoleError> {
+    listen::look(path).map_err(|error| no_socket(path, error))
+}
+
+fn no_socket(path: &Path, error: ListenError) -> ConsoleError {
+    let path = path.into();
+    match error {
+        ListenError::Occupied => ConsoleError::Occupied { path, expected: "socket" },
+        ListenError::InUse => ConsoleError::SocketInUse { path },
+        ListenError::System(source) => ConsoleError::Socket { path, source },
     }
 }
 

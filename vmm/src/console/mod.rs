@@ -76,6 +76,16 @@ impl Console {
         Self::with(link, patience, connected)
     }
 
+    /// What [`Self::open`] would find wrong. Changes nothing.
+    pub fn check(mode: &Mode) -> Result<(), ConsoleError> {
+        match mode {
+            Mode::Off | Mode::Stdio => Ok(()),
+            Mode::File(path) => link::check_file(path),
+            Mode::Pty(link) => Link::pty(link.as_deref()).map(drop),
+            Mode::Socket(path) => link::check_socket(path),
+        }
+    }
+
     fn on_stdio(raw_terminal: fn(bool)) -> Result<Self, ConsoleError> {
         use std::os::fd::AsFd;
         let link = Link::stdio(io::stdin().as_fd(), io::stdout().as_fd(), raw_terminal)?;

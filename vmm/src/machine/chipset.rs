@@ -30,6 +30,8 @@ use crate::kvm::{InterruptRouter, KvmDoorbells, KvmPages, Vectors};
 /// First slot for HBAs and other plugged functions; slot 0 is the host bridge, slot 31 the LPC bridge.
 pub const FIRST_SLOT: u8 = 1;
 const LAST_SLOT: u8 = 0x1e;
+/// HBAs at most.
+pub const SLOTS: usize = (LAST_SLOT - FIRST_SLOT + 1) as usize;
 /// First port for I/O BARs: everything below belongs to fixed devices.
 pub const IO_BARS: std::ops::Range<u64> = 0xc000..0x1_0000;
 /// Ports where firmware may put I/O BARs.
@@ -44,7 +46,7 @@ pub enum ChipsetError {
     Pci(#[from] PciError),
     #[error("no descriptor for {what}: {source}")]
     Descriptor { what: &'static str, source: std::io::Error },
-    #[error("all PCI slots are taken: at most {} HBAs", LAST_SLOT - FIRST_SLOT + 1)]
+    #[error("all PCI slots are taken: at most {SLOTS} HBAs")]
     NoSlot,
 }
 

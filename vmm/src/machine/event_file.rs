@@ -16,6 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::output_file;
 use hba_megasas::{EVENT_RECORDS, EventMarks, EventRecord, EventStore, KeptEvents};
 
 const MAGIC: &[u8; 8] = b"MFIEVLG2";
@@ -66,10 +67,24 @@ pub(super) struct EventFile {
 }
 
 impl EventFile {
+    /// Looks at what [`Self::open`] would find.
+    pub(super) fn check(path: &Path) -> io::Result<()> {
+        let file = match OpenOptions::new().read(true).write(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            file => file?,
+        };
+        // For a moment only, which a start waits for.
+        file.try_lock_shared()?;
+        if file.metadata()?.len() > 0 {
+            read(&file)?;
+        }
+        Ok(())
+    }
+
     /// Opens the file or makes it, for this process alone.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        file.try_lock()?;
+        output_file::lock(&file)?;
         let kept = if file.metadata()?.len() == 0 { KeptEvents::default() } else { read(&file)? };
         // Open from now on: whoever finds it so knows that its process did not end well.
         file.write_all_at(&header(kept.marks, 0), 0)?;

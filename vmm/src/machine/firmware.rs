@@ -95,6 +95,13 @@ impl FirmwareBoot {
         Ok(Self { image, ram: wiring.ram.clone(), fw_cfg, _rom: rom })
     }
 
+    /// What is wrong with the files that firmware is started from.
+    pub fn check(path: &Path, option_roms: &[(String, PathBuf)]) -> Vec<anyhow::Error> {
+        let image = Image::read(path).err().map(Into::into);
+        let roms = option_roms.iter().filter_map(|(_, path)| option_rom(path).err());
+        image.into_iter().chain(roms).collect()
+    }
+
     /// Everything as after power-on. The processors' own power-on state starts the firmware.
     pub fn restart(&self) -> Result<()> {
         self.fw_cfg.reset();
@@ -205,6 +212,12 @@ impl DebugOutput {
         let file = output_file::open(path)
             .map_err(|error| anyhow!("boot.debug_log: {}: {error}", path.display()))?;
         Ok(Self::File(Arc::new(DebugFile(Mutex::new(file)))))
+    }
+
+    /// What [`Self::open`] would find wrong. Changes nothing.
+    pub fn check(path: Option<&Path>) -> Result<()> {
+        let Some(path) = path else { return Ok(()) };
+        output_file::look(path).map_err(|error| anyhow!("boot.debug_log: {}: {error}", path.display()))
     }
 
     pub fn sink(&self) -> Option<Arc<dyn Sink>> {

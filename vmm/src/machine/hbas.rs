@@ -214,7 +214,7 @@ fn stop(over: &Arc<Over>, shut_down: impl FnOnce() + Clone + Send + 'static) {
 }
 
 /// The I/O threads of an HBA. With CPUs to run on, each gets one of them, in turn.
-fn threads(hba: &config::Hba) -> Result<Vec<IoThread>> {
+pub(super) fn threads(hba: &config::Hba) -> Result<Vec<IoThread>> {
     let wanted = &hba.threads;
     let time = Duration::from_micros(wanted.polling_us.into());
     let polling = match wanted.polling {
@@ -318,15 +318,9 @@ pub(super) fn disk(
 
 /// Opens the image of a disk.
 fn image(disk: &config::Disk, space: &Space) -> Result<Image> {
-    let (path, read_only, cache) = (disk.image.clone(), disk.read_only, cache_mode(disk.cache));
-    let sharing = Sharing::default();
     let image = match disk.format {
-        Format::Raw => Image::Raw(RawImage::open(&RawOptions { path, read_only, cache, sharing })?),
-        Format::Qcow2 => {
-            let (backing, discard) = (disk.backing.clone(), disk.discard);
-            let options = Qcow2Options { path, read_only, cache, sharing, backing, discard };
-            Image::Qcow2(Qcow2Image::open(&options)?)
-        }
+        Format::Raw => Image::Raw(RawImage::open(&raw_options(disk))?),
+        Format::Qcow2 => Image::Qcow2(Qcow2Image::open(&qcow2_options(disk))?),
     };
     let pausing = match disk.on_no_space {
         NoSpace::Report => None,
@@ -334,6 +328,19 @@ fn image(disk: &config::Disk, space: &Space) -> Result<Image> {
     };
     let image = image.guarded(disk.throttle.as_ref().map(limits).as_ref(), pausing);
     Ok(if disk.bounce { image.private() } else { image })
+}
+
+/// How a raw image is opened.
+pub(super) fn raw_options(disk: &config::Disk) -> RawOptions {
+    let (path, read_only, cache) = (disk.image.clone(), disk.read_only, cache_mode(disk.cache));
+    RawOptions { path, read_only, cache, sharing: Sharing::default() }
+}
+
+/// How a qcow2 image is opened.
+pub(super) fn qcow2_options(disk: &config::Disk) -> Qcow2Options {
+    let RawOptions { path, read_only, cache, sharing } = raw_options(disk);
+    let (backing, discard) = (disk.backing.clone(), disk.discard);
+    Qcow2Options { path, read_only, cache, sharing, backing, discard }
 }
 
 fn limits(throttle: &Throttle) -> Limits {
@@ -365,7 +372,7 @@ fn virtio_options(virtio: config::VirtioScsi, hba: &config::Hba) -> Options {
     }
 }
 
-fn cache_mode(cache: Cache) -> CacheMode {
+pub(super) fn cache_mode(cache: Cache) -> CacheMode {
     match cache {
         Cache::None => CacheMode::None,
         Cache::Writeback => CacheMode::Writeback,
@@ -376,7 +383,7 @@ fn cache_mode(cache: Cache) -> CacheMode {
 }
 
 /// What the configuration leaves open is the SCSI layer's own, but for the serial number: that follows the image.
-fn disk_config(disk: &config::Disk) -> Result<DiskConfig> {
+pub(super) fn disk_config(disk: &config::Disk) -> Result<DiskConfig> {
     let default = DiskConfig::default();
     let identity = &disk.identity;
     let serial = match &identity.serial {

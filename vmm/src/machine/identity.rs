@@ -3,6 +3,7 @@
 //! A guest that finds a known name takes the disk for the one that it knows: it goes on with what it had of it, and
 //! multipath software joins both. So a name belongs to the data, not to the place where a disk is plugged in.
 
+use std::any::Any;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -11,7 +12,6 @@ use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result, bail};
 use devices::scsi::DiskConfig;
-use devices::storage::Image;
 
 use crate::config::{self, Medium};
 
@@ -85,7 +85,7 @@ struct Taken {
     serial: String,
     wwn: Option<u64>,
     medium: Option<Medium>,
-    image: Weak<Image>,
+    image: Weak<dyn Any + Send + Sync>,
 }
 
 impl Identities {
@@ -97,14 +97,16 @@ impl Identities {
         lun: &config::Lun,
         path: &Path,
         disk: &DiskConfig,
-        image: &Arc<Image>,
+        image: &Arc<impl Any + Send + Sync>,
     ) -> Result<()> {
+        let weak = Arc::downgrade(image);
+        let image: Weak<dyn Any + Send + Sync> = weak;
         let new = Taken {
             place: format!("hba {hba}, target {}, lun {}", lun.target, lun.lun),
             serial: disk.serial.clone(),
             wwn: disk.wwn,
             medium: config::medium(path),
-            image: Arc::downgrade(image),
+            image,
         };
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         taken.retain(|other| other.image.strong_count() > 0);
@@ -129,7 +131,7 @@ impl Identities {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use devices::storage::{CacheMode, RawImage, RawOptions, Sharing};
+    use devices::storage::{CacheMode, Image, RawImage, RawOptions, Sharing};
 
     fn file(path: &Path) {
         fs::write(path, [0; 512]).unwrap();

@@ -14,6 +14,7 @@ mod hbas;
 mod identity;
 mod protection;
 mod raid;
+mod rehearsal;
 mod smbios;
 mod socket;
 mod space;
@@ -34,6 +35,7 @@ use kvm_ioctls::VmFd;
 
 pub(crate) use buses::Buses;
 pub(crate) use control::{Control, Crash, Event, Order};
+pub use rehearsal::rehearse;
 
 use crate::config::{Boot, Config, Restart};
 use crate::console::{Console, Request, Signals, suspend};
@@ -435,14 +437,21 @@ fn direct_boot(
     initrd: Option<&Path>,
     cmdline: &str,
 ) -> Result<DirectBoot> {
-    let Wiring { config, layout, .. } = wiring;
-    let source = Source::new(Some(kernel.into()), initrd.map(Into::into), Some(cmdline.into()))?
-        .ok_or_else(|| anyhow!("no kernel"))?;
-    let apic_ids = (0..u32::from(config.vm.cpus)).collect();
-    let mut machine = boot::acpi::Machine::direct_boot(layout, wiring.physical_bits, apic_ids, gsi_for);
-    // As `kvm::irq` routes it, and as on every PC.
-    machine.irq0_to_gsi2 = true;
-    let tables = machine.tables().context("ACPI tables")?;
+    let source = source(kernel, initrd, cmdline)?;
+    let tables = direct_tables(wiring.config, wiring.layout, wiring.physical_bits)?;
     let smbios = smbios::tables(wiring, boot::smbios::Version::V3);
     Ok(DirectBoot { source, tables, smbios })
+}
+
+fn source(kernel: &Path, initrd: Option<&Path>, cmdline: &str) -> Result<Source> {
+    Source::new(Some(kernel.into()), initrd.map(Into::into), Some(cmdline.into()))?
+        .ok_or_else(|| anyhow!("no kernel"))
+}
+
+fn direct_tables(config: &Config, layout: &RamLayout, physical_bits: u8) -> Result<boot::acpi::TableSet> {
+    let apic_ids = (0..u32::from(config.vm.cpus)).collect();
+    let mut machine = boot::acpi::Machine::direct_boot(layout, physical_bits, apic_ids, gsi_for);
+    // As `kvm::irq` routes it, and as on every PC.
+    machine.irq0_to_gsi2 = true;
+    machine.tables().context("ACPI tables")
 }

@@ -13,13 +13,14 @@
 //! Files of earlier versions have no header, and are known by their length.
 
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use devices::scsi::DiskConfig;
-use devices::storage::{BlockBackend, CacheMode, Image, RawImage, RawOptions, Sharing};
+use devices::scsi::{DiskConfig, DiskError};
+use devices::storage::{BlockBackend, CacheMode, Image, RawImage, RawOptions, Rehearsal, Sharing};
 
 use crate::config;
 
@@ -60,23 +61,75 @@ pub(super) fn store(
     image: &Image,
     config: &DiskConfig,
 ) -> Result<(Arc<Image>, u64)> {
-    let (path, read_only) = (&protection.image, config.read_only);
-    let kind = if protection.type_3 { 3 } else { 1 };
-    let owner = Owner { block_size: config.block_size, kind, serial: config.serial.clone().into_bytes() };
-    let tuples = (image.geometry().len / u64::from(config.block_size) * TUPLE).next_multiple_of(512);
-    if !read_only {
+    let (path, owner) = (&protection.image, owner(protection, config));
+    let tuples = tuples(image.geometry().len, config);
+    if !config.read_only {
         prepare(path, &owner, HEADER as u64 + tuples)?;
     }
     let first = check(path, &owner, tuples)?;
+    let options = options(protection, cache, config.read_only);
+    // Its writes count as parts of the disk's, which have waited for their limits.
+    Ok((Arc::new(Image::Raw(RawImage::open(&options)?).guarded(None, image.pausing())), first))
+}
+
+/// Says what [`store`] would, for an image of `len` bytes, of a file that is there; nothing is made or changed.
+pub(super) fn rehearse(
+    protection: &config::Protection,
+    cache: CacheMode,
+    len: u64,
+    config: &DiskConfig,
+    images: &mut Rehearsal,
+) -> Result<()> {
+    let (path, owner) = (&protection.image, owner(protection, config));
+    let name = path.display();
+    if !config.read_only {
+        let file = match OpenOptions::new().read(true).write(true).open(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            file => file.with_context(|| format!("opening {name}"))?,
+        };
+        let now = file.metadata().with_context(|| format!("looking at {name}"))?;
+        ensure!(now.is_file(), "{name} is no regular file");
+        let found = read(&file).with_context(|| format!("reading {name}"))?;
+        if now.len() <= HEADER as u64 && is_to_be_made(&found, &owner) {
+            return Ok(());
+        }
+    }
+    let first = check(path, &owner, tuples(len, config))?;
+    images.raw(&options(protection, cache, config.read_only))?;
+    let room = std::fs::metadata(path)?.len() / 512 * 512;
+    if room.saturating_sub(first) / TUPLE < len / u64::from(config.block_size) {
+        return Err(DiskError::ProtectionStore.into());
+    }
+    Ok(())
+}
+
+fn owner(protection: &config::Protection, config: &DiskConfig) -> Owner {
+    let kind = if protection.type_3 { 3 } else { 1 };
+    Owner { block_size: config.block_size, kind, serial: config.serial.clone().into_bytes() }
+}
+
+/// Bytes of the tuples of an image of `len` bytes.
+fn tuples(len: u64, config: &DiskConfig) -> u64 {
+    (len / u64::from(config.block_size) * TUPLE).next_multiple_of(512)
+}
+
+fn options(protection: &config::Protection, cache: CacheMode, read_only: bool) -> RawOptions {
     // Pieces of eight bytes are no work for direct I/O.
     let cache = match cache {
         CacheMode::None => CacheMode::Writeback,
         CacheMode::Directsync => CacheMode::Writethrough,
         cache => cache,
     };
-    let options = RawOptions { path: path.clone(), read_only, cache, sharing: Sharing::default() };
-    // Its writes count as parts of the disk's, which have waited for their limits.
-    Ok((Arc::new(Image::Raw(RawImage::open(&options)?).guarded(None, image.pausing())), first))
+    RawOptions { path: protection.image.clone(), read_only, cache, sharing: Sharing::default() }
+}
+
+/// Whether a file that is no longer than a header is one that was not made to its end.
+fn is_to_be_made(found: &Found, owner: &Owner) -> bool {
+    match found {
+        Found::Nothing => true,
+        Found::Ours(found) => found == owner,
+        Found::Newer(_) | Found::Other => false,
+    }
 }
 
 /// Makes the file if it is not there, or empty. After a loss of power it is there as a whole or counts as empty: the header
@@ -91,10 +144,8 @@ fn prepare(path: &Path, owner: &Owner, len: u64) -> Result<()> {
     if now.len() > HEADER as u64 {
         return Ok(());
     }
-    match read(&file).with_context(|| format!("reading {name}"))? {
-        Found::Nothing => {}
-        Found::Ours(found) if found == *owner => {}
-        _ => return Ok(()),
+    if !is_to_be_made(&read(&file).with_context(|| format!("reading {name}"))?, owner) {
+        return Ok(());
     }
     let made = || -> std::io::Result<()> {
         file.write_all_at(&header(owner), 0)?;

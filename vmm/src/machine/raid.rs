@@ -119,6 +119,12 @@ pub(super) fn events(board: &config::Megasas) -> Result<Option<Box<dyn EventStor
     Ok(Some(Box::new(file)))
 }
 
+/// What [`events`] would find wrong. Changes nothing.
+pub(super) fn check_events(board: &config::Megasas) -> Result<()> {
+    let Some(path) = &board.event_log else { return Ok(()) };
+    EventFile::check(path).with_context(|| format!("event log {}", path.display()))
+}
+
 /// A name of the board vendor's (NAA 5h, company 00605Bh) for something called `what`: the same at every start.
 fn naa(what: &str) -> u64 {
     let hash = what.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {

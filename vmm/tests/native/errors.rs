@@ -304,6 +304,9 @@ fn ctrl_a_x_ends_the_machine_and_gives_the_terminal_back() {
 
 #[test]
 fn check_looks_and_starts_nothing() {
+    if !hypervisor("check_looks_and_starts_nothing") {
+        return;
+    }
     let Ended { code, output, errors } = vm().set("vm.name=m").set("vm.cpus=2").arg("--check").run();
     assert_eq!(
         (code, output.as_str(), errors.as_str()),

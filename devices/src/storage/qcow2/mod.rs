@@ -140,6 +140,10 @@ impl Qcow2Image {
         open::files(options)
     }
 
+    pub(super) fn raw_files(options: &Qcow2Options) -> Result<Vec<super::RawOptions>, OpenError> {
+        open::raw_files(options)
+    }
+
     /// Whether it could not be made stable: then it cannot be again before it is opened anew.
     pub(super) fn has_failed(&self) -> bool {
         self.inner.layers.first().is_some_and(|top| top.file.has_failed())

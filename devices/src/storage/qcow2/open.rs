@@ -139,7 +139,11 @@ pub(super) fn inspect(options: &Qcow2Options) -> Result<Ending, OpenError> {
         let top = walk.at_top();
         let header = read_header(&file, len, &path, top)?;
         check_header(&header, &path, options, top)?;
-        read_tables(&file, len, &path, &header, !options.read_only && top)?;
+        let write = !options.read_only && top;
+        let (l1, reftable) = read_tables(&file, len, &path, &header, write)?;
+        if write {
+            guarded(l1, reftable, &header, &file, len, &path)?;
+        }
         walk.below(&path, &header)?;
         if top {
             disk = header.len;
@@ -163,6 +167,12 @@ pub(super) fn files(options: &Qcow2Options) -> Result<Vec<PathBuf>, OpenError> {
         files.push(path);
     }
     Ok(files)
+}
+
+/// How each file of an image is opened.
+pub(super) fn raw_files(options: &Qcow2Options) -> Result<Vec<RawOptions>, OpenError> {
+    let files = files(options)?;
+    Ok(files.iter().enumerate().map(|(place, path)| raw_options(options, path, place == 0)).collect())
 }
 
 impl Chain {
@@ -319,14 +329,11 @@ fn open_layer(file: RawImage, path: &Path, options: &Qcow2Options, top: bool) ->
     let header = read_header(&plain, len, path, top)?;
     check_header(&header, path, options, top)?;
     let (l1, reftable) = read_tables(&plain, len, path, &header, !read_only)?;
-    let mut meta = Meta { l1, l1_at: header.l1_at, ..Meta::default() };
+    let mut meta = match read_only {
+        true => Meta { l1, l1_at: header.l1_at, ..Meta::default() },
+        false => guarded(l1, reftable, &header, &plain, len, path)?,
+    };
     if !read_only {
-        meta.reftable = reftable;
-        meta.reftable_at = header.reftable_at;
-        reserve(&mut meta, &header);
-        let refused = |e: String| OpenError::new(format!("cannot open {} for writing: {e}", path.display()));
-        distinct_blocks(&meta).map_err(refused)?;
-        guard_snapshots(&mut meta, &header, &plain, len).map_err(refused)?;
         prepare(&plain, &file, &header).map_err(|e| failed("cannot prepare the image for writing", e))?;
         file.measure()?;
         // What is beyond the end of a device was used by others.
@@ -341,6 +348,24 @@ fn open_layer(file: RawImage, path: &Path, options: &Qcow2Options, top: bool) ->
         read_only,
         unpacking: Owner::with_helpers(UNPACKED_AT_ONCE),
     })
+}
+
+/// The tables of an image that is written to, with what nobody may write over.
+fn guarded(
+    l1: Vec<u64>,
+    reftable: Vec<u64>,
+    header: &Header,
+    file: &File,
+    len: u64,
+    path: &Path,
+) -> Result<Meta, OpenError> {
+    let (l1_at, reftable_at) = (header.l1_at, header.reftable_at);
+    let mut meta = Meta { l1, l1_at, reftable, reftable_at, ..Meta::default() };
+    reserve(&mut meta, header);
+    let refused = |e: String| OpenError::new(format!("cannot open {} for writing: {e}", path.display()));
+    distinct_blocks(&meta).map_err(refused)?;
+    guard_snapshots(&mut meta, header, file, len).map_err(refused)?;
+    Ok(meta)
 }
 
 fn writable(header: &Header) -> Result<(), String> {

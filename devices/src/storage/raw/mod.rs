@@ -31,7 +31,7 @@ use file::HostFile;
 #[cfg(test)]
 pub(super) use forcing::Forcing;
 use open::Host;
-pub(super) use open::{cannot_open, kind_of, length};
+pub(super) use open::{cannot_open, kind_of, length, probe};
 use stable::Stable;
 
 /// What to open and how.

@@ -46,15 +46,32 @@ pub(super) struct Host {
     pub(super) pieces: PieceLimits,
 }
 
+/// Opens an image for reading only, as one that is looked at: whether it can be written is another question.
+pub(in crate::storage) fn probe(options: &RawOptions) -> Result<File, OpenError> {
+    let kind = kind_of(&options.path)?;
+    let reader = RawOptions { read_only: true, ..options.clone() };
+    let file = open_first(&reader)?;
+    if options.cache.is_direct() {
+        let sizes = if kind.is_block_device() { sys::block_sizes(&file).ok() } else { None };
+        demands(&file, sizes, options)?;
+    }
+    Ok(file)
+}
+
+fn open_first(options: &RawOptions) -> Result<File, OpenError> {
+    let direct = options.cache.is_direct();
+    open_one(options, direct).map_err(|e| match e.raw_os_error() {
+        Some(libc::EINVAL) if direct => no_direct_io(options),
+        _ => cannot_open(&options.path, e),
+    })
+}
+
 impl Host {
     pub(super) fn open(options: &RawOptions) -> Result<Self, OpenError> {
         let path = options.path.as_path();
         let kind = kind_of(path)?;
         let direct = options.cache.is_direct();
-        let file = open_one(options, direct).map_err(|e| match e.raw_os_error() {
-            Some(libc::EINVAL) if direct => no_direct_io(options),
-            _ => cannot_open(path, e),
-        })?;
+        let file = open_first(options)?;
         lock::lock(&file, path.display(), options.read_only, options.sharing)?;
         let below = match kind.is_block_device() {
             true => stacked::lock_below(path, &file, options.read_only, options.sharing)?,

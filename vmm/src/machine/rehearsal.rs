@@ -1,0 +1,139 @@
+//! `--check`: what a start would find wrong, without the start.
+//!
+//! It opens what a start opens, as far as the same functions leave everything as it is, in the order of a start, and goes
+//! on after each error. What a configuration says by itself was checked before.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Error, Result};
+use boot::RamLayout;
+use devices::mem::GuestRam;
+use devices::storage::{Qcow2Image, Rehearsal};
+
+use super::chipset::{ChipsetError, SLOTS};
+use super::firmware::{DebugOutput, FirmwareBoot};
+use super::identity::Identities;
+use super::{hbas, protection, raid};
+use crate::config::{Boot, Config, Controller, Device, Disk, Format, Hba, Lun};
+use crate::console::Console;
+use crate::exit::explain;
+use crate::kvm::Hypervisor;
+use crate::listen;
+use crate::vcpu::CpuidTemplate;
+
+/// Bits of a physical address where nobody can be asked.
+const PHYSICAL_BITS: u8 = 36;
+
+/// Everything for which a machine of this configuration would not start, a line each. Nothing is changed.
+pub fn rehearse(config: &Config) -> Vec<String> {
+    let mut all = Problems::default();
+    let hypervisor = all.note(Hypervisor::open(Path::new("/dev/kvm")).map_err(Error::from));
+    let layout = all.note(RamLayout::new(config.vm.memory).map_err(Error::from));
+    let cpuid = hypervisor.as_ref().and_then(|hypervisor| {
+        all.note(hypervisor.create_vm().map_err(Error::from));
+        all.note(CpuidTemplate::new(hypervisor.kvm(), config.vm.cpus.into()).map_err(Error::from))
+    });
+    all.note(Console::check(&config.serial).map_err(Error::from));
+    all.note(DebugOutput::check(config.debug_log.as_deref()));
+    adapters(config, &mut all);
+    let bits = cpuid.map_or(PHYSICAL_BITS, |cpuid| cpuid.physical_bits());
+    let needs_64bit = layout.is_some_and(|layout| boot(config, &layout, bits, &mut all));
+    if let Some(hypervisor) = hypervisor.filter(|_| needs_64bit) {
+        all.note(hypervisor.require_64bit().map_err(Error::from));
+    }
+    if let Some(path) = &config.control {
+        let checked = listen::look(path).with_context(|| format!("control socket {}", path.display()));
+        all.note(checked);
+    }
+    all.0
+}
+
+#[derive(Default)]
+struct Problems(Vec<String>);
+
+impl Problems {
+    fn note<T>(&mut self, result: Result<T>) -> Option<T> {
+        let line = match result {
+            Ok(value) => return Some(value),
+            Err(error) => explain(&error),
+        };
+        // One fault of the host may concern several parts.
+        if !self.0.contains(&line) {
+            self.0.push(line);
+        }
+        None
+    }
+}
+
+fn adapters(config: &Config, all: &mut Problems) {
+    let (mut images, identities) = (Rehearsal::default(), Identities::default());
+    // They live as long as their names are taken.
+    let mut disks: Vec<Arc<()>> = Vec::new();
+    if config.hbas.len() > SLOTS {
+        all.note::<()>(Err(ChipsetError::NoSlot.into()));
+    }
+    for hba in &config.hbas {
+        all.note(hbas::threads(hba));
+        if let Controller::Megasas(board) = &hba.controller {
+            all.note(raid::check_events(board).with_context(|| format!("hba {}", hba.id)));
+        }
+        for lun in &hba.luns {
+            let Device::Disk(disk) = &lun.device else { continue };
+            let board = matches!(hba.controller, Controller::Megasas(_));
+            let checked = self::disk(hba, lun, disk, &mut images, &identities, &mut disks);
+            all.note(match board {
+                true => checked.with_context(|| format!("hba {}, target {}", hba.id, lun.target)),
+                false => checked,
+            });
+        }
+    }
+}
+
+fn disk(
+    hba: &Hba,
+    lun: &Lun,
+    disk: &Disk,
+    images: &mut Rehearsal,
+    identities: &Identities,
+    disks: &mut Vec<Arc<()>>,
+) -> Result<()> {
+    match disk.format {
+        Format::Raw => images.raw(&hbas::raw_options(disk))?,
+        Format::Qcow2 => images.qcow2(&hbas::qcow2_options(disk))?,
+    }
+    let shown = hbas::disk_config(disk)?;
+    let alive = Arc::new(());
+    identities.take(&hba.id, lun, &disk.image, &shown, &alive)?;
+    disks.push(alive);
+    let Some(protection) = &disk.protection else { return Ok(()) };
+    let ending = match disk.format {
+        Format::Raw => devices::storage::Ending::find(&disk.image)?,
+        Format::Qcow2 => Qcow2Image::inspect(&hbas::qcow2_options(disk))?,
+    };
+    let len = ending.shown(disk.block_size.into());
+    protection::rehearse(protection, hbas::cache_mode(disk.cache), len, &shown, images)
+        .with_context(|| format!("hba {}, target {}", hba.id, lun.target))
+}
+
+/// What runs first, read into memory that no machine has. Says whether it needs a 64-bit processor.
+fn boot(config: &Config, layout: &RamLayout, physical_bits: u8, all: &mut Problems) -> bool {
+    match &config.boot {
+        Boot::Kernel { kernel, initrd, cmdline } => {
+            let load = || {
+                let source = super::source(kernel, initrd.as_deref(), cmdline)?;
+                let tables = super::direct_tables(config, layout, physical_bits)?;
+                let ram =
+                    GuestRam::from_ranges(&layout.regions()).context("memory to read the kernel into")?;
+                Ok(boot::linux::load(&ram, layout, &source, &tables)?.needs_64bit)
+            };
+            all.note(load()).unwrap_or(false)
+        }
+        Boot::Firmware { firmware, option_roms, .. } => {
+            for problem in FirmwareBoot::check(firmware, option_roms) {
+                all.note::<()>(Err(problem));
+            }
+            false
+        }
+    }
+}
