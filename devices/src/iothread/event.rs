@@ -7,6 +7,7 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Io;
+use super::kernel::may_have;
 use super::op::Op;
 use super::ring::Key;
 
@@ -25,7 +26,7 @@ pub struct Watch {
 
 impl Watch {
     pub(super) fn new(io: &Io, event: &Arc<EventFd>) -> Self {
-        Self { io: io.clone(), event: event.clone(), armed: None, multishot: true }
+        Self { io: io.clone(), event: event.clone(), armed: None, multishot: may_have((5, 13)) }
     }
 
     /// As on a kernel before 5.13.

@@ -20,6 +20,7 @@ mod clock;
 mod event;
 mod executor;
 mod hold;
+pub(crate) mod kernel;
 mod lanes;
 #[cfg(any(test, feature = "testing"))]
 pub mod mischief;

@@ -4,6 +4,8 @@ use std::io;
 
 use io_uring::IoUring;
 
+use super::kernel::may_have;
+
 /// Completion entries per submission entry: this many transfers may be in flight before further ones wait, but for a few of
 /// each file. The kernel keeps the completions of those where there is no room.
 const COMPLETIONS_PER_ENTRY: u32 = 4;
@@ -13,27 +15,30 @@ const COMPLETIONS_PER_ENTRY: u32 = 4;
 /// a hundred disks that hang at once.
 const WORKERS_MAX: u32 = 4096;
 
-/// Tries set-ups from the best to the plainest (Linux 6.1, 5.19, 5.10).
+/// Tries set-ups from the best to the plainest.
 pub(super) fn make(entries: u32) -> io::Result<IoUring> {
     type Flags = fn(&mut io_uring::Builder);
-    const SETUPS: [Flags; 3] = [
-        |b| {
+    /// Each with the version of Linux that has it.
+    const SETUPS: [((u32, u32), Flags); 3] = [
+        ((6, 1), |b| {
             b.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_submit_all();
-        },
-        |b| {
+        }),
+        ((5, 19), |b| {
             b.setup_coop_taskrun().setup_taskrun_flag().setup_submit_all();
-        },
-        |_| {},
+        }),
+        ((5, 10), |_| {}),
     ];
     let mut last = io::Error::from(io::ErrorKind::Unsupported);
-    for setup in SETUPS {
+    for (_, setup) in SETUPS.into_iter().filter(|(since, _)| may_have(*since)) {
         let mut builder = IoUring::builder();
         builder.dontfork().setup_clamp().setup_cqsize(entries.saturating_mul(COMPLETIONS_PER_ENTRY));
         setup(&mut builder);
         match builder.build(entries) {
             Ok(uring) if uring.params().is_feature_nodrop() => {
                 // The bounded ones: those for files and block devices. Linux before 5.15 does not let us.
-                let _ = uring.submitter().register_iowq_max_workers(&mut [WORKERS_MAX, 0]);
+                if may_have((5, 15)) {
+                    let _ = uring.submitter().register_iowq_max_workers(&mut [WORKERS_MAX, 0]);
+                }
                 return Ok(uring);
             }
             Ok(_) => return Err(explain(io::Error::from_raw_os_error(libc::ENOSYS))),
@@ -47,7 +52,7 @@ pub(super) fn make(entries: u32) -> io::Result<IoUring> {
 /// Restricts the threads that the kernel has for a ring to these CPUs, if there are any: they do not take over what the thread
 /// that made it may use. Nothing happens before Linux 5.14.
 pub(super) fn restrict_workers(ring: &IoUring, cpus: &[usize]) -> io::Result<()> {
-    if cpus.is_empty() {
+    if cpus.is_empty() || !may_have((5, 14)) {
         return Ok(());
     }
     let mask = super::polling::cpu_mask(cpus)?;
@@ -82,6 +87,9 @@ mod tests {
     /// More of them than may be in flight: with as many as the kernel has for two CPUs, eight reads that hang stop all.
     #[test]
     fn there_are_workers_for_all_that_may_hang() {
+        if !may_have((5, 15)) {
+            return;
+        }
         let ring = make(256).unwrap();
         let mut limits = [0, 0];
         match ring.submitter().register_iowq_max_workers(&mut limits) {

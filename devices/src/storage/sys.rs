@@ -5,6 +5,8 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
 
+use crate::iothread::kernel::may_have;
+
 /// What direct I/O on a file demands, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DirectAlign {
@@ -16,6 +18,9 @@ pub(super) struct DirectAlign {
 
 /// Asks the file system (statx(2), STATX_DIOALIGN, Linux 6.1). `None`: it does not say. Zeros: no direct I/O.
 pub(super) fn direct_align(file: &File) -> Option<DirectAlign> {
+    if !may_have((6, 1)) {
+        return None;
+    }
     let mut stat = MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: the path is an empty string constant and `stat` is as large as the kernel writes.
     #[allow(unsafe_code)]
