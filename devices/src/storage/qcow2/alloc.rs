@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use super::entry::{self, OWNED};
 use super::header::REFTABLE_BYTES_MAX;
 use super::layer::{Layer, buffer};
-use super::meta::{Allocation, Block, Meta, OldReftable};
+use super::meta::{Allocation, Block, Free, Meta, OldReftable};
 use crate::iothread::{Hold, Io};
 use crate::mem::FromGuest;
 use crate::storage::BlockError;
@@ -99,6 +99,11 @@ impl Layer {
         turn: &Hold,
     ) -> Result<Arc<Allocation>, BlockError> {
         let (bits, order) = (self.header.block_bits(), self.header.refcount_order);
+        let spare = self.meta().take_spare(want);
+        if let Some(Free { first, count }) = spare {
+            // The file reaches there, and what is in them is anything.
+            return Ok(self.allocation(first..first + count, false, range));
+        }
         let (index, taken) = loop {
             let hint = self.meta().hint;
             let index = (hint >> bits) as usize;
@@ -122,9 +127,13 @@ impl Layer {
         let virgin = taken.start >= meta.virgin;
         meta.virgin = meta.virgin.max(taken.end);
         drop(meta);
+        Ok(self.allocation(taken, virgin, range))
+    }
+
+    fn allocation(&self, taken: Range<u64>, virgin: bool, range: Hold) -> Arc<Allocation> {
         let (first, count) = (taken.start, taken.end - taken.start);
-        let (meta, linked) = (self.meta.clone(), AtomicBool::new(false));
-        Ok(Arc::new(Allocation { meta, first, count, virgin, linked, range }))
+        let (meta, linked, spare) = (self.meta.clone(), AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Allocation { meta, first, count, virgin, linked, spare, range })
     }
 
     /// Up to `want` free clusters in a row of those that a block in memory counts, from the hint on; where there are none the hint goes
@@ -307,7 +316,9 @@ impl Layer {
     ) -> Result<(), BlockError> {
         let allocation = self.allocate(io, 1, Hold::none(), turn).await?;
         let bits = self.header.cluster_bits;
-        self.claim_space(io, allocation.first << bits, self.header.cluster(), turn).await?;
+        let claimed = self.claim_space(io, allocation.first << bits, self.header.cluster(), turn).await;
+        allocation.ended(&claimed);
+        claimed?;
         let mut meta = self.meta();
         match old {
             None => meta.keep(index, vec![0; 1 << self.header.l2_bits()].into(), true, false),

@@ -156,7 +156,7 @@ impl Layer {
             let next = {
                 let mut meta = self.meta();
                 // What a dropped future left half done comes first.
-                meta.freeing = meta.freeing.take().or_else(|| meta.frees.pop());
+                meta.freeing = meta.freeing.take().or_else(|| meta.frees.pop()).or_else(|| meta.spares.pop());
                 meta.freeing
             };
             match next {

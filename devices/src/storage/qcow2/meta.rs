@@ -1,11 +1,13 @@
 //! Tables of one file in memory.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::entry::{self, Entry};
 use super::header::Header;
 use crate::iothread::{Claims, Hold};
+use crate::storage::{BlockError, BlockErrorKind};
 
 /// Tables of one file kept in memory at most, in bytes. Half of it may be waiting to be written.
 pub(super) const CACHE: u64 = 32 << 20;
@@ -73,6 +75,8 @@ pub(super) struct Meta {
     pub(super) frees: Vec<Free>,
     /// What is left of the one that is being dealt with.
     pub(super) freeing: Option<Free>,
+    /// Clusters with a reference, taken by writes that found no space: for those that try next.
+    pub(super) spares: Vec<Free>,
     pub(super) dirty_tables: u64,
     pub(super) dirty_blocks: u64,
 }
@@ -187,6 +191,16 @@ impl Meta {
         }
     }
 
+    /// Up to `want` clusters in a row of those that a write without space has left.
+    pub(super) fn take_spare(&mut self, want: u64) -> Option<Free> {
+        let Free { first, count } = self.spares.pop()?;
+        let taken = count.min(want.max(1));
+        if taken < count {
+            self.spares.push(Free { first: first + taken, count: count - taken });
+        }
+        Some(Free { first, count: taken })
+    }
+
     /// Whether a cluster holds metadata: nothing else may be written there.
     pub(super) fn is_metadata(&self, cluster: u64) -> bool {
         self.reserved.contains(&cluster) || self.kept.contains(&cluster)
@@ -199,7 +213,7 @@ impl Meta {
 
     /// Whether clusters wait to be freed.
     pub(super) fn has_frees(&self) -> bool {
-        !self.frees.is_empty() || self.freeing.is_some()
+        !self.frees.is_empty() || self.freeing.is_some() || !self.spares.is_empty()
     }
 
     /// Whether tables wait to be written.
@@ -213,7 +227,8 @@ impl Meta {
 
     /// Whether so much waits that it should be written now.
     pub(super) fn is_full(&self, header: &Header) -> bool {
-        (self.dirty_tables + self.dirty_blocks) * header.cluster() > CACHE / 2 || self.frees.len() > FREES_MAX
+        (self.dirty_tables + self.dirty_blocks) * header.cluster() > CACHE / 2
+            || self.frees.len() + self.spares.len() > FREES_MAX
     }
 }
 
@@ -224,7 +239,9 @@ pub(super) struct Allocation {
     pub(super) count: u64,
     /// The clusters read as zeros.
     pub(super) virgin: bool,
-    pub(super) linked: std::sync::atomic::AtomicBool,
+    pub(super) linked: AtomicBool,
+    /// Whoever tries next shall have them.
+    pub(super) spare: AtomicBool,
     /// The guest's range, which stays closed until the last write to the clusters ended.
     pub(super) range: Hold,
 }
@@ -232,7 +249,15 @@ pub(super) struct Allocation {
 impl Allocation {
     /// The clusters belong to the image now.
     pub(super) fn link(&self) {
-        self.linked.store(true, std::sync::atomic::Ordering::Release);
+        self.linked.store(true, Ordering::Release);
+    }
+
+    /// What was done with the clusters ended like this. Where the host had no space for it, the next try takes them again:
+    /// a paused machine tries for hours. Other errors may be those of one place.
+    pub(super) fn ended<T>(&self, result: &Result<T, BlockError>) {
+        if result.as_ref().is_err_and(|error| error.kind == BlockErrorKind::NoSpace) {
+            self.spare.store(true, Ordering::Release);
+        }
     }
 
     /// A claim on it for operations that write to the clusters.
@@ -250,7 +275,9 @@ impl Claims for Allocation {
 impl Drop for Allocation {
     fn drop(&mut self) {
         if !*self.linked.get_mut() {
-            Meta::locked(&self.meta).frees.push(Free { first: self.first, count: self.count });
+            let mut meta = Meta::locked(&self.meta);
+            let list = if *self.spare.get_mut() { &mut meta.spares } else { &mut meta.frees };
+            list.push(Free { first: self.first, count: self.count });
         }
         self.range = Hold::none();
     }

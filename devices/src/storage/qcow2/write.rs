@@ -87,16 +87,31 @@ impl Chain {
                 taken => taken?,
             }
         };
-        let close = start + clusters.count * cluster;
-        let end = end.min(close);
+        let end = end.min(start + clusters.count * cluster);
+        let filled = self.fill_new(io, at, from.window(0, end - at), &clusters).await;
+        clusters.ended(&filled);
+        filled.map(|()| end - at)
+    }
+
+    /// Writes to new clusters, what is around it too, and makes them the guest's.
+    async fn fill_new(
+        &self,
+        io: &Io,
+        at: u64,
+        from: FromGuest,
+        clusters: &Arc<Allocation>,
+    ) -> Result<(), BlockError> {
+        let top = self.top()?;
+        let (bits, cluster) = (top.header.cluster_bits, top.header.cluster());
+        let first = at >> bits;
+        let start = first << bits;
+        let (end, close) = (at + from.len(), start + clusters.count * cluster);
         let to = |guest: u64| (clusters.first << bits) + (guest - start);
-        self.copy_up(io, start, at, to(start), &clusters).await?;
-        let hold = clusters.hold();
-        top.file.store_at(io, to(at), from.window(0, end - at), false, &hold).await?;
-        self.copy_up(io, end, close, to(end), &clusters).await?;
+        self.copy_up(io, start, at, to(start), clusters).await?;
+        top.file.store_at(io, to(at), from, false, &clusters.hold()).await?;
+        self.copy_up(io, end, close, to(end), clusters).await?;
         let turn = self.turn().await;
-        top.link(io, first, &clusters, &turn).await?;
-        Ok(end - at)
+        top.link(io, first, clusters, &turn).await
     }
 
     /// How many clusters from `start` to `end` in a row need new ones.

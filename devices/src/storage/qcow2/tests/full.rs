@@ -81,6 +81,53 @@ fn what_does_not_fit_leaves_nothing_behind() {
     }
 }
 
+/// A paused machine tries its write every second, for hours: clusters that were taken for one try are there for the next.
+#[test]
+fn tries_on_a_full_host_take_the_same_clusters() {
+    let Some(bench) = Bench::new() else { return };
+    for (shape, room, cluster) in [("cluster_size=64k", 100, 64 << 10), ("cluster_size=4k", 50, 4096)] {
+        bench.img(&["create", "-q", "-f", "qcow2", "-o", shape, "again.qcow2", "4G"]);
+        let path = bench.path("again.qcow2");
+        let image = open(&path);
+        let plan = path.clone();
+        on_io_thread(move |io| async move {
+            io.plot(room_for(&plan, room));
+            let taken = || {
+                let top = image.inner.top().unwrap();
+                (top.file.host_len(), top.meta().hint)
+            };
+            // Far from each other, so that each needs a table, too.
+            let far = |n: u64| ByteOffset(n * (512 << 20) + cluster);
+            for first in [0, 4] {
+                let mut full = None;
+                for n in 0..1 << 12 {
+                    let at = if first == 0 { ByteOffset(n * cluster) } else { far(first) };
+                    let write = image.write(&io, at, filled(cluster, 7), Durability::Cached).await;
+                    if let Err(error) = write {
+                        assert_eq!(error.kind, BlockErrorKind::NoSpace, "{shape}: {error}");
+                        full = Some(at);
+                        break;
+                    }
+                }
+                let at = full.expect("a full host");
+                let before = taken();
+                for _ in 0..200 {
+                    let write = image.write(&io, at, filled(cluster, 7), Durability::Cached).await;
+                    assert_eq!(write.unwrap_err().kind, BlockErrorKind::NoSpace, "{shape}");
+                }
+                assert_eq!(taken(), before, "{shape}: length of the file and the first cluster that may be free");
+            }
+            io.plot(|_| None);
+            for at in [far(4), far(5), ByteOffset(1 << 30)] {
+                image.write(&io, at, filled(cluster, 7), Durability::Cached).await.unwrap();
+            }
+            image.close(&io).await.unwrap();
+            assert!(!image.inner.top().unwrap().meta().is_pending(), "{shape}: something waits");
+        });
+        bench.check_clean("again.qcow2");
+    }
+}
+
 const LIMITED: &str = "DEVICES_TEST_LIMITED";
 
 /// The part of a process with a limit of file sizes. Does nothing in a normal run.
