@@ -34,6 +34,7 @@ mod ring;
 mod scope;
 mod setup;
 mod single;
+mod thread;
 mod wake;
 
 #[cfg(test)]
@@ -44,9 +45,8 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
@@ -65,6 +65,7 @@ pub use polling::{Poller, Polling};
 pub use pool::TaskPool;
 pub use scope::{Scope, Within};
 pub(crate) use single::Single;
+pub use thread::IoThread;
 
 /// Submission entries of a thread's ring.
 const RING_ENTRIES: u32 = 256;
@@ -83,84 +84,6 @@ pub struct Settings {
     pub cpus: Vec<usize>,
     /// Those for the threads of the kernel that block, or copy, in its place; any when empty. Linux before 5.14 does not let us.
     pub workers: Vec<usize>,
-}
-
-/// Restricts the calling thread to these CPUs; to none when there are none.
-fn pin(cpus: &[usize]) -> io::Result<()> {
-    if cpus.is_empty() {
-        return Ok(());
-    }
-    polling::set_affinity(cpus)
-}
-
-/// A running I/O thread. Dropping it asks the thread to end, drains its ring and joins it.
-///
-/// Tasks that still run are dropped. Operations that the host does not finish hold the drop up.
-pub struct IoThread {
-    remote: Remote,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl IoThread {
-    /// Starts a thread called `name` (at most 15 bytes are visible in the system).
-    ///
-    /// Fails, saying what to do, when the host offers no io_uring.
-    pub fn start(name: &str) -> io::Result<Self> {
-        Self::with(name, Settings::default())
-    }
-
-    /// As [`IoThread::start`], with settings.
-    pub fn with(name: &str, settings: Settings) -> io::Result<Self> {
-        let Settings { polling, cpus, workers } = settings;
-        let shared = Arc::new(Shared::new()?);
-        let remote = Remote { shared: shared.clone() };
-        let (started, result) = mpsc::sync_channel(1);
-        let main =
-            move || match pin(&cpus).and_then(|()| Core::new(shared, polling)?.with_workers_on(&workers)) {
-                Ok(core) => {
-                    let _ = started.send(Ok(()));
-                    serve(core);
-                }
-                Err(e) => drop(started.send(Err(e))),
-            };
-        let thread = std::thread::Builder::new().name(name.into()).spawn(main)?;
-        let thread = Self { remote, thread: Some(thread) };
-        match result.recv() {
-            Ok(result) => result.map(|()| thread),
-            Err(_) => Err(io::Error::other("an I/O thread ended at once")),
-        }
-    }
-
-    /// A handle for other threads.
-    pub fn remote(&self) -> Remote {
-        self.remote.clone()
-    }
-}
-
-impl Drop for IoThread {
-    fn drop(&mut self) {
-        self.remote.shared.post(|inbox| inbox.stop = true);
-        let ended = self.thread.take().map(JoinHandle::join);
-        if let Some(Err(panic)) = ended
-            && !std::thread::panicking()
-        {
-            std::panic::resume_unwind(panic);
-        }
-    }
-}
-
-/// The body of an I/O thread. Cleans up also when a task panics.
-fn serve(core: Rc<Core>) {
-    struct ShutDown(Rc<Core>);
-    impl Drop for ShutDown {
-        fn drop(&mut self) {
-            self.0.shut_down();
-        }
-    }
-    let guard = ShutDown(core);
-    if let Err(e) = guard.0.run() {
-        tracing::error!("an I/O thread ends because its io_uring failed: {e}");
-    }
 }
 
 /// Reaches an I/O thread from any other.

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use io_uring::IoUring;
+use io_uring::{IoUring, opcode};
 
 use super::kernel::may_have;
 
@@ -34,7 +34,8 @@ pub(super) fn make(entries: u32) -> io::Result<IoUring> {
         builder.dontfork().setup_clamp().setup_cqsize(entries.saturating_mul(COMPLETIONS_PER_ENTRY));
         setup(&mut builder);
         match builder.build(entries) {
-            Ok(uring) if uring.params().is_feature_nodrop() => {
+            Ok(mut uring) if uring.params().is_feature_nodrop() => {
+                try_out(&mut uring).map_err(explain)?;
                 // The bounded ones: those for files and block devices. Linux before 5.15 does not let us.
                 if may_have((5, 15)) {
                     let _ = uring.submitter().register_iowq_max_workers(&mut [WORKERS_MAX, 0]);
@@ -47,6 +48,23 @@ pub(super) fn make(entries: u32) -> io::Result<IoUring> {
         }
     }
     Err(explain(last))
+}
+
+/// Has the ring do nothing, once: a filter of system calls may let it be made and not be entered.
+fn try_out(uring: &mut IoUring) -> io::Result<()> {
+    let nothing = opcode::Nop::new().build();
+    // SAFETY: it points nowhere.
+    #[allow(unsafe_code)]
+    let pushed = unsafe { uring.submission().push(&nothing) };
+    pushed.map_err(io::Error::other)?;
+    while let Err(e) = uring.submit_and_wait(1) {
+        // Not by what passes.
+        if !matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) {
+            return Err(e);
+        }
+    }
+    uring.completion().for_each(drop);
+    Ok(())
 }
 
 /// Restricts the threads that the kernel has for a ring to these CPUs, if there are any: they do not take over what the thread
@@ -83,6 +101,18 @@ fn explain(e: io::Error) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::forbid_system_call;
+
+    #[test]
+    fn a_ring_that_may_not_be_entered_is_none() {
+        let thread = std::thread::spawn(|| {
+            forbid_system_call(libc::SYS_io_uring_enter);
+            make(256).map(drop).map_err(|e| (e.kind(), e.to_string()))
+        });
+        let (kind, said) = thread.join().unwrap().unwrap_err();
+        assert_eq!(kind, io::ErrorKind::PermissionDenied);
+        assert!(said.starts_with("io_uring is forbidden here; check "), "{said}");
+    }
 
     /// More of them than may be in flight: with as many as the kernel has for two CPUs, eight reads that hang stop all.
     #[test]

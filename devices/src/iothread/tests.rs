@@ -6,8 +6,8 @@ use std::cell::{Cell, RefCell};
 use std::io::{Read as _, Write as _};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::pin::{Pin, pin};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -528,4 +528,24 @@ fn all_pollers_are_asked_in_turn() {
     }
     let firsts: Vec<_> = asked.chunks_exact(3).map(|round| round[0]).take(6).collect();
     assert!(firsts[0] != firsts[1] && firsts[0] == firsts[3] && firsts[1] == firsts[4], "{firsts:?}");
+}
+
+/// Nothing serves the disks behind it any more: whoever has it must hear of it.
+#[test]
+fn a_ring_that_fails_is_told() {
+    let (tell, told) = mpsc::channel();
+    let failed = move |e: io::Error| tell.send(e.raw_os_error()).unwrap();
+    let thread = IoThread::told("test", Settings::default(), failed).unwrap();
+    let (done, dropped) = mpsc::channel::<()>();
+    thread.remote().spawn(move |io| {
+        crate::testing::forbid_system_call(libc::SYS_io_uring_enter);
+        async move {
+            let _done = done;
+            io.sleep(Duration::from_secs(60)).await;
+        }
+    });
+    assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(Some(libc::EPERM)));
+    let end = dropped.recv_timeout(Duration::from_secs(10));
+    assert_eq!(end, Err(mpsc::RecvTimeoutError::Disconnected), "its tasks go");
+    drop(thread);
 }

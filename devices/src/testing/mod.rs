@@ -15,6 +15,7 @@ pub mod pci;
 pub mod power;
 mod ram_disk;
 mod recording_disk;
+mod seccomp;
 
 #[cfg(test)]
 pub(crate) use allocations::{allocated_bytes, allocations};
@@ -27,6 +28,7 @@ pub(crate) use file_server::FileServer;
 pub(crate) use files::{temp_dir, temp_file};
 pub use ram_disk::RamDisk;
 pub use recording_disk::{Operation, RecordingDisk};
+pub use seccomp::forbid_system_call;
 
 use std::future::Future;
 use std::sync::mpsc;

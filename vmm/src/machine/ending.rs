@@ -185,7 +185,7 @@ impl Ending<'_> {
         let Closing { names, closed } = self.hbas.close(self.control);
         let mut waiting: Vec<usize> = (0..names.len()).collect();
         let name = |number: usize| names.get(number).map_or("", String::as_str);
-        let (mut good, said) = (true, Cell::new(false));
+        let (mut good, mut answers, said) = (true, true, Cell::new(false));
         while !waiting.is_empty() {
             // Twice: what is closed in time is reported, and then what is not.
             if begin.elapsed() > SLOW_END && !said.replace(true) {
@@ -203,12 +203,20 @@ impl Ending<'_> {
                         good = false;
                     }
                 }
+                Err(TryRecvError::Disconnected) => {
+                    answers = false;
+                    break;
+                }
                 Err(_) if !self.patience.lasts() => break,
                 Err(_) => self.events.turn(Duration::from_millis(50)),
             }
         }
         for &number in &waiting {
             let seconds = begin.elapsed().as_secs();
+            if !answers {
+                tracing::error!("{}: not closed: the I/O thread has ended", name(number));
+                continue;
+            }
             tracing::error!(
                 "{}: given up after {seconds} s: the host does not answer, the image is not closed and stays locked",
                 name(number)

@@ -15,7 +15,7 @@ use hba_virtio_scsi::{Interface, Options, VirtioScsi};
 
 use super::adapter::{Adapter, Taken, explain};
 use super::chipset::Chipset;
-use super::control::Control;
+use super::control::{Control, Crash};
 use super::ending::Over;
 use super::identity::{self, Identities};
 use super::protection;
@@ -54,7 +54,7 @@ impl Hbas {
     pub fn plug(config: &Config, chipset: &Chipset, space: &Arc<Space>) -> Result<Self> {
         let mut hbas = Self::default();
         for hba in &config.hbas {
-            let threads = threads(hba)?;
+            let threads = threads(hba, space.control())?;
             let remotes: Vec<Remote> = threads.iter().map(IoThread::remote).collect();
             let remote = remotes.first().context("no I/O thread")?.clone();
             let (bdf, seat) = chipset.seat()?;
@@ -213,8 +213,9 @@ fn stop(over: &Arc<Over>, shut_down: impl FnOnce() + Clone + Send + 'static) {
     }
 }
 
-/// The I/O threads of an HBA. With CPUs to run on, each gets one of them, in turn.
-pub(super) fn threads(hba: &config::Hba) -> Result<Vec<IoThread>> {
+/// The I/O threads of an HBA. With CPUs to run on, each gets one of them, in turn. Without one of them the machine ends:
+/// its guest would wait for its disks for ever.
+pub(super) fn threads(hba: &config::Hba, control: &Arc<Control>) -> Result<Vec<IoThread>> {
     let wanted = &hba.threads;
     let time = Duration::from_micros(wanted.polling_us.into());
     let polling = match wanted.polling {
@@ -231,7 +232,13 @@ pub(super) fn threads(hba: &config::Hba) -> Result<Vec<IoThread>> {
             cpus: cpus.next().copied().into_iter().collect(),
             workers: wanted.cpus.clone(),
         };
-        let thread = IoThread::with(&name, settings)
+        let (id, control) = (hba.id.clone(), control.clone());
+        let failed = move |error: std::io::Error| {
+            let why = config::reason(&error);
+            control
+                .crashed(Crash::Host(format!("hba {id}: its io_uring failed, and its disks with it: {why}")));
+        };
+        let thread = IoThread::told(&name, settings, failed)
             .with_context(|| format!("hba {}: starting its I/O thread {number}", hba.id))?;
         #[cfg(feature = "mischief")]
         misbehave(&thread, number)?;

@@ -10,6 +10,7 @@ use devices::scsi::{Cdb, DataBuffers, ScsiRequest, Tag, TaskAttribute};
 use devices::storage::{BlockBackend, Durability};
 use vm_memory::GuestAddress;
 
+use super::super::control::Event;
 use super::*;
 
 const LONG: Duration = Duration::from_secs(30);
@@ -167,4 +168,27 @@ fn protection_information_waits_for_space_as_its_disk_does() {
         }
     });
     assert_eq!(ended.recv_timeout(LONG), Ok(Ok(())));
+}
+
+#[test]
+fn an_io_uring_that_fails_ends_the_machine() {
+    let directory = tempfile::tempdir().unwrap();
+    let hba =
+        config::parse_hba("[[hba]]\nid = \"scsi0\"\ntype = \"virtio-scsi\"\n", directory.path()).unwrap();
+    let control = Control::new(0).unwrap();
+    let threads = threads(&hba, &control).unwrap();
+    threads[0].remote().spawn(|_| {
+        devices::testing::forbid_system_call(libc::SYS_io_uring_enter);
+        async {}
+    });
+    let begin = std::time::Instant::now();
+    let event = loop {
+        if let Some(event) = control.take_event() {
+            break event;
+        }
+        assert!(begin.elapsed() < LONG, "nobody hears of it");
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let line = "hba scsi0: its io_uring failed, and its disks with it: Operation not permitted";
+    assert_eq!(event, Event::Crash(Crash::Host(line.into())));
 }

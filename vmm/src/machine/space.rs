@@ -49,6 +49,11 @@ impl Space {
         Pausing { parking: self.parking.clone(), watch: Arc::new(Watch(self.control.clone())) }
     }
 
+    /// Who is told.
+    pub fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
     /// Whether the machine has to stand still.
     pub fn is_short(&self) -> bool {
         self.lock().is_some()
