@@ -172,6 +172,7 @@ fn receive_copy_results(i: &mut dyn Initiator) {
     settle(i);
     let data = exact(i, &[0x84, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 47, 0, 0], &[], 47);
     assert_eq!(data[..16], [0, 0, 0, 43, 1, 0, 0, 0, 0, 16, 0, 64, 0, 0, 9, 0]);
+    assert_eq!(data[34..38], [0, 32, 32, 9], "copies at a time: as many as VPD page 8Fh says");
     assert_eq!(data[43..], [3, 0x02, 0x0a, 0xe4]);
     bad_field(i, &[0x84, 0, 77, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 0, 0], &[], 12, 2, Some(7));
     bad_field(i, &[0x84, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 0, 0], &[], 12, 1, Some(4));

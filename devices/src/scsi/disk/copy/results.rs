@@ -154,8 +154,8 @@ fn operating_parameters(writer: &mut Writer<'_>) {
     page.u16(MAX_CSCDS as u16).u16(MAX_SEGMENTS as u16).u32(MAX_DESCRIPTORS as u32);
     // Maximum segment length, inline data length, held data limit, stream device transfer size.
     page.u32(MAX_SEGMENT as u32).u32(0).u32(0).u32(0);
-    // Concurrent copies over all and of one initiator; granularities of data, inline data and held data.
-    page.u16(0).u16(0xff).u8(0xff).u8(9).u8(0).u8(0).put(&[0; 3]);
+    // Concurrent copies over all and of one initiator, as in the VPD page; granularities of data, inline data and held data.
+    page.u16(0).u16(MAX_HELD as u16).u8(MAX_HELD as u8).u8(9).u8(0).u8(0).put(&[0; 3]);
     page.u8(3).put(&[BLOCK_TO_BLOCK, BLOCK_TO_BLOCK_OFFSET, IDENTIFICATION]);
     available(writer, page.as_bytes());
 }
