@@ -4,6 +4,8 @@
 /// Where completed writes are made stable before something else may follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::storage) enum Barrier {
+    /// The header without features that are not kept up to date, before anything else changes.
+    Autoclear,
     /// Data and refcounts, before a table names the clusters.
     Counts,
     /// The refcount table, before a table names clusters that its new blocks count.
@@ -29,7 +31,8 @@ pub(in crate::storage) enum Barrier {
 impl Barrier {
     /// All of them.
     #[cfg(test)]
-    pub(in crate::storage) const ALL: [Self; 10] = [
+    pub(in crate::storage) const ALL: [Self; 11] = [
+        Self::Autoclear,
         Self::Counts,
         Self::Reftable,
         Self::ReftableMoved,
@@ -46,6 +49,7 @@ impl Barrier {
     #[cfg(any(test, feature = "testing"))]
     pub(in crate::storage) fn name(self) -> &'static str {
         match self {
+            Self::Autoclear => "autoclear",
             Self::Counts => "counts",
             Self::Reftable => "reftable",
             Self::ReftableMoved => "reftable-moved",

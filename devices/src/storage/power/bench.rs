@@ -52,6 +52,8 @@ pub(super) struct Scenario {
     pub(super) discard: bool,
     /// What makes a forced write stable.
     pub(super) forcing: Forcing,
+    /// It has a dirty bitmap, which nobody keeps here.
+    pub(super) bitmap: bool,
 }
 
 impl Default for Scenario {
@@ -67,6 +69,7 @@ impl Default for Scenario {
             fills: false,
             discard: true,
             forcing: Forcing::Flag,
+            bitmap: false,
         }
     }
 }
@@ -83,10 +86,11 @@ const PLAIN: Scenario = Scenario {
     fills: false,
     discard: true,
     forcing: Forcing::Flag,
+    bitmap: false,
 };
 
 /// All cluster sizes and cache modes.
-pub(super) const SHAPES: [Scenario; 9] = [
+pub(super) const SHAPES: [Scenario; 10] = [
     PLAIN,
     Scenario { cache: CacheMode::None, discard: false, ..PLAIN },
     Scenario { cache: CacheMode::Writethrough, ..PLAIN },
@@ -117,7 +121,12 @@ pub(super) const SHAPES: [Scenario; 9] = [
         spot: 200,
         ..PLAIN
     },
+    BITMAP,
 ];
+
+/// All that is written goes in place, without a barrier.
+pub(super) const BITMAP: Scenario =
+    Scenario { shape: Some("cluster_size=4k,preallocation=metadata"), bitmap: true, ..PLAIN };
 
 /// Refcount blocks that count little, so that the refcount table must move.
 pub(super) const SMALL: Scenario = Scenario {
@@ -215,6 +224,9 @@ impl Bench {
         let sectors = match scenario.below {
             Below::Nothing => {
                 self.make(&[&create[..], &["disk", &len]].concat());
+                if scenario.bitmap {
+                    self.make(&["bitmap", "--add", "disk", "bitmap"]);
+                }
                 return Vec::new();
             }
             Below::Raw => scenario.len + 3000,
@@ -349,6 +361,14 @@ impl Bench {
                 let told = |fault| format!("after {moment} of {total} events: {fault}");
                 let (stamps, sectors) = self.stamps(scenario, &state, &before, &touched).map_err(told)?;
                 driven.ledger.check_length(moment, sectors).map_err(told)?;
+                if scenario.bitmap && qcow2::has_valid_bitmaps(&state) {
+                    let changed = |(sector, stamp): &&(u64, u64)| *stamp != before.at_start(*sector);
+                    if let Some((sector, stamp)) = stamps.iter().find(changed) {
+                        return Err(told(format!(
+                            "sector {sector} holds {stamp}, which the valid bitmap lacks"
+                        )));
+                    }
+                }
                 for (sector, stamp) in &stamps {
                     driven.ledger.check(moment, *sector, *stamp, before.at_start(*sector)).map_err(told)?;
                 }

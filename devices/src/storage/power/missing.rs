@@ -17,6 +17,7 @@ fn cases() -> Vec<(Without, Scenario)> {
         .into_iter()
         .map(|barrier| {
             let scenario = match barrier {
+                Barrier::Autoclear => bench::BITMAP,
                 Barrier::Reftable | Barrier::ReftableMoved | Barrier::ReftableNamed => small,
                 Barrier::L1Moved => small,
                 // Copies of tables that the snapshot has too.

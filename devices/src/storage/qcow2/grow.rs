@@ -20,6 +20,7 @@ impl Chain {
         self.check(Action::Write, 0, 0)?;
         let top = self.top()?;
         top.file.check_stability(Action::Write)?;
+        self.begin_changes(io).await?;
         // One after the other, or the size that the file says last would be that of whoever was slowest.
         let _growing = self.growing.enter(0..1, Access::Modify, 0).await;
         let turn = self.turn().await;

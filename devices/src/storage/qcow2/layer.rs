@@ -1,6 +1,6 @@
 //! One file of a chain: its header, its tables, and looking things up in them.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::entry::{self, Entry, Packed};
@@ -22,6 +22,8 @@ pub(super) struct Layer {
     pub(super) len: AtomicU64,
     pub(super) meta: Arc<Mutex<Meta>>,
     pub(super) read_only: bool,
+    /// The header names features that are not kept up to date here: it must not when something changes.
+    pub(super) autoclear: AtomicBool,
     /// Whose unpacking is, [`UNPACKED_AT_ONCE`].
     pub(super) unpacking: Owner,
 }

@@ -41,6 +41,7 @@ use super::{
 use crate::iothread::{Hold, Io};
 use crate::mem::{FromGuest, ToGuest};
 use entry::{Entry, Packed};
+use header::AUTOCLEAR_FIELD;
 use layer::Layer;
 
 /// Host memory of one image for copies of clusters at most, in bytes.
@@ -302,6 +303,21 @@ impl Chain {
         self.turn.enter(0..1, Access::Modify, 0).await
     }
 
+    /// Before anything changes: features of the image that are not kept up to date here become invalid, such as dirty bitmaps.
+    async fn begin_changes(&self, io: &Io) -> Result<(), BlockError> {
+        let top = self.top()?;
+        if !top.autoclear.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let turn = self.turn().await;
+        if top.autoclear.load(Ordering::Acquire) {
+            top.write_bytes(io, AUTOCLEAR_FIELD, &[0; 8], &turn).await?;
+            top.file.barrier(io, Barrier::Autoclear).await?;
+            top.autoclear.store(false, Ordering::Release);
+        }
+        Ok(())
+    }
+
     /// Makes everything stable.
     async fn flush(&self, io: &Io) -> Result<(), BlockError> {
         let top = self.top()?;
@@ -382,6 +398,9 @@ impl BlockBackend for Qcow2Image {
     ) -> Result<(), BlockError> {
         let chain = &self.inner;
         chain.check(Action::Write, at.0, from.len())?;
+        if chain.top()?.autoclear.load(Ordering::Acquire) {
+            Box::pin(chain.begin_changes(io)).await?;
+        }
         chain.put(io, at.0, from, chain.must_be_stable(durability)).await?;
         self.remind(io);
         Ok(())
@@ -404,6 +423,7 @@ impl BlockBackend for Qcow2Image {
     async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {
         let chain = &self.inner;
         chain.check(Action::Zero, span.at.0, span.len)?;
+        Box::pin(chain.begin_changes(io)).await?;
         Box::pin(chain.make_zero(io, span.at.0, span.len, unmap)).await?;
         if chain.cache.is_stable() {
             chain.flush(io).await?;

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
 use super::entry;
-use super::header::{AUTOCLEAR_FIELD, Backing, Header};
+use super::header::{Backing, Header};
 use super::layer::{Layer, UNPACKED_AT_ONCE};
 use super::meta::Meta;
 use super::snapshots;
@@ -126,27 +126,13 @@ impl<'a> Walk<'a> {
 pub(super) fn inspect(options: &Qcow2Options) -> Result<Ending, OpenError> {
     let mut walk = Walk::new(options);
     let mut disk = 0;
-    while let Some(Next { path, qcow2, _held }) = walk.step()? {
-        kind_of(&path)?;
-        let file = open_quietly(&path).map_err(|e| cannot_open(&path, e))?;
-        walk.opened(&path, id_of(&file).map_err(|e| cannot_open(&path, e))?)?;
-        let len = length(&file).map_err(|e| cannot_open(&path, e))?;
-        if !qcow2 {
-            let ending = Ending::of(&file).map_err(|e| cannot_open(&path, e))?;
-            ending.warning(path.display(), 512).into_iter().for_each(|line| tracing::warn!("{line}"));
-            break;
-        }
+    while let Some(next) = walk.step()? {
         let top = walk.at_top();
-        let header = read_header(&file, len, &path, top)?;
-        check_header(&header, &path, options, top)?;
-        let write = !options.read_only && top;
-        let (l1, reftable) = read_tables(&file, len, &path, &header, write)?;
-        if write {
-            guarded(l1, reftable, &header, &file, len, &path)?;
-        }
-        walk.below(&path, &header)?;
-        if top {
-            disk = header.len;
+        let header = look_at(next, &mut walk, options).map_err(|e| in_chain(options, top, e))?;
+        match header {
+            Some(header) if top => disk = header.len,
+            Some(_) => {}
+            None => break,
         }
     }
     Ok(Ending::of_file(disk))
@@ -159,7 +145,7 @@ pub(super) fn files(options: &Qcow2Options) -> Result<Vec<PathBuf>, OpenError> {
     while let Some(Next { path, qcow2, _held }) = walk.step()? {
         kind_of(&path)?;
         if qcow2 {
-            let failed = |e| cannot_open(&path, e);
+            let failed = |e| cannot_open(&path, false, e);
             let file = open_quietly(&path).map_err(failed)?;
             let header = read_header(&file, length(&file).map_err(failed)?, &path, walk.at_top())?;
             walk.below(&path, &header)?;
@@ -175,23 +161,51 @@ pub(super) fn raw_files(options: &Qcow2Options) -> Result<Vec<RawOptions>, OpenE
     Ok(files.iter().enumerate().map(|(place, path)| raw_options(options, path, place == 0)).collect())
 }
 
+/// Looks at one file of a chain; `None` for the raw one at the bottom.
+fn look_at(next: Next, walk: &mut Walk<'_>, options: &Qcow2Options) -> Result<Option<Header>, OpenError> {
+    let Next { path, qcow2, _held } = next;
+    let failed = |e| cannot_open(&path, false, e);
+    kind_of(&path)?;
+    let file = open_quietly(&path).map_err(failed)?;
+    walk.opened(&path, id_of(&file).map_err(failed)?)?;
+    let len = length(&file).map_err(failed)?;
+    if !qcow2 {
+        let ending = Ending::of(&file).map_err(failed)?;
+        ending.warning(path.display(), 512).into_iter().for_each(|line| tracing::warn!("{line}"));
+        return Ok(None);
+    }
+    let top = walk.at_top();
+    let header = read_header(&file, len, &path, top)?;
+    check_header(&header, &path, options, top)?;
+    read_meta(&file, len, &path, &header, !options.read_only && top)?;
+    walk.below(&path, &header)?;
+    Ok(Some(header))
+}
+
+/// What is wrong with a file below the top, which alone is configured, is told with the image that wants it.
+fn in_chain(options: &Qcow2Options, top: bool, error: OpenError) -> OpenError {
+    if top {
+        return error;
+    }
+    let OpenError { message, source } = error;
+    let message = format!("{} cannot use a backing file: {message}", options.path.display());
+    OpenError { message, source }
+}
+
 impl Chain {
     pub(super) fn open(options: &Qcow2Options) -> Result<Self, OpenError> {
         let mut layers = Vec::new();
         let mut base = None;
         let mut walk = Walk::new(options);
-        while let Some(Next { path, qcow2, _held }) = walk.step()? {
+        while let Some(next) = walk.step()? {
             let top = walk.at_top();
-            let options_here = raw_options(options, &path, top);
-            let file = RawImage::open(&options_here)?;
-            walk.opened(&path, file.id().map_err(|e| cannot_open(&path, e))?)?;
-            if !qcow2 {
-                base = Some(file);
-                break;
+            match open_file(next, &mut walk, options).map_err(|e| in_chain(options, top, e))? {
+                Opened::Layer(layer) => layers.push(layer),
+                Opened::Raw(file) => {
+                    base = Some(file);
+                    break;
+                }
             }
-            let layer = open_layer(file, &path, options, top)?;
-            walk.below(&path, &layer.header)?;
-            layers.push(layer);
         }
         Ok(Self {
             len: layers.first().map_or(0, Layer::len).into(),
@@ -208,6 +222,25 @@ impl Chain {
             unpacked: Mutex::new(VecDeque::new()),
         })
     }
+}
+
+/// A file of a chain that is open.
+enum Opened {
+    Layer(Layer),
+    Raw(RawImage),
+}
+
+fn open_file(next: Next, walk: &mut Walk<'_>, options: &Qcow2Options) -> Result<Opened, OpenError> {
+    let Next { path, qcow2, _held } = next;
+    let top = walk.at_top();
+    let file = RawImage::open(&raw_options(options, &path, top))?;
+    walk.opened(&path, file.id().map_err(|e| cannot_open(&path, false, e))?)?;
+    if !qcow2 {
+        return Ok(Opened::Raw(file));
+    }
+    let layer = open_layer(file, &path, options, top)?;
+    walk.below(&path, &layer.header)?;
+    Ok(Opened::Layer(layer))
 }
 
 fn id_of(file: &File) -> std::io::Result<(u64, u64)> {
@@ -256,6 +289,13 @@ fn find(path: &Path, backing: &Backing) -> Result<(PathBuf, bool), OpenError> {
         }
     };
     let plain = name.strip_prefix("file:").unwrap_or(name);
+    if plain != name && !plain.starts_with('/') {
+        let format = if qcow2 { "qcow2" } else { "raw" };
+        return Err(OpenError::new(format!(
+            "{show} names the backing file \"{name}\", which QEMU looks for in its working directory and not beside the \
+             image; record it with qemu-img rebase -u -b \"{plain}\" -F {format} \"{show}\""
+        )));
+    }
     let protocol = plain.split('/').next().is_some_and(|start| start.contains(':'));
     if protocol {
         let message =
@@ -295,24 +335,24 @@ fn check_header(header: &Header, path: &Path, options: &Qcow2Options, top: bool)
     Ok(())
 }
 
-/// The L1 table, and for writing the refcount table.
-fn read_tables(
-    file: &File,
-    len: u64,
-    path: &Path,
-    header: &Header,
-    write: bool,
-) -> Result<(Vec<u64>, Vec<u64>), OpenError> {
+/// The L1 table, and what writing takes: the refcount table, and which clusters hold metadata.
+fn read_meta(file: &File, len: u64, path: &Path, header: &Header, write: bool) -> Result<Meta, OpenError> {
     let table = |at, bytes, what: &str| {
         let context =
             || format!("{}: cannot read the {what} table; run qemu-img check on it", path.display());
         read_table(file, len, at, bytes).map_err(|e| OpenError::host(context(), e))
     };
     let l1 = table(header.l1_at, header.l1_entries * 8, "L1")?;
-    if !write {
-        return Ok((l1, Vec::new()));
+    let mut meta = Meta { l1, l1_at: header.l1_at, ..Meta::default() };
+    if write {
+        meta.reftable = table(header.reftable_at, header.reftable_clusters * header.cluster(), "refcount")?;
+        meta.reftable_at = header.reftable_at;
+        reserve(&mut meta, header);
+        let refused = |e: String| OpenError::new(format!("cannot open {} for writing: {e}", path.display()));
+        distinct_blocks(&meta).map_err(refused)?;
+        guard_snapshots(&mut meta, header, file, len).map_err(refused)?;
     }
-    Ok((l1, table(header.reftable_at, header.reftable_clusters * header.cluster(), "refcount")?))
+    Ok(meta)
 }
 
 fn open_layer(file: RawImage, path: &Path, options: &Qcow2Options, top: bool) -> Result<Layer, OpenError> {
@@ -328,17 +368,22 @@ fn open_layer(file: RawImage, path: &Path, options: &Qcow2Options, top: bool) ->
     let len = file.host_len();
     let header = read_header(&plain, len, path, top)?;
     check_header(&header, path, options, top)?;
-    let (l1, reftable) = read_tables(&plain, len, path, &header, !read_only)?;
-    let mut meta = match read_only {
-        true => Meta { l1, l1_at: header.l1_at, ..Meta::default() },
-        false => guarded(l1, reftable, &header, &plain, len, path)?,
-    };
+    let mut meta = read_meta(&plain, len, path, &header, !read_only)?;
     if !read_only {
+        if header.bitmaps > 0 {
+            tracing::warn!(
+                "{}: the first write makes its dirty bitmaps ({}) invalid, for they are not kept here; the next backup \
+                 after that must be a full one",
+                path.display(),
+                header.bitmaps
+            );
+        }
         prepare(&plain, &file, &header).map_err(|e| failed("cannot prepare the image for writing", e))?;
         file.measure()?;
         // What is beyond the end of a device was used by others.
         meta.virgin = if found.is_file() { len.div_ceil(header.cluster()) } else { u64::MAX };
     }
+    let autoclear = AtomicBool::new(!read_only && header.autoclear != 0);
     let len = AtomicU64::new(header.len);
     Ok(Layer {
         file,
@@ -346,26 +391,9 @@ fn open_layer(file: RawImage, path: &Path, options: &Qcow2Options, top: bool) ->
         len,
         meta: Arc::new(Mutex::new(meta)),
         read_only,
+        autoclear,
         unpacking: Owner::with_helpers(UNPACKED_AT_ONCE),
     })
-}
-
-/// The tables of an image that is written to, with what nobody may write over.
-fn guarded(
-    l1: Vec<u64>,
-    reftable: Vec<u64>,
-    header: &Header,
-    file: &File,
-    len: u64,
-    path: &Path,
-) -> Result<Meta, OpenError> {
-    let (l1_at, reftable_at) = (header.l1_at, header.reftable_at);
-    let mut meta = Meta { l1, l1_at, reftable, reftable_at, ..Meta::default() };
-    reserve(&mut meta, header);
-    let refused = |e: String| OpenError::new(format!("cannot open {} for writing: {e}", path.display()));
-    distinct_blocks(&meta).map_err(refused)?;
-    guard_snapshots(&mut meta, header, file, len).map_err(refused)?;
-    Ok(meta)
 }
 
 fn writable(header: &Header) -> Result<(), String> {
@@ -431,11 +459,6 @@ fn guard_snapshots(meta: &mut Meta, header: &Header, plain: &File, len: u64) -> 
 
 /// What must be in the file before the first write.
 fn prepare(plain: &File, file: &RawImage, header: &Header) -> std::io::Result<()> {
-    // Features that we do not maintain, such as dirty bitmaps, become invalid by writing.
-    if header.autoclear != 0 {
-        plain.write_all_at(&[0; 8], AUTOCLEAR_FIELD)?;
-        plain.sync_data()?;
-    }
     if plain.metadata()?.is_file() {
         let whole = file.host_len().next_multiple_of(header.cluster().max(4096));
         plain.set_len(whole)?;

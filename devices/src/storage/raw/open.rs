@@ -10,6 +10,7 @@ use super::RawOptions;
 use super::forcing::Forcing;
 use crate::iothread::PieceLimits;
 use crate::storage::lock::{self, Sharing};
+use crate::storage::probe::open_quietly;
 use crate::storage::sys::{self, DirectAlign};
 use crate::storage::{CacheMode, OpenError, in_use, stacked};
 
@@ -62,7 +63,7 @@ fn open_first(options: &RawOptions) -> Result<File, OpenError> {
     let direct = options.cache.is_direct();
     open_one(options, direct).map_err(|e| match e.raw_os_error() {
         Some(libc::EINVAL) if direct => no_direct_io(options),
-        _ => cannot_open(&options.path, e),
+        _ => cannot_open(&options.path, !options.read_only, e),
     })
 }
 
@@ -97,7 +98,7 @@ impl Host {
         };
         let synced = !options.read_only && options.cache != CacheMode::Unsafe;
         let audit = synced.then(|| open_again(options, &file)).transpose()?;
-        let stat = file.metadata().map_err(|e| cannot_open(path, e))?;
+        let stat = file.metadata().map_err(|e| cannot_open(path, false, e))?;
         let physical = match sizes {
             Some((_, physical)) => physical,
             None => stat.blksize().clamp(512, PHYSICAL_MAX) as u32,
@@ -137,7 +138,7 @@ impl Host {
 /// A regular file or a block device, the only ones that can be images. Looked at before opening: a pipe would wait for its
 /// other end.
 pub(in crate::storage) fn kind_of(path: &Path) -> Result<FileType, OpenError> {
-    let kind = fs::metadata(path).map_err(|e| cannot_open(path, e))?.file_type();
+    let kind = fs::metadata(path).map_err(|e| cannot_open(path, false, e))?.file_type();
     if is_image(kind) {
         return Ok(kind);
     }
@@ -168,11 +169,11 @@ fn open_one(options: &RawOptions, direct: bool) -> io::Result<File> {
 /// The same file through the page cache, with an error cursor of its own.
 fn open_again(options: &RawOptions, file: &File) -> Result<File, OpenError> {
     let path = options.path.as_path();
-    let again = open_one(options, false).map_err(|e| cannot_open(path, e))?;
+    let again = open_one(options, false).map_err(|e| cannot_open(path, !options.read_only, e))?;
     let id = |file: &File| file.metadata().map(|found| (found.dev(), found.ino(), found.rdev()));
     match (id(file), id(&again)) {
         (Ok(first), Ok(second)) if first == second => Ok(again),
-        (Err(e), _) | (_, Err(e)) => Err(cannot_open(path, e)),
+        (Err(e), _) | (_, Err(e)) => Err(cannot_open(path, false, e)),
         _ => {
             let message = "another file took its place while it was opened; try again";
             Err(OpenError::new(format!("{}: {message}", path.display())))
@@ -282,10 +283,14 @@ fn piece_limits(device: u64) -> PieceLimits {
     PieceLimits::new(kib.saturating_mul(1024), usize::try_from(segments).unwrap_or(usize::MAX))
 }
 
-pub(in crate::storage) fn cannot_open(path: &Path, e: io::Error) -> OpenError {
+/// The error for a file that cannot be opened, for writing or not.
+pub(in crate::storage) fn cannot_open(path: &Path, write: bool, e: io::Error) -> OpenError {
     let hint = match e.kind() {
         io::ErrorKind::NotFound => "; there is no such file",
-        io::ErrorKind::PermissionDenied => "; check its owner and mode, or set readonly = true",
+        io::ErrorKind::PermissionDenied if write && open_quietly(path).is_ok() => {
+            "; check its owner and mode, or set readonly = true"
+        }
+        io::ErrorKind::PermissionDenied => "; check its owner and mode",
         io::ErrorKind::ReadOnlyFilesystem => "; set readonly = true",
         _ => "",
     };
@@ -304,6 +309,17 @@ fn no_direct_io(options: &RawOptions) -> OpenError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reading_alone_is_a_remedy_where_it_can_be_done() {
+        let directory = crate::testing::temp_dir();
+        let path = directory.path().join("disk");
+        let said = |write| cannot_open(&path, write, io::Error::from_raw_os_error(libc::EACCES)).message;
+        assert!(said(true).ends_with("disk; check its owner and mode"), "{}", said(true));
+        File::create(&path).unwrap();
+        assert!(said(true).ends_with("; check its owner and mode, or set readonly = true"), "{}", said(true));
+        assert!(said(false).ends_with("disk; check its owner and mode"), "{}", said(false));
+    }
 
     #[test]
     fn a_physical_block_is_atomic_where_the_device_begins_at_one() {

@@ -236,6 +236,12 @@ impl<'a> Image<'a> {
     }
 }
 
+/// Whether the header says that the dirty bitmaps agree with the disk.
+pub fn has_valid_bitmaps(state: &State) -> bool {
+    let start = state.sector(0);
+    be(&start, 4, 4) == 3 && be(&start, 88, 8) & 1 != 0
+}
+
 /// The stamp of a sector of a raw image.
 pub fn raw_stamp(state: &State, sector: u64) -> Result<u64, String> {
     super::ledger::stamp_of(sector, &state.sector(sector))

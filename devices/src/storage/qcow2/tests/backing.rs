@@ -1,6 +1,7 @@
 //! Which files of the host an image may name.
 
 use super::*;
+use crate::storage::RawOptions;
 use crate::testing::LoopDevice;
 
 /// `vms/top.qcow2` over what `name` says, and `other/base.raw`.
@@ -151,6 +152,57 @@ fn names_that_are_no_files_are_refused_whatever_is_allowed() {
     }
     let top = overlay(&bench, "/dev/zero");
     assert!(verdict(&top, Backing::Any).unwrap_err().contains("neither a regular file nor a block device"));
+}
+
+/// QEMU takes such a name from its working directory, and so another file, or none.
+#[test]
+fn names_that_mean_something_else_to_qemu_are_refused_with_the_remedy() {
+    let Some(bench) = Bench::new() else { return };
+    let top = overlay(&bench, "file:base.raw");
+    let said = verdict(&top, Backing::default()).unwrap_err();
+    let remedy = format!("record it with qemu-img rebase -u -b \"base.raw\" -F raw \"{}\"", top.display());
+    assert!(said.contains("\"file:base.raw\"") && said.ends_with(&remedy), "{said}");
+    bench.img(&["rebase", "-u", "-b", "base.raw", "-F", "raw", "vms/top.qcow2"]);
+    assert_eq!(verdict(&top, Backing::default()), Ok(()));
+    for slashes in ["", "//"] {
+        let top = overlay(&bench, &format!("file:{slashes}{}", bench.path("vms/base.raw").display()));
+        assert_eq!(verdict(&top, Backing::default()), Ok(()));
+    }
+}
+
+/// The image that is configured is the one that the operator knows.
+#[test]
+fn what_is_wrong_below_the_top_is_told_with_the_image_that_wants_it() {
+    let Some(bench) = Bench::new() else { return };
+    let top = overlay(&bench, "middle.qcow2");
+    bench.img(&["rebase", "-u", "-b", "middle.qcow2", "-F", "qcow2", "vms/top.qcow2"]);
+    let start = format!("{} cannot use a backing file: ", top.display());
+    let said = || verdict(&top, Backing::default()).unwrap_err();
+    bench.img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-u",
+        "-b",
+        "gone.raw",
+        "-F",
+        "raw",
+        "vms/middle.qcow2",
+        "1M",
+    ]);
+    assert!(said().starts_with(&start) && said().contains("gone.raw"), "{}", said());
+    std::fs::write(bench.path("vms/middle.qcow2"), [0; 512]).unwrap();
+    assert!(said().starts_with(&start) && said().contains("it is no qcow2 image"), "{}", said());
+    // Another has it for writing.
+    let top = overlay(&bench, "base.raw");
+    let path = bench.path("vms/base.raw");
+    let (cache, sharing) = (CacheMode::Writeback, Sharing::Exclusive);
+    let writer = RawImage::open(&RawOptions { path, read_only: false, cache, sharing }).unwrap();
+    let said = refusal(&options(&top));
+    assert!(said.starts_with(&format!("{} cannot use a backing file: ", top.display())), "{said}");
+    assert!(said.contains("base.raw"), "{said}");
+    drop(writer);
 }
 
 #[test]

@@ -115,7 +115,11 @@ fn tries_on_a_full_host_take_the_same_clusters() {
                     let write = image.write(&io, at, filled(cluster, 7), Durability::Cached).await;
                     assert_eq!(write.unwrap_err().kind, BlockErrorKind::NoSpace, "{shape}");
                 }
-                assert_eq!(taken(), before, "{shape}: length of the file and the first cluster that may be free");
+                assert_eq!(
+                    taken(),
+                    before,
+                    "{shape}: length of the file and the first cluster that may be free"
+                );
             }
             io.plot(|_| None);
             for at in [far(4), far(5), ByteOffset(1 << 30)] {

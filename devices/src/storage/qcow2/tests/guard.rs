@@ -103,6 +103,8 @@ fn snapshot_tables_that_make_no_sense_are_refused() {
         let opened = Qcow2Image::open(&options(&bench.path("odd.qcow2")));
         let message = opened.err().map_or("it opened".into(), |e| e.message);
         assert!(message.contains("qemu-img check"), "{at} {value:#x} {why}: {message}");
+        let looked = Qcow2Image::inspect(&options(&bench.path("odd.qcow2")));
+        assert_eq!(looked.err().map(|e| e.message), Some(message), "before the start");
     }
 }
 
@@ -201,6 +203,14 @@ impl tracing::Subscriber for Warnings {
     }
     fn enter(&self, _: &tracing::span::Id) {}
     fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// How many warnings there are meanwhile.
+pub(super) fn warnings(run: impl FnOnce()) -> u32 {
+    let warnings = Warnings::default();
+    let counter = warnings.clone();
+    tracing::subscriber::with_default(warnings, run);
+    counter.0.load(Ordering::Relaxed)
 }
 
 #[test]

@@ -366,3 +366,40 @@ fn a_closed_image_is_whole() {
         assert!(bytes[2 << 20..(5 << 20) + 512].iter().all(|byte| *byte == 7));
     }
 }
+
+/// An incremental backup relies on them: they are lost with the first write, and not before.
+#[test]
+fn dirty_bitmaps_become_invalid_with_the_first_write() {
+    let Some(bench) = Bench::new() else { return };
+    for (n, changes) in ["reads and flushes", "writes", "zeroes", "grows"].into_iter().enumerate() {
+        bench.img(&["create", "-q", "-f", "qcow2", "dirty.qcow2", "16M"]);
+        bench.img(&["bitmap", "--add", "dirty.qcow2", "one"]);
+        bench.img(&["bitmap", "--add", "dirty.qcow2", "two"]);
+        let image = open(&bench.path("dirty.qcow2"));
+        assert_eq!(image.inner.top().unwrap().header.bitmaps, 2);
+        on_io_thread(move |io| async move {
+            match n {
+                0 => drop(contents(&io, &image).await),
+                1 => image.write(&io, ByteOffset(0), filled(4096, 1), Durability::Cached).await.unwrap(),
+                2 => {
+                    let span = Span { at: ByteOffset(0), len: 65536 };
+                    image.zero(&io, span, Unmap::Allowed).await.unwrap();
+                }
+                _ => image.grow(&io, 32 << 20).await.unwrap(),
+            }
+            image.flush(&io).await.unwrap();
+            image.close(&io).await.unwrap();
+        });
+        let (code, said) = bench.run_unlocked("qemu-img", &["info", "-f", "qcow2", "dirty.qcow2"]);
+        assert_eq!(code, 0, "{said}");
+        let valid = said.contains("name: one") && !said.contains("inconsistent");
+        assert_eq!(valid, n == 0, "{changes}: {said}");
+    }
+    // It is said once, and only where it can happen.
+    bench.img(&["create", "-q", "-f", "qcow2", "dirty.qcow2", "16M"]);
+    bench.img(&["bitmap", "--add", "dirty.qcow2", "one"]);
+    let path = bench.path("dirty.qcow2");
+    let opened = |read_only| drop(Qcow2Image::open(&Qcow2Options { read_only, ..options(&path) }).unwrap());
+    assert_eq!(super::guard::warnings(|| opened(false)), 1);
+    assert_eq!(super::guard::warnings(|| opened(true)), 0);
+}
