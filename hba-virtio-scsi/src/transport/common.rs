@@ -21,6 +21,8 @@ pub(super) struct Registers {
     pub(super) resetting: bool,
     /// The device still ends commands for the reset.
     pub(super) aborting: bool,
+    /// What has come since is to be ended too.
+    pub(super) abort_again: bool,
 }
 
 /// What the driver programmed for one queue.
@@ -59,6 +61,7 @@ impl Registers {
             queues: vec![QueueRegisters::new(queue_size); queues].into(),
             resetting: false,
             aborting: false,
+            abort_again: false,
         }
     }
 

@@ -187,6 +187,9 @@ impl Transport {
     pub(crate) fn aborted(&self) {
         let mut registers = self.lock();
         registers.aborting = false;
+        if std::mem::take(&mut registers.abort_again) && self.is_busy() {
+            self.begin_abort(&mut registers);
+        }
         if registers.resetting {
             self.finish_reset(&mut registers);
         }
@@ -269,7 +272,8 @@ impl Transport {
     }
 
     fn begin_abort(&self, registers: &mut Registers) {
-        // One that is under way finds all there is.
+        // One that is under way may have passed by what has come since.
+        registers.abort_again = registers.aborting;
         if !registers.aborting
             && let Some(this) = self.this.upgrade()
         {

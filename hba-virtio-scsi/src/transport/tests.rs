@@ -292,6 +292,23 @@ fn no_queue_is_placed_during_a_reset() {
     assert!(!bench.queue(1).is_running());
 }
 
+/// Bus mastering went, which stops no queue, and then comes a reset: it must not wait until the host has done what was begun
+/// between the two.
+#[test]
+fn what_came_while_the_device_was_aborting_is_aborted_by_the_reset() {
+    let bench = Bench::new();
+    let early = bench.take(0).unwrap();
+    bench.transport.quiesce(Duration::from_millis(1));
+    let late = bench.take(1).unwrap();
+    bench.write(20, &[0]);
+    assert!(bench.give(0, early).drained);
+    bench.transport.aborted();
+    assert_eq!((bench.status(), bench.device.aborts.load(Ordering::Relaxed)), (15, 2));
+    assert!(bench.give(1, late).drained);
+    bench.transport.aborted();
+    assert_eq!((bench.status(), bench.resets(), bench.device.aborts.load(Ordering::Relaxed)), (0, 1, 2));
+}
+
 /// Virtual CPUs are not held up for as long as a host hangs, and a reset that comes meanwhile is one.
 #[test]
 fn bus_mastering_off_waits_within_bounds() {
