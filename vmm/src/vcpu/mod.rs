@@ -143,14 +143,17 @@ impl Vcpu {
                     control.crashed(Crash::Guest(format!("vCPU {}: triple fault: {at}", self.index)));
                     return;
                 }
-                Outcome::Fatal(reason) => {
-                    let at = exit::whereabouts(&mut self.fd, buses);
-                    control.crashed(Crash::Host(format!("vCPU {}: {reason}: {at}", self.index)));
-                    return;
-                }
+                Outcome::Fatal(reason) => return self.fail(control, buses, &reason),
             }
         }
-        self.complete_access(buses);
+        if let Outcome::Fatal(reason) = self.complete_access(buses) {
+            self.fail(control, buses, &reason);
+        }
+    }
+
+    fn fail(&mut self, control: &Control, buses: &Buses, reason: &str) {
+        let at = exit::whereabouts(&mut self.fd, buses);
+        control.crashed(Crash::Host(format!("vCPU {}: {reason}: {at}", self.index)));
     }
 
     /// Whether it is an application processor that waits for its start-up message.
@@ -163,12 +166,20 @@ impl Vcpu {
     /// (the write of a read-modify-write, the second of two pages). Else it would do so at the next KVM_RUN, on top of
     /// whatever state was set in between, and a write that is not served would be lost.
     ///
+    /// Gives back what the last run ended with. An access that cannot be answered would be lost: it does not come again.
+    ///
     /// Bounded: KVM looks at the flag before any further instruction, and of a repeated one after 1024 elements.
-    fn complete_access(&mut self, buses: &Buses) {
+    fn complete_access(&mut self, buses: &Buses) -> Outcome {
         self.fd.set_kvm_immediate_exit(1);
-        // The last run ends with EINTR; other ends show up again at the next real run.
-        while exit::run_once(&mut self.fd, buses) == Outcome::Continue {}
+        let end = loop {
+            match exit::run_once(&mut self.fd, buses) {
+                Outcome::Continue => {}
+                // Usually it is kicked (EINTR).
+                end => break end,
+            }
+        };
         self.fd.set_kvm_immediate_exit(0);
+        end
     }
 }
 

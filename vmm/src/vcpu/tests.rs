@@ -123,6 +123,24 @@ fn memory_that_the_host_cannot_give_is_no_device() {
     }
 }
 
+/// The rest of an instruction is as much a part of the guest as its start.
+#[test]
+fn memory_that_is_missed_just_before_a_pause_is_told() {
+    // movsd: from the device to memory.
+    let mut bench = Bench::new(&[0xa5]);
+    bench.buses.ram = GuestRam::from_ranges(&[(GuestAddress(0), 8 << 20)]).unwrap().into();
+    let mut special = bench.vcpu.fd.get_sregs().unwrap();
+    special.es = special.ds;
+    bench.vcpu.fd.set_sregs(&special).unwrap();
+    let mut registers = bench.vcpu.fd.get_regs().unwrap();
+    (registers.rsi, registers.rdi) = (DEVICE, 0x50_0000);
+    bench.vcpu.fd.set_regs(&registers).unwrap();
+    bench.step();
+    let end = bench.vcpu.complete_access(&bench.buses);
+    let exit::Outcome::Fatal(reason) = end else { panic!("{end:?}") };
+    assert!(reason.contains("no memory behind guest address 0x500000"), "{reason}");
+}
+
 /// Guests that have a hypervisor of their own ready are in VMX operation all the time, and reset while they are.
 ///
 /// Only a processor with VMX can show this: no other has a state in which KVM refuses the control registers.
