@@ -236,18 +236,22 @@ fn megasas(section: &Section<'_>, luns: &[Lun], directory: &Path, errors: &mut E
 pub(super) fn warn(hbas: &[Hba]) {
     for hba in hbas {
         let Controller::Megasas(Megasas { mode: MegasasMode::Raid, .. }) = hba.controller else { continue };
-        for lun in &hba.luns {
-            // FreeBSD's mfi counts in MFI_SECTOR_LEN, and SeaBIOS in its own DISK_SECTOR_SIZE.
-            if matches!(&lun.device, Device::Disk(disk) if disk.block_size != 512) {
-                tracing::warn!(
-                    "hba {}, target {}: FreeBSD and SeaBIOS take the blocks of a volume for 512 bytes and cannot read \
-                     one with block_size = 4096",
-                    hba.id,
-                    lun.target
-                );
-            }
-        }
+        let lines = hba.luns.iter().filter_map(|lun| volume_warning(&hba.id, lun));
+        lines.for_each(|line| tracing::warn!("{line}"));
     }
+}
+
+/// What is to be said of a MegaRAID volume that not every guest can read.
+pub fn volume_warning(hba: &str, lun: &Lun) -> Option<String> {
+    // FreeBSD's mfi counts in MFI_SECTOR_LEN, and SeaBIOS in its own DISK_SECTOR_SIZE.
+    let odd = matches!(&lun.device, Device::Disk(disk) if disk.block_size != 512);
+    odd.then(|| {
+        format!(
+            "hba {hba}, target {}: FreeBSD and SeaBIOS take the blocks of a volume for 512 bytes and cannot read one \
+             with block_size = 4096",
+            lun.target
+        )
+    })
 }
 
 fn luns(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Errors) -> Option<Vec<Lun>> {

@@ -32,6 +32,7 @@ use std::io::Read;
 use std::path::Path;
 
 pub use error::{ConfigError, Origin};
+pub use hba::volume_warning;
 pub(crate) use host::parent;
 pub use host::{Host, Medium, huge_page_pool, medium, reason};
 pub use smbios::{Bios, Part, Smbios, System};

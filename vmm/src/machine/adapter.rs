@@ -35,6 +35,10 @@ pub trait HotPlug: Send + Sync {
     fn close_targets(&self, _id: u8) {}
     /// Takes them away, and tells the guest's driver. Their commands have ended.
     fn detach_targets(&self, id: u8) -> Result<()>;
+    /// What is right with the unit, but not for every guest.
+    fn warning(&self, _lun: &config::Lun) -> Option<String> {
+        None
+    }
     /// The places where something went, and the driver has not yet acted on that: what comes there waits.
     fn unnoticed(&self) -> Vec<u8> {
         Vec::new()
@@ -294,6 +298,12 @@ impl Adapter {
         let (image, disk) = hbas::disk(&self.id, lun, &self.space, &self.identities)?;
         let units = device.units(lun, &image, disk)?;
         self.insert(lun, image, units)
+    }
+
+    /// Warns of a unit that is right, but not for every guest. At the start the configuration does that.
+    pub fn warn(&self, lun: &config::Lun) {
+        let line = self.device().ok().and_then(|device| device.warning(lun));
+        line.iter().for_each(|line| tracing::warn!("{line}"));
     }
 
     fn ensure_free(&self, lun: &config::Lun) -> Result<()> {

@@ -13,19 +13,20 @@ use crate::config::{self, MegasasMode, MegasasModel, WritePolicy};
 
 /// A board of the configuration and the device it became.
 pub(super) struct Board {
+    id: String,
     board: config::Megasas,
     device: Arc<Megasas>,
 }
 
 impl Board {
     pub(super) fn new(id: &str, board: &config::Megasas, device: Arc<Megasas>) -> Self {
-        let id = id.to_owned();
+        let (own, id) = (id.to_owned(), id.to_owned());
         device.on_arrival(Box::new(move |target| {
             tracing::warn!(
                 "hba {id}, target {target}: the guest has noticed the removal; the new disk is there"
             );
         }));
-        Self { board: board.clone(), device }
+        Self { id: own, board: board.clone(), device }
     }
 
     fn is_write_back(&self) -> bool {
@@ -88,6 +89,11 @@ impl HotPlug for Board {
 
     fn detach_targets(&self, _: u8) -> Result<()> {
         Ok(())
+    }
+
+    fn warning(&self, lun: &config::Lun) -> Option<String> {
+        let raid = self.board.mode == MegasasMode::Raid;
+        if raid { config::volume_warning(&self.id, lun) } else { None }
     }
 
     fn unnoticed(&self) -> Vec<u8> {

@@ -150,6 +150,7 @@ impl Service {
                 let adapter = self.adapter(&mut arguments)?;
                 let lun = self.unit(adapter, arguments)?;
                 let state = adapter.attach(&lun)?;
+                adapter.warn(&lun);
                 Ok(json!({ "target": lun.target, "lun": lun.lun, "state": state.describe() }))
             }
             "detach" => {
@@ -163,6 +164,7 @@ impl Service {
                 ensure!(arguments.0.contains_key("target"), "no \"target\"");
                 let lun = self.unit(adapter, arguments)?;
                 let state = adapter.change(&lun)?;
+                adapter.warn(&lun);
                 Ok(json!({ "target": lun.target, "lun": lun.lun, "state": state.describe() }))
             }
             "resize" => {
