@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use vmm::cli::{self, LogLevel, Stop};
 use vmm::config::Restart;
-use vmm::console::{Signals, Watch, die};
+use vmm::console::{Signals, Watch, die, explain_bus_errors};
 use vmm::exit::{Outcome, complain, explain, tell};
 use vmm::machine::{End, Machine, rehearse};
 use vmm::{config, limits, logging};
@@ -27,6 +27,8 @@ fn main() -> ExitCode {
 fn run() -> Outcome {
     let start = Instant::now();
     limits::survive_file_sizes();
+    // Without it such an end has no line of its own, and that is all.
+    let _ = explain_bus_errors();
     // Before any thread, so that all inherit it.
     let signals = match Signals::block() {
         Ok(signals) => Arc::new(signals),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::error::ConsoleError;
 use super::sys;
-use super::terminal::RawTerminal;
+use super::terminal::{self, RawTerminal};
 use crate::listen::{self, ListenError, accept_failed};
 use crate::names::{self, Name};
 use crate::output_file;
@@ -134,7 +134,7 @@ impl Link {
     /// Where to read, now.
     pub(super) fn input_fd(&self) -> Option<RawFd> {
         match self {
-            Self::Stdio(stdio) if stdio.terminal.as_ref().is_some_and(RawTerminal::in_background) => None,
+            Self::Stdio(stdio) if stdio.is_terminal_of_others() => None,
             Self::Stdio(stdio) => stdio.input.as_ref().map(AsRawFd::as_raw_fd),
             Self::File(_) => None,
             Self::Pty(pty) => pty.connected.then(|| pty.master.as_raw_fd()),
@@ -170,7 +170,9 @@ impl Link {
     pub(super) fn ask_again(&self) -> Option<Duration> {
         match self {
             Self::Pty(pty) if !pty.connected => Some(ASK_AGAIN),
-            Self::Stdio(stdio) if stdio.input.is_some() && self.input_fd().is_none() => Some(ASK_AGAIN),
+            Self::Stdio(stdio) if stdio.is_terminal_of_others() => Some(ASK_AGAIN),
+            // It came back in the hands of another job, and to be ours again takes no signal.
+            Self::Stdio(stdio) if stdio.terminal.is_some() && terminal::is_due() => Some(ASK_AGAIN),
             Self::Socket(socket) if socket.client.is_none() => socket.pause(),
             _ => None,
         }
@@ -187,7 +189,7 @@ impl Link {
                 pty.connected
             }
             Self::Stdio(_) => {
-                super::terminal::renew();
+                terminal::renew();
                 false
             }
             _ => false,
@@ -215,6 +217,8 @@ impl Link {
     /// Reads what is there. `hung_up`: polling showed that the other side is gone altogether.
     pub(super) fn read(&mut self, buffer: &mut [u8], hung_up: bool) -> Input {
         let result = match self {
+            // It was ours when the wait for it began, and reading would stop the process.
+            Self::Stdio(stdio) if stdio.is_terminal_of_others() => return Input::Nothing,
             Self::Stdio(Stdio { input: Some(input), .. }) => input.read(buffer),
             Self::Stdio(_) | Self::File(_) => Ok(0),
             Self::Pty(pty) => pty.master.read(buffer),
@@ -283,6 +287,13 @@ fn no_socket(path: &Path, error: ListenError) -> ConsoleError {
         ListenError::Occupied => ConsoleError::Occupied { path, expected: "socket" },
         ListenError::InUse => ConsoleError::SocketInUse { path },
         ListenError::System(source) => ConsoleError::Socket { path, source },
+    }
+}
+
+impl Stdio {
+    /// Whether another job has the terminal.
+    fn is_terminal_of_others(&self) -> bool {
+        self.input.is_some() && self.terminal.as_ref().is_some_and(RawTerminal::in_background)
     }
 }
 

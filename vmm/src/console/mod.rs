@@ -36,6 +36,7 @@ use self::pump::Pump;
 
 pub use self::error::ConsoleError;
 pub use self::signals::{Request, Signals, Watch, die, suspend};
+pub use self::terminal::explain_bus_errors;
 
 /// How long a connected but silent reader of a pseudoterminal or socket may hold up the guest.
 const SLOW_READER: Duration = Duration::from_secs(1);
@@ -144,6 +145,13 @@ impl Console {
         let thread = thread::Builder::new().name("console".into()).stack_size(STACK).spawn(run);
         self.thread = Some((thread.map_err(ConsoleError::Resources)?, finished));
         Ok(())
+    }
+
+    /// Has the console look at its terminal again. To be called after the process was stopped or continued: the terminal may be
+    /// in the hands of another job now, or no longer.
+    pub fn waker(&self) -> impl Fn() + Send + 'static {
+        let output = self.output.clone();
+        move || output.iter().for_each(|output| output.wake())
     }
 
     /// Output makes no vCPU wait until [`Self::bind`]. To be called before vCPUs are stopped.

@@ -192,7 +192,7 @@ pub fn suspend() {
 }
 
 #[allow(unsafe_code)]
-fn ignored(signal: libc::c_int) -> bool {
+pub(super) fn ignored(signal: libc::c_int) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: a null new action only asks; the old one goes to a live value.
     let result = unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) };

@@ -26,9 +26,35 @@ static RAW: AtomicBool = AtomicBool::new(false);
 /// There is a [`RawTerminal`]: raw mode may begin again after the process was stopped.
 static WANTED: AtomicBool = AtomicBool::new(false);
 
-/// Signals that end the process in the middle of anything.
-const FATAL: [libc::c_int; 6] =
-    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGQUIT];
+/// Signals that end the process in the middle of anything: of all that do, those that [`Signals`](super::Signals) does not
+/// take and that can be caught.
+const FATAL: [libc::c_int; 17] = [
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGILL,
+    libc::SIGFPE,
+    libc::SIGABRT,
+    libc::SIGQUIT,
+    libc::SIGXCPU,
+    libc::SIGSYS,
+    libc::SIGTRAP,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGIO,
+    libc::SIGPWR,
+    libc::SIGSTKFLT,
+];
+
+/// `si_code` of a SIGBUS for an address without memory behind it (Linux, asm-generic/siginfo.h).
+const BUS_ADRERR: libc::c_int = 2;
+
+/// What is said of it.
+const NO_MEMORY: &[u8] =
+    b"vmm: error: the host has no memory for what it promised (SIGBUS): its huge pages ran out, \
+or the space of a file of memory, or a file became shorter\n";
 
 /// Raw mode, until dropped.
 pub(super) struct RawTerminal(&'static Saved);
@@ -91,6 +117,11 @@ pub(super) fn renew() {
     }
 }
 
+/// Whether raw mode should begin again and has not: when another job has the terminal, nothing tells that it is ours again.
+pub(super) fn is_due() -> bool {
+    WANTED.load(Ordering::Acquire) && !RAW.load(Ordering::Acquire)
+}
+
 /// Gives the terminal back as it was found. Does nothing when it is not raw. Safe to call in a signal handler.
 pub(super) fn leave() {
     if !RAW.swap(false, Ordering::AcqRel) {
@@ -115,15 +146,28 @@ fn catch_the_end() -> io::Result<()> {
             leave();
             previous(info);
         }));
-        result = FATAL.iter().try_for_each(|signal| catch(*signal));
+        let caught = FATAL.into_iter().filter(|signal| !super::signals::ignored(*signal));
+        result = caught.into_iter().try_for_each(catch);
     });
     result
 }
 
+/// Has a machine that ends because the host does not give it memory (SIGBUS) say so.
+pub fn explain_bus_errors() -> io::Result<()> {
+    catch(libc::SIGBUS)
+}
+
 #[allow(unsafe_code)]
 fn catch(signal: libc::c_int) -> io::Result<()> {
-    extern "C" fn on_fatal(signal: libc::c_int) {
+    // Only what signal handlers may do.
+    extern "C" fn on_fatal(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
         leave();
+        // SAFETY: the kernel hands the handler a live structure (SA_SIGINFO).
+        let code = unsafe { info.as_ref() }.map_or(0, |info| info.si_code);
+        if signal == libc::SIGBUS && code == BUS_ADRERR {
+            // SAFETY: the pointer and the length are those of one constant.
+            unsafe { libc::write(libc::STDERR_FILENO, NO_MEMORY.as_ptr().cast(), NO_MEMORY.len()) };
+        }
         // The handler is gone (SA_RESETHAND) and the signal open (SA_NODEFER): this ends the process.
         // SAFETY: no pointers; `raise` may be called in signal handlers.
         unsafe { libc::raise(signal) };
@@ -131,7 +175,7 @@ fn catch(signal: libc::c_int) -> io::Result<()> {
     // SAFETY: all-zero bytes are a valid `sigaction` (integers and null pointers).
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = on_fatal as *const () as libc::sighandler_t;
-    action.sa_flags = libc::SA_RESETHAND | libc::SA_NODEFER | libc::SA_ONSTACK;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_RESETHAND | libc::SA_NODEFER | libc::SA_ONSTACK;
     // SAFETY: the action is live and its handler does only what signal handlers may.
     sys::check(unsafe { libc::sigaction(signal, &action, ptr::null_mut()) }).map(drop)
 }

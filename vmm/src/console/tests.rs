@@ -405,6 +405,7 @@ fn child() {
         "panic" => panic!("on purpose"),
         "abort" => std::process::abort(),
         "segv" => raise(libc::SIGSEGV),
+        "bus" => no_memory(),
         _ => wait_for_signals(console, &signals),
     }
 }
@@ -418,6 +419,20 @@ fn drop_and(console: Console, code: i32) -> i32 {
 fn raise(signal: i32) {
     // SAFETY: no pointers.
     unsafe { libc::raise(signal) };
+}
+
+/// Reads what a mapped file does not have.
+#[allow(unsafe_code)]
+fn no_memory() {
+    explain_bus_errors().unwrap();
+    let file = tempfile::tempfile().unwrap();
+    let (access, fd) = (libc::PROT_READ, file.as_raw_fd());
+    // SAFETY: a new mapping, placed by the kernel.
+    let place = unsafe { libc::mmap(std::ptr::null_mut(), 4096, access, libc::MAP_SHARED, fd, 0) };
+    assert_ne!(place, libc::MAP_FAILED);
+    // SAFETY: mapped; that the kernel has nothing for it is what this is about.
+    let byte = unsafe { std::ptr::read_volatile(place.cast::<u8>()) };
+    panic!("there is {byte}");
 }
 
 fn wait_for_signals(console: Console, signals: &Signals) {
@@ -445,7 +460,7 @@ fn spawn(way: &str) -> (Child, File, File) {
         .env(CHILD, way)
         .stdin(end())
         .stdout(end())
-        .stderr(Stdio::null());
+        .stderr(if way == "bus" { Stdio::piped() } else { Stdio::null() });
     // The test harness has a thread of its own before `child` can block signals as `main` would. What this process
     // was told to ignore (by nohup) the child would ignore too, and never end.
     let block = || {
@@ -481,6 +496,17 @@ fn every_end_gives_the_terminal_back() {
     }
 }
 
+#[test]
+fn memory_that_the_host_does_not_have_ends_the_process_with_a_line() {
+    let (mut child, _master, slave) = spawn("bus");
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGBUS), "{said}");
+    assert!(said.contains("vmm: error: the host has no memory for what it promised (SIGBUS): "), "{said}");
+    assert_eq!(said.matches("SIGBUS").count(), 1, "{said}");
+    assert!(is_cooked(&slave));
+}
+
 #[allow(unsafe_code)]
 fn kill(child: &Child, signal: i32) {
     // SAFETY: no pointers; the child has not been waited for, so the number is still its own.
@@ -490,6 +516,29 @@ fn kill(child: &Child, signal: i32) {
 #[test]
 fn terminating_signals_give_the_terminal_back_and_end_by_the_signal() {
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
+        let (mut child, _master, slave) = spawn("wait");
+        kill(&child, signal);
+        assert_eq!(child.wait().unwrap().signal(), Some(signal));
+        assert!(is_cooked(&slave), "signal {signal}");
+    }
+}
+
+#[test]
+fn signals_that_end_the_process_at_once_give_the_terminal_back() {
+    for signal in [
+        libc::SIGBUS,
+        libc::SIGXCPU,
+        libc::SIGSYS,
+        libc::SIGTRAP,
+        libc::SIGUSR1,
+        libc::SIGUSR2,
+        libc::SIGALRM,
+        libc::SIGVTALRM,
+        libc::SIGPROF,
+        libc::SIGIO,
+        libc::SIGPWR,
+        libc::SIGSTKFLT,
+    ] {
         let (mut child, _master, slave) = spawn("wait");
         kill(&child, signal);
         assert_eq!(child.wait().unwrap().signal(), Some(signal));

@@ -307,13 +307,16 @@ impl Machine {
     fn main_loop(&self) -> Result<MainLoop> {
         let failed = |e| anyhow!("cannot make the main loop: {e}");
         let mut events = MainLoop::new(self.control.clone()).map_err(failed)?;
-        let control = self.control.clone();
+        let (control, look_again) = (self.control.clone(), self.console.waker());
         events.watch(self.signals.clone(), "signals", move |signals| {
             while let Ok(Some(request)) = signals.next() {
                 control.post(match request {
                     Request::Terminate(number) => Event::Signal(number),
                     Request::Suspend => Event::Suspend,
-                    Request::Continued => Event::Continued,
+                    Request::Continued => {
+                        look_again();
+                        Event::Continued
+                    }
                 });
             }
         });

@@ -12,6 +12,7 @@ use devices::mem::GuestRam;
 use devices::storage::{Qcow2Image, Rehearsal};
 
 use super::chipset::{ChipsetError, SLOTS};
+use super::control::Control;
 use super::firmware::{DebugOutput, FirmwareBoot};
 use super::identity::Identities;
 use super::{hbas, protection, raid};
@@ -73,8 +74,11 @@ fn adapters(config: &Config, all: &mut Problems) {
     if config.hbas.len() > SLOTS {
         all.note::<()>(Err(ChipsetError::NoSlot.into()));
     }
+    let control = all.note(Control::new(0).map_err(Error::from));
     for hba in &config.hbas {
-        all.note(hbas::threads(hba));
+        if let Some(control) = &control {
+            all.note(hbas::threads(hba, control));
+        }
         if let Controller::Megasas(board) = &hba.controller {
             all.note(raid::check_events(board).with_context(|| format!("hba {}", hba.id)));
         }

@@ -12,6 +12,7 @@ mod console;
 mod errors;
 mod guest;
 mod interrupts;
+mod jobs;
 mod limits;
 mod memory;
 mod pause;
