@@ -45,10 +45,8 @@ pub enum Event {
     Pause(bool),
     /// A write waits because the host has no space; what the host said.
     NoSpace(String),
-    /// Time to let waiting writes try again, and to see whether they did.
-    TrySpace,
-    /// See [`Event::TrySpace`].
-    SpaceTried,
+    /// Those that waited for space were tried again, and no write waits any more.
+    SpaceAgain,
     /// A signal that ends the process.
     Signal(i32),
     /// A signal that stops the process until it is continued.
@@ -283,7 +281,7 @@ impl Control {
             }
             if begin.elapsed() > SLOW_STOP && !said {
                 said = true;
-                tracing::warn!("vCPUs {waiting:?} do not stop; still waiting");
+                devices::log_limited!(warn, "vCPUs {waiting:?} do not stop; still waiting");
             }
             state = self.changed.wait_timeout(state, KICK_AGAIN).unwrap_or_else(PoisonError::into_inner).0;
             if state.seats.iter().any(|seat| !seat.parked) {

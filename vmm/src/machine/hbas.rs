@@ -331,7 +331,7 @@ fn image(disk: &config::Disk, space: &Space) -> Result<Image> {
     };
     let pausing = match disk.on_no_space {
         NoSpace::Report => None,
-        NoSpace::Pause => Some(space.waits()),
+        NoSpace::Pause => Some(space.waits()?),
     };
     let image = image.guarded(disk.throttle.as_ref().map(limits).as_ref(), pausing);
     Ok(if disk.bounce { image.private() } else { image })

@@ -149,7 +149,7 @@ fn protection_information_waits_for_space_as_its_disk_does() {
     let of = found.protection.as_ref().unwrap();
     let (store, _) = protection::store(of, cache_mode(found.cache), &image, &config).unwrap();
     let (thread, (done, ended)) = (IoThread::start("test").unwrap(), mpsc::channel());
-    let parking = space.waits().parking;
+    let parking = space.waits().unwrap().parking;
     thread.remote().spawn(move |io| {
         let mut full = Some(Trick::Fail(libc::ENOSPC));
         io.plot(move |victim| matches!(victim, Victim::Write { .. }).then(|| full.take()).flatten());

@@ -277,7 +277,7 @@ impl Machine {
             Event::Quit | Event::Signal(_) | Event::PowerOff | Event::Crash(Crash::Host(_)) => true,
             Event::Reset(_) => self.config.vm.on_reset == Restart::Exit,
             Event::Crash(Crash::Guest(_)) => self.config.vm.on_crash == Restart::Exit,
-            Event::Pause(_) | Event::NoSpace(_) | Event::TrySpace | Event::SpaceTried => false,
+            Event::Pause(_) | Event::NoSpace(_) | Event::SpaceAgain => false,
             Event::Suspend | Event::Continued => false,
         }
     }
@@ -336,12 +336,8 @@ impl Machine {
                 self.space.begin(&what);
                 Ok(None)
             }
-            Event::TrySpace => {
-                self.space.try_again();
-                Ok(None)
-            }
-            Event::SpaceTried => {
-                self.space.tried();
+            Event::SpaceAgain => {
+                self.space.end();
                 Ok(None)
             }
             // Done, while the vCPUs were stopped.

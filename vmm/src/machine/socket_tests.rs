@@ -436,7 +436,7 @@ fn the_status_says_that_the_machine_waits_for_space() {
         "return": {"name": "vm", "status": "paused", "running": false, "reason": "no-space", "detail": waits}
     });
     assert_eq!(ask(&service, r#"{"execute": "query-status"}"#), status);
-    service.space.tried();
+    service.space.end();
     let status = json!({"return": {"name": "vm", "status": "running", "running": true}});
     assert_eq!(ask(&service, r#"{"execute": "query-status"}"#), status);
 }
