@@ -59,6 +59,14 @@ struct Ring {
     lost: u64,
 }
 
+impl Ring {
+    /// The reader takes nothing. He may do so again and again, as long as the guest prints.
+    fn stall(&mut self) {
+        self.stalled = true;
+        devices::log_limited!(warn, "console: the reader takes nothing; output is lost until it goes on");
+    }
+}
+
 impl Output {
     pub(super) fn new(patience: Patience, connected: bool) -> io::Result<Self> {
         let ring = Ring {
@@ -125,7 +133,11 @@ impl Output {
         let count = count.min(ring.bytes.len());
         ring.bytes.drain(..count);
         if std::mem::take(&mut ring.stalled) {
-            tracing::warn!("console: the reader goes on; {} bytes of output were lost", ring.lost);
+            devices::log_limited!(
+                warn,
+                "console: the reader goes on; {} bytes of output were lost",
+                ring.lost
+            );
         }
         drop(ring);
         self.space.notify_all();
@@ -199,16 +211,14 @@ impl Output {
                         self.space.wait_timeout(ring, limit).unwrap_or_else(PoisonError::into_inner);
                     ring = again;
                     if timeout.timed_out() && ring.bytes.len() >= CAPACITY {
-                        ring.stalled = true;
-                        tracing::warn!("console: the reader takes nothing; output is lost until it goes on");
+                        ring.stall();
                     }
                 }
             }
         }
         let full = ring.bytes.len() >= KEPT;
         if full && !ring.stalled {
-            ring.stalled = true;
-            tracing::warn!("console: the reader takes nothing; output is lost until it goes on");
+            ring.stall();
         }
         let keep = ring.connected && !full;
         (ring, keep)

@@ -128,7 +128,7 @@ impl Pump {
             self.write();
         }
         if listener != 0 && self.link.accept() || ask_again.is_some() && self.link.ask() {
-            tracing::info!("console: connected");
+            devices::log_limited!(info, "console: connected");
             self.broken = false;
             self.output.set_connected(true);
         }
@@ -201,7 +201,7 @@ impl Pump {
             Err(error) => {
                 // Said once for each reader.
                 if !self.broken {
-                    tracing::warn!("console: output is lost: {error}");
+                    devices::log_limited!(warn, "console: output is lost: {error}");
                 }
                 self.broken = true;
                 self.link.leave();
@@ -211,7 +211,7 @@ impl Pump {
     }
 
     fn left(&mut self) {
-        tracing::info!("console: disconnected");
+        devices::log_limited!(info, "console: disconnected");
         self.output.set_connected(false);
         // A new peer did not type this.
         self.pending.clear();

@@ -559,3 +559,33 @@ fn stopping_gives_the_terminal_back_until_it_goes_on() {
     assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGTERM));
     assert!(is_cooked(&slave));
 }
+
+/// Guest and reader are strangers: one prints without end, the other takes a little now and then.
+#[test]
+fn a_slow_reader_does_not_fill_the_log() {
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let (lines, output) =
+        (Lines::default(), Output::new(Patience::Limited(Duration::from_millis(1)), true).unwrap());
+    let writer = lines.clone();
+    let log = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    tracing::subscriber::with_default(log, || {
+        for _ in 0..100 {
+            output.put(&vec![b'x'; 16 << 10]);
+            output.put(b"more");
+            output.consume(1000);
+        }
+    });
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    assert!(text.contains("takes nothing") && text.contains("goes on"), "{text}");
+    let count = text.lines().count();
+    assert!(count <= 2 * 12, "{count} lines");
+}

@@ -214,7 +214,7 @@ impl MsiVector for Vector {
 impl Drop for Vector {
     fn drop(&mut self) {
         if let Err(e) = self.router.vm.unregister_irqfd(&self.event, self.gsi) {
-            tracing::warn!("interrupt {}: releasing: {e}", self.gsi);
+            devices::log_limited!(warn, "interrupt {}: releasing: {e}", self.gsi);
         }
         self.router.free(self.gsi);
     }
