@@ -1,4 +1,4 @@
-//! The event log: a ring of records with sequence numbers that never go back.
+//! The event log: a ring of records with sequence numbers that never go back, until they are used up.
 
 use std::collections::VecDeque;
 
@@ -9,6 +9,9 @@ use crate::spec::event::{LogInfo, Record, arg};
 /// How many records a log has: the newest.
 pub const EVENT_RECORDS: usize = 256;
 const CAPACITY: usize = EVENT_RECORDS;
+/// No record has this number, which is far from where 32 bits wrap: the log begins anew before. What was kept from before would
+/// be newer than all that comes after.
+const NUMBERS_END: u32 = 0xffff_0000;
 
 /// Keeps the event log of a controller while the process does not run. The log tells it all that happens to it, in
 /// order; nothing here may wait for the host: it is called on the threads that serve the guest. Only its end may.
@@ -21,6 +24,8 @@ pub trait EventStore: Send {
     fn keep_marks(&mut self, marks: EventMarks);
     /// Keeps what the guest has set, whatever it was before. Always as many bytes.
     fn keep_settings(&mut self, settings: &[u8]);
+    /// Forgets the records and the numbers beside them: they begin at 1 again.
+    fn forget_events(&mut self);
 }
 
 /// A record of the log as drivers read it.
@@ -140,16 +145,31 @@ impl Log {
         records.sort_unstable_by_key(|record| record.seq.get());
         records.dedup_by_key(|record| record.seq.get());
         let newest = records.last().map_or(kept.marks.clear, |record| record.seq.get());
-        let next = kept.next.max(newest.wrapping_add(1));
+        let next = kept.next.max(newest.saturating_add(1));
         let mut ring = VecDeque::with_capacity(CAPACITY);
         ring.extend(records.iter().skip(records.len().saturating_sub(CAPACITY)));
-        Self { records: ring, next, marks: kept.marks, settings: kept.settings, store }
+        let mut log = Self { records: ring, next, marks: kept.marks, settings: kept.settings, store };
+        log.begin_anew_at_the_end();
+        log
+    }
+
+    fn begin_anew_at_the_end(&mut self) {
+        if self.next < NUMBERS_END {
+            return;
+        }
+        devices::log_limited!(warn, "megasas: the numbers of events are used up; the event log begins anew");
+        self.records.clear();
+        (self.next, self.marks) = (1, EventMarks::default());
+        if let Some(store) = &mut self.store {
+            store.forget_events();
+        }
     }
 
     /// Appends an event that happened at `time`, in seconds since 2000; returns its sequence number.
     pub(crate) fn append(&mut self, time: u32, event: &Event, text: &str) -> u32 {
+        self.begin_anew_at_the_end();
         let seq = self.next;
-        self.next = seq.wrapping_add(1);
+        self.next = seq.saturating_add(1);
         let mut record = Record::new_zeroed();
         record.seq = seq.into();
         record.time = time.into();
@@ -318,6 +338,10 @@ mod tests {
         fn keep_settings(&mut self, settings: &[u8]) {
             self.0.lock().unwrap().0.settings = settings.to_vec();
         }
+        fn forget_events(&mut self) {
+            let kept = &mut self.0.lock().unwrap().0;
+            *kept = KeptEvents { settings: std::mem::take(&mut kept.settings), ..KeptEvents::default() };
+        }
     }
 
     fn stored(store: &Memory) -> Log {
@@ -381,5 +405,39 @@ mod tests {
         let seqs: Vec<_> = log.matching(&all).map(|record| record.seq.get()).collect();
         assert_eq!(seqs, [2, 3, 4, 5, 7, 8, 9, 10]);
         assert_eq!(log.append(0, &event(class::INFO, locale::LD), ""), 900, "numbers are never used twice");
+    }
+
+    /// A guest that does nothing else gets there in hours, and others may have its log then.
+    #[test]
+    fn numbers_that_are_used_up_begin_anew() {
+        let all = Filter::new(0, 0xfe00_ffff);
+        let seqs = |log: &Log| log.matching(&all).map(|record| record.seq.get()).collect::<Vec<_>>();
+        for next in [0xffff_0000, u32::MAX] {
+            let store = Memory::default();
+            {
+                let kept = &mut store.0.lock().unwrap().0;
+                let mut last = Record::new_zeroed();
+                (last.seq, last.locale) = ((next - 1).into(), locale::LD.into());
+                kept.records.push(last.as_bytes().try_into().unwrap());
+                (kept.next, kept.marks) = (next, EventMarks { clear: next - 5, shutdown: 0, boot: next - 4 });
+            }
+            let mut log = stored(&store);
+            let numbers = [(); 3].map(|()| log.append(0, &event(class::INFO, locale::LD), "")).to_vec();
+            assert!(numbers.is_sorted(), "{numbers:?}");
+            assert_eq!(seqs(&log), numbers);
+            drop(log);
+            let log = stored(&store);
+            assert_eq!((seqs(&log), log.info().clear.get()), (numbers, 0), "found again");
+        }
+    }
+
+    #[test]
+    fn a_log_begins_anew_before_numbers_wrap() {
+        let store = Memory::default();
+        store.0.lock().unwrap().0.next = 0xfffe_fffe;
+        let mut log = stored(&store);
+        let numbers = [(); 4].map(|()| log.append(0, &event(class::INFO, locale::LD), ""));
+        assert_eq!(numbers, [0xfffe_fffe, 0xfffe_ffff, 1, 2]);
+        assert_eq!((log.info().oldest.get(), log.info().newest.get()), (1, 2));
     }
 }

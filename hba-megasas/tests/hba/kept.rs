@@ -26,6 +26,10 @@ impl EventStore for Store {
     fn keep_settings(&mut self, settings: &[u8]) {
         self.0.lock().unwrap().settings = settings.to_vec();
     }
+    fn forget_events(&mut self) {
+        let settings = std::mem::take(&mut self.0.lock().unwrap().settings);
+        *self.0.lock().unwrap() = KeptEvents { settings, ..KeptEvents::default() };
+    }
 }
 
 impl Store {

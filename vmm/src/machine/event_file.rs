@@ -5,7 +5,8 @@
 //! Header, slots and blocks end with a checksum: what a crash leaves half-written is left out at the next start. A
 //! thread writes, so that the threads that serve the guest never wait for the host's disk. What the thread had not written
 //! when the process was killed is lost. Numbers are not used twice: after a process that did not close the file they go
-//! on a whole log later. More than that cannot be promised of a disk that stood still while more events came.
+//! on a whole log later. More than that cannot be promised where more events came while the disk stood still, or between two
+//! writes: a guest makes as many as it likes, and the thread writes a few times a second.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -33,6 +34,9 @@ const PARTS: usize = 64;
 /// How long the end waits for the host's disk: what ends after this log, disk images above all, is worth more.
 const END_PATIENCE: Duration = Duration::from_secs(5);
 
+/// From one write to the next: each makes the host's disk stable, whose other users would feel a guest that makes events in a loop.
+const PAUSE: Duration = Duration::from_millis(200);
+
 type Block = [u8; BLOCK];
 
 /// What is to be written.
@@ -42,6 +46,8 @@ struct Pending {
     records: BTreeMap<usize, (u32, EventRecord)>,
     marks: Option<EventMarks>,
     settings: Option<Vec<u8>>,
+    /// The records in the file are to go, before others are written.
+    forget: bool,
     /// The newest number that was handed in, and the newest of those before it that are all in the file.
     newest: u32,
     written: u32,
@@ -113,7 +119,7 @@ impl EventStore for EventFile {
             let path = self.path.display();
             devices::log_limited!(
                 warn,
-                "event log {path} is {EVENT_RECORDS} events behind: the host's disk is slow or does not answer"
+                "event log {path} is {EVENT_RECORDS} events behind: the guest makes very many, or the host's disk does not answer"
             );
         }
         self.shared.changed.notify_all();
@@ -126,6 +132,14 @@ impl EventStore for EventFile {
 
     fn keep_settings(&mut self, settings: &[u8]) {
         self.shared.lock().settings = Some(settings.to_vec());
+        self.shared.changed.notify_all();
+    }
+
+    fn forget_events(&mut self) {
+        let mut pending = self.shared.lock();
+        pending.records.clear();
+        (pending.marks, pending.forget) = (Some(EventMarks::default()), true);
+        (pending.newest, pending.written, pending.behind) = (0, 0, false);
         self.shared.changed.notify_all();
     }
 }
@@ -164,13 +178,18 @@ impl Shared {
                 self.changed.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
             let (records, newest) = (std::mem::take(&mut pending.records), pending.newest);
             let (new_marks, settings) = (pending.marks.take(), pending.settings.take());
+            let forget = std::mem::take(&mut pending.forget);
             let ended = pending.ended;
             drop(pending);
             marks = new_marks.unwrap_or(marks);
+            // Slots without a checksum.
+            let emptied =
+                if forget { file.write_all_at(&vec![0; BLOCK * EVENT_RECORDS], at(0)) } else { Ok(()) };
             // The records before the header that counts on them.
-            let mut result = records
-                .into_iter()
-                .try_for_each(|(slot, (_, record))| file.write_all_at(&block(&record), at(slot)));
+            let mut records = records.into_iter();
+            let mut result = emptied.and_then(|()| {
+                records.try_for_each(|(slot, (_, record))| file.write_all_at(&block(&record), at(slot)))
+            });
             if let (Ok(()), Some(settings)) = (&result, &settings) {
                 let mut parts = (EVENT_RECORDS..).zip(settings.chunks(PART).take(PARTS));
                 result = parts.try_for_each(|(slot, part)| {
@@ -186,12 +205,14 @@ impl Shared {
                 devices::log_limited!(warn, "event log not written: {error}");
             }
             let mut pending = self.lock();
-            (pending.written, pending.behind, pending.over) = (newest, false, ended);
-            drop(pending);
+            // Not beyond the newest: numbers may have begun anew.
+            (pending.written, pending.behind, pending.over) = (newest.min(pending.newest), false, ended);
             self.changed.notify_all();
             if ended {
                 return;
             }
+            let paused = self.changed.wait_timeout_while(pending, PAUSE, |pending| !pending.ended);
+            drop(paused.unwrap_or_else(PoisonError::into_inner));
         }
     }
 }
@@ -356,6 +377,39 @@ mod tests {
         file.write_all_at(&header(EventMarks::default(), 0), 0).unwrap();
         let kept = EventFile::open(&path).unwrap().load();
         assert_eq!((numbers(&kept), kept.next), ((1..=10).collect(), 267));
+    }
+
+    /// Nothing else bounds how often a guest has the host's disk made stable.
+    #[test]
+    fn events_in_a_loop_are_written_a_few_times_a_second() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let mut file = EventFile::open(&dir.path().join("events")).unwrap();
+        let (begin, mut number, mut seen, mut rounds) = (std::time::Instant::now(), 0, 0, 0);
+        while begin.elapsed() < Duration::from_secs(2) {
+            number += 1;
+            file.keep(number, &record(number));
+            let written = file.shared.lock().written;
+            rounds += u32::from(written != seen);
+            seen = written;
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        assert!((1..=2 * 1000 / 200 + 2).contains(&rounds), "{rounds} times in two seconds");
+    }
+
+    #[test]
+    fn what_was_forgotten_is_not_there_again() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("events");
+        fill(&path, 4_294_900_000..=4_294_900_300, EventMarks { clear: 5, shutdown: 6, boot: 4_294_900_001 });
+        let mut file = EventFile::open(&path).unwrap();
+        assert_eq!(file.load().next, 4_294_900_301);
+        file.keep_settings(&[7; PART]);
+        file.forget_events();
+        (1..=3).for_each(|number| file.keep(number, &record(number)));
+        drop(file);
+        let kept = EventFile::open(&path).unwrap().load();
+        assert_eq!((numbers(&kept), kept.marks, kept.next), (vec![1, 2, 3], EventMarks::default(), 4));
+        assert_eq!(kept.settings, [7; PART], "they are no events");
     }
 
     #[test]
