@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use boot::acpi::{Blob, TableSet};
@@ -21,10 +21,10 @@ use kvm_ioctls::VmFd;
 use vm_memory::GuestMemoryBackend;
 
 use super::chipset::Chipset;
+use super::debug_file::DebugFile;
 use super::tables::FirmwareTables;
 use crate::config::{BootDevice, Config, Hba};
 use crate::kvm::{Rom, map_rom};
-use crate::output_file;
 
 /// Bytes that the directory announces for files whose content is made later. Firmware ignores the zeroes behind it.
 const TABLES_LEN: usize = 128 << 10;
@@ -209,9 +209,7 @@ pub enum DebugOutput {
 impl DebugOutput {
     pub fn open(path: Option<&Path>) -> Result<Self> {
         let Some(path) = path else { return Ok(Self::Log(logged_console())) };
-        let file = output_file::open(path)
-            .map_err(|error| anyhow!("boot.debug_log: {}: {error}", path.display()))?;
-        Ok(Self::File(Arc::new(DebugFile(Mutex::new(file)))))
+        Ok(Self::File(Arc::new(DebugFile::open(path)?)))
     }
 
     /// What [`Self::open`] would find wrong. Changes nothing.
@@ -229,8 +227,14 @@ impl DebugOutput {
 
     /// The machine starts: takes away what an earlier run left in the file.
     pub fn begin(&self) -> Result<()> {
-        let Self::File(file) = self else { return Ok(()) };
-        output_file::empty(&file.lock()).context("boot.debug_log: cannot empty the file")
+        if let Self::File(file) = self { file.begin() } else { Ok(()) }
+    }
+
+    /// The machine has ended.
+    pub fn end(&self) {
+        if let Self::File(file) = self {
+            file.end();
+        }
     }
 }
 
@@ -240,23 +244,6 @@ fn logged_console() -> Option<Arc<dyn Sink>> {
     listens.then(|| -> Arc<dyn Sink> {
         Arc::new(LineLog::new(|line| tracing::debug!(target: TARGET, "{line}")))
     })
-}
-
-/// Takes the bytes as they come: what was printed is in the file even when the process is killed.
-pub struct DebugFile(Mutex<File>);
-
-impl DebugFile {
-    fn lock(&self) -> MutexGuard<'_, File> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Sink for DebugFile {
-    fn put(&self, bytes: &[u8]) {
-        if let Err(error) = self.lock().write_all(bytes) {
-            devices::log_limited!(warn, "boot.debug_log: {error}");
-        }
-    }
 }
 
 #[cfg(test)]
@@ -299,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn the_debug_console_writes_through_to_its_file() {
+    fn the_debug_console_prints_to_its_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("debug");
         std::fs::write(&path, "what an earlier run left").unwrap();
@@ -311,6 +298,7 @@ mod tests {
         for byte in b"SeaBIOS\npart" {
             sink.put(&[*byte]);
         }
+        output.end();
         assert_eq!(std::fs::read(&path).unwrap(), b"SeaBIOS\npart");
         let error = DebugOutput::open(Some(&directory.path().join("gone/x"))).err().unwrap();
         assert!(error.to_string().starts_with("boot.debug_log: "), "{error}");

@@ -6,6 +6,7 @@ mod chipset;
 mod clocks;
 mod closing;
 mod control;
+mod debug_file;
 mod ending;
 mod event_file;
 mod events;
@@ -206,6 +207,7 @@ impl Machine {
     pub fn run(mut self) -> End {
         let outcome = self.start().and_then(|(threads, events)| self.serve(threads, events));
         self.console.close();
+        self.debug.end();
         outcome.unwrap_or_else(|e| {
             complain(explain(&e));
             End::Exit(Outcome::Failed)
