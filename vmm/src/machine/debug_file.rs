@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use devices::platform::sink::Sink;
 
-use crate::output_file;
+use crate::output_file::{self, OutputError};
 
 /// Bytes that wait for the host at most.
 const KEPT: usize = 1 << 20;
@@ -46,9 +46,13 @@ struct Waiting {
 impl DebugFile {
     /// Opens the file, and leaves what is in it for now.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = output_file::open(path)
-            .map_err(|error| anyhow!("boot.debug_log: {}: {error}", path.display()))?;
+        let file = output_file::open(path).map_err(|error| no_file(path, &error))?;
         Ok(Self { shared: Arc::default(), file: Mutex::new(Some(file)) })
+    }
+
+    /// What [`Self::open`] would find wrong. Changes nothing.
+    pub fn check(path: &Path) -> Result<()> {
+        output_file::look(path).map_err(|error| no_file(path, &error))
     }
 
     /// The machine starts: takes away what an earlier run left.
@@ -69,6 +73,10 @@ impl DebugFile {
             tracing::error!("boot.debug_log: the last output is lost: the host's disk does not answer");
         }
     }
+}
+
+fn no_file(path: &Path, error: &OutputError) -> anyhow::Error {
+    anyhow!("boot.debug_log: {}: {error}", path.display())
 }
 
 impl Sink for DebugFile {

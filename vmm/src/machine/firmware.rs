@@ -214,8 +214,7 @@ impl DebugOutput {
 
     /// What [`Self::open`] would find wrong. Changes nothing.
     pub fn check(path: Option<&Path>) -> Result<()> {
-        let Some(path) = path else { return Ok(()) };
-        output_file::look(path).map_err(|error| anyhow!("boot.debug_log: {}: {error}", path.display()))
+        path.map_or(Ok(()), DebugFile::check)
     }
 
     pub fn sink(&self) -> Option<Arc<dyn Sink>> {
