@@ -226,7 +226,7 @@ pub(crate) fn tools(bed: &Bed, vmm: Vmm) -> Result<()> {
             "pd 1 state 0x18 slot 1 sectors 4194304 block 512",
             "ld 1 state 3 sectors 4194304 level 0 drives 1 cache 0",
             "config 1120 bytes 2 arrays of 288 2 volumes of 256",
-            "code 0x8a Created VD 01/1",
+            "code 0 Firmware initialization started",
             "code 0x72 Locate LED on: PD 00",
             "status 0x2 00",
             "/dev/bus/0 -d megaraid,0",
@@ -237,6 +237,7 @@ pub(crate) fn tools(bed: &Bed, vmm: Vmm) -> Result<()> {
             "[megaraid_disk_99] failed: INQUIRY failed",
         ],
     )?;
+    ensure!(!output.contains("code 0x8a"), "disks that are there at the start are events:\n{output}");
     ensure!(!output.contains("not as listed"), "two SAS addresses for one disk:\n{output}");
     // The name of the disk is one, by SCSI and by the firmware.
     let address = output
