@@ -420,9 +420,7 @@ pub(crate) async fn serve(worker: Rc<Worker>) {
     let mut fetcher = Fetcher::default();
     let mut backlog = Backlog { frames: VecDeque::with_capacity(limit), may: false };
     let begin = |token: FrameToken, frame| {
-        if pool.running() >= limit {
-            token.complete_scsi(ScsiStatus::Busy, 0);
-        } else if let Err(task) = pool.spawn(execute::run(token, frame)) {
+        if let Err(task) = pool.spawn(execute::run(token, frame)) {
             worker.io.spawn(task);
         }
     };
@@ -445,7 +443,10 @@ pub(crate) async fn serve(worker: Rc<Worker>) {
                 count += 1;
                 let at = (address, batch.epoch, batch.taken);
                 let Some((token, frame)) = worker.accept(at, &mut fetcher) else { continue };
-                if let Some((token, frame)) = backlog.sort(token, frame) {
+                // Those that wait count too: a guest that sends more than the adapter takes must not have them all kept.
+                if pool.running() + backlog.frames.len() >= limit {
+                    token.complete_scsi(ScsiStatus::Busy, 0);
+                } else if let Some((token, frame)) = backlog.sort(token, frame) {
                     bytes += frame.bytes();
                     begin(token, frame);
                 }
