@@ -50,6 +50,8 @@ pub struct Console {
     output: Option<Arc<Output>>,
     waiting: Option<Waiting>,
     pty: Option<String>,
+    /// It made a terminal raw, and has to give it back.
+    terminal: bool,
     thread: Option<(JoinHandle<()>, Receiver<()>)>,
 }
 
@@ -67,7 +69,9 @@ impl Console {
     pub fn open(mode: &Mode, raw_terminal: fn(bool)) -> Result<Self, ConsoleError> {
         let limited = Patience::Limited(SLOW_READER);
         let (link, patience) = match mode {
-            Mode::Off => return Ok(Self { output: None, waiting: None, pty: None, thread: None }),
+            Mode::Off => {
+                return Ok(Self { output: None, waiting: None, pty: None, terminal: false, thread: None });
+            }
             Mode::Stdio => return Self::on_stdio(raw_terminal),
             Mode::File(path) => (Link::file(path)?, Patience::Endless),
             Mode::Pty(link) => return Self::on_pty(link.as_deref()),
@@ -103,9 +107,9 @@ impl Console {
     fn with(link: Link, patience: Patience, connected: bool) -> Result<Self, ConsoleError> {
         let output = Output::new(patience, connected).map_err(ConsoleError::Resources)?;
         // Only a keyboard has no other way to quit; what a program sends is the guest's as it is.
-        let escapes = link.is_terminal();
-        let waiting = Some(Waiting { link, escapes });
-        Ok(Self { output: Some(Arc::new(output)), waiting, pty: None, thread: None })
+        let terminal = link.is_terminal();
+        let waiting = Some(Waiting { link, escapes: terminal });
+        Ok(Self { output: Some(Arc::new(output)), waiting, pty: None, terminal, thread: None })
     }
 
     /// Where the serial port sends its bytes.
@@ -188,7 +192,9 @@ impl Drop for Console {
             }
         }
         // Also where the thread still hangs in a write.
-        terminal::leave();
+        if self.terminal {
+            terminal::leave();
+        }
     }
 }
 

@@ -148,6 +148,20 @@ fn terminal_is_raw_while_the_console_is_open() {
 }
 
 #[test]
+fn the_end_of_another_console_leaves_the_terminal_raw() {
+    let _alone = alone();
+    let (_master, slave) = user_terminal();
+    let console = on_terminal(&slave, |_| {});
+    let (input, _typing) = std::io::pipe().unwrap();
+    let (_reading, output) = std::io::pipe().unwrap();
+    let link = Link::stdio(input.as_fd(), output.as_fd(), |_| {}).unwrap();
+    Console::with(link, Patience::Endless, true).unwrap().close();
+    assert!(is_raw(&slave));
+    console.close();
+    assert!(is_cooked(&slave));
+}
+
+#[test]
 fn typing_into_a_guest_that_does_not_read_loses_nothing_and_quit_still_works() {
     let _alone = alone();
     let (master, slave) = user_terminal();
