@@ -76,10 +76,11 @@ struct Tasks {
 }
 
 impl Core {
-    pub(super) fn new(shared: Arc<Shared>, polling: Polling) -> io::Result<Rc<Self>> {
+    /// Of the calling thread. The kernel's threads for it are restricted to the CPUs `workers`, see [`super::setup::make`].
+    pub(super) fn new(shared: Arc<Shared>, polling: Polling, workers: &[usize]) -> io::Result<Rc<Self>> {
         Ok(Rc::new(Self {
             shared,
-            ring: RefCell::new(Ring::new(RING_ENTRIES)?),
+            ring: RefCell::new(Ring::new(RING_ENTRIES, workers)?),
             helpers: Arc::default(),
             ready: RefCell::default(),
             postponed: RefCell::default(),
@@ -95,12 +96,6 @@ impl Core {
             #[cfg(any(test, feature = "testing"))]
             mischief: Default::default(),
         }))
-    }
-
-    /// The same, with the kernel's threads for it restricted to these CPUs, if there are any, where the kernel lets us.
-    pub(super) fn with_workers_on(self: Rc<Self>, cpus: &[usize]) -> io::Result<Rc<Self>> {
-        self.ring.borrow().restrict_workers(cpus)?;
-        Ok(self)
     }
 
     /// Adds a task slot that `make` builds around its number; `None` when the thread is ending.

@@ -116,7 +116,7 @@ impl Io {
     #[cfg(test)]
     pub(crate) fn for_test() -> Self {
         let shared = wake::Shared::new().expect("an event descriptor");
-        Self { core: executor::Core::new(shared.into(), Polling::Off).expect("io_uring") }
+        Self { core: executor::Core::new(shared.into(), Polling::Off, &[]).expect("io_uring") }
     }
 
     /// Runs another task on this thread. Allocates; per-command tasks go through a [`TaskPool`].

@@ -159,9 +159,9 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// A ring of `entries` submission entries, with the best set-up that the kernel offers.
-    pub(super) fn new(entries: u32) -> io::Result<Self> {
-        let uring = setup::make(entries)?;
+    /// A ring of `entries` submission entries, with the best set-up that the kernel offers. See [`setup::make`].
+    pub(super) fn new(entries: u32, workers: &[usize]) -> io::Result<Self> {
+        let uring = setup::make(entries, workers)?;
         let in_flight_max = uring.params().cq_entries() as usize;
         Ok(Self {
             uring,
@@ -179,11 +179,6 @@ impl Ring {
             #[cfg(any(test, feature = "testing"))]
             tape: Default::default(),
         })
-    }
-
-    /// Restricts the kernel's threads to these CPUs, see [`setup::restrict_workers`].
-    pub(super) fn restrict_workers(&self, cpus: &[usize]) -> io::Result<()> {
-        setup::restrict_workers(&self.uring, cpus)
     }
 
     /// Queues an operation of `scope`.

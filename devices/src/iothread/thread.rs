@@ -43,14 +43,13 @@ impl IoThread {
         let shared = Arc::new(Shared::new()?);
         let remote = Remote { shared: shared.clone() };
         let (started, result) = mpsc::sync_channel(1);
-        let main =
-            move || match pin(&cpus).and_then(|()| Core::new(shared, polling)?.with_workers_on(&workers)) {
-                Ok(core) => {
-                    let _ = started.send(Ok(()));
-                    serve(core, failed);
-                }
-                Err(e) => drop(started.send(Err(e))),
-            };
+        let main = move || match pin(&cpus).and_then(|()| Core::new(shared, polling, &workers)) {
+            Ok(core) => {
+                let _ = started.send(Ok(()));
+                serve(core, failed);
+            }
+            Err(e) => drop(started.send(Err(e))),
+        };
         let thread = std::thread::Builder::new().name(name.into()).spawn(main)?;
         let thread = Self { remote, thread: Some(thread) };
         match result.recv() {

@@ -6,14 +6,22 @@ use std::io;
 ///
 /// # Panics
 /// When the kernel takes no filter.
-#[allow(clippy::panic)]
 pub fn forbid_system_call(number: libc::c_long) {
+    answer_system_call(number, libc::EPERM);
+}
+
+/// The same with another error number.
+///
+/// # Panics
+/// When the kernel takes no filter.
+#[allow(clippy::panic)]
+pub fn answer_system_call(number: libc::c_long, error: i32) {
     let step = |code: u32, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf, k };
     let mut filter = [
         // The number of the system call: the first word of what the filter is about.
         step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
         step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, number as u32),
-        step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | error as u32),
         step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
     ];
     let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
