@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::Io;
 use super::kernel::may_have;
 use super::op::Op;
-use super::ring::Key;
+use super::slots::Key;
 
 /// An event that is watched without a submission for each signal: for doorbells. It must not block (`EFD_NONBLOCK`).
 ///

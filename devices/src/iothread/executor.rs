@@ -14,7 +14,8 @@ use super::blocking::Helpers;
 use super::clock::Clock;
 use super::op::Op;
 use super::polling::{Poller, Polling, Window};
-use super::ring::{BYTES_PER_ENTER, Key, Reaped, Ring};
+use super::ring::{BYTES_PER_ENTER, Reaped, Ring};
+use super::slots::Key;
 use super::wake::{Inbox, Shared, TaskWaker};
 use super::{Io, RING_ENTRIES};
 

@@ -14,7 +14,7 @@
 
 use std::collections::VecDeque;
 
-use super::ring::Key;
+use super::slots::Key;
 
 /// Bytes from which on a copy to or from the host's cache is long.
 pub(super) const LONG_COPY: u64 = 64 << 10;

@@ -34,6 +34,7 @@ mod ring;
 mod scope;
 mod setup;
 mod single;
+mod slots;
 mod thread;
 mod wake;
 
@@ -54,7 +55,8 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::mem::{FromGuest, SgList, ToGuest};
 use executor::Core;
 use op::{Op, Reach};
-use ring::{Key, Outcome};
+use ring::Outcome;
+use slots::Key;
 use wake::Shared;
 
 pub use blocking::Owner;

@@ -4,13 +4,12 @@
 //! holds the slot's key only. New operations queue here and reach the kernel when the thread enters it, so a
 //! full submission queue makes them wait in order and is never an error. Those of one file wait in order; the files take turns.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
-use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -18,7 +17,8 @@ use super::abandoned::Abandoned;
 use super::lanes::{Copied, Lanes, Share, Turn};
 use super::op::{Op, Reach};
 use super::setup;
-use io_uring::types::{Fd, Timespec};
+use super::slots::{Key, Slots, Stage};
+use io_uring::types::Fd;
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 /// Bytes of transfers after which the kernel gets them at once, and what is done meanwhile goes back, before more are queued:
@@ -26,74 +26,10 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 /// host's cache is copied within the system call. One is little beside moving as much.
 pub(super) const BYTES_PER_ENTER: u64 = 128 << 10;
 
-/// Slots are made this many at a time and never move.
-const CHUNK: usize = 32;
-
 /// Bit of the user data that marks the poll before the read of [`Op::Event`].
 const PART: u64 = 1 << 31;
 /// User data of cancellations, whose own result is of no interest.
 const CANCEL: u64 = u64::MAX;
-/// The lane of what is no transfer.
-const NO_LANE: u32 = u32::MAX;
-
-/// Names a slot during one use of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Key {
-    pub(super) index: u32,
-    pub(super) generation: u32,
-}
-
-impl Key {
-    fn user_data(self) -> u64 {
-        (u64::from(self.generation) << 32) | u64::from(self.index)
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    Free,
-    Queued,
-    InFlight,
-    Detached,
-    Done,
-}
-
-/// One operation. All fields are cells: the kernel may write `count` while others are in use.
-struct Slot {
-    generation: Cell<u32>,
-    stage: Cell<Stage>,
-    /// Whose it is: a number of [`super::Scope`].
-    scope: Cell<u64>,
-    /// Of a transfer: the queue of its file.
-    lane: Cell<u32>,
-    /// Of a long copy under way that somebody waits for.
-    share: Cell<Share>,
-    /// Completions that the kernel still owes.
-    owed: Cell<u8>,
-    result: Cell<i32>,
-    op: RefCell<Option<Op>>,
-    waker: Cell<Option<Waker>>,
-    count: AtomicU64,
-    time: Cell<Timespec>,
-}
-
-impl Slot {
-    fn new() -> Self {
-        Self {
-            generation: Cell::new(0),
-            stage: Cell::new(Stage::Free),
-            scope: Cell::new(0),
-            lane: Cell::new(NO_LANE),
-            share: Cell::default(),
-            owed: Cell::new(0),
-            result: Cell::new(0),
-            op: RefCell::new(None),
-            waker: Cell::new(None),
-            count: AtomicU64::new(0),
-            time: Cell::new(Timespec::new()),
-        }
-    }
-}
 
 /// What an operation ended with.
 pub(super) struct Outcome {
@@ -138,8 +74,7 @@ impl Reaped {
 /// An io_uring and the operations in it. Used by the thread that made it only.
 pub(super) struct Ring {
     uring: IoUring,
-    slots: Vec<Rc<[Slot]>>,
-    free: Vec<u32>,
+    slots: Slots,
     /// Waits and timers: they only wait for room in the submission queue.
     waits: VecDeque<Key>,
     /// Transfers: they also wait for others to end.
@@ -165,8 +100,7 @@ impl Ring {
         let in_flight_max = uring.params().cq_entries() as usize;
         Ok(Self {
             uring,
-            slots: Vec::new(),
-            free: Vec::new(),
+            slots: Slots::default(),
             waits: VecDeque::new(),
             transfers: Lanes::new(in_flight_max),
             cancels: VecDeque::new(),
@@ -194,31 +128,23 @@ impl Ring {
     }
 
     fn occupy(&mut self, op: Op, scope: u64) -> Key {
-        let index = self.free.pop().unwrap_or_else(|| self.grow());
-        let mut key = Key { index, generation: 0 };
+        let key = self.slots.occupy(op, scope);
         #[cfg(any(test, feature = "testing"))]
-        self.tape.begin(index, &op);
-        if let Some(slot) = self.at(index) {
-            key.generation = slot.generation.get();
-            slot.stage.set(Stage::Queued);
-            slot.scope.set(scope);
-            slot.lane.set(op.lane().unwrap_or(NO_LANE));
-            slot.result.set(0);
-            slot.count.store(0, Ordering::Relaxed);
-            *slot.op.borrow_mut() = Some(op);
+        if let Some(slot) = self.slots.named(key) {
+            slot.op.borrow().iter().for_each(|op| self.tape.begin(key.index, op));
         }
         key
     }
 
     /// The outcome once it is there; before that, `waker` is woken when it comes.
     pub(super) fn poll(&mut self, key: Key, waker: &Waker) -> Poll<Outcome> {
-        let Some(slot) = self.named(key) else { return Poll::Pending };
+        let Some(slot) = self.slots.named(key) else { return Poll::Pending };
         if slot.stage.get() != Stage::Done {
             register(&slot.waker, waker);
             return Poll::Pending;
         }
         let (result, count) = (slot.result.get(), slot.count.load(Ordering::Acquire));
-        match self.release(key) {
+        match self.slots.release(key) {
             Some(op) => Poll::Ready(Outcome { result, count, op }),
             None => Poll::Pending,
         }
@@ -226,7 +152,7 @@ impl Ring {
 
     /// Signals of an [`Op::Watch`] since the last call; `None` when it ended and must be released.
     pub(super) fn poll_watch(&mut self, key: Key, waker: &Waker) -> Poll<Option<u64>> {
-        let Some(slot) = self.named(key) else { return Poll::Ready(None) };
+        let Some(slot) = self.slots.named(key) else { return Poll::Ready(None) };
         let count = slot.count.swap(0, Ordering::AcqRel);
         if count > 0 {
             return Poll::Ready(Some(count));
@@ -242,17 +168,17 @@ impl Ring {
     ///
     /// Gives it back if the kernel does not have it; the caller drops it without borrowing the ring.
     pub(super) fn abandon(&mut self, key: Key) -> Option<Gone> {
-        let slot = self.named(key)?;
+        let slot = self.slots.named(key)?;
         slot.waker.set(None);
         match slot.stage.get() {
             Stage::Queued => {
                 let lane = slot.lane.get();
                 self.transfers.forget(lane, key);
-                self.release(key).map(|op| Gone { op, result: 0 })
+                self.slots.release(key).map(|op| Gone { op, result: 0 })
             }
             Stage::Done => {
                 let result = slot.result.get();
-                self.release(key).map(|op| Gone { op, result })
+                self.slots.release(key).map(|op| Gone { op, result })
             }
             Stage::InFlight => {
                 slot.stage.set(Stage::Detached);
@@ -361,15 +287,8 @@ impl Ring {
 
     /// Cancels everything and waits until the kernel has let go of all memory.
     pub(super) fn drain(&mut self) -> io::Result<Reaped> {
-        let all: Vec<Key> = self
-            .slots
-            .iter()
-            .flat_map(|chunk| chunk.iter())
-            .zip(0u32..)
-            .filter(|(slot, _)| slot.stage.get() != Stage::Free)
-            .map(|(slot, index)| Key { index, generation: slot.generation.get() })
-            .collect();
         let mut reaped = Reaped::default();
+        let all = self.slots.occupied();
         reaped.gone.extend(all.into_iter().filter_map(|key| self.abandon(key)));
         #[cfg(any(test, feature = "testing"))]
         self.unstick(&mut reaped);
@@ -380,36 +299,11 @@ impl Ring {
         Ok(reaped)
     }
 
-    fn at(&self, index: u32) -> Option<&Slot> {
-        let index = index as usize;
-        self.slots.get(index / CHUNK)?.get(index % CHUNK)
-    }
-
-    fn named(&self, key: Key) -> Option<&Slot> {
-        self.at(key.index).filter(|slot| slot.generation.get() == key.generation)
-    }
-
-    fn grow(&mut self) -> u32 {
-        let first = (self.slots.len() * CHUNK) as u32;
-        self.slots.push((0..CHUNK).map(|_| Slot::new()).collect());
-        self.free.extend((first + 1..first + CHUNK as u32).rev());
-        first
-    }
-
-    fn release(&mut self, key: Key) -> Option<Op> {
-        let slot = self.named(key)?;
-        slot.generation.set(key.generation.wrapping_add(1));
-        slot.stage.set(Stage::Free);
-        let op = slot.op.borrow_mut().take();
-        self.free.push(key.index);
-        op
-    }
-
     /// Moves queued operations to the submission queue; false when some are left that do not wait for completions.
     fn fill(&mut self) -> bool {
         while let Some(&target) = self.cancels.front() {
             let entry = opcode::AsyncCancel::new(target).build().user_data(CANCEL);
-            if !self.push(&entry) {
+            if !push(&mut self.uring, &entry) {
                 return false;
             }
             self.cancels.pop_front();
@@ -436,11 +330,9 @@ impl Ring {
 
     /// Puts one operation into the submission queue; false when there is no room. If `share` says so, a thread of the kernel makes it.
     fn submit(&mut self, key: Key, share: Share) -> bool {
-        let Some(chunk) = self.slots.get(key.index as usize / CHUNK).cloned() else { return true };
-        let Some(slot) = chunk.get(key.index as usize % CHUNK) else { return true };
-        if slot.generation.get() != key.generation || slot.stage.get() != Stage::Queued {
+        let Some(slot) = self.slots.named(key).filter(|slot| slot.stage.get() == Stage::Queued) else {
             return true;
-        }
+        };
         let op = slot.op.borrow();
         let Some(op) = op.as_ref() else { return true };
         let (queue, entries) = (self.uring.submission(), op.entries());
@@ -451,35 +343,23 @@ impl Ring {
         drop(queue);
         if let Op::Event(event) = op {
             let poll = opcode::PollAdd::new(Fd(event.as_raw_fd()), libc::POLLIN as u32).build();
-            self.push(&poll.flags(squeue::Flags::IO_LINK).user_data(key.user_data() | PART));
+            push(&mut self.uring, &poll.flags(squeue::Flags::IO_LINK).user_data(key.user_data() | PART));
         }
         match op.pieces() {
             Some(pieces) => pieces.for_each(|(at, list)| {
-                self.push(&op.piece_entry(at, list).user_data(key.user_data()));
+                push(&mut self.uring, &op.piece_entry(at, list).user_data(key.user_data()));
             }),
             None => {
                 let entry = op.entry(&slot.count, &slot.time).user_data(key.user_data());
-                self.push(&if share.apart { entry.flags(squeue::Flags::ASYNC) } else { entry });
+                push(&mut self.uring, &if share.apart { entry.flags(squeue::Flags::ASYNC) } else { entry });
             }
         }
         slot.stage.set(Stage::InFlight);
         slot.owed.set(entries as u8);
-        self.in_flight += entries;
         slot.share.set(share);
+        self.in_flight += entries;
         self.transfers.begun(slot.lane.get(), entries, share);
         true
-    }
-
-    fn push(&mut self, entry: &squeue::Entry) -> bool {
-        // SAFETY: entries are cancellations, which point nowhere, or come from [`Op::entry`] for a slot that goes to
-        // `InFlight`. Descriptors, segment lists and memory behind them belong to the slot's `op`, other
-        // pointers lead into the slot itself. A slot never moves and its `op` is neither changed nor dropped
-        // before the last completion was reaped: `release` is only reached from `Queued`, from `Done`, or
-        // with nothing owed any more; dropping the ring drains it or leaks the slots.
-        #[allow(unsafe_code)]
-        unsafe {
-            self.uring.submission().push(entry).is_ok()
-        }
     }
 
     fn complete(&mut self, user_data: u64, result: i32, flags: u32, reaped: &mut Reaped) {
@@ -487,7 +367,7 @@ impl Ring {
             return;
         }
         let key = Key { index: (user_data & (PART - 1)) as u32, generation: (user_data >> 32) as u32 };
-        let Some(slot) = self.named(key) else { return };
+        let Some(slot) = self.slots.named(key) else { return };
         if cqueue::more(flags) {
             slot.count.fetch_add(1, Ordering::AcqRel);
             reaped.wakers.extend(slot.waker.take());
@@ -524,7 +404,7 @@ impl Ring {
         self.tape.end(key.index, result);
         if stage == Stage::Detached {
             self.let_go(key, reaped);
-        } else if let Some(slot) = self.at(key.index) {
+        } else if let Some(slot) = self.slots.named(key) {
             slot.stage.set(Stage::Done);
             reaped.wakers.extend(waker);
         }
@@ -532,9 +412,9 @@ impl Ring {
 
     /// Frees an abandoned operation whose last completion has come.
     fn let_go(&mut self, key: Key, reaped: &mut Reaped) {
-        let Some(slot) = self.named(key) else { return };
+        let Some(slot) = self.slots.named(key) else { return };
         let (result, scope) = (slot.result.get(), slot.scope.get());
-        let Some(op) = self.release(key) else { return };
+        let Some(op) = self.slots.release(key) else { return };
         if op.is_transfer() {
             self.detached.remove(scope, op.reach(), &mut reaped.wakers);
         }
@@ -553,7 +433,7 @@ impl Ring {
     /// As [`Self::start`], but the kernel, as it seems, does not answer.
     pub(super) fn start_stuck(&mut self, op: Op, scope: u64) -> Key {
         let key = self.occupy(op, scope);
-        if let Some(slot) = self.named(key) {
+        if let Some(slot) = self.slots.named(key) {
             slot.stage.set(Stage::InFlight);
             slot.owed.set(1);
             let lane = slot.lane.get();
@@ -575,7 +455,7 @@ impl Ring {
     /// The device ends all that it had not answered: `how` says with which result.
     pub(super) fn end_stuck(&mut self, how: impl Fn(&Op) -> i32, reaped: &mut Reaped) {
         for key in std::mem::take(&mut self.stuck) {
-            let result = self.named(key).and_then(|slot| slot.op.borrow().as_ref().map(&how));
+            let result = self.slots.named(key).and_then(|slot| slot.op.borrow().as_ref().map(&how));
             self.complete(key.user_data(), result.unwrap_or(-libc::EIO), 0, reaped);
         }
     }
@@ -587,6 +467,18 @@ impl Drop for Ring {
             // The kernel may still write to what the slots own: better lost than reused.
             std::mem::forget(std::mem::take(&mut self.slots));
         }
+    }
+}
+
+fn push(uring: &mut IoUring, entry: &squeue::Entry) -> bool {
+    // SAFETY: entries are cancellations, which point nowhere, or come from [`Op::entry`] for a slot that goes to
+    // `InFlight`. Descriptors, segment lists and memory behind them belong to the slot's `op`, other
+    // pointers lead into the slot itself. A slot never moves and its `op` is neither changed nor dropped
+    // before the last completion was reaped: `release` is only reached from `Queued`, from `Done`, or
+    // with nothing owed any more; dropping the ring drains it or leaks the slots.
+    #[allow(unsafe_code)]
+    unsafe {
+        uring.submission().push(entry).is_ok()
     }
 }
 
