@@ -18,6 +18,8 @@ pub struct Host {
     pub memory: Option<u64>,
     /// The sizes of huge pages in bytes that the host knows, and how many of each are free.
     pub huge_pages: Vec<(u64, u64)>,
+    /// Whether this process is root's.
+    pub root: bool,
 }
 
 impl Host {
@@ -29,7 +31,10 @@ impl Host {
             line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
         };
         let memory = amount("MemTotal").and_then(|total| total.checked_add(amount("SwapTotal").unwrap_or(0)));
-        Self { memory, huge_pages: huge_pages().unwrap_or_default() }
+        // SAFETY: no arguments, and it never fails.
+        #[allow(unsafe_code)]
+        let root = unsafe { libc::geteuid() } == 0;
+        Self { memory, huge_pages: huge_pages().unwrap_or_default(), root }
     }
 }
 
@@ -224,6 +229,14 @@ pub(super) fn check_ending(path: &Path, ending: Ending, block: u64) -> Result<()
 /// Checks that there is something at `path`.
 pub(super) fn check_exists(path: &Path) -> Result<(), String> {
     kind(path).map(drop)
+}
+
+/// Checks that `path` is a directory.
+pub(super) fn check_directory(path: &Path) -> Result<(), String> {
+    match kind(path)? {
+        "directory" => Ok(()),
+        kind => Err(format!("{} is a {kind}, expected a directory", path.display())),
+    }
 }
 
 /// Checks that `path` is a device node of the host.

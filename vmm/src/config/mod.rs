@@ -18,6 +18,7 @@ mod overrides;
 mod paths;
 pub mod schema;
 mod section;
+mod security;
 mod size;
 mod smbios;
 pub(crate) mod spell;
@@ -178,9 +179,20 @@ fn build(
     let section = root.take("control");
     paths.output(&section, directory);
     let control = machine::control(&section, directory, errors);
+    let security = security::security(&root.take("security"), directory, host, errors);
     log.into_iter().for_each(|log| paths.log(log));
     let own = paths.own();
     paths.check(errors);
     let directory = directory.to_path_buf();
-    Some(Config { vm: vm?, boot: boot?, debug_log, serial: serial?, control, hbas: hbas?, directory, own })
+    Some(Config {
+        vm: vm?,
+        boot: boot?,
+        debug_log,
+        serial: serial?,
+        control,
+        security: security?,
+        hbas: hbas?,
+        directory,
+        own,
+    })
 }

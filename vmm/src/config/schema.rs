@@ -7,7 +7,7 @@ use devices::storage::Backing;
 
 use super::types::{
     Cache, Discard, Format, HbaType, LunType, MegasasMode, MegasasModel, NoSpace, Polling, Restart, RtcBase,
-    SerialMode, VirtioInterface, WritePolicy,
+    Sandbox, SerialMode, VirtioInterface, WritePolicy,
 };
 
 /// Whether this version builds what a key asks for.
@@ -102,9 +102,16 @@ pub const ROOT: &[Key] = &[
     key("net", Kind::Later, NotYet),
     key("display", Kind::Later, NotYet),
     key("control", Kind::Table(CONTROL), Built),
+    key("security", Kind::Table(SECURITY), Built),
 ];
 
 const CONTROL: &[Key] = &[key("path", Kind::Path, Built)];
+
+const SECURITY: &[Key] = &[
+    key("sandbox", choice(Sandbox::NAMES, &[]), Built),
+    key("directories", Kind::Strings, Built),
+    key("user", Kind::Text(1), Built),
+];
 
 const VM: &[Key] = &[
     key("name", Kind::Text(1), Built),

@@ -53,6 +53,8 @@ pub struct Config {
     pub serial: Serial,
     /// `[control]`: the path of its socket.
     pub control: Option<PathBuf>,
+    /// `[security]`
+    pub security: Security,
     /// `[[hba]]`, in the order of the file
     pub hbas: Vec<Hba>,
     /// The directory of the file, which paths are relative to.
@@ -225,6 +227,44 @@ named! {
         /// [`Serial::Off`]
         Off = "off",
     }
+}
+
+/// `[security]`: what the process may still do when the machine has started.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Security {
+    /// Whether it is confined.
+    pub sandbox: Sandbox,
+    /// Where images that come at run time may be, with all that is below.
+    pub directories: Vec<PathBuf>,
+    /// Who it becomes; `None` to stay who started it.
+    pub user: Option<User>,
+}
+
+named! {
+    /// Whether the process is confined.
+    #[derive(Default)]
+    Sandbox {
+        /// To what a machine needs.
+        #[default]
+        On = "on",
+        /// Not at all, but what would be refused is logged.
+        Log = "log",
+        /// Not at all.
+        Off = "off",
+    }
+}
+
+/// A user of the host, never root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// As it is written.
+    pub name: String,
+    /// Number of the user.
+    pub uid: u32,
+    /// Number of the user's own group.
+    pub gid: u32,
+    /// Numbers of the other groups that the user is in.
+    pub groups: Vec<u32>,
 }
 
 /// `[[hba]]`: a host bus adapter and what is behind it.

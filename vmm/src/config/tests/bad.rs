@@ -37,7 +37,7 @@ fn unknown_names_are_refused_with_a_guess() {
     after_smallest(
         "[sound]",
         &["vm.toml:8: unknown table `sound`, expected tables named `vm`, `boot`, `serial`, `hba`, `net`, \
-           `display` or `control`"],
+           `display`, `control` or `security`"],
     );
     let fixture = Fixture::new();
     assert_eq!(

@@ -4,6 +4,7 @@ mod bad;
 mod good;
 mod images;
 mod paths;
+mod security;
 mod set;
 
 use std::fs;
@@ -34,7 +35,8 @@ impl Fixture {
     }
 
     fn parse(&self, text: &str, set: &[&str]) -> Result<Config, Vec<ConfigError>> {
-        let host = Host { memory: Some(32 << 30), huge_pages: vec![(2 << 20, 600), (1 << 30, 0)] };
+        let host =
+            Host { memory: Some(32 << 30), huge_pages: vec![(2 << 20, 600), (1 << 30, 0)], root: true };
         let set: Vec<String> = set.iter().map(|&option| option.to_owned()).collect();
         parse(text, &self.path("vm.toml"), &set, &host)
     }

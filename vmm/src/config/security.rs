@@ -1,0 +1,101 @@
+//! `[security]`: what the process may still do once the machine has started, and who it is then.
+
+use std::ffi::{CStr, CString};
+use std::path::{Path, PathBuf};
+
+use super::error::Errors;
+use super::host::{self, Host};
+use super::section::Section;
+use super::types::{Sandbox, Security, User};
+
+/// Longest entry of the database of users in bytes, and most groups of a user (Linux's own limit).
+const ENTRY_MAX: usize = 64 << 10;
+const GROUPS_MAX: usize = 65536;
+
+/// Reads `[security]`.
+pub(super) fn security(
+    section: &Section<'_>,
+    directory: &Path,
+    host: &Host,
+    errors: &mut Errors,
+) -> Option<Security> {
+    let sandbox = section.text("sandbox").map_or(Some(Sandbox::On), Sandbox::named);
+    let directories = directories(section, directory, errors);
+    let user = match section.text("user") {
+        Some(text) => Some(user(section, text, host, errors)?),
+        None => None,
+    };
+    Some(Security { sandbox: sandbox?, directories, user })
+}
+
+fn directories(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for text in section.strings("directories") {
+        let path = directory.join(text);
+        match host::check_directory(&path) {
+            // The configuration's own would be a surprise.
+            _ if text.is_empty() => {
+                section.refuse("directories", "expected paths that are not empty", errors)
+            }
+            Err(reason) => section.reject("directories", &reason, errors),
+            Ok(()) => {}
+        }
+        all.push(path);
+    }
+    all
+}
+
+fn user(section: &Section<'_>, text: &str, host: &Host, errors: &mut Errors) -> Option<User> {
+    let user = numbers(text).or_else(|| named(text));
+    let wrong = match &user {
+        None => "but this host has no such user; expected a user's name, or \"uid:gid\"",
+        Some(user) if user.uid == 0 => "who is root, and that needs no key; expected another user",
+        Some(_) if !host.root => "but only root becomes somebody else; start as root, or leave it out",
+        Some(_) => return user,
+    };
+    section.refuse("user", wrong, errors);
+    None
+}
+
+/// Reads `uid:gid`, whether the host has such a user or not. It is in no other groups.
+fn numbers(text: &str) -> Option<User> {
+    let (uid, gid) = text.split_once(':')?;
+    let number = |text: &str| {
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+        // The last number is "as it is" for the kernel.
+        digits.then(|| text.parse().ok()).flatten().filter(|&number| number != u32::MAX)
+    };
+    Some(User { name: text.to_owned(), uid: number(uid)?, gid: number(gid)?, groups: Vec::new() })
+}
+
+/// The user called `name` in the host's database of users.
+fn named(name: &str) -> Option<User> {
+    let called = CString::new(name).ok()?;
+    let mut buffer = vec![0; ENTRY_MAX];
+    // SAFETY: all of it are numbers and pointers, for which zeroes are values.
+    #[allow(unsafe_code)]
+    let mut entry: libc::passwd = unsafe { std::mem::zeroed() };
+    let mut found = std::ptr::null_mut();
+    // SAFETY: the call reads a string and fills an entry, a buffer of this length and a pointer, which all outlive it.
+    #[allow(unsafe_code)]
+    let result = unsafe {
+        libc::getpwnam_r(called.as_ptr(), &raw mut entry, buffer.as_mut_ptr(), buffer.len(), &raw mut found)
+    };
+    if result != 0 || found.is_null() {
+        return None;
+    }
+    let groups = groups(&called, entry.pw_gid);
+    Some(User { name: name.to_owned(), uid: entry.pw_uid, gid: entry.pw_gid, groups })
+}
+
+/// The groups that the user is in besides `gid`.
+fn groups(name: &CStr, gid: u32) -> Vec<u32> {
+    let mut groups = vec![0; GROUPS_MAX];
+    let mut count = GROUPS_MAX as libc::c_int;
+    // SAFETY: the call reads a string and fills a list of this length and a number, which all outlive it.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::getgrouplist(name.as_ptr(), gid, groups.as_mut_ptr(), &raw mut count) };
+    groups.truncate(if result < 0 { 0 } else { usize::try_from(count).unwrap_or(0) });
+    groups.retain(|&group| group != gid);
+    groups
+}
