@@ -26,3 +26,4 @@ pub mod scsi;
 pub mod storage;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod threads;

@@ -9,8 +9,9 @@ use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
+
+use devices::threads::{self, Kind};
 
 /// Bytes that wait at most: what a developer has traced in the time that the thread may have to wait for a processor.
 const ROOM: usize = 4 << 20;
@@ -76,7 +77,7 @@ impl Lines {
     pub(crate) fn start(name: &str, mut write: impl FnMut(&[u8]) + Send + 'static) -> io::Result<Arc<Self>> {
         let lines = Arc::new(Self { waiting: Mutex::default(), changed: Condvar::new() });
         let queue = lines.clone();
-        thread::Builder::new().name(name.into()).spawn(move || {
+        threads::spawn(Kind::Log, name, move || {
             loop {
                 let line = queue.next();
                 write(&line);
@@ -162,6 +163,7 @@ pub fn settle() {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::sync::mpsc;
+    use std::thread;
 
     use super::*;
 

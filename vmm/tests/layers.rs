@@ -17,17 +17,18 @@ const CRATES: [(&str, &[&str]); 6] = [
 ];
 
 /// What each module of `devices` may name. Every one may name itself, `log`, and in its tests `testing`.
-const MODULES: [(&str, &[&str]); 12] = [
+const MODULES: [(&str, &[&str]); 13] = [
     ("log", &[]),
+    ("threads", &[]),
     ("mem", &[]),
     ("irq", &[]),
     ("bus", &[]),
     ("machine", &[]),
     ("pci", &["bus", "irq", "mem", "machine"]),
     ("platform", &["bus", "irq", "mem", "machine"]),
-    ("iothread", &["mem"]),
+    ("iothread", &["mem", "threads"]),
     ("moderation", &[]),
-    ("storage", &["iothread", "mem"]),
+    ("storage", &["iothread", "mem", "threads"]),
     ("scsi", &["storage", "iothread", "mem"]),
     ("testing", &["mem", "irq", "bus", "pci", "platform", "iothread", "storage", "scsi"]),
 ];
@@ -196,6 +197,56 @@ fn modules_of_devices_name_what_is_below_them() {
     let missing: Vec<&str> =
         MODULES.iter().map(|(name, _)| *name).filter(|name| !seen.contains(name)).collect();
     assert!(missing.is_empty(), "modules that are no more: {missing:?}");
+}
+
+/// What starts a thread, past `devices::threads`.
+const STARTS: [&str; 6] = [
+    "thread::spawn",
+    "thread::Builder",
+    "thread::{Builder",
+    "scope.spawn(",
+    "spawn_unchecked",
+    "pthread_create",
+];
+
+/// The part of a source file that is no test: tests are one module at its end.
+fn without_tests(text: &str) -> String {
+    let is_tests = |rest: &str| {
+        let mut lines = rest.lines().skip(1).skip_while(|line| line.starts_with("#["));
+        lines.next().is_some_and(|line| line.starts_with("mod ") && line.ends_with('{'))
+    };
+    let end = text.match_indices("#[cfg(test)]\n").find(|(at, _)| is_tests(&text[*at..]));
+    let code = |line: &str| line.split_once("//").map_or(line, |(code, _)| code).to_owned();
+    text[..end.map_or(text.len(), |(at, _)| at)].lines().map(code).collect::<Vec<_>>().join("\n")
+}
+
+/// Whether a file is compiled for tests alone.
+fn is_test(path: &Path) -> bool {
+    let words = ["tests", "testing", "suite", "fakes", "mischief"];
+    path.iter().filter_map(|part| part.to_str()).any(|part| {
+        let name = part.trim_end_matches(".rs");
+        words.contains(&name) || name.ends_with("_tests")
+    })
+}
+
+/// The sandbox confines each thread by what it is for: one that started elsewhere it would not know.
+#[test]
+fn threads_start_in_one_place() {
+    let mut seen = 0;
+    for name in ["boot", "devices", "hba-megasas", "hba-virtio-scsi", "vmm"] {
+        let root = workspace().join(name).join("src");
+        for path in sources(&root) {
+            let relative = path.strip_prefix(&root).unwrap();
+            if is_test(relative) || (name == "devices" && relative == Path::new("threads.rs")) {
+                continue;
+            }
+            let text = without_tests(&fs::read_to_string(&path).unwrap());
+            let found: Vec<_> = STARTS.into_iter().filter(|start| text.contains(start)).collect();
+            assert!(found.is_empty(), "{}: {found:?}; use devices::threads::spawn", path.display());
+            seen += 1;
+        }
+    }
+    assert!(seen > 200, "only {seen} files were looked at");
 }
 
 #[test]

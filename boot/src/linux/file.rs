@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use std::thread;
 
 use devices::mem::GuestRam;
+use devices::threads::{self, Kind};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, ReadVolatile, VolatileMemoryError};
 
 use super::error::{LoadError, Role};
@@ -159,7 +160,7 @@ pub(super) fn read_all(ram: &GuestRam, pieces: &[Piece<'_>]) -> Result<(), LoadE
     thread::scope(|scope| {
         // A thread that cannot be started is no reason to fail: this thread drains the queue in any case.
         let helpers: Vec<_> = (1..threads)
-            .filter_map(|_| thread::Builder::new().name("load".into()).spawn_scoped(scope, worker).ok())
+            .filter_map(|_| threads::spawn_scoped(scope, Kind::Load, "load", worker).ok())
             .collect();
         let own = worker();
         helpers.into_iter().fold(own, |result, helper| {

@@ -11,6 +11,7 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use super::{Io, UNTRIED_PAUSE, UNTRIED_TRIES};
+use crate::threads::{self, Kind};
 
 /// A helper without work for this long ends.
 const IDLE: Duration = Duration::from_secs(10);
@@ -157,7 +158,7 @@ impl Helpers {
             self.work.notify_one();
         } else {
             let (helpers, first) = (self.clone(), owner.clone());
-            std::thread::Builder::new().name("io-helper".into()).spawn(move || helpers.serve(first))?;
+            threads::spawn(Kind::IoHelper, "io-helper", move || helpers.serve(first))?;
             state.threads += 1;
         }
         line.helpers += 1;

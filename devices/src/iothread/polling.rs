@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::threads::{self, Kind};
+
 /// Something that may have work without a wake-up, such as a queue in memory. Used on its thread only.
 pub trait Poller {
     /// Looks for work, and wakes its task when there is some. Asked once in every round while the thread does not sleep, also
@@ -104,7 +106,7 @@ fn wake_up_cost() -> io::Result<Duration> {
     let (there, back) = (EventFd::new(libc::EFD_CLOEXEC)?, EventFd::new(libc::EFD_CLOEXEC)?);
     let (wait, answer) = (there.try_clone()?, back.try_clone()?);
     const ROUNDS: usize = 12;
-    let echo = std::thread::Builder::new().name("io-calibrate".into()).spawn(move || {
+    let echo = threads::spawn(Kind::IoEcho, "io-calibrate", move || {
         for _ in 0..ROUNDS {
             if wait.read().is_err() || answer.write(1).is_err() {
                 return;

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use super::executor::Core;
 use super::wake::Shared;
 use super::{Remote, Settings, polling};
+use crate::threads::{self, Kind};
 
 /// A running I/O thread. Dropping it asks the thread to end, drains its ring and joins it.
 ///
@@ -50,7 +51,7 @@ impl IoThread {
             }
             Err(e) => drop(started.send(Err(e))),
         };
-        let thread = std::thread::Builder::new().name(name.into()).spawn(main)?;
+        let thread = threads::spawn(Kind::Io, name, main)?;
         let thread = Self { remote, thread: Some(thread) };
         match result.recv() {
             Ok(result) => result.map(|()| thread),

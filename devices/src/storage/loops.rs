@@ -11,11 +11,11 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use super::sys::{self, LoopStatus};
 use super::sysfs::{backing_file, device_of, number, parts};
+use crate::threads::{self, Kind};
 
 /// Loop devices over each other at most.
 const MOST: usize = 16;
@@ -117,7 +117,7 @@ fn ask(loops: &mut [Loop]) {
     while !rest.is_empty() {
         let (answer, answers) = mpsc::channel();
         let nodes: Vec<_> = rest.iter().map(|device| (device.node.clone(), device.number)).collect();
-        let asking = thread::Builder::new().name("loops".into()).spawn(move || {
+        let asking = threads::spawn(Kind::Loops, "loops", move || {
             for (node, number) in nodes {
                 // Nobody waits any more once it took too long.
                 if answer.send(status(&node, number)).is_err() {

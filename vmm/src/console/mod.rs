@@ -22,11 +22,12 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use devices::platform::serial::Serial;
 use devices::platform::sink::{NoSink, Sink};
+use devices::threads::{self, Kind};
 
 use crate::config::Serial as Mode;
 
@@ -146,7 +147,7 @@ impl Console {
             pump.run();
             let _ = done.send(());
         };
-        let thread = thread::Builder::new().name("console".into()).stack_size(STACK).spawn(run);
+        let thread = threads::spawn_with_stack(Kind::Console, "console", STACK, run);
         self.thread = Some((thread.map_err(ConsoleError::Resources)?, finished));
         Ok(())
     }

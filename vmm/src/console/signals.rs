@@ -6,9 +6,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
+use devices::threads::{self, Kind};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{sys, terminal};
@@ -98,7 +98,7 @@ impl Watch {
         let watch = Self { over: over.clone(), grace: Arc::default() };
         watch.allow(grace);
         let (signals, grace) = (signals.clone(), watch.grace.clone());
-        thread::Builder::new().name("signals".into()).spawn(move || {
+        threads::spawn(Kind::Signals, "signals", move || {
             let grace = || Duration::from_millis(grace.load(Ordering::Relaxed));
             if let Ok(Some(number)) = signals.deadly(&over, grace) {
                 tracing::error!("ended by signal {number} in no order: the host does not answer");

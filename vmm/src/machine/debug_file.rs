@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use devices::platform::sink::Sink;
+use devices::threads::{self, Kind};
 
 use crate::output_file::{self, OutputError};
 
@@ -113,7 +114,7 @@ impl Shared {
     fn start(self: &Arc<Self>, to: impl Write + Send + 'static) -> io::Result<()> {
         self.lock().written = true;
         let own = self.clone();
-        let thread = std::thread::Builder::new().name("debug-log".into()).spawn(move || own.write(to));
+        let thread = threads::spawn(Kind::DebugLog, "debug-log", move || own.write(to));
         thread.map(drop).inspect_err(|_| self.lock().written = false)
     }
 

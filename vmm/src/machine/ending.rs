@@ -10,6 +10,7 @@ use std::sync::mpsc::{self, Receiver, SendError, Sender, SyncSender, TryRecvErro
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use devices::threads::{self, Kind};
 
 use super::control::Control;
 use super::events::MainLoop;
@@ -91,9 +92,7 @@ pub struct Waits(Sender<Work>);
 impl Waits {
     pub fn start() -> io::Result<Self> {
         let (work, works) = mpsc::channel::<Work>();
-        std::thread::Builder::new()
-            .name("waits".into())
-            .spawn(move || works.iter().for_each(|work| work()))?;
+        threads::spawn(Kind::Waits, "waits", move || works.iter().for_each(|work| work()))?;
         Ok(Self(work))
     }
 }

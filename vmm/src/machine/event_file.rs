@@ -17,8 +17,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::output_file;
+use devices::threads::{self, Kind};
 use hba_megasas::{EVENT_RECORDS, EventMarks, EventRecord, EventStore, KeptEvents};
+
+use crate::output_file;
 
 const MAGIC: &[u8; 8] = b"MFIEVLG2";
 /// Bytes of the header and of each slot: what disks write in one piece.
@@ -99,8 +101,7 @@ impl EventFile {
         let pending = Pending { newest, written: newest, ..Pending::default() };
         let shared = Arc::new(Shared { pending: Mutex::new(pending), changed: Condvar::new() });
         let (writer, marks) = (shared.clone(), kept.marks);
-        let thread =
-            std::thread::Builder::new().name("event-log".into()).spawn(move || writer.write(&file, marks))?;
+        let thread = threads::spawn(Kind::EventLog, "event-log", move || writer.write(&file, marks))?;
         Ok(Self { shared, kept, path: path.into(), thread: Some(thread) })
     }
 }

@@ -10,6 +10,7 @@ use devices::iothread::{IoThread, Polling, Remote, Settings};
 use devices::pci::Bdf;
 use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, ProtectionType, Target, TargetGroup};
 use devices::storage::{CacheMode, Image, Limits, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing};
+use devices::threads::{self, Kind};
 use hba_megasas::Megasas;
 use hba_virtio_scsi::{Interface, Options, VirtioScsi};
 
@@ -187,7 +188,7 @@ impl Hbas {
             let over = over.clone();
             let ending = Arc::new(Mutex::new(Some(thread)));
             let kept = ending.clone();
-            let end = std::thread::Builder::new().name("io-end".into()).spawn(move || {
+            let end = threads::spawn(Kind::End, "io-end", move || {
                 drop(ending.lock().unwrap_or_else(PoisonError::into_inner).take());
                 drop(over);
             });
@@ -207,7 +208,7 @@ fn stop(over: &Arc<Over>, shut_down: impl FnOnce() + Clone + Send + 'static) {
         shut_down();
         drop(over);
     };
-    if let Err(e) = std::thread::Builder::new().name("hba-end".into()).spawn(there) {
+    if let Err(e) = threads::spawn(Kind::End, "hba-end", there) {
         tracing::warn!("no thread to take an HBA out of service, the main thread does: {e}");
         here();
     }

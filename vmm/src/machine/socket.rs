@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use devices::threads::{self, Kind};
 use serde_json::{Map, Value, json};
 
 use super::adapter::Adapter;
@@ -78,13 +79,13 @@ impl Socket {
                     }
                     count.fetch_sub(1, Ordering::Relaxed);
                 };
-                if let Err(e) = std::thread::Builder::new().name("control-client".into()).spawn(serve) {
+                if let Err(e) = threads::spawn(Kind::Client, "control-client", serve) {
                     clients.fetch_sub(1, Ordering::Relaxed);
                     tracing::warn!("no thread for a control connection: {e}");
                 }
             }
         };
-        std::thread::Builder::new().name("control".into()).spawn(accept).context("the control thread")?;
+        threads::spawn(Kind::Control, "control", accept).context("the control thread")?;
         Ok(Self { _name: name })
     }
 }

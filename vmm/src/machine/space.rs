@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use devices::storage::{BlockError, Parking, Pausing, SpaceWatch};
+use devices::threads::{self, Kind};
 
 use super::control::{Control, Event};
 use crate::config::reason;
@@ -96,9 +97,7 @@ impl Space {
             None => {
                 let retry = Arc::<Retry>::default();
                 let (own, parking, control) = (retry.clone(), self.parking.clone(), self.control.clone());
-                let thread = thread::Builder::new().name("space".into());
-                thread
-                    .spawn(move || own.run(&parking, &control))
+                threads::spawn(Kind::Space, "space", move || own.run(&parking, &control))
                     .context("starting the thread for on_no_space = \"pause\"")?;
                 slot.insert(retry).clone()
             }

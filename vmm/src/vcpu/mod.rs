@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 
 use boot::Entry;
+use devices::threads::{self, Kind};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
@@ -63,10 +64,8 @@ impl Vcpu {
         let index = self.index;
         let vcpu = Arc::new(Mutex::new(self));
         let shared = vcpu.clone();
-        let join = std::thread::Builder::new()
-            .name(format!("vcpu{index}"))
-            .stack_size(STACK)
-            .spawn(move || Self::serve(&shared, index, &control, &buses))?;
+        let serve = move || Self::serve(&shared, index, &control, &buses);
+        let join = threads::spawn_with_stack(Kind::Vcpu, &format!("vcpu{index}"), STACK, serve)?;
         Ok(VcpuThread { join, vcpu: Some(vcpu) })
     }
 
