@@ -12,6 +12,7 @@ mod hardware;
 mod hotplug;
 mod hung;
 mod hung_board;
+mod late;
 mod mapper;
 mod megasas;
 mod memtest;
@@ -81,6 +82,8 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "megasas-hotplug-jbod-13", run: megasas::hotplug_jbod_kernel13 },
     Test { name: "megasas-kdump", run: handover::kdump },
     Test { name: "megasas-kdump-1078-12", run: handover::kdump_1078_kernel12 },
+    Test { name: "late-megasas", run: late::megasas },
+    Test { name: "late-virtio", run: late::virtio },
     Test { name: "megasas-64", run: megasas::volumes_64 },
     Test { name: "megasas-reset-stalled", run: megasas::reset_of_a_stalled_disk },
     Test { name: "megasas-reset-stopped", run: megasas::reset_of_stopped_firmware },

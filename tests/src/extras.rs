@@ -25,12 +25,26 @@ pub fn kexec(kernel: &Path) -> Result<PathBuf> {
     })
 }
 
+/// An initramfs of its own, which is at `/second` in that of a script: looks for memory that something else
+/// writes, see `tests/guest/scan.c`.
+pub fn scan() -> Result<PathBuf> {
+    let source = include_str!("../guest/scan.c");
+    archive("scan", &format!("scan 1 {source}"), |dir, archive| {
+        archive.dir("second");
+        archive.copy("second/init", 0o755, &compiled("scan", source, dir)?)
+    })
+}
+
 /// A program of the test bed's own, linked statically.
 fn compile(name: &str, source: &str, dir: &Path, archive: &mut Archive) -> Result<()> {
+    archive.copy(&format!("bin/{name}"), 0o755, &compiled(name, source, dir)?)
+}
+
+fn compiled(name: &str, source: &str, dir: &Path) -> Result<PathBuf> {
     let (text, program) = (dir.join(name).with_extension("c"), dir.join(name));
     std::fs::write(&text, source)?;
     capture(Command::new("cc").args(["-static", "-O2", "-o"]).arg(&program).arg(&text))?;
-    archive.copy(&format!("bin/{name}"), 0o755, &program)
+    Ok(program)
 }
 
 /// `smartctl`, as Debian 13 ships it.
