@@ -83,12 +83,7 @@ fn readers(
         fio::here_document(Path::new("jobs"), &jobs(seconds)),
         fio::OPTIONS.join(" ")
     );
-    let mut guest = bed.guest().vmm(vmm).cpus(2).memory("1GiB").archive(archive.to_path_buf());
-    for key in keys {
-        let (key, value) = key.split_once('=').context("a key is KEY=VALUE")?;
-        let value = value.parse().unwrap_or_else(|_| toml::Value::String(value.into()));
-        guest = guest.hba_key(key, value);
-    }
+    let guest = bed.guest().vmm(vmm).cpus(2).memory("1GiB").archive(archive.to_path_buf()).keys(hba, keys)?;
     let disk = Disk::file(DEVICE).cache("writeback").on(hba);
     let mut vm = guest.disk(disk).script(&script).spawn()?;
     let output = vm.wait_for("TESTBED EXIT ", PATIENCE)?;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::bed::Bed;
 use crate::fio::Job;
@@ -160,15 +160,7 @@ impl Plan {
         if let Some(program) = &self.cloud_hypervisor {
             guest = guest.program(program.clone());
         }
-        for key in &self.keys {
-            let (key, value) = key.split_once('=').context("a key is KEY=VALUE")?;
-            let value: toml::Value = value.parse().unwrap_or_else(|_| toml::Value::String(value.into()));
-            guest = match self.hba {
-                HbaKind::Virtio => guest.hba_key(key, value),
-                HbaKind::Megasas => guest.megasas(key, value),
-            };
-        }
-        Ok(guest)
+        guest.keys(self.hba, &self.keys)
     }
 }
 

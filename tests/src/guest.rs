@@ -286,6 +286,19 @@ impl<'a> Guest<'a> {
         self
     }
 
+    /// Sets keys of the `[[hba]]` that disks on `hba` are on, each as KEY=VALUE.
+    pub fn keys(mut self, hba: HbaKind, keys: &[String]) -> Result<Self> {
+        for key in keys {
+            let (key, value) = key.split_once('=').context("a key is KEY=VALUE")?;
+            let value = value.parse().unwrap_or_else(|_| toml::Value::String(value.into()));
+            self = match hba {
+                HbaKind::Virtio => self.hba_key(key, value),
+                HbaKind::Megasas => self.megasas(key, value),
+            };
+        }
+        Ok(self)
+    }
+
     /// Gives the console a terminal of this size instead of pipes.
     pub fn terminal(mut self, size: Option<(u16, u16)>) -> Self {
         self.terminal = size;
