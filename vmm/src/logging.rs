@@ -7,6 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -18,6 +19,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use crate::config::{reason, spell};
 use crate::exit::complain;
 use crate::lines::{Lines, line_end, standard_error};
+use crate::output_file;
 
 pub use crate::lines::{set_raw_terminal, settle};
 
@@ -43,7 +45,7 @@ pub fn start(level: Option<&str>, file: Option<&Path>) -> Result<()> {
     let started = match file {
         None => log.with_writer(StandardError).try_init(),
         Some(path) => {
-            let file = OpenOptions::new().append(true).create(true).open(path);
+            let file = OpenOptions::new().append(true).create(true).mode(output_file::MODE).open(path);
             let file = file.map_err(|error| anyhow::anyhow!(reason(&error)));
             let file = file.with_context(|| format!("--log-file {}: cannot open", path.display()))?;
             let log_file = LogFile::new(file, path);

@@ -12,6 +12,8 @@ use thiserror::Error;
 /// How long a file is waited for that another process may only be looking at, as with `--check`.
 const PATIENCE: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(5);
+/// Mode of a file that is made: whatever the umask of the process, nobody else writes to it.
+pub(crate) const MODE: u32 = 0o644;
 
 /// Why there is no such file.
 #[derive(Debug, Error)]
@@ -28,7 +30,7 @@ pub enum OutputError {
 pub(crate) fn open(path: &Path) -> Result<File, OutputError> {
     // Non-blocking for a FIFO, which without a reader cannot be opened at all; a regular file does not care.
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(false).custom_flags(libc::O_NONBLOCK);
+    options.write(true).create(true).truncate(false).mode(MODE).custom_flags(libc::O_NONBLOCK);
     let file = options.open(path).map_err(OutputError::System)?;
     // Devices are for everybody. Some file systems have no locks.
     if is_regular(&file) && matches!(lock(&file), Err(TryLockError::WouldBlock)) {

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -91,7 +91,9 @@ impl EventFile {
 
     /// Opens the file or makes it, for this process alone.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(output_file::MODE);
+        let file = options.open(path)?;
         output_file::lock(&file)?;
         let kept = if file.metadata()?.len() == 0 { KeptEvents::default() } else { read(&file)? };
         // Open from now on: whoever finds it so knows that its process did not end well.

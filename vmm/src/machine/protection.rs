@@ -14,7 +14,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -23,6 +23,7 @@ use devices::scsi::{DiskConfig, DiskError};
 use devices::storage::{BlockBackend, CacheMode, Image, RawImage, RawOptions, Rehearsal, Sharing};
 
 use crate::config;
+use crate::output_file;
 
 const MAGIC: &[u8; 8] = b"VMM-PI\0\0";
 const VERSION: u32 = 1;
@@ -137,7 +138,7 @@ fn is_to_be_made(found: &Found, owner: &Owner) -> bool {
 fn prepare(path: &Path, owner: &Owner, len: u64) -> Result<()> {
     let name = path.display();
     let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).create(true).truncate(false).open(path);
+    let file = options.read(true).write(true).create(true).truncate(false).mode(output_file::MODE).open(path);
     let file = file.with_context(|| format!("opening {name}"))?;
     let now = file.metadata().with_context(|| format!("looking at {name}"))?;
     ensure!(now.is_file(), "{name} is no regular file");

@@ -32,6 +32,41 @@ fn a_log_file_at_the_size_limit_costs_its_lines_only() {
     assert_eq!(fs::metadata(vm.path("log")).unwrap().len(), 2048);
 }
 
+/// What the guest prints, and what the machine says of it, is nobody else's to change.
+#[test]
+fn cve_2013_2007_files_that_are_made_are_written_by_nobody_else() {
+    use std::os::unix::fs::PermissionsExt;
+    if !hypervisor("cve_2013_2007_files_that_are_made_are_written_by_nobody_else") {
+        return;
+    }
+    let vm = Vm::new(&Guest::kernel(|g| g.print("Hello from the guest\r\n")));
+    fs::write(vm.path("disk.img"), [0; 4096]).unwrap();
+    fs::write(vm.path("raid.img"), [0; 1 << 20]).unwrap();
+    let mut vm = vm.arg("--log-file").arg("log");
+    for set in [
+        "serial.mode=file",
+        "serial.path=console",
+        "boot.debug_log=debug",
+        "hba.0.lun.0.image=disk.img",
+        "hba.0.lun.0.protection=1",
+        "hba.1.type=megasas",
+        "hba.1.event_log=events",
+        "hba.1.lun.0.image=raid.img",
+    ] {
+        vm = vm.set(set);
+    }
+    let own = vm.command();
+    let mut open = Command::new("sh");
+    open.args(["-c", "umask 0; exec \"$0\" \"$@\""]).arg(own.get_program()).args(own.get_args());
+    open.current_dir(vm.path("")).env_remove("VMM_LOG").stdin(Stdio::null());
+    let ended = vm.run_with(&mut open);
+    assert_eq!(ended.code, 0, "{}", ended.errors);
+    let mode = |name: &str| fs::metadata(vm.path(name)).unwrap().permissions().mode() & 0o777;
+    for name in ["log", "console", "debug", "disk.img.pi", "events"] {
+        assert_eq!(mode(name), 0o644, "{name}");
+    }
+}
+
 #[test]
 fn messages_that_nobody_reads_do_not_matter() {
     if !hypervisor("messages_that_nobody_reads_do_not_matter") {
