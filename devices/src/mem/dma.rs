@@ -118,3 +118,62 @@ impl Dma {
 fn not_ram(_: &GuestMemoryError, addr: u64, len: usize) -> DmaError {
     DmaError::NotRam { addr, len: len as u64 }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    fn memory() -> Dma {
+        let dma = Dma::new(Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 4096)]).unwrap()));
+        dma.set_bus_master(true);
+        dma
+    }
+
+    /// An index of which one half is of before and the other of after is far from both.
+    #[test]
+    fn cve_2020_13759_an_index_is_read_whole() {
+        let dma = memory();
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    for value in [0x00ff, 0xff00] {
+                        dma.store_u16(6, value, Ordering::Release).unwrap();
+                    }
+                }
+            });
+            dma.store_u16(6, 0x00ff, Ordering::Release).unwrap();
+            for _ in 0..200_000 {
+                let value = dma.load_u16(6, Ordering::Acquire).unwrap();
+                if !matches!(value, 0x00ff | 0xff00) {
+                    stop.store(true, Ordering::Relaxed);
+                    panic!("{value:#06x}");
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        // Where that cannot be, there is no index.
+        for addr in [7, 4095, 4096, u64::MAX - 1, u64::MAX] {
+            assert!(dma.load_u16(addr, Ordering::Acquire).is_err(), "{addr:#x}");
+            assert!(dma.store_u16(addr, 0, Ordering::Release).is_err(), "{addr:#x}");
+        }
+    }
+
+    #[test]
+    fn cve_2017_11334_and_2023_41051_ranges_are_in_ram_as_a_whole() {
+        let dma = memory();
+        dma.write(0, &[0x5a; 4096]).unwrap();
+        for (addr, len) in [(4095_u64, 2_usize), (4096, 1), (0, 4097), (u64::MAX, 1), (u64::MAX - 1, 4)] {
+            let mut bytes = vec![0; len];
+            assert!(dma.read(addr, &mut bytes).is_err(), "{addr:#x} {len}");
+            assert!(dma.write(addr, &bytes).is_err(), "{addr:#x} {len}");
+            assert!(dma.to_guest([(addr, len as u32)]).is_err(), "{addr:#x} {len}");
+            assert!(dma.from_guest([(0, 8), (addr, len as u32)]).is_err(), "{addr:#x} {len}");
+        }
+        assert!(dma.from_guest([(0, u32::MAX)]).is_err());
+        dma.set_bus_master(false);
+        assert!(matches!(dma.read(0, &mut [0; 8]), Err(DmaError::Revoked)));
+    }
+}

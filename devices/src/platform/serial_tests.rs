@@ -207,3 +207,44 @@ fn any_access_is_survived() {
     com.read(7, &mut data);
     assert_eq!(data[1], 0xff, "beyond the eight ports nobody answers");
 }
+
+/// No rate follows from the divisor, so none is divided by.
+#[test]
+fn cve_2016_8669_a_divisor_of_any_value() {
+    let (com, _, sink) = port();
+    for (low, high) in [(0, 0), (1, 0), (0, 1), (0xff, 0xff), (0, 0)] {
+        outb(&com, 3, 0x83);
+        outb(&com, 0, low);
+        outb(&com, 1, high);
+        assert_eq!((inb(&com, 0), inb(&com, 1)), (low, high));
+        outb(&com, 3, 0x03);
+        outb(&com, 0, b'x');
+        assert_eq!(sink.take(), b"x");
+        assert_eq!(com.receive(b"y"), 1);
+        assert_eq!(inb(&com, 0), b'y');
+    }
+}
+
+/// What came from the line is bounded whatever the guest switches, and resets keep nothing.
+#[test]
+fn cve_2017_5579_and_2020_27173_input_is_bounded() {
+    let (com, ..) = port();
+    let mut most = 0;
+    for round in 0..1000_u32 {
+        let taken = com.receive(&[b'.'; 1 << 16]);
+        most = most.max(taken);
+        assert_eq!(com.receive(b"x"), 0, "full");
+        match round % 4 {
+            0 => com.reset(),
+            1 => outb(&com, 2, 0x03),
+            2 => outb(&com, 2, 0),
+            _ => {
+                outb(&com, 4, 0x10);
+                outb(&com, 0, b'z');
+                outb(&com, 4, 0);
+                com.reset();
+            }
+        }
+    }
+    assert!((16..=256).contains(&most), "{most} bytes");
+}

@@ -60,7 +60,7 @@ impl Bench {
     }
 
     /// Sends a READ of one block that the image holds back; returns its head, response and buffer.
-    fn held_read(&mut self, queue: usize, id: u64) -> (u16, u64, u64) {
+    pub fn held_read(&mut self, queue: usize, id: u64) -> (u16, u64, u64) {
         self.image().hold(true);
         let before = self.image().arrived();
         let request = self.guest.alloc_with(&Guest::request_head(lun(5, 0), id, &read10(0, 1)));

@@ -228,6 +228,37 @@ fn queues_live_from_the_moment_they_have_a_page() {
     assert_eq!(guest.port(18), [3]);
 }
 
+#[test]
+fn cve_2011_2512_doorbells_of_queues_that_do_not_exist() {
+    let mut guest = guest(Interface::Legacy, disk());
+    guest.start_legacy(0);
+    for number in [3_u16, 4, 0x7fff, 0x8000, 0xfffe, 0xffff] {
+        guest.set_port(16, &number.to_le_bytes());
+        guest.set_port(14, &number.to_le_bytes());
+        assert_eq!((guest.port16(12), guest.port32(8)), (0, 0), "{number:#x}");
+        guest.set_port(8, &[0xff; 4]);
+        assert_eq!(guest.port32(8), 0, "{number:#x}");
+    }
+    assert_eq!(guest.port(18), [7]);
+    assert_eq!(guest.legacy_command(&TEST_UNIT_READY, 0).response, 0);
+}
+
+#[test]
+fn cve_2017_17381_a_ring_that_was_taken_away() {
+    let mut guest = guest(Interface::Legacy, disk());
+    guest.start_legacy(0);
+    guest.set_port(14, &2_u16.to_le_bytes());
+    guest.set_port(8, &[0; 4]);
+    assert_eq!(guest.port32(8), 0);
+    for queue in [0_u16, 1, 2] {
+        guest.set_port(16, &queue.to_le_bytes());
+    }
+    std::thread::sleep(Duration::from_millis(10));
+    assert_eq!(guest.port(18), [7]);
+    guest.start_legacy(0);
+    assert_eq!(guest.legacy_command(&TEST_UNIT_READY, 0).response, 0);
+}
+
 /// Legacy drivers do not look at the status after a reset: nothing may write to memory once the write is done.
 #[test]
 fn a_reset_has_ended_what_was_in_flight() {

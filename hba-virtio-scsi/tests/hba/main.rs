@@ -11,6 +11,7 @@
 
 mod commands;
 mod conformance;
+mod cves;
 mod disks;
 mod events;
 mod guest;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::sync::Mutex;
@@ -189,6 +189,59 @@ fn what_cannot_be_is_refused_by_name() {
         // Nobody wrote a file with lines.
         assert!(!said.contains("request:"), "{line}: {said}");
     }
+}
+
+#[test]
+fn cve_2015_1779_and_2015_8619_requests_of_any_length() {
+    let (bench, service) = bench();
+    for len in [0, 1, 15, 16, 17, 255, 4096, 60_000] {
+        let name = "x".repeat(len);
+        assert_eq!(
+            error(&service, &format!(r#"{{"execute": "{name}"}}"#)),
+            format!("unknown command \"{name}\"")
+        );
+        let line = format!(r#"{{"execute": "detach", "arguments": {{"hba": "{name}"}}}}"#);
+        assert_eq!(error(&service, &line), format!("no HBA is called \"{name}\""));
+    }
+    assert!(error(&service, &"[".repeat(60_000)).starts_with("not JSON"));
+    for depth in [1, 100, 126] {
+        let (open, close) = ("[".repeat(depth), "]".repeat(depth));
+        let attach = r#"{"execute": "attach", "arguments": {"hba": "scsi0", "image": "#;
+        assert!(!error(&service, &format!("{attach}{open}{close}}}}}")).is_empty());
+    }
+    // More than a line may have is answered once, and then the connection ends.
+    let path = bench.directory.path().join("control.sock");
+    let _socket = Socket::listen(&path, service).unwrap();
+    let mut client = UnixStream::connect(&path).unwrap();
+    let _ = client.write_all(&vec![b'['; 4 << 20]);
+    let mut said = String::new();
+    let _ = BufReader::new(&client).read_line(&mut said);
+    assert!(said.starts_with("{\"error\"") && said.ends_with("}\n"), "{said}");
+    let mut rest = Vec::new();
+    let _ = client.read_to_end(&mut rest);
+    assert_eq!(rest, b"");
+}
+
+#[test]
+fn cve_2019_12928_and_2023_30612_requests_run_nothing_and_close_nothing() {
+    use std::os::fd::AsRawFd;
+    let (bench, service) = bench();
+    let file = fs::File::open(bench.directory.path().join("b.img")).unwrap();
+    let number = file.as_raw_fd();
+    for key in ["fd", "fds", "backend_fd"] {
+        for value in [json!(number), json!([number]), json!(number.to_string())] {
+            let arguments = json!({"hba": "scsi0", "image": "a.img", key: value});
+            let said = error(&service, &json!({"execute": "attach", "arguments": arguments}).to_string());
+            assert!(said.contains(&format!("`{key}`")), "{said}");
+        }
+    }
+    let trace = bench.directory.path().join("trace");
+    for program in ["exec:touch trace", "|touch trace", "$(touch trace)", "json:{\"driver\": \"null-co\"}"] {
+        let attach = json!({"execute": "attach", "arguments": {"hba": "scsi0", "image": program}});
+        assert!(error(&service, &attach.to_string()).contains("No such file"), "{program}");
+    }
+    assert!(!trace.exists());
+    assert_eq!(file.metadata().unwrap().len(), 2 << 20, "it is open, and the same file");
 }
 
 #[test]

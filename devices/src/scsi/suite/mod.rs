@@ -12,6 +12,8 @@ mod blocks;
 mod caching;
 mod copies;
 #[cfg(test)]
+mod cves;
+#[cfg(test)]
 mod fuzz;
 #[cfg(test)]
 mod halves;

@@ -2,6 +2,7 @@
 
 mod backing;
 mod crash;
+mod cves;
 mod device;
 mod full;
 mod grow;

@@ -1,0 +1,225 @@
+//! docs/security.md says what there is: its tests, its files, and the lints that are left out.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn text(path: &str) -> String {
+    fs::read_to_string(workspace().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+/// The cells of the rows of all tables below the heading, without their heads.
+fn rows(heading: &str) -> Vec<Vec<String>> {
+    let document = text("docs/security.md");
+    let section = document.split(&format!("\n## {heading}\n")).nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let mut rows = Vec::new();
+    let mut lines = section.lines().peekable();
+    while let Some(line) = lines.next() {
+        let head = lines.peek().is_some_and(|next| next.starts_with("|---"));
+        if line.starts_with("| ") && !head {
+            let cells = line.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned());
+            rows.push(cells.collect());
+        }
+    }
+    rows
+}
+
+/// What is between the only two backticks of a cell.
+fn code(cell: &str) -> &str {
+    let inner = cell.strip_prefix('`').and_then(|cell| cell.strip_suffix('`'));
+    inner.filter(|inner| !inner.contains('`')).unwrap_or_else(|| panic!("{cell} is not one name"))
+}
+
+/// Files in which a module may be, of the library or of any binary with tests.
+fn places(krate: &Path, module: &str) -> Vec<PathBuf> {
+    let mut roots = vec![krate.join("src"), krate.join("tests")];
+    for entry in fs::read_dir(krate.join("tests")).into_iter().flatten() {
+        roots.extend(Some(entry.unwrap().path()).filter(|path| path.is_dir()));
+    }
+    let path = module.replace("::", "/");
+    // Tests are in the module's file, beside it, or in files of their own.
+    let own = path.strip_suffix("tests").map(|path| path.trim_end_matches('/'));
+    let own = own
+        .into_iter()
+        .flat_map(|path| [format!("{path}.rs"), format!("{path}/mod.rs"), format!("{path}_tests.rs")]);
+    let names: Vec<String> =
+        [format!("{path}.rs"), format!("{path}/mod.rs")].into_iter().chain(own).collect();
+    let mut found: Vec<PathBuf> = roots
+        .iter()
+        .flat_map(|root| names.iter().map(move |name| root.join(name)))
+        .filter(|path| path.is_file())
+        .collect();
+    if module.is_empty() {
+        let files =
+            fs::read_dir(krate.join("tests")).into_iter().flatten().map(|entry| entry.unwrap().path());
+        found.extend(files.filter(|path| path.extension().is_some_and(|suffix| suffix == "rs")));
+    }
+    found
+}
+
+/// Whether a source has a test of this name.
+fn has_test(source: &str, name: &str) -> bool {
+    let mut is_test = false;
+    for line in source.lines().map(str::trim) {
+        match line {
+            "#[test]" => is_test = true,
+            _ if line.starts_with("#[") || line.starts_with("//") => {}
+            _ => {
+                let function = line.strip_prefix("fn ").and_then(|rest| rest.strip_prefix(name));
+                if is_test && function.is_some_and(|rest| rest.starts_with('(')) {
+                    return true;
+                }
+                is_test = false;
+            }
+        }
+    }
+    false
+}
+
+#[test]
+fn every_fault_of_others_has_a_test_here() {
+    let rows = rows("What was tried elsewhere");
+    let mut seen = BTreeSet::new();
+    for row in &rows {
+        let [cve, _, ours, test] = &row[..] else { panic!("{row:?}") };
+        let parts: Vec<&str> = cve.split('-').collect();
+        assert!(
+            matches!(parts[..], ["CVE", year, number]
+            if year.len() == 4 && number.len() >= 4 && [year, number].iter().all(|part| part.bytes().all(|byte| byte.is_ascii_digit()))),
+            "{cve}"
+        );
+        assert!(seen.insert(cve.clone()), "{cve} is there twice");
+        assert!(workspace().join(code(ours)).is_file(), "{cve}: there is no {ours}");
+        let (krate, path) = code(test).split_once(' ').unwrap_or_else(|| panic!("{cve}: {test}"));
+        let (module, name) = path.rsplit_once("::").unwrap_or(("", path));
+        let places = places(&workspace().join(krate), module);
+        assert!(!places.is_empty(), "{cve}: there is no module {krate} {module}");
+        let found = places.iter().any(|path| has_test(&fs::read_to_string(path).unwrap(), name));
+        assert!(found, "{cve}: there is no test {name} in {places:?}");
+    }
+    assert!(seen.len() >= 50);
+}
+
+#[test]
+fn the_tests_of_a_table_are_in_order() {
+    // Within a table by number, so that a new row has one place.
+    let key = |row: &Vec<String>| {
+        let parts: Vec<u32> = row[0].split('-').skip(1).map(|part| part.parse().unwrap()).collect();
+        (parts[0], parts[1])
+    };
+    let document = text("docs/security.md");
+    let section =
+        document.split("\n## What was tried elsewhere\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    for table in section.split("\n### ").skip(1) {
+        let rows: Vec<Vec<String>> = table
+            .lines()
+            .filter(|line| line.starts_with("| CVE-"))
+            .map(|line| line.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect())
+            .collect();
+        for pair in rows.windows(2) {
+            assert!(key(&pair[0]) < key(&pair[1]), "{} before {}", pair[0][0], pair[1][0]);
+        }
+    }
+}
+
+/// First versions without a fault that is known of a crate (RustSec, GitHub's advisories).
+const MENDED: [(&str, [u64; 3], &str); 6] = [
+    ("kvm-ioctls", [0, 19, 1], "RUSTSEC-2024-0428"),
+    ("linux-loader", [0, 8, 1], "CVE-2022-23523"),
+    ("tracing-subscriber", [0, 3, 20], "CVE-2025-58160"),
+    ("vm-memory", [0, 12, 2], "CVE-2020-13759 and CVE-2023-41051"),
+    ("vm-superio", [0, 1, 1], "CVE-2020-27173"),
+    ("vmm-sys-util", [0, 12, 0], "CVE-2023-50711"),
+];
+
+#[test]
+fn faults_of_crates_are_mended_in_the_versions_that_are_used() {
+    let lock: toml::Table = text("Cargo.lock").parse().unwrap();
+    let packages = lock["package"].as_array().unwrap();
+    let versions = |name: &str| -> Vec<[u64; 3]> {
+        let of = packages.iter().filter(|package| package["name"].as_str() == Some(name));
+        of.map(|package| {
+            let version = package["version"].as_str().unwrap();
+            let numbers: Vec<u64> =
+                version.split(['.', '-', '+']).take(3).map(|part| part.parse().unwrap()).collect();
+            numbers.try_into().unwrap()
+        })
+        .collect()
+    };
+    for (name, first, fault) in MENDED {
+        let used = versions(name);
+        assert!(!used.is_empty(), "{name} is not used any more");
+        assert!(used.iter().all(|version| *version >= first), "{name} {used:?} has {fault}");
+    }
+    assert_eq!(versions("versionize"), Vec::<[u64; 3]>::new(), "CVE-2023-28448");
+}
+
+/// Lints against what may panic.
+const PANICS: [&str; 6] =
+    ["unwrap_used", "expect_used", "panic", "unreachable", "indexing_slicing", "arithmetic_side_effects"];
+
+/// Every source of the crates that the machine is made of, but for those that only tests are made of.
+fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        let tests =
+            ["tests", "testing", "suite", "power"].contains(&name.as_str()) || name.ends_with("_tests");
+        if tests {
+            continue;
+        }
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|suffix| suffix == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn every_lint_against_panics_that_is_left_out_is_told_of() {
+    let mut told: Vec<(String, String)> = rows("Panics that a guest could reach")
+        .iter()
+        .map(|row| (code(&row[0]).to_owned(), code(&row[1]).to_owned()))
+        .collect();
+    let root = workspace();
+    let mut files = Vec::new();
+    for krate in ["boot", "devices", "hba-megasas", "hba-virtio-scsi", "vmm"] {
+        sources(&root.join(krate).join("src"), &mut files);
+    }
+    assert!(files.len() > 150);
+    let mut left_out = Vec::new();
+    for path in files {
+        let source = fs::read_to_string(&path).unwrap();
+        let shown = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+        let lines: Vec<&str> = source.lines().map(str::trim).collect();
+        for (at, line) in lines.iter().enumerate() {
+            let attribute = ["#[allow(", "#![allow(", "#[expect(", "#![expect("]
+                .iter()
+                .any(|start| line.starts_with(start));
+            // What follows says whether it is about tests.
+            let about = lines[at + 1..].iter().find(|line| !line.starts_with("#[")).unwrap_or(&"");
+            let tests = line.starts_with("#[")
+                && lines[..at]
+                    .iter()
+                    .rev()
+                    .take_while(|line| line.starts_with("#["))
+                    .any(|line| *line == "#[cfg(test)]")
+                || about.starts_with("mod tests");
+            if attribute && !tests {
+                let lints = PANICS.iter().filter(|lint| line.contains(&format!("clippy::{lint}")));
+                left_out.extend(lints.map(|lint| (shown.clone(), (*lint).to_owned())));
+            }
+        }
+    }
+    told.sort();
+    left_out.sort();
+    assert_eq!(left_out, told);
+}
