@@ -117,6 +117,19 @@ pub enum LayoutError {
     /// More than the address space holds.
     #[error("memory of {0} bytes is more than a 52-bit physical address space holds: give the machine less")]
     TooLarge(u64),
+    /// Its end is beyond what the processor addresses.
+    #[error(
+        "memory reaches to {end:#x}, and this host's processor maps {bits} address bits for guests: give the machine at \
+         most {most} MiB"
+    )]
+    Unreachable {
+        /// First address after all RAM.
+        end: u64,
+        /// Bits of a guest's physical address.
+        bits: u8,
+        /// The most that there can be, in MiB.
+        most: u64,
+    },
 }
 
 /// Where guest RAM lies: from 0 to [`RamLayout::low_top`], the rest from 4 GiB.
@@ -143,6 +156,19 @@ impl RamLayout {
         }
         let low = bytes.min(MAX_LOW_TOP);
         Ok(Self { low, high: bytes - low })
+    }
+
+    /// Whether a processor with `bits` physical address bits reaches all of it.
+    ///
+    /// # Errors
+    /// When it does not. The guest could not map what is beyond, and would find out by a fault.
+    pub fn within(&self, bits: u8) -> Result<(), LayoutError> {
+        let top = 1u64 << bits.clamp(32, 52);
+        if self.high == 0 || self.end() <= top {
+            return Ok(());
+        }
+        let most = (MAX_LOW_TOP + top - FOUR_GIB) >> 20;
+        Err(LayoutError::Unreachable { end: self.end(), bits, most })
     }
 
     /// All RAM in bytes.
@@ -213,6 +239,20 @@ mod tests {
         assert_eq!(RamLayout::new(1 << 20), Err(LayoutError::TooSmall(1 << 20)));
         assert_eq!(RamLayout::new((64 << 20) + 512), Err(LayoutError::Unaligned((64 << 20) + 512)));
         assert_eq!(RamLayout::new(u64::MAX), Err(LayoutError::TooLarge(u64::MAX)));
+    }
+
+    #[test]
+    fn memory_beyond_the_processor_is_refused() {
+        let most = RamLayout::new(62 * GIB).unwrap();
+        assert_eq!(most.within(36), Ok(()));
+        let error = RamLayout::new(62 * GIB + 4096).unwrap().within(36).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "memory reaches to 0x1000001000, and this host's processor maps 36 address bits for guests: \
+             give the machine at most 63488 MiB"
+        );
+        assert_eq!(RamLayout::new(2 * GIB).unwrap().within(32), Ok(()));
+        assert!(RamLayout::new(3 * GIB).unwrap().within(32).is_err());
     }
 
     #[test]

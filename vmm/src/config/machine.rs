@@ -13,8 +13,8 @@ use super::{size, smbios, spell, volumes};
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Size in bytes of the pages that guest memory is made of.
 const PAGE: u64 = 4 << 10;
-/// Least guest memory in bytes: what lies below the end of the first megabyte has fixed uses.
-const LEAST_MEMORY: u64 = 1 << 20;
+/// Least guest memory in bytes.
+const LEAST_MEMORY: u64 = boot::layout::MIN_RAM;
 /// Size in bytes of the huge pages that `hugepages = true` means.
 const HUGE_PAGE: u64 = 2 << 20;
 /// Longest path of a UNIX socket in bytes (unix(7)), its NUL not counted.
@@ -51,7 +51,7 @@ fn memory(section: &Section<'_>, huge_pages: Option<u64>, host: &Host, errors: &
     let page = huge_pages.unwrap_or(PAGE);
     if memory < LEAST_MEMORY || !memory.is_multiple_of(page) {
         let page = size::show(page);
-        section.refuse("memory", &format!("expected a multiple of {page}, at least 1MiB"), errors);
+        section.refuse("memory", &format!("expected a multiple of {page}, at least 4MiB"), errors);
         return None;
     }
     if let Some(most) = host.memory.filter(|most| memory > *most) {
@@ -209,7 +209,10 @@ fn boot_device(text: &str, hbas: Option<&[Hba]>) -> Result<BootDevice, String> {
     let Some(hbas) = hbas else { return Ok(device) };
     let Some(adapter) = hbas.iter().find(|adapter| adapter.id == device.hba) else {
         let ids: Vec<&str> = hbas.iter().map(|adapter| adapter.id.as_str()).collect();
-        return Err(format!("\"{text}\" names no [[hba]], expected {}", spell::any_of(&ids, '`')));
+        return Err(match ids.is_empty() {
+            true => format!("\"{text}\" names no [[hba]]: there is none"),
+            false => format!("\"{text}\" names no [[hba]], expected {}", spell::any_of(&ids, '`')),
+        });
     };
     if !adapter.luns.iter().any(|unit| unit.target == target && unit.lun == lun) {
         return Err(format!("\"{text}\" names no [[hba.lun]] of `{}`", device.hba));

@@ -361,12 +361,15 @@ fn scalar<'a>(kind: &Kind, node: &Node) -> Result<Typed<'a>, String> {
     }
 }
 
-/// The text of a value. An option's value is text wherever text is wanted: `--set vm.name=7`.
+/// The text of a value. An option's value is text wherever text is wanted: `--set vm.name=7`. What is within a table or
+/// a list that an option gives is what it is in a file.
 fn text(node: &Node) -> Option<String> {
     match (&node.value, &node.origin) {
         (Value::Text(text), _) => Some(text.clone()),
         (Value::Bool(_) | Value::Integer(_) | Value::Other(_), Origin::Set(argument)) => {
-            argument.split_once('=').map(|(_, text)| text.trim().to_owned())
+            let (_, text) = argument.split_once('=')?;
+            let text = text.trim();
+            (!text.starts_with(['[', '{'])).then(|| text.to_owned())
         }
         _ => None,
     }

@@ -9,7 +9,7 @@
 //! writes: a guest makes as many as it likes, and the thread writes a few times a second.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use std::time::Duration;
 use devices::threads::{self, Kind};
 use hba_megasas::{EVENT_RECORDS, EventMarks, EventRecord, EventStore, KeptEvents};
 
-use crate::output_file;
+use crate::output_file::{self, OutputError};
 
 const MAGIC: &[u8; 8] = b"MFIEVLG2";
 /// Bytes of the header and of each slot: what disks write in one piece.
@@ -82,7 +82,7 @@ impl EventFile {
             file => file?,
         };
         // For a moment only, which a start waits for.
-        file.try_lock_shared()?;
+        file.try_lock_shared().map_err(in_use)?;
         if file.metadata()?.len() > 0 {
             read(&file)?;
         }
@@ -94,7 +94,7 @@ impl EventFile {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(output_file::MODE);
         let file = options.open(path)?;
-        output_file::lock(&file)?;
+        output_file::lock(&file).map_err(in_use)?;
         let kept = if file.metadata()?.len() == 0 { KeptEvents::default() } else { read(&file)? };
         // Open from now on: whoever finds it so knows that its process did not end well.
         file.write_all_at(&header(kept.marks, 0), 0)?;
@@ -102,9 +102,17 @@ impl EventFile {
         let newest = kept.next.saturating_sub(1);
         let pending = Pending { newest, written: newest, ..Pending::default() };
         let shared = Arc::new(Shared { pending: Mutex::new(pending), changed: Condvar::new() });
-        let (writer, marks) = (shared.clone(), kept.marks);
-        let thread = threads::spawn(Kind::EventLog, "event-log", move || writer.write(&file, marks))?;
+        let (writer, marks, name) = (shared.clone(), kept.marks, path.display().to_string());
+        let thread = threads::spawn(Kind::EventLog, "event-log", move || writer.write(&file, &name, marks))?;
         Ok(Self { shared, kept, path: path.into(), thread: Some(thread) })
+    }
+}
+
+/// Why the file cannot be had alone.
+fn in_use(error: TryLockError) -> io::Error {
+    match error {
+        TryLockError::WouldBlock => io::Error::other(OutputError::InUse),
+        TryLockError::Error(error) => error,
     }
 }
 
@@ -171,7 +179,7 @@ impl Shared {
     }
 
     /// Writes what is pending until the end.
-    fn write(&self, file: &File, mut marks: EventMarks) {
+    fn write(&self, file: &File, name: &str, mut marks: EventMarks) {
         loop {
             let idle = |pending: &mut Pending| {
                 let nothing = pending.records.is_empty() && pending.settings.is_none();
@@ -205,7 +213,7 @@ impl Shared {
             }
             if let Err(error) = result.and_then(|()| file.sync_data()) {
                 // A log that cannot be kept is still a log.
-                devices::log_limited!(warn, "event log not written: {error}");
+                devices::log_limited!(warn, "event log {name}: not written: {error}");
             }
             let mut pending = self.lock();
             // Not beyond the newest: numbers may have begun anew.
@@ -261,8 +269,9 @@ fn read_block(file: &File, at: u64) -> Option<Block> {
 
 fn read(file: &File) -> io::Result<KeptEvents> {
     let header = read_block(file, 0).filter(|header| header.starts_with(MAGIC));
-    let header = header
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it is no event log of this program"))?;
+    let header = header.ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidData, "it is no event log of this program; choose another path")
+    })?;
     let marks = EventMarks { clear: word(&header, 8), shutdown: word(&header, 12), boot: word(&header, 16) };
     let mut records: Vec<EventRecord> = (0..EVENT_RECORDS)
         .filter_map(|slot| {
@@ -322,7 +331,9 @@ mod tests {
         assert_eq!((kept.marks, kept.next), (marks, 1001));
         assert_eq!(numbers(&kept), (745..=1000).collect::<Vec<_>>());
         assert!(kept.records.contains(&record(900)));
-        assert!(EventFile::open(&path).is_err(), "of one process only");
+        let refused = EventFile::open(&path).err().unwrap().to_string();
+        assert_eq!(refused, "another process writes to it; end it or choose another path");
+        assert_eq!(EventFile::check(&path).unwrap_err().to_string(), refused);
     }
 
     #[test]

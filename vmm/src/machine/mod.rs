@@ -110,13 +110,14 @@ impl Machine {
         let hypervisor = Hypervisor::open(Path::new("/dev/kvm"))?;
         let layout = RamLayout::new(config.vm.memory)?;
         let vm = hypervisor.create_vm()?;
+        let cpus = u32::from(config.vm.cpus);
+        let cpuid = CpuidTemplate::new(hypervisor.kvm(), cpus)?;
+        layout.within(cpuid.mapped_bits())?;
         let backing = if config.vm.shared_memory { Backing::Shared } else { Backing::Anonymous };
         let ram = allocate_ram(&vm, &layout, backing, config.vm.huge_pages)?;
         add_chips(&vm)?;
         trace(start, "memory mapped");
 
-        let cpus = u32::from(config.vm.cpus);
-        let cpuid = CpuidTemplate::new(hypervisor.kvm(), cpus)?;
         let control = Control::new(cpus).context("machine control")?;
         let console = Console::open(&config.serial, logging::set_raw_terminal)?;
         let debug = DebugOutput::open(config.debug_log.as_deref())?;

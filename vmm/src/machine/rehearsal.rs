@@ -38,7 +38,11 @@ pub fn rehearse(config: &Config) -> Vec<String> {
     all.note(Console::check(&config.serial).map_err(Error::from));
     all.note(DebugOutput::check(config.debug_log.as_deref()));
     adapters(config, &mut all);
-    let bits = cpuid.map_or(PHYSICAL_BITS, |cpuid| cpuid.physical_bits());
+    let bits = cpuid.map(|cpuid| cpuid.mapped_bits());
+    if let (Some(layout), Some(bits)) = (&layout, bits) {
+        all.note(layout.within(bits).map_err(Error::from));
+    }
+    let bits = bits.unwrap_or(PHYSICAL_BITS);
     let needs_64bit = layout.is_some_and(|layout| boot(config, &layout, bits, &mut all));
     if let Some(hypervisor) = hypervisor.filter(|_| needs_64bit) {
         all.note(hypervisor.require_64bit().map_err(Error::from));

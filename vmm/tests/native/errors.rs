@@ -156,7 +156,7 @@ fn numbers_out_of_range() {
     for (set, hint) in [
         ("vm.cpus=0", "`cpus` in [vm] is 0, expected an integer from 1 to 255"),
         ("vm.cpus=300", "`cpus` in [vm] is 300, expected an integer from 1 to 255"),
-        ("vm.memory=0", "`memory` in [vm] is 0, expected a multiple of 4KiB, at least 1MiB"),
+        ("vm.memory=0", "`memory` in [vm] is 0, expected a multiple of 4KiB, at least 4MiB"),
     ] {
         refused(&mut vm().set(set).command(), &format!("--set {set}: {hint}"));
     }

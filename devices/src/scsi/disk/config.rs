@@ -87,7 +87,10 @@ pub enum DiskError {
     #[error("the image is smaller than one block")]
     Empty,
     /// The store of protection information is too small.
-    #[error("the store of protection information has not eight bytes for each block")]
+    #[error(
+        "the store of protection information has not eight bytes for each block; restore it, or move it away: a new one is \
+         made, and blocks are checked once they are written again"
+    )]
     ProtectionStore,
 }
 

@@ -81,7 +81,7 @@ impl<'a> Walk<'a> {
         if self.seen.len() > DEPTH {
             let place = self.options.path.display();
             return Err(OpenError::new(format!(
-                "{place} has more than {DEPTH} backing files; shorten the chain with qemu-img commit or rebase"
+                "{place} is a chain of more than {DEPTH} files; shorten it with qemu-img commit or rebase"
             )));
         }
         Ok(Some(Next { path, qcow2, _held: held }))

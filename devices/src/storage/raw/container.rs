@@ -146,11 +146,11 @@ impl RawImage {
     }
 }
 
-/// Lengthens a file. For one owner, so that a late helper never shortens it.
 fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EFBIG | libc::ENOSPC | libc::EDQUOT))
 }
 
+/// Lengthens a file. For one owner, so that a late helper never shortens it.
 fn set_min_len(file: &File, len: u64) -> io::Result<()> {
     if file.metadata()?.len() < len { file.set_len(len) } else { Ok(()) }
 }

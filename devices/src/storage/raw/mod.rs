@@ -337,7 +337,15 @@ impl BlockBackend for RawImage {
     async fn grow(&self, io: &Io, len: u64) -> Result<(), BlockError> {
         self.check(Action::Write, 0, 0)?;
         if !self.is_device {
-            return self.extend(io, len, len).await;
+            if len <= self.host_len() {
+                return Ok(());
+            }
+            self.extend(io, len, len).await?;
+            // A disk that was larger before a loss of power than after it makes partitions and volumes of the guest unusable.
+            return match self.cache {
+                CacheMode::Unsafe => Ok(()),
+                _ => self.sync(io, Action::Flush).await,
+            };
         }
         let (has, name) = (self.look_at_length(io).await, &self.host.name);
         if len <= has {

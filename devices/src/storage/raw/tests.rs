@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::iothread::mischief::{Trick, Victim};
+use crate::iothread::record::{Event, Recorder};
 use crate::mem::SgList;
 use crate::storage::Image;
 use crate::storage::alignment::Alignment;
@@ -36,6 +37,35 @@ fn open(file: &tempfile::NamedTempFile, cache: CacheMode) -> Option<RawImage> {
 
 fn zeros(len: usize) -> FromGuest {
     FromGuest::new(SgList::host(len, 4096).unwrap())
+}
+
+#[test]
+fn a_larger_size_is_stable_when_it_is_told() {
+    for cache in CacheMode::ALL {
+        let file = file_of(1 << 20);
+        let Some(image) = open(&file, cache) else { continue };
+        let recorder = Recorder::default();
+        let events = on_io_thread({
+            let recorder = recorder.clone();
+            move |io| async move {
+                io.record(&recorder);
+                image.grow(&io, 2 << 20).await.unwrap();
+                recorder.take()
+            }
+        });
+        let done: Vec<String> = events
+            .iter()
+            .map(|event| match event {
+                Event::Begin { change, .. } => format!("{change:?}"),
+                Event::End { good, .. } => format!("{good}"),
+            })
+            .collect();
+        let mut expected = vec!["Resize(2097152)", "true"];
+        if cache.name() != "unsafe" {
+            expected.extend(["Sync(None)", "true"]);
+        }
+        assert_eq!(done, expected, "{}", cache.name());
+    }
 }
 
 #[test]

@@ -110,12 +110,9 @@ fn values_of_the_wrong_type_or_out_of_bounds() {
             "`uuid` in [vm] is \"+23e4567-e89b-12d3-a456-426614174000\", \
              expected a UUID such as \"123e4567-e89b-12d3-a456-426614174000\"",
         ),
-        ("memory = 0", "`memory` in [vm] is 0, expected a multiple of 4KiB, at least 1MiB"),
-        (
-            "memory = \"1023KiB\"",
-            "`memory` in [vm] is \"1023KiB\", expected a multiple of 4KiB, at least 1MiB",
-        ),
-        ("memory = 1073741825", "`memory` in [vm] is 1073741825, expected a multiple of 4KiB, at least 1MiB"),
+        ("memory = 0", "`memory` in [vm] is 0, expected a multiple of 4KiB, at least 4MiB"),
+        ("memory = \"3MiB\"", "`memory` in [vm] is \"3MiB\", expected a multiple of 4KiB, at least 4MiB"),
+        ("memory = 1073741825", "`memory` in [vm] is 1073741825, expected a multiple of 4KiB, at least 4MiB"),
         ("memory = \"1GB\"", "`memory` in [vm] is \"1GB\", did you mean \"1GiB\"?"),
         (
             "memory = \"lots\"",
@@ -149,7 +146,7 @@ fn values_of_the_wrong_type_or_out_of_bounds() {
     }
     in_vm(
         "memory = \"1025MiB\"\nhugepages = true",
-        &["vm.toml:2: `memory` in [vm] is \"1025MiB\", expected a multiple of 2MiB, at least 1MiB"],
+        &["vm.toml:2: `memory` in [vm] is \"1025MiB\", expected a multiple of 2MiB, at least 4MiB"],
     );
 }
 
@@ -449,7 +446,7 @@ fn all_errors_are_reported_in_the_order_of_the_file() {
         Fixture::new().lines(text, &["hba.0.id=7"]),
         [
             "vm.toml:2: `cpus` in [vm] is 0, expected an integer from 1 to 255",
-            "vm.toml:3: `memory` in [vm] is 5, expected a multiple of 4KiB, at least 1MiB",
+            "vm.toml:3: `memory` in [vm] is 5, expected a multiple of 4KiB, at least 4MiB",
             "vm.toml:4: unknown key `nam` in [vm], did you mean `name`?",
             "vm.toml:6: `kernel` in [boot]: cannot open gone: No such file or directory",
             "vm.toml:9: `image` in [[hba.lun]]: cannot open gone: No such file or directory",

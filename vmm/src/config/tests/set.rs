@@ -73,6 +73,19 @@ fn errors_of_options_name_the_option() {
     );
 }
 
+/// What is within a table or a list is no text of its own.
+#[test]
+fn numbers_within_an_option_are_no_texts() {
+    for (option, key) in [
+        ("vm={memory=\"64MiB\",name=7}", "`name` in [vm] is 7, expected"),
+        ("vm.smbios.system={serial=815}", "`serial` in [vm.smbios.system] is 815, expected"),
+        ("hba.0.lun.0={image=\"disk.img\",vendor=1}", "`vendor` in [[hba.lun]] is 1, expected"),
+    ] {
+        let errors = Fixture::new().lines(SMALLEST, &[option]);
+        assert!(errors.iter().any(|error| error.contains(key)), "{option}: {errors:?}");
+    }
+}
+
 #[test]
 fn no_value_of_any_key_is_lost_without_an_error() {
     let fixture = Fixture::new();
