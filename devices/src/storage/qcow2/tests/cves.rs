@@ -1,5 +1,7 @@
 //! What images did elsewhere, each by its number. They are put together here, byte by byte, and need no tools.
 
+use std::os::unix::fs::MetadataExt;
+
 use super::*;
 use crate::storage::RawOptions;
 
@@ -142,6 +144,42 @@ fn cve_2014_0145_snapshots_with_longer_tables() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), image(&changes)).unwrap();
     assert_eq!(read_all(open(file.path())), vec![0; 1 << 20]);
+}
+
+/// The disk's first cluster is far behind everything that is counted.
+#[test]
+fn cve_2014_0147_clusters_beyond_the_refcount_table() {
+    const L2: usize = SNAPSHOTS;
+    const BLOCK: usize = 4 * CLUSTER;
+    // What is in the file is counted, once each.
+    let counted = [0, 1].repeat(5);
+    for at in [1_u64 << 30, 1 << 44, 1 << 50, (1 << 56) - 4096] {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let changes: [(usize, &[u8]); 4] = [
+            (L1, &be64(1 << 63 | L2 as u64)),
+            (L2, &be64(1 << 63 | at)),
+            (REFTABLE, &be64(BLOCK as u64)),
+            (BLOCK, &counted),
+        ];
+        std::fs::write(file.path(), image(&changes)).unwrap();
+        let image = open(file.path());
+        on_io_thread(move |io| async move {
+            // Behind the end of the file there are zeros, or there is nothing.
+            let mem = ToGuest::new(SgList::host(512, 512).unwrap());
+            let _ = image.read(&io, ByteOffset(0), mem).await;
+            // What is done with the cluster itself may fail: a host's file has no such place.
+            let first = Span { at: ByteOffset(0), len: CLUSTER as u64 };
+            let _ = image.zero(&io, first, Unmap::Allowed).await;
+            let _ = image.write(&io, ByteOffset(0), filled(512, 9), Durability::Stable).await;
+            // The table is looked at for another one, and does not become longer than the file.
+            image.write(&io, ByteOffset(CLUSTER as u64), filled(512, 7), Durability::Stable).await.unwrap();
+            image.close(&io).await.unwrap();
+        });
+        assert!(file.as_file().metadata().unwrap().blocks() * 512 < 1 << 20, "{at:#x}");
+        let all = read_all(open(file.path()));
+        assert_eq!(all[CLUSTER..CLUSTER + 512], [7; 512], "{at:#x}");
+        assert!(all[CLUSTER + 512..].iter().all(|byte| *byte == 0), "{at:#x}");
+    }
 }
 
 #[test]
