@@ -5,6 +5,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::fdset;
+
 /// Which backing files an image may have. Links are followed before a file is looked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Backing {
@@ -42,7 +44,10 @@ impl Backing {
             Self::SameDirectory => regular && is_beside(top, file),
             Self::Listed(listed) => listed
                 .iter()
-                .filter_map(|entry| fs::canonicalize(entry).ok())
+                .filter_map(|entry| match fdset::number(entry) {
+                    Some(_) => Some(entry.clone()),
+                    None => fs::canonicalize(entry).ok(),
+                })
                 .any(|entry| file == entry || (entry.is_dir() && file.starts_with(entry))),
         };
         match self {

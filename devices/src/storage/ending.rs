@@ -38,7 +38,8 @@ impl Ending {
     /// # Errors
     /// Those of opening it, and of asking it.
     pub fn find(path: &Path) -> io::Result<Self> {
-        Self::of(&open_quietly(path)?)
+        let file = open_quietly(path)?;
+        Self::of(&file)
     }
 
     /// Of an opened file or block device.

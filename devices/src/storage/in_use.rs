@@ -13,11 +13,11 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::OpenError;
 use super::lock::locks_of;
 use super::loops::loops_over;
 use super::sys::block_device;
 use super::sysfs::{below, device_of, entry, parts};
+use super::{OpenError, fdset};
 
 /// How long a device is asked for again that is busy with nothing the host tells of, and how often: udev and its helpers
 /// have a device for themselves while they look what is on it, such as after somebody had it open for writing.
@@ -48,13 +48,18 @@ pub(super) fn claim(path: &Path, file: &File) -> Result<File, OpenError> {
     Ok(claim)
 }
 
+/// As [`claim`] for a device of a set, which nobody can open again by its name: an error if the host is known to use it.
+pub(super) fn look(path: &Path, file: &File) -> Result<(), OpenError> {
+    if user_of(path).is_some() { Err(busy(path, file)) } else { Ok(()) }
+}
+
 /// The host, or this machine itself, uses the image at `path`, which is open as `file`.
 pub(super) fn busy(path: &Path, file: &File) -> OpenError {
     let user = user_of(path);
     if user.is_none() && is_ours(file) {
         return used_twice(path);
     }
-    let path = path.display();
+    let path = fdset::shown(path);
     let user = user.unwrap_or_else(|| "another program has it for itself".into());
     OpenError::new(format!(
         "{path} is in use by the host, and a second writer would destroy what is on it: {user}; free it, use another \
@@ -67,7 +72,7 @@ pub(super) fn used_twice(path: &Path) -> OpenError {
     OpenError::new(format!(
         "{}: two disks of this machine use the same device, or parts of it, and at least one writes to it; give each its \
          own, or make both readonly",
-        path.display()
+        fdset::shown(path)
     ))
 }
 
@@ -93,9 +98,12 @@ fn is_ours(file: &File) -> bool {
 /// What the host uses the image at `path` for, or parts of it, as the end of a sentence; `None` if nothing that it tells.
 /// A file is used where a loop device over it is. Claims nothing.
 pub fn user_of(path: &Path) -> Option<String> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).ok()?;
-    let device = block_device(file.as_raw_fd())
-        .and_then(|number| user_of_device(number, &path.display().to_string(), ""));
+    let file = match fdset::number(path) {
+        Some(number) => fdset::any(number).ok()?,
+        None => OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).ok()?,
+    };
+    let device =
+        block_device(file.as_raw_fd()).and_then(|number| user_of_device(number, &fdset::shown(path), ""));
     device.or_else(|| user_of_loops(&loops_over(&file)))
 }
 

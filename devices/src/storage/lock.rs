@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 
 use super::OpenError;
-use super::sys::{is_byte_taken, share_byte};
+use super::sys::{is_byte_taken, release_byte, share_byte};
 
 /// First lock byte of permissions in use.
 const USED: i64 = 100;
@@ -96,7 +96,12 @@ pub(super) fn lock(
     let taken = tests::without_children(file, taken, || bytes.take(file));
     match taken {
         Ok(true) => Ok(()),
-        Ok(false) => Err(conflict(file, shown, read_only)),
+        Ok(false) => {
+            // First of all: the description may be open elsewhere, which would be taken for the other user.
+            let place = place_of(file);
+            release(file);
+            Err(conflict(file, place, shown, read_only))
+        }
         Err(e) if is_unsupported(&e) => {
             tracing::warn!(
                 "{shown}: the file system has no locks ({e}); nothing protects the image from a second writer"
@@ -104,6 +109,16 @@ pub(super) fn lock(
             Ok(())
         }
         Err(e) => Err(OpenError::host(format!("{shown}: cannot lock the image"), e)),
+    }
+}
+
+/// Gives back what [`lock`] took, for a description that stays open.
+pub(super) fn release(file: &File) {
+    for permission in [READ, WRITE, RESIZE] {
+        for byte in [USED + permission, UNSHARED + permission] {
+            // Where there are no locks, there is nothing to give back.
+            let _ = release_byte(file, byte);
+        }
     }
 }
 
@@ -116,7 +131,7 @@ pub(super) fn look(
 ) -> Result<(), OpenError> {
     let Some(bytes) = Wanted::of(read_only, sharing) else { return Ok(()) };
     match bytes.look(file) {
-        Ok(false) => Err(conflict(file, shown, read_only)),
+        Ok(false) => Err(conflict(file, place_of(file), shown, read_only)),
         // Without locks there is nobody to find.
         Ok(true) | Err(_) => Ok(()),
     }
@@ -126,10 +141,10 @@ fn is_unsupported(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL))
 }
 
-fn conflict(file: &File, path: impl Display, read_only: bool) -> OpenError {
+fn conflict(file: &File, place: Option<String>, path: impl Display, read_only: bool) -> OpenError {
     let purpose =
         if read_only { "for reading: it is being written to by" } else { "for writing: it is in use by" };
-    let mut message = match holder(file) {
+    let mut message = match place.and_then(|place| holder(file, &place)) {
         Some(pid) if pid == std::process::id() => {
             return used_twice(path);
         }
@@ -151,10 +166,10 @@ pub(super) fn used_twice(shown: impl Display) -> OpenError {
     ))
 }
 
-/// The process that holds locks on the same file. The kernel does not name it, so every process is asked. What others have
-/// open is not touched: its server may not answer.
-fn holder(file: &File) -> Option<u32> {
-    let (own, number) = (place_of(file)?, file.as_raw_fd());
+/// The process that holds locks on the same file, which is at `place`. The kernel does not name it, so every process is asked.
+/// What others have open is not touched: its server may not answer.
+fn holder(file: &File, place: &String) -> Option<u32> {
+    let number = file.as_raw_fd();
     let processes = fs::read_dir("/proc").ok()?.flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let mut found = None;
@@ -167,7 +182,7 @@ fn holder(file: &File) -> Option<u32> {
             path.is_absolute().then(|| entry.file_name().to_str()?.parse::<RawFd>().ok())?
         });
         for descriptor in descriptors.filter(|descriptor| !ours || *descriptor != number) {
-            if locks_of(pid, descriptor).contains(&own) {
+            if locks_of(pid, descriptor).contains(place) {
                 if !ours {
                     return Some(pid);
                 }
@@ -222,7 +237,8 @@ mod tests {
         again: impl Fn() -> io::Result<bool>,
     ) -> io::Result<bool> {
         for _ in 0..400 {
-            if !matches!(taken, Ok(false)) || holder(file) == Some(std::process::id()) {
+            let holder = place_of(file).and_then(|place| holder(file, &place));
+            if !matches!(taken, Ok(false)) || holder == Some(std::process::id()) {
                 break;
             }
             std::thread::sleep(std::time::Duration::from_millis(5));

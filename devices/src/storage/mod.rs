@@ -14,6 +14,7 @@ mod barrier;
 mod cache;
 mod ending;
 mod error;
+pub mod fdset;
 mod gate;
 mod guard;
 mod image;

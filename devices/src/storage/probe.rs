@@ -5,9 +5,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Deref;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
+use super::fdset::{self, Lease, Mode, Taken};
 use super::raw::length;
 
 /// Bytes of the start and of the end that are looked at.
@@ -107,7 +110,7 @@ impl Content {
             Convert(name) => {
                 format!(
                     "convert it with qemu-img convert -f {name} -O qcow2 \"{}\" NEW.qcow2",
-                    path.display()
+                    fdset::origin(path).display()
                 )
             }
             Unpack(program) => format!("unpack it first with {program}"),
@@ -115,13 +118,43 @@ impl Content {
     }
 }
 
-/// Opens for reading, leaving the time of the last access alone where the file is ours.
-pub(super) fn open_quietly(path: &Path) -> io::Result<File> {
+/// A file that is open to be looked at.
+pub(super) struct Looked {
+    file: Arc<File>,
+    _lease: Option<Lease>,
+}
+
+impl Deref for Looked {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.file
+    }
+}
+
+impl From<File> for Looked {
+    fn from(file: File) -> Self {
+        Self { file: file.into(), _lease: None }
+    }
+}
+
+impl From<Taken> for Looked {
+    fn from(taken: Taken) -> Self {
+        Self { file: taken.file, _lease: Some(taken.lease) }
+    }
+}
+
+/// Opens for reading, leaving the time of the last access alone where the file is ours. Of a set, a descriptor that no disk uses.
+pub(super) fn open_quietly(path: &Path) -> io::Result<Looked> {
+    if let Some(number) = fdset::number(path) {
+        return fdset::take(number, Mode::Any, false).map(Into::into);
+    }
     let open = |flags| OpenOptions::new().read(true).custom_flags(flags | libc::O_NONBLOCK).open(path);
     match open(libc::O_NOATIME) {
         Err(e) if e.raw_os_error() == Some(libc::EPERM) => open(0),
         result => result,
     }
+    .map(Into::into)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use super::lock::{self, Wanted};
 use super::raw::probe;
-use super::{OpenError, Qcow2Image, Qcow2Options, RawOptions, Sharing, in_use, stacked};
+use super::{OpenError, Qcow2Image, Qcow2Options, RawOptions, Sharing, fdset, in_use, stacked};
 
 /// The images that were looked at so far.
 #[derive(Default)]
@@ -23,8 +23,9 @@ impl Rehearsal {
     pub fn raw(&mut self, options: &RawOptions) -> Result<(), OpenError> {
         let (path, read_only, sharing) = (options.path.as_path(), options.read_only, options.sharing);
         let file = probe(options)?;
-        self.lock(&file, &path.display().to_string(), read_only, sharing)?;
-        let failed = |e| OpenError::host(format!("{}: cannot look at the image", path.display()), e);
+        let shown = fdset::shown(path);
+        self.lock(&file, &shown, read_only, sharing)?;
+        let failed = |e| OpenError::host(format!("{shown}: cannot look at the image"), e);
         let found = file.metadata().map_err(failed)?;
         let is_device = found.file_type().is_block_device();
         if is_device {
@@ -39,6 +40,9 @@ impl Rehearsal {
                 return Err(in_use::used_twice(path));
             }
             self.claimed.push(found.rdev());
+            if fdset::number(path).is_some() {
+                return in_use::look(path, &file);
+            }
             // For a moment only, which others wait for.
             in_use::claim(path, &file)?;
         }

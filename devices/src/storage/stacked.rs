@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::lock::{self, Sharing};
 use super::loops::loops_over;
-use super::{OpenError, in_use, sys, sysfs};
+use super::{OpenError, fdset, in_use, sys, sysfs};
 
 /// A file below a block device.
 pub(super) struct Below {
@@ -57,7 +57,7 @@ pub(super) fn below(path: &Path, file: &File, sharing: Sharing) -> Result<Vec<Be
     if sharing == Sharing::Unlocked {
         return Ok(found);
     }
-    let failed = |e| OpenError::host(format!("{}: cannot look at the device", path.display()), e);
+    let failed = |e| OpenError::host(format!("{}: cannot look at the device", fdset::shown(path)), e);
     let mut devices = vec![(file.metadata().map_err(failed)?.rdev(), false)];
     let mut seen = HashSet::new();
     while let Some((device, part)) = devices.pop() {
@@ -77,7 +77,7 @@ pub(super) fn below(path: &Path, file: &File, sharing: Sharing) -> Result<Vec<Be
             Err(e) => {
                 tracing::warn!(
                     "{} is made of {}, which cannot be locked: {e}; nothing protects it from a second writer",
-                    path.display(),
+                    fdset::shown(path),
                     name.display()
                 );
                 continue;
@@ -89,7 +89,7 @@ pub(super) fn below(path: &Path, file: &File, sharing: Sharing) -> Result<Vec<Be
         if kind.file_type().is_block_device() {
             devices.push((kind.rdev(), part));
         }
-        let shown = format!("{}, which is made of {}", path.display(), name.display());
+        let shown = format!("{}, which is made of {}", fdset::shown(path), name.display());
         found.push(Below { file, path: name, shown, sharing: if part { Sharing::Shared } else { sharing } });
     }
     Ok(found)
@@ -110,7 +110,7 @@ pub(super) fn look_above(
     for (node, _) in &loops {
         // Who may not open it cannot tell.
         let Ok(device) = quietly(node) else { continue };
-        let shown = format!("{}, of which {} is made", path.display(), node.display());
+        let shown = format!("{}, of which {} is made", fdset::shown(path), node.display());
         lock::look(&device, &shown, read_only, sharing)?;
     }
     if !read_only && sharing == Sharing::Exclusive && in_use::user_of_loops(&loops).is_some() {

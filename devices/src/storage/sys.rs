@@ -150,6 +150,27 @@ pub(super) fn block_device(descriptor: RawFd) -> Option<u64> {
     (result == 0 && is_device).then(|| libc::makedev(stat.stx_rdev_major, stat.stx_rdev_minor))
 }
 
+/// The access mode and the status flags of a descriptor (fcntl(2), F_GETFL).
+pub(super) fn status_flags(file: &File) -> io::Result<libc::c_int> {
+    // SAFETY: a call without pointers.
+    #[allow(unsafe_code)]
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    if flags < 0 { Err(io::Error::last_os_error()) } else { Ok(flags) }
+}
+
+/// Sets the status flags of an open file description.
+pub(super) fn set_status_flags(file: &File, flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: a call without pointers.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Releases an open-file-description lock on one byte.
+pub(super) fn release_byte(file: &File, byte: i64) -> io::Result<()> {
+    lock(file, libc::F_OFD_SETLK, libc::F_UNLCK, byte).map(drop)
+}
+
 /// Takes a shared open-file-description lock on one byte; never waits.
 pub(super) fn share_byte(file: &File, byte: i64) -> io::Result<()> {
     lock(file, libc::F_OFD_SETLK, libc::F_RDLCK, byte).map(drop)

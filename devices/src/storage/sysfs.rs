@@ -4,12 +4,14 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use super::fdset;
+
 /// Devices below one at most, to look for files.
 const DEVICES_MAX: usize = 256;
 
 /// The number of the block device at `path`.
 pub(super) fn device_of(path: &Path) -> Option<u64> {
-    let found = fs::metadata(path).ok()?;
+    let found = fdset::metadata(path).ok()?;
     found.file_type().is_block_device().then(|| found.rdev())
 }
 

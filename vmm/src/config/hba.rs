@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use devices::storage::Backing;
+use devices::storage::{Backing, fdset};
 use hba_megasas::Difference;
 
 use super::error::{Errors, Origin};
@@ -432,6 +432,11 @@ fn protection(
     beside.push(".pi");
     let is_device = matches!(host::medium(image), Some(host::Medium::Device(_)));
     let (written, beside) = (path(section, "protection_image", directory), beside.into());
+    if kind.is_some() && written.is_none() && fdset::number(image).is_some() {
+        let reason = "no file can be made beside descriptors; set `protection_image`";
+        section.reject("protection", reason, errors);
+        return None;
+    }
     let image = written.as_ref().unwrap_or(&beside);
     let key = if written.is_some() { "protection_image" } else { "protection" };
     // That of a read-only disk is not made.

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use devices::storage::{self, Backing, CacheMode, Content, Ending, Qcow2Image, Qcow2Options, Sharing};
+use devices::storage::{self, Backing, CacheMode, Content, Ending, Qcow2Image, Qcow2Options, Sharing, fdset};
 
 use super::types::{Disk, Format};
 
@@ -81,15 +81,15 @@ pub enum Medium {
 
 /// What is at `path`, if there is something.
 pub fn medium(path: &Path) -> Option<Medium> {
-    let found = fs::metadata(path).ok()?;
+    let found = fdset::metadata(path).ok()?;
     let is_device = found.file_type().is_block_device();
     Some(if is_device { Medium::Device(found.rdev()) } else { Medium::File(found.dev(), found.ino()) })
 }
 
 /// What is at `path`, for people.
 fn kind(path: &Path) -> Result<&'static str, String> {
-    let found = fs::metadata(path);
-    let found = found.map_err(|error| format!("cannot open {}: {}", path.display(), reason(&error)))?;
+    let found = fdset::metadata(path);
+    let found = found.map_err(|error| format!("cannot open {}: {}", fdset::shown(path), reason(&error)))?;
     let kind = found.file_type();
     Ok(if kind.is_file() {
         "file"
@@ -123,13 +123,20 @@ pub(super) fn check_file(path: &Path) -> Result<(), String> {
 
 /// Checks that `path` is an image that can be opened as wanted. Changes nothing.
 pub(super) fn check_image(path: &Path, read_only: bool, direct: bool) -> Result<(), String> {
-    let shown = path.display();
+    let shown = fdset::shown(path);
     let kind = kind(path)?;
     if !matches!(kind, "file" | "block device") {
         return Err(format!("{shown} is a {kind}, expected an image file or a block device"));
     }
-    if kind == "file" && fs::metadata(path).is_ok_and(|found| found.len() == 0) {
+    if kind == "file" && fdset::metadata(path).is_ok_and(|found| found.len() == 0) {
         return Err(format!("{shown} is empty, expected an image of the disk's size"));
+    }
+    if let Some(number) = fdset::number(path) {
+        fdset::check(number, !read_only, direct).map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) if direct => no_direct_io(&shown),
+            _ => format!("cannot open {shown}: {}", reason(&error)),
+        })?;
+        return check_unused(path, read_only, &shown);
     }
     open(path, false, 0).map_err(|error| format!("cannot open {shown}: {}", reason(&error)))?;
     if !read_only {
@@ -140,17 +147,24 @@ pub(super) fn check_image(path: &Path, read_only: bool, direct: bool) -> Result<
             )
         })?;
     }
-    if let Some(user) = storage::user_of(path).filter(|_| !read_only) {
-        return Err(format!(
-            "{shown} is in use by the host: {user}; free it, use another device, or set `readonly = true`"
-        ));
-    }
+    check_unused(path, read_only, &shown)?;
     if direct && open(path, false, libc::O_DIRECT).is_err() {
-        return Err(format!(
-            "the file system of {shown} has no direct I/O, expected `cache` to be \"writeback\" or \"writethrough\""
-        ));
+        return Err(no_direct_io(&shown));
     }
     Ok(())
+}
+
+fn check_unused(path: &Path, read_only: bool, shown: &str) -> Result<(), String> {
+    let Some(user) = storage::user_of(path).filter(|_| !read_only) else { return Ok(()) };
+    Err(format!(
+        "{shown} is in use by the host: {user}; free it, use another device, or set `readonly = true`"
+    ))
+}
+
+fn no_direct_io(shown: &str) -> String {
+    format!(
+        "the file system of {shown} has no direct I/O, expected `cache` to be \"writeback\" or \"writethrough\""
+    )
 }
 
 /// Checks that an image, which can be opened, is of its format, and what a qcow2 image is made of. Changes and locks nothing.
@@ -164,7 +178,7 @@ pub(super) fn check_content(
     read_only: bool,
     backing: &Backing,
 ) -> Result<Ending, String> {
-    let shown = path.display();
+    let shown = fdset::shown(path);
     if format == Format::Qcow2 {
         return Qcow2Image::inspect(&unlocked(path, read_only, backing)).map_err(|error| {
             match &error.source {
@@ -217,7 +231,7 @@ pub(super) fn files_below(disk: &Disk) -> Vec<(&'static str, PathBuf)> {
 
 /// Checks that an image has a whole block of a disk with blocks of `block` bytes, and warns of an end that it will not show.
 pub(super) fn check_ending(path: &Path, ending: Ending, block: u64) -> Result<(), String> {
-    let shown = path.display();
+    let shown = fdset::shown(path);
     if ending.shown(block) == 0 {
         let block = block.max(ending.unit);
         return Err(format!("{shown} is too short for a disk: it has not one whole block of {block} bytes"));
@@ -298,6 +312,9 @@ fn check_writable(path: &Path, directory: &Path) -> Result<(), String> {
 /// Checks that a file could be made at `path`, or that what is there is called `replaced`.
 pub(super) fn check_creatable(path: &Path, replaced: &str) -> Result<(), String> {
     let shown = path.display();
+    if fdset::number(path).is_some() {
+        return Err(format!("{shown} is a set of descriptors, expected a file"));
+    }
     let parent = parent(path);
     match (kind(parent), kind(path)) {
         (Err(_), _) => Err(format!("cannot create {shown}: no directory {}", parent.display())),

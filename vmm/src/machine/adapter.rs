@@ -1,7 +1,7 @@
 //! One HBA while the machine runs: what is behind it, and units that come, go and change.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use devices::iothread::{Io, Remote};
 use devices::scsi::{DiskConfig, Leaving, LogicalUnit, Lun, Nexus, Target, TargetGroup};
-use devices::storage::{BlockBackend, BlockError, Image};
+use devices::storage::{BlockBackend, BlockError, Image, fdset};
 use hba_megasas::Arrival;
 use hba_virtio_scsi::VirtioScsi;
 
@@ -67,6 +67,8 @@ impl HotPlug for VirtioScsi {
 struct Attached {
     image: Arc<Image>,
     path: PathBuf,
+    /// In messages.
+    shown: String,
     read_only: bool,
     bounce: bool,
     /// Logical block length in bytes.
@@ -82,6 +84,7 @@ impl Attached {
         Self {
             image,
             path: disk.image.clone(),
+            shown: fdset::shown(&disk.image),
             read_only: disk.read_only,
             bounce: disk.bounce,
             block_size: disk.block_size.into(),
@@ -103,7 +106,8 @@ pub struct Taken {
 struct Leave {
     /// Its targets.
     behind: Vec<Arc<Target>>,
-    path: PathBuf,
+    /// What its image is called.
+    image: String,
     /// It is the last unit there.
     last: bool,
     asked: Asked,
@@ -201,15 +205,15 @@ impl Adapter {
         let take = |((target, lun), unit): ((u8, u16), Attached)| {
             let number = Lun::from_number(u32::from(lun));
             let leaving = targets.get(&target).into_iter().flatten().filter_map(|target| target.take(number));
-            (self.name(target, lun, &unit.path), leaving.collect())
+            (self.name(target, lun, &unit.shown), leaving.collect())
         };
         let stays = units.into_iter().filter(|(_, unit)| !unit.leaving);
         Taken { units: stays.map(take).collect(), closing }
     }
 
     /// What a unit is called in messages.
-    fn name(&self, target: u8, lun: u16, path: &Path) -> String {
-        format!("hba {}, target {target} lun {lun}, {}", self.id, path.display())
+    fn name(&self, target: u8, lun: u16, image: &str) -> String {
+        format!("hba {}, target {target} lun {lun}, {image}", self.id)
     }
 
     /// The targets of the machine.
@@ -344,14 +348,14 @@ impl Adapter {
             inventory.targets.insert(lun.target, targets);
         }
         let unit = Attached::new(disk, image);
+        let name = unit.shown.clone();
         inventory.units.insert((lun.target, lun.lun), unit);
         drop(inventory);
         if state == UnitState::Waiting {
             tracing::warn!(
-                "hba {}, target {}: {} waits until the guest has noticed that the disk before it has gone",
+                "hba {}, target {}: {name} waits until the guest has noticed that the disk before it has gone",
                 self.id,
-                lun.target,
-                disk.image.display()
+                lun.target
             );
         }
         Ok(state)
@@ -361,7 +365,7 @@ impl Adapter {
     /// returns the image is closed, or an error says why not; the guest has lost the unit in any case.
     pub fn detach(&self, target: u8, lun: u16) -> Result<()> {
         let device = self.device()?;
-        let Leave { behind, path, last, asked } = self.begin_leaving(target, lun)?;
+        let Leave { behind, image, last, asked } = self.begin_leaving(target, lun)?;
         if last {
             device.close_targets(target);
         }
@@ -379,8 +383,7 @@ impl Adapter {
             end
         });
         self.end_leaving(target, lun)?;
-        closed
-            .with_context(|| format!("target {target} lun {lun} has left the guest, but {}", path.display()))
+        closed.with_context(|| format!("target {target} lun {lun} has left the guest, but {image}"))
     }
 
     /// Marks a unit as leaving.
@@ -391,13 +394,13 @@ impl Adapter {
         let unit = inventory.units.get_mut(&(target, lun)).ok_or_else(nothing)?;
         ensure!(!unit.leaving, "target {target} lun {lun} is being detached already");
         unit.leaving = true;
-        let path = unit.path.clone();
+        let image = unit.shown.clone();
         let others = |(&(other, _), unit): (&(u8, u16), &Attached)| other == target && !unit.leaving;
         let last = !inventory.units.iter().any(others);
-        let asked = Asked::new(self.name(target, lun, &path));
+        let asked = Asked::new(self.name(target, lun, &image));
         inventory.closing.retain(|answer| !answer.is_over());
         inventory.closing.push(asked.answer());
-        Ok(Leave { behind, path, last, asked })
+        Ok(Leave { behind, image, last, asked })
     }
 
     /// Forgets a unit that has left, and with the last one its target.

@@ -12,6 +12,7 @@ use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result, bail};
 use devices::scsi::DiskConfig;
+use devices::storage::fdset;
 
 use crate::config::{self, Medium};
 
@@ -24,7 +25,9 @@ const DEPTH: u8 = 4;
 /// The serial number of a disk whose configuration has none: the same for the same image at every start, wherever it is
 /// plugged in, and another one for another image, also at the same path.
 pub(super) fn default_serial(path: &Path) -> Result<String> {
-    let found = fs::metadata(path).with_context(|| format!("looking at {}", path.display()))?;
+    let found = fdset::metadata(path).with_context(|| format!("looking at {}", fdset::shown(path)))?;
+    // Also of an image that was passed: its file is the same one, however it came here.
+    let path = &fdset::origin(path);
     let key = if found.file_type().is_block_device() {
         let (major, minor) = (libc::major(found.rdev()), libc::minor(found.rdev()));
         let known = fs::canonicalize(format!("/sys/dev/block/{major}:{minor}"));
@@ -114,7 +117,7 @@ impl Identities {
             other.place != new.place && (other.medium.is_none() || other.medium != new.medium)
         });
         for other in others {
-            let (path, place) = (path.display(), &other.place);
+            let (path, place) = (fdset::shown(path), &other.place);
             if other.serial == new.serial {
                 let serial = &new.serial;
                 bail!("{path}: serial \"{serial}\" is that of the disk at {place}; give each disk its own");

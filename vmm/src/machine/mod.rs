@@ -16,6 +16,7 @@ mod identity;
 mod protection;
 mod raid;
 mod rehearsal;
+mod requests;
 mod smbios;
 mod socket;
 mod space;

@@ -2,28 +2,28 @@
 //!
 //! `{"execute": "attach", "arguments": {"hba": "scsi0", "image": "extra.img"}, "id": 1}` is answered with
 //! `{"return": {...}, "id": 1}` or `{"error": {"desc": "..."}, "id": 1}`. An `id` may be left out. Requests of one
-//! connection are carried out in order.
+//! connection are carried out in order. Descriptors come with `add-fd`, by SCM_RIGHTS.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use devices::storage::fdset;
 use devices::threads::{self, Kind};
 use serde_json::{Map, Value, json};
 
 use super::adapter::Adapter;
 use super::control::{Control, Event, PATIENCE};
+use super::requests::{Given, Line, Requests};
 use super::space::Space;
 use crate::config::{self, ConfigError, HbaType, spell};
 use crate::exit::explain;
 use crate::listen;
 use crate::names::Name;
 
-/// Longest request in bytes.
-const LINE_MAX: u64 = 64 << 10;
 /// Connections at once.
 const CLIENTS_MAX: usize = 16;
 
@@ -92,27 +92,24 @@ impl Socket {
 
 impl Service {
     fn serve(&self, stream: &UnixStream) -> io::Result<()> {
-        let mut lines = BufReader::new(stream);
-        loop {
-            let mut line = Vec::new();
-            if lines.by_ref().take(LINE_MAX).read_until(b'\n', &mut line)? == 0 {
-                return Ok(());
-            }
-            if line.iter().all(u8::is_ascii_whitespace) {
+        let mut requests = Requests::new(stream);
+        while let Some(Line { bytes, cut }) = requests.next()? {
+            if bytes.iter().all(u8::is_ascii_whitespace) && !cut {
                 continue;
             }
-            let cut = line.last() != Some(&b'\n') && line.len() as u64 == LINE_MAX;
-            let mut answer = self.answer(&line).to_string();
+            let mut answer = self.answer(&bytes, &mut requests.given).to_string();
+            requests.answered();
             answer.push('\n');
             (&*stream).write_all(answer.as_bytes())?;
             if cut {
-                return Ok(());
+                break;
             }
         }
+        Ok(())
     }
 
-    /// The answer to one line.
-    pub fn answer(&self, line: &[u8]) -> Value {
+    /// The answer to one line, with which, or before it, these descriptors came.
+    pub fn answer(&self, line: &[u8], given: &mut Given) -> Value {
         let mut id = None;
         let result = serde_json::from_slice::<Value>(line).context("not JSON").and_then(|request| {
             id = request.get("id").cloned();
@@ -123,7 +120,7 @@ impl Service {
                 Some(Value::Object(arguments)) => arguments.clone(),
                 Some(_) => bail!("\"arguments\" is no object"),
             };
-            self.execute(&name, Arguments(arguments))
+            self.execute(&name, Arguments(arguments), given)
         });
         let mut answer = match result {
             Ok(value) => json!({ "return": value }),
@@ -136,8 +133,10 @@ impl Service {
     }
 
     /// The names are those of QMP where it has one; ours where that says it better.
-    fn execute(&self, name: &str, mut arguments: Arguments) -> Result<Value> {
+    fn execute(&self, name: &str, mut arguments: Arguments, given: &mut Given) -> Result<Value> {
         let done = || Ok(json!({}));
+        // Of disks for which the host did more when they went.
+        fdset::settle();
         match name {
             "query-status" => {
                 arguments.end()?;
@@ -173,6 +172,30 @@ impl Service {
                 let size = arguments.number("size", u64::MAX)?;
                 arguments.end()?;
                 Ok(json!({ "size": adapter.resize(target, lun, size)? }))
+            }
+            "add-fd" => {
+                // Closed where anything is wrong.
+                let given = given.take()?;
+                let set = arguments.number("fdset-id", fdset::NUMBER_MAX)?;
+                let opaque = arguments.text("opaque")?;
+                arguments.end()?;
+                let (set, all) = fdset::add(given, set, opaque.as_deref())?;
+                let mut answer = json!({ "fdset-id": set, "fd": all.first() });
+                if let (true, Some(object)) = (all.len() > 1, answer.as_object_mut()) {
+                    object.insert("fds".into(), all.into());
+                }
+                Ok(answer)
+            }
+            "remove-fd" => {
+                let set = arguments.number("fdset-id", fdset::NUMBER_MAX)?.context("no \"fdset-id\"")?;
+                let fd = arguments.number("fd", i32::MAX as u64)?;
+                arguments.end()?;
+                fdset::remove(set, fd.map(i32::try_from).transpose()?)?;
+                done()
+            }
+            "query-fdsets" => {
+                arguments.end()?;
+                Ok(fdset::list().into_iter().map(describe_set).collect())
             }
             "pause" | "stop" => {
                 arguments.end()?;
@@ -218,12 +241,7 @@ impl Service {
     }
 
     fn adapter(&self, arguments: &mut Arguments) -> Result<&Arc<Adapter>> {
-        let wanted = match arguments.0.remove("hba") {
-            Some(Value::String(id)) => Some(id),
-            Some(_) => bail!("\"hba\" is no string"),
-            None => None,
-        };
-        match (wanted, self.adapters.as_slice()) {
+        match (arguments.text("hba")?, self.adapters.as_slice()) {
             (None, [only]) => Ok(only),
             (None, _) => bail!("which \"hba\"? There are {}", self.adapters.len()),
             (Some(id), all) => {
@@ -304,6 +322,14 @@ fn describe(adapter: &Arc<Adapter>) -> Value {
     })
 }
 
+fn describe_set((number, listed): (u64, Vec<fdset::Listed>)) -> Value {
+    let describe = |fdset::Listed { fd, opaque }| match opaque {
+        Some(opaque) => json!({ "fd": fd, "opaque": opaque }),
+        None => json!({ "fd": fd }),
+    };
+    json!({ "fdset-id": number, "fds": listed.into_iter().map(describe).collect::<Vec<_>>() })
+}
+
 /// The same value in the words of the configuration file.
 fn toml_value(value: &Value) -> Result<toml::Value> {
     Ok(match value {
@@ -327,6 +353,14 @@ impl Arguments {
         let Some(value) = self.0.remove(key) else { return Ok(None) };
         let number = value.as_u64().filter(|number| *number <= most);
         number.map(Some).with_context(|| format!("\"{key}\" is {value}, expected 0 to {most}"))
+    }
+
+    fn text(&mut self, key: &str) -> Result<Option<String>> {
+        match self.0.remove(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => bail!("\"{key}\" is no string"),
+        }
     }
 
     fn end(&self) -> Result<()> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::sync::Mutex;
@@ -75,7 +76,7 @@ fn bench() -> (Bench, Service) {
 }
 
 fn ask(service: &Service, line: &str) -> Value {
-    service.answer(line.as_bytes())
+    service.answer(line.as_bytes(), &mut Given::default())
 }
 
 fn error(service: &Service, line: &str) -> String {
@@ -511,4 +512,117 @@ fn images_are_looked_into_before_they_are_attached() {
     assert_eq!(ask(&service, &plain), json!({"return": {"target": 0, "lun": 0, "state": "attached"}}));
     let change = attach.replace("attach", "change").replace("}}", r#", "target": 0}}"#);
     assert!(error(&service, &change).contains("is a qcow2 image"));
+}
+
+/// A request with descriptors.
+fn pass(service: &Service, line: &str, descriptors: Vec<OwnedFd>) -> Value {
+    service.answer(line.as_bytes(), &mut Given::of(descriptors))
+}
+
+fn opened(path: &Path, write: bool) -> OwnedFd {
+    fs::File::options().read(true).write(write).open(path).unwrap().into()
+}
+
+#[test]
+fn passed_descriptors_become_disks() {
+    let (bench, service) = bench();
+    let (a, b) = (bench.directory.path().join("a.img"), bench.directory.path().join("b.img"));
+    let described = r#"{"execute": "add-fd", "arguments": {"opaque": "data"}}"#;
+    let added = pass(&service, described, vec![opened(&a, true)]);
+    let (set, fd) = (added["return"]["fdset-id"].clone(), added["return"]["fd"].clone());
+    assert_eq!(added, json!({"return": {"fdset-id": set, "fd": fd}}));
+    let serial = identity_of(&a);
+    fs::remove_file(&a).unwrap();
+    let listed = |set: &Value| {
+        let all = ask(&service, r#"{"execute": "query-fdsets"}"#);
+        let all = all["return"].as_array().unwrap().clone();
+        all.into_iter().find(|one| one["fdset-id"] == *set)
+    };
+    assert_eq!(listed(&set), Some(json!({"fdset-id": set, "fds": [{"fd": fd, "opaque": "data"}]})));
+    let command = |command: &str, set: &Value, more: &str| {
+        format!(
+            r#"{{"execute": "{command}", "arguments": {{"hba": "scsi0", "target": 0, "image": "/dev/fdset/{set}"{more}}}}}"#
+        )
+    };
+    let read_only = error(&service, &command("attach", &set, r#", "readonly": true"#));
+    assert!(
+        read_only.contains(&format!(
+            "cannot open /dev/fdset/{set} (\"data\"): it has no descriptor that is open for reading only"
+        )),
+        "{read_only}"
+    );
+    let attached = json!({"return": {"target": 0, "lun": 0, "state": "attached"}});
+    assert_eq!(ask(&service, &command("attach", &set, "")), attached);
+    let unit = ask(&service, r#"{"execute": "query-hbas"}"#)["return"][0]["units"][0].clone();
+    assert_eq!((&unit["image"], &unit["size"]), (&json!(format!("/dev/fdset/{set}")), &json!(1 << 20)));
+    assert_eq!(service.adapters[0].units()[0].image, PathBuf::from(format!("/dev/fdset/{set}")));
+    assert_eq!(identity_of(Path::new(&format!("/dev/fdset/{set}"))), serial, "it is the same file");
+    let resize = r#"{"execute": "resize", "arguments": {"hba": "scsi0", "target": 0, "size": 2097152}}"#;
+    assert_eq!(ask(&service, resize), json!({"return": {"size": 2_097_152}}));
+    // Several at once; another image at the same place, which leaves the first one alone when it cannot be had.
+    let more = pass(&service, r#"{"execute": "add-fd"}"#, vec![opened(&b, true), opened(&b, false)]);
+    let (other, fds) = (more["return"]["fdset-id"].clone(), more["return"]["fds"].clone());
+    assert_eq!(fds.as_array().unwrap().len(), 2);
+    assert_eq!(more["return"]["fd"], fds[0]);
+    let remove = |set: &Value, fd: &Value| {
+        format!(r#"{{"execute": "remove-fd", "arguments": {{"fdset-id": {set}, "fd": {fd}}}}}"#)
+    };
+    let in_use = error(&service, &command("change", &set, ""));
+    assert!(in_use.contains("its descriptors are in use by other disks"), "{in_use}");
+    assert_eq!(ask(&service, &command("change", &other, r#", "readonly": true"#)), attached);
+    let done = json!({"return": {}});
+    assert_eq!(ask(&service, &remove(&set, &fd)), done);
+    assert_eq!(listed(&set), None, "nothing uses it any more");
+    assert_eq!(ask(&service, &remove(&other, &fds[1])), done);
+    assert_eq!(ask(&service, &remove(&other, &fds[0])), done);
+    assert_eq!(listed(&other), Some(json!({"fdset-id": other, "fds": []})), "the disk is still there");
+    let detach = r#"{"execute": "detach", "arguments": {"hba": "scsi0", "target": 0}}"#;
+    assert_eq!(ask(&service, detach), done);
+    assert_eq!(listed(&other), None);
+    assert_eq!(error(&service, &remove(&other, &fds[0])), format!("there is no set {other}"));
+}
+
+fn identity_of(path: &Path) -> String {
+    crate::machine::identity::default_serial(path).unwrap()
+}
+
+#[test]
+fn what_is_wrong_with_descriptors_is_said() {
+    let (bench, service) = bench();
+    let a = bench.directory.path().join("a.img");
+    let add = r#"{"execute": "add-fd"}"#;
+    assert_eq!(error(&service, add), "no descriptor came with the request (SCM_RIGHTS)");
+    let desc = |answer: Value| answer["error"]["desc"].as_str().unwrap().to_owned();
+    let refused = |line: &str| {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let said = desc(pass(&service, line, vec![writer.into()]));
+        assert_eq!(io::Read::read(&mut reader, &mut [0]).unwrap(), 0, "{line}: it is closed");
+        said
+    };
+    assert!(refused(add).starts_with("the descriptor is of a pipe"));
+    for (arguments, said) in [
+        (r#"{"fdset-id": -1}"#, "\"fdset-id\" is -1, expected 0 to 9223372036854775807"),
+        (r#"{"opaque": 1}"#, "\"opaque\" is no string"),
+        (r#"{"fd": 1}"#, "unknown argument \"fd\""),
+    ] {
+        assert_eq!(refused(&format!(r#"{{"execute": "add-fd", "arguments": {arguments}}}"#)), said);
+    }
+    let missing = r#"{"execute": "attach", "arguments": {"hba": "scsi0", "image": "/dev/fdset/4711000"}}"#;
+    let said = error(&service, missing);
+    assert!(
+        said.ends_with("cannot open /dev/fdset/4711000: no descriptors were added as set 4711000 (add-fd)"),
+        "{said}"
+    );
+    assert_eq!(error(&service, r#"{"execute": "remove-fd"}"#), "no \"fdset-id\"");
+    // What cannot be beside an image that has no place.
+    let set = pass(&service, add, vec![opened(&a, true)])["return"]["fdset-id"].clone();
+    let protected = format!(
+        r#"{{"execute": "attach", "arguments": {{"hba": "scsi0", "image": "/dev/fdset/{set}", "protection": 1}}}}"#
+    );
+    let said = error(&service, &protected);
+    assert!(said.contains("no file can be made beside descriptors; set `protection_image`"), "{said}");
+    assert_eq!(
+        ask(&service, &format!(r#"{{"execute": "remove-fd", "arguments": {{"fdset-id": {set}}}}}"#)),
+        json!({"return": {}})
+    );
 }

@@ -9,6 +9,7 @@
 mod asm;
 mod check;
 mod console;
+mod descriptors;
 mod errors;
 mod guest;
 mod interrupts;

@@ -220,6 +220,11 @@ impl Machine {
         }
     }
 
+    /// Where a file of the machine is.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
     /// A disk, to be changed by the host.
     pub(crate) fn file(&self, name: &str) -> fs::File {
         fs::File::options().write(true).open(self.dir.path().join(name)).unwrap()

@@ -8,6 +8,7 @@
 mod boot;
 mod bring_up;
 mod cost;
+mod descriptors;
 mod machine;
 mod megasas;
 mod resets;

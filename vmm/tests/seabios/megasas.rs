@@ -8,7 +8,7 @@ const SAS1078: &str = "type = \"megasas\"\nmodel = \"1078\"";
 
 /// INT 13h (`ah` 02h reads, 03h writes) of one sector, numbered from 1, at 8000h: xor ax, ax; mov es, ax; mov ax, ..01h;
 /// mov cx, sector; mov dx, 80h; mov bx, 8000h; int 13h
-fn int13(sector: Sector, ah: u8, number: u8) -> Sector {
+pub(crate) fn int13(sector: Sector, ah: u8, number: u8) -> Sector {
     sector.code(&[
         0x31, 0xc0, 0x8e, 0xc0, 0xb8, 1, ah, 0xb9, number, 0, 0xba, 0x80, 0, 0xbb, 0, 0x80, 0xcd, 0x13,
     ])

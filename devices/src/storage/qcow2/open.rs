@@ -5,6 +5,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::fs::{self, File};
+use std::ops::Deref;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use super::meta::Meta;
 use super::snapshots;
 use super::{BUDGET, Chain, Qcow2Options, UNPACKING};
 use crate::iothread::Owner;
+use crate::storage::fdset::{self, Buffered};
 use crate::storage::gate::Gate;
 use crate::storage::probe::open_quietly;
 use crate::storage::raw::{cannot_open, kind_of, length};
@@ -69,17 +71,17 @@ impl<'a> Walk<'a> {
             None => return Ok(None),
         };
         // Before it is locked: two uses of one file would exclude each other.
-        let found = held.as_ref().map_or_else(|| path.metadata(), File::metadata);
+        let found = held.as_ref().map_or_else(|| fdset::metadata(&path), File::metadata);
         let id = found.map_or((0, 0), |m| (m.dev(), m.ino()));
         if self.seen.contains(&id) {
-            let show = path.display();
+            let show = fdset::shown(&path);
             return Err(OpenError::new(format!(
                 "{show} is its own backing file, directly or through others"
             )));
         }
         self.seen.push(id);
         if self.seen.len() > DEPTH {
-            let place = self.options.path.display();
+            let place = fdset::shown(&self.options.path);
             return Err(OpenError::new(format!(
                 "{place} is a chain of more than {DEPTH} files; shorten it with qemu-img commit or rebase"
             )));
@@ -104,11 +106,18 @@ impl<'a> Walk<'a> {
     pub(super) fn below(&mut self, path: &Path, header: &Header) -> Result<(), OpenError> {
         let Some(backing) = &header.backing else { return Ok(()) };
         let (file, qcow2) = find(path, backing)?;
-        let (show, name) = (path.display(), &backing.name);
+        let (show, name) = (fdset::shown(path), &backing.name);
         let failed = |e| OpenError::host(format!("{show}: cannot open its backing file \"{name}\""), e);
         // First the file, then whether it may be: a name can lead elsewhere a moment later.
-        let held = File::options().read(true).custom_flags(libc::O_PATH).open(&file).map_err(failed)?;
-        let real = fs::read_link(format!("/proc/self/fd/{}", held.as_raw_fd())).map_err(failed)?;
+        let (held, real) = match fdset::number(&file) {
+            Some(number) => (fdset::any(number).map_err(failed)?, file.clone()),
+            None => {
+                let held =
+                    File::options().read(true).custom_flags(libc::O_PATH).open(&file).map_err(failed)?;
+                let real = fs::read_link(format!("/proc/self/fd/{}", held.as_raw_fd())).map_err(failed)?;
+                (held, real)
+            }
+        };
         let regular = held.metadata().map_err(failed)?.is_file();
         let rule = &self.options.backing;
         rule.allows(&self.options.path, &real, regular).map_err(|why| {
@@ -171,7 +180,7 @@ fn look_at(next: Next, walk: &mut Walk<'_>, options: &Qcow2Options) -> Result<Op
     let len = length(&file).map_err(failed)?;
     if !qcow2 {
         let ending = Ending::of(&file).map_err(failed)?;
-        ending.warning(path.display(), 512).into_iter().for_each(|line| tracing::warn!("{line}"));
+        ending.warning(fdset::shown(&path), 512).into_iter().for_each(|line| tracing::warn!("{line}"));
         return Ok(None);
     }
     let top = walk.at_top();
@@ -188,7 +197,7 @@ fn in_chain(options: &Qcow2Options, top: bool, error: OpenError) -> OpenError {
         return error;
     }
     let OpenError { message, source } = error;
-    let message = format!("{} cannot use a backing file: {message}", options.path.display());
+    let message = format!("{} cannot use a backing file: {message}", fdset::shown(&options.path));
     OpenError { message, source }
 }
 
@@ -249,13 +258,13 @@ fn id_of(file: &File) -> std::io::Result<(u64, u64)> {
 
 /// What was looked at is not what was opened.
 fn replaced(path: &Path) -> OpenError {
-    OpenError::new(format!("{} was replaced while it was opened; try again", path.display()))
+    OpenError::new(format!("{} was replaced while it was opened; try again", fdset::shown(path)))
 }
 
 fn raw_options(options: &Qcow2Options, path: &Path, top: bool) -> RawOptions {
     let read_only = options.read_only || !top;
     // Direct I/O does not reach the end of a file that ends within a block, and here it can not be made longer.
-    let odd = || path.metadata().is_ok_and(|m| m.is_file() && m.len() % 4096 != 0);
+    let odd = || fdset::metadata(path).is_ok_and(|m| m.is_file() && m.len() % 4096 != 0);
     let cache = match options.cache {
         CacheMode::None if read_only && odd() => CacheMode::Writeback,
         CacheMode::Directsync if read_only && odd() => CacheMode::Writethrough,
@@ -271,7 +280,7 @@ fn raw_options(options: &Qcow2Options, path: &Path, top: bool) -> RawOptions {
 
 /// Where the backing file of the image at `path` is.
 fn find(path: &Path, backing: &Backing) -> Result<(PathBuf, bool), OpenError> {
-    let show = path.display();
+    let show = fdset::shown(path);
     let name = &backing.name;
     let qcow2 = match backing.format.as_deref() {
         Some("qcow2") => true,
@@ -308,7 +317,7 @@ fn find(path: &Path, backing: &Backing) -> Result<(PathBuf, bool), OpenError> {
 
 /// Reads the header of the image at `path`, of `len` bytes.
 fn read_header(file: &File, len: u64, path: &Path, top: bool) -> Result<Header, OpenError> {
-    let show = path.display();
+    let show = fdset::shown(path);
     let mut start = vec![0; len.min(HEADER_MAX) as usize];
     file.read_exact_at(&mut start, 0)
         .map_err(|e| OpenError::host(format!("{show}: cannot read the header"), e))?;
@@ -325,7 +334,7 @@ fn read_header(file: &File, len: u64, path: &Path, top: bool) -> Result<Header, 
 
 /// Whether the image at `path` can be used as wanted.
 fn check_header(header: &Header, path: &Path, options: &Qcow2Options, top: bool) -> Result<(), OpenError> {
-    let show = path.display();
+    let show = fdset::shown(path);
     if top && header.len < 512 {
         return Err(OpenError::new(format!("{show} is too short for a disk, which has 512 bytes at least")));
     }
@@ -339,7 +348,7 @@ fn check_header(header: &Header, path: &Path, options: &Qcow2Options, top: bool)
 fn read_meta(file: &File, len: u64, path: &Path, header: &Header, write: bool) -> Result<Meta, OpenError> {
     let table = |at, bytes, what: &str| {
         let context =
-            || format!("{}: cannot read the {what} table; run qemu-img check on it", path.display());
+            || format!("{}: cannot read the {what} table; run qemu-img check on it", fdset::shown(path));
         read_table(file, len, at, bytes).map_err(|e| OpenError::host(context(), e))
     };
     let l1 = table(header.l1_at, header.l1_entries * 8, "L1")?;
@@ -348,7 +357,8 @@ fn read_meta(file: &File, len: u64, path: &Path, header: &Header, write: bool) -
         meta.reftable = table(header.reftable_at, header.reftable_clusters * header.cluster(), "refcount")?;
         meta.reftable_at = header.reftable_at;
         reserve(&mut meta, header);
-        let refused = |e: String| OpenError::new(format!("cannot open {} for writing: {e}", path.display()));
+        let refused =
+            |e: String| OpenError::new(format!("cannot open {} for writing: {e}", fdset::shown(path)));
         distinct_blocks(&meta).map_err(refused)?;
         guard_snapshots(&mut meta, header, file, len).map_err(refused)?;
     }
@@ -357,10 +367,9 @@ fn read_meta(file: &File, len: u64, path: &Path, header: &Header, write: bool) -
 
 fn open_layer(file: RawImage, path: &Path, options: &Qcow2Options, top: bool) -> Result<Layer, OpenError> {
     let read_only = options.read_only || !top;
-    let failed = |what: &str, e| OpenError::host(format!("{}: {what}", path.display()), e);
-    // Through the page cache: direct I/O would need aligned buffers. The locks belong to `file`.
-    let plain = File::options().read(true).write(!read_only).open(path);
-    let plain = plain.map_err(|e| failed("cannot open the image", e))?;
+    let shown = fdset::shown(path);
+    let failed = |what: &str, e| OpenError::host(format!("{shown}: {what}"), e);
+    let plain = Plain::open(&file, path, read_only).map_err(|e| failed("cannot open the image", e))?;
     let found = plain.metadata().map_err(|e| failed("cannot open the image", e))?;
     if file.id().is_ok_and(|id| id != (found.dev(), found.ino())) {
         return Err(replaced(path));
@@ -374,7 +383,7 @@ fn open_layer(file: RawImage, path: &Path, options: &Qcow2Options, top: bool) ->
             tracing::warn!(
                 "{}: the first write makes its dirty bitmaps ({}) invalid, for they are not kept here; the next backup \
                  after that must be a full one",
-                path.display(),
+                shown,
                 header.bitmaps
             );
         }
@@ -383,6 +392,7 @@ fn open_layer(file: RawImage, path: &Path, options: &Qcow2Options, top: bool) ->
         // What is beyond the end of a device was used by others.
         meta.virgin = if found.is_file() { len.div_ceil(header.cluster()) } else { u64::MAX };
     }
+    plain.end().map_err(|e| failed("cannot open the image", e))?;
     let autoclear = AtomicBool::new(!read_only && header.autoclear != 0);
     let len = AtomicU64::new(header.len);
     Ok(Layer {
@@ -394,6 +404,39 @@ fn open_layer(file: RawImage, path: &Path, options: &Qcow2Options, top: bool) ->
         autoclear,
         unpacking: Owner::with_helpers(UNPACKED_AT_ONCE),
     })
+}
+
+/// A file through the page cache: direct I/O would need aligned buffers. The locks belong to the image.
+enum Plain<'a> {
+    Opened(File),
+    Passed(Buffered<'a>),
+}
+
+impl<'a> Plain<'a> {
+    fn open(image: &'a RawImage, path: &Path, read_only: bool) -> std::io::Result<Self> {
+        match image.buffered() {
+            Some(passed) => passed.map(Self::Passed),
+            None => File::options().read(true).write(!read_only).open(path).map(Self::Opened),
+        }
+    }
+
+    fn end(self) -> std::io::Result<()> {
+        match self {
+            Self::Opened(_) => Ok(()),
+            Self::Passed(passed) => passed.end(),
+        }
+    }
+}
+
+impl Deref for Plain<'_> {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        match self {
+            Self::Opened(file) => file,
+            Self::Passed(passed) => passed,
+        }
+    }
 }
 
 fn writable(header: &Header) -> Result<(), String> {

@@ -38,8 +38,8 @@ impl fmt::Display for Place<'_> {
 }
 
 impl HostFile {
-    pub(super) fn new(file: File, name: &Arc<str>, block: u64, pieces: PieceLimits) -> Self {
-        Self { file: Arc::new(file), name: name.clone(), block, pieces, short: AtomicU64::new(0) }
+    pub(super) fn new(file: impl Into<Arc<File>>, name: &Arc<str>, block: u64, pieces: PieceLimits) -> Self {
+        Self { file: file.into(), name: name.clone(), block, pieces, short: AtomicU64::new(0) }
     }
 
     /// The error of the host on `action` at a range.

@@ -9,7 +9,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use crate::storage::sys;
+use crate::storage::{fdset, sys};
 
 /// File systems that honour RWF_DSYNC, with and without the page cache, and whose fsync(2) is of the file.
 const KNOWN: [u32; 9] = [
@@ -40,7 +40,7 @@ impl Forcing {
         let forcing = kind.map_or(Self::Flag, Self::on);
         tracing::debug!(
             "{}: forced writes are {}{}",
-            path.display(),
+            fdset::shown(path),
             if forcing == Self::Flag {
                 "writes with RWF_DSYNC"
             } else {

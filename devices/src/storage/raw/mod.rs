@@ -18,6 +18,7 @@ use super::alignment::{Alignment, Direct};
 use super::barrier::Barrier;
 use super::ending::SECTOR;
 use super::error::Action;
+use super::fdset::{self, Buffered, Lease};
 use super::lock::Sharing;
 use super::sys;
 use super::{
@@ -31,6 +32,8 @@ use file::HostFile;
 #[cfg(test)]
 pub(super) use forcing::Forcing;
 use open::Host;
+#[cfg(test)]
+pub(super) use open::whole_blocks;
 pub(super) use open::{cannot_open, kind_of, length, probe};
 use stable::Stable;
 
@@ -86,6 +89,8 @@ pub struct RawImage {
     cannot_punch: AtomicBool,
     /// The host has said that it cannot zero ranges.
     cannot_zero: AtomicBool,
+    /// Of what is of a set. Behind all that holds its files, so that they have gone when these do.
+    leases: Vec<Lease>,
 }
 
 impl RawImage {
@@ -95,13 +100,12 @@ impl RawImage {
     pub fn open(options: &RawOptions) -> Result<Self, OpenError> {
         let host = Host::open(options)?;
         let known_as = lost::opened(&host.file);
-        let name: Arc<str> = options.path.to_string_lossy().into();
+        let name: Arc<str> = fdset::shown(&options.path).into();
         let main = HostFile::new(host.file, &name, u64::from(host.align.block), host.pieces);
         let edge = |buffered| Box::new(HostFile::new(buffered, &name, 1, PieceLimits::FILE_CACHE));
         let image = Self {
             known_as,
-            stable: Stable::new(&name, host.audit.map(Arc::new), !options.cache.is_direct(), host.forcing)
-                .on(host.forces),
+            stable: Stable::new(&name, host.audit, !options.cache.is_direct(), host.forcing).on(host.forces),
             alignment: Alignment::new(host.align),
             dma_align: host.align.memory.max(host.align.block),
             host: main,
@@ -120,6 +124,7 @@ impl RawImage {
             calls: Owner::default(),
             cannot_punch: AtomicBool::new(false),
             cannot_zero: AtomicBool::new(false),
+            leases: host.leases,
         };
         if image.measure()? < SECTOR {
             let message = "is too short for a disk image, which has 512 bytes at least";
@@ -187,6 +192,24 @@ impl RawImage {
             self.host.name
         );
         Err(BlockError::new(BlockErrorKind::OutOfRange, context))
+    }
+
+    /// Direct I/O on a file of a set cannot reach an end within a block: there is nothing else to reach it with.
+    fn check_end(&self, len: u64) -> Result<(), BlockError> {
+        let block = self.host.block;
+        if self.leases.is_empty() || len.is_multiple_of(block) {
+            return Ok(());
+        }
+        let context = format!(
+            "\"{}\" cannot have {len} bytes: direct I/O on a passed descriptor needs a multiple of {block}",
+            self.host.name
+        );
+        Err(BlockError::new(BlockErrorKind::Unsupported, context))
+    }
+
+    /// For who reads and writes small pieces of a passed file before it is used, in any place; `None` for other files.
+    pub(in crate::storage) fn buffered(&self) -> Option<std::io::Result<Buffered<'_>>> {
+        (!self.leases.is_empty()).then(|| Buffered::new(&self.host.file, self.cache.is_direct()))
     }
 
     /// Whether a write must be on stable storage when it completes.
@@ -340,6 +363,7 @@ impl BlockBackend for RawImage {
             if len <= self.host_len() {
                 return Ok(());
             }
+            self.check_end(len)?;
             self.extend(io, len, len).await?;
             // A disk that was larger before a loss of power than after it makes partitions and volumes of the guest unusable.
             return match self.cache {

@@ -5,12 +5,14 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use super::RawOptions;
 use super::forcing::Forcing;
 use crate::iothread::PieceLimits;
+use crate::storage::fdset::{self, Lease, Mode, Taken};
 use crate::storage::lock::{self, Sharing};
-use crate::storage::probe::open_quietly;
+use crate::storage::probe::{Looked, open_quietly};
 use crate::storage::sys::{self, DirectAlign};
 use crate::storage::{CacheMode, OpenError, in_use, stacked};
 
@@ -22,7 +24,7 @@ const STACK_MAX: u32 = 16;
 
 /// What was found out about an opened image.
 pub(super) struct Host {
-    pub(super) file: File,
+    pub(super) file: Arc<File>,
     /// The same file through the page cache, when `file` is opened for direct I/O.
     pub(super) buffered: Option<File>,
     pub(super) is_device: bool,
@@ -30,8 +32,10 @@ pub(super) struct Host {
     pub(super) claim: Option<File>,
     /// What a block device is made of, locked.
     pub(super) below: Vec<File>,
-    /// The same file once more, for syncs alone, where there are any.
-    pub(super) audit: Option<File>,
+    /// The same file once more, for syncs alone, where there are any; `None` as well where it could not be had.
+    pub(super) audit: Option<Arc<File>>,
+    /// Of what is of a set.
+    pub(super) leases: Vec<Lease>,
     /// What makes a single write stable.
     pub(super) forcing: Forcing,
     /// The device does FUA itself, or has no cache.
@@ -48,10 +52,12 @@ pub(super) struct Host {
 }
 
 /// Opens an image for reading only, as one that is looked at: whether it can be written is another question.
-pub(in crate::storage) fn probe(options: &RawOptions) -> Result<File, OpenError> {
+pub(in crate::storage) fn probe(options: &RawOptions) -> Result<Looked, OpenError> {
     let kind = kind_of(&options.path)?;
-    let reader = RawOptions { read_only: true, ..options.clone() };
-    let file = open_first(&reader)?;
+    let file: Looked = match take(options)? {
+        Some(taken) => taken.into(),
+        None => open_first(&RawOptions { read_only: true, ..options.clone() })?.into(),
+    };
     if options.cache.is_direct() {
         let sizes = if kind.is_block_device() { sys::block_sizes(&file).ok() } else { None };
         demands(&file, sizes, options)?;
@@ -60,20 +66,35 @@ pub(in crate::storage) fn probe(options: &RawOptions) -> Result<File, OpenError>
 }
 
 fn open_first(options: &RawOptions) -> Result<File, OpenError> {
-    let direct = options.cache.is_direct();
-    open_one(options, direct).map_err(|e| match e.raw_os_error() {
-        Some(libc::EINVAL) if direct => no_direct_io(options),
+    open_one(options, options.cache.is_direct()).map_err(|e| refused(options, e))
+}
+
+/// What an image that is called so has in its set, if it is of one.
+fn take(options: &RawOptions) -> Result<Option<Taken>, OpenError> {
+    let Some(number) = fdset::number(&options.path) else { return Ok(None) };
+    let taken = fdset::take(number, Mode::exact(!options.read_only), options.cache.is_direct());
+    taken.map(Some).map_err(|e| refused(options, e))
+}
+
+fn refused(options: &RawOptions, e: io::Error) -> OpenError {
+    match e.raw_os_error() {
+        Some(libc::EINVAL) if options.cache.is_direct() => no_direct_io(options),
         _ => cannot_open(&options.path, !options.read_only, e),
-    })
+    }
 }
 
 impl Host {
     pub(super) fn open(options: &RawOptions) -> Result<Self, OpenError> {
         let path = options.path.as_path();
+        let shown = fdset::shown(path);
         let kind = kind_of(path)?;
         let direct = options.cache.is_direct();
-        let file = open_first(options)?;
-        lock::lock(&file, path.display(), options.read_only, options.sharing)?;
+        let taken = take(options)?;
+        let file = match &taken {
+            Some(taken) => taken.file.clone(),
+            None => Arc::new(open_first(options)?),
+        };
+        lock::lock(&file, &shown, options.read_only, options.sharing)?;
         let below = match kind.is_block_device() {
             true => stacked::lock_below(path, &file, options.read_only, options.sharing)?,
             false => Vec::new(),
@@ -81,30 +102,51 @@ impl Host {
         stacked::look_above(path, &file, options.read_only, options.sharing)?;
         // After the lock, which knows the other virtual machine. Readers, and those who share, do not exclude each other.
         let alone = !options.read_only && options.sharing == Sharing::Exclusive;
-        let claim = if kind.is_block_device() && alone { Some(in_use::claim(path, &file)?) } else { None };
+        let claim = match &taken {
+            _ if !kind.is_block_device() || !alone => None,
+            Some(_) => {
+                in_use::look(path, &file)?;
+                None
+            }
+            None => Some(in_use::claim(path, &file)?),
+        };
         let sizes = if kind.is_block_device() {
             Some(sys::block_sizes(&file).map_err(|e| {
-                OpenError::host(format!("{}: cannot ask the device for its block size", path.display()), e)
+                OpenError::host(format!("{shown}: cannot ask the device for its block size"), e)
             })?)
         } else {
             None
         };
         let align =
             if direct { demands(&file, sizes, options)? } else { DirectAlign { memory: 1, block: 1 } };
-        let buffered = if direct && sizes.is_none() && align.block > 512 {
-            Some(open_again(options, &file)?)
-        } else {
-            None
+        let coarse = direct && sizes.is_none() && align.block > 512;
+        let buffered = match &taken {
+            _ if !coarse => None,
+            Some(_) => whole_blocks(&file, align.block, &shown).map(|()| None)?,
+            None => Some(open_again(options, &file)?),
         };
         let synced = !options.read_only && options.cache != CacheMode::Unsafe;
-        let audit = synced.then(|| open_again(options, &file)).transpose()?;
+        let second = match &taken {
+            Some(taken) if synced && !direct => fdset::another(taken, Mode::Write),
+            _ => None,
+        };
+        let audit = match (&taken, &second) {
+            (None, _) => synced.then(|| open_again(options, &file).map(Arc::new)).transpose()?,
+            (Some(_), second) => second.as_ref().map(|second| second.file.clone()),
+        };
+        // Where a write takes the error of data that was lost before, nobody hears of it again: so it does not sync.
+        let forcing = match &taken {
+            Some(_) if synced && !direct && audit.is_none() => Forcing::Sync,
+            _ => Forcing::of(&file, path, sizes.is_some()),
+        };
         let stat = file.metadata().map_err(|e| cannot_open(path, false, e))?;
         let physical = match sizes {
             Some((_, physical)) => physical,
             None => stat.blksize().clamp(512, PHYSICAL_MAX) as u32,
         };
         Ok(Self {
-            forcing: Forcing::of(&file, path, sizes.is_some()),
+            forcing,
+            leases: taken.into_iter().chain(second).map(|taken| taken.lease).collect(),
             forces: sizes.is_some() && forces(stat.rdev()),
             file,
             buffered,
@@ -138,12 +180,24 @@ impl Host {
 /// A regular file or a block device, the only ones that can be images. Looked at before opening: a pipe would wait for its
 /// other end.
 pub(in crate::storage) fn kind_of(path: &Path) -> Result<FileType, OpenError> {
-    let kind = fs::metadata(path).map_err(|e| cannot_open(path, false, e))?.file_type();
+    let kind = fdset::metadata(path).map_err(|e| cannot_open(path, false, e))?.file_type();
     if is_image(kind) {
         return Ok(kind);
     }
     let message = "is neither a regular file nor a block device and cannot be a disk image";
-    Err(OpenError::new(format!("{} {message}", path.display())))
+    Err(OpenError::new(format!("{} {message}", fdset::shown(path))))
+}
+
+/// Refuses a file of a set whose end direct I/O cannot reach: that would take one more description, through the page cache.
+pub(in crate::storage) fn whole_blocks(file: &File, block: u32, shown: &str) -> Result<(), OpenError> {
+    let len = length(file).map_err(|e| OpenError::host(format!("{shown}: cannot find out its length"), e))?;
+    if len.is_multiple_of(block.into()) {
+        return Ok(());
+    }
+    Err(OpenError::new(format!(
+        "{shown}: its length of {len} bytes is no multiple of {block}, which direct I/O on a passed descriptor needs; make it \
+         longer, or set cache = \"writeback\" or \"writethrough\""
+    )))
 }
 
 fn is_image(kind: FileType) -> bool {
@@ -294,13 +348,13 @@ pub(in crate::storage) fn cannot_open(path: &Path, write: bool, e: io::Error) ->
         io::ErrorKind::ReadOnlyFilesystem => "; set readonly = true",
         _ => "",
     };
-    OpenError::host(format!("cannot open the image {}{hint}", path.display()), e)
+    OpenError::host(format!("cannot open the image {}{hint}", fdset::shown(path)), e)
 }
 
 fn no_direct_io(options: &RawOptions) -> OpenError {
     OpenError::new(format!(
         "{}: the file system has no direct I/O, which cache = \"{}\" needs; set cache = \"{}\"",
-        options.path.display(),
+        fdset::shown(&options.path),
         options.cache,
         if options.cache.is_stable() { "writethrough" } else { "writeback" }
     ))

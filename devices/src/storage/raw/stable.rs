@@ -16,8 +16,9 @@ use crate::storage::{BlockError, BlockErrorKind, Durability};
 /// What an image knows of its stability.
 pub(super) struct Stable {
     pub(super) latch: Arc<Stability>,
-    /// The same file with an error cursor of its own; `None` where nothing is synced. Nothing is ever written through it:
-    /// a write, even one that is not forced (Linux, `nfs_file_write`), may take the error of data that was lost before.
+    /// The same file with an error cursor of its own; `None` where nothing is synced, and where all that there is was passed
+    /// as one descriptor. Nothing is ever written through it: a write, even one that is not forced (Linux, `nfs_file_write`),
+    /// may take the error of data that was lost before.
     audit: Option<Arc<File>>,
     /// Data may be in the host's page cache.
     page_cache: AtomicBool,
@@ -115,7 +116,7 @@ impl RawImage {
             if let Some(edge) = &self.edge {
                 sync(io, &edge.file, attempt).await?;
             }
-            if !self.stable.has_page_cache() {
+            if !self.stable.has_page_cache() || self.stable.audit.is_none() {
                 return Ok(());
             }
         }
@@ -227,6 +228,10 @@ impl RawImage {
 
 #[cfg(test)]
 impl RawImage {
+    pub(in crate::storage) fn has_audit(&self) -> bool {
+        self.stable.audit.is_some() && !self.stable.takes_more()
+    }
+
     pub(in crate::storage) fn latch(&self) -> &Arc<Stability> {
         &self.stable.latch
     }
