@@ -25,6 +25,11 @@ pub struct Cli {
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 
+    /// Take descriptor N, which is open for this process, into set M: an image may be called /dev/fdset/M then. May be
+    /// repeated
+    #[arg(long, value_name = "fd=N,set=M[,opaque=TEXT]")]
+    pub add_fd: Vec<String>,
+
     /// How much to log; without it the filter in VMM_LOG decides, such as "info" or "warn,devices=debug"
     #[arg(long, value_name = "LEVEL", ignore_case = true)]
     pub log_level: Option<LogLevel>,
@@ -139,6 +144,8 @@ mod tests {
             "--set",
             "boot.cmdline=a=b",
             "--check",
+            "--add-fd",
+            "fd=3,set=1",
             "--no-reboot",
             "--log-level",
             "DEBUG",
@@ -148,6 +155,7 @@ mod tests {
         .unwrap();
         assert_eq!(cli.config, PathBuf::from("a.toml"));
         assert_eq!(cli.set, ["vm.cpus=2", "boot.cmdline=a=b"]);
+        assert_eq!(cli.add_fd, ["fd=3,set=1"]);
         assert!(cli.check && cli.no_reboot);
         assert_eq!(cli.log_level.map(LogLevel::name), Some("debug"));
         assert_eq!(cli.log_file, Some(PathBuf::from("l")));

@@ -14,4 +14,5 @@ pub mod logging;
 pub mod machine;
 mod names;
 mod output_file;
+pub mod passed;
 mod vcpu;

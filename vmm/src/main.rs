@@ -9,7 +9,7 @@ use vmm::config::Restart;
 use vmm::console::{Signals, Watch, die, explain_bus_errors};
 use vmm::exit::{Outcome, complain, explain, tell};
 use vmm::machine::{End, Machine, rehearse};
-use vmm::{config, limits, logging};
+use vmm::{config, limits, logging, passed};
 
 /// How long a signal that ends the process waits for the start, so that it ends in good order. A machine has its
 /// `shutdown_timeout` for that.
@@ -56,6 +56,11 @@ fn run() -> Outcome {
     }
     if let Err(error) = &watch {
         tracing::warn!("no thread for signals that the main thread does not hear: {error}");
+    }
+    if let Err(error) = passed::take(&cli.add_fd) {
+        logging::give_up();
+        complain(explain(&error));
+        return Outcome::Failed;
     }
     let config = match config::load(&cli.config, &cli.set, cli.log_file.as_deref()) {
         Ok(config) => config,

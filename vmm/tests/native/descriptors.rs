@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::guest::Guest;
-use super::vm::{Running, Vm, eventually, hypervisor, turn};
+use super::vm::{Running, Vm, eventually, hypervisor, skipped, turn};
 
 /// A connection to the control socket.
 struct Client {
@@ -158,4 +159,51 @@ fn what_comes_instead_of_images_costs_the_request_only() {
     let ended = running.wait();
     assert_eq!(ended.code, 0, "{}", ended.errors);
     assert!(ended.errors.contains(closed), "{}", ended.errors);
+}
+
+#[test]
+fn a_disk_of_the_start_is_passed_by_who_starts_the_machine() {
+    let name = "a_disk_of_the_start_is_passed_by_who_starts_the_machine";
+    if !hypervisor(name) {
+        return;
+    }
+    if !Command::new("bash").arg("--version").output().is_ok_and(|out| out.status.success()) {
+        skipped(name, "there is no bash");
+        return;
+    }
+    let vm = machine("[[hba]]\n[[hba.lun]]\nimage = \"/dev/fdset/4\"\ncache = \"none\"\n");
+    File::create(vm.path("disk")).unwrap().set_len(1 << 20).unwrap();
+    let started = |arguments: &str, redirection: &str| {
+        let vmm = vm.command();
+        let script = format!("exec \"$0\" \"$@\" {arguments} {redirection}");
+        let mut bash = Command::new("bash");
+        bash.args(["-c", &script]).arg(vmm.get_program()).args(vmm.get_args()).stdin(Stdio::null());
+        bash.current_dir(vm.path(""));
+        bash
+    };
+    let said = |arguments: &str, redirection: &str| {
+        let ended = vm.run_with(&mut started(arguments, redirection));
+        assert_eq!(ended.code, 1, "{}", ended.output);
+        ended.errors
+    };
+    assert!(said("", "").contains("cannot open /dev/fdset/4: no descriptors were added as set 4"));
+    let none = said("--add-fd fd=7,set=4", "");
+    assert!(none.starts_with("vmm: error: --add-fd fd=7,set=4: no descriptor 7 was passed"), "{none}");
+    let read_only = said("--add-fd fd=7,set=4,opaque=data", "7<disk");
+    assert!(
+        read_only
+            .contains("/dev/fdset/4 (\"data\"): it has no descriptor that is open for reading and writing")
+    );
+    let twice = said("--add-fd fd=7,set=4 --add-fd fd=7,set=5", "7<>disk");
+    assert!(twice.contains("descriptor 7 was taken already"), "{twice}");
+    let checked = vm.run_with(&mut started("--check --add-fd fd=7,set=4", "7<>disk"));
+    assert!(checked.ok().contains("OK"));
+    let _turn = turn();
+    let running = Running::start(&mut started("--add-fd fd=7,set=4", "7<>disk"));
+    let mut client = Client::new(&vm.path("control"));
+    let sets = client.done("query-fdsets", json!({}), &[]);
+    assert_eq!(sets, json!([{"fdset-id": 4, "fds": [{"fd": 7}]}]));
+    assert_eq!(client.done("query-hbas", json!({}), &[])[0]["units"][0]["image"], "/dev/fdset/4");
+    client.done("quit", json!({}), &[]);
+    assert_eq!(running.wait().code, 0);
 }
