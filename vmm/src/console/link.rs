@@ -1,9 +1,9 @@
 //! Where the serial line leads: what there is to read from and to write to at the moment.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -114,6 +114,10 @@ impl Link {
         // Opened and closed once: only then does the master show a hang-up while nobody is there.
         let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(&slave);
         let opened = opened.map_err(ConsoleError::Pty)?;
+        // Where group tty may write to terminals it would type into the guest.
+        if let Err(error) = opened.set_permissions(Permissions::from_mode(0o600)) {
+            tracing::warn!("[serial] mode \"pty\": cannot keep others off {slave}: {error}");
+        }
         let settings = sys::get_terminal(opened.as_raw_fd()).map_err(ConsoleError::Pty)?;
         sys::set_terminal(opened.as_raw_fd(), &sys::raw_settings(settings)).map_err(ConsoleError::Pty)?;
         if let Some(link) = link {

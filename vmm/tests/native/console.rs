@@ -2,11 +2,13 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 
 use super::asm::*;
 use super::guest::{COM1, Guest};
-use super::vm::{Vm, eventually, hypervisor};
+use super::vm::{Running, Vm, eventually, hypervisor, skipped};
 
 /// Prints every byte that it gets, with its case changed; `!` powers it off.
 pub fn echo() -> Vec<u8> {
@@ -108,4 +110,34 @@ fn a_pseudoterminal_goes_both_ways() {
     assert_eq!((ended.code, ended.output.as_str()), (0, ""));
     assert_eq!(ended.errors, format!("vmm: the serial console is {}\n", name.display()));
     assert!(fs::symlink_metadata(vm.path("tty")).is_err(), "the link is removed at the end");
+}
+
+/// On Debian those of group tty may write to every terminal, and so would type into the guest.
+#[test]
+fn a_pseudoterminal_is_nobody_else_s() {
+    const TEST: &str = "a_pseudoterminal_is_nobody_else_s";
+    // As Debian mounts it.
+    const MOUNT: &str = "mount -t devpts -o newinstance,gid=5,mode=620,ptmxmode=666 devpts /dev/pts && \
+                         mount --bind /dev/pts/ptmx /dev/ptmx";
+    if !hypervisor(TEST) {
+        return;
+    }
+    let apart = |then: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", &format!("{MOUNT} && {then}")]);
+        command
+    };
+    if !apart("true").stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
+        skipped(TEST, "no file systems can be mounted");
+        return;
+    }
+    let vm = Vm::new(&echo()).set("serial.mode=pty").set("serial.path=tty");
+    let own = vm.command();
+    let mut command = apart("exec \"$0\" \"$@\"");
+    command.arg(own.get_program()).args(own.get_args());
+    command.current_dir(vm.path("")).env_remove("VMM_LOG").stdin(Stdio::null());
+    let running = Running::start(&mut command);
+    let name = eventually("the link to the terminal", || fs::read_link(vm.path("tty")).ok());
+    let seen = format!("/proc/{}/root{}", running.child.id(), name.display());
+    assert_eq!(fs::metadata(seen).unwrap().permissions().mode() & 0o777, 0o600);
 }
