@@ -65,7 +65,7 @@ const CASES: &[(&[&str], &str)] = &[
     (&["boot.kernel=cut"], "kernel"),
     (&["boot.initrd=empty"], "initrd"),
     (&["boot.initrd=large"], "initrd"),
-    (&["vm.memory=1MiB"], "at least 4 MiB"),
+    (&["vm.memory=1MiB"], "at least 4MiB"),
     (&["hba.0.lun.0.image=disk.img", "hba.0.lun.1.image=disk.img"], "two disks of this machine"),
     (&["hba.0.lun.0.image=disk.img", "hba.1.lun.0.image=link.img"], "two disks of this machine"),
     (

@@ -177,7 +177,7 @@ fn memory_of_less_than_a_kernel_needs() {
     }
     let Ended { code, output, errors } = vm().set("vm.memory=1MiB").run();
     assert_eq!((code, output.as_str(), errors.lines().count()), (1, "", 1), "{errors}");
-    assert!(errors.contains("at least 4 MiB"), "{errors}");
+    assert!(errors.contains("at least 4MiB"), "{errors}");
 }
 
 #[test]
