@@ -242,6 +242,15 @@ fn cve_2019_12928_and_2023_30612_requests_run_nothing_and_close_nothing() {
         assert!(error(&service, &attach.to_string()).contains("No such file"), "{program}");
     }
     assert!(!trace.exists());
+    // Only what is in a set is closed.
+    let added = pass(&service, r#"{"execute": "add-fd"}"#, vec![file.try_clone().unwrap().into()]);
+    let set = added["return"]["fdset-id"].as_u64().unwrap();
+    for fd in [number, 0, 1, 2] {
+        let remove = json!({"execute": "remove-fd", "arguments": {"fdset-id": set, "fd": fd}});
+        assert_eq!(error(&service, &remove.to_string()), format!("there is no descriptor {fd} in set {set}"));
+    }
+    let remove = json!({"execute": "remove-fd", "arguments": {"fdset-id": set}});
+    assert_eq!(ask(&service, &remove.to_string()), json!({"return": {}}));
     assert_eq!(file.metadata().unwrap().len(), 2 << 20, "it is open, and the same file");
 }
 
