@@ -97,5 +97,12 @@ fn pin(cpus: &[usize]) -> io::Result<()> {
     if cpus.is_empty() {
         return Ok(());
     }
-    polling::set_affinity(cpus)
+    polling::set_affinity(cpus).map_err(|e| {
+        let list: Vec<String> = cpus.iter().map(ToString::to_string).collect();
+        let what = format!(
+            "this process may not run on CPU {} ({e}); choose among those of Cpus_allowed_list in /proc/self/status",
+            list.join(", ")
+        );
+        io::Error::new(e.kind(), what)
+    })
 }

@@ -166,7 +166,7 @@ fn threads(section: &Section<'_>, controller: &Controller, errors: &mut Errors) 
     }
     let cpus = section.text("io_cpus").map_or(Some(Vec::new()), cpu_list);
     if cpus.is_none() {
-        section.refuse("io_cpus", "expected CPU numbers such as \"0-3,8\"", errors);
+        section.refuse("io_cpus", "expected CPU numbers up to 1023 such as \"0-3,8\"", errors);
     }
     let polling_us = section.integer("polling_us").and_then(|time| u32::try_from(time).ok());
     IoThreads {
@@ -269,7 +269,7 @@ fn luns(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Erro
             None => (0..targets).find(|target| !taken.contains(target)),
         };
         let Some(target) = target.filter(|target| *target < targets) else {
-            let hint = format!("expected at most {targets} targets, numbered from 0");
+            let hint = format!("expected 0 to {} and no more units than that", targets - 1);
             section.refuse("target", &hint, errors);
             addresses.push((u64::MAX, 0));
             luns.push(None);

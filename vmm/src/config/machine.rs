@@ -157,7 +157,7 @@ fn option_roms(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> 
         if !is_rom_name(name) {
             let reason = format!(
                 "\"{name}\" is no name, expected \"genroms/...\", \"vgaroms/...\" or \"pciVVVV,DDDD.rom\" \
-                 and up to {LONGEST_FW_CFG} characters"
+                 with hexadecimal digits in lower case, and up to {LONGEST_FW_CFG} characters"
             );
             section.reject("option_roms", &reason, errors);
         }

@@ -72,7 +72,7 @@ const CASES: &[(&[&str], &str)] = &[
         &["hba.0.type=megasas", "hba.0.lun.0.image=disk.img", "hba.0.lun.1.image=link.img"],
         "hba hba0, target 1: link.img: two disks",
     ),
-    (&["hba.0.lun.0.image=disk.img", "hba.0.io_cpus=1023"], "I/O thread 0"),
+    (&["hba.0.lun.0.image=disk.img", "hba.0.io_cpus=1023"], "this process may not run on CPU 1023"),
     (&["hba.0.type=megasas", "hba.0.event_log=text"], "no event log of this program"),
     (
         &["hba.0.lun.0.image=disk.img", "hba.0.lun.0.protection=1", "hba.0.lun.0.protection_image=text"],
