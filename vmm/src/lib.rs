@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod console;
 pub mod exit;
+pub mod jail;
 mod kvm;
 pub mod limits;
 mod lines;

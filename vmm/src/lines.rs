@@ -134,16 +134,24 @@ impl Lines {
     }
 }
 
-/// Has a line written to standard error.
-pub(crate) fn standard_error(line: &[u8]) {
-    static LINES: OnceLock<Option<Arc<Lines>>> = OnceLock::new();
-    let lines = LINES.get_or_init(|| {
+/// Those on their way to standard error.
+static STANDARD_ERROR: OnceLock<Option<Arc<Lines>>> = OnceLock::new();
+
+/// Starts the thread that writes to standard error, if it is not there: in the sandbox who has something to say may be one
+/// that starts none.
+pub(crate) fn prepare() -> Option<&'static Lines> {
+    let start = || {
         // A descriptor of its own: the library's has a lock, which a thread that panics takes.
         let mut file = File::from(io::stderr().as_fd().try_clone_to_owned().ok()?);
         // Where standard error is closed there is nobody left to tell.
         Lines::start("log", move |line| drop(file.write_all(line))).ok()
-    });
-    match lines {
+    };
+    STANDARD_ERROR.get_or_init(start).as_deref()
+}
+
+/// Has a line written to standard error.
+pub(crate) fn standard_error(line: &[u8]) {
+    match prepare() {
         Some(lines) => lines.push(line),
         None => drop(io::stderr().write_all(line)),
     }

@@ -37,7 +37,7 @@ use self::pump::Pump;
 
 pub use self::error::ConsoleError;
 pub use self::signals::{Request, Signals, Watch, die, suspend};
-pub use self::terminal::explain_bus_errors;
+pub use self::terminal::{explain_bus_errors, leave as give_back};
 
 /// How long a connected but silent reader of a pseudoterminal or socket may hold up the guest.
 const SLOW_READER: Duration = Duration::from_secs(1);
@@ -53,7 +53,7 @@ pub struct Console {
     pty: Option<String>,
     /// It made a terminal raw, and has to give it back.
     terminal: bool,
-    thread: Option<(JoinHandle<()>, Receiver<()>)>,
+    thread: Option<(JoinHandle<Link>, Receiver<()>)>,
 }
 
 /// What the thread will need.
@@ -144,8 +144,9 @@ impl Console {
         let pump = Pump::new(link, output.clone(), serial, Box::new(quit), escapes);
         let (done, finished) = mpsc::sync_channel(1);
         let run = move || {
-            pump.run();
+            let link = pump.run();
             let _ = done.send(());
+            link
         };
         let thread = threads::spawn_with_stack(Kind::Console, "console", STACK, run);
         self.thread = Some((thread.map_err(ConsoleError::Resources)?, finished));

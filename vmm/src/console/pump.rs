@@ -70,19 +70,21 @@ impl Pump {
         }
     }
 
-    /// Runs until the output is closed and written out.
-    pub(super) fn run(mut self) {
+    /// Runs until the output is closed and written out, and gives the link back: to take its name away is the main thread's, for
+    /// the sandbox lets no other.
+    pub(super) fn run(mut self) -> Link {
         while !self.finished() {
             if let Err(error) = self.step() {
                 tracing::error!("console: {error}; the serial line is dead");
                 self.output.set_connected(false);
-                return;
+                return self.link;
             }
         }
         let left = self.output.len();
         if left > 0 && !self.broken {
             tracing::warn!("console: the reader takes nothing; the last {left} bytes of output are lost");
         }
+        self.link
     }
 
     fn finished(&mut self) -> bool {

@@ -123,7 +123,7 @@ pub(super) fn is_due() -> bool {
 }
 
 /// Gives the terminal back as it was found. Does nothing when it is not raw. Safe to call in a signal handler.
-pub(super) fn leave() {
+pub fn leave() {
     if !RAW.swap(false, Ordering::AcqRel) {
         return;
     }

@@ -40,6 +40,8 @@ pub struct Hbas {
     identities: Arc<Identities>,
     /// Their Drop waits for everything that is in flight: they go by [`Hbas::end_threads`].
     threads: Mutex<Vec<IoThread>>,
+    /// Closes the images at the end. It is there from the start, for no ring is made in the sandbox.
+    closer: Mutex<Option<IoThread>>,
 }
 
 /// Images that are being closed.
@@ -92,13 +94,16 @@ impl Hbas {
             hbas.addresses.push(bdf);
             hbas.threads.lock().unwrap_or_else(PoisonError::into_inner).extend(threads);
         }
+        if !hbas.adapters.is_empty() {
+            hbas.closer = Mutex::new(closer());
+        }
         Ok(hbas)
     }
 
     /// These HBAs, without a device for the guest.
     #[cfg(test)]
     pub(super) fn of(adapters: Vec<Arc<Adapter>>, threads: Vec<IoThread>) -> Self {
-        Self { adapters, threads: Mutex::new(threads), ..Self::default() }
+        Self { adapters, threads: Mutex::new(threads), closer: Mutex::new(closer()), ..Self::default() }
     }
 
     /// And this board, which goes with them.
@@ -149,9 +154,7 @@ impl Hbas {
     pub fn close(&self, control: &Arc<Control>) -> Closing {
         let (done, closed) = mpsc::channel();
         let mut names = Vec::new();
-        let thread = IoThread::start("io-close")
-            .inspect_err(|e| tracing::warn!("no thread to close images: {e}"))
-            .ok();
+        let thread = self.closer.lock().unwrap_or_else(PoisonError::into_inner).take();
         for adapter in &self.adapters {
             let remote = thread.as_ref().map_or_else(|| adapter.remote().clone(), IoThread::remote);
             let Taken { units, closing } = adapter.take_units();
@@ -199,6 +202,11 @@ impl Hbas {
             }
         }
     }
+}
+
+/// A thread to close images, if there can be one; else the threads that serve them close them.
+fn closer() -> Option<IoThread> {
+    IoThread::start("io-close").inspect_err(|e| tracing::warn!("no thread to close images: {e}")).ok()
 }
 
 /// Takes an HBA out of service on a thread of its own, if there can be one.

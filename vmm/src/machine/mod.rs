@@ -42,6 +42,7 @@ pub use rehearsal::rehearse;
 use crate::config::{Boot, Config, Restart};
 use crate::console::{Console, Request, Signals, suspend};
 use crate::exit::{Outcome, complain, explain};
+use crate::jail;
 use crate::kvm::{Backing, Hypervisor, InitialChips, add_chips, allocate_ram};
 use crate::logging;
 use crate::vcpu::{CpuidTemplate, Vcpu, VcpuThread, install_kick};
@@ -225,7 +226,10 @@ impl Machine {
         self.debug.begin()?;
         let control = self.control.clone();
         self.console.start(self.chipset.serial.clone(), move || control.post(Event::Quit))?;
-        Ok((self.start_vcpus().context("starting vCPU threads")?, events))
+        let threads = self.start_vcpus().context("starting vCPU threads")?;
+        // All is open and all threads are there; the guest has not run yet.
+        jail::enter(self.config.security.sandbox)?;
+        Ok((threads, events))
     }
 
     fn serve(&self, threads: Vec<VcpuThread>, mut events: MainLoop) -> Result<End> {

@@ -13,6 +13,7 @@ mod descriptors;
 mod errors;
 mod guest;
 mod interrupts;
+mod jail;
 mod jobs;
 mod limits;
 mod memory;

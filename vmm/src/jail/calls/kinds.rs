@@ -1,0 +1,31 @@
+//! What threads of each kind may do.
+
+use devices::threads::Kind;
+
+use super::list::List;
+
+/// Whether threads of the kind open files.
+pub(in crate::jail) fn opens(kind: Kind) -> bool {
+    matches!(kind, Kind::Main | Kind::Control | Kind::Client | Kind::Load | Kind::Loops)
+}
+
+/// The calls of a kind; of one that starts others, theirs too.
+pub(super) fn list(kind: Kind) -> List {
+    let common = List::common();
+    match kind {
+        // It reads the kernel again at a reset, removes its sockets, closes images; `Load` and `End` are its threads.
+        Kind::Main => common.files().paths().names().devices().windows().machine().events().starts(),
+        Kind::Vcpu => common.devices().windows().vcpu(),
+        Kind::Io => common.files().devices().ring().starts(),
+        Kind::IoHelper => common.files(),
+        Kind::IoEcho | Kind::Log | Kind::DebugLog | Kind::Signals | Kind::Space => common,
+        Kind::EventLog => common.files(),
+        Kind::Control => common.files().paths().devices().starts().connections().accepts(),
+        // What it starts: `Space`, `Loops`.
+        Kind::Client => common.files().paths().devices().starts().connections(),
+        Kind::Console => common.devices().connections().accepts(),
+        Kind::Waits | Kind::End => common.files().devices().windows(),
+        Kind::Load => common.paths(),
+        Kind::Loops => common.files().paths(),
+    }
+}

@@ -1,0 +1,296 @@
+//! What each thread does to itself, in a signal handler where it was there before: system calls that were prepared, no
+//! memory and no locks.
+
+use std::cell::Cell;
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use devices::threads::{self, Kind};
+use seccompiler::{BpfProgram, sock_filter};
+
+use super::calls::{self, Refusal};
+
+/// How far a thread has come: not yet, all the way, or the step that failed with the system's error number.
+const WAITING: u32 = 0;
+const DONE: u32 = 1;
+
+/// What is done to a thread, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// No program that it starts has more rights than it.
+    NoNewPrivileges,
+    /// It gives up the rights of the administrator.
+    Capabilities,
+    /// It gives up paths.
+    Paths,
+    /// It gives up system calls.
+    Calls,
+    /// It is told to do all this.
+    Signal,
+}
+
+impl Step {
+    const ALL: [Self; 5] =
+        [Self::NoNewPrivileges, Self::Capabilities, Self::Paths, Self::Calls, Self::Signal];
+
+    fn what(self) -> &'static str {
+        match self {
+            Self::NoNewPrivileges => "giving up new privileges (PR_SET_NO_NEW_PRIVS)",
+            Self::Capabilities => "giving up capabilities (capset)",
+            Self::Paths => "giving up paths (Landlock)",
+            Self::Calls => "giving up system calls (seccomp)",
+            Self::Signal => "telling a thread to",
+        }
+    }
+}
+
+/// A step that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {source}", .step.what())]
+pub(super) struct StepError {
+    step: Step,
+    source: io::Error,
+}
+
+impl StepError {
+    pub(super) fn new(step: Step, source: io::Error) -> Self {
+        Self { step, source }
+    }
+}
+
+/// A thread that was there before, and how far it has come.
+struct Reached {
+    number: i32,
+    state: AtomicU32,
+}
+
+/// Everything that the threads need, made before the first is told.
+pub(super) struct Prepared {
+    refusal: Refusal,
+    /// Paths to be given up (landlock_restrict_self(2)).
+    paths: Option<RawFd>,
+    filters: [OnceLock<BpfProgram>; Kind::ALL.len()],
+    reached: OnceLock<Box<[Reached]>>,
+    /// All are confined, so that those that they start need their own filter only.
+    entered: AtomicBool,
+}
+
+static PREPARED: OnceLock<Prepared> = OnceLock::new();
+
+thread_local! {
+    // Without destructor: the handler looks at it at any time.
+    static CONFINED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The signal that tells a thread to confine itself. The one before it kicks vCPUs.
+pub(super) fn signal() -> libc::c_int {
+    libc::SIGRTMIN() + 1
+}
+
+impl Prepared {
+    /// To be done once in a process; later it is as it was the first time.
+    pub(super) fn new(refusal: Refusal, paths: Option<RawFd>) -> &'static Self {
+        PREPARED.get_or_init(|| Self {
+            refusal,
+            paths,
+            filters: [const { OnceLock::new() }; Kind::ALL.len()],
+            reached: OnceLock::new(),
+            entered: AtomicBool::new(false),
+        })
+    }
+
+    /// Makes the filter for a kind, if it is not there yet.
+    fn make(&self, kind: Kind) -> Result<(), StepError> {
+        let Some(place) = self.filters.get(kind as usize) else { return Ok(()) };
+        if place.get().is_none() {
+            let made = calls::filter(kind, self.refusal);
+            let made =
+                made.map_err(|error| StepError::new(Step::Calls, io::Error::other(error.to_string())))?;
+            // Another thread may have been faster, with the same.
+            let _ = place.set(made);
+        }
+        Ok(())
+    }
+
+    fn filter(&self, kind: Kind) -> Option<&[sock_filter]> {
+        self.filters.get(kind as usize).and_then(OnceLock::get).map(Vec::as_slice)
+    }
+
+    /// Takes down who is to be told, and makes what they need.
+    pub(super) fn expect(&self, living: &[threads::Living]) -> Result<(), StepError> {
+        living.iter().map(|living| living.kind).chain([Kind::Main]).try_for_each(|kind| self.make(kind))?;
+        let reached =
+            |living: &threads::Living| Reached { number: living.number, state: AtomicU32::new(WAITING) };
+        let _ = self.reached.set(living.iter().map(reached).collect());
+        Ok(())
+    }
+
+    /// The threads that have not answered yet; an error of one that could not.
+    pub(super) fn missing(&self) -> Result<Vec<i32>, StepError> {
+        let mut missing = Vec::new();
+        for reached in self.reached.get().iter().flat_map(|all| all.iter()) {
+            match reached.state.load(Ordering::Acquire) {
+                DONE => {}
+                WAITING => missing.push(reached.number),
+                failed => {
+                    let step = Step::ALL
+                        .get((failed >> 16).wrapping_sub(1) as usize)
+                        .copied()
+                        .unwrap_or(Step::Calls);
+                    let error = io::Error::from_raw_os_error((failed & 0xffff).cast_signed());
+                    return Err(StepError::new(step, error));
+                }
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Confines the calling thread, the first and last one. From now on threads that begin confine themselves.
+    pub(super) fn confine_main(&self) -> Result<(), StepError> {
+        let error = |(step, error)| StepError::new(step, io::Error::from_raw_os_error(error));
+        self.confine_here(Kind::Main).map_err(error)?;
+        self.entered.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// The same, of what is prepared: no memory, no locks. The error is the system's number.
+    fn confine_here(&self, kind: Kind) -> Result<(), (Step, libc::c_int)> {
+        if CONFINED.replace(true) {
+            return Ok(());
+        }
+        let filter = self.filter(kind).ok_or((Step::Calls, libc::EINVAL))?;
+        sys::no_new_privileges().map_err(|error| (Step::NoNewPrivileges, error))?;
+        if self.refusal == Refusal::End {
+            sys::give_up_capabilities(kept(kind)).map_err(|error| (Step::Capabilities, error))?;
+        }
+        if let Some(paths) = self.paths {
+            sys::restrict_paths(paths).map_err(|error| (Step::Paths, error))?;
+        }
+        sys::filter_calls(filter).map_err(|error| (Step::Calls, error))
+    }
+}
+
+/// Confines a thread that begins. It has what its starter has given up already, so a failure leaves it confined all the same.
+pub(super) fn on_start(kind: Kind) {
+    let Some(prepared) = PREPARED.get().filter(|prepared| prepared.entered.load(Ordering::Acquire)) else {
+        return;
+    };
+    CONFINED.set(true);
+    let filter = prepared.make(kind).map(|()| prepared.filter(kind).unwrap_or_default());
+    let confined = filter.and_then(|filter| {
+        let error = |error| StepError::new(Step::Calls, io::Error::from_raw_os_error(error));
+        sys::filter_calls(filter).map_err(error)
+    });
+    if let Err(error) = confined {
+        devices::log_limited!(warn, "a thread may do as much as the one that started it: {error}");
+    }
+}
+
+/// Told by the signal: the thread confines itself, and says how that went.
+pub(super) fn on_signal() {
+    let (Some(prepared), Some(kind)) = (PREPARED.get(), threads::here()) else { return };
+    let state = match prepared.confine_here(kind) {
+        Ok(()) => DONE,
+        Err((step, error)) => (step as u32 + 1) << 16 | error.cast_unsigned() & 0xffff,
+    };
+    let number = threads::number();
+    let all =
+        prepared.reached.get().iter().flat_map(|all| all.iter()).find(|reached| reached.number == number);
+    if let Some(reached) = all {
+        reached.state.store(state, Ordering::Release);
+    }
+}
+
+/// CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH (linux/capability.h).
+const ANY_FILE: u32 = 1 << 1 | 1 << 2;
+
+/// The capabilities that threads of a kind keep. Of a machine that root starts without another user, those that open files
+/// still open those of others: kernels at a reset, images.
+fn kept(kind: Kind) -> u32 {
+    if calls::opens(kind) { ANY_FILE } else { 0 }
+}
+
+/// System calls that a signal handler may make. Each gives the system's error number.
+#[allow(unsafe_code)]
+mod sys {
+    use super::{RawFd, sock_filter};
+
+    type Result = std::result::Result<(), libc::c_int>;
+
+    /// `_LINUX_CAPABILITY_VERSION_3` (linux/capability.h).
+    const VERSION: u32 = 0x2008_0522;
+    /// No kernel has more capabilities.
+    const CAPABILITIES_MAX: libc::c_ulong = 64;
+
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: libc::c_int,
+    }
+
+    #[repr(C)]
+    #[derive(Clone, Copy, Default)]
+    struct Capabilities {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+
+    #[repr(C)]
+    struct Program {
+        len: libc::c_ushort,
+        filter: *const sock_filter,
+    }
+
+    fn check(result: libc::c_long) -> Result {
+        if result >= 0 {
+            return Ok(());
+        }
+        // It takes no memory.
+        Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
+    }
+
+    pub(super) fn no_new_privileges() -> Result {
+        // SAFETY: no pointers.
+        check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into())
+    }
+
+    /// All but those in the mask, which are kept if they are there.
+    pub(super) fn give_up_capabilities(kept: u32) -> Result {
+        let header = Header { version: VERSION, pid: 0 };
+        let mut sets = [Capabilities::default(); 2];
+        // SAFETY: a live header, and as much room as this version writes.
+        check(unsafe { libc::syscall(libc::SYS_capget, &raw const header, sets.as_mut_ptr()) })?;
+        for capability in 0..CAPABILITIES_MAX {
+            // SAFETY: no pointers. It fails for who has no right to give them up, and behind the last.
+            if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0 {
+                break;
+            }
+        }
+        let [low, _] = sets;
+        let permitted = low.permitted & kept;
+        let sets = [
+            Capabilities { effective: low.effective & permitted, permitted, inheritable: 0 },
+            Capabilities::default(),
+        ];
+        // SAFETY: a live header and two sets, which the call reads.
+        check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) })
+    }
+
+    pub(super) fn restrict_paths(rules: RawFd) -> Result {
+        // SAFETY: no pointers.
+        check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, rules, 0) })
+    }
+
+    pub(super) fn filter_calls(filter: &[sock_filter]) -> Result {
+        let program = Program { len: filter.len() as libc::c_ushort, filter: filter.as_ptr() };
+        // Kernels before 5.16 would else slow the thread down (Speculative Store Bypass), against which the filter is no help.
+        let flags = libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+        // SAFETY: the kernel copies the program, whose length it is told.
+        check(unsafe {
+            libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
+        })
+    }
+}

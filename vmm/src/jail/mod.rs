@@ -1,0 +1,105 @@
+//! The sandbox: once the machine is built and everything is open, each thread gives up what it does not need any more, for
+//! good. A guest that takes over one of them finds little to do with it.
+//!
+//! All threads do so at one moment, which is the end of the start: as the C library does for setuid(2), a signal goes to each
+//! of them, and its handler makes the system calls. Threads that start later do it before anything else. Each gives up new
+//! privileges, capabilities, and all system calls but those of its [kind](devices::threads::Kind).
+
+mod calls;
+mod confine;
+mod refusal;
+mod signals;
+#[cfg(test)]
+mod tests;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use devices::threads::{self, Attention};
+
+use crate::config::Sandbox;
+use calls::Refusal;
+use confine::{Prepared, Step, StepError};
+
+/// How long threads may take to confine themselves. One that the host keeps in a system call does so when it comes back,
+/// before anything else.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// From one look at them to the next.
+const PAUSE: Duration = Duration::from_micros(20);
+
+/// Confines all threads of the process, and those that it starts from now on, for good. To be called by the main thread when
+/// everything is open, once in a process.
+///
+/// # Errors
+/// The host does not let a thread confine itself. What the others have given up they cannot take back.
+pub fn enter(sandbox: Sandbox) -> Result<()> {
+    let refusal = match sandbox {
+        Sandbox::On => Refusal::End,
+        Sandbox::Log => Refusal::Log,
+        Sandbox::Off => return Ok(()),
+    };
+    let begin = Instant::now();
+    crate::lines::prepare();
+    refusal::explain().context("the sandbox: the signal of refused calls")?;
+    // What it interrupts goes on.
+    signals::catch(confine::signal(), on_signal, libc::SA_RESTART).context("the sandbox: its signal")?;
+    let attention = threads::attend(confine::on_start);
+    let prepared = Prepared::new(refusal, None);
+    let entered = prepared.expect(&attention.living).and_then(|()| {
+        tell(&attention)?;
+        wait(prepared)?;
+        prepared.confine_main()
+    });
+    drop(attention);
+    tracing::debug!(target: "vmm::start", "{} us for the sandbox", begin.elapsed().as_micros());
+    entered.map_err(|error| {
+        anyhow!(
+            "the host does not let the machine into its sandbox: {error}; set sandbox = \"off\" in [security] to run it \
+             without"
+        )
+    })
+}
+
+/// Has each thread confine itself. One that ends meanwhile need not.
+fn tell(attention: &Attention) -> Result<(), StepError> {
+    for living in &attention.living {
+        signals::send(living.number, confine::signal())
+            .map_err(|error| StepError::new(Step::Signal, error))?;
+    }
+    Ok(())
+}
+
+/// Waits until all have.
+fn wait(prepared: &Prepared) -> Result<(), StepError> {
+    let begin = Instant::now();
+    loop {
+        let mut missing = prepared.missing()?;
+        missing.retain(|number| threads::lives(*number));
+        if missing.is_empty() {
+            return Ok(());
+        }
+        if begin.elapsed() > PATIENCE {
+            tracing::info!(
+                "{} threads enter the sandbox when the host answers them, before anything else",
+                missing.len()
+            );
+            return Ok(());
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+extern "C" fn on_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the library has a place for it in each thread.
+    #[allow(unsafe_code)]
+    let place = unsafe { libc::__errno_location() };
+    // SAFETY: the place is this thread's own. Whoever was interrupted finds it as it was.
+    #[allow(unsafe_code)]
+    let before = unsafe { *place };
+    confine::on_signal();
+    // SAFETY: as above.
+    #[allow(unsafe_code)]
+    unsafe {
+        *place = before;
+    }
+}

@@ -1,0 +1,300 @@
+//! Each kind of thread in the sandbox, in a process of its own: it cannot be left again.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::mpsc;
+
+use devices::threads::Kind;
+use libc::c_long;
+
+use super::*;
+
+const CHILD: &str = "VMM_TEST_JAIL_CHILD";
+
+/// Runs [`child`] in a process of its own.
+fn child_process(what: &str) -> Output {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "jail::tests::child", "--nocapture", "--test-threads=1"])
+        .env(CHILD, what)
+        .env("RUST_BACKTRACE", "1")
+        .output()
+        .unwrap()
+}
+
+fn said(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The child's part: does what the environment says. Does nothing in a normal run.
+#[test]
+fn child() {
+    let Ok(what) = std::env::var(CHILD) else { return };
+    let (way, kind) = what.split_once(':').unwrap();
+    let kind = Kind::ALL.into_iter().find(|one| format!("{one:?}") == kind).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    let (go, gone) = mpsc::channel();
+    let work = move || {
+        gone.recv().unwrap();
+        allowed(kind, &file);
+        println!("refused: {}", refused(kind).join(" "));
+        // Its default again: this ends the process.
+        refusal::explain().unwrap();
+        call(libc::SYS_execve, [0; 6]);
+    };
+    match way {
+        "before" => {
+            let thread = threads::spawn(kind, "jailed", work).unwrap();
+            enter(Sandbox::On).unwrap();
+            go.send(()).unwrap();
+            let _ = thread.join();
+        }
+        "later" => {
+            enter(Sandbox::On).unwrap();
+            let thread = threads::spawn(kind, "jailed", work).unwrap();
+            go.send(()).unwrap();
+            let _ = thread.join();
+        }
+        "main" => {
+            enter(Sandbox::On).unwrap();
+            go.send(()).unwrap();
+            work();
+        }
+        "log" => {
+            let (go, gone) = mpsc::channel();
+            let thread = threads::spawn(kind, "jailed", move || {
+                gone.recv().unwrap();
+                println!("socket {}", call(libc::SYS_socket, [1, 1, 0, 0, 0, 0]));
+            });
+            enter(Sandbox::Log).unwrap();
+            go.send(()).unwrap();
+            thread.unwrap().join().unwrap();
+        }
+        "forbidden" => {
+            devices::testing::forbid_system_call(libc::SYS_seccomp);
+            println!("{:#}", enter(Sandbox::On).unwrap_err());
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[allow(unsafe_code)]
+fn call(number: c_long, arguments: [u64; 6]) -> c_long {
+    let [a, b, c, d, e, f] = arguments;
+    // SAFETY: the calls here are refused, or have no pointers.
+    unsafe { libc::syscall(number, a, b, c, d, e, f) }
+}
+
+/// What threads do unseen: memory, clocks, files that are open, threads, a panic with its report.
+fn allowed(kind: Kind, mut file: &File) {
+    let mut bytes = vec![1u8; 1 << 20];
+    bytes.resize(64 << 20, 2);
+    bytes.shrink_to_fit();
+    let many: Vec<Vec<u8>> = (1..2000).map(|size| vec![3; size * 37]).collect();
+    drop((bytes, many));
+    let mut map = HashMap::new();
+    map.insert(1, "random state");
+    std::thread::sleep(Duration::from_millis(2));
+    std::thread::yield_now();
+    file.write_all(b"written").unwrap();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    let mut text = String::new();
+    file.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "written");
+    assert_eq!(file.metadata().unwrap().len(), 7);
+    drop(file.try_clone().unwrap());
+    let panicked = std::panic::catch_unwind(|| panic!("on purpose"));
+    assert!(panicked.is_err());
+    tracing::warn!("a line of the log");
+    crate::exit::complain("a line");
+    if matches!(kind, Kind::Io | Kind::IoHelper | Kind::Client | Kind::Main | Kind::EventLog) {
+        file.set_len(1 << 20).unwrap();
+        file.sync_all().unwrap();
+        file.try_lock().unwrap();
+    }
+    if matches!(kind, Kind::Client | Kind::Main | Kind::Load | Kind::Loops) {
+        assert!(std::fs::read_to_string("/proc/thread-self/status").unwrap().contains("\nSeccomp:\t2\n"));
+        assert!(std::fs::read_dir("/proc/self/fd").unwrap().count() > 2);
+    }
+    let starts = match kind {
+        Kind::Main => Kind::Load,
+        Kind::Io => Kind::IoHelper,
+        Kind::Control => Kind::Client,
+        Kind::Client => Kind::Space,
+        _ => return,
+    };
+    // More than there are places for the memory of threads, so that the library looks how many it may have.
+    let threads: Vec<_> = (0..20)
+        .map(|_| threads::spawn(starts, "started", || std::thread::sleep(Duration::from_millis(5))).unwrap())
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+static TRAPPED: AtomicI32 = AtomicI32::new(-1);
+
+#[allow(unsafe_code)]
+extern "C" fn on_trap(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: as in `refusal`.
+    let call = unsafe { info.cast::<u8>().wrapping_add(24).cast::<i32>().read_unaligned() };
+    TRAPPED.store(call, Ordering::SeqCst);
+}
+
+/// Tries what no thread of the kind may do; which of it was not refused.
+fn refused(kind: Kind) -> Vec<String> {
+    const WRITE: u64 = libc::O_RDWR as u64;
+    let parent = std::os::unix::process::parent_id().into();
+    let thread = (libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD) as u64;
+    let opens = matches!(kind, Kind::Main | Kind::Control | Kind::Client | Kind::Load | Kind::Loops);
+    let starts = matches!(kind, Kind::Main | Kind::Io | Kind::Control | Kind::Client);
+    let mut calls: Vec<(c_long, [u64; 6])> = vec![
+        (libc::SYS_openat2, [0; 6]),
+        (libc::SYS_open_by_handle_at, [0; 6]),
+        (libc::SYS_name_to_handle_at, [0; 6]),
+        (libc::SYS_creat, [0; 6]),
+        (libc::SYS_socket, [1, 1, 0, 0, 0, 0]),
+        (libc::SYS_socketpair, [1, 1, 0, 0, 0, 0]),
+        (libc::SYS_connect, [u64::MAX, 0, 0, 0, 0, 0]),
+        (libc::SYS_bind, [u64::MAX, 0, 0, 0, 0, 0]),
+        (libc::SYS_listen, [u64::MAX, 0, 0, 0, 0, 0]),
+        (libc::SYS_execve, [0; 6]),
+        (libc::SYS_execveat, [0; 6]),
+        (libc::SYS_fork, [0; 6]),
+        (libc::SYS_vfork, [0; 6]),
+        (libc::SYS_clone, [libc::SIGCHLD as u64, 0, 0, 0, 0, 0]),
+        (libc::SYS_clone, [thread | libc::CLONE_NEWUSER as u64, 0, 0, 0, 0, 0]),
+        (libc::SYS_ptrace, [0; 6]),
+        (libc::SYS_process_vm_readv, [parent, 0, 0, 0, 0, 0]),
+        (libc::SYS_process_vm_writev, [parent, 0, 0, 0, 0, 0]),
+        (libc::SYS_kill, [parent, 0, 0, 0, 0, 0]),
+        (libc::SYS_tgkill, [parent, parent, 0, 0, 0, 0]),
+        (libc::SYS_rt_sigqueueinfo, [parent, 0, 0, 0, 0, 0]),
+        (libc::SYS_pidfd_open, [parent, 0, 0, 0, 0, 0]),
+        (libc::SYS_pidfd_getfd, [0; 6]),
+        (libc::SYS_pidfd_send_signal, [u64::MAX, 0, 0, 0, 0, 0]),
+        (libc::SYS_mmap, [0, 4096, 5, 0x22, u64::MAX, 0]),
+        (libc::SYS_mprotect, [0, 4096, 7, 0, 0, 0]),
+        (libc::SYS_pkey_mprotect, [0; 6]),
+        (libc::SYS_memfd_create, [0; 6]),
+        (libc::SYS_shmget, [0; 6]),
+        (libc::SYS_shmat, [0; 6]),
+        (libc::SYS_io_uring_setup, [1, 0, 0, 0, 0, 0]),
+        (libc::SYS_io_uring_register, [u64::MAX, 0, 0, 0, 0, 0]),
+        (libc::SYS_mount, [0; 6]),
+        (libc::SYS_umount2, [0; 6]),
+        (libc::SYS_pivot_root, [0; 6]),
+        (libc::SYS_chroot, [0; 6]),
+        (libc::SYS_unshare, [0; 6]),
+        (libc::SYS_setns, [u64::MAX, 0, 0, 0, 0, 0]),
+        (libc::SYS_bpf, [0; 6]),
+        (libc::SYS_keyctl, [0; 6]),
+        (libc::SYS_add_key, [0; 6]),
+        (libc::SYS_userfaultfd, [0; 6]),
+        (libc::SYS_perf_event_open, [0; 6]),
+        (libc::SYS_finit_module, [u64::MAX, 0, 0, 0, 0, 0]),
+        (libc::SYS_kexec_load, [0; 6]),
+        (libc::SYS_reboot, [0; 6]),
+        (libc::SYS_personality, [0x40_0000, 0, 0, 0, 0, 0]),
+        (libc::SYS_iopl, [0; 6]),
+        (libc::SYS_modify_ldt, [0; 6]),
+        (libc::SYS_setuid, [0; 6]),
+        (libc::SYS_setresuid, [u64::MAX, u64::MAX, u64::MAX, 0, 0, 0]),
+        (libc::SYS_capset, [0; 6]),
+        (libc::SYS_setrlimit, [0; 6]),
+        (libc::SYS_prlimit64, [0, 7, 1, 0, 0, 0]),
+        (libc::SYS_prctl, [libc::PR_SET_DUMPABLE as u64, 1, 0, 0, 0, 0]),
+        (libc::SYS_prctl, [libc::PR_SET_SECCOMP as u64, 0, 0, 0, 0, 0]),
+        (libc::SYS_fcntl, [0, libc::F_SETOWN as u64, parent, 0, 0, 0]),
+        (libc::SYS_ioctl, [0, 0x5412, 0, 0, 0, 0]),
+        (libc::SYS_ioctl, [0, 0xae01, 0, 0, 0, 0]),
+        (libc::SYS_chmod, [0; 6]),
+        (libc::SYS_fchmod, [u64::MAX, 0, 0, 0, 0, 0]),
+        (libc::SYS_chown, [0; 6]),
+        (libc::SYS_rename, [0; 6]),
+        (libc::SYS_link, [0; 6]),
+        (libc::SYS_symlink, [0; 6]),
+        (libc::SYS_mkdir, [0; 6]),
+        (libc::SYS_mknod, [0; 6]),
+        (libc::SYS_truncate, [0; 6]),
+        (libc::SYS_sendto, [u64::MAX, 0, 0, 0, 1, 1]),
+        (libc::SYS_fanotify_init, [0; 6]),
+        (libc::SYS_inotify_init1, [0; 6]),
+        (libc::SYS_quotactl, [0; 6]),
+        (libc::SYS_sched_setscheduler, [0; 6]),
+        (libc::SYS_syslog, [3, 0, 0, 0, 0, 0]),
+    ];
+    if !opens {
+        calls.push((libc::SYS_openat, [u64::MAX, 0, WRITE, 0, 0, 0]));
+        calls.push((libc::SYS_open, [0, WRITE, 0, 0, 0, 0]));
+    }
+    if !starts {
+        calls.push((
+            libc::SYS_clone,
+            [thread | libc::CLONE_FS as u64 | libc::CLONE_FILES as u64, 0, 0, 0, 0, 0],
+        ));
+        calls.push((libc::SYS_seccomp, [1, 0, 0, 0, 0, 0]));
+    }
+    if kind != Kind::Main {
+        calls.push((libc::SYS_unlink, [0; 6]));
+    }
+    if kind != Kind::Vcpu {
+        calls.push((libc::SYS_ioctl, [u64::MAX, 0xae80, 0, 0, 0, 0]));
+    }
+    signals::catch(libc::SIGSYS, on_trap, 0).unwrap();
+    let made = |(number, arguments): &(c_long, [u64; 6])| {
+        TRAPPED.store(-1, Ordering::SeqCst);
+        call(*number, *arguments);
+        TRAPPED.load(Ordering::SeqCst) != *number as i32
+    };
+    let name =
+        |(number, arguments): (c_long, _)| format!("{} {arguments:?}", calls::names::name(number).unwrap());
+    let mut all: Vec<String> = calls.iter().filter(|one| made(one)).copied().map(name).collect();
+    all.push(format!("all but that of {}", calls.len()));
+    all
+}
+
+fn check(way: &str, kind: Kind) {
+    let output = child_process(&format!("{way}:{kind:?}"));
+    let (out, err) = (said(&output.stdout), said(&output.stderr));
+    let shown = format!("{way} {kind:?}: {}\n{out}\n{err}", output.status);
+    assert_eq!(output.status.signal(), Some(libc::SIGSYS), "{shown}");
+    assert!(out.contains("refused: all but that of "), "{shown}");
+    let thread = if way == "main" { "" } else { "\"jailed\" made the system call execve (59), " };
+    let line = format!("vmm: error: the sandbox ended the machine: its thread {thread}");
+    assert_eq!((err.matches(&line).count(), err.matches(" execve (59)").count()), (1, 1), "{shown}");
+}
+
+#[test]
+fn each_kind_of_thread_that_is_there_is_confined() {
+    Kind::ALL.into_iter().filter(|kind| *kind != Kind::Main).for_each(|kind| check("before", kind));
+}
+
+#[test]
+fn threads_that_start_later_are_confined_as_well() {
+    for kind in [Kind::Load, Kind::End] {
+        check("later", kind);
+    }
+}
+
+#[test]
+fn the_main_thread_is_confined_too() {
+    check("main", Kind::Main);
+}
+
+#[test]
+fn calls_that_are_only_logged_are_made() {
+    let output = child_process("log:Vcpu");
+    let out = said(&output.stdout);
+    assert!(output.status.success() && !out.contains("socket -1") && out.contains("socket "), "{out}");
+}
+
+#[test]
+fn a_host_that_forbids_the_sandbox_ends_the_start_with_a_remedy() {
+    let output = child_process("forbidden:Vcpu");
+    let out = said(&output.stdout);
+    let line = "the host does not let the machine into its sandbox: giving up system calls (seccomp): Operation not permitted \
+                (os error 1); set sandbox = \"off\" in [security] to run it without";
+    assert!(output.status.success() && out.contains(line), "{out}{}", said(&output.stderr));
+}

@@ -1,0 +1,137 @@
+//! The sandbox of a machine that runs: every thread of the process is in it.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+
+use super::asm::*;
+use super::guest::Guest;
+use super::vm::{Running, Vm, eventually, hypervisor, turn};
+
+/// Says that it is there, and does nothing until it is stopped.
+fn waiter() -> Vec<u8> {
+    Guest::kernel(|g| {
+        g.print("ready\n");
+        let top = g.here();
+        g.set(Eax, 0);
+        g.jmp(top);
+    })
+}
+
+/// A value of /proc/PID/task/TID/status.
+fn value<'a>(status: &'a str, key: &str) -> &'a str {
+    status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(":\t")).unwrap_or("")
+}
+
+/// The names of the machine's threads, and what `look` says of each. The kernel's own threads are left out.
+fn threads(process: u32, mut look: impl FnMut(&str, &str)) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let mut names = Vec::new();
+    for task in tasks {
+        let Ok(status) = fs::read_to_string(task.unwrap().path().join("status")) else { continue };
+        let name = value(&status, "Name").to_owned();
+        if !name.starts_with("iou-") && !name.starts_with("kvm-") {
+            look(&name, &status);
+            names.push(name);
+        }
+    }
+    names.sort();
+    names
+}
+
+/// A machine with a disk and all that has a thread; `look` at it once its guest runs.
+fn running(sandbox: &str, look: impl FnOnce(&Vm, u32)) -> String {
+    let vm = Vm::new(&waiter())
+        .set(&format!("security.sandbox={sandbox}"))
+        .set("vm.cpus=2")
+        .set("control.path=control")
+        .set("serial.mode=socket")
+        .set("serial.path=serial")
+        .arg("--log-file")
+        .arg("log");
+    fs::File::create(vm.path("disk.img")).unwrap().set_len(1 << 20).unwrap();
+    let mut text = fs::read_to_string(vm.path("vm.toml")).unwrap();
+    text.push_str(
+        "debug_log = \"debug\"\n[[hba]]\ntype = \"megasas\"\nid = \"raid\"\nevent_log = \"events\"\n",
+    );
+    text.push_str("[[hba.lun]]\nimage = \"disk.img\"\non_no_space = \"pause\"\n");
+    fs::write(vm.path("vm.toml"), text).unwrap();
+    let _turn = turn();
+    let running = Running::start(&mut vm.command());
+    let control = eventually("the control socket", || UnixStream::connect(vm.path("control")).ok());
+    let ask = |command: &str| {
+        (&control).write_all(format!("{{\"execute\": \"{command}\"}}\n").as_bytes()).unwrap();
+        let mut answer = String::new();
+        BufReader::new(&control).read_line(&mut answer).unwrap();
+        answer
+    };
+    // It is answered when the machine has started.
+    assert_eq!(ask("stop"), "{\"return\":{}}\n");
+    assert_eq!(ask("cont"), "{\"return\":{}}\n");
+    look(&vm, running.child.id());
+    assert_eq!(ask("reset"), "{\"return\":{}}\n");
+    assert_eq!(ask("stop"), "{\"return\":{}}\n");
+    assert_eq!(ask("cont"), "{\"return\":{}}\n");
+    assert_eq!(ask("quit"), "{\"return\":{}}\n");
+    let ended = running.wait();
+    let log = fs::read_to_string(vm.path("log")).unwrap();
+    assert_eq!((ended.code, ended.errors.as_str()), (0, ""), "{log}");
+    assert!(!vm.path("control").exists() && !vm.path("serial").exists(), "its names are gone");
+    log
+}
+
+#[test]
+fn every_thread_is_in_the_sandbox() {
+    if !hypervisor("every_thread_is_in_the_sandbox") {
+        return;
+    }
+    let log = running("on", |_, process| {
+        let names = threads(process, |name, status| {
+            assert_eq!((value(status, "Seccomp"), value(status, "NoNewPrivs")), ("2", "1"), "{name}");
+            for set in ["CapEff", "CapPrm", "CapInh", "CapBnd"] {
+                let set = u64::from_str_radix(value(status, set), 16).unwrap();
+                // CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, of those that open files.
+                let kept = if matches!(name, "vmm" | "control" | "control-client") { 6 } else { 0 };
+                assert!(set & !kept == 0, "{name}: {status}");
+            }
+        });
+        for name in [
+            "vmm",
+            "vcpu0",
+            "vcpu1",
+            "io-raid",
+            "io-close",
+            "control",
+            "control-client",
+            "console",
+            "event-log",
+        ] {
+            assert!(names.iter().any(|other| other == name), "{name}: {names:?}");
+        }
+    });
+    assert_eq!(log, "");
+}
+
+#[test]
+fn a_machine_without_the_sandbox_keeps_its_rights() {
+    if !hypervisor("a_machine_without_the_sandbox_keeps_its_rights") {
+        return;
+    }
+    running("off", |_, process| {
+        threads(process, |name, status| assert_eq!(value(status, "Seccomp"), "0", "{name}"));
+    });
+}
+
+#[test]
+fn a_machine_that_only_logs_keeps_its_capabilities() {
+    if !hypervisor("a_machine_that_only_logs_keeps_its_capabilities") {
+        return;
+    }
+    let own = fs::read_to_string("/proc/self/status").unwrap();
+    running("log", |_, process| {
+        threads(process, |name, status| {
+            assert_eq!((value(status, "Seccomp"), value(status, "NoNewPrivs")), ("2", "1"), "{name}");
+            assert_eq!(value(status, "CapEff"), value(&own, "CapEff"), "{name}");
+        });
+    });
+}
