@@ -20,6 +20,8 @@ mod memory;
 mod pause;
 mod pci;
 mod reset;
+mod seize;
+mod seized;
 mod smp;
 mod start;
 mod terminal;
