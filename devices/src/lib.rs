@@ -22,6 +22,7 @@ pub mod mem;
 pub mod moderation;
 pub mod pci;
 pub mod platform;
+pub mod sandbox;
 pub mod scsi;
 pub mod storage;
 #[cfg(any(test, feature = "testing"))]

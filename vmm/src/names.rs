@@ -17,7 +17,10 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// Keeps other machines from making and removing names beside `path` while it lives. Without it where there are no locks: then
 /// the names may be mixed up by starts at the same moment only.
 pub(crate) fn turn(path: &Path) -> Option<File> {
-    let directory = File::open(parent(path)).ok()?;
+    wait_for(File::open(parent(path)).ok()?)
+}
+
+fn wait_for(directory: File) -> Option<File> {
     let begin = Instant::now();
     while let Err(error) = directory.try_lock() {
         match error {
@@ -34,6 +37,8 @@ pub(crate) fn turn(path: &Path) -> Option<File> {
 pub(crate) struct Name {
     path: PathBuf,
     mark: Mark,
+    /// For its lock: in the sandbox it cannot be opened.
+    directory: Option<File>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -57,13 +62,14 @@ impl Mark {
 impl Name {
     /// The name of what this process has just made at `path`.
     pub(crate) fn of(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.into(), mark: Mark::of(path)? })
+        let directory = File::open(parent(path)).ok();
+        Ok(Self { path: path.into(), mark: Mark::of(path)?, directory })
     }
 }
 
 impl Drop for Name {
     fn drop(&mut self) {
-        let _turn = turn(&self.path);
+        let _turn = self.directory.take().and_then(wait_for);
         if Mark::of(&self.path).is_ok_and(|mark| mark == self.mark) {
             // Whoever removed it meanwhile wanted that.
             let _ = fs::remove_file(&self.path);

@@ -17,9 +17,10 @@ const CRATES: [(&str, &[&str]); 6] = [
 ];
 
 /// What each module of `devices` may name. Every one may name itself, `log`, and in its tests `testing`.
-const MODULES: [(&str, &[&str]); 13] = [
+const MODULES: [(&str, &[&str]); 14] = [
     ("log", &[]),
     ("threads", &[]),
+    ("sandbox", &[]),
     ("mem", &[]),
     ("irq", &[]),
     ("bus", &[]),
@@ -28,7 +29,7 @@ const MODULES: [(&str, &[&str]); 13] = [
     ("platform", &["bus", "irq", "mem", "machine"]),
     ("iothread", &["mem", "threads"]),
     ("moderation", &[]),
-    ("storage", &["iothread", "mem", "threads"]),
+    ("storage", &["iothread", "mem", "sandbox", "threads"]),
     ("scsi", &["storage", "iothread", "mem"]),
     ("testing", &["mem", "irq", "bus", "pci", "platform", "iothread", "storage", "scsi"]),
 ];

@@ -70,6 +70,16 @@ pub enum LoadError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The process has confined itself, and the file is out of its reach.
+    #[error("{role} {}: cannot be read: {why}", path.display())]
+    Confined {
+        /// Kernel or initrd.
+        role: Role,
+        /// The file.
+        path: PathBuf,
+        /// What is within reach, and what to do.
+        why: String,
+    },
     /// A directory.
     #[error("{role} {}: is a directory; name the {role} file inside it", path.display())]
     Directory {

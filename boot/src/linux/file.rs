@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use std::thread;
 
 use devices::mem::GuestRam;
+use devices::sandbox;
 use devices::threads::{self, Kind};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, ReadVolatile, VolatileMemoryError};
 
@@ -37,9 +38,10 @@ pub(super) struct BootFile {
 impl BootFile {
     pub(super) fn open(role: Role, path: &Path) -> Result<Self, LoadError> {
         let owned = || path.to_path_buf();
-        let refused = |source: io::Error| match source.kind() {
-            io::ErrorKind::NotFound => LoadError::Missing { role, path: owned() },
-            _ => LoadError::Unreadable { role, path: owned(), source },
+        let refused = |source: io::Error| match sandbox::explain_boot(path, &source) {
+            Some(why) => LoadError::Confined { role, path: owned(), why },
+            None if source.kind() == io::ErrorKind::NotFound => LoadError::Missing { role, path: owned() },
+            None => LoadError::Unreadable { role, path: owned(), source },
         };
         // Ask before opening: opening a pipe would wait for its writer.
         let kind = fs::metadata(path).map_err(refused)?;

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use super::lock::{self, Sharing};
 use super::loops::loops_over;
 use super::{OpenError, fdset, in_use, sys, sysfs};
+use crate::sandbox;
 
 /// A file below a block device.
 pub(super) struct Below {
@@ -75,8 +76,9 @@ pub(super) fn below(path: &Path, file: &File, sharing: Sharing) -> Result<Vec<Be
                 continue;
             }
             Err(e) => {
+                let why = sandbox::explain(&name, false, &e).unwrap_or_else(|| e.to_string());
                 tracing::warn!(
-                    "{} is made of {}, which cannot be locked: {e}; nothing protects it from a second writer",
+                    "{} is made of {}, which cannot be locked: {why}; nothing protects it from a second writer",
                     fdset::shown(path),
                     name.display()
                 );

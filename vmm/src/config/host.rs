@@ -7,9 +7,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use devices::sandbox;
 use devices::storage::{self, Backing, CacheMode, Content, Ending, Qcow2Image, Qcow2Options, Sharing, fdset};
 
 use super::types::{Disk, Format};
+
+/// The other way for an image to come to a machine that runs.
+const DESCRIPTOR: &str = ", or pass a descriptor";
 
 /// What the host can give to a machine.
 #[derive(Clone, Debug, Default)]
@@ -138,13 +142,17 @@ pub(super) fn check_image(path: &Path, read_only: bool, direct: bool) -> Result<
         })?;
         return check_unused(path, read_only, &shown);
     }
-    open(path, false, 0).map_err(|error| format!("cannot open {shown}: {}", reason(&error)))?;
+    open(path, false, 0).map_err(|error| match confined(path, false, &error) {
+        Some(why) => format!("cannot open {shown}: {why}"),
+        None => format!("cannot open {shown}: {}", reason(&error)),
+    })?;
     if !read_only {
-        open(path, true, 0).map_err(|error| {
-            format!(
+        open(path, true, 0).map_err(|error| match confined(path, true, &error) {
+            Some(why) => format!("cannot write {shown}: {why}"),
+            None => format!(
                 "cannot write {shown}: {}; expected a writable image or `readonly = true`",
                 reason(&error)
-            )
+            ),
         })?;
     }
     check_unused(path, read_only, &shown)?;
@@ -165,6 +173,11 @@ fn no_direct_io(shown: &str) -> String {
     format!(
         "the file system of {shown} has no direct I/O, expected `cache` to be \"writeback\" or \"writethrough\""
     )
+}
+
+/// Why the sandbox of a machine that runs refuses an image, and what to do.
+fn confined(path: &Path, write: bool, error: &io::Error) -> Option<String> {
+    Some(sandbox::explain(path, write, error)? + DESCRIPTOR)
 }
 
 /// Checks that an image, which can be opened, is of its format, and what a qcow2 image is made of. Changes and locks nothing.
@@ -216,7 +229,7 @@ fn unlocked(path: &Path, read_only: bool, backing: &Backing) -> Qcow2Options {
 
 /// What a disk uses besides its image: backing files, and the files below loop devices, each with the words for it. Nothing
 /// where it cannot be opened.
-pub(super) fn files_below(disk: &Disk) -> Vec<(&'static str, PathBuf)> {
+pub(crate) fn files_below(disk: &Disk) -> Vec<(&'static str, PathBuf)> {
     let images = match disk.format {
         Format::Raw => vec![disk.image.clone()],
         Format::Qcow2 => {

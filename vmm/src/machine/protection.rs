@@ -18,7 +18,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
+use devices::sandbox;
 use devices::scsi::{DiskConfig, DiskError};
 use devices::storage::{BlockBackend, CacheMode, Image, RawImage, RawOptions, Rehearsal, Sharing};
 
@@ -86,7 +87,7 @@ pub(super) fn rehearse(
     if !config.read_only {
         let file = match OpenOptions::new().read(true).write(true).open(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            file => file.with_context(|| format!("opening {name}"))?,
+            file => file.map_err(|error| cannot_open(path, true, error))?,
         };
         let now = file.metadata().with_context(|| format!("looking at {name}"))?;
         ensure!(now.is_file(), "{name} is no regular file");
@@ -102,6 +103,14 @@ pub(super) fn rehearse(
         return Err(DiskError::ProtectionStore.into());
     }
     Ok(())
+}
+
+fn cannot_open(path: &Path, write: bool, error: std::io::Error) -> Error {
+    let name = path.display();
+    match sandbox::explain(path, write, &error) {
+        Some(why) => anyhow!("opening {name}: {why}"),
+        None => Error::new(error).context(format!("opening {name}")),
+    }
 }
 
 fn owner(protection: &config::Protection, config: &DiskConfig) -> Owner {
@@ -139,7 +148,7 @@ fn prepare(path: &Path, owner: &Owner, len: u64) -> Result<()> {
     let name = path.display();
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).create(true).truncate(false).mode(output_file::MODE).open(path);
-    let file = file.with_context(|| format!("opening {name}"))?;
+    let file = file.map_err(|error| cannot_open(path, true, error))?;
     let now = file.metadata().with_context(|| format!("looking at {name}"))?;
     ensure!(now.is_file(), "{name} is no regular file");
     if now.len() > HEADER as u64 {
@@ -168,7 +177,7 @@ fn prepare(path: &Path, owner: &Owner, len: u64) -> Result<()> {
 /// Where the first tuple is, if the file is that of the disk.
 fn check(path: &Path, owner: &Owner, tuples: u64) -> Result<u64> {
     let name = path.display();
-    let file = File::open(path).with_context(|| format!("opening {name}"))?;
+    let file = File::open(path).map_err(|error| cannot_open(path, false, error))?;
     let (found, len) = (read(&file).with_context(|| format!("reading {name}"))?, file.metadata()?.len());
     let found = match found {
         Found::Ours(found) => found,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::RawOptions;
 use super::forcing::Forcing;
 use crate::iothread::PieceLimits;
+use crate::sandbox;
 use crate::storage::fdset::{self, Lease, Mode, Taken};
 use crate::storage::lock::{self, Sharing};
 use crate::storage::probe::{Looked, open_quietly};
@@ -339,6 +340,9 @@ fn piece_limits(device: u64) -> PieceLimits {
 
 /// The error for a file that cannot be opened, for writing or not.
 pub(in crate::storage) fn cannot_open(path: &Path, write: bool, e: io::Error) -> OpenError {
+    if let Some(why) = sandbox::explain(path, write, &e) {
+        return OpenError::new(format!("cannot open the image {}: {why}", path.display()));
+    }
     let hint = match e.kind() {
         io::ErrorKind::NotFound => "; there is no such file",
         io::ErrorKind::PermissionDenied if write && open_quietly(path).is_ok() => {

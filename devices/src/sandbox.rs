@@ -1,0 +1,175 @@
+//! What the process can still open once it has confined itself: for whoever says why something cannot be opened.
+//!
+//! The kernel says "permission denied" for that as for owner and mode, and the remedies are others.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// What is within reach.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// Directories, without links in their paths, whose files can be read and written, with all that is below.
+    pub writable: Vec<PathBuf>,
+    /// The same, whose files can be read.
+    pub readable: Vec<PathBuf>,
+    /// Files by device and inode, and whether they can be written.
+    pub files: Vec<(u64, u64, bool)>,
+}
+
+static REACH: OnceLock<Reach> = OnceLock::new();
+
+/// From now on the process can open nothing else. The first call counts.
+pub fn confined(reach: Reach) {
+    let _ = REACH.set(reach);
+}
+
+/// Why the image at `path` cannot be opened, for reading or for writing, and what to do, if the sandbox is why.
+pub fn explain(path: &Path, write: bool, error: &io::Error) -> Option<String> {
+    REACH.get().filter(|_| is_refusal(error))?.explain(path, write)
+}
+
+/// The same of what the machine reads again at a reset.
+pub fn explain_boot(path: &Path, error: &io::Error) -> Option<String> {
+    REACH.get().filter(|_| is_refusal(error))?.explain_boot(path)
+}
+
+fn is_refusal(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+}
+
+impl Reach {
+    fn refuses(&self, path: &Path, write: bool) -> bool {
+        // Who may not go there finds nothing, for other reasons.
+        let Some(real) = real(path) else { return false };
+        let readable = self.readable.iter().filter(|_| !write);
+        let below = self.writable.iter().chain(readable).any(|directory| real.starts_with(directory));
+        let id = fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+        let named =
+            self.files.iter().any(|&(dev, ino, can_write)| id == Some((dev, ino)) && (can_write || !write));
+        !below && !named
+    }
+
+    /// See [`explain`].
+    pub fn explain(&self, path: &Path, write: bool) -> Option<String> {
+        if !self.refuses(path, write) {
+            return None;
+        }
+        let verb = if self.refuses(path, false) { "open" } else { "write" };
+        let is_device = fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
+        let place = match real(path)?.parent().filter(|_| is_device) {
+            // Names such as those in /dev/disk/by-id are links that lead there.
+            Some(directory) => format!("{}, with all devices there,", directory.display()),
+            None => "its directory".into(),
+        };
+        Some(format!(
+            "the sandbox does not let this machine {verb} it; add {place} to `directories` in [security]"
+        ))
+    }
+
+    /// See [`explain_boot`].
+    pub fn explain_boot(&self, path: &Path) -> Option<String> {
+        if !self.refuses(path, false) {
+            return None;
+        }
+        let directories: Vec<String> = self.readable.iter().map(|path| path.display().to_string()).collect();
+        Some(format!(
+            "the sandbox lets this machine read only what is in {} since its start; put it there, or end the process and \
+             start it anew",
+            directories.join(" or ")
+        ))
+    }
+}
+
+/// Where links lead, also to a file that is not there yet.
+fn real(path: &Path) -> Option<PathBuf> {
+    let beside = || {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        Some(fs::canonicalize(parent.unwrap_or(Path::new("."))).ok()?.join(path.file_name()?))
+    };
+    fs::canonicalize(path).ok().or_else(beside)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(path: &Path) -> (u64, u64) {
+        let found = fs::metadata(path).unwrap();
+        (found.dev(), found.ino())
+    }
+
+    #[test]
+    fn only_what_is_out_of_reach_is_explained() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        for name in ["in", "in/below", "boot", "out"] {
+            fs::create_dir(path(name)).unwrap();
+            fs::write(path(name).join("a"), "a").unwrap();
+        }
+        fs::write(path("out/known"), "k").unwrap();
+        fs::write(path("out/read"), "r").unwrap();
+        std::os::unix::fs::symlink("../out/a", path("in/link")).unwrap();
+        std::os::unix::fs::symlink("../in/a", path("out/link")).unwrap();
+        let real = |name: &str| fs::canonicalize(path(name)).unwrap();
+        let ((dev, known), (_, read)) = (id(&path("out/known")), id(&path("out/read")));
+        let reach = Reach {
+            writable: vec![real("in")],
+            readable: vec![real("boot")],
+            files: vec![(dev, known, true), (dev, read, false)],
+        };
+        for (name, read, written) in [
+            ("in/a", true, true),
+            ("in/below/a", true, true),
+            ("out/link", true, true),
+            ("boot/a", true, false),
+            ("out/known", true, true),
+            ("out/read", true, false),
+            ("out/a", false, false),
+            ("in/link", false, false),
+            // Not there yet.
+            ("in/new", true, true),
+            ("out/new", false, false),
+            // Who knows.
+            ("gone/new", true, true),
+        ] {
+            for (write, within) in [(false, read), (true, written)] {
+                assert_eq!(reach.explain(&path(name), write).is_none(), within, "{name} {write}");
+            }
+        }
+        // A file that came to the name.
+        fs::write(path("out/new"), "n").unwrap();
+        fs::rename(path("out/new"), path("out/known")).unwrap();
+        assert!(reach.refuses(&path("out/known"), false));
+        assert_eq!(
+            reach.explain(&path("out/a"), true).unwrap(),
+            "the sandbox does not let this machine open it; add its directory to `directories` in [security]"
+        );
+        assert_eq!(
+            reach.explain(&path("boot/a"), true).unwrap(),
+            "the sandbox does not let this machine write it; add its directory to `directories` in [security]"
+        );
+        assert_eq!(
+            reach.explain_boot(&path("out/a")).unwrap(),
+            format!(
+                "the sandbox lets this machine read only what is in {} since its start; put it there, or end the \
+                 process and start it anew",
+                real("boot").display()
+            )
+        );
+    }
+
+    #[test]
+    fn a_device_is_explained_with_its_real_directory() {
+        let Some(device) = crate::testing::LoopDevice::new(1 << 20, 512) else { return };
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("by-id");
+        std::os::unix::fs::symlink(device.path(), &link).unwrap();
+        assert_eq!(
+            Reach::default().explain(&link, true).unwrap(),
+            "the sandbox does not let this machine open it; add /dev, with all devices there, to `directories` in [security]"
+        );
+    }
+}
