@@ -9,6 +9,9 @@ use testbed::{paths, vm::Vm};
 
 use super::virtio_soak::footprint;
 
+/// Where the images come from: the machine's own directory.
+const IMAGES: &str = "--set=security.directories=['.']";
+
 /// Where the guest finds the disk, which is at target 5.
 pub(crate) struct Place {
     /// The channel of its driver.
@@ -49,7 +52,7 @@ pub(crate) fn run(bed: &Bed, guest: Guest<'_>, place: &Place, rounds: u32) -> Re
          kill $reader
          ! ls /sys/class/scsi_device | grep 0:{channel}:5"
     );
-    let mut vm = guest.option("--set=control.path=control.sock").script(&script).spawn()?;
+    let mut vm = guest.option("--set=control.path=control.sock").option(IMAGES).script(&script).spawn()?;
     vm.wait_for("HOTPLUG READY", 300)?;
     let image = format!("{}/plugged.img", vm.dir());
     let (mut came, mut went) = (Duration::ZERO, Duration::ZERO);
@@ -128,7 +131,7 @@ pub(crate) fn many(bed: &Bed, guest: Guest<'_>, disks: u32) -> Result<()> {
          sleep 20
          ! ls -d /sys/class/scsi_device/0:0:[1-9]*:0"
     );
-    let mut vm = guest.option("--set=control.path=control.sock").script(&script).spawn()?;
+    let mut vm = guest.option("--set=control.path=control.sock").option(IMAGES).script(&script).spawn()?;
     vm.wait_for("HOTPLUG READY", 300)?;
     let dir = vm.dir().to_string();
     let mut early = (0, 0);

@@ -69,7 +69,8 @@ fn swap(bed: &Bed, vmm: Vmm, case: Case, rounds: u32) -> Result<()> {
     let first = Disk::empty("256M").on(case.hba).set("target", 5);
     let guest = bed.guest().vmm(vmm).cpus(2).megasas("mode", case.mode);
     let guest = guest.disk(Disk::empty("64M").on(case.hba)).disk(first).quick_shell();
-    let mut vm = guest.option("--set=control.path=control.sock").spawn()?;
+    let mut vm =
+        guest.option("--set=control.path=control.sock").option("--set=security.directories=['.']").spawn()?;
     vm.quick_shell()?;
     vm.run(&FUNCTIONS.replace("CHANNEL", channel))?;
     let mut faults = Vec::new();

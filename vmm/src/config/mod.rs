@@ -34,8 +34,8 @@ use std::path::Path;
 
 pub use error::{ConfigError, Origin};
 pub use hba::volume_warning;
-pub(crate) use host::parent;
 pub use host::{Host, Medium, huge_page_pool, medium, reason};
+pub(crate) use host::{files_below, parent};
 pub use smbios::{Bios, Part, Smbios, System};
 pub use types::*;
 

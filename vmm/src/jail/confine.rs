@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -11,6 +11,7 @@ use devices::threads::{self, Kind};
 use seccompiler::{BpfProgram, sock_filter};
 
 use super::calls::{self, Refusal};
+use super::paths::Paths;
 
 /// How far a thread has come: not yet, all the way, or the step that failed with the system's error number.
 const WAITING: u32 = 0;
@@ -70,7 +71,7 @@ struct Reached {
 pub(super) struct Prepared {
     refusal: Refusal,
     /// Paths to be given up (landlock_restrict_self(2)).
-    paths: Option<RawFd>,
+    paths: Option<Paths>,
     filters: [OnceLock<BpfProgram>; Kind::ALL.len()],
     reached: OnceLock<Box<[Reached]>>,
     /// All are confined, so that those that they start need their own filter only.
@@ -91,7 +92,7 @@ pub(super) fn signal() -> libc::c_int {
 
 impl Prepared {
     /// To be done once in a process; later it is as it was the first time.
-    pub(super) fn new(refusal: Refusal, paths: Option<RawFd>) -> &'static Self {
+    pub(super) fn new(refusal: Refusal, paths: Option<Paths>) -> &'static Self {
         PREPARED.get_or_init(|| Self {
             refusal,
             paths,
@@ -99,6 +100,11 @@ impl Prepared {
             reached: OnceLock::new(),
             entered: AtomicBool::new(false),
         })
+    }
+
+    /// The paths that are not given up.
+    pub(super) fn paths(&self) -> Option<&Paths> {
+        self.paths.as_ref()
     }
 
     /// Makes the filter for a kind, if it is not there yet.
@@ -165,8 +171,8 @@ impl Prepared {
         if self.refusal == Refusal::End {
             sys::give_up_capabilities(kept(kind)).map_err(|error| (Step::Capabilities, error))?;
         }
-        if let Some(paths) = self.paths {
-            sys::restrict_paths(paths).map_err(|error| (Step::Paths, error))?;
+        if let Some(paths) = &self.paths {
+            sys::restrict_paths(paths.ruleset.as_raw_fd()).map_err(|error| (Step::Paths, error))?;
         }
         sys::filter_calls(filter).map_err(|error| (Step::Calls, error))
     }

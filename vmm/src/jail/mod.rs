@@ -3,10 +3,13 @@
 //!
 //! All threads do so at one moment, which is the end of the start: as the C library does for setuid(2), a signal goes to each
 //! of them, and its handler makes the system calls. Threads that start later do it before anything else. Each gives up new
-//! privileges, capabilities, and all system calls but those of its [kind](devices::threads::Kind).
+//! privileges, capabilities, [paths], and all system calls but those of its [kind](devices::threads::Kind). Before that
+//! the process becomes [another user](privileges), if it shall.
 
 mod calls;
 mod confine;
+mod paths;
+mod privileges;
 mod refusal;
 mod signals;
 #[cfg(test)]
@@ -17,9 +20,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use devices::threads::{self, Attention};
 
-use crate::config::Sandbox;
+use crate::config::{Config, Sandbox};
 use calls::Refusal;
 use confine::{Prepared, Step, StepError};
+use paths::Paths;
 
 /// How long threads may take to confine themselves. One that the host keeps in a system call does so when it comes back,
 /// before anything else.
@@ -27,12 +31,22 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// From one look at them to the next.
 const PAUSE: Duration = Duration::from_micros(20);
 
-/// Confines all threads of the process, and those that it starts from now on, for good. To be called by the main thread when
-/// everything is open, once in a process.
+/// Becomes who the machine of `config` shall run as, and confines all threads of the process, and those that it starts from
+/// now on, for good. To be called by the main thread when everything is open, once in a process.
 ///
 /// # Errors
-/// The host does not let a thread confine itself. What the others have given up they cannot take back.
-pub fn enter(sandbox: Sandbox) -> Result<()> {
+/// The host does not let a thread confine itself, or the user could not do later what has to be done. What has been given
+/// up cannot be taken back.
+pub fn enter(config: &Config) -> Result<()> {
+    privileges::check(config)?;
+    let paths = paths::prepare(config)?;
+    if let Some(user) = &config.security.user {
+        privileges::become_user(config, user)?;
+    }
+    confine(config.security.sandbox, paths)
+}
+
+fn confine(sandbox: Sandbox, paths: Option<Paths>) -> Result<()> {
     let refusal = match sandbox {
         Sandbox::On => Refusal::End,
         Sandbox::Log => Refusal::Log,
@@ -44,12 +58,15 @@ pub fn enter(sandbox: Sandbox) -> Result<()> {
     // What it interrupts goes on.
     signals::catch(confine::signal(), on_signal, libc::SA_RESTART).context("the sandbox: its signal")?;
     let attention = threads::attend(confine::on_start);
-    let prepared = Prepared::new(refusal, None);
+    let prepared = Prepared::new(refusal, paths);
     let entered = prepared.expect(&attention.living).and_then(|()| {
         tell(&attention)?;
         wait(prepared)?;
         prepared.confine_main()
     });
+    if let Some(paths) = prepared.paths() {
+        devices::sandbox::confined(paths.reach.clone());
+    }
     drop(attention);
     tracing::debug!(target: "vmm::start", "{} us for the sandbox", begin.elapsed().as_micros());
     entered.map_err(|error| {

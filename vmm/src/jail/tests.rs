@@ -48,18 +48,18 @@ fn child() {
     match way {
         "before" => {
             let thread = threads::spawn(kind, "jailed", work).unwrap();
-            enter(Sandbox::On).unwrap();
+            confine(Sandbox::On, None).unwrap();
             go.send(()).unwrap();
             let _ = thread.join();
         }
         "later" => {
-            enter(Sandbox::On).unwrap();
+            confine(Sandbox::On, None).unwrap();
             let thread = threads::spawn(kind, "jailed", work).unwrap();
             go.send(()).unwrap();
             let _ = thread.join();
         }
         "main" => {
-            enter(Sandbox::On).unwrap();
+            confine(Sandbox::On, None).unwrap();
             go.send(()).unwrap();
             work();
         }
@@ -69,13 +69,13 @@ fn child() {
                 gone.recv().unwrap();
                 println!("socket {}", call(libc::SYS_socket, [1, 1, 0, 0, 0, 0]));
             });
-            enter(Sandbox::Log).unwrap();
+            confine(Sandbox::Log, None).unwrap();
             go.send(()).unwrap();
             thread.unwrap().join().unwrap();
         }
         "forbidden" => {
             devices::testing::forbid_system_call(libc::SYS_seccomp);
-            println!("{:#}", enter(Sandbox::On).unwrap_err());
+            println!("{:#}", confine(Sandbox::On, None).unwrap_err());
         }
         other => panic!("{other}"),
     }

@@ -228,7 +228,7 @@ impl Machine {
         self.console.start(self.chipset.serial.clone(), move || control.post(Event::Quit))?;
         let threads = self.start_vcpus().context("starting vCPU threads")?;
         // All is open and all threads are there; the guest has not run yet.
-        jail::enter(self.config.security.sandbox)?;
+        jail::enter(&self.config)?;
         Ok((threads, events))
     }
 

@@ -17,6 +17,7 @@ mod jail;
 mod jobs;
 mod limits;
 mod memory;
+mod paths;
 mod pause;
 mod pci;
 mod reset;

@@ -163,6 +163,11 @@ impl Running {
         Ended { code, output, errors }
     }
 
+    /// What is on standard error once the machine has ended.
+    pub fn errors(&mut self) -> String {
+        self.streams().1
+    }
+
     fn streams(&mut self) -> (String, String) {
         let take = |stream: &mut Option<thread::JoinHandle<String>>| stream.take().unwrap().join().unwrap();
         (take(&mut self.output), take(&mut self.errors))

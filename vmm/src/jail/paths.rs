@@ -1,0 +1,217 @@
+//! Which files of the host the process can still open once it has confined itself (Landlock).
+//!
+//! What is open stays so. By path the machine opens afterwards only what is listed in [`rules`]; whatever else may be done
+//! to files by their names (making, linking, renaming, running them), TCP, and signals and abstract sockets of others are
+//! refused, as far as the kernel knows how to.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use devices::sandbox::Reach;
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, Erratum, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, Scope, make_bitflags,
+};
+
+use crate::config::{self, Boot, Config, Device, Restart, Sandbox, Serial};
+
+/// The newest version of the kernel's interface that this was written for; older ones refuse less.
+const NEWEST: ABI = ABI::V10;
+
+type Rights = BitFlags<AccessFs>;
+
+/// Images that come, and files of protection information, which may be made.
+const IMAGES: Rights =
+    make_bitflags!(AccessFs::{ReadFile | WriteFile | ReadDir | Truncate | IoctlDev | MakeReg});
+/// One image.
+const WRITABLE: Rights = make_bitflags!(AccessFs::{ReadFile | WriteFile | Truncate | IoctlDev});
+const READABLE: Rights = make_bitflags!(AccessFs::{ReadFile | IoctlDev});
+/// What a reset reads again.
+const BOOT: Rights = make_bitflags!(AccessFs::{ReadFile});
+/// What the kernel tells of devices and of this process.
+const LOOK: Rights = make_bitflags!(AccessFs::{ReadFile | ReadDir});
+const LIST: Rights = make_bitflags!(AccessFs::{ReadDir});
+/// Where names of this process are, which it removes at its end. The right is one to a directory with all that is below.
+const NAMES: Rights = make_bitflags!(AccessFs::{RemoveFile});
+
+/// What may be done to a file, or to a directory with all that is below.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Rule {
+    path: PathBuf,
+    rights: Rights,
+    what: What,
+}
+
+/// What a rule is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Directory,
+    Boot,
+    Image,
+    Name,
+    Kernel,
+}
+
+/// The rules, ready for the threads to confine themselves by.
+pub(super) struct Paths {
+    /// For landlock_restrict_self(2).
+    pub(super) ruleset: OwnedFd,
+    /// For [`devices::sandbox::confined`], once they have.
+    pub(super) reach: Reach,
+    /// Rules are about inodes, and those of /proc are others once nobody has had the names for a while.
+    _held: Vec<PathFd>,
+}
+
+/// Makes the rules for a machine; `None` where it shall not have them, or the kernel has none.
+pub(super) fn prepare(config: &Config) -> Result<Option<Paths>> {
+    match config.security.sandbox {
+        Sandbox::On => made(&rules(config)).context("the sandbox's rules of paths"),
+        Sandbox::Log => {
+            tracing::warn!(
+                "sandbox = \"log\": which files are opened is not logged, and nothing of that is refused"
+            );
+            Ok(None)
+        }
+        Sandbox::Off => Ok(None),
+    }
+}
+
+fn made(rules: &[Rule]) -> Result<Option<Paths>> {
+    let mut ruleset = Ruleset::default()
+        .handle_access(AccessFs::from_all(NEWEST))?
+        .handle_access(AccessNet::from_all(NEWEST))?
+        .scope(scopes())?
+        .create()?;
+    let (mut reach, mut held) = (Reach::default(), Vec::new());
+    for rule in rules {
+        let place = match PathFd::new(&rule.path) {
+            Ok(place) => place,
+            // Not every host has every part of /sys and /proc, and what is not there now is not needed.
+            Err(_) if matches!(rule.what, What::Kernel | What::Image | What::Name) => continue,
+            Err(error) => return Err(error).context(rule.path.display().to_string()),
+        };
+        note(rule, &mut reach);
+        ruleset = ruleset
+            .add_rule(PathBeneath::new(&place, rule.rights))
+            .with_context(|| rule.path.display().to_string())?;
+        if rule.what == What::Kernel {
+            held.push(place);
+        }
+    }
+    let ruleset: Option<OwnedFd> = ruleset.into();
+    if ruleset.is_none() {
+        tracing::info!(
+            "this host has no Landlock (Linux 5.13, and `landlock` in its list of security modules): the sandbox does not \
+             limit which files the machine opens"
+        );
+    }
+    Ok(ruleset.map(|ruleset| Paths { ruleset, reach, _held: held }))
+}
+
+/// Threads confine themselves one by one, and before a fix of the kernel they could then not kick each other.
+fn scopes() -> BitFlags<Scope> {
+    let all = Scope::from_all(NEWEST);
+    if Erratum::current().contains(Erratum::ScopedSignalHandling) { all } else { all & !Scope::Signal }
+}
+
+/// Takes note of a rule for whoever is refused.
+fn note(rule: &Rule, reach: &mut Reach) {
+    match rule.what {
+        What::Directory => reach.writable.extend(fs::canonicalize(&rule.path)),
+        What::Boot => reach.readable.extend(fs::canonicalize(&rule.path)),
+        What::Image => reach.files.extend(
+            fs::metadata(&rule.path)
+                .map(|found| (found.dev(), found.ino(), rule.rights.contains(AccessFs::WriteFile))),
+        ),
+        What::Name | What::Kernel => {}
+    }
+}
+
+/// Everything that is opened or removed by its path while a machine runs, and when it ends.
+fn rules(config: &Config) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    let mut add = |path: &Path, rights, what| {
+        let rule = Rule { path: path.to_owned(), rights, what };
+        if !rules.contains(&rule) {
+            rules.push(rule);
+        }
+    };
+    for (_, file) in read_again(config) {
+        add(&boot_directory(file), BOOT, What::Boot);
+    }
+    for name in names(config) {
+        add(config::parent(name), NAMES, What::Name);
+    }
+    // Without it nothing comes and nothing changes.
+    if config.control.is_none() {
+        return rules;
+    }
+    for directory in &config.security.directories {
+        add(directory, IMAGES, What::Directory);
+    }
+    // What the machine has open it may open again, so that a disk can come back. A file that has taken its place by
+    // then is another one.
+    for disk in disks(config) {
+        let rights = if disk.read_only { READABLE } else { WRITABLE };
+        add(&disk.image, rights, What::Image);
+        if let Some(protection) = &disk.protection {
+            add(&protection.image, rights, What::Image);
+        }
+        for (_, below) in config::files_below(disk) {
+            add(&below, READABLE, What::Image);
+        }
+    }
+    // Who uses a device, what it is made of, what it takes, what it is called. It may be any one.
+    add(Path::new("/sys/devices"), LOOK, What::Kernel);
+    // Loop devices.
+    add(Path::new("/sys/block"), LIST, What::Kernel);
+    // Descriptors, their locks, mounts: of this process. Those of others are refused in any case (ptrace(2)).
+    add(Path::new("/proc/self"), LOOK, What::Kernel);
+    add(Path::new("/proc/swaps"), BOOT, What::Kernel);
+    rules
+}
+
+/// The directory of a file that a reset reads again: a new kernel takes the place of the old one by its name.
+fn boot_directory(file: &Path) -> PathBuf {
+    // Links are read without a right, so where they lead counts.
+    let real = fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
+    match config::parent(&real) {
+        // The whole host would be below.
+        root if root == Path::new("/") => real,
+        directory => directory.to_owned(),
+    }
+}
+
+/// What a reset reads again, and what it is.
+pub(super) fn read_again(config: &Config) -> impl Iterator<Item = (&'static str, &Path)> {
+    let resets = config.vm.on_reset == Restart::Restart || config.vm.on_crash == Restart::Restart;
+    let files = match &config.boot {
+        Boot::Kernel { kernel, initrd, .. } if resets => [Some(kernel), initrd.as_ref()],
+        _ => [None, None],
+    };
+    ["kernel", "initrd"].into_iter().zip(files).filter_map(|(what, file)| Some((what, file?.as_path())))
+}
+
+/// What this process has made, to be removed at its end.
+pub(super) fn names(config: &Config) -> impl Iterator<Item = &Path> {
+    let serial = match &config.serial {
+        Serial::Socket(path) | Serial::Pty(Some(path)) => Some(path),
+        _ => None,
+    };
+    [config.control.as_ref(), serial].into_iter().flatten().map(PathBuf::as_path)
+}
+
+fn disks(config: &Config) -> impl Iterator<Item = &config::Disk> {
+    config.hbas.iter().flat_map(|hba| &hba.luns).filter_map(|lun| match &lun.device {
+        Device::Disk(disk) => Some(disk),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+#[path = "paths_tests.rs"]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests;

@@ -1,0 +1,143 @@
+//! Who the process is once the machine has started: the user of `[security]` where root has started it.
+//!
+//! What was opened before stays open. What is opened later, a kernel at a reset above all, has to be the new user's to open.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use devices::threads::{self, Kind};
+
+use crate::config::{Config, User, parent, reason};
+
+/// Finds what the machine could not open or remove any more as another user, before it becomes that one.
+pub(super) fn check(config: &Config) -> Result<()> {
+    let Some(user) = &config.security.user else { return Ok(()) };
+    let warnings = std::thread::scope(|scope| {
+        // The kernel has credentials for each thread.
+        let look = || become_on_this_thread(user).and_then(|()| look(config, user));
+        let thread = threads::spawn_scoped(scope, Kind::Load, "look", look).context("starting a thread")?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    // Not there: the log may start a thread, which would have that user's rights alone, and the C library ends a process
+    // whose threads cannot change theirs together.
+    warnings.iter().for_each(|line| tracing::warn!("{line}"));
+    Ok(())
+}
+
+fn look(config: &Config, user: &User) -> Result<Vec<String>> {
+    let who = format!("user \"{}\"", user.name);
+    for (what, path) in super::paths::read_again(config) {
+        if let Err(error) = File::open(path) {
+            bail!(
+                "{what} {}: {who} cannot read it, as a reset does: {}; change its owner or mode, or those of its directory",
+                path.display(),
+                reason(&error)
+            );
+        }
+    }
+    for directory in &config.security.directories {
+        if let Err(error) = fs::metadata(directory.join(".")) {
+            bail!(
+                "directories in [security]: {who} cannot enter {}: {}",
+                directory.display(),
+                reason(&error)
+            );
+        }
+    }
+    let stays = |name: &Path| {
+        let error = writable(parent(name)).err()?;
+        Some(format!(
+            "{} stays when the machine ends: {who} cannot remove it from its directory: {}",
+            name.display(),
+            reason(&error)
+        ))
+    };
+    Ok(super::paths::names(config).filter_map(stays).collect())
+}
+
+/// Gives this process' names to `user`, and becomes that user for good, with all threads. The kernel then lets no other process
+/// of that user look into this one, nor writes its memory to a file when it crashes, and that shall be so: a guest's secrets
+/// are in it.
+pub(super) fn become_user(config: &Config, user: &User) -> Result<()> {
+    super::paths::names(config).try_for_each(|name| {
+        give(name, user).with_context(|| format!("giving {} to user \"{}\"", name.display(), user.name))
+    })?;
+    let failed =
+        || format!("becoming user \"{}\", for which root needs CAP_SETUID and CAP_SETGID", user.name);
+    let groups = groups(user);
+    // SAFETY: the call reads a list of this length, which outlives it.
+    #[allow(unsafe_code)]
+    check_call(unsafe { libc::setgroups(groups.len(), groups.as_ptr()) }.into()).with_context(failed)?;
+    // SAFETY: no pointers.
+    #[allow(unsafe_code)]
+    check_call(unsafe { libc::setresgid(user.gid, user.gid, user.gid) }.into()).with_context(failed)?;
+    // SAFETY: no pointers.
+    #[allow(unsafe_code)]
+    check_call(unsafe { libc::setresuid(user.uid, user.uid, user.uid) }.into()).with_context(failed)
+}
+
+fn groups(user: &User) -> Vec<libc::gid_t> {
+    [user.gid].into_iter().chain(user.groups.iter().copied()).collect()
+}
+
+/// The same for the calling thread only, of which nothing else remains. The C library's functions are for all threads.
+fn become_on_this_thread(user: &User) -> Result<()> {
+    let failed =
+        || format!("becoming user \"{}\", for which root needs CAP_SETUID and CAP_SETGID", user.name);
+    let groups = groups(user);
+    // SAFETY: the call reads a list of this length, which outlives it.
+    #[allow(unsafe_code)]
+    check_call(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })
+        .with_context(failed)?;
+    // SAFETY: no pointers.
+    #[allow(unsafe_code)]
+    check_call(unsafe { libc::syscall(libc::SYS_setresgid, user.gid, user.gid, user.gid) })
+        .with_context(failed)?;
+    // SAFETY: no pointers.
+    #[allow(unsafe_code)]
+    check_call(unsafe { libc::syscall(libc::SYS_setresuid, user.uid, user.uid, user.uid) })
+        .with_context(failed)
+}
+
+/// Makes the name of a socket, or a link, the user's: with the mode that it has, nobody else could connect.
+fn give(name: &Path, user: &User) -> io::Result<()> {
+    let path = CString::new(name.as_os_str().as_bytes())?;
+    // Whoever may write to its directory may put a link to another file there.
+    let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    // SAFETY: the call reads a string that lives on.
+    #[allow(unsafe_code)]
+    let number = unsafe { libc::open(path.as_ptr(), flags) };
+    check_call(number.into())?;
+    // SAFETY: the call just gave us this descriptor, which nobody else owns.
+    #[allow(unsafe_code)]
+    let held = File::from(unsafe { OwnedFd::from_raw_fd(number) });
+    let kind = held.metadata()?.file_type();
+    if !kind.is_socket() && !kind.is_symlink() {
+        return Err(io::Error::other("something else is there by now"));
+    }
+    // SAFETY: the call reads a string that lives on.
+    #[allow(unsafe_code)]
+    check_call(
+        unsafe { libc::fchownat(held.as_raw_fd(), c"".as_ptr(), user.uid, user.gid, libc::AT_EMPTY_PATH) }
+            .into(),
+    )
+}
+
+/// Whether names can be removed from the directory.
+fn writable(directory: &Path) -> io::Result<()> {
+    let name = CString::new(directory.as_os_str().as_bytes())?;
+    let how = libc::W_OK | libc::X_OK;
+    // SAFETY: the call reads a string that lives on.
+    #[allow(unsafe_code)]
+    check_call(unsafe { libc::faccessat(libc::AT_FDCWD, name.as_ptr(), how, libc::AT_EACCESS) }.into())
+}
+
+fn check_call(result: libc::c_long) -> Result<(), io::Error> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
