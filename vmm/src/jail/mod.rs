@@ -46,6 +46,14 @@ pub fn enter(config: &Config) -> Result<()> {
     confine(config.security.sandbox, paths)
 }
 
+/// What would keep the machine of `config` from becoming the user that it shall run as. Changes nothing.
+///
+/// # Errors
+/// What that user could not do.
+pub fn check(config: &Config) -> Result<()> {
+    privileges::check(config)
+}
+
 fn confine(sandbox: Sandbox, paths: Option<Paths>) -> Result<()> {
     let refusal = match sandbox {
         Sandbox::On => Refusal::End,

@@ -19,6 +19,7 @@ use super::{hbas, protection, raid};
 use crate::config::{Boot, Config, Controller, Device, Disk, Format, Hba, Lun};
 use crate::console::Console;
 use crate::exit::explain;
+use crate::jail;
 use crate::kvm::Hypervisor;
 use crate::listen;
 use crate::vcpu::CpuidTemplate;
@@ -51,6 +52,7 @@ pub fn rehearse(config: &Config) -> Vec<String> {
         let checked = listen::look(path).with_context(|| format!("control socket {}", path.display()));
         all.note(checked);
     }
+    all.note(jail::check(config));
     all.0
 }
 

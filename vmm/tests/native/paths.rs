@@ -431,7 +431,9 @@ fn what_the_user_cannot_do_later_is_said_at_the_start() {
         "vmm: error: kernel boot/kernel: user \"{USER}:{USER}\" cannot read it, as a reset does: Permission denied; change \
          its owner or mode, or those of its directory\n"
     );
-    assert_eq!((ended.code, ended.errors), (1, line));
+    assert_eq!((ended.code, &ended.errors), (1, &line));
+    let checked = vm.run_with(vm.command().arg("--check"));
+    assert_eq!((checked.code, checked.errors), (1, line));
     // It is not read again.
     let vm = vm.set("vm.on_reset=exit");
     let _turn = turn();
