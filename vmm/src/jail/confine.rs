@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use devices::threads::{self, Kind};
 use seccompiler::{BpfProgram, sock_filter};
 
+pub(super) use sys::give_up_bounds;
+
 use super::calls::{self, Refusal};
 use super::paths::Paths;
 
@@ -259,8 +261,9 @@ mod sys {
     }
 
     pub(super) fn no_new_privileges() -> Result {
+        let (yes, none): (libc::c_ulong, libc::c_ulong) = (1, 0);
         // SAFETY: no pointers.
-        check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into())
+        check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, yes, none, none, none) }.into())
     }
 
     /// All but those in the mask, which are kept if they are there.
@@ -269,12 +272,7 @@ mod sys {
         let mut sets = [Capabilities::default(); 2];
         // SAFETY: a live header, and as much room as this version writes.
         check(unsafe { libc::syscall(libc::SYS_capget, &raw const header, sets.as_mut_ptr()) })?;
-        for capability in 0..CAPABILITIES_MAX {
-            // SAFETY: no pointers. It fails for who has no right to give them up, and behind the last.
-            if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0 {
-                break;
-            }
-        }
+        give_up_bounds();
         let [low, _] = sets;
         let permitted = low.permitted & kept;
         let sets = [
@@ -283,6 +281,23 @@ mod sys {
         ];
         // SAFETY: a live header and two sets, which the call reads.
         check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) })
+    }
+
+    /// No program that is started has any capability. Does nothing where that is so already: threads inherit it.
+    pub(in crate::jail) fn give_up_bounds() {
+        let none: libc::c_ulong = 0;
+        for capability in 0..CAPABILITIES_MAX {
+            // SAFETY: no pointers. It fails behind the last.
+            match unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability, none, none, none) } {
+                0 => continue,
+                1 => {}
+                _ => break,
+            }
+            // SAFETY: no pointers. It fails for who has no right to give them up.
+            if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, none, none, none) } != 0 {
+                break;
+            }
+        }
     }
 
     pub(super) fn restrict_paths(rules: RawFd) -> Result {

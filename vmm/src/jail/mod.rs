@@ -54,6 +54,14 @@ pub fn check(config: &Config) -> Result<()> {
     privileges::check(config)
 }
 
+/// To be called by the main thread before it starts most others, which inherit what it gives up here: else each of them would
+/// have to, and that takes long.
+pub fn prepare(config: &Config) {
+    if config.security.sandbox == Sandbox::On {
+        confine::give_up_bounds();
+    }
+}
+
 fn confine(sandbox: Sandbox, paths: Option<Paths>) -> Result<()> {
     let refusal = match sandbox {
         Sandbox::On => Refusal::End,
@@ -63,11 +71,13 @@ fn confine(sandbox: Sandbox, paths: Option<Paths>) -> Result<()> {
     let begin = Instant::now();
     crate::lines::prepare();
     refusal::explain().context("the sandbox: the signal of refused calls")?;
-    // What it interrupts goes on.
+    // What it interrupts goes on. On the thread's own stack, for one for signals would take a page of each thread.
     signals::catch(confine::signal(), on_signal, libc::SA_RESTART).context("the sandbox: its signal")?;
     let attention = threads::attend(confine::on_start);
     let prepared = Prepared::new(refusal, paths);
-    let entered = prepared.expect(&attention.living).and_then(|()| {
+    let expected = prepared.expect(&attention.living);
+    let made = begin.elapsed();
+    let entered = expected.and_then(|()| {
         tell(&attention)?;
         wait(prepared)?;
         prepared.confine_main()
@@ -76,7 +86,8 @@ fn confine(sandbox: Sandbox, paths: Option<Paths>) -> Result<()> {
         devices::sandbox::confined(paths.reach.clone());
     }
     drop(attention);
-    tracing::debug!(target: "vmm::start", "{} us for the sandbox", begin.elapsed().as_micros());
+    let (made, all) = (made.as_micros(), begin.elapsed().as_micros());
+    tracing::debug!(target: "vmm::start", "{all} us for the sandbox, {made} of them for its filters");
     entered.map_err(|error| {
         anyhow!(
             "the host does not let the machine into its sandbox: {error}; set sandbox = \"off\" in [security] to run it \

@@ -72,7 +72,9 @@ pub(super) fn line(thread: &[u8], call: i32) -> Line {
 
 /// Has refused calls end the process with their line.
 pub(super) fn explain() -> io::Result<()> {
-    signals::catch(libc::SIGSYS, on_refusal, libc::SA_RESETHAND | libc::SA_NODEFER)
+    // On a stack of its own: that of the thread may be at its end.
+    let flags = libc::SA_RESETHAND | libc::SA_NODEFER | libc::SA_ONSTACK;
+    signals::catch(libc::SIGSYS, on_refusal, flags)
 }
 
 #[allow(unsafe_code)]

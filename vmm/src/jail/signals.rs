@@ -6,14 +6,14 @@ use std::ptr;
 /// As sigaction(2) takes it.
 pub(super) type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
 
-/// Has `handler` called for a signal, on the thread's stack for signals, with `flags` besides. No other comes in between,
-/// unless the flags let the same one.
+/// Has `handler` called for a signal, with `flags` besides SA_SIGINFO. No other signal comes in between, unless the flags let
+/// the same one.
 #[allow(unsafe_code)]
 pub(super) fn catch(signal: libc::c_int, handler: Handler, flags: libc::c_int) -> io::Result<()> {
     // SAFETY: all-zero bytes are a valid `sigaction` (integers and null pointers).
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = handler as *const () as libc::sighandler_t;
-    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | flags;
+    action.sa_flags = libc::SA_SIGINFO | flags;
     if flags & libc::SA_NODEFER == 0 {
         // SAFETY: the set is live.
         unsafe { libc::sigfillset(&raw mut action.sa_mask) };

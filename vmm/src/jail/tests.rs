@@ -52,6 +52,22 @@ fn child() {
             go.send(()).unwrap();
             let _ = thread.join();
         }
+        // As if the host kept it in a system call.
+        "busy" => {
+            let ((here, there), (back, comes)) = (mpsc::channel(), mpsc::channel::<()>());
+            let thread = threads::spawn(kind, "jailed", move || {
+                mask(libc::SIG_BLOCK);
+                here.send(()).unwrap();
+                comes.recv().unwrap();
+                mask(libc::SIG_UNBLOCK);
+                work();
+            });
+            there.recv().unwrap();
+            confine(Sandbox::On, None).unwrap();
+            back.send(()).unwrap();
+            go.send(()).unwrap();
+            let _ = thread.unwrap().join();
+        }
         "later" => {
             confine(Sandbox::On, None).unwrap();
             let thread = threads::spawn(kind, "jailed", work).unwrap();
@@ -79,6 +95,17 @@ fn child() {
         }
         other => panic!("{other}"),
     }
+}
+
+/// Keeps the signal from the calling thread, or lets it come.
+#[allow(unsafe_code)]
+fn mask(how: libc::c_int) {
+    // SAFETY: all-zero bytes are a valid set.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the set is live.
+    unsafe { libc::sigaddset(&raw mut set, confine::signal()) };
+    // SAFETY: the set is live, and the old one is not asked for.
+    assert_eq!(unsafe { libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut()) }, 0);
 }
 
 #[allow(unsafe_code)]
@@ -276,6 +303,11 @@ fn threads_that_start_later_are_confined_as_well() {
     for kind in [Kind::Load, Kind::End] {
         check("later", kind);
     }
+}
+
+#[test]
+fn a_thread_that_does_not_answer_is_confined_when_it_comes_back() {
+    check("busy", Kind::Log);
 }
 
 #[test]

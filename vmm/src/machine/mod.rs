@@ -108,6 +108,7 @@ impl Machine {
     /// Builds the machine that `config` describes. `start` is when the process began, for the trace of times;
     /// `signals` were blocked before the first thread.
     pub fn build(config: Config, signals: Arc<Signals>, start: Instant) -> Result<Self> {
+        jail::prepare(&config);
         install_kick().context("signals")?;
         let hypervisor = Hypervisor::open(Path::new("/dev/kvm"))?;
         let layout = RamLayout::new(config.vm.memory)?;
