@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::blocking::Helpers;
 use super::clock::Clock;
+use super::copies::Copies;
 use super::op::Op;
 use super::polling::{Poller, Polling, Window};
 use super::ring::{BYTES_PER_ENTER, Reaped, Ring};
@@ -55,6 +56,8 @@ pub(super) struct Core {
     ready: RefCell<VecDeque<u32>>,
     /// Tasks that were ready when a round ended early; behind what becomes ready until the next.
     postponed: RefCell<VecDeque<u32>>,
+    /// What this thread copies itself, and has put off.
+    pub(super) copies: Copies,
     tasks: RefCell<Tasks>,
     hooks: RefCell<Vec<Weak<dyn Fn()>>>,
     pollers: RefCell<Vec<Weak<dyn Poller>>>,
@@ -85,6 +88,7 @@ impl Core {
             helpers: Arc::default(),
             ready: RefCell::default(),
             postponed: RefCell::default(),
+            copies: Copies::default(),
             tasks: RefCell::default(),
             hooks: RefCell::default(),
             pollers: RefCell::default(),
@@ -186,6 +190,7 @@ impl Core {
             self.run_ready();
             self.run_hooks();
             let busy = self.is_busy();
+            self.ring.borrow_mut().copies_wait(!self.copies.is_empty());
             let entered = if busy { self.ring.borrow_mut().enter(false) } else { self.wait() };
             if let Err(e) = entered {
                 break Err(e);
@@ -207,6 +212,7 @@ impl Core {
     fn is_busy(&self) -> bool {
         !self.postponed.borrow().is_empty()
             || !self.ready.borrow().is_empty()
+            || !self.copies.is_empty()
             || self.ring.borrow().has_more_to_enter()
     }
 
@@ -294,17 +300,59 @@ impl Core {
         CURRENT.set(None);
     }
 
+    /// Whether the task that is polled holds nobody up.
+    pub(super) fn has_time(&self) -> bool {
+        let idle =
+            self.ready.borrow().is_empty() && self.postponed.borrow().is_empty() && self.copies.is_empty();
+        idle && self.ring.borrow().queued_bytes() == 0
+    }
+
     fn run_ready(&self) {
-        for _ in 0..POLLS_PER_ROUND {
-            let Some(index) = self.ready.borrow_mut().pop_front() else { return };
-            let task = self.tasks.borrow().slots.get(index as usize).cloned().flatten();
-            if task.is_some_and(|task| task.run()) {
-                self.remove(index);
-            }
-            if self.ring.borrow().queued_bytes() >= BYTES_PER_ENTER {
-                return self.postponed.borrow_mut().append(&mut self.ready.borrow_mut());
+        let mut polls = 0;
+        while polls < POLLS_PER_ROUND
+            && let Some(index) = self.next_ready()
+        {
+            polls += 1;
+            self.run_task(index);
+            if self.has_moved_enough() {
+                self.postponed.borrow_mut().append(&mut self.ready.borrow_mut());
+                break;
             }
         }
+        if self.copies.is_due(polls > 0) {
+            self.run_copies();
+        }
+    }
+
+    /// Long copies, as many as there is time for: one at least.
+    fn run_copies(&self) {
+        while let Some(waker) = self.copies.grant() {
+            let before = self.ready.borrow().len();
+            waker.wake();
+            let woken =
+                if self.ready.borrow().len() > before { self.ready.borrow_mut().pop_back() } else { None };
+            if let Some(index) = woken {
+                self.run_task(index);
+            }
+            if self.has_moved_enough() {
+                return;
+            }
+        }
+    }
+
+    fn next_ready(&self) -> Option<u32> {
+        self.ready.borrow_mut().pop_front()
+    }
+
+    fn run_task(&self, index: u32) {
+        let task = self.tasks.borrow().slots.get(index as usize).cloned().flatten();
+        if task.is_some_and(|task| task.run()) {
+            self.remove(index);
+        }
+    }
+
+    fn has_moved_enough(&self) -> bool {
+        self.ring.borrow().queued_bytes() >= BYTES_PER_ENTER
     }
 
     fn run_hooks(&self) {

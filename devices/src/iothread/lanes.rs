@@ -106,11 +106,11 @@ impl Lane {
     }
 
     /// Whether the next long copy is left to a thread of the kernel. One that is not very long, with no other, is made at once:
-    /// there is nothing to gain by two switches of threads.
-    fn copies_apart(&self) -> bool {
+    /// there is nothing to gain by two switches of threads, unless this thread is `busy` with copies of its own.
+    fn copies_apart(&self, busy: bool) -> bool {
         self.long.front().is_some_and(|&(_, bytes, copied)| {
             let alone = self.long_in_flight == 0 && self.long.len() == 1;
-            copied == Copied::Apart && (!alone || bytes >= VERY_LONG_COPY)
+            copied == Copied::Apart && (busy || !alone || bytes >= VERY_LONG_COPY)
         })
     }
 
@@ -153,6 +153,8 @@ pub(super) struct Lanes {
     long_total: usize,
     /// Long copies that are not left to threads for now: there were none to be had.
     without_threads: u32,
+    /// The I/O thread has copies of its own to make.
+    busy: bool,
     /// What [`Self::next`] gave out last.
     chosen: Option<(u32, Kind)>,
 }
@@ -172,6 +174,7 @@ impl Lanes {
             long_max,
             long_total: 0,
             without_threads: 0,
+            busy: false,
             chosen: None,
         }
     }
@@ -212,7 +215,7 @@ impl Lanes {
     /// ring.
     pub(super) fn next(&mut self, in_flight: usize) -> Option<Turn> {
         let (max, long_max, total) = (self.max, self.long_max, self.long_total);
-        let threads = self.without_threads == 0;
+        let (threads, busy) = (self.without_threads == 0, self.busy);
         for _ in 0..self.turns.len() {
             let number = *self.turns.front()?;
             // Half of them at most: a second busy file does not have to live on its own ones.
@@ -221,7 +224,7 @@ impl Lanes {
             if let Some(lane) = self.at(number).filter(begins)
                 && let Some(kind) = lane.next(long_max, total)
             {
-                let apart = kind == Kind::Long && threads && lane.copies_apart();
+                let apart = kind == Kind::Long && threads && lane.copies_apart(busy);
                 let (key, bytes, copied) = lane.queue(kind).front().copied()?;
                 self.chosen = Some((number, kind));
                 let share = Share { copied, bytes, apart };
@@ -283,6 +286,11 @@ impl Lanes {
         found.long_bytes = found.long_bytes.saturating_sub(share.bytes);
         found.here = found.here.saturating_sub(usize::from(share.copied == Copied::Here));
         self.long_total = self.long_total.saturating_sub(1);
+    }
+
+    /// Whether the I/O thread has copies of its own to make.
+    pub(super) fn copies_wait(&mut self, wait: bool) {
+        self.busy = wait;
     }
 
     /// The kernel could start no thread for a long copy.
@@ -361,6 +369,10 @@ mod tests {
         end(&mut lanes, 64 * KIB, Copied::Apart);
         lanes.push(7, key(102), 1024 * KIB, Copied::Apart);
         assert_eq!(begin(&mut lanes, &mut in_flight), [(102, true)]);
+        end(&mut lanes, 1024 * KIB, Copied::Apart);
+        lanes.copies_wait(true);
+        lanes.push(7, key(103), 64 * KIB, Copied::Apart);
+        assert_eq!(begin(&mut lanes, &mut in_flight), [(103, true)], "this thread has its own to make");
     }
 
     #[test]

@@ -17,6 +17,7 @@
 mod abandoned;
 mod blocking;
 mod clock;
+mod copies;
 mod event;
 mod executor;
 mod hold;

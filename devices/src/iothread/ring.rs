@@ -222,6 +222,11 @@ impl Ring {
         self.bytes
     }
 
+    /// Whether this thread has copies of its own to make: then it makes no long one for the kernel.
+    pub(super) fn copies_wait(&mut self, wait: bool) {
+        self.transfers.copies_wait(wait);
+    }
+
     /// Whether entering the kernel again, without waiting for anything, gives it more to do.
     pub(super) fn has_more_to_enter(&self) -> bool {
         self.cut

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::private::{PrivateMemory, arrived, fetched};
+use super::private::{PrivateMemory, fetched};
 use super::single::{Begun, Kept, ended};
 use super::stability::Attempt;
 use super::{
@@ -266,7 +266,7 @@ impl BlockBackend for Image {
                     let (result, mem) = single.await;
                     let result = ended(result, len);
                     if let (Some(Ok(())), Some(guest)) = (&result, &guest) {
-                        arrived(io, &mem, guest);
+                        io.copy(&mem, guest).await;
                     }
                     match self.end(Action::Read, at, len, result) {
                         Some(result) => return result,

@@ -17,12 +17,17 @@ use super::{BlockBackend, BlockError, BlockErrorKind, ByteOffset, Durability};
 use crate::iothread::Io;
 use crate::mem::{FromGuest, Lendable, Lender, SgList, ToGuest};
 
-/// Memory of one image at most, in bytes.
-const BUDGET: u64 = 16 << 20;
+/// Bytes of a buffer from which on its transfer is long. Short ones have memory of their own, and wait for no long one's.
+const LONG: u64 = 64 << 10;
+/// Memory of one image at most, in bytes, for short transfers and for long ones.
+const BUDGETS: (u64, u64) = (2 << 20, 14 << 20);
+/// And of one that goes through the host's cache. The kernel gets less than that at a time (see [`crate::iothread`]), and this
+/// thread copies it once more: what waited for that in more memory would be out of the processor's cache.
+const CACHED: (u64, u64) = (2 << 20, 3 << 20);
 /// What all images of the process have at most beyond the own of each, in bytes.
 const COMMON: u64 = 256 << 20;
-/// What each may always have, in bytes: the largest buffer, so that who waits does so for transfers of the same image.
-const OWN: u64 = PIECE;
+/// What each may always have of both, in bytes: the largest buffer, so that who waits does so for transfers of the same image.
+const OWN: (u64, u64) = (LONG, PIECE);
 /// What is kept for the next transfers at most, in bytes.
 const KEPT: u64 = 4 << 20;
 /// And for how long after the last one.
@@ -60,24 +65,29 @@ impl Common {
     }
 }
 
-/// How much of so many bytes of an image is of what all have in common.
-fn beyond(lent: u64) -> u64 {
-    lent.saturating_sub(OWN)
-}
-
 #[derive(Default)]
 struct State {
     /// Buffers that nobody has, by size.
     free: [Vec<Arc<Lendable>>; SIZES],
     /// Bytes of those.
     kept: u64,
-    /// Bytes that are lent.
-    lent: u64,
+    short: Share,
+    long: Share,
     /// How many buffers were lent so far.
     loans: u64,
+    next: u64,
+}
+
+/// What the short transfers of an image have, or the long ones.
+#[derive(Default)]
+struct Share {
+    /// Bytes that may be lent at most, and what of that is the image's own.
+    budget: u64,
+    own: u64,
+    /// Bytes that are lent.
+    lent: u64,
     /// In the order of arrival, which is that of their numbers.
     waiting: VecDeque<Waiting>,
-    next: u64,
 }
 
 struct Waiting {
@@ -92,7 +102,6 @@ struct Waiting {
 pub(super) struct PrivateMemory {
     /// What direct I/O demands of addresses, and no less than a page.
     align: usize,
-    budget: u64,
     common: &'static Common,
     state: Mutex<State>,
     /// A task looks whether what is kept is still used.
@@ -102,18 +111,23 @@ pub(super) struct PrivateMemory {
 /// A place in the queue, for as long as somebody waits there.
 struct Place<'a> {
     memory: &'a PrivateMemory,
+    size: u64,
     number: u64,
 }
 
 impl PrivateMemory {
     /// For an image whose transfers are to be aligned so.
     pub(super) fn new(dma_align: u32) -> Arc<Self> {
-        Self::with_budget(dma_align, BUDGET, &COMMON_MEMORY)
+        // Direct I/O demands more.
+        let cached = dma_align <= 1;
+        Self::with_budgets(dma_align, if cached { CACHED } else { BUDGETS }, &COMMON_MEMORY)
     }
 
-    fn with_budget(dma_align: u32, budget: u64, common: &'static Common) -> Arc<Self> {
+    fn with_budgets(dma_align: u32, (short, long): (u64, u64), common: &'static Common) -> Arc<Self> {
         let align = (dma_align as usize).next_power_of_two().max(SMALLEST as usize);
-        Arc::new(Self { align, budget, common, state: Mutex::default(), ageing: AtomicBool::new(false) })
+        let share = |budget, own| Share { budget, own, ..Share::default() };
+        let state = State { short: share(short, OWN.0), long: share(long, OWN.1), ..State::default() };
+        Arc::new(Self { align, common, state: Mutex::new(state), ageing: AtomicBool::new(false) })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -124,20 +138,11 @@ impl PrivateMemory {
     pub(super) fn try_lend(self: &Arc<Self>, len: u64) -> Option<SgList> {
         let size = size_for(len)?;
         let mut state = self.lock();
-        if !state.waiting.is_empty() || !self.count(&mut state, size) {
+        let share = state.share(size);
+        if !share.waiting.is_empty() || !share.count(self.common, size) {
             return None;
         }
         self.buffer(state, size, len)
-    }
-
-    /// Counts so many bytes more as lent, if the image may have them.
-    fn count(&self, state: &mut State, size: u64) -> bool {
-        let lent = state.lent + size;
-        let may = lent <= self.budget && self.common.take(beyond(lent) - beyond(state.lent));
-        if may {
-            state.lent = lent;
-        }
-        may
     }
 
     /// Waits for a buffer of `len` bytes, [`PIECE`] at most. Who does not wait any more leaves nothing behind.
@@ -145,7 +150,7 @@ impl PrivateMemory {
         let none = || BlockError::new(BlockErrorKind::HostResources, "no host memory for a transfer");
         let size = size_for(len).ok_or_else(none)?;
         let place = self.queue(size);
-        poll_fn(|cx| self.poll_grant(place.number, cx)).await;
+        poll_fn(|cx| self.poll_grant(&place, cx)).await;
         self.buffer(self.lock(), size, len).ok_or_else(none)
     }
 
@@ -162,7 +167,7 @@ impl PrivateMemory {
         match free.or_else(make) {
             Some(buffer) => Some(SgList::lent(buffer, len as usize)),
             None => {
-                self.returned(size);
+                self.returned(size, size);
                 None
             }
         }
@@ -172,56 +177,43 @@ impl PrivateMemory {
         let mut state = self.lock();
         let number = state.next;
         state.next += 1;
-        state.waiting.push_back(Waiting { number, size, granted: false, waker: None });
+        let share = state.share(size);
+        share.waiting.push_back(Waiting { number, size, granted: false, waker: None });
         // Perhaps one before, whose turn came this moment.
-        let waker = self.grant(&mut state);
+        let granted = share.grant(self.common);
         drop(state);
-        if let Some(waker) = waker {
+        if let Some(waker) = granted.flatten() {
             waker.wake();
         }
-        Place { memory: self, number }
+        Place { memory: self, size, number }
     }
 
-    fn poll_grant(&self, number: u64, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_grant(&self, place: &Place<'_>, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.lock();
-        let Ok(place) = state.waiting.binary_search_by_key(&number, |one| one.number) else {
+        let waiting = &mut state.share(place.size).waiting;
+        let Ok(at) = waiting.binary_search_by_key(&place.number, |one| one.number) else {
             return Poll::Ready(());
         };
-        let Some(one) = state.waiting.get_mut(place) else { return Poll::Ready(()) };
+        let Some(one) = waiting.get_mut(at) else { return Poll::Ready(()) };
         if !one.granted {
             one.waker = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        state.waiting.remove(place);
+        waiting.remove(at);
         Poll::Ready(())
     }
 
-    /// Lets in the one whose turn it is, if the budget goes so far; whoever is let in is to be woken.
-    fn grant(&self, state: &mut State) -> Option<Waker> {
-        let place = state.waiting.iter().position(|one| !one.granted)?;
-        let size = state.waiting.get(place)?.size;
-        if !self.count(state, size) {
-            return None;
-        }
-        let one = state.waiting.get_mut(place)?;
-        one.granted = true;
-        one.waker.take()
-    }
-
-    /// So many bytes are not lent any more.
-    fn returned(&self, size: u64) {
+    /// So many bytes are not lent any more, of those that buffers of this size are of.
+    fn returned(&self, bytes: u64, size: u64) {
         let mut state = self.lock();
-        let before = beyond(state.lent);
-        state.lent -= size;
-        self.common.give(before - beyond(state.lent));
+        state.share(size).give(self.common, bytes);
         // Nearly always there is nothing more to do.
-        while state.kept > KEPT || !state.waiting.is_empty() {
-            let (excess, before) = (state.excess(), state.lent);
-            let waker = self.grant(&mut state);
-            let over = excess.is_none() && state.lent == before;
+        while state.kept > KEPT || !state.short.waiting.is_empty() || !state.long.waiting.is_empty() {
+            let (excess, granted) = (state.excess(), state.grant(self.common));
+            let over = excess.is_none() && granted.is_none();
             drop(state);
             drop(excess);
-            if let Some(waker) = waker {
+            if let Some(waker) = granted.flatten() {
                 waker.wake();
             }
             if over {
@@ -259,7 +251,7 @@ impl PrivateMemory {
         let free = std::mem::take(&mut state.free);
         state.kept = 0;
         // What hangs is still to come back. With the lock: who borrows later sees it.
-        let over = state.lent == 0;
+        let over = (state.short.lent, state.long.lent) == (0, 0);
         if over {
             self.ageing.store(false, Ordering::Relaxed);
         }
@@ -284,7 +276,7 @@ impl PrivateMemory {
             let buffer = self.lend(len).await?;
             self.age(io);
             backend.read(io, ByteOffset(at), ToGuest::new(buffer.window(0, len))).await?;
-            arrived(io, &buffer, &into.window(done, len));
+            io.copy(&buffer, &into.window(done, len)).await;
             done += len;
         }
         Ok(())
@@ -315,6 +307,15 @@ impl PrivateMemory {
 }
 
 impl State {
+    /// Of which a buffer of this size is.
+    fn share(&mut self, size: u64) -> &mut Share {
+        if size < LONG { &mut self.short } else { &mut self.long }
+    }
+
+    fn grant(&mut self, common: &Common) -> Option<Option<Waker>> {
+        self.short.grant(common).or_else(|| self.long.grant(common))
+    }
+
     /// A buffer that is too much to be kept.
     fn excess(&mut self) -> Option<Arc<Lendable>> {
         if self.kept <= KEPT {
@@ -328,6 +329,41 @@ impl State {
     }
 }
 
+impl Share {
+    /// How much of so many bytes is of what all images have in common.
+    fn beyond(&self, lent: u64) -> u64 {
+        lent.saturating_sub(self.own)
+    }
+
+    /// Counts so many bytes more as lent, if the image may have them.
+    fn count(&mut self, common: &Common, size: u64) -> bool {
+        let lent = self.lent + size;
+        let may = lent <= self.budget && common.take(self.beyond(lent) - self.beyond(self.lent));
+        if may {
+            self.lent = lent;
+        }
+        may
+    }
+
+    /// Lets in the one whose turn it is, if the budget goes so far; whoever is let in is to be woken.
+    fn grant(&mut self, common: &Common) -> Option<Option<Waker>> {
+        let place = self.waiting.iter().position(|one| !one.granted)?;
+        let size = self.waiting.get(place)?.size;
+        if !self.count(common, size) {
+            return None;
+        }
+        let one = self.waiting.get_mut(place)?;
+        one.granted = true;
+        Some(one.waker.take())
+    }
+
+    fn give(&mut self, common: &Common, bytes: u64) {
+        let before = self.beyond(self.lent);
+        self.lent -= bytes;
+        common.give(before - self.beyond(self.lent));
+    }
+}
+
 impl Lender for PrivateMemory {
     fn take_back(&self, buffer: Arc<Lendable>) {
         let size = buffer.len() as u64;
@@ -337,14 +373,16 @@ impl Lender for PrivateMemory {
             state.kept += size;
         }
         drop(state);
-        self.returned(size);
+        self.returned(size, size);
     }
 }
 
 impl Drop for PrivateMemory {
     fn drop(&mut self) {
-        let lent = self.state.get_mut().unwrap_or_else(PoisonError::into_inner).lent;
-        self.common.give(beyond(lent));
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for share in [&state.short, &state.long] {
+            self.common.give(share.beyond(share.lent));
+        }
     }
 }
 
@@ -362,18 +400,13 @@ impl Drop for Ageing {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut state = self.memory.lock();
-        let Ok(place) = state.waiting.binary_search_by_key(&self.number, |one| one.number) else { return };
-        let gone = state.waiting.remove(place);
+        let waiting = &mut state.share(self.size).waiting;
+        let Ok(place) = waiting.binary_search_by_key(&self.number, |one| one.number) else { return };
+        let gone = waiting.remove(place);
         drop(state);
         // Also when it had nothing yet: the next may need less.
-        self.memory.returned(gone.filter(|one| one.granted).map_or(0, |one| one.size));
+        self.memory.returned(gone.filter(|one| one.granted).map_or(0, |one| one.size), self.size);
     }
-}
-
-/// What a read brought goes to the guest.
-pub(super) fn arrived(io: &Io, buffer: &SgList, to: &ToGuest) {
-    buffer.copy_to(to);
-    io.moved(buffer.len());
 }
 
 /// What the guest writes, in private memory.

@@ -14,7 +14,18 @@ fn poll<T>(future: Pin<&mut impl Future<Output = T>>) -> Option<T> {
 }
 
 fn lent(memory: &PrivateMemory) -> u64 {
-    memory.lock().lent
+    let state = memory.lock();
+    state.short.lent + state.long.lent
+}
+
+fn waiting(memory: &PrivateMemory) -> usize {
+    let state = memory.lock();
+    state.short.waiting.len() + state.long.waiting.len()
+}
+
+/// With so much for all, whatever their size.
+fn of_size(budget: u64) -> Arc<PrivateMemory> {
+    PrivateMemory::with_budgets(1, (budget, budget), &COMMON_MEMORY)
 }
 
 #[test]
@@ -33,21 +44,22 @@ fn buffers_are_of_the_next_size_and_aligned_as_the_image_demands() {
 
 #[test]
 fn what_is_returned_is_lent_again_and_no_more_is_kept_than_agreed() {
-    let memory = PrivateMemory::new(1);
+    let memory = PrivateMemory::new(512);
     let first = memory.try_lend(4096).unwrap();
     let place = first.iovecs()[0].iov_base;
     drop(first);
     assert_eq!(memory.try_lend(100).unwrap().iovecs()[0].iov_base, place);
     let many: Vec<_> = (0..12).map(|_| memory.try_lend(PIECE).unwrap()).collect();
     drop(many);
+    assert_eq!(lent(&memory), 0);
     let state = memory.lock();
-    assert_eq!((state.lent, state.kept), (0, (3 << 20) + 4096), "the small one has its place");
+    assert_eq!(state.kept, (3 << 20) + 4096, "the small one has its place");
     assert_eq!(state.free.iter().map(Vec::len).sum::<usize>(), 4);
 }
 
 #[test]
 fn a_buffer_is_in_use_until_the_last_list_over_it_is_gone() {
-    let memory = PrivateMemory::with_budget(1, 4096, &COMMON_MEMORY);
+    let memory = of_size(4096);
     let buffer = memory.try_lend(4096).unwrap();
     let kernel = buffer.window(512, 512);
     drop(buffer);
@@ -58,7 +70,7 @@ fn a_buffer_is_in_use_until_the_last_list_over_it_is_gone() {
 
 #[test]
 fn who_waits_gets_memory_in_order_and_may_give_up() {
-    let memory = PrivateMemory::with_budget(1, 16 * KIB, &COMMON_MEMORY);
+    let memory = of_size(16 * KIB);
     let first = poll(pin!(memory.lend(8 * KIB))).unwrap().unwrap();
     let second = poll(pin!(memory.lend(8 * KIB))).unwrap().unwrap();
     let mut large = Box::pin(memory.lend(16 * KIB));
@@ -76,13 +88,37 @@ fn who_waits_gets_memory_in_order_and_may_give_up() {
     drop((second, small));
     assert_eq!(lent(&memory), 4 * KIB, "the other's");
     drop((other, third));
-    let state = memory.lock();
-    assert_eq!((state.lent, state.waiting.len()), (0, 0));
+    assert_eq!((lent(&memory), waiting(&memory)), (0, 0));
+}
+
+/// Who reads a little does not wait until those who read much have got memory and are done with it, nor the other way round.
+#[test]
+fn short_and_long_ones_do_not_wait_for_each_other() {
+    let cached = PrivateMemory::new(1);
+    assert_eq!(std::iter::from_fn(|| cached.try_lend(PIECE)).collect::<Vec<_>>().len(), 3, "less");
+    let memory = PrivateMemory::new(512);
+    let mut hung: Vec<_> = std::iter::from_fn(|| memory.try_lend(PIECE)).collect();
+    let mut long = Box::pin(memory.lend(128 * KIB));
+    assert!(poll(long.as_mut()).is_none());
+    let mut short: Vec<_> = std::iter::from_fn(|| memory.try_lend(32 * KIB)).collect();
+    assert_eq!((hung.len(), short.len()), (14, 64));
+    let mut late = Box::pin(memory.lend(4096));
+    assert!(poll(late.as_mut()).is_none());
+    hung.pop();
+    assert!(poll(long.as_mut()).is_some() && poll(late.as_mut()).is_none());
+    short.pop();
+    assert!(poll(late.as_mut()).is_some());
+    // Where others have used up what all have in common, too.
+    let poor = PrivateMemory::with_budgets(1, BUDGETS, own_pool(0));
+    let hung = [poor.try_lend(PIECE).unwrap()];
+    assert!(poor.try_lend(PIECE).is_none());
+    drop(poor.try_lend(4096).expect("its own"));
+    drop(hung);
 }
 
 #[test]
 fn several_are_let_in_at_once() {
-    let memory = PrivateMemory::with_budget(1, 16 * KIB, &COMMON_MEMORY);
+    let memory = of_size(16 * KIB);
     let all = poll(pin!(memory.lend(16 * KIB))).unwrap().unwrap();
     let mut waiting: Vec<_> = (0..5).map(|_| Box::pin(memory.lend(4 * KIB))).collect();
     assert!(waiting.iter_mut().all(|one| poll(one.as_mut()).is_none()));
@@ -168,7 +204,7 @@ fn several_threads_share_the_memory() {
             self.0.unpark();
         }
     }
-    let memory = PrivateMemory::with_budget(1, 64 * KIB, &COMMON_MEMORY);
+    let memory = of_size(64 * KIB);
     let (done, end) = std::sync::mpsc::channel();
     for seed in 1..5 {
         let (memory, done) = (memory.clone(), done.clone());
@@ -196,9 +232,8 @@ fn several_threads_share_the_memory() {
     for _ in 1..5 {
         end.recv_timeout(std::time::Duration::from_secs(60)).expect("somebody waits for ever");
     }
-    let state = memory.lock();
-    assert_eq!((state.lent, state.waiting.len()), (0, 0));
-    assert!(state.kept <= KEPT);
+    assert_eq!((lent(&memory), waiting(&memory)), (0, 0));
+    assert!(memory.lock().kept <= KEPT);
 }
 
 /// Writes that wait for space hold none of the memory that reads need.
@@ -215,7 +250,7 @@ fn who_waits_for_space_holds_no_memory() {
         fn no_space(&self, _: &BlockError) {}
     }
     let file = crate::testing::temp_file();
-    file.as_file().set_len(BUDGET).unwrap();
+    file.as_file().set_len(BUDGETS.1).unwrap();
     let options = RawOptions {
         path: file.path().into(),
         read_only: false,
@@ -235,7 +270,7 @@ fn who_waits_for_space_holds_no_memory() {
             let from = dma.from_guest([(0, PIECE as u32)]).unwrap();
             Box::pin(image.write(&io, ByteOffset(n * PIECE), from, Durability::Cached))
         };
-        let mut writes: Vec<_> = (0..BUDGET / PIECE).map(write).collect();
+        let mut writes: Vec<_> = (0..BUDGETS.1 / PIECE).map(write).collect();
         let mut all = pin!(poll_fn(|cx| {
             writes.retain_mut(|one| one.as_mut().poll(cx).is_pending());
             if writes.is_empty() { Poll::Ready(()) } else { Poll::Pending }
@@ -260,7 +295,7 @@ fn own_pool(most: u64) -> &'static Common {
 #[test]
 fn images_share_what_they_have_beyond_their_own() {
     let common = own_pool(4 * PIECE);
-    let [greedy, other, late] = [(); 3].map(|()| PrivateMemory::with_budget(1, BUDGET, common));
+    let [greedy, other, late] = [(); 3].map(|()| PrivateMemory::with_budgets(1, BUDGETS, common));
     let hung: Vec<_> = std::iter::from_fn(|| greedy.try_lend(PIECE)).collect();
     assert_eq!(hung.len(), 5, "its own, and all that there is");
     let small = other.try_lend(64 * KIB).unwrap();
@@ -287,7 +322,7 @@ fn images_share_what_they_have_beyond_their_own() {
 #[test]
 fn what_is_kept_goes_after_a_while() {
     on_io_thread(|io| async move {
-        let memory = PrivateMemory::with_budget(1, BUDGET, own_pool(PIECE));
+        let memory = PrivateMemory::with_budgets(1, BUDGETS, own_pool(PIECE));
         let kept = || memory.lock().kept;
         for _ in 0..2 {
             drop([memory.try_lend(PIECE), memory.try_lend(4096)]);
