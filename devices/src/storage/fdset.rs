@@ -365,6 +365,9 @@ fn set_flags(file: &File, direct: bool) -> io::Result<()> {
 
 /// Whether two descriptors are of one open file description: then a lock through one is no other's for the other.
 fn is_same(one: &File, other: &File) -> io::Result<bool> {
+    // One at a time: another's lock, through a third descriptor, would be taken for this one's.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     // A place that no other process and no image lock has.
     let place = (1 << 40) + i64::from(std::process::id());
     sys::share_byte(one, place)?;

@@ -21,7 +21,7 @@ mod terminal;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SendError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ pub struct Console {
     pty: Option<String>,
     /// It made a terminal raw, and has to give it back.
     terminal: bool,
-    thread: Option<(JoinHandle<Link>, Receiver<()>)>,
+    thread: Option<(JoinHandle<()>, Receiver<Link>)>,
 }
 
 /// What the thread will need.
@@ -145,8 +145,10 @@ impl Console {
         let (done, finished) = mpsc::sync_channel(1);
         let run = move || {
             let link = pump.run();
-            let _ = done.send(());
-            link
+            // Its name is taken away by who waits. Where nobody does any more, it stays: this thread may not.
+            if let Err(SendError(link)) = done.send(link) {
+                std::mem::forget(link);
+            }
         };
         let thread = threads::spawn_with_stack(Kind::Console, "console", STACK, run);
         self.thread = Some((thread.map_err(ConsoleError::Resources)?, finished));
@@ -187,10 +189,12 @@ impl Drop for Console {
             output.close();
         }
         if let Some((thread, finished)) = self.thread.take() {
-            if finished.recv_timeout(LAST_WAIT) == Err(RecvTimeoutError::Timeout) {
-                tracing::warn!("console: the reader blocks; the last output is lost");
-            } else if thread.join().is_err() {
-                tracing::error!("console: the console thread failed");
+            match finished.recv_timeout(LAST_WAIT) {
+                Err(RecvTimeoutError::Timeout) => {
+                    tracing::warn!("console: the reader blocks; the last output is lost");
+                }
+                _ if thread.join().is_err() => tracing::error!("console: the console thread failed"),
+                _ => {}
             }
         }
         // Also where the thread still hangs in a write.

@@ -52,6 +52,11 @@ impl Signals {
         add(&mut set, libc::SIGTSTP);
         add(&mut set, libc::SIGCONT);
         change_mask(libc::SIG_BLOCK, &set)?;
+        // Those by which threads are told something. Whoever started the process may have had them blocked.
+        let mut told = empty_set();
+        add(&mut told, libc::SIGRTMIN());
+        add(&mut told, libc::SIGRTMIN() + 1);
+        change_mask(libc::SIG_UNBLOCK, &told)?;
         let heard = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         open(&set).map(|file| Self { file, taken: AtomicI32::new(0), heard })
     }

@@ -76,6 +76,8 @@ pub(super) struct Prepared {
     paths: Option<Paths>,
     filters: [OnceLock<BpfProgram>; Kind::ALL.len()],
     reached: OnceLock<Box<[Reached]>>,
+    /// A thread that cannot confine itself ends the process: nobody waits for it any more.
+    late: AtomicBool,
     /// All are confined, so that those that they start need their own filter only.
     entered: AtomicBool,
 }
@@ -100,6 +102,7 @@ impl Prepared {
             paths,
             filters: [const { OnceLock::new() }; Kind::ALL.len()],
             reached: OnceLock::new(),
+            late: AtomicBool::new(false),
             entered: AtomicBool::new(false),
         })
     }
@@ -155,6 +158,11 @@ impl Prepared {
         Ok(missing)
     }
 
+    /// From now on a thread that cannot confine itself ends the process.
+    pub(super) fn wait_no_more(&self) {
+        self.late.store(true, Ordering::SeqCst);
+    }
+
     /// Confines the calling thread, the first and last one. From now on threads that begin confine themselves.
     pub(super) fn confine_main(&self) -> Result<(), StepError> {
         let error = |(step, error)| StepError::new(step, io::Error::from_raw_os_error(error));
@@ -207,7 +215,10 @@ pub(super) fn on_signal() {
     let all =
         prepared.reached.get().iter().flat_map(|all| all.iter()).find(|reached| reached.number == number);
     if let Some(reached) = all {
-        reached.state.store(state, Ordering::Release);
+        reached.state.store(state, Ordering::SeqCst);
+    }
+    if state != DONE && prepared.late.load(Ordering::SeqCst) {
+        sys::end();
     }
 }
 
@@ -250,6 +261,17 @@ mod sys {
     struct Program {
         len: libc::c_ushort,
         filter: *const sock_filter,
+    }
+
+    const LATE: &[u8] =
+        b"vmm: error: a thread that the host kept could not enter the sandbox; the machine ends\n";
+
+    /// Ends the process, with a line that says why.
+    pub(super) fn end() {
+        // SAFETY: the pointer and the length are those of one constant.
+        unsafe { libc::write(libc::STDERR_FILENO, LATE.as_ptr().cast(), LATE.len()) };
+        // SAFETY: no pointers; `raise` may be called in signal handlers.
+        unsafe { libc::raise(libc::SIGABRT) };
     }
 
     fn check(result: libc::c_long) -> Result {

@@ -109,13 +109,18 @@ fn tell(attention: &Attention) -> Result<(), StepError> {
 fn wait(prepared: &Prepared) -> Result<(), StepError> {
     let begin = Instant::now();
     loop {
+        let late = begin.elapsed() > PATIENCE;
+        if late {
+            // Nobody looks at how it went with them any more.
+            prepared.wait_no_more();
+        }
         let mut missing = prepared.missing()?;
         missing.retain(|number| threads::lives(*number));
         if missing.is_empty() {
             return Ok(());
         }
-        if begin.elapsed() > PATIENCE {
-            tracing::info!(
+        if late {
+            tracing::warn!(
                 "{} threads enter the sandbox when the host answers them, before anything else",
                 missing.len()
             );

@@ -416,7 +416,7 @@ fn an_image_on_a_board_is_a_volume_with_a_disk_behind_it() {
         assert!(!is_open(&path));
         for (line, expected) in [
             (r#"{"execute": "attach", "arguments": {"target": 5, "image": "a.img"}}"#, "is in use"),
-            (r#"{"execute": "attach", "arguments": {"target": 64, "image": "a.img"}}"#, "at most 64 targets"),
+            (r#"{"execute": "attach", "arguments": {"target": 64, "image": "a.img"}}"#, "expected 0 to 63"),
             (
                 r#"{"execute": "attach", "arguments": {"target": 1, "lun": 1, "image": "a.img"}}"#,
                 "expected 0",

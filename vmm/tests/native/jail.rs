@@ -3,6 +3,8 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use super::asm::*;
 use super::guest::Guest;
@@ -41,6 +43,11 @@ fn threads(process: u32, mut look: impl FnMut(&str, &str)) -> Vec<String> {
 
 /// A machine with a disk and all that has a thread; `look` at it once its guest runs.
 fn running(sandbox: &str, look: impl FnOnce(&Vm, u32)) -> String {
+    running_with(sandbox, |_| {}, look)
+}
+
+/// The same, of a process that `change` is done to.
+fn running_with(sandbox: &str, change: impl FnOnce(&mut Command), look: impl FnOnce(&Vm, u32)) -> String {
     let vm = Vm::new(&waiter())
         .set(&format!("security.sandbox={sandbox}"))
         .set("vm.cpus=2")
@@ -57,7 +64,9 @@ fn running(sandbox: &str, look: impl FnOnce(&Vm, u32)) -> String {
     text.push_str("[[hba.lun]]\nimage = \"disk.img\"\non_no_space = \"pause\"\n");
     fs::write(vm.path("vm.toml"), text).unwrap();
     let _turn = turn();
-    let running = Running::start(&mut vm.command());
+    let mut command = vm.command();
+    change(&mut command);
+    let running = Running::start(&mut command);
     let control = eventually("the control socket", || UnixStream::connect(vm.path("control")).ok());
     let ask = |command: &str| {
         (&control).write_all(format!("{{\"execute\": \"{command}\"}}\n").as_bytes()).unwrap();
@@ -110,6 +119,34 @@ fn every_thread_is_in_the_sandbox() {
         }
     });
     assert_eq!(log, "");
+}
+
+/// What a program has blocked stays so for those that it starts.
+#[test]
+fn signals_that_were_blocked_before_confine_all_the_same() {
+    if !hypervisor("signals_that_were_blocked_before_confine_all_the_same") {
+        return;
+    }
+    let block = || {
+        // SAFETY: a set of signals that the first call fills, and no memory is taken after the fork.
+        #[allow(unsafe_code)]
+        let result = unsafe {
+            let mut all: libc::sigset_t = std::mem::zeroed();
+            libc::sigfillset(&mut all);
+            libc::sigprocmask(libc::SIG_BLOCK, &all, std::ptr::null_mut())
+        };
+        if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
+    let change = |command: &mut Command| {
+        // SAFETY: as above.
+        #[allow(unsafe_code)]
+        unsafe {
+            command.pre_exec(block)
+        };
+    };
+    running_with("on", change, |_, process| {
+        threads(process, |name, status| assert_eq!(value(status, "Seccomp"), "2", "{name}"));
+    });
 }
 
 #[test]

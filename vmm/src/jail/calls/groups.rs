@@ -18,6 +18,7 @@ const COMMON: &[libc::c_long] = &[
     libc::SYS_close,
     libc::SYS_exit,
     libc::SYS_exit_group,
+    libc::SYS_flock,
     libc::SYS_fstat,
     libc::SYS_futex,
     libc::SYS_futex_waitv,
@@ -70,6 +71,12 @@ const COMMON: &[libc::c_long] = &[
 
 /// futex_wake(2), futex_wait(2) and futex_requeue(2) of Linux 6.7.
 const NEW_FUTEXES: &[libc::c_long] = &[454, 455, 456];
+
+/// uretprobe(2) and uprobe(2): what the kernel has a program call that an operator watches with probes, and nobody else.
+const PROBES: &[libc::c_long] = &[335, 336];
+
+/// Flags of an open(2) that could change a file.
+const WRITES: u32 = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC).cast_unsigned();
 
 /// Flags that a C library gives the memory of a thread or of the heap, and takes.
 const ADVICES: &[libc::c_int] = &[
@@ -203,6 +210,7 @@ impl List {
         let mut list = Self::default();
         list.any(COMMON);
         list.any(NEW_FUTEXES);
+        list.any(PROBES);
         // Memory never becomes code.
         let data = Argument::Has { number: 2, mask: libc::PROT_EXEC as u32, value: 0 };
         list.with(libc::SYS_mmap, data);
@@ -251,18 +259,21 @@ impl List {
         self
     }
 
-    /// Paths: finds and opens what is there, makes files.
-    pub(super) fn paths(mut self) -> Self {
+    /// Paths: finds what is there, and reads it.
+    pub(super) fn reads(mut self) -> Self {
         self.any(&LOOKS);
-        self.any(&[
-            libc::SYS_getdents64,
-            libc::SYS_newfstatat,
-            libc::SYS_open,
-            libc::SYS_openat,
-            libc::SYS_statfs,
-            libc::SYS_statx,
-        ]);
+        self.any(&[libc::SYS_getdents64, libc::SYS_newfstatat, libc::SYS_statfs, libc::SYS_statx]);
+        let reading = |number| Argument::Has { number, mask: WRITES, value: 0 };
+        self.with(libc::SYS_open, reading(1));
+        self.with(libc::SYS_openat, reading(2));
         self
+    }
+
+    /// Paths: also opens what is there to write it, and makes files.
+    pub(super) fn paths(self) -> Self {
+        let mut all = self.reads();
+        all.any(&[libc::SYS_open, libc::SYS_openat]);
+        all
     }
 
     /// Names that the machine made, and takes away at its end.

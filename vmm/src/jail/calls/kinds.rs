@@ -14,7 +14,7 @@ pub(super) fn list(kind: Kind) -> List {
     let common = List::common();
     match kind {
         // It reads the kernel again at a reset, removes its sockets, closes images; `Load` and `End` are its threads.
-        Kind::Main => common.files().paths().names().devices().windows().machine().events().starts(),
+        Kind::Main => common.files().reads().names().devices().windows().machine().events().starts(),
         Kind::Vcpu => common.devices().windows().vcpu(),
         Kind::Io => common.files().devices().ring().starts(),
         Kind::IoHelper => common.files(),
@@ -25,7 +25,7 @@ pub(super) fn list(kind: Kind) -> List {
         Kind::Client => common.files().paths().devices().starts().connections(),
         Kind::Console => common.devices().connections().accepts(),
         Kind::Waits | Kind::End => common.files().devices().windows(),
-        Kind::Load => common.paths(),
+        Kind::Load => common.reads(),
         Kind::Loops => common.files().paths(),
     }
 }

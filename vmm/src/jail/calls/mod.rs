@@ -78,6 +78,10 @@ fn first(kind: Kind, refusal: Refusal) -> BpfProgram {
             all.push(First { call: libc::SYS_openat, only: reading(2), answer: refused });
             all.push(First { call: libc::SYS_open, only: reading(1), answer: refused });
             all.extend(groups::LOOKS.map(|call| any(call, refused)));
+            // What looks at a path, and not at a descriptor.
+            let path = |argument| Some((argument, libc::AT_EMPTY_PATH.cast_unsigned(), 0));
+            all.push(First { call: libc::SYS_statx, only: path(2), answer: refused });
+            all.push(First { call: libc::SYS_newfstatat, only: path(3), answer: refused });
         }
     }
     program(&all)
