@@ -61,7 +61,8 @@ pub(super) struct Paths {
     pub(super) ruleset: OwnedFd,
     /// For [`devices::sandbox::confined`], once they have.
     pub(super) reach: Reach,
-    /// Rules are about inodes, and those of /proc are others once nobody has had the names for a while.
+    /// Rules are about inodes, and those of /proc are others once nobody has had the names for a while; those of file systems
+    /// that a server keeps (9p) at once.
     _held: Vec<PathFd>,
 }
 
@@ -97,9 +98,7 @@ fn made(rules: &[Rule]) -> Result<Option<Paths>> {
         ruleset = ruleset
             .add_rule(PathBeneath::new(&place, rule.rights))
             .with_context(|| rule.path.display().to_string())?;
-        if rule.what == What::Kernel {
-            held.push(place);
-        }
+        held.push(place);
     }
     let ruleset: Option<OwnedFd> = ruleset.into();
     if ruleset.is_none() {
