@@ -241,17 +241,23 @@ impl Io {
 
 /// What the kernel does with a transfer, and its result.
 fn carry_out(op: &Op) -> i32 {
+    const PAGE: usize = 4096;
     let (Op::Read { mem, first, .. } | Op::Write { mem, first, .. }) = op else { return 0 };
     let before: u64 = mem.iovecs().iter().take(*first).map(|part| part.iov_len as u64).sum();
     let memory = mem.window(before, length(mem, *first));
-    let mut bytes = vec![0; memory.len() as usize];
+    // Aligned as direct I/O may want it: Linux refuses 512 bytes that lie across two pages.
+    let mut room = vec![0; memory.len() as usize + PAGE];
+    let start = room.as_ptr().align_offset(PAGE);
+    let Some(bytes) = room.get_mut(start..).and_then(|room| room.get_mut(..memory.len() as usize)) else {
+        return -libc::EIO;
+    };
     let moved = match op {
-        Op::Read { file, at, .. } => file.read_at(&mut bytes, *at).inspect(|moved| {
+        Op::Read { file, at, .. } => file.read_at(bytes, *at).inspect(|moved| {
             ToGuest::new(memory).write_at(0, bytes.get(..*moved).unwrap_or_default());
         }),
         Op::Write { file, at, .. } => {
-            FromGuest::new(memory).read_at(0, &mut bytes);
-            file.write_at(&bytes, *at)
+            FromGuest::new(memory).read_at(0, bytes);
+            file.write_at(bytes, *at)
         }
         _ => Ok(0),
     };
