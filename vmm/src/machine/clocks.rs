@@ -118,29 +118,34 @@ impl<'a> Clocks<'a> {
             }
             other => other?,
         }
-        self.set_kvmclock(held.kvmclock, begin)?;
+        set_clock(held.kvmclock, begin, |ns| set_kvmclock(self.vm, ns), || kvmclock(self.vm))?;
         for vcpu in vcpus {
             vcpu.renew_deadline()?;
             vcpu.was_stopped()?;
         }
         forget_ticks(self.vm)
     }
+}
 
-    /// Sets kvmclock so that it showed `shown` at the moment `begin`. The call itself takes its time, which is found by asking.
-    fn set_kvmclock(&self, shown: i64, begin: Instant) -> io::Result<()> {
-        let mut slow = 0;
-        for _ in 0..TRIES {
-            let now = shown.saturating_add(from_to(begin, Instant::now())).saturating_add(slow);
-            set_kvmclock(self.vm, u64::try_from(now).unwrap_or(0))?;
-            let (moment, found) = ask(|| kvmclock(self.vm))?;
-            let behind = shown.saturating_add(from_to(begin, moment)).saturating_sub(found.cast_signed());
-            if behind.abs() <= NEAR_NS {
-                break;
-            }
-            slow = behind.saturating_add(slow);
+/// Sets a clock so that it showed `shown` at the moment `begin`. The call itself takes its time, which is found by asking.
+fn set_clock(
+    shown: i64,
+    begin: Instant,
+    mut set: impl FnMut(u64) -> io::Result<()>,
+    read: impl Fn() -> io::Result<u64>,
+) -> io::Result<()> {
+    let mut slow = 0i64;
+    for _ in 0..TRIES {
+        let now = shown.saturating_add(from_to(begin, Instant::now())).saturating_add(slow);
+        set(u64::try_from(now).unwrap_or(0))?;
+        let (moment, found) = ask(&read)?;
+        let behind = shown.saturating_add(from_to(begin, moment)).saturating_sub(found.cast_signed());
+        if behind.abs() <= NEAR_NS {
+            break;
         }
-        Ok(())
+        slow = slow.saturating_add(behind);
     }
+    Ok(())
 }
 
 /// Tells the guest that all its processors were stopped, for how long nobody knows. They are parked.
@@ -158,6 +163,7 @@ fn all_parked(threads: &[VcpuThread]) -> Option<Vec<MutexGuard<'_, Vcpu>>> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::time::Duration;
 
     use super::*;
@@ -167,6 +173,25 @@ mod tests {
         let one = Instant::now();
         let other = one + Duration::from_micros(7);
         assert_eq!((from_to(one, other), from_to(other, one)), (7000, -7000));
+    }
+
+    /// Setting it takes two milliseconds, most of which pass before it takes the value.
+    #[test]
+    fn a_clock_that_is_set_slowly_shows_what_it_should() {
+        let set_at = Cell::new((Instant::now(), 0u64));
+        let begin = Instant::now();
+        let set = |ns: u64| {
+            std::thread::sleep(Duration::from_millis(2));
+            set_at.set((Instant::now(), ns));
+            Ok(())
+        };
+        let shows = || {
+            let (since, ns) = set_at.get();
+            ns.cast_signed() + from_to(since, Instant::now())
+        };
+        set_clock(5_000_000_000, begin, set, || Ok(shows().cast_unsigned())).unwrap();
+        let wrong = shows() - 5_000_000_000 - from_to(begin, Instant::now());
+        assert!(wrong.abs() < 1_000_000, "{wrong} ns");
     }
 
     #[test]
