@@ -23,6 +23,7 @@ pub struct Clocks<'a> {
 /// How often kvmclock is set until it agrees with the time stamp counters, and what is near enough: Linux in the guest gives a
 /// clock up that is half a millisecond away from another one.
 const TRIES: usize = 4;
+const READINGS: usize = 3;
 const NEAR_NS: i64 = 20_000;
 
 /// The moment that the clocks stand at.
@@ -33,14 +34,28 @@ struct Held {
     tsc: u64,
     /// In nanoseconds.
     kvmclock: i64,
+    /// What the guest may have read of it at most.
+    least: u64,
 }
 
 /// What a clock shows, and the host's time in the middle of the call that asked it: some take long, most of all where the
 /// processor is emulated, and what is read at two moments must not be taken for one.
-fn ask<T>(clock: impl FnOnce() -> io::Result<T>) -> io::Result<(Instant, T)> {
-    let begin = Instant::now();
-    let shown = clock()?;
-    Ok((begin + begin.elapsed() / 2, shown))
+///
+/// It is asked a few times, and the shortest call counts: this thread may lose its processor in one.
+fn ask<T>(clock: impl Fn() -> io::Result<T>) -> io::Result<(Instant, T)> {
+    let once = || {
+        let begin = Instant::now();
+        clock().map(|shown| (begin.elapsed(), begin, shown))
+    };
+    let mut best = once()?;
+    for _ in 1..READINGS {
+        let other = once()?;
+        if other.0 < best.0 {
+            best = other;
+        }
+    }
+    let (took, begin, shown) = best;
+    Ok((begin + took / 2, shown))
 }
 
 /// Nanoseconds from one moment to another.
@@ -78,7 +93,8 @@ impl<'a> Clocks<'a> {
         let (since, tsc) = ask(|| first.tsc())?;
         let (moment, shown) = ask(|| kvmclock(self.vm))?;
         let kvmclock = shown.cast_signed().saturating_sub(from_to(since, moment));
-        Ok(Held { since, tsc, kvmclock })
+        // The vCPUs stand, so what it shows now is no less than what they have seen.
+        Ok(Held { since, tsc, kvmclock, least: shown })
     }
 
     /// Has them go on from where they stand, if they were held. All vCPUs are parked still.
@@ -118,7 +134,12 @@ impl<'a> Clocks<'a> {
             }
             other => other?,
         }
-        set_clock(held.kvmclock, begin, |ns| set_kvmclock(self.vm, ns), || kvmclock(self.vm))?;
+        set_clock(
+            held.kvmclock,
+            begin,
+            |ns| set_kvmclock(self.vm, ns.max(held.least)),
+            || kvmclock(self.vm),
+        )?;
         for vcpu in vcpus {
             vcpu.renew_deadline()?;
             vcpu.was_stopped()?;
@@ -175,13 +196,13 @@ mod tests {
         assert_eq!((from_to(one, other), from_to(other, one)), (7000, -7000));
     }
 
-    /// Setting it takes two milliseconds, most of which pass before it takes the value.
+    /// Setting it takes long, all of which passes before it takes the value.
     #[test]
     fn a_clock_that_is_set_slowly_shows_what_it_should() {
         let set_at = Cell::new((Instant::now(), 0u64));
         let begin = Instant::now();
         let set = |ns: u64| {
-            std::thread::sleep(Duration::from_millis(2));
+            std::thread::sleep(Duration::from_millis(30));
             set_at.set((Instant::now(), ns));
             Ok(())
         };
@@ -191,7 +212,24 @@ mod tests {
         };
         set_clock(5_000_000_000, begin, set, || Ok(shows().cast_unsigned())).unwrap();
         let wrong = shows() - 5_000_000_000 - from_to(begin, Instant::now());
-        assert!(wrong.abs() < 1_000_000, "{wrong} ns");
+        assert!(wrong.abs() < 15_000_000, "{wrong} ns");
+    }
+
+    #[test]
+    fn a_call_that_is_held_up_does_not_count() {
+        for slow in 0..READINGS {
+            let (calls, begin) = (Cell::new(0), Instant::now());
+            let (moment, shown) = ask(|| {
+                let shown = from_to(begin, Instant::now());
+                if calls.replace(calls.get() + 1) == slow {
+                    std::thread::sleep(Duration::from_millis(60));
+                }
+                Ok(shown)
+            })
+            .unwrap();
+            let wrong = from_to(begin, moment) - shown;
+            assert!(wrong < 15_000_000, "{slow}: {wrong} ns");
+        }
     }
 
     #[test]
@@ -202,7 +240,7 @@ mod tests {
             Ok(5)
         })
         .unwrap();
-        let since = from_to(begin, moment);
-        assert!(shown == 5 && since >= 10_000_000 && since < from_to(begin, Instant::now()), "{since}");
+        let (since, all) = (from_to(begin, moment), from_to(begin, Instant::now()));
+        assert!(shown == 5 && since >= 10_000_000 && since <= all - 10_000_000, "{since} of {all}");
     }
 }

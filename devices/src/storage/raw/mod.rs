@@ -360,12 +360,12 @@ impl BlockBackend for RawImage {
     async fn grow(&self, io: &Io, len: u64) -> Result<(), BlockError> {
         self.check(Action::Write, 0, 0)?;
         if !self.is_device {
-            if len <= self.host_len() {
-                return Ok(());
+            if len > self.host_len() {
+                self.check_end(len)?;
+                self.extend(io, len, len).await?;
             }
-            self.check_end(len)?;
-            self.extend(io, len, len).await?;
-            // A disk that was larger before a loss of power than after it makes partitions and volumes of the guest unusable.
+            // A disk that was larger before a loss of power than after it makes partitions and volumes of the guest unusable. Also
+            // where it is as long already: by a try whose sync failed or still waits, or by others on the host.
             return match self.cache {
                 CacheMode::Unsafe => Ok(()),
                 _ => self.sync(io, Action::Flush).await,

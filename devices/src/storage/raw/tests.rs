@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::iothread::mischief::{Trick, Victim};
-use crate::iothread::record::{Event, Recorder};
+use crate::iothread::record::{Change, Event, Recorder};
 use crate::mem::SgList;
 use crate::storage::Image;
 use crate::storage::alignment::Alignment;
@@ -65,6 +65,29 @@ fn a_larger_size_is_stable_when_it_is_told() {
             expected.extend(["Sync(None)", "true"]);
         }
         assert_eq!(done, expected, "{}", cache.name());
+    }
+}
+
+#[test]
+fn a_size_that_could_not_be_made_stable_is_never_told() {
+    for (error, again) in [(libc::EIO, Some(BlockErrorKind::Unstable)), (libc::ECANCELED, None)] {
+        let file = file_of(1 << 20);
+        let image = open(&file, CacheMode::Writeback).unwrap();
+        let (first, second) = on_io_thread(move |io| async move {
+            io.plot(move |victim| (victim == Victim::Sync).then_some(Trick::Fail(error)));
+            let first = image.grow(&io, 2 << 20).await.err().map(|error| error.kind);
+            io.repent();
+            let recorder = Recorder::default();
+            io.record(&recorder);
+            let second = image.grow(&io, 2 << 20).await.err().map(|error| error.kind);
+            if second.is_none() {
+                let synced = |event: &Event| matches!(event, Event::Begin { change: Change::Sync(_), .. });
+                assert!(recorder.take().iter().any(synced), "said to be larger without a sync");
+            }
+            (first, second)
+        });
+        assert!(first.is_some(), "{error}");
+        assert_eq!(second, again, "{error}");
     }
 }
 
