@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use devices::threads::{self, Kind};
 
+use crate::output_file;
+
 /// Bytes that wait at most: what a developer has traced in the time that the thread may have to wait for a processor.
 const ROOM: usize = 4 << 20;
 /// What a line takes besides its text.
@@ -143,8 +145,15 @@ pub(crate) fn prepare() -> Option<&'static Lines> {
     let start = || {
         // A descriptor of its own: the library's has a lock, which a thread that panics takes.
         let mut file = File::from(io::stderr().as_fd().try_clone_to_owned().ok()?);
-        // Where standard error is closed there is nobody left to tell.
-        Lines::start("log", move |line| drop(file.write_all(line))).ok()
+        let regular = output_file::is_regular(&file);
+        let write = move |line: &[u8]| {
+            if regular {
+                output_file::follow(&file);
+            }
+            // Where standard error is closed there is nobody left to tell.
+            drop(file.write_all(line));
+        };
+        Lines::start("log", write).ok()
     };
     STANDARD_ERROR.get_or_init(start).as_deref()
 }

@@ -2,7 +2,7 @@
 //! that fails leaves what an earlier run, or a machine that runs, has in them.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -28,9 +28,10 @@ pub enum OutputError {
 
 /// Opens the file or makes it, for this process alone.
 pub(crate) fn open(path: &Path) -> Result<File, OutputError> {
-    // Non-blocking for a FIFO, which without a reader cannot be opened at all; a regular file does not care.
+    // Non-blocking for a FIFO, which without a reader cannot be opened at all; a regular file does not care. At its end, wherever
+    // that is: whoever rotates logs may make it shorter.
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(false).mode(MODE).custom_flags(libc::O_NONBLOCK);
+    options.append(true).create(true).mode(MODE).custom_flags(libc::O_NONBLOCK);
     let file = options.open(path).map_err(OutputError::System)?;
     // Devices are for everybody. Some file systems have no locks.
     if is_regular(&file) && matches!(lock(&file), Err(TryLockError::WouldBlock)) {
@@ -68,6 +69,16 @@ pub(crate) fn empty(file: &File) -> io::Result<()> {
     if is_regular(file) { file.set_len(0) } else { Ok(()) }
 }
 
-fn is_regular(file: &File) -> bool {
+/// Goes on at the end of a file that somebody has made shorter, as who rotates logs does: what is between would read as zeros.
+/// For files that were opened by others, with whom their flags are shared.
+pub(crate) fn follow(mut file: &File) {
+    let Ok(found) = file.metadata() else { return };
+    // Where it is opened for appending the position means nothing.
+    if found.is_file() && file.stream_position().is_ok_and(|position| position > found.len()) {
+        let _ = file.seek(SeekFrom::End(0));
+    }
+}
+
+pub(crate) fn is_regular(file: &File) -> bool {
     file.metadata().is_ok_and(|found| found.is_file())
 }

@@ -33,6 +33,8 @@ pub(super) enum Link {
 pub(super) struct Stdio {
     input: Option<File>,
     output: File,
+    /// It is a file, at a position that others share.
+    regular: bool,
     terminal: Option<RawTerminal>,
 }
 
@@ -79,7 +81,8 @@ impl Link {
         let output = private_output(output).map_err(ConsoleError::Resources)?;
         let terminal = RawTerminal::enter(input, changed).map_err(ConsoleError::Resources)?;
         let input = sys::duplicate(input).map_err(ConsoleError::Resources)?;
-        Ok(Self::Stdio(Stdio { input: Some(input), output, terminal }))
+        let regular = output_file::is_regular(&output);
+        Ok(Self::Stdio(Stdio { input: Some(input), output, regular, terminal }))
     }
 
     /// Whether somebody types here.
@@ -252,7 +255,12 @@ impl Link {
     /// Writes some of `bytes`; returns how many, 0 when the reader is slow. An error means that the reader is gone.
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let result = match self {
-            Self::Stdio(stdio) => stdio.output.write(bytes),
+            Self::Stdio(stdio) => {
+                if stdio.regular {
+                    output_file::follow(&stdio.output);
+                }
+                stdio.output.write(bytes)
+            }
             Self::File(file) => file.write(bytes),
             Self::Pty(pty) => pty.master.write(bytes),
             Self::Socket(Socket { client: Some(client), .. }) => client.write(bytes),

@@ -1,7 +1,7 @@
 //! Signals as events: the process learns of them in its event loop, where it can end in good order.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, IsTerminal, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -28,6 +28,8 @@ pub enum Request {
     Suspend,
     /// The process was stopped and goes on. The terminal has followed.
     Continued,
+    /// Nothing: SIGHUP of a process without a terminal that could hang up. Daemons open their logs again then.
+    Rotated,
 }
 
 /// The signals SIGTERM, SIGINT, SIGHUP, SIGTSTP and SIGCONT.
@@ -37,6 +39,8 @@ pub struct Signals {
     taken: AtomicI32,
     /// Readable once there is one.
     heard: EventFd,
+    /// There is a terminal, whose end SIGHUP tells of.
+    terminal: bool,
 }
 
 impl Signals {
@@ -58,7 +62,7 @@ impl Signals {
         add(&mut told, libc::SIGRTMIN() + 1);
         change_mask(libc::SIG_UNBLOCK, &told)?;
         let heard = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        open(&set).map(|file| Self { file, taken: AtomicI32::new(0), heard })
+        open(&set).map(|file| Self { file, taken: AtomicI32::new(0), heard, terminal: has_terminal() })
     }
 
     /// Takes the next signal that has arrived, if any.
@@ -73,6 +77,7 @@ impl Signals {
         let number = info.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes)).cast_signed();
         Ok(Some(match number {
             libc::SIGTSTP => Request::Suspend,
+            libc::SIGHUP if !self.terminal => Request::Rotated,
             libc::SIGCONT => {
                 terminal::renew();
                 Request::Continued
@@ -162,6 +167,12 @@ impl Signals {
             }
         }
     }
+}
+
+/// Whether the process has a terminal that may hang up: a controlling one, or standard input.
+fn has_terminal() -> bool {
+    // Without a controlling one it cannot be opened (tty(4)).
+    File::open("/dev/tty").is_ok() || io::stdin().is_terminal()
 }
 
 impl AsRawFd for Signals {
@@ -265,6 +276,36 @@ mod tests {
         ends();
         over.write(1).unwrap();
         assert_eq!(signals.deadly(&over, || Duration::from_secs(3600)).unwrap(), None, "all is over");
+    }
+
+    #[test]
+    fn sighup_ends_what_has_a_terminal() {
+        // As nohup has it.
+        if ignored(libc::SIGHUP) {
+            return;
+        }
+        let mut signals = Signals::block().unwrap();
+        let requests = [(true, Request::Terminate(libc::SIGHUP)), (false, Request::Rotated)];
+        for (terminal, request) in requests {
+            signals.terminal = terminal;
+            raise(libc::SIGHUP);
+            assert_eq!(signals.next().unwrap(), Some(request));
+        }
+        // Nobody takes it, and it ends nothing.
+        let signals =
+            Signals { taken: AtomicI32::new(0), heard: EventFd::new(EFD_NONBLOCK).unwrap(), ..signals };
+        raise(libc::SIGHUP);
+        let over = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        let later = std::thread::spawn({
+            let over = over.clone();
+            move || {
+                std::thread::sleep(Duration::from_millis(500));
+                over.write(1).unwrap();
+            }
+        });
+        assert_eq!(signals.deadly(&over, || Duration::from_millis(10)).unwrap(), None);
+        assert_eq!(signals.next().unwrap(), None, "it was taken");
+        later.join().unwrap();
     }
 
     /// Signals that are taken at once do not count for the one that comes then.

@@ -193,6 +193,8 @@ impl Shared {
             let ended = pending.ended;
             drop(pending);
             marks = new_marks.unwrap_or(marks);
+            // By somebody else: without a header it would be refused at the next start.
+            let headless = file.metadata().is_ok_and(|found| found.len() == 0);
             // Slots without a checksum.
             let emptied =
                 if forget { file.write_all_at(&vec![0; BLOCK * EVENT_RECORDS], at(0)) } else { Ok(()) };
@@ -207,7 +209,7 @@ impl Shared {
                     file.write_all_at(&block(&[&SETTINGS[..], part].concat()), at(slot))
                 });
             }
-            if result.is_ok() && (new_marks.is_some() || ended) {
+            if result.is_ok() && (new_marks.is_some() || ended || headless) {
                 let next = if ended { newest.wrapping_add(1) } else { 0 };
                 result = file.write_all_at(&header(marks, next), 0);
             }
@@ -334,6 +336,23 @@ mod tests {
         let refused = EventFile::open(&path).err().unwrap().to_string();
         assert_eq!(refused, "another process writes to it; end it or choose another path");
         assert_eq!(EventFile::check(&path).unwrap_err().to_string(), refused);
+    }
+
+    /// As who rotates logs does, whom a pattern such as `*` leads here.
+    #[test]
+    fn a_file_that_was_emptied_is_an_event_log_still() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("events");
+        fill(&path, 1..=10, EventMarks { boot: 7, ..EventMarks::default() });
+        let mut file = EventFile::open(&path).unwrap();
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(0).unwrap();
+        file.keep(11, &record(11));
+        // What a process that is killed leaves.
+        while file.shared.lock().written != 11 {
+            std::thread::yield_now();
+        }
+        let kept = read(&File::open(&path).unwrap()).unwrap();
+        assert_eq!((numbers(&kept), kept.marks.boot), (vec![11], 7));
     }
 
     #[test]

@@ -326,6 +326,14 @@ impl Machine {
                         look_again();
                         Event::Continued
                     }
+                    Request::Rotated => {
+                        devices::log_limited!(
+                            warn,
+                            "SIGHUP: the machine goes on, and writes to the files that it has open, renamed or not; to rotate its \
+                             logs let logrotate use `copytruncate`"
+                        );
+                        continue;
+                    }
                 });
             }
         });

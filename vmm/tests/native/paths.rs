@@ -14,7 +14,7 @@ use super::asm::*;
 use super::guest::{COM1, Guest};
 use super::vm::{Ended, Running, Vm, eventually, hypervisor, skipped, turn};
 
-const HBAS: [&str; 2] = ["virtio-scsi", "megasas"];
+pub const HBAS: [&str; 2] = ["virtio-scsi", "megasas"];
 
 /// Says `text` whenever a key is pressed.
 fn guest(text: &str) -> Vec<u8> {
@@ -32,7 +32,7 @@ fn guest(text: &str) -> Vec<u8> {
 }
 
 /// A machine with a disk, and directories for all that it has.
-fn machine(hba: &str) -> Vm {
+pub fn machine(hba: &str) -> Vm {
     let vm = Vm::new(&guest("first\n"));
     for directory in ["boot", "run", "images", "other"] {
         fs::create_dir(vm.path(directory)).unwrap();
@@ -50,18 +50,18 @@ fn machine(hba: &str) -> Vm {
 }
 
 /// A machine that runs, and its control socket.
-struct Machine {
-    running: Running,
+pub struct Machine {
+    pub running: Running,
     control: BufReader<UnixStream>,
     console: BufReader<UnixStream>,
 }
 
 impl Machine {
-    fn start(vm: &Vm) -> Self {
+    pub fn start(vm: &Vm) -> Self {
         Self::of(vm, Running::start(&mut vm.command()))
     }
 
-    fn of(vm: &Vm, running: Running) -> Self {
+    pub fn of(vm: &Vm, running: Running) -> Self {
         let connect =
             |name: &str| BufReader::new(eventually(name, || UnixStream::connect(vm.path(name)).ok()));
         let (control, console) = (connect("run/control"), connect("run/console"));
@@ -77,12 +77,12 @@ impl Machine {
         }
     }
 
-    fn reset(&mut self) {
+    pub fn reset(&mut self) {
         assert_eq!(self.ask("reset", ""), "{\"return\":{}}");
         self.settle();
     }
 
-    fn ask(&mut self, command: &str, arguments: &str) -> String {
+    pub fn ask(&mut self, command: &str, arguments: &str) -> String {
         let line = format!("{{\"execute\": \"{command}\", \"arguments\": {{{arguments}}}}}\n");
         self.control.get_mut().write_all(line.as_bytes()).unwrap();
         let mut answer = String::new();
@@ -92,33 +92,33 @@ impl Machine {
         answer.trim_end().to_owned()
     }
 
-    fn attach(&mut self, image: &str, more: &str) -> String {
+    pub fn attach(&mut self, image: &str, more: &str) -> String {
         self.ask("attach", &format!("\"image\": \"{image}\"{more}"))
     }
 
     /// Asks for what is refused with these words.
     #[track_caller]
-    fn refused(&mut self, image: &str, more: &str, said: &str) {
+    pub fn refused(&mut self, image: &str, more: &str, said: &str) {
         let expected = format!("{{\"error\":{{\"class\":\"GenericError\",\"desc\":\"{said}\"}}}}");
         assert_eq!(self.attach(image, more), expected);
     }
 
     /// What the guest says.
-    fn line(&mut self) -> String {
+    pub fn line(&mut self) -> String {
         let mut line = String::new();
         self.console.get_mut().write_all(b"x").unwrap();
         self.console.read_line(&mut line).unwrap();
         line
     }
 
-    fn quit(mut self) -> Ended {
+    pub fn quit(mut self) -> Ended {
         assert_eq!(self.ask("quit", ""), "{\"return\":{}}");
         self.running.wait()
     }
 }
 
 /// Whether the kernel has Landlock.
-fn landlock(test: &str) -> bool {
+pub fn landlock(test: &str) -> bool {
     // SAFETY: no pointers: this asks for the version.
     #[allow(unsafe_code)]
     let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0_usize, 0_usize, 1) };
@@ -126,7 +126,7 @@ fn landlock(test: &str) -> bool {
 }
 
 /// A qcow2 image of one cluster with nothing in it (QEMU, docs/interop/qcow2.rst).
-fn qcow2(backing: &str) -> Vec<u8> {
+pub fn qcow2(backing: &str) -> Vec<u8> {
     let mut bytes = vec![0; 4096];
     let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
     put(0, b"QFI\xfb\0\0\0\x03");
@@ -145,7 +145,7 @@ fn qcow2(backing: &str) -> Vec<u8> {
     bytes
 }
 
-const REMEDY: &str = "add its directory to `directories` in [security], or pass a descriptor";
+pub const REMEDY: &str = "add its directory to `directories` in [security], or pass a descriptor";
 
 #[test]
 fn images_come_from_the_directories_that_are_named() {
