@@ -255,8 +255,10 @@ impl Control {
                 }
                 _ => {}
             }
-            seat.parked = true;
-            self.changed.notify_all();
+            // Once: else those that are parked would wake each other for ever.
+            if !std::mem::replace(&mut seat.parked, true) {
+                self.changed.notify_all();
+            }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -384,6 +386,35 @@ mod tests {
                 })
             })
             .collect()
+    }
+
+    #[test]
+    fn parked_vcpus_leave_each_other_asleep() {
+        /// How often the calling thread has slept.
+        fn sleeps() -> libc::c_long {
+            // SAFETY: integers only, of which all may be zero.
+            #[allow(unsafe_code)]
+            let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+            // SAFETY: a live structure.
+            #[allow(unsafe_code)]
+            let result = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+            assert_eq!(result, 0);
+            usage.ru_nvcsw
+        }
+        let control = Control::new(3).unwrap();
+        let vcpu = |index| {
+            let control = control.clone();
+            std::thread::spawn(move || {
+                assert!(matches!(control.next(index), Order::Exit));
+                sleeps()
+            })
+        };
+        let vcpus: Vec<_> = (0..3).map(vcpu).collect();
+        assert!(control.pause(&[], || true));
+        std::thread::sleep(Duration::from_millis(200));
+        control.exit();
+        let slept: Vec<_> = vcpus.into_iter().map(|vcpu| vcpu.join().unwrap()).collect();
+        assert!(slept.iter().all(|times| *times < 50), "{slept:?}");
     }
 
     #[test]
