@@ -102,9 +102,10 @@ fn made(rules: &[Rule]) -> Result<Option<Paths>> {
     }
     let ruleset: Option<OwnedFd> = ruleset.into();
     if ruleset.is_none() {
-        tracing::info!(
-            "this host has no Landlock (Linux 5.13, and `landlock` in its list of security modules): the sandbox does not \
-             limit which files the machine opens"
+        tracing::warn!(
+            "this host has no Landlock: the sandbox does not limit which files the machine opens by their paths; Linux 5.13 or \
+             newer has it, where `landlock` is in the list of security modules (`lsm=` on the kernel's command line, \
+             /sys/kernel/security/lsm) and no container forbids it"
         );
     }
     Ok(ruleset.map(|ruleset| Paths { ruleset, reach, _held: held }))

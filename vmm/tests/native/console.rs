@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use super::asm::*;
 use super::guest::{COM1, Guest};
-use super::vm::{Running, Vm, eventually, hypervisor, skipped};
+use super::vm::{Running, Vm, eventually, hypervisor, skipped, usual_log};
 
 /// Prints every byte that it gets, with its case changed; `!` powers it off.
 pub fn echo() -> Vec<u8> {
@@ -135,7 +135,7 @@ fn a_pseudoterminal_is_nobody_else_s() {
     let own = vm.command();
     let mut command = apart("exec \"$0\" \"$@\"");
     command.arg(own.get_program()).args(own.get_args());
-    command.current_dir(vm.path("")).env_remove("VMM_LOG").stdin(Stdio::null());
+    usual_log(command.current_dir(vm.path("")).stdin(Stdio::null()));
     let running = Running::start(&mut command);
     let name = eventually("the link to the terminal", || fs::read_link(vm.path("tty")).ok());
     let seen = format!("/proc/{}/root{}", running.child.id(), name.display());

@@ -7,7 +7,9 @@ use std::process::Command;
 
 use super::guest::Guest;
 use super::terminal::Terminal;
-use super::vm::{Ended, Running, Vm, eventually, hypervisor, send_signal, skipped, virtualization};
+use super::vm::{
+    Ended, Running, Vm, eventually, hypervisor, send_signal, skipped, usual_log, virtualization,
+};
 
 fn kernel() -> Vec<u8> {
     Guest::kernel(|g| g.print("started\n"))
@@ -225,7 +227,7 @@ fn a_hypervisor_for_others_only() {
         fs::set_permissions(vm.path(name), Permissions::from_mode(mode)).unwrap();
     }
     let mut command = Command::new(vm.path("vmm"));
-    command.args(["--config", "vm.toml"]).current_dir(vm.path("")).env_remove("VMM_LOG");
+    usual_log(command.args(["--config", "vm.toml"]).current_dir(vm.path("")));
     if File::options().read(true).write(true).open("/dev/kvm").is_ok() {
         if fs::metadata("/dev/kvm").unwrap().permissions().mode() & 0o002 != 0 {
             skipped(TEST, "everybody may use /dev/kvm");

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::console::{converse, echo};
 use super::guest::Guest;
-use super::vm::{Running, Vm, eventually, hypervisor, turn};
+use super::vm::{Running, Vm, eventually, hypervisor, turn, usual_log};
 
 #[test]
 fn a_log_file_at_the_size_limit_costs_its_lines_only() {
@@ -24,7 +24,7 @@ fn a_log_file_at_the_size_limit_costs_its_lines_only() {
     let mut limited = Command::new("sh");
     // Blocks of 512 bytes.
     limited.args(["-c", "ulimit -f 4; exec \"$0\" \"$@\""]).arg(own.get_program()).args(own.get_args());
-    limited.current_dir(vm.path("")).env_remove("VMM_LOG").stdin(Stdio::null());
+    usual_log(limited.current_dir(vm.path("")).stdin(Stdio::null()));
     let ended = vm.run_with(&mut limited);
     assert_eq!((ended.code, ended.output.as_str()), (0, "Hello from the guest\r\n"), "{}", ended.errors);
     let lines: Vec<&str> = ended.errors.lines().collect();

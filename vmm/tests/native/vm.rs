@@ -28,6 +28,22 @@ pub fn skipped(test: &str, why: &str) -> bool {
     false
 }
 
+/// Whether the kernel has Landlock.
+pub fn landlock() -> bool {
+    // SAFETY: it asks for the version (LANDLOCK_CREATE_RULESET_VERSION).
+    #[allow(unsafe_code)]
+    let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0, 0, 1) };
+    version > 0
+}
+
+/// Has a command log what it logs by itself, but for the line which says that this host has no Landlock.
+pub fn usual_log(command: &mut Command) -> &mut Command {
+    match landlock() {
+        true => command.env_remove("VMM_LOG"),
+        false => command.env("VMM_LOG", "warn,vmm::jail::paths=error"),
+    }
+}
+
 /// Whether the processor can run any guest.
 pub fn virtualization() -> bool {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap();
@@ -107,7 +123,7 @@ impl Vm {
     /// The command with its arguments and nothing on standard input.
     pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
-        command.current_dir(self.directory.path()).env_remove("VMM_LOG");
+        usual_log(command.current_dir(self.directory.path()));
         command.args(["--config", "vm.toml"]).args(&self.arguments).stdin(Stdio::null());
         command
     }
