@@ -6,9 +6,10 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use devices::threads::{self, Kind};
-use seccompiler::{BpfProgram, sock_filter};
+use libc::sock_filter;
 
 pub(super) use sys::give_up_bounds;
 
@@ -74,8 +75,10 @@ pub(super) struct Prepared {
     refusal: Refusal,
     /// Paths to be given up (landlock_restrict_self(2)).
     paths: Option<Paths>,
-    filters: [OnceLock<BpfProgram>; Kind::ALL.len()],
+    filters: [OnceLock<Vec<sock_filter>>; Kind::ALL.len()],
     reached: OnceLock<Box<[Reached]>>,
+    /// How many of them have answered.
+    answers: AtomicU32,
     /// A thread that cannot confine itself ends the process: nobody waits for it any more.
     late: AtomicBool,
     /// All are confined, so that those that they start need their own filter only.
@@ -102,6 +105,7 @@ impl Prepared {
             paths,
             filters: [const { OnceLock::new() }; Kind::ALL.len()],
             reached: OnceLock::new(),
+            answers: AtomicU32::new(0),
             late: AtomicBool::new(false),
             entered: AtomicBool::new(false),
         })
@@ -113,16 +117,9 @@ impl Prepared {
     }
 
     /// Makes the filter for a kind, if it is not there yet.
-    fn make(&self, kind: Kind) -> Result<(), StepError> {
-        let Some(place) = self.filters.get(kind as usize) else { return Ok(()) };
-        if place.get().is_none() {
-            let made = calls::filter(kind, self.refusal);
-            let made =
-                made.map_err(|error| StepError::new(Step::Calls, io::Error::other(error.to_string())))?;
-            // Another thread may have been faster, with the same.
-            let _ = place.set(made);
-        }
-        Ok(())
+    fn make(&self, kind: Kind) -> &[sock_filter] {
+        let place = self.filters.get(kind as usize);
+        place.map_or(&[], |place| place.get_or_init(|| calls::filter(kind, self.refusal)))
     }
 
     fn filter(&self, kind: Kind) -> Option<&[sock_filter]> {
@@ -130,12 +127,34 @@ impl Prepared {
     }
 
     /// Takes down who is to be told, and makes what they need.
-    pub(super) fn expect(&self, living: &[threads::Living]) -> Result<(), StepError> {
-        living.iter().map(|living| living.kind).chain([Kind::Main]).try_for_each(|kind| self.make(kind))?;
+    pub(super) fn expect(&self, living: &[threads::Living]) {
+        for kind in living.iter().map(|living| living.kind).chain([Kind::Main]) {
+            self.make(kind);
+        }
         let reached =
             |living: &threads::Living| Reached { number: living.number, state: AtomicU32::new(WAITING) };
         let _ = self.reached.set(living.iter().map(reached).collect());
-        Ok(())
+    }
+
+    /// How many threads have answered.
+    pub(super) fn answers(&self) -> u32 {
+        self.answers.load(Ordering::Acquire)
+    }
+
+    /// Waits a while for the last answer, if there are only so many.
+    pub(super) fn rest(&self, answers: u32, time: Duration) {
+        sys::sleep_on(&self.answers, answers, time);
+    }
+
+    /// Takes down the answer of a thread.
+    fn answer(&self, number: i32, state: u32) {
+        let all = self.reached.get().map(Box::as_ref).unwrap_or_default();
+        let Some(reached) = all.iter().find(|reached| reached.number == number) else { return };
+        reached.state.store(state, Ordering::SeqCst);
+        let answers = self.answers.fetch_add(1, Ordering::SeqCst) + 1;
+        if state != DONE || answers as usize == all.len() {
+            sys::wake(&self.answers);
+        }
     }
 
     /// The threads that have not answered yet; an error of one that could not.
@@ -163,12 +182,15 @@ impl Prepared {
         self.late.store(true, Ordering::SeqCst);
     }
 
-    /// Confines the calling thread, the first and last one. From now on threads that begin confine themselves.
+    /// Confines the calling thread, the first one of the process.
     pub(super) fn confine_main(&self) -> Result<(), StepError> {
         let error = |(step, error)| StepError::new(step, io::Error::from_raw_os_error(error));
-        self.confine_here(Kind::Main).map_err(error)?;
+        self.confine_here(Kind::Main).map_err(error)
+    }
+
+    /// All are confined: from now on threads that begin confine themselves.
+    pub(super) fn entered(&self) {
         self.entered.store(true, Ordering::Release);
-        Ok(())
     }
 
     /// The same, of what is prepared: no memory, no locks. The error is the system's number.
@@ -194,12 +216,8 @@ pub(super) fn on_start(kind: Kind) {
         return;
     };
     CONFINED.set(true);
-    let filter = prepared.make(kind).map(|()| prepared.filter(kind).unwrap_or_default());
-    let confined = filter.and_then(|filter| {
-        let error = |error| StepError::new(Step::Calls, io::Error::from_raw_os_error(error));
-        sys::filter_calls(filter).map_err(error)
-    });
-    if let Err(error) = confined {
+    let error = |error| StepError::new(Step::Calls, io::Error::from_raw_os_error(error));
+    if let Err(error) = sys::filter_calls(prepared.make(kind)).map_err(error) {
         devices::log_limited!(warn, "a thread may do as much as the one that started it: {error}");
     }
 }
@@ -211,12 +229,7 @@ pub(super) fn on_signal() {
         Ok(()) => DONE,
         Err((step, error)) => (step as u32 + 1) << 16 | error.cast_unsigned() & 0xffff,
     };
-    let number = threads::number();
-    let all =
-        prepared.reached.get().iter().flat_map(|all| all.iter()).find(|reached| reached.number == number);
-    if let Some(reached) = all {
-        reached.state.store(state, Ordering::SeqCst);
-    }
+    prepared.answer(threads::number(), state);
     if state != DONE && prepared.late.load(Ordering::SeqCst) {
         sys::end();
     }
@@ -234,14 +247,14 @@ fn kept(kind: Kind) -> u32 {
 /// System calls that a signal handler may make. Each gives the system's error number.
 #[allow(unsafe_code)]
 mod sys {
-    use super::{RawFd, sock_filter};
+    use super::{AtomicU32, Duration, OnceLock, RawFd, sock_filter};
 
     type Result = std::result::Result<(), libc::c_int>;
 
     /// `_LINUX_CAPABILITY_VERSION_3` (linux/capability.h).
     const VERSION: u32 = 0x2008_0522;
     /// No kernel has more capabilities.
-    const CAPABILITIES_MAX: libc::c_ulong = 64;
+    const CAPABILITIES: u32 = u64::BITS;
 
     #[repr(C)]
     struct Header {
@@ -250,7 +263,7 @@ mod sys {
     }
 
     #[repr(C)]
-    #[derive(Clone, Copy, Default)]
+    #[derive(Clone, Copy, Default, PartialEq)]
     struct Capabilities {
         effective: u32,
         permitted: u32,
@@ -294,32 +307,77 @@ mod sys {
         let mut sets = [Capabilities::default(); 2];
         // SAFETY: a live header, and as much room as this version writes.
         check(unsafe { libc::syscall(libc::SYS_capget, &raw const header, sets.as_mut_ptr()) })?;
-        give_up_bounds();
-        let [low, _] = sets;
+        give_up_same_bounds();
+        let [low, high] = sets;
         let permitted = low.permitted & kept;
-        let sets = [
+        let wanted = [
             Capabilities { effective: low.effective & permitted, permitted, inheritable: 0 },
             Capabilities::default(),
         ];
+        if [low, high] == wanted {
+            return Ok(());
+        }
         // SAFETY: a live header and two sets, which the call reads.
-        check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) })
+        check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, wanted.as_ptr()) })
     }
 
-    /// No program that is started has any capability. Does nothing where that is so already: threads inherit it.
+    /// By number: what no program that is started has any more since the main thread gave it up, as have those that it
+    /// started afterwards.
+    static GIVEN_UP: OnceLock<u64> = OnceLock::new();
+
+    /// No program that is started has any capability. For the main thread.
     pub(in crate::jail) fn give_up_bounds() {
-        let none: libc::c_ulong = 0;
-        for capability in 0..CAPABILITIES_MAX {
-            // SAFETY: no pointers. It fails behind the last.
-            match unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability, none, none, none) } {
+        let mut given_up = 0;
+        for capability in 0..CAPABILITIES {
+            match bound(libc::PR_CAPBSET_READ, capability) {
                 0 => continue,
                 1 => {}
+                // There are no more.
                 _ => break,
             }
-            // SAFETY: no pointers. It fails for who has no right to give them up.
-            if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, none, none, none) } != 0 {
+            // It fails for who has no right to give them up.
+            if bound(libc::PR_CAPBSET_DROP, capability) != 0 {
                 break;
             }
+            given_up |= 1 << capability;
         }
+        let _ = GIVEN_UP.set(given_up);
+    }
+
+    /// The same for any thread. Does little where it has been done.
+    fn give_up_same_bounds() {
+        let Some(given_up) = GIVEN_UP.get() else { return give_up_bounds() };
+        let first = given_up.trailing_zeros();
+        if first == u64::BITS || bound(libc::PR_CAPBSET_READ, first) == 0 {
+            return;
+        }
+        for capability in (first..CAPABILITIES).filter(|capability| given_up >> capability & 1 != 0) {
+            bound(libc::PR_CAPBSET_DROP, capability);
+        }
+    }
+
+    fn bound(operation: libc::c_int, capability: u32) -> libc::c_int {
+        let (capability, none) = (libc::c_ulong::from(capability), 0 as libc::c_ulong);
+        // SAFETY: no pointers.
+        unsafe { libc::prctl(operation, capability, none, none, none) }
+    }
+
+    /// Waits until it is told to [`wake`], if the word has this value.
+    pub(super) fn sleep_on(word: &AtomicU32, value: u32, time: Duration) {
+        let time = libc::timespec {
+            tv_sec: time.as_secs().cast_signed(),
+            tv_nsec: libc::c_long::from(time.subsec_nanos()),
+        };
+        let wait = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+        // SAFETY: a live word and a live time.
+        unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), wait, value, &raw const time) };
+    }
+
+    /// Wakes who waits.
+    pub(super) fn wake(word: &AtomicU32) {
+        let wake = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
+        // SAFETY: a live word.
+        unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), wake, 1) };
     }
 
     pub(super) fn restrict_paths(rules: RawFd) -> Result {

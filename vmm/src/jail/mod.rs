@@ -28,8 +28,8 @@ use paths::Paths;
 /// How long threads may take to confine themselves. One that the host keeps in a system call does so when it comes back,
 /// before anything else.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// From one look at them to the next.
-const PAUSE: Duration = Duration::from_micros(20);
+/// From one look at whether they live to the next.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// Becomes who the machine of `config` shall run as, and confines all threads of the process, and those that it starts from
 /// now on, for good. To be called by the main thread when everything is open, once in a process.
@@ -75,12 +75,14 @@ fn confine(sandbox: Sandbox, paths: Option<Paths>) -> Result<()> {
     signals::catch(confine::signal(), on_signal, libc::SA_RESTART).context("the sandbox: its signal")?;
     let attention = threads::attend(confine::on_start);
     let prepared = Prepared::new(refusal, paths);
-    let expected = prepared.expect(&attention.living);
+    prepared.expect(&attention.living);
     let made = begin.elapsed();
-    let entered = expected.and_then(|()| {
-        tell(&attention)?;
+    let entered = tell(&attention).and_then(|()| {
+        // While the others do.
+        prepared.confine_main()?;
         wait(prepared)?;
-        prepared.confine_main()
+        prepared.entered();
+        Ok(())
     });
     if let Some(paths) = prepared.paths() {
         devices::sandbox::confined(paths.reach.clone());
@@ -114,6 +116,7 @@ fn wait(prepared: &Prepared) -> Result<(), StepError> {
             // Nobody looks at how it went with them any more.
             prepared.wait_no_more();
         }
+        let answers = prepared.answers();
         let mut missing = prepared.missing()?;
         missing.retain(|number| threads::lives(*number));
         if missing.is_empty() {
@@ -126,7 +129,7 @@ fn wait(prepared: &Prepared) -> Result<(), StepError> {
             );
             return Ok(());
         }
-        std::thread::sleep(PAUSE);
+        prepared.rest(answers, PAUSE);
     }
 }
 

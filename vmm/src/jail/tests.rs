@@ -37,12 +37,14 @@ fn child() {
     let kind = Kind::ALL.into_iter().find(|one| format!("{one:?}") == kind).unwrap();
     let file = tempfile::tempfile().unwrap();
     let (go, gone) = mpsc::channel();
+    let outside = Outside::new();
     let work = move || {
         gone.recv().unwrap();
         allowed(kind, &file);
+        outside.run(|| signals::catch(libc::SIGSYS, on_trap, 0).unwrap());
         println!("refused: {}", refused(kind).join(" "));
-        // Its default again: this ends the process.
-        refusal::explain().unwrap();
+        outside.run(|| refusal::explain().unwrap());
+        // This ends the process.
         call(libc::SYS_execve, [0; 6]);
     };
     match way {
@@ -56,15 +58,28 @@ fn child() {
         "busy" => {
             let ((here, there), (back, comes)) = (mpsc::channel(), mpsc::channel::<()>());
             let thread = threads::spawn(kind, "jailed", move || {
-                mask(libc::SIG_BLOCK);
+                mask(libc::SIG_BLOCK, confine::signal());
                 here.send(()).unwrap();
                 comes.recv().unwrap();
-                mask(libc::SIG_UNBLOCK);
+                mask(libc::SIG_UNBLOCK, confine::signal());
                 work();
             });
             there.recv().unwrap();
             confine(Sandbox::On, None).unwrap();
             back.send(()).unwrap();
+            go.send(()).unwrap();
+            let _ = thread.unwrap().join();
+        }
+        // As an attacker might, who would rather have refused calls do nothing.
+        "blocked" => {
+            let (go, gone) = mpsc::channel();
+            let thread = threads::spawn(kind, "jailed", move || {
+                gone.recv().unwrap();
+                mask(libc::SIG_BLOCK, libc::SIGSYS);
+                call(libc::SYS_execve, [0; 6]);
+                println!("it lives");
+            });
+            confine(Sandbox::On, None).unwrap();
             go.send(()).unwrap();
             let _ = thread.unwrap().join();
         }
@@ -97,13 +112,36 @@ fn child() {
     }
 }
 
-/// Keeps the signal from the calling thread, or lets it come.
+/// A thread that is never confined, for what no other may do any more.
+struct Outside(mpsc::Sender<(fn(), mpsc::Sender<()>)>);
+
+impl Outside {
+    fn new() -> Self {
+        let (give, given) = mpsc::channel::<(fn(), mpsc::Sender<()>)>();
+        // Not one of ours, so nobody tells it to confine itself.
+        std::thread::spawn(move || {
+            for (work, done) in given {
+                work();
+                done.send(()).unwrap();
+            }
+        });
+        Self(give)
+    }
+
+    fn run(&self, work: fn()) {
+        let (done, is_done) = mpsc::channel();
+        self.0.send((work, done)).unwrap();
+        is_done.recv().unwrap();
+    }
+}
+
+/// Keeps a signal from the calling thread, or lets it come.
 #[allow(unsafe_code)]
-fn mask(how: libc::c_int) {
+fn mask(how: libc::c_int, signal: libc::c_int) {
     // SAFETY: all-zero bytes are a valid set.
     let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: the set is live.
-    unsafe { libc::sigaddset(&raw mut set, confine::signal()) };
+    unsafe { libc::sigaddset(&raw mut set, signal) };
     // SAFETY: the set is live, and the old one is not asked for.
     assert_eq!(unsafe { libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut()) }, 0);
 }
@@ -251,6 +289,7 @@ fn refused(kind: Kind) -> Vec<String> {
         (libc::SYS_quotactl, [0; 6]),
         (libc::SYS_sched_setscheduler, [0; 6]),
         (libc::SYS_syslog, [3, 0, 0, 0, 0, 0]),
+        (libc::SYS_rt_sigaction, [libc::SIGSYS as u64, 0, 0, 8, 0, 0]),
     ];
     if !opens {
         calls.push((libc::SYS_openat, [u64::MAX, 0, WRITE, 0, 0, 0]));
@@ -269,7 +308,6 @@ fn refused(kind: Kind) -> Vec<String> {
     if kind != Kind::Vcpu {
         calls.push((libc::SYS_ioctl, [u64::MAX, 0xae80, 0, 0, 0, 0]));
     }
-    signals::catch(libc::SIGSYS, on_trap, 0).unwrap();
     let made = |(number, arguments): &(c_long, [u64; 6])| {
         TRAPPED.store(-1, Ordering::SeqCst);
         call(*number, *arguments);
@@ -313,6 +351,14 @@ fn a_thread_that_does_not_answer_is_confined_when_it_comes_back() {
 #[test]
 fn the_main_thread_is_confined_too() {
     check("main", Kind::Main);
+}
+
+#[test]
+fn a_thread_that_blocks_the_signal_of_refused_calls_ends_by_it() {
+    let output = child_process("blocked:Vcpu");
+    let shown = format!("{}\n{}\n{}", output.status, said(&output.stdout), said(&output.stderr));
+    assert_eq!(output.status.signal(), Some(libc::SIGSYS), "{shown}");
+    assert!(!shown.contains("it lives"), "{shown}");
 }
 
 #[test]

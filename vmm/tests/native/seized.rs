@@ -14,7 +14,7 @@ use libc::c_long;
 
 use super::console::{converse, echo};
 use super::seize::{Arg, Call, Outcome, Seized, threads};
-use super::vm::{Ended, Running, Vm, eventually, hypervisor, skipped, turn};
+use super::vm::{Ended, Running, Vm, eventually, hypervisor, landlock, skipped, turn};
 
 /// Threads that every machine of [`machine`] has while a client is connected.
 const THREADS: [&str; 13] = [
@@ -197,6 +197,8 @@ impl Attempts<'_> {
             call("pidfd_getfd", libc::SYS_pidfd_getfd, &[n(-1)]),
             call("kcmp", libc::SYS_kcmp, &[n(parent), n(parent)]),
             call("seccomp", libc::SYS_seccomp, &[n(-1)]),
+            // The signal of refused calls, to make them and live.
+            call("rt_sigaction", libc::SYS_rt_sigaction, &[n(libc::SIGSYS), bytes(&[0; 32]), n(0), n(8)]),
             // Calls that are made, for something else.
             call("prctl, dumpable", libc::SYS_prctl, &[n(libc::PR_SET_DUMPABLE), n(1)]),
             call("prctl, secure bits", libc::SYS_prctl, &[n(libc::PR_SET_SECUREBITS), n(0)]),
@@ -264,13 +266,6 @@ fn possible(test: &str) -> bool {
     child.kill().unwrap();
     child.wait().unwrap();
     seized.is_ok() || skipped(test, "ptrace is forbidden here")
-}
-
-fn landlock() -> bool {
-    // SAFETY: it asks for the version (LANDLOCK_CREATE_RULESET_VERSION).
-    #[allow(unsafe_code)]
-    let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0, 0, 1) };
-    version >= 1
 }
 
 fn names(directory: &Path) -> BTreeSet<String> {

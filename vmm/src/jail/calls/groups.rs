@@ -54,7 +54,6 @@ const COMMON: &[libc::c_long] = &[
     libc::SYS_readv,
     libc::SYS_restart_syscall,
     libc::SYS_rseq,
-    libc::SYS_rt_sigaction,
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
     libc::SYS_sched_getaffinity,
@@ -143,7 +142,7 @@ const fn iowr<T>(number: u32) -> u32 {
 }
 
 /// KVM_RUN (linux/kvm.h, as the ones below).
-pub(super) const RUN: u32 = io(0x80);
+const RUN: u32 = io(0x80);
 
 /// KVM_IRQ_LINE, KVM_SET_GSI_ROUTING, KVM_IRQFD, KVM_IOEVENTFD.
 const DEVICE: &[u32] = &[
@@ -207,7 +206,12 @@ const BLOCK_DEVICES: &[u32] = &[0x8008_1272, 0x1268, 0x127b, 0x125e, 0x1277, 0x1
 impl List {
     /// What every thread does.
     pub(super) fn common() -> Self {
-        let mut list = Self::default();
+        Self::default().and_common()
+    }
+
+    /// The same, with what is in the list already before it.
+    pub(super) fn and_common(mut self) -> Self {
+        let list = &mut self;
         list.any(COMMON);
         list.any(NEW_FUTEXES);
         list.any(PROBES);
@@ -229,6 +233,8 @@ impl List {
         list.with_each(libc::SYS_ioctl, 1, TERMINALS);
         // Signals to this process alone.
         list.with(libc::SYS_tgkill, Argument::Is(0, std::process::id()));
+        // Refused calls end the process, whatever their thread would have made of the signal.
+        list.with(libc::SYS_rt_sigaction, Argument::Not(0, libc::SIGSYS.cast_unsigned()));
         // There it is the call by which a thread signals itself.
         #[cfg(target_env = "musl")]
         list.any(&[libc::SYS_tkill]);
@@ -238,7 +244,7 @@ impl List {
         let descriptor = |number| Argument::Has { number, mask: AT_EMPTY_PATH, value: AT_EMPTY_PATH };
         list.with(libc::SYS_statx, descriptor(2));
         list.with(libc::SYS_newfstatat, descriptor(3));
-        list
+        self
     }
 
     /// Images that are open: their locks, length, space, and what the host says of them.

@@ -15,7 +15,8 @@ pub(super) fn list(kind: Kind) -> List {
     match kind {
         // It reads the kernel again at a reset, removes its sockets, closes images; `Load` and `End` are its threads.
         Kind::Main => common.files().reads().names().devices().windows().machine().events().starts(),
-        Kind::Vcpu => common.devices().windows().vcpu(),
+        // KVM_RUN first.
+        Kind::Vcpu => List::default().vcpu().and_common().devices().windows(),
         Kind::Io => common.files().devices().ring().starts(),
         Kind::IoHelper => common.files(),
         Kind::IoEcho | Kind::Log | Kind::DebugLog | Kind::Signals | Kind::Space => common,

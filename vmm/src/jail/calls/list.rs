@@ -2,30 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use seccompiler::SeccompCmpArgLen::{Dword, Qword};
-use seccompiler::{BackendError, SeccompCmpOp, SeccompCondition, SeccompRule};
+use super::program::Answer;
 
 /// One argument: its number, and what its lower 32 bits must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Argument {
     /// This value.
     Is(u8, u32),
+    /// Any other value.
+    Not(u8, u32),
     /// No pointer.
     Null(u8),
     /// This value, in the bits of the mask.
     Has { number: u8, mask: u32, value: u32 },
-}
-
-impl Argument {
-    fn condition(self) -> Result<SeccompCondition, BackendError> {
-        match self {
-            Self::Is(number, value) => SeccompCondition::new(number, Dword, SeccompCmpOp::Eq, value.into()),
-            Self::Null(number) => SeccompCondition::new(number, Qword, SeccompCmpOp::Eq, 0),
-            Self::Has { number, mask, value } => {
-                SeccompCondition::new(number, Dword, SeccompCmpOp::MaskedEq(mask.into()), value.into())
-            }
-        }
-    }
 }
 
 /// The calls. One that is there without arguments is allowed with any.
@@ -66,11 +55,21 @@ impl List {
         other.0.iter().filter(|(call, arguments)| !has(call, arguments)).map(|(call, _)| *call).collect()
     }
 
-    pub(super) fn into_rules(self) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
-        let rule = |argument: Argument| SeccompRule::new(vec![argument.condition()?]);
-        let rules = |arguments: Option<Vec<Argument>>| {
-            arguments.into_iter().flatten().map(rule).collect::<Result<Vec<_>, _>>()
+    /// What is said of each: that it is allowed, and `rest` with other arguments.
+    pub(super) fn into_answers(self, rest: u32) -> BTreeMap<u32, Answer> {
+        let answer = |arguments: Option<Vec<Argument>>| match arguments {
+            None => Answer::any(libc::SECCOMP_RET_ALLOW),
+            Some(all) => {
+                let checks = all.into_iter().map(|argument| (argument, libc::SECCOMP_RET_ALLOW)).collect();
+                Answer { checks, rest }
+            }
         };
-        self.0.into_iter().map(|(call, arguments)| Ok((call, rules(arguments)?))).collect()
+        self.0.into_iter().map(|(call, arguments)| (call as u32, answer(arguments))).collect()
+    }
+
+    /// The calls, each with the arguments with which it is allowed.
+    #[cfg(test)]
+    pub(super) fn calls(&self) -> impl Iterator<Item = (libc::c_long, &[Argument])> {
+        self.0.iter().map(|(call, arguments)| (*call, arguments.as_deref().unwrap_or_default()))
     }
 }

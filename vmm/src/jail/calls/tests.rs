@@ -1,13 +1,20 @@
 use libc::c_long;
+use seccompiler::SeccompCmpArgLen::{Dword, Qword};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+};
 
+use super::program::*;
 use super::*;
 
 const TRAP: u32 = libc::SECCOMP_RET_TRAP;
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const I386: u32 = 3 | 0x4000_0000;
+/// The bit of x32's numbers (asm/unistd.h).
+const X32: u32 = 1 << 30;
 
-/// What a program says of a call, as the kernel would run it.
-fn run(program: &[sock_filter], architecture: u32, call: u32, arguments: [u64; 6]) -> u32 {
+/// What a program says of a call, as the kernel would run it, and in how many steps.
+fn steps(program: &[sock_filter], architecture: u32, call: u32, arguments: [u64; 6]) -> (u32, usize) {
     let word = |at: u32| match at {
         NUMBER => call,
         ARCHITECTURE => architecture,
@@ -16,28 +23,97 @@ fn run(program: &[sock_filter], architecture: u32, call: u32, arguments: [u64; 6
             if at % 8 == 0 { argument as u32 } else { (argument >> 32) as u32 }
         }
     };
-    let (mut at, mut value) = (0, 0);
+    let (mut at, mut value, mut step) = (0, 0, 0);
     loop {
         let one = &program[at];
-        at += 1;
+        (at, step) = (at + 1, step + 1);
         match one.code {
             LOAD => value = word(one.k),
             AND => value &= one.k,
             IF_EQUAL => at += usize::from(if value == one.k { one.jt } else { one.jf }),
-            // BPF_JMP | BPF_JGT and BPF_JGE, BPF_JA.
+            IF_AT_LEAST => at += usize::from(if value >= one.k { one.jt } else { one.jf }),
+            // BPF_JMP | BPF_JGT.
             0x25 => at += usize::from(if value > one.k { one.jt } else { one.jf }),
-            0x35 => at += usize::from(if value >= one.k { one.jt } else { one.jf }),
-            0x05 => at += one.k as usize,
-            RETURN => return one.k,
+            GO_ON => at += one.k as usize,
+            RETURN => return (one.k, step),
             code => panic!("instruction {code:#x}"),
         }
     }
 }
 
+fn run(program: &[sock_filter], architecture: u32, call: u32, arguments: [u64; 6]) -> u32 {
+    steps(program, architecture, call, arguments).0
+}
+
+/// The filter as the compiler of others makes it: the list, without substitutes.
+fn compiled(kind: Kind, refusal: Refusal) -> Vec<sock_filter> {
+    let condition = |argument: &Argument| {
+        let (number, length, operator, value) = match *argument {
+            Argument::Is(number, value) => (number, Dword, SeccompCmpOp::Eq, value.into()),
+            Argument::Not(number, value) => (number, Dword, SeccompCmpOp::Ne, value.into()),
+            Argument::Null(number) => (number, Qword, SeccompCmpOp::Eq, 0),
+            Argument::Has { number, mask, value } => {
+                (number, Dword, SeccompCmpOp::MaskedEq(mask.into()), value.into())
+            }
+        };
+        SeccompRule::new(vec![SeccompCondition::new(number, length, operator, value).unwrap()]).unwrap()
+    };
+    let list = kinds::list(kind);
+    let rules = list.calls().map(|(call, all)| (call, all.iter().map(condition).collect())).collect();
+    let action = match refusal {
+        Refusal::End => SeccompAction::Trap,
+        Refusal::Log => SeccompAction::Log,
+    };
+    let made = SeccompFilter::new(rules, action, SeccompAction::Allow, TargetArch::x86_64).unwrap();
+    let made = BpfProgram::try_from(made).unwrap();
+    made.iter().map(|one| sock_filter { code: one.code, jt: one.jt, jf: one.jf, k: one.k }).collect()
+}
+
+/// What is said of a call in place of what the list says.
+fn substituted(kind: Kind, call: u32, arguments: [u64; 6]) -> Option<u32> {
+    let call = c_long::from(call);
+    let reading = |argument: usize| arguments[argument] & 0o10_001_103 == 0;
+    let refused = match call {
+        libc::SYS_clone3 => return Some(error(libc::ENOSYS)),
+        _ if kinds::opens(kind) => false,
+        libc::SYS_open => reading(1),
+        libc::SYS_openat => reading(2),
+        libc::SYS_statx => arguments[2] & 0x1000 == 0,
+        libc::SYS_newfstatat => arguments[3] & 0x1000 == 0,
+        _ => groups::LOOKS.contains(&call),
+    };
+    refused.then_some(error(libc::EACCES))
+}
+
+/// Arguments that make a difference for some call of the kind, each in all places, and others beside them.
+fn arguments(kind: Kind, list: &list::List, call: u32) -> Vec<[u64; 6]> {
+    let mut values = vec![0, 0x1001, 1 << 32, u64::MAX];
+    let own = list.calls().filter(|(one, _)| *one == c_long::from(call)).flat_map(|(_, all)| all);
+    for argument in own {
+        match *argument {
+            Argument::Is(_, value) | Argument::Not(_, value) => values.push(value.into()),
+            Argument::Null(_) => {}
+            Argument::Has { mask, value, .. } => {
+                values.extend([value, mask, value ^ mask].map(u64::from));
+                values.extend((0..32).map(|bit| u64::from(value) ^ 1 << bit));
+            }
+        }
+    }
+    if substituted(kind, call, [0; 6]).is_some() {
+        values.extend((0..64).map(|bit| 1 << bit));
+    }
+    let near =
+        values.iter().flat_map(|value| [*value, value ^ 1, value.wrapping_add(1), value | 0xdead << 32]);
+    let mut all: Vec<u64> = if values.len() > 4 { near.collect() } else { values };
+    all.sort_unstable();
+    all.dedup();
+    all.into_iter().map(|value| [value; 6]).collect()
+}
+
 fn says(kind: Kind, call: c_long, arguments: &[u64]) -> u32 {
     let mut all = [0; 6];
     all[..arguments.len()].copy_from_slice(arguments);
-    run(&filter(kind, Refusal::End).unwrap(), X86_64, call as u32, all)
+    run(&filter(kind, Refusal::End), X86_64, call as u32, all)
 }
 
 fn error(number: i32) -> u32 {
@@ -45,27 +121,73 @@ fn error(number: i32) -> u32 {
 }
 
 #[test]
-fn filters_are_short_and_as_the_compiler_made_them() {
-    let values = [0, 1, 2, 3, 4, 7, 36, 0x5401, 0x4c05, 0xae80, 0x1_0000_0000, 0x1000, 0x7fff_0000, u64::MAX]
-        .map(|value| [value; 6]);
+fn filters_say_of_each_call_what_the_lists_say() {
     for kind in Kind::ALL {
-        let rules = || kinds::list(kind).into_rules().unwrap();
-        let made = SeccompFilter::new(rules(), SeccompAction::Trap, SeccompAction::Allow, TargetArch::x86_64);
-        let made = BpfProgram::try_from(made.unwrap()).unwrap();
-        let short = compact::compact(&made);
-        assert!(
-            short.len() * 5 < made.len() * 3 && short.len() < 450,
-            "{kind:?}: {} of {}",
-            short.len(),
-            made.len()
-        );
-        for call in 0..480 {
-            for arguments in values {
-                let both = [&made, &short].map(|program| run(program, X86_64, call, arguments));
-                assert_eq!(both[0], both[1], "{kind:?} {call} {arguments:x?}");
+        let (made, ours) = (compiled(kind, Refusal::End), filter(kind, Refusal::End));
+        let list = kinds::list(kind);
+        let (logs, our_logs) = (compiled(kind, Refusal::Log), filter(kind, Refusal::Log));
+        for call in (0..=600).flat_map(|call| [call, X32 | call, 1 << 31 | call, u32::MAX - call]) {
+            for arguments in arguments(kind, &list, call) {
+                let say = |program: &[sock_filter]| run(program, X86_64, call, arguments);
+                let expected = substituted(kind, call, arguments).unwrap_or_else(|| say(&made));
+                assert_eq!(say(&ours), expected, "{kind:?} {call} {arguments:x?}");
+                assert_eq!(say(&our_logs), say(&logs), "{kind:?} {call} {arguments:x?}");
+            }
+            for architecture in [I386, 0, u32::MAX] {
+                let says = run(&ours, architecture, call, [0; 6]);
+                assert_eq!(says, libc::SECCOMP_RET_KILL_PROCESS, "{kind:?} {call}");
             }
         }
-        assert_eq!(run(&short, I386, 0, [0; 6]), libc::SECCOMP_RET_KILL_PROCESS);
+    }
+}
+
+#[test]
+fn filters_are_short_and_quickly_searched() {
+    for kind in Kind::ALL {
+        let program = filter(kind, Refusal::End);
+        let (mut all, mut most) = (0, 0);
+        for call in 0..460 {
+            // As the kernel looks at it: until an argument matters.
+            let (_, steps) = steps(&program, X86_64, call, [0; 6]);
+            (all, most) = (all + steps, most.max(steps));
+        }
+        println!("{kind:?}: {} instructions, {} steps in the mean", program.len(), all / 460);
+        assert!(program.len() < 260 && all / 460 < 13, "{kind:?}: {} {}", program.len(), all / 460);
+        assert!(most < 60, "{kind:?}: {most}");
+    }
+}
+
+/// A program with far more than a jump reaches over.
+#[test]
+fn long_programs_are_right_too() {
+    let check = |call: u32| match call % 7 {
+        0 => (Argument::Is(call as u8 % 6, call), ALLOW),
+        1 => (Argument::Null(3), error(1)),
+        2 => (Argument::Not(2, call), ALLOW),
+        _ => (Argument::Has { number: 4, mask: 0xff, value: call & 0xff }, error(2)),
+    };
+    let answer = |call: u32| {
+        let checks = (call..call + call % 300).map(check).collect();
+        Answer { checks, rest: if call.is_multiple_of(2) { ALLOW } else { error(3) } }
+    };
+    let answers: BTreeMap<u32, Answer> =
+        (0..200).filter(|call| call % 5 != 0).map(|call| (call * 3, answer(call))).collect();
+    let program = program(answers.clone(), TRAP, Some(30));
+    assert!(program.len() > 10_000);
+    let holds = |argument: &Argument, value: u64| match *argument {
+        Argument::Is(_, wanted) => value as u32 == wanted,
+        Argument::Not(_, other) => value as u32 != other,
+        Argument::Null(_) => value == 0,
+        Argument::Has { mask, value: wanted, .. } => value as u32 & mask == wanted,
+    };
+    for call in 0..620 {
+        for value in [0, 1 << 32, 5, 77, 150, 199, 0xffff_ffff_0000_0096, u64::MAX] {
+            let expected = answers.get(&call).map_or(TRAP, |answer| {
+                let found = answer.checks.iter().find(|(argument, _)| holds(argument, value));
+                found.map_or(answer.rest, |(_, answer)| *answer)
+            });
+            assert_eq!(run(&program, X86_64, call, [value; 6]), expected, "{call} {value:x}");
+        }
     }
 }
 
@@ -89,7 +211,7 @@ fn a_thread_may_do_what_those_may_that_it_starts() {
 #[test]
 fn other_architectures_have_no_calls_at_all() {
     for kind in Kind::ALL {
-        let program = filter(kind, Refusal::End).unwrap();
+        let program = filter(kind, Refusal::End);
         assert_eq!(run(&program, I386, 4, [0; 6]), libc::SECCOMP_RET_KILL_PROCESS, "{kind:?}");
         // x32: the same architecture, with a bit in the number.
         assert_eq!(run(&program, X86_64, 0x4000_0000, [0; 6]), TRAP, "{kind:?}");
@@ -137,6 +259,13 @@ fn arguments_are_looked_at_where_they_matter() {
             assert_eq!(says(call, &[0, 4096, 3]), ALLOW, "{kind:?}");
             assert_eq!(says(call, &[0, 4096, 5]), TRAP, "{kind:?}");
         }
+        for signal in 1..=64 {
+            // With any upper half, which the kernel does not look at.
+            let other = only(signal != libc::SIGSYS as u64);
+            for signal in [signal, signal | 7 << 32] {
+                assert_eq!(says(libc::SYS_rt_sigaction, &[signal, 1, 0, 8]), other, "{kind:?}: {signal:#x}");
+            }
+        }
         assert_eq!(says(libc::SYS_tgkill, &[own, 1, 6]), ALLOW, "{kind:?}");
         assert_eq!(says(libc::SYS_tgkill, &[1, 1, 6]), TRAP, "{kind:?}");
         assert_eq!(says(libc::SYS_ioctl, &[3, 0xae80]), only(kind == Kind::Vcpu), "{kind:?}: KVM_RUN");
@@ -166,7 +295,7 @@ fn arguments_are_looked_at_where_they_matter() {
 #[test]
 fn what_is_only_logged_is_made() {
     for kind in Kind::ALL {
-        let program = filter(kind, Refusal::Log).unwrap();
+        let program = filter(kind, Refusal::Log);
         for call in [libc::SYS_socket, libc::SYS_execve, libc::SYS_clone3] {
             assert_eq!(run(&program, X86_64, call as u32, [0; 6]), libc::SECCOMP_RET_LOG, "{kind:?}");
         }
