@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::bed::{Bed, build_vmm};
 use crate::firmware;
+use crate::fuzz_corpus;
 use crate::guest::Vmm;
 use crate::packages::on_path;
 use crate::paths::workspace;
@@ -33,6 +34,9 @@ pub fn run(tests: &[Test]) -> bool {
         Ok(()) => note(&format!("unit tests took {:.1} s", begin.elapsed().as_secs_f64())),
         Err(error) => count.add("unit-tests", begin.elapsed().as_secs_f64(), &Err(error)),
     }
+    println!("RUN  fuzz corpora");
+    let begin = Instant::now();
+    count.add("fuzz-corpora", begin.elapsed().as_secs_f64(), &fuzz_corpus::replay(&[]));
     let begin = Instant::now();
     match build_vmm().and_then(|_| Bed::new()) {
         Ok(mut bed) => runner::run(&mut bed, Vmm::Ours, &runner::select(tests, &[]), &mut count),

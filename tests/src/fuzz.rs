@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::fuzz_corpus;
 use crate::paths::{cache, make_dir, runs, target, workspace};
 use crate::report::note;
 
@@ -36,7 +37,7 @@ pub fn select(filters: &[String]) -> Result<Vec<String>> {
 pub fn run(filters: &[String], seconds: u64) -> Result<()> {
     let names = select(filters)?;
     ensure!(!names.is_empty(), "no such fuzz target");
-    let programs = build()?;
+    let programs = build(&names)?;
     let corpus = cache()?.join("fuzz");
     // What the conformance suite sends.
     let suite = corpus.join("suite");
@@ -45,12 +46,14 @@ pub fn run(filters: &[String], seconds: u64) -> Result<()> {
         let found = runs()?.join(format!("fuzz-{name}-"));
         let own = corpus.join(&name);
         make_dir(&own)?;
+        let kept = corpus.join("kept").join(&name);
+        fuzz_corpus::unpack(&name, &kept)?;
         let mut fuzzer = Command::new(programs.join(&name));
         fuzzer.arg(&own).arg(format!("-max_total_time={seconds}"));
         fuzzer.args([format!("-timeout={TIMEOUT}"), format!("-artifact_prefix={}", found.display())]);
         fuzzer.args(["-print_final_stats=1"]);
         let seeds = folder().join("seeds").join(&name);
-        for dir in [seeds.as_path(), suite.as_path()] {
+        for dir in [seeds.as_path(), kept.as_path(), suite.as_path()] {
             if dir.is_dir() && (dir != suite || name == "scsi-commands") {
                 fuzzer.arg(dir);
             }
@@ -62,15 +65,46 @@ pub fn run(filters: &[String], seconds: u64) -> Result<()> {
     Ok(())
 }
 
-fn folder() -> PathBuf {
+/// Replaces what the repository keeps of the targets' inputs by the smallest set that reaches as much as all that there are.
+pub fn keep(filters: &[String]) -> Result<()> {
+    let names = select(filters)?;
+    ensure!(!names.is_empty(), "no such fuzz target");
+    let programs = build(&names)?;
+    let corpus = cache()?.join("fuzz");
+    for name in names {
+        let (kept, smallest) = (corpus.join("kept").join(&name), corpus.join("smallest").join(&name));
+        fuzz_corpus::unpack(&name, &kept)?;
+        fuzz_corpus::empty(&smallest)?;
+        let mut fuzzer = Command::new(programs.join(&name));
+        fuzzer.arg("-merge=1").arg(&smallest);
+        for dir in [kept, corpus.join(&name), folder().join("seeds").join(&name)] {
+            if dir.is_dir() {
+                fuzzer.arg(dir);
+            }
+        }
+        let status = fuzzer.status().with_context(|| format!("running {name}"))?;
+        ensure!(status.success(), "{name}: no smallest set was found");
+        let (count, bytes) = fuzz_corpus::pack(&name, &smallest)?;
+        note(&format!("{name}: {count} inputs, {bytes} bytes"));
+    }
+    Ok(())
+}
+
+/// The workspace of the targets.
+pub fn folder() -> PathBuf {
     workspace().join("tests/fuzz")
 }
 
-/// Builds all targets; returns where they are.
-fn build() -> Result<PathBuf> {
+/// Builds these targets and what writes seeds; returns where they are.
+fn build(names: &[String]) -> Result<PathBuf> {
     let dir = target()?.join("fuzz");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--release", "--quiet", "--bins", "--target", TRIPLE, "--target-dir"]).arg(&dir);
+    cargo
+        .args(["build", "--release", "--quiet", "--bin", "seeds", "--target", TRIPLE, "--target-dir"])
+        .arg(&dir);
+    for name in names {
+        cargo.args(["--bin", name]);
+    }
     cargo.current_dir(folder()).env("RUSTFLAGS", FLAGS).env_remove("CARGO_INCREMENTAL");
     ensure!(cargo.status().context("running cargo")?.success(), "the fuzz targets do not build");
     Ok(Path::new(&dir).join(TRIPLE).join("release"))

@@ -27,6 +27,8 @@ pub mod extras;
 pub mod fio;
 pub mod firmware;
 pub mod fuzz;
+pub mod fuzz_corpus;
+pub mod fuzz_coverage;
 pub mod grub;
 pub mod guest;
 pub mod host;

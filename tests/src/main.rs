@@ -14,7 +14,10 @@ use testbed::kernel::Debian;
 use testbed::level1::Level1;
 use testbed::runner::{self, Count, Test};
 use testbed::wire::Launch;
-use testbed::{agent, bench, bench_conditions, bench_mixed, bench_storage, ci, demo, fuzz, report};
+use testbed::{
+    agent, bench, bench_conditions, bench_mixed, bench_storage, ci, demo, fuzz, fuzz_corpus, fuzz_coverage,
+    report,
+};
 
 #[path = "../boot/mod.rs"]
 mod boot;
@@ -85,6 +88,15 @@ enum Cmd {
         /// Only list them.
         #[arg(long)]
         list: bool,
+        /// Run only what the repository keeps, once, without libFuzzer: as `cargo ci` does.
+        #[arg(long, group = "instead")]
+        replay: bool,
+        /// The same, to say which lines it reaches.
+        #[arg(long, group = "instead")]
+        coverage: bool,
+        /// Keep what the cache has in the repository, as the smallest set that reaches as much.
+        #[arg(long, group = "instead")]
+        keep: bool,
         /// Only targets whose name holds one of these.
         filters: Vec<String>,
     },
@@ -227,7 +239,15 @@ fn run(command: Cmd) -> Result<ExitCode> {
             fuzz::select(&filters)?.iter().for_each(|name| println!("{name}"));
             Ok(ExitCode::SUCCESS)
         }
-        Cmd::Fuzz { seconds, filters, .. } => fuzz::run(&filters, seconds).map(|()| ExitCode::SUCCESS),
+        Cmd::Fuzz { seconds, filters, replay, coverage, keep, .. } => {
+            match (replay, coverage, keep) {
+                (true, ..) => fuzz_corpus::replay(&filters)?,
+                (_, true, _) => fuzz_coverage::run(&filters)?,
+                (.., true) => fuzz::keep(&filters)?,
+                _ => fuzz::run(&filters, seconds)?,
+            }
+            Ok(ExitCode::SUCCESS)
+        }
         Cmd::Ci => Ok(if ci::run(boot::TESTS) { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
         Cmd::Ask { socket, lines } => ask(&socket, &lines).map(|()| ExitCode::SUCCESS),
         Cmd::Agent { port: Some(name) } => agent::serve_port(&name).map(|()| ExitCode::SUCCESS),

@@ -1,7 +1,12 @@
 //! What the targets share: reading structure out of bytes, a disk to command, an I/O thread that stays.
+//!
+//! A target is built in two ways: with `--cfg fuzzing` it is a program of libFuzzer's, without it one of the functions that
+//! `replay` calls.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+pub mod board;
+pub mod corpus;
 pub mod megasas;
 pub mod virtio;
 
@@ -12,6 +17,25 @@ use devices::iothread::{Io, IoThread};
 use devices::scsi::suite::{Request, check_reply};
 use devices::scsi::{Disk, DiskConfig, Image, LogicalUnit, Lun, Nexus, ScsiReply, Target};
 use devices::testing::RamDisk;
+
+/// The one thing that a file of `targets` says: what is done with an input.
+#[macro_export]
+macro_rules! target {
+    (|$input:ident: &[u8]| $body:block) => {
+        #[cfg(fuzzing)]
+        libfuzzer_sys::fuzz_target!(|$input: &[u8]| $body);
+
+        /// Without libFuzzer: for one input.
+        #[cfg(not(fuzzing))]
+        pub fn run($input: &[u8]) $body
+
+        #[cfg(not(fuzzing))]
+        #[allow(dead_code)]
+        fn main() {
+            std::env::args().skip(1).for_each(|path| run(&std::fs::read(path).expect("an input")));
+        }
+    };
+}
 
 /// Most bytes of a data buffer: some blocks.
 pub const MAX_DATA: usize = 4096;
@@ -134,4 +158,29 @@ where
         async move { drop(done.send(future.await)) }
     });
     result.recv().expect("the task ended")
+}
+
+/// A qcow2 image of 64 KiB: version 3, nothing allocated.
+pub const QCOW2: &[u8] = include_bytes!("../seeds/qcow2-images/v3.qcow2");
+
+/// The bytes as text in which no path leads out of the folder that paths are relative to; `None` where one might that is
+/// written some other way.
+pub fn harmless(bytes: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(bytes).replace("..", "__");
+    // An escape of JSON or TOML for a slash or a dot.
+    if text.to_ascii_lowercase().split('\\').skip(1).any(|rest| {
+        let digits: String = rest.chars().take(9).collect();
+        rest.starts_with('/')
+            || rest.starts_with(['u', 'x']) && (digits.contains("2f") || digits.contains("2e"))
+    }) {
+        return None;
+    }
+    let mut clean = String::with_capacity(text.len());
+    for (at, character) in text.char_indices() {
+        // Within a name, or where descriptors are.
+        let inside = clean.chars().next_back().is_some_and(|before| before.is_ascii_alphanumeric());
+        let descriptors = text[at..].starts_with("/dev/fdset/");
+        clean.push(if character == '/' && !inside && !descriptors { '_' } else { character });
+    }
+    Some(clean)
 }

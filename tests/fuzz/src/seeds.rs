@@ -30,6 +30,7 @@ impl Initiator for Recorder {
 }
 
 // Brings in what instrumented code calls.
+#[cfg(fuzzing)]
 libfuzzer_sys::fuzz_target!(|_input: &[u8]| {});
 
 fn main() {

@@ -126,7 +126,9 @@ impl Rig {
     pub fn settle(&self) {
         for _ in 0..3 {
             let (done, result) = mpsc::sync_channel(1);
-            self.remote.spawn(move |_| async move { let _ = done.send(()); });
+            self.remote.spawn(move |_| async move {
+                let _ = done.send(());
+            });
             result.recv().expect("the I/O thread lives");
         }
     }

@@ -1,10 +1,10 @@
 //! Frames with their lists, a few in flight at once.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use fuzz::Bytes;
 use fuzz::megasas::{element, guest::Frame, with_adapter};
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+fuzz::target!(|input: &[u8]| {
     let mut bytes = Bytes(input);
     with_adapter(bytes.u8(), |guest| {
         // What an INIT may find.

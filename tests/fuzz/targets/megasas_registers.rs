@@ -1,5 +1,5 @@
 //! Register accesses of all widths, configuration space, and commands in between.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use devices::pci::PciFunction;
 use fuzz::Bytes;
@@ -8,7 +8,7 @@ use fuzz::megasas::{guest::Frame, with_adapter};
 const REGISTERS: &[u64] = &[0x00, 0x18, 0x20, 0x30, 0x34, 0x40, 0xa0, 0xb0, 0xc0, 0xc4, 0xf8, 0xfc];
 const KEYS: &[u32] = &[0, 4, 0xb, 2, 7, 0xd];
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+fuzz::target!(|input: &[u8]| {
     let mut bytes = Bytes(input);
     with_adapter(bytes.u8(), |guest| {
         for _ in 0..64 {

@@ -1,6 +1,6 @@
 //! Files that claim to be qcow2 images. What can be opened must not end the process, must not tie it up, and must give
 //! back what was written to it.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use std::io::Write;
 use std::path::Path;
@@ -23,10 +23,18 @@ fn buffer(byte: u8) -> SgList {
 fn open(path: &Path, read_only: bool) -> Option<Qcow2Image> {
     let cache = CacheMode::Writeback;
     let sharing = Sharing::Exclusive;
-    Qcow2Image::open(&Qcow2Options { path: path.to_owned(), read_only, cache, sharing, discard: true, backing: Default::default() }).ok()
+    Qcow2Image::open(&Qcow2Options {
+        path: path.to_owned(),
+        read_only,
+        cache,
+        sharing,
+        discard: true,
+        backing: Default::default(),
+    })
+    .ok()
 }
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+fuzz::target!(|input: &[u8]| {
     // The last byte chooses: read only or not, and where to write. Images stay images with one more.
     let Some((&choice, bytes)) = input.split_last() else { return };
     let mut file = tempfile::NamedTempFile::new_in("/dev/shm").expect("a file in memory");

@@ -1,9 +1,9 @@
 //! CDBs with their data, one after the other.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use fuzz::{Bytes, Command, send_all};
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+fuzz::target!(|input: &[u8]| {
     let mut bytes = Bytes(input);
     let mut commands = Vec::new();
     while !bytes.is_empty() && commands.len() < 32 {

@@ -1,9 +1,9 @@
 //! EXTENDED COPY lists that are well formed: headers and CSCDs are made here, the segments are the fuzzer's.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use fuzz::{Bytes, Command, WWN, send_all};
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+fuzz::target!(|input: &[u8]| {
     let mut bytes = Bytes(input);
     let long = bytes.u8() & 1;
     let mut cscds = Vec::new();

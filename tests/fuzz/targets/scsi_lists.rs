@@ -1,11 +1,11 @@
 //! Parameter lists whose CDBs are right: the first byte chooses the command, the second its options, the rest is the
 //! list. SANITIZE is among them, which is refused. Afterwards the mode pages, the reservations and the results of copies are
 //! read back.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use fuzz::{Bytes, Command, MAX_DATA, send_all};
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+fuzz::target!(|input: &[u8]| {
     let mut bytes = Bytes(input);
     let mut commands = Vec::new();
     while !bytes.is_empty() && commands.len() < 8 {

@@ -1,5 +1,5 @@
 //! Accesses to everything a virtio-scsi function has: structures, legacy ports, configuration space, in any order.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use devices::pci::PciFunction;
 use fuzz::Bytes;
@@ -8,7 +8,7 @@ use fuzz::virtio::{LEGACY, PORTS, QUEUES, STRUCTURES, VERSION_1, ring, with_rig}
 /// Fields of the common configuration, where most accesses go.
 const COMMON: [u64; 20] = [0, 4, 8, 12, 16, 18, 20, 21, 22, 24, 26, 28, 30, 32, 36, 40, 44, 48, 56, 58];
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+fuzz::target!(|input: &[u8]| {
     with_rig(|rig| {
         let mut bytes = Bytes(input);
         let mut steps = 0;

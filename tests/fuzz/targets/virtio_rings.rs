@@ -1,5 +1,5 @@
 //! Rings, descriptor chains and what is in them: commands, control requests and event buffers on a running device.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use fuzz::Bytes;
 use fuzz::virtio::{QUEUES, RAM, Rig, SIZE, VERSION_1, ring, with_rig};
@@ -82,7 +82,7 @@ impl Driver<'_> {
     }
 }
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+fuzz::target!(|input: &[u8]| {
     with_rig(|rig| {
         let mut bytes = Bytes(input);
         // INOUT, HOTPLUG, CHANGE, T10_PI, and of the ring: indirect descriptors, event index.

@@ -163,7 +163,7 @@ fn option_rom(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// The ACPI tables and the script that links them. Firmware reads the script first, when it has programmed the chipset.
-fn table_files(tables: &Arc<FirmwareTables>) -> [(&'static str, Content); 3] {
+pub(super) fn table_files(tables: &Arc<FirmwareTables>) -> [(&'static str, Content); 3] {
     let file = |len, part: fn(&TableSet) -> Vec<u8>, anew: bool| {
         let tables = tables.clone();
         let make: Make = Arc::new(move || part(&tables.get(anew)));

@@ -22,6 +22,8 @@ mod socket;
 mod space;
 mod symbols;
 mod tables;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod trace;
 
 use std::path::Path;

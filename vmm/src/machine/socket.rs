@@ -91,7 +91,8 @@ impl Socket {
 }
 
 impl Service {
-    fn serve(&self, stream: &UnixStream) -> io::Result<()> {
+    /// Answers the requests of one connection until it ends.
+    pub(super) fn serve(&self, stream: &UnixStream) -> io::Result<()> {
         let mut requests = Requests::new(stream);
         while let Some(Line { bytes, cut }) = requests.next()? {
             if bytes.iter().all(u8::is_ascii_whitespace) && !cut {

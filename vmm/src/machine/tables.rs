@@ -42,6 +42,12 @@ impl FirmwareTables {
         }
     }
 
+    /// Without a machine around the bridges.
+    #[cfg(feature = "testing")]
+    pub fn of(host: &Arc<PciHost>, mch: &Arc<Mch>, layout: RamLayout, physical_bits: u8, cpus: u32) -> Self {
+        Self { host: host.clone(), mch: mch.clone(), layout, physical_bits, cpus, built: Mutex::new(None) }
+    }
+
     /// The tables; made `anew`, or those that were made last.
     pub fn get(&self, anew: bool) -> Arc<TableSet> {
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
