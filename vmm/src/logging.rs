@@ -29,7 +29,73 @@ pub const VARIABLE: &str = "VMM_LOG";
 /// What is logged when nobody says otherwise.
 const DEFAULT: &str = "warn";
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-/// What the names of log lines begin with.
+/// What the names of log lines begin with: modules of each crate, and names of their own (`vmm::access`).
+const PARTS: [(&str, &[&str]); 6] = [
+    (
+        "vmm",
+        &[
+            "access",
+            "cli",
+            "config",
+            "console",
+            "counters",
+            "exit",
+            "jail",
+            "kvm",
+            "limits",
+            "lines",
+            "listen",
+            "logging",
+            "machine",
+            "names",
+            "output_file",
+            "passed",
+            "start",
+            "vcpu",
+        ],
+    ),
+    (
+        "devices",
+        &[
+            "bus",
+            "iothread",
+            "irq",
+            "log",
+            "machine",
+            "mem",
+            "moderation",
+            "pci",
+            "platform",
+            "sandbox",
+            "scsi",
+            "storage",
+            "testing",
+            "threads",
+        ],
+    ),
+    ("boot", &["acpi", "cpu", "e820", "firmware", "layout", "linux", "smbios", "testing"]),
+    ("hba_megasas", &["dcmd", "differences", "firmware", "function", "hba", "model", "spec", "transport"]),
+    (
+        "hba_virtio_scsi",
+        &[
+            "config",
+            "control",
+            "directory",
+            "event",
+            "function",
+            "hba",
+            "lun",
+            "queue",
+            "request",
+            "ring",
+            "spec",
+            "token",
+            "transport",
+            "worker",
+        ],
+    ),
+    ("firmware", &[]),
+];
 const TARGETS: [&str; 6] = ["vmm", "devices", "boot", "hba_megasas", "hba_virtio_scsi", "firmware"];
 
 /// Starts logging for the whole process: `level` wins over the environment. Lines go to the end of `file`, from [`begin`] on,
@@ -38,7 +104,8 @@ const TARGETS: [&str; 6] = ["vmm", "devices", "boot", "hba_megasas", "hba_virtio
 /// # Errors
 /// A filter in the environment that means nothing, or a file that cannot be opened.
 pub fn start(level: Option<&str>, file: Option<&Path>) -> Result<()> {
-    let filter = filter(level, std::env::var_os(VARIABLE).as_deref())?;
+    let variable = std::env::var_os(VARIABLE);
+    let filter = filter(level, variable.as_deref())?;
     let log = tracing_subscriber::fmt().compact().with_ansi(false).with_env_filter(filter);
     // It would tell on standard error, each time, and panic if that is closed.
     let log = log.log_internal_errors(false);
@@ -56,6 +123,9 @@ pub fn start(level: Option<&str>, file: Option<&Path>) -> Result<()> {
         }
     };
     started.map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))?;
+    if let (None, Some(text)) = (level, variable.as_deref().and_then(std::ffi::OsStr::to_str)) {
+        silent(text).iter().for_each(|what| tracing::warn!("{VARIABLE}: {what}"));
+    }
     // Before the line of a panic, and before the process is gone.
     let previous = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -119,6 +189,24 @@ fn check_level(word: &str) -> Result<(), String> {
 
 fn check_target(name: &str) -> Result<(), String> {
     if is_target(name) { Ok(()) } else { Err(guess(name, "part of this program", TARGETS)) }
+}
+
+/// What is wrong with names of a filter by which nothing is logged. No error, for modules come and go.
+fn silent(text: &str) -> Vec<String> {
+    let names = text.split(',').map(|part| part.split(['=', '[']).next().unwrap_or(part).trim());
+    let wrong = |name: &str| {
+        let (first, rest) = name.split_once("::")?;
+        let second = rest.split("::").next().unwrap_or(rest);
+        let (_, known) = PARTS.iter().find(|(part, _)| *part == first)?;
+        // A filter takes all that begins with it.
+        if known.iter().any(|module| module.starts_with(second)) {
+            return None;
+        }
+        let meant = spell::closest(second, known.iter().copied());
+        let hint = meant.map_or_else(String::new, |meant| format!(", did you mean \"{first}::{meant}\"?"));
+        Some(format!("nothing is logged by the name \"{name}\"{hint}"))
+    };
+    names.filter_map(wrong).collect()
 }
 
 fn guess(word: &str, what: &str, known: impl IntoIterator<Item = &'static str>) -> String {
@@ -277,6 +365,36 @@ mod tests {
             let error = shown(None, Some(text));
             assert!(error.starts_with(&format!("VMM_LOG={text}: {hint}")), "{error}");
             assert!(error.contains("expected a level such as \"info\""), "{error}");
+        }
+    }
+
+    #[test]
+    fn names_by_which_nothing_is_logged_are_said() {
+        let text =
+            "warn,vmm::acess=trace,hba_megasas::dcmd=debug,devices::scsi::disk,boot::potato,firmware=info";
+        let expected = [
+            "nothing is logged by the name \"vmm::acess\", did you mean \"vmm::access\"?",
+            "nothing is logged by the name \"boot::potato\"",
+        ];
+        assert_eq!(silent(text), expected);
+        assert!(silent("vmm::acc=trace,vmm").is_empty(), "the beginning of a name is one");
+    }
+
+    #[test]
+    fn every_module_has_its_name_in_the_list() {
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        for (part, known) in PARTS {
+            assert!(TARGETS.contains(&part) && known.is_sorted(), "{part}");
+            let Ok(sources) = std::fs::read_dir(workspace.join(part.replace('_', "-")).join("src")) else {
+                assert_eq!(part, "firmware");
+                continue;
+            };
+            for source in sources {
+                let name = source.unwrap().file_name().into_string().unwrap();
+                let name = name.trim_end_matches(".rs");
+                let no_module = matches!(name, "lib" | "main") || name.ends_with("_tests");
+                assert!(no_module || known.contains(&name), "{part}::{name}");
+            }
         }
     }
 

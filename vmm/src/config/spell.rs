@@ -1,7 +1,14 @@
 //! Guesses at what a misspelt name was meant to be.
 
+/// Names that are guessed have no more bytes.
+const LONGEST: usize = 100;
+
 /// The name among `known` that `wrong` is most likely a misspelling of.
 pub(crate) fn closest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // Nobody misspells so much, and comparing takes time for each letter of both.
+    if wrong.len() > LONGEST {
+        return None;
+    }
     let wrong = wrong.to_ascii_lowercase().replace('-', "_");
     known
         .into_iter()
@@ -12,7 +19,7 @@ pub(crate) fn closest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>)
 }
 
 /// `names` as the end of a sentence: `a`, `b` or `c`, each between `quote`s.
-pub(super) fn any_of(names: &[&str], quote: char) -> String {
+pub(crate) fn any_of(names: &[&str], quote: char) -> String {
     let quoted: Vec<String> = names.iter().map(|name| format!("{quote}{name}{quote}")).collect();
     match quoted.split_last() {
         Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),

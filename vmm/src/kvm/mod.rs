@@ -36,6 +36,21 @@ pub enum KvmError {
     Missing { path: String },
     #[error("{path}: permission denied; add this user to the group that owns the device (usually `kvm`)")]
     Permission { path: String },
+    #[error(
+        "{path}: not permitted by the control group of this process; allow the device (DeviceAllow=/dev/kvm rw of a service, \
+         --device /dev/kvm of a container)"
+    )]
+    NotPermitted { path: String },
+    #[error(
+        "{path}: there is no KVM behind it; load the kvm_intel or kvm_amd module, which fails where the firmware has \
+         virtualization turned off (dmesg says so)"
+    )]
+    NotLoaded { path: String },
+    #[error(
+        "KVM: creating the virtual machine: another hypervisor has the processors' virtualization (VirtualBox, VMware): end its \
+         machines, or unload its modules"
+    )]
+    Taken,
     #[error("{path}: cannot open: {source}")]
     Open { path: String, source: io::Error },
     #[error("{path}: not KVM, or of an unknown version ({version}; {KVM_API_VERSION} is needed)")]
@@ -68,12 +83,8 @@ impl Hypervisor {
     /// Opens and checks the device at `path`, usually /dev/kvm.
     pub fn open(path: &Path) -> Result<Self, KvmError> {
         let name = || path.display().to_string();
-        let device =
-            File::options().read(true).write(true).open(path).map_err(|source| match source.kind() {
-                io::ErrorKind::NotFound => KvmError::Missing { path: name() },
-                io::ErrorKind::PermissionDenied => KvmError::Permission { path: name() },
-                _ => KvmError::Open { path: name(), source },
-            })?;
+        let device = File::options().read(true).write(true).open(path);
+        let device = device.map_err(|error| cannot_open(name(), error))?;
         let kvm = kvm_from_file(device);
         let version = kvm.get_api_version();
         if version != KVM_API_VERSION as i32 {
@@ -111,13 +122,29 @@ impl Hypervisor {
             match self.kvm.create_vm() {
                 // The kernel gives EINTR when a signal comes in while it allocates.
                 Err(e) if e.errno() == libc::EINTR => {}
-                other => break other.map_err(call("creating the virtual machine"))?,
+                other => break other.map_err(cannot_create)?,
             }
         };
         vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(call("placing the identity map"))?;
         vm.set_tss_address(layout::KVM_TSS as usize).map_err(call("placing the task state segment"))?;
         Ok(Arc::new(vm))
     }
+}
+
+fn cannot_open(path: String, source: io::Error) -> KvmError {
+    match source.raw_os_error() {
+        Some(libc::ENOENT) => KvmError::Missing { path },
+        Some(libc::EACCES) => KvmError::Permission { path },
+        Some(libc::EPERM) => KvmError::NotPermitted { path },
+        // The file may be there without its module (a static node).
+        Some(libc::ENODEV | libc::ENXIO) => KvmError::NotLoaded { path },
+        _ => KvmError::Open { path, source },
+    }
+}
+
+fn cannot_create(error: kvm_ioctls::Error) -> KvmError {
+    // The first machine turns virtualization on, on each processor.
+    if error.errno() == libc::EBUSY { KvmError::Taken } else { call("creating the virtual machine")(error) }
 }
 
 /// Creates the interrupt controllers and the interval timer in the kernel, before any vCPU.
@@ -146,4 +173,31 @@ fn cpu_has_virtualization() -> bool {
     let text = String::from_utf8_lossy(head.get(..n).unwrap_or_default()).into_owned();
     let Some(flags) = text.lines().find(|l| l.starts_with("flags")) else { return true };
     flags.split_ascii_whitespace().any(|f| f == "svm" || f == "vmx")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_has_its_remedy() {
+        for (number, said) in [
+            (libc::ENOENT, "does not exist; load the kvm_intel or kvm_amd module"),
+            (
+                libc::EACCES,
+                "permission denied; add this user to the group that owns the device (usually `kvm`)",
+            ),
+            (libc::EPERM, "allow the device (DeviceAllow=/dev/kvm rw of a service"),
+            (libc::ENODEV, "there is no KVM behind it; load the kvm_intel or kvm_amd module"),
+            (libc::ENXIO, "there is no KVM behind it; load the kvm_intel or kvm_amd module"),
+            (libc::EMFILE, "cannot open: Too many open files"),
+        ] {
+            let line = cannot_open("/dev/kvm".into(), io::Error::from_raw_os_error(number)).to_string();
+            assert!(line.starts_with("/dev/kvm: ") && line.contains(said), "{number}: {line}");
+        }
+        let busy = cannot_create(kvm_ioctls::Error::new(libc::EBUSY)).to_string();
+        assert!(busy.contains("another hypervisor") && busy.contains("end its machines"), "{busy}");
+        let other = cannot_create(kvm_ioctls::Error::new(libc::ENOMEM)).to_string();
+        assert!(other.starts_with("KVM: creating the virtual machine: "), "{other}");
+    }
 }

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 
 use super::adapter::Adapter;
 use super::control::{Control, Event, PATIENCE};
-use super::requests::{Given, Line, Requests};
+use super::requests::{Given, LINE_MAX, Line, Requests};
 use super::space::Space;
 use crate::config::{self, ConfigError, HbaType, spell};
 use crate::exit::explain;
@@ -26,6 +26,28 @@ use crate::names::Name;
 
 /// Connections at once.
 const CLIENTS_MAX: usize = 16;
+
+/// Each command with its arguments; `None`: those of `[[hba.lun]]`, too.
+const COMMANDS: [(&str, Option<&[&str]>); 18] = [
+    ("query-status", Some(&[])),
+    ("query-hbas", Some(&[])),
+    ("attach", None),
+    ("detach", Some(&["hba", "target", "lun"])),
+    ("change", None),
+    ("resize", Some(&["hba", "target", "lun", "size"])),
+    ("add-fd", Some(&["fdset-id", "opaque"])),
+    ("remove-fd", Some(&["fdset-id", "fd"])),
+    ("query-fdsets", Some(&[])),
+    ("pause", Some(&[])),
+    ("stop", Some(&[])),
+    ("resume", Some(&[])),
+    ("cont", Some(&[])),
+    ("powerdown", Some(&[])),
+    ("system_powerdown", Some(&[])),
+    ("reset", Some(&[])),
+    ("system_reset", Some(&[])),
+    ("quit", Some(&[])),
+];
 
 /// What requests work on.
 pub struct Service {
@@ -98,7 +120,11 @@ impl Service {
             if bytes.iter().all(u8::is_ascii_whitespace) && !cut {
                 continue;
             }
-            let mut answer = self.answer(&bytes, &mut requests.given).to_string();
+            let mut answer = match cut {
+                true => failure(&format!("the request has more than {LINE_MAX} bytes; the connection ends")),
+                false => self.answer(&bytes, &mut requests.given),
+            }
+            .to_string();
             requests.answered();
             answer.push('\n');
             (&*stream).write_all(answer.as_bytes())?;
@@ -135,6 +161,12 @@ impl Service {
 
     /// The names are those of QMP where it has one; ours where that says it better.
     fn execute(&self, name: &str, mut arguments: Arguments, given: &mut Given) -> Result<Value> {
+        check_command(name, &arguments).inspect_err(|_| {
+            // They came with this request, and are closed with it.
+            if name == "add-fd" {
+                drop(given.take());
+            }
+        })?;
         let done = || Ok(json!({}));
         // Of disks for which the host did more when they went. It may wait for a file server, so nobody does who wants something
         // else.
@@ -142,14 +174,8 @@ impl Service {
             fdset::settle();
         }
         match name {
-            "query-status" => {
-                arguments.end()?;
-                Ok(self.status())
-            }
-            "query-hbas" => {
-                arguments.end()?;
-                Ok(self.adapters.iter().map(describe).collect())
-            }
+            "query-status" => Ok(self.status()),
+            "query-hbas" => Ok(self.adapters.iter().map(describe).collect()),
             "attach" => {
                 let adapter = self.adapter(&mut arguments)?;
                 let lun = self.unit(adapter, arguments)?;
@@ -159,7 +185,6 @@ impl Service {
             }
             "detach" => {
                 let (adapter, target, lun) = self.address(&mut arguments)?;
-                arguments.end()?;
                 adapter.detach(target, lun)?;
                 done()
             }
@@ -174,7 +199,6 @@ impl Service {
             "resize" => {
                 let (adapter, target, lun) = self.address(&mut arguments)?;
                 let size = arguments.number("size", u64::MAX)?;
-                arguments.end()?;
                 Ok(json!({ "size": adapter.resize(target, lun, size)? }))
             }
             "add-fd" => {
@@ -182,7 +206,6 @@ impl Service {
                 let given = given.take()?;
                 let set = arguments.number("fdset-id", fdset::NUMBER_MAX)?;
                 let opaque = arguments.text("opaque")?;
-                arguments.end()?;
                 let (set, all) = fdset::add(given, set, opaque.as_deref())?;
                 let mut answer = json!({ "fdset-id": set, "fd": all.first() });
                 if let (true, Some(object)) = (all.len() > 1, answer.as_object_mut()) {
@@ -193,36 +216,27 @@ impl Service {
             "remove-fd" => {
                 let set = arguments.number("fdset-id", fdset::NUMBER_MAX)?.context("no \"fdset-id\"")?;
                 let fd = arguments.number("fd", i32::MAX as u64)?;
-                arguments.end()?;
                 fdset::remove(set, fd.map(i32::try_from).transpose()?)?;
                 done()
             }
-            "query-fdsets" => {
-                arguments.end()?;
-                Ok(fdset::list().into_iter().map(describe_set).collect())
-            }
+            "query-fdsets" => Ok(fdset::list().into_iter().map(describe_set).collect()),
             "pause" | "stop" => {
-                arguments.end()?;
                 self.control.ask_to_pause(true, PATIENCE)?;
                 done()
             }
             "resume" | "cont" => {
-                arguments.end()?;
                 self.control.ask_to_pause(false, PATIENCE)?;
                 done()
             }
             "powerdown" | "system_powerdown" => {
-                arguments.end()?;
                 ensure!((self.power_button)(), "the guest does not listen to its power button");
                 done()
             }
             "reset" | "system_reset" => {
-                arguments.end()?;
                 self.control.reset_requested("control socket");
                 done()
             }
             "quit" => {
-                arguments.end()?;
                 self.control.post(Event::Quit);
                 done()
             }
@@ -247,10 +261,14 @@ impl Service {
     fn adapter(&self, arguments: &mut Arguments) -> Result<&Arc<Adapter>> {
         match (arguments.text("hba")?, self.adapters.as_slice()) {
             (None, [only]) => Ok(only),
-            (None, _) => bail!("which \"hba\"? There are {}", self.adapters.len()),
-            (Some(id), all) => {
-                all.iter().find(|a| a.id == id).ok_or_else(|| anyhow!("no HBA is called \"{id}\""))
-            }
+            (_, []) => bail!("this machine has no HBA"),
+            (None, all) => bail!("which \"hba\"? There are {}", ids(all)),
+            (Some(id), all) => all.iter().find(|a| a.id == id).ok_or_else(|| {
+                match spell::closest(&id, all.iter().map(|a| a.id.as_str())) {
+                    Some(meant) => anyhow!("no HBA is called \"{id}\", did you mean \"{meant}\"?"),
+                    None => anyhow!("no HBA is called \"{id}\"; there are {}", ids(all)),
+                }
+            }),
         }
     }
 
@@ -269,7 +287,8 @@ impl Service {
         }
         let mut text = format!("[[hba]]\ntype = \"{}\"\n[[hba.lun]]\n", adapter.kind.name());
         for (key, value) in &arguments.0 {
-            text.push_str(&format!("{} = {}\n", toml::Value::String(key.clone()), toml_value(value)?));
+            let value = toml_value(key, value)?;
+            text.push_str(&format!("{} = {value}\n", toml::Value::String(key.clone())));
         }
         let hba = config::parse_new_hba(&text, &self.directory, &self.own).map_err(|errors| {
             let lines: Vec<String> = errors.iter().map(ConfigError::message).collect();
@@ -299,6 +318,29 @@ fn check_members(request: &Value) -> Result<()> {
         Some(meant) => bail!("unknown member \"{unknown}\", did you mean \"{meant}\"?"),
         None => bail!("unknown member \"{unknown}\""),
     }
+}
+
+/// A command or an argument that nobody knows is a mistake.
+fn check_command(name: &str, arguments: &Arguments) -> Result<()> {
+    let Some((_, known)) = COMMANDS.iter().find(|(command, _)| *command == name) else {
+        match spell::closest(name, COMMANDS.iter().map(|(command, _)| *command)) {
+            Some(meant) => bail!("unknown command \"{name}\", did you mean \"{meant}\"?"),
+            None => bail!("unknown command \"{name}\""),
+        }
+    };
+    let Some(known) = known else { return Ok(()) };
+    let unknown = arguments.0.keys().find(|key| !known.contains(&key.as_str()));
+    let Some(unknown) = unknown else { return Ok(()) };
+    match spell::closest(unknown, known.iter().copied()) {
+        Some(meant) => bail!("unknown argument \"{unknown}\", did you mean \"{meant}\"?"),
+        None if known.is_empty() => bail!("unknown argument \"{unknown}\": \"{name}\" takes none"),
+        None => bail!("unknown argument \"{unknown}\"; expected {}", spell::any_of(known, '"')),
+    }
+}
+
+fn ids(adapters: &[Arc<Adapter>]) -> String {
+    let all: Vec<String> = adapters.iter().map(|adapter| format!("\"{}\"", adapter.id)).collect();
+    all.join(", ")
 }
 
 fn describe(adapter: &Arc<Adapter>) -> Value {
@@ -334,18 +376,35 @@ fn describe_set((number, listed): (u64, Vec<fdset::Listed>)) -> Value {
     json!({ "fdset-id": number, "fds": listed.into_iter().map(describe).collect::<Vec<_>>() })
 }
 
-/// The same value in the words of the configuration file.
-fn toml_value(value: &Value) -> Result<toml::Value> {
+/// The value of `key` in the words of the configuration file.
+fn toml_value(key: &str, value: &Value) -> Result<toml::Value> {
     Ok(match value {
         Value::Bool(value) => (*value).into(),
-        Value::Number(number) => number.as_i64().context("a number that no key takes")?.into(),
+        Value::Number(number) if number.is_f64() => {
+            bail!("\"{key}\" is {number}, which no key takes; expected a whole number")
+        }
+        Value::Number(number) => number
+            .as_i64()
+            .with_context(|| {
+                format!(
+                    "\"{key}\" is {number}, which no key takes; expected a whole number of less than 2^63"
+                )
+            })?
+            .into(),
         Value::String(text) => text.as_str().into(),
         Value::Object(entries) => {
-            let entries = entries.iter().map(|(key, value)| Ok((key.clone(), toml_value(value)?)));
-            toml::Value::Table(entries.collect::<Result<_>>()?)
+            let within = |(inner, value): (&String, &Value)| {
+                let value = toml_value(inner, value).map_err(|error| anyhow!("\"{key}\": {error}"))?;
+                Ok((inner.clone(), value))
+            };
+            toml::Value::Table(entries.iter().map(within).collect::<Result<_>>()?)
         }
-        Value::Array(items) => toml::Value::Array(items.iter().map(toml_value).collect::<Result<_>>()?),
-        Value::Null => bail!("a value that no key takes"),
+        Value::Array(items) => {
+            toml::Value::Array(items.iter().map(|item| toml_value(key, item)).collect::<Result<_>>()?)
+        }
+        Value::Null => {
+            bail!("\"{key}\" is null, which no key takes; leave it out to have what it is without")
+        }
     })
 }
 
@@ -363,14 +422,7 @@ impl Arguments {
         match self.0.remove(key) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => bail!("\"{key}\" is no string"),
-        }
-    }
-
-    fn end(&self) -> Result<()> {
-        match self.0.keys().next() {
-            Some(key) => Err(anyhow!("unknown argument \"{key}\"")),
-            None => Ok(()),
+            Some(value) => bail!("\"{key}\" is {value}, expected a text"),
         }
     }
 }
