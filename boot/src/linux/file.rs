@@ -225,6 +225,24 @@ mod tests {
         assert!(error.contains("changed while it was being read"), "{error}");
     }
 
+    /// What is behind the size that the file had is not read, and what memory is for it stays as it was.
+    #[test]
+    fn cve_2018_20815_a_file_that_grows_is_read_as_far_as_it_was_measured() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&[1; 8192]).unwrap();
+        let ram = GuestRam::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        ram.write_slice(&[0x77; 16384], GuestAddress(0)).unwrap();
+        let boot_file = BootFile::open(Role::Initrd, file.path()).unwrap();
+        file.write_all(&[2; 1 << 20]).unwrap();
+        assert_eq!(boot_file.size(), 8192);
+        assert_eq!(boot_file.bytes(8000, 1 << 20).unwrap(), [1; 192]);
+        let piece = Piece { file: &boot_file, offset: 0, size: boot_file.size(), address: 0 };
+        read_all(&ram, &[piece]).unwrap();
+        let mut found = [0; 16384];
+        ram.read_slice(&mut found, GuestAddress(0)).unwrap();
+        assert_eq!(found, *[[1; 8192], [0x77; 8192]].as_flattened());
+    }
+
     /// As where huge pages ran out. The file is not at fault.
     #[test]
     fn memory_that_the_host_cannot_give_is_reported() {

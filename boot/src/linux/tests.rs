@@ -400,6 +400,35 @@ fn elf_files_that_cannot_be_started() {
 }
 
 #[test]
+fn cve_2020_13765_segments_that_overlap() {
+    const ADDRESS: u32 = testing::CODE_ADDRESS;
+    let bench = Bench::new(64 * MIB);
+    // One more segment than the good file has, of the same bytes, with 64 bytes in the file and `size` in memory.
+    let with = |address: u32, size: u32| {
+        let mut kernel = testing::pvh_elf32(&[0xf4; 64]);
+        let word = |kernel: &[u8], at: usize| u32::from_le_bytes(kernel[at..at + 4].try_into().unwrap());
+        for at in [56, 88] {
+            let offset = word(&kernel, at) + 32;
+            kernel[at..at + 4].copy_from_slice(&offset.to_le_bytes());
+        }
+        kernel[44] = 3;
+        let segment = [1, word(&kernel, 56), address, address, 64, size, 7, 4];
+        kernel.splice(116..116, segment.into_iter().flat_map(u32::to_le_bytes));
+        kernel
+    };
+    let end = ADDRESS + 64 + testing::BSS_SIZE;
+    // From the same byte, within, over the last one, and from before the first.
+    for (address, size) in [(ADDRESS, 64), (ADDRESS + 16, 64), (end - 1, 64), (ADDRESS, 1 << 20)] {
+        let line = bench.refused(&with(address, size));
+        assert!(line.contains("its segments overlap"), "{address:#x} {size:#x}: {line}");
+    }
+    assert!(bench.load(&with(end, 64), None, "").is_ok(), "beside each other");
+    // An end that is no number any more.
+    let line = bench.refused(&with(ADDRESS + 16, u32::MAX));
+    assert!(line.contains("needs memory up to"), "{line}");
+}
+
+#[test]
 fn user_programs_are_not_kernels() {
     let bench = Bench::new(64 * MIB);
     let program = std::env::current_exe().unwrap();

@@ -33,6 +33,37 @@ fn send(guest: &mut Guest, parts: &[Part]) -> u32 {
     len
 }
 
+/// A transfer that a reset cuts off goes nowhere any more: not to its own blocks, and not to the first.
+#[test]
+fn cve_2023_5088_writes_that_a_reset_cuts_off() {
+    let mut bench = Bench::new(Options::default(), 1, 0);
+    // READ (10) of sixteen blocks, and WRITE (10) of two from block 9.
+    let read = [0x28, 0, 0, 0, 0, 0, 0, 0, 16, 0];
+    let write = [0x2a, 0, 0, 0, 0, 9, 0, 0, 2, 0];
+    let before = bench.guest.command(2, lun(5, 0), &read, &[], 8192).data;
+    bench.image().hold(true);
+    let arrived = bench.image().arrived();
+    for id in 1..=3 {
+        let request = bench.guest.alloc_with(&Guest::request_head(lun(5, 0), id, &write));
+        let data = bench.guest.alloc_with(&[0x77; 1024]);
+        let response = bench.guest.alloc_with(&[0xee; 108]);
+        bench.guest.add(2, &[out(request, 51), out(data, 1024), into(response, 108)]);
+    }
+    bench.guest.kick(2);
+    bench.guest.wait_for("held writes", || bench.image().arrived() == arrived + 3);
+    bench.guest.reset();
+    bench.image().hold(false);
+    bench.guest.start(VERSION_1, 16);
+    bench.settle();
+    assert_eq!(bench.guest.command(2, lun(5, 0), &read, &[], 8192).data, before);
+    // They had got there, and later ones do.
+    let reply = bench.guest.command(2, lun(5, 0), &write, &[0x78; 1024], 0);
+    assert_eq!((reply.response, reply.status), (0, 0));
+    let mut expected = before;
+    expected[9 * 512..11 * 512].fill(0x78);
+    assert_eq!(bench.guest.command(2, lun(5, 0), &read, &[], 8192).data, expected);
+}
+
 #[test]
 fn cve_2013_2016_configuration_beyond_its_end() {
     let mut guest = started(0);

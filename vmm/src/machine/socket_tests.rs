@@ -357,12 +357,16 @@ fn the_socket_answers_line_by_line_and_goes_away() {
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let mut client = UnixStream::connect(&path).unwrap();
     client.write_all(b"{\"execute\": \"query-status\", \"id\": 1}\n\n{\"execute\": \"x\"}\n").unwrap();
+    let mut stays = client.try_clone().unwrap();
     let mut lines = BufReader::new(client).lines();
     let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap();
     assert_eq!((next()["id"].clone(), next()["error"]["class"].clone()), (json!(1), json!("GenericError")));
     assert!(listen::listen(&path).is_err(), "in use");
     drop(socket);
     assert!(!path.exists());
+    // Who stays is served on.
+    stays.write_all(b"{\"execute\": \"query-status\", \"id\": 2}\n").unwrap();
+    assert_eq!(next()["id"], 2);
     drop(UnixListener::bind(&path).unwrap());
     assert!(listen::listen(&path).is_ok(), "left behind by a process that is gone");
     fs::write(bench.directory.path().join("file"), "").unwrap();
