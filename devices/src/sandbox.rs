@@ -13,8 +13,10 @@ use std::sync::OnceLock;
 pub struct Reach {
     /// Directories, without links in their paths, whose files can be read and written, with all that is below.
     pub writable: Vec<PathBuf>,
-    /// The same, whose files can be read.
+    /// The same, whose files can be read, for images.
     pub readable: Vec<PathBuf>,
+    /// The same, for what the machine reads again at a reset.
+    pub boot: Vec<PathBuf>,
     /// Files by device and inode, and whether they can be written.
     pub files: Vec<(u64, u64, bool)>,
 }
@@ -44,7 +46,7 @@ impl Reach {
     fn refuses(&self, path: &Path, write: bool) -> bool {
         // Who may not go there finds nothing, for other reasons.
         let Some(real) = real(path) else { return false };
-        let readable = self.readable.iter().filter(|_| !write);
+        let readable = self.readable.iter().chain(&self.boot).filter(|_| !write);
         let below = self.writable.iter().chain(readable).any(|directory| real.starts_with(directory));
         let id = fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
         let named =
@@ -64,9 +66,8 @@ impl Reach {
             Some(directory) => format!("{}, with all devices there,", directory.display()),
             None => "its directory".into(),
         };
-        Some(format!(
-            "the sandbox does not let this machine {verb} it; add {place} to `directories` in [security]"
-        ))
+        let key = if write { "directories" } else { "readonly_directories" };
+        Some(format!("the sandbox does not let this machine {verb} it; add {place} to `{key}` in [security]"))
     }
 
     /// See [`explain_boot`].
@@ -74,7 +75,7 @@ impl Reach {
         if !self.refuses(path, false) {
             return None;
         }
-        let directories: Vec<String> = self.readable.iter().map(|path| path.display().to_string()).collect();
+        let directories: Vec<String> = self.boot.iter().map(|path| path.display().to_string()).collect();
         Some(format!(
             "the sandbox lets this machine read only what is in {} since its start; put it there, or end the process and \
              start it anew",
@@ -105,7 +106,7 @@ mod tests {
     fn only_what_is_out_of_reach_is_explained() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
-        for name in ["in", "in/below", "boot", "out"] {
+        for name in ["in", "in/below", "base", "boot", "out"] {
             fs::create_dir(path(name)).unwrap();
             fs::write(path(name).join("a"), "a").unwrap();
         }
@@ -117,13 +118,15 @@ mod tests {
         let ((dev, known), (_, read)) = (id(&path("out/known")), id(&path("out/read")));
         let reach = Reach {
             writable: vec![real("in")],
-            readable: vec![real("boot")],
+            readable: vec![real("base")],
+            boot: vec![real("boot")],
             files: vec![(dev, known, true), (dev, read, false)],
         };
         for (name, read, written) in [
             ("in/a", true, true),
             ("in/below/a", true, true),
             ("out/link", true, true),
+            ("base/a", true, false),
             ("boot/a", true, false),
             ("out/known", true, true),
             ("out/read", true, false),
@@ -146,6 +149,10 @@ mod tests {
         assert_eq!(
             reach.explain(&path("out/a"), true).unwrap(),
             "the sandbox does not let this machine open it; add its directory to `directories` in [security]"
+        );
+        assert_eq!(
+            reach.explain(&path("out/a"), false).unwrap(),
+            "the sandbox does not let this machine open it; add its directory to `readonly_directories` in [security]"
         );
         assert_eq!(
             reach.explain(&path("boot/a"), true).unwrap(),

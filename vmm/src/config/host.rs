@@ -142,7 +142,7 @@ pub(super) fn check_image(path: &Path, read_only: bool, direct: bool) -> Result<
         })?;
         return check_unused(path, read_only, &shown);
     }
-    open(path, false, 0).map_err(|error| match confined(path, false, &error) {
+    open(path, false, 0).map_err(|error| match confined(path, !read_only, &error) {
         Some(why) => format!("cannot open {shown}: {why}"),
         None => format!("cannot open {shown}: {}", reason(&error)),
     })?;

@@ -110,6 +110,7 @@ const CONTROL: &[Key] = &[key("path", Kind::Path, Built)];
 const SECURITY: &[Key] = &[
     key("sandbox", choice(Sandbox::NAMES, &[]), Built),
     key("directories", Kind::Strings, Built),
+    key("readonly_directories", Kind::Strings, Built),
     key("user", Kind::Text(1), Built),
 ];
 

@@ -20,24 +20,28 @@ pub(super) fn security(
     errors: &mut Errors,
 ) -> Option<Security> {
     let sandbox = section.text("sandbox").map_or(Some(Sandbox::On), Sandbox::named);
-    let directories = directories(section, directory, errors);
+    let mut directories = |key| directories(section, key, directory, errors);
+    let (writable, readonly) = (directories("directories"), directories("readonly_directories"));
     let user = match section.text("user") {
         Some(text) => Some(user(section, text, host, errors)?),
         None => None,
     };
-    Some(Security { sandbox: sandbox?, directories, user })
+    Some(Security { sandbox: sandbox?, directories: writable, readonly_directories: readonly, user })
 }
 
-fn directories(section: &Section<'_>, directory: &Path, errors: &mut Errors) -> Vec<PathBuf> {
+fn directories(
+    section: &Section<'_>,
+    key: &'static str,
+    directory: &Path,
+    errors: &mut Errors,
+) -> Vec<PathBuf> {
     let mut all = Vec::new();
-    for text in section.strings("directories") {
+    for text in section.strings(key) {
         let path = directory.join(text);
         match host::check_directory(&path) {
             // The configuration's own would be a surprise.
-            _ if text.is_empty() => {
-                section.refuse("directories", "expected paths that are not empty", errors)
-            }
-            Err(reason) => section.reject("directories", &reason, errors),
+            _ if text.is_empty() => section.refuse(key, "expected paths that are not empty", errors),
+            Err(reason) => section.reject(key, &reason, errors),
             Ok(()) => {}
         }
         all.push(path);

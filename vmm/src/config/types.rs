@@ -236,6 +236,8 @@ pub struct Security {
     pub sandbox: Sandbox,
     /// Where images that come at run time may be, with all that is below.
     pub directories: Vec<PathBuf>,
+    /// The same for images that are only read: read-only disks, backing files.
+    pub readonly_directories: Vec<PathBuf>,
     /// Who it becomes; `None` to stay who started it.
     pub user: Option<User>,
 }

@@ -5,7 +5,7 @@
 //! refused, as far as the kernel knows how to.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -21,11 +21,19 @@ use crate::config::{self, Boot, Config, Device, Restart, Sandbox, Serial};
 /// The newest version of the kernel's interface that this was written for; older ones refuse less.
 const NEWEST: ABI = ABI::V10;
 
+/// File systems of which nothing has to stay open, so that the host can unmount them (linux/magic.h): ext2 to ext4, XFS, Btrfs,
+/// F2FS, tmpfs with devices, NFS. Rules are about inodes, and there an inode is found again by its number as long as there is a rule
+/// about it. On others it is a new one with each look, unless somebody has the name open: at once on file systems of some
+/// servers (9p), after a while in /proc.
+const LASTING: [u32; 6] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x0102_1994, 0x6969];
+
 type Rights = BitFlags<AccessFs>;
 
 /// Images that come, and files of protection information, which may be made.
 const IMAGES: Rights =
     make_bitflags!(AccessFs::{ReadFile | WriteFile | ReadDir | Truncate | IoctlDev | MakeReg});
+/// Images that come to be read only, backing files among them.
+const READABLE_IMAGES: Rights = make_bitflags!(AccessFs::{ReadFile | ReadDir | IoctlDev});
 /// One image.
 const WRITABLE: Rights = make_bitflags!(AccessFs::{ReadFile | WriteFile | Truncate | IoctlDev});
 const READABLE: Rights = make_bitflags!(AccessFs::{ReadFile | IoctlDev});
@@ -61,8 +69,7 @@ pub(super) struct Paths {
     pub(super) ruleset: OwnedFd,
     /// For [`devices::sandbox::confined`], once they have.
     pub(super) reach: Reach,
-    /// Rules are about inodes, and those of /proc are others once nobody has had the names for a while; those of file systems
-    /// that a server keeps (9p) at once.
+    /// Names that rules need to be of use: see [`LASTING`].
     _held: Vec<PathFd>,
 }
 
@@ -98,7 +105,9 @@ fn made(rules: &[Rule]) -> Result<Option<Paths>> {
         ruleset = ruleset
             .add_rule(PathBeneath::new(&place, rule.rights))
             .with_context(|| rule.path.display().to_string())?;
-        held.push(place);
+        if !lasts(&place) {
+            held.push(place);
+        }
     }
     let ruleset: Option<OwnedFd> = ruleset.into();
     if ruleset.is_none() {
@@ -111,6 +120,17 @@ fn made(rules: &[Rule]) -> Result<Option<Paths>> {
     Ok(ruleset.map(|ruleset| Paths { ruleset, reach, _held: held }))
 }
 
+/// Whether a file is on a file system of [`LASTING`].
+fn lasts(place: &PathFd) -> bool {
+    // SAFETY: a structure of integers.
+    #[allow(unsafe_code)]
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the call fills a structure, which outlives it.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::fstatfs(place.as_fd().as_raw_fd(), &raw mut stat) };
+    result == 0 && LASTING.contains(&(stat.f_type as u32))
+}
+
 /// Threads confine themselves one by one, and before a fix of the kernel they could then not kick each other.
 fn scopes() -> BitFlags<Scope> {
     let all = Scope::from_all(NEWEST);
@@ -120,8 +140,11 @@ fn scopes() -> BitFlags<Scope> {
 /// Takes note of a rule for whoever is refused.
 fn note(rule: &Rule, reach: &mut Reach) {
     match rule.what {
-        What::Directory => reach.writable.extend(fs::canonicalize(&rule.path)),
-        What::Boot => reach.readable.extend(fs::canonicalize(&rule.path)),
+        What::Directory if rule.rights.contains(AccessFs::WriteFile) => {
+            reach.writable.extend(fs::canonicalize(&rule.path));
+        }
+        What::Directory => reach.readable.extend(fs::canonicalize(&rule.path)),
+        What::Boot => reach.boot.extend(fs::canonicalize(&rule.path)),
         What::Image => reach.files.extend(
             fs::metadata(&rule.path)
                 .map(|found| (found.dev(), found.ino(), rule.rights.contains(AccessFs::WriteFile))),
@@ -149,19 +172,30 @@ fn rules(config: &Config) -> Vec<Rule> {
     if config.control.is_none() {
         return rules;
     }
-    for directory in &config.security.directories {
+    let config::Security { directories, readonly_directories, .. } = &config.security;
+    for directory in directories {
         add(directory, IMAGES, What::Directory);
     }
+    for directory in readonly_directories {
+        add(directory, READABLE_IMAGES, What::Directory);
+    }
     // What the machine has open it may open again, so that a disk can come back. A file that has taken its place by
-    // then is another one.
+    // then is another one. Where its directory is open to us anyway there is no rule: a rule keeps the file's room on its disk even
+    // when the file has been removed (fs/landlock of Linux holds the inode).
+    let mut again = |image: &Path, rights| {
+        let writable = rights == WRITABLE;
+        if !within(image, directories) && (writable || !within(image, readonly_directories)) {
+            add(image, rights, What::Image);
+        }
+    };
     for disk in disks(config) {
         let rights = if disk.read_only { READABLE } else { WRITABLE };
-        add(&disk.image, rights, What::Image);
+        again(&disk.image, rights);
         if let Some(protection) = &disk.protection {
-            add(&protection.image, rights, What::Image);
+            again(&protection.image, rights);
         }
         for (_, below) in config::files_below(disk) {
-            add(&below, READABLE, What::Image);
+            again(&below, READABLE);
         }
     }
     // Who uses a device, what it is made of, what it takes, what it is called. It may be any one.
@@ -172,6 +206,13 @@ fn rules(config: &Config) -> Vec<Rule> {
     add(Path::new("/proc/self"), LOOK, What::Kernel);
     add(Path::new("/proc/swaps"), BOOT, What::Kernel);
     rules
+}
+
+/// Whether a file is below one of the directories, wherever links lead.
+fn within(file: &Path, directories: &[PathBuf]) -> bool {
+    let Ok(file) = fs::canonicalize(file) else { return false };
+    let below = |directory: &PathBuf| fs::canonicalize(directory).is_ok_and(|real| file.starts_with(real));
+    directories.iter().any(below)
 }
 
 /// The directory of a file that a reset reads again: a new kernel takes the place of the old one by its name.

@@ -4,6 +4,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::sync::mpsc;
 
+use landlock::AccessFs::*;
 use tempfile::TempDir;
 
 use super::*;
@@ -15,7 +16,7 @@ struct Place(TempDir);
 impl Place {
     fn new() -> Self {
         let place = Self(TempDir::new().unwrap());
-        for directory in ["boot", "run", "images", "images/below", "other"] {
+        for directory in ["boot", "run", "images", "images/below", "bases", "other"] {
             fs::create_dir(place.path(directory)).unwrap();
         }
         for file in [
@@ -26,6 +27,7 @@ impl Place {
             "c.img",
             "images/i.img",
             "images/below/j.img",
+            "bases/base.img",
             "other/o.img",
         ] {
             fs::write(place.path(file), [1; 4096]).unwrap();
@@ -54,7 +56,7 @@ impl Place {
 
 const CONTROL: &str = "[control]\npath = \"run/control\"\n";
 const WHOLE: &str = "[control]\npath = \"run/control\"\n[serial]\nmode = \"socket\"\npath = \"run/console\"\n\
-                     [security]\ndirectories = [\"images\"]\n";
+                     [security]\ndirectories = [\"images\"]\nreadonly_directories = [\"bases\"]\n";
 
 #[test]
 fn what_a_machine_opens_by_path_is_listed() {
@@ -79,7 +81,48 @@ fn what_a_machine_opens_by_path_is_listed() {
         [&[boot.clone(), (place.path("run"), NAMES)], middle, &images, &kernel[..]].concat()
     };
     assert_eq!(listed(CONTROL), expected(&[]));
-    assert_eq!(listed(WHOLE), expected(&[(place.path("images"), IMAGES)]));
+    assert_eq!(
+        listed(WHOLE),
+        expected(&[(place.path("images"), IMAGES), (place.path("bases"), READABLE_IMAGES)])
+    );
+}
+
+/// What each right is, apart from the names that the rules give them.
+#[test]
+fn rights_are_these_and_no_more() {
+    for (rights, expected) in [
+        (IMAGES, &[ReadFile, WriteFile, ReadDir, Truncate, IoctlDev, MakeReg][..]),
+        (READABLE_IMAGES, &[ReadFile, ReadDir, IoctlDev]),
+        (WRITABLE, &[ReadFile, WriteFile, Truncate, IoctlDev]),
+        (READABLE, &[ReadFile, IoctlDev]),
+        (BOOT, &[ReadFile]),
+        (LOOK, &[ReadFile, ReadDir]),
+        (LIST, &[ReadDir]),
+        (NAMES, &[RemoveFile]),
+    ] {
+        assert_eq!(rights.iter().collect::<Vec<_>>().len(), expected.len(), "{rights:?}");
+        assert!(expected.iter().all(|right| rights.contains(*right)), "{rights:?}");
+    }
+}
+
+/// A rule about a file keeps its room on the disk, so there is none where the file can be opened anyway.
+#[test]
+fn images_in_directories_that_are_named_have_no_rules_of_their_own() {
+    let place = Place::new();
+    fs::rename(place.path("a.img"), place.path("images/below/a.img")).unwrap();
+    std::os::unix::fs::symlink("images/below/a.img", place.path("a.img")).unwrap();
+    fs::rename(place.path("b.img"), place.path("bases/b.img")).unwrap();
+    std::os::unix::fs::symlink("bases/b.img", place.path("b.img")).unwrap();
+    let images = |more: &str| -> Vec<PathBuf> {
+        let rules = rules(&place.config(more)).into_iter().filter(|rule| rule.what == What::Image);
+        rules.map(|rule| rule.path).collect()
+    };
+    assert_eq!(images(WHOLE), [] as [PathBuf; 0]);
+    assert_eq!(images(CONTROL), [place.path("a.img"), place.path("b.img")]);
+    // One that is written needs more than to be read.
+    fs::remove_file(place.path("a.img")).unwrap();
+    std::os::unix::fs::symlink("bases/base.img", place.path("a.img")).unwrap();
+    assert_eq!(images(WHOLE), [place.path("a.img")]);
 }
 
 #[test]
@@ -154,6 +197,7 @@ fn nothing_else_is_opened() {
             ("images/below/j.img", true, true),
             ("a.img", true, true),
             ("b.img", true, false),
+            ("bases/base.img", true, false),
             ("c.img", false, false),
             ("other/o.img", false, false),
             ("boot/kernel", true, false),
@@ -171,6 +215,16 @@ fn nothing_else_is_opened() {
         }
         for path in ["/etc/passwd", "/proc/1/comm", "/proc/version", "/dev/null"] {
             assert_eq!(File::open(path).err().map(|e| e.kind()), REFUSED, "{path}");
+        }
+        fs::read_dir(place.path("bases")).unwrap();
+        // What of this process and of devices could be changed by a file.
+        for path in [
+            "/proc/self/mem",
+            "/proc/thread-self/mem",
+            "/proc/self/oom_score_adj",
+            "/sys/devices/system/cpu/uevent",
+        ] {
+            assert_eq!(OpenOptions::new().write(true).open(path).err().map(|e| e.kind()), REFUSED, "{path}");
         }
         for path in [".", "run", "boot", "/", "/proc", "/sys"] {
             let listed = fs::read_dir(place.path(path)).err().map(|e| e.kind());
@@ -218,7 +272,7 @@ fn names_are_removed_and_nothing_is_made_but_among_images() {
         fs::remove_file(place.path("run/control")).unwrap();
         let kind = |result: io::Result<()>| result.err().map(|error| error.kind());
         let path = |name: &str| place.path(name);
-        for name in ["run", "boot", "other", "."] {
+        for name in ["run", "boot", "bases", "other", "."] {
             let new = |what: &str| path(name).join(what);
             assert_eq!(kind(fs::write(new("file"), "x")), REFUSED, "{name}");
             assert_eq!(kind(fs::create_dir(new("directory"))), REFUSED, "{name}");

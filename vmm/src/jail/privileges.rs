@@ -41,13 +41,12 @@ fn look(config: &Config, user: &User) -> Result<Vec<String>> {
             );
         }
     }
-    for directory in &config.security.directories {
+    let security = &config.security;
+    let named =
+        [("directories", &security.directories), ("readonly_directories", &security.readonly_directories)];
+    for (key, directory) in named.into_iter().flat_map(|(key, all)| all.iter().map(move |one| (key, one))) {
         if let Err(error) = fs::metadata(directory.join(".")) {
-            bail!(
-                "directories in [security]: {who} cannot enter {}: {}",
-                directory.display(),
-                reason(&error)
-            );
+            bail!("{key} in [security]: {who} cannot enter {}: {}", directory.display(), reason(&error));
         }
     }
     let stays = |name: &Path| {

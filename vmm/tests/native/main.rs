@@ -21,6 +21,7 @@ mod operation;
 mod paths;
 mod pause;
 mod pci;
+mod released;
 mod reset;
 mod rotation;
 mod seize;

@@ -235,7 +235,8 @@ fn what_the_sandbox_refuses_says_what_to_allow() {
                 key,
                 format!(
                     "images/top.qcow2 cannot use a backing file: cannot open the image images/../other/a.img: the sandbox \
-                     does not let this machine open it; {directory}"
+                     does not let this machine open it; {}",
+                    directory.replace("`directories`", "`readonly_directories`")
                 ),
             ),
             (

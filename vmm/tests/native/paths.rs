@@ -186,8 +186,8 @@ fn images_come_from_the_directories_that_are_named() {
             "images/top.qcow2",
             ", \"backing\": \"any\"",
             "`image` in [[hba.lun]]: images/top.qcow2 cannot use a backing file: cannot open the image \
-             images/../other/a.img: the sandbox does not let this machine open it; add its directory to `directories` in \
-             [security]",
+             images/../other/a.img: the sandbox does not let this machine open it; add its directory to \
+             `readonly_directories` in [security]",
         );
         assert_eq!(
             machine.ask("change", "\"target\": 1, \"image\": \"other/a.img\""),
@@ -201,6 +201,33 @@ fn images_come_from_the_directories_that_are_named() {
         assert_eq!((ended.code, ended.errors.as_str()), (0, ""), "{hba}");
         assert!(fs::read_dir(vm.path("run")).unwrap().next().is_none(), "its sockets are gone");
     }
+}
+
+/// An image that many machines begin from is no place to write to, for whoever has taken over one of them neither.
+#[test]
+fn backing_files_come_from_directories_that_are_only_read() {
+    let name = "backing_files_come_from_directories_that_are_only_read";
+    if !hypervisor(name) || !needs_landlock(name) {
+        return;
+    }
+    let vm = machine("virtio-scsi")
+        .set("security.directories=['images']")
+        .set("security.readonly_directories=['other']");
+    fs::write(vm.path("images/top.qcow2"), qcow2("../other/a.img")).unwrap();
+    let _turn = turn();
+    let mut machine = Machine::start(&vm);
+    let said = machine.attach("images/top.qcow2", ", \"backing\": \"any\", \"target\": 1");
+    assert!(said.contains("\"return\""), "{said}");
+    assert_eq!(machine.ask("detach", "\"target\": 1"), "{\"return\":{}}");
+    let said = machine.attach("other/a.img", ", \"readonly\": true, \"target\": 2");
+    assert!(said.contains("\"return\""), "{said}");
+    assert_eq!(machine.ask("detach", "\"target\": 2"), "{\"return\":{}}");
+    machine.refused(
+        "other/a.img",
+        "",
+        &format!("`image` in [[hba.lun]]: cannot write other/a.img: the sandbox does not let this machine write it; {REMEDY}"),
+    );
+    assert_eq!(machine.quit().code, 0);
 }
 
 #[test]
@@ -273,10 +300,10 @@ fn a_kernel_that_has_moved_ends_the_machine_with_the_remedy() {
 }
 
 /// Gone when dropped.
-struct LoopDevice(PathBuf);
+pub struct LoopDevice(pub PathBuf);
 
 impl LoopDevice {
-    fn over(file: &Path) -> Option<Self> {
+    pub fn over(file: &Path) -> Option<Self> {
         let made = Command::new("losetup").args(["--find", "--show"]).arg(file).output().ok()?;
         made.status.success().then(|| Self(String::from_utf8(made.stdout).unwrap().trim_end().into()))
     }

@@ -29,7 +29,12 @@ fn the_smallest_file_has_every_default() {
             debug_log: None,
             serial: Serial::Stdio,
             control: None,
-            security: Security { sandbox: Sandbox::On, directories: vec![], user: None },
+            security: Security {
+                sandbox: Sandbox::On,
+                directories: vec![],
+                readonly_directories: vec![],
+                user: None
+            },
             directory: fixture.path(""),
             own: vec![
                 Own { what: "configuration file".into(), path: fixture.path("vm.toml"), read: true },

@@ -10,14 +10,15 @@ fn security(text: &str, set: &[&str]) -> (Fixture, Security) {
 
 #[test]
 fn every_key_is_read() {
-    let text =
-        "sandbox = \"log\"\ndirectories = [\"directory\", \".\", \"/tmp\"]\nuser = \"1000:4294967294\"\n";
+    let text = "sandbox = \"log\"\ndirectories = [\"directory\", \".\", \"/tmp\"]\nreadonly_directories = [\".\", \"/\"]\n\
+         user = \"1000:4294967294\"\n";
     let (fixture, read) = security(text, &[]);
     assert_eq!(
         read,
         Security {
             sandbox: Sandbox::Log,
             directories: vec![fixture.path("directory"), fixture.path("."), "/tmp".into()],
+            readonly_directories: vec![fixture.path("."), "/".into()],
             user: Some(User {
                 name: "1000:4294967294".into(),
                 uid: 1000,
@@ -71,6 +72,14 @@ fn what_is_wrong_is_told_with_what_would_be_right() {
         (
             "directories = [\"directory\", \"a.img\"]",
             "`directories` in [security]: a.img is a file, expected a directory".to_owned(),
+        ),
+        (
+            "readonly_directories = [\"\"]",
+            "`readonly_directories` in [security] is an array, expected paths that are not empty".to_owned(),
+        ),
+        (
+            "readonly_directories = [\"a.img\"]",
+            "`readonly_directories` in [security]: a.img is a file, expected a directory".to_owned(),
         ),
         (
             "user = \"root\"",
