@@ -23,6 +23,7 @@ mod pause;
 mod pci;
 mod released;
 mod reset;
+mod rings;
 mod rotation;
 mod seize;
 mod seized;

@@ -26,6 +26,8 @@ pub enum Arg {
     Number(i64),
     /// The address of these bytes.
     Bytes(Vec<u8>),
+    /// The address of a structure of words, each of which is a number or an address itself.
+    Words(Vec<Arg>),
 }
 
 /// A system call.
@@ -138,15 +140,8 @@ impl Seized {
     /// Sets the registers to those at a system call.
     fn prepare(&mut self, call: &Call) -> io::Result<()> {
         let mut free = self.registers.rsp - RED_ZONE - ROOM;
-        let mut place = |argument: &Arg| match argument {
-            Arg::Number(number) => Ok(number.cast_unsigned()),
-            Arg::Bytes(bytes) => {
-                let at = free;
-                free += (bytes.len() as u64).next_multiple_of(16);
-                self.memory.write_all_at(bytes, at).map(|()| at)
-            }
-        };
-        let arguments: Vec<u64> = call.arguments.iter().map(&mut place).collect::<io::Result<_>>()?;
+        let place = |argument: &Arg| self.place(argument, &mut free);
+        let arguments: Vec<u64> = call.arguments.iter().map(place).collect::<io::Result<_>>()?;
         assert!(free <= self.registers.rsp - RED_ZONE, "{}", call.name);
         if call.instruction != SYSCALL {
             self.memory.write_all_at(&call.instruction, self.instruction)?;
@@ -166,6 +161,26 @@ impl Seized {
             ..self.registers
         };
         self.write(&registers)
+    }
+
+    /// Writes what an argument points to at the next address that is free. Returns its value.
+    fn place(&self, argument: &Arg, free: &mut u64) -> io::Result<u64> {
+        let bytes = match argument {
+            Arg::Number(number) => return Ok(number.cast_unsigned()),
+            Arg::Bytes(bytes) => bytes.clone(),
+            Arg::Words(words) => {
+                let values = words.iter().map(|word| self.place(word, free).map(u64::to_ne_bytes));
+                values.collect::<io::Result<Vec<_>>>()?.concat()
+            }
+        };
+        let at = *free;
+        *free += (bytes.len() as u64).next_multiple_of(16);
+        self.memory.write_all_at(&bytes, at).map(|()| at)
+    }
+
+    /// The process' memory.
+    pub fn memory(&self) -> &File {
+        &self.memory
     }
 
     fn is_pending(&self, signal: c_int) -> bool {

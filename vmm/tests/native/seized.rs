@@ -36,9 +36,11 @@ const THREADS: [&str; 13] = [
 /// linux/loop.h and linux/kvm.h.
 const LOOP_SET_FD: i64 = 0x4c00;
 const KVM_CREATE_VM: i64 = 0xae01;
+/// asm-generic/ioctls.h.
+const FIOASYNC: i64 = 0x5452;
 
 /// A machine with all kinds of threads, that echoes on its console.
-fn machine() -> Vm {
+pub fn machine() -> Vm {
     let vm = Vm::new(&echo())
         .set("control.path=control")
         .set("serial.mode=socket")
@@ -47,27 +49,29 @@ fn machine() -> Vm {
         .set("hba.0.id=scsi0")
         .set("hba.0.lun.0.image=disk0")
         .set("hba.0.lun.0.on_no_space=pause")
+        .set("hba.0.lun.1.image=disk2")
+        .set("hba.0.lun.1.readonly=true")
         .set("hba.1.id=raid0")
         .set("hba.1.type=megasas")
         .set("hba.1.event_log=events")
         .set("hba.1.lun.0.image=disk1")
         .arg("--log-file")
         .arg("messages");
-    for name in ["disk0", "disk1"] {
+    for name in ["disk0", "disk1", "disk2"] {
         fs::File::create(vm.path(name)).unwrap().set_len(1 << 20).unwrap();
     }
     vm
 }
 
 /// A machine whose guest runs, with a client on its control socket and one on its console.
-struct Started {
-    running: Running,
+pub struct Started {
+    pub running: Running,
     console: UnixStream,
     _control: UnixStream,
 }
 
 impl Started {
-    fn new(vm: &Vm) -> Self {
+    pub fn new(vm: &Vm) -> Self {
         let running = vm.start();
         let connect = |name: &str| eventually(name, || UnixStream::connect(vm.path(name)).ok());
         let (control, mut console) = (connect("control"), connect("serial"));
@@ -88,9 +92,11 @@ struct Attempts<'a> {
     directory: &'a Path,
     /// The port of a server on this host.
     port: u16,
+    /// The descriptor of an image that the machine only reads.
+    readonly: i32,
 }
 
-fn n(number: impl Into<i64>) -> Arg {
+pub fn n(number: impl Into<i64>) -> Arg {
     Arg::Number(number.into())
 }
 
@@ -207,6 +213,7 @@ impl Attempts<'_> {
             call("fcntl, owner", libc::SYS_fcntl, &[n(0), n(libc::F_SETOWN), n(parent)]),
             call("fcntl, notify", libc::SYS_fcntl, &[n(0), n(libc::F_NOTIFY)]),
             call("ioctl, input", libc::SYS_ioctl, &[n(0), n(libc::TIOCSTI.cast_signed()), bytes(b"x")]),
+            call("ioctl, signals", libc::SYS_ioctl, &[n(0), n(FIOASYNC), bytes(&[1, 0, 0, 0])]),
             call("ioctl, loop device", libc::SYS_ioctl, &[n(0), n(LOOP_SET_FD)]),
             call("ioctl, another machine", libc::SYS_ioctl, &[n(0), n(KVM_CREATE_VM)]),
             call("sendto", libc::SYS_sendto, &[n(0), text(""), n(1), n(0), bytes(&address), n(16)]),
@@ -227,27 +234,45 @@ impl Attempts<'_> {
     }
 
     /// Files that are opened to be read. Who may not open at all is told so: libraries try some, and make do without.
-    fn reading() -> [Call; 2] {
+    fn reading() -> [Call; 3] {
         let file = || text("/etc/passwd");
+        let root = text("/proc/self/root/etc/passwd");
         [
             Call::new("openat", libc::SYS_openat, [n(libc::AT_FDCWD), file()]),
             Call::new("open", libc::SYS_open, [file()]),
+            Call::new("openat by the process' root", libc::SYS_openat, [n(libc::AT_FDCWD), root]),
         ]
     }
 
     /// Files that are opened to be written.
-    fn writing(&self) -> [Call; 3] {
+    fn writing(&self) -> [Call; 7] {
         let made = self.directory.join("made");
         let create = libc::O_CREAT | libc::O_WRONLY;
         let memory = format!("/proc/{}/mem", std::process::id());
+        let readonly = format!("/proc/self/fd/{}", self.readonly);
         let openat = |name, path: &str, flags: i32| {
             Call::new(name, libc::SYS_openat, [n(libc::AT_FDCWD), text(path), n(flags), n(0o600)])
         };
         [
             openat("openat to create", made.to_str().unwrap(), create),
             openat("openat to change", "/etc/passwd", libc::O_RDWR),
-            openat("openat of memory", &memory, libc::O_RDWR),
+            openat("openat of the parent's memory", &memory, libc::O_RDWR),
+            openat("openat of its own memory", "/proc/self/mem", libc::O_RDWR),
+            openat("openat of its own memory as a thread's", "/proc/thread-self/mem", libc::O_RDWR),
+            openat("openat of who is killed last", "/proc/self/oom_score_adj", libc::O_WRONLY),
+            openat("openat of an image that is only read", &readonly, libc::O_RDWR),
         ]
+    }
+
+    /// A message to an address, from a socket that is there.
+    fn message(&self, socket: i32) -> Call {
+        let [high, low] = self.port.to_be_bytes();
+        let address = bytes(&[2, 0, high, low, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
+        // struct iovec and struct msghdr (sendmsg(2)): a name, a byte, nothing beside them.
+        let data = Arg::Words(vec![bytes(b"x"), n(1)]);
+        let message = Arg::Words(vec![address, n(16), data, n(1), n(0), n(0), n(0)]);
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        Call::new("sendmsg to an address", libc::SYS_sendmsg, [n(socket), message, n(flags)])
     }
 }
 
@@ -257,7 +282,7 @@ fn opens(thread: &str) -> bool {
 }
 
 /// Whether threads of a child can be seized here, in a machine.
-fn possible(test: &str) -> bool {
+pub fn possible(test: &str) -> bool {
     if !hypervisor(test) {
         return false;
     }
@@ -266,6 +291,17 @@ fn possible(test: &str) -> bool {
     child.kill().unwrap();
     child.wait().unwrap();
     seized.is_ok() || skipped(test, "ptrace is forbidden here")
+}
+
+/// The descriptors of a process whose names are these.
+pub fn descriptors(process: u32, wanted: impl Fn(&str) -> bool) -> Vec<i32> {
+    let entries = fs::read_dir(format!("/proc/{process}/fd")).unwrap();
+    let number = |entry: std::io::Result<fs::DirEntry>| {
+        let path = entry.unwrap().path();
+        let name = fs::read_link(&path).ok()?;
+        wanted(name.to_str()?).then(|| path.file_name().unwrap().to_str().unwrap().parse().unwrap())
+    };
+    entries.filter_map(number).collect()
 }
 
 fn names(directory: &Path) -> BTreeSet<String> {
@@ -286,7 +322,12 @@ fn no_thread_gets_out() {
     let directory = vm.path("");
     let before = names(&directory);
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
-    let attempts = Attempts { directory: &directory, port: server.local_addr().unwrap().port() };
+    let port = server.local_addr().unwrap().port();
+    let readonly = descriptors(process, |name| name.ends_with("/disk2"))[0];
+    let attempts = Attempts { directory: &directory, port, readonly };
+    let sockets = descriptors(process, |name| name.starts_with("socket:"));
+    // Two servers, and a client of each.
+    assert!(sockets.len() >= 4, "{sockets:?}");
 
     let landlock =
         landlock() || skipped("no_thread_gets_out", "no Landlock: threads that open files open any");
@@ -325,6 +366,13 @@ fn no_thread_gets_out() {
         if held || !writes {
             for call in &attempts.writing() {
                 check(call, if writes { denied } else { Outcome::Trapped });
+            }
+        }
+        for socket in &sockets {
+            let outcome = seized.attempt(&attempts.message(*socket)).unwrap();
+            tried += 1;
+            if matches!(outcome, Outcome::Answered(0..)) {
+                wrong.push(format!("{name}: sendmsg to an address: {outcome:?}"));
             }
         }
         seen.insert(name);
