@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vmm::cli::{self, LogLevel, Stop};
-use vmm::config::Restart;
+use vmm::config::{Restart, Sandbox};
 use vmm::console::{Signals, Watch, die, explain_bus_errors};
 use vmm::exit::{Outcome, complain, explain, tell};
 use vmm::machine::{End, Machine, rehearse};
@@ -84,6 +84,11 @@ fn run() -> Outcome {
     if cli.no_reboot {
         config.vm.on_reset = Restart::Exit;
         config.vm.on_crash = Restart::Exit;
+    }
+    if config.security.sandbox == Sandbox::On
+        && let Err(error) = passed::close_others()
+    {
+        tracing::warn!("what was open at the start stays so, for /proc is needed to close it: {error}");
     }
     if let Err(error) = limits::raise_open_files() {
         tracing::warn!("the limit of open files stays as it is: {error}");

@@ -1,6 +1,7 @@
 //! `--add-fd fd=N,set=M[,opaque=TEXT]`: a descriptor that whoever started the process left open for it, for images called
 //! `/dev/fdset/M`. The option is QEMU's.
 
+use std::fs;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
@@ -22,6 +23,36 @@ pub fn take(arguments: &[String]) -> Result<()> {
             Ok(())
         });
         taken.with_context(|| format!("--add-fd {argument}"))?;
+    }
+    Ok(())
+}
+
+/// Closes what else whoever started the process has left open: nothing here knows of it, and who has taken over a thread could
+/// use it, a socket above all. To be called once [`take`] has its own.
+///
+/// # Errors
+/// There is no /proc to look in.
+pub fn close_others() -> io::Result<()> {
+    for entry in fs::read_dir("/proc/self/fd")? {
+        let entry = entry?;
+        let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()) else {
+            continue;
+        };
+        // SAFETY: a call without pointers.
+        #[allow(unsafe_code)]
+        let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+        // See `own`: what has the flag is this process's.
+        if fd < FIRST || flags < 0 || flags & libc::FD_CLOEXEC != 0 {
+            continue;
+        }
+        let name = fs::read_link(entry.path()).unwrap_or_default();
+        tracing::info!(
+            "descriptor {fd} ({}) was open at the start, and no --add-fd names it: it is closed",
+            name.display()
+        );
+        // SAFETY: as above: nothing here owns it.
+        #[allow(unsafe_code)]
+        drop(unsafe { OwnedFd::from_raw_fd(fd) });
     }
     Ok(())
 }

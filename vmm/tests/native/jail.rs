@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -148,6 +149,44 @@ fn signals_that_were_blocked_before_confine_all_the_same() {
     running_with("on", change, |_, process| {
         threads(process, |name, status| assert_eq!(value(status, "Seccomp"), "2", "{name}"));
     });
+}
+
+/// A socket of the parent would be a way out of the host.
+#[test]
+fn what_the_parent_left_open_is_closed() {
+    if !hypervisor("what_the_parent_left_open_is_closed") {
+        return;
+    }
+    const NUMBER: i32 = 400;
+    for (sandbox, stays) in [("on", false), ("off", true)] {
+        let socket = UnixDatagram::unbound().unwrap();
+        let name = fs::read_link(format!("/proc/self/fd/{}", socket.as_raw_fd())).unwrap();
+        let duplicate = move || {
+            // SAFETY: a call without pointers.
+            #[allow(unsafe_code)]
+            match unsafe { libc::dup2(socket.as_raw_fd(), NUMBER) } {
+                NUMBER => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        };
+        let change = |command: &mut Command| {
+            command.env("VMM_LOG", "vmm::passed=info");
+            // SAFETY: it makes one system call.
+            #[allow(unsafe_code)]
+            unsafe {
+                command.pre_exec(duplicate)
+            };
+        };
+        let log = running_with(sandbox, change, |_, process| {
+            let found = fs::read_link(format!("/proc/{process}/fd/{NUMBER}"));
+            assert_eq!(found.is_ok_and(|found| found == name), stays, "{sandbox}");
+        });
+        let line = format!(
+            "descriptor {NUMBER} ({}) was open at the start, and no --add-fd names it: it is closed\n",
+            name.display()
+        );
+        assert_eq!(log.contains(&line), !stays, "{log}");
+    }
 }
 
 #[test]
