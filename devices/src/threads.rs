@@ -168,6 +168,11 @@ pub fn attend(hook: fn(Kind)) -> Attention {
     Attention { living: registry.living.clone() }
 }
 
+/// Those that have begun their work. Others may be on the way.
+pub fn living() -> Vec<Living> {
+    registry().living.clone()
+}
+
 /// While it is there no thread starts; who wants one waits.
 #[must_use]
 pub struct Attention {
@@ -269,7 +274,7 @@ mod tests {
         });
         let (number, kind, name) = told.recv().unwrap();
         assert_eq!((kind, name.as_deref()), (Some(Kind::Load), Some("known")));
-        assert!(lives(number));
+        assert!(lives(number) && living().contains(&Living { number, kind: Kind::Load }));
         drop(end);
         thread.unwrap().join().unwrap();
         assert!(!lives(number));

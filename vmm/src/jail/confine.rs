@@ -118,19 +118,25 @@ impl Prepared {
 
     /// Makes the filter for a kind, if it is not there yet.
     fn make(&self, kind: Kind) -> &[sock_filter] {
+        let kind = calls::like(kind);
         let place = self.filters.get(kind as usize);
         place.map_or(&[], |place| place.get_or_init(|| calls::filter(kind, self.refusal)))
     }
 
     fn filter(&self, kind: Kind) -> Option<&[sock_filter]> {
-        self.filters.get(kind as usize).and_then(OnceLock::get).map(Vec::as_slice)
+        self.filters.get(calls::like(kind) as usize).and_then(OnceLock::get).map(Vec::as_slice)
+    }
+
+    /// Makes the filters for these threads and the main thread.
+    pub(super) fn make_all(&self, living: &[threads::Living]) {
+        for kind in living.iter().map(|living| living.kind).chain([Kind::Main]) {
+            self.make(kind);
+        }
     }
 
     /// Takes down who is to be told, and makes what they need.
     pub(super) fn expect(&self, living: &[threads::Living]) {
-        for kind in living.iter().map(|living| living.kind).chain([Kind::Main]) {
-            self.make(kind);
-        }
+        self.make_all(living);
         let reached =
             |living: &threads::Living| Reached { number: living.number, state: AtomicU32::new(WAITING) };
         let _ = self.reached.set(living.iter().map(reached).collect());

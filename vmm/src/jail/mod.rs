@@ -73,8 +73,10 @@ fn confine(sandbox: Sandbox, paths: Option<Paths>) -> Result<()> {
     refusal::explain().context("the sandbox: the signal of refused calls")?;
     // What it interrupts goes on. On the thread's own stack, for one for signals would take a page of each thread.
     signals::catch(confine::signal(), on_signal, libc::SA_RESTART).context("the sandbox: its signal")?;
-    let attention = threads::attend(confine::on_start);
     let prepared = Prepared::new(refusal, paths);
+    // While those come up that were started last.
+    prepared.make_all(&threads::living());
+    let attention = threads::attend(confine::on_start);
     prepared.expect(&attention.living);
     let made = begin.elapsed();
     let entered = tell(&attention).and_then(|()| {

@@ -9,6 +9,16 @@ pub(in crate::jail) fn opens(kind: Kind) -> bool {
     matches!(kind, Kind::Main | Kind::Control | Kind::Client | Kind::Load | Kind::Loops)
 }
 
+/// One for all kinds that may do the same, so that their filter is made once.
+pub(in crate::jail) fn like(kind: Kind) -> Kind {
+    match kind {
+        Kind::IoEcho | Kind::DebugLog | Kind::Signals | Kind::Space => Kind::Log,
+        Kind::EventLog => Kind::IoHelper,
+        Kind::End => Kind::Waits,
+        other => other,
+    }
+}
+
 /// The calls of a kind; of one that starts others, theirs too.
 pub(super) fn list(kind: Kind) -> List {
     let common = List::common();

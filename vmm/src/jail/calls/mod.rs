@@ -21,7 +21,7 @@ use libc::sock_filter;
 use list::Argument;
 use program::{Answer, program};
 
-pub(super) use kinds::opens;
+pub(super) use kinds::{like, opens};
 
 /// What becomes of a call that is not in the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -192,6 +192,16 @@ fn long_programs_are_right_too() {
 }
 
 #[test]
+fn kinds_that_share_a_filter_may_do_the_same() {
+    for kind in Kind::ALL {
+        let code = |kind| {
+            filter(kind, Refusal::End).iter().map(|one| (one.code, one.jt, one.jf, one.k)).collect::<Vec<_>>()
+        };
+        assert_eq!(code(kind), code(kinds::like(kind)), "{kind:?}");
+    }
+}
+
+#[test]
 fn a_thread_may_do_what_those_may_that_it_starts() {
     for (starter, started) in [
         (Kind::Main, Kind::End),
