@@ -9,7 +9,7 @@ use std::process::Command;
 
 use super::asm::*;
 use super::guest::Guest;
-use super::vm::{Running, Vm, eventually, hypervisor, turn};
+use super::vm::{Running, Vm, eventually, hypervisor, skipped, turn};
 
 /// Says that it is there, and does nothing until it is stopped.
 fn waiter() -> Vec<u8> {
@@ -205,10 +205,22 @@ fn a_machine_that_only_logs_keeps_its_capabilities() {
         return;
     }
     let own = fs::read_to_string("/proc/self/status").unwrap();
+    let mut number = 0;
     running("log", |_, process| {
+        number = process;
         threads(process, |name, status| {
             assert_eq!((value(status, "Seccomp"), value(status, "NoNewPrivs")), ("2", "1"), "{name}");
             assert_eq!(value(status, "CapEff"), value(&own, "CapEff"), "{name}");
         });
     });
+    // A healthy machine is silent in the kernel's log.
+    let Some(log) = Command::new("dmesg").output().ok().filter(|log| log.status.success()) else {
+        skipped("a_machine_that_only_logs_keeps_its_capabilities", "who reads the kernel's log");
+        return;
+    };
+    let log = String::from_utf8_lossy(&log.stdout).into_owned();
+    let pid = format!(" pid={number} ");
+    let lines: Vec<&str> =
+        log.lines().filter(|line| line.contains("type=1326") && line.contains(&pid)).collect();
+    assert!(lines.is_empty(), "{} lines, the first: {}", lines.len(), lines[0]);
 }

@@ -39,9 +39,7 @@ pub(super) fn filter(kind: Kind, refusal: Refusal) -> Vec<sock_filter> {
         Refusal::Log => libc::SECCOMP_RET_LOG,
     };
     let mut answers = kinds::list(kind).into_answers(rest);
-    if refusal == Refusal::End {
-        substitute(kind, &mut answers);
-    }
+    substitute(kind, refusal, rest, &mut answers);
     // What is called all the time, of which the kernel has to look at an argument each time.
     let first = match kind {
         Kind::Vcpu => Some(libc::SYS_ioctl),
@@ -53,19 +51,23 @@ pub(super) fn filter(kind: Kind, refusal: Refusal) -> Vec<sock_filter> {
 /// Calls that threads have a substitute for are answered with an error: the C library opens files where nobody would think so
 /// (glibc: /proc/sys/vm/overcommit_memory when it gives memory back, /sys/devices/system/cpu/online for another arena), as
 /// does the report of a panic.
-fn substitute(kind: Kind, answers: &mut BTreeMap<u32, Answer>) {
+fn substitute(kind: Kind, refusal: Refusal, rest: u32, answers: &mut BTreeMap<u32, Answer>) {
     let error = |number: libc::c_int| libc::SECCOMP_RET_ERRNO | number.cast_unsigned();
-    // Its arguments are in memory, where no filter sees them; clone(2) comes in its place.
+    // Its arguments are in memory, where no filter sees them; clone(2) comes in its place, and is looked at.
     answers.insert(libc::SYS_clone3 as u32, Answer::any(error(libc::ENOSYS)));
     if kinds::opens(kind) {
         return;
     }
-    let refused = error(libc::EACCES);
+    let refused = match refusal {
+        Refusal::End => error(libc::EACCES),
+        // Without a line of the kernel's log: it would be one of a machine that is well.
+        Refusal::Log => libc::SECCOMP_RET_ALLOW,
+    };
     for call in groups::LOOKS {
         answers.insert(call as u32, Answer::any(refused));
     }
     let mut refuse = |call: libc::c_long, argument| {
-        let answer = answers.entry(call as u32).or_insert(Answer::any(libc::SECCOMP_RET_TRAP));
+        let answer = answers.entry(call as u32).or_insert(Answer::any(rest));
         answer.checks.insert(0, (argument, refused));
     };
     // For writing, or to make a file, is no mistake of a library.
