@@ -1,6 +1,7 @@
-//! What the process can still open once it has confined itself: for whoever says why something cannot be opened.
+//! What the process can still open once it has confined itself, and who it is then: for whoever says why something cannot be
+//! opened.
 //!
-//! The kernel says "permission denied" for that as for owner and mode, and the remedies are others.
+//! The kernel says "permission denied" for the sandbox as for owner and mode, and the remedies are others.
 
 use std::fs;
 use std::io;
@@ -22,24 +23,51 @@ pub struct Reach {
 }
 
 static REACH: OnceLock<Reach> = OnceLock::new();
+static USER: OnceLock<String> = OnceLock::new();
+
+/// How an image comes that the process cannot open.
+const DESCRIPTOR: &str = "pass it as a descriptor (`add-fd`, docs/control.md)";
 
 /// From now on the process can open nothing else. The first call counts.
 pub fn confined(reach: Reach) {
     let _ = REACH.set(reach);
 }
 
-/// Why the image at `path` cannot be opened, for reading or for writing, and what to do, if the sandbox is why.
+/// The process is not root's any more, but the user's of this name. The first call counts.
+pub fn became(user: &str) {
+    let _ = USER.set(user.to_owned());
+}
+
+/// Why the file at `path` cannot be opened, for reading or for writing, and what to do, if the sandbox is why, or whom root has
+/// become. It has no other way to come than by its name.
 pub fn explain(path: &Path, write: bool, error: &io::Error) -> Option<String> {
-    REACH.get().filter(|_| is_refusal(error))?.explain(path, write)
+    let confined = REACH.get().filter(|_| is_refusal(error)).and_then(|reach| reach.explain(path, write));
+    confined.or_else(|| another_user(error))
+}
+
+/// The same of an image, which can be passed as a descriptor.
+pub fn explain_image(path: &Path, write: bool, error: &io::Error) -> Option<String> {
+    let confined =
+        REACH.get().filter(|_| is_refusal(error)).and_then(|reach| reach.explain_image(path, write));
+    confined.or_else(|| Some(format!("{}, or {DESCRIPTOR}", another_user(error)?)))
 }
 
 /// The same of what the machine reads again at a reset.
 pub fn explain_boot(path: &Path, error: &io::Error) -> Option<String> {
-    REACH.get().filter(|_| is_refusal(error))?.explain_boot(path)
+    let confined = REACH.get().filter(|_| is_refusal(error)).and_then(|reach| reach.explain_boot(path));
+    confined.or_else(|| another_user(error))
 }
 
 fn is_refusal(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::PermissionDenied
+}
+
+/// Root would not be refused because of owner or mode.
+fn another_user(error: &io::Error) -> Option<String> {
+    let user = USER.get().filter(|_| error.raw_os_error() == Some(libc::EACCES))?;
+    Some(format!(
+        "user \"{user}\" of [security] may not; change its owner or mode, or those of its directory"
+    ))
 }
 
 impl Reach {
@@ -56,6 +84,18 @@ impl Reach {
 
     /// See [`explain`].
     pub fn explain(&self, path: &Path, write: bool) -> Option<String> {
+        let (what, remedy) = self.refusal(path, write)?;
+        Some(format!("{what}; {remedy}"))
+    }
+
+    /// See [`explain_image`].
+    pub fn explain_image(&self, path: &Path, write: bool) -> Option<String> {
+        let (what, remedy) = self.refusal(path, write)?;
+        Some(format!("{what}; {DESCRIPTOR}, or {remedy}"))
+    }
+
+    /// What is refused, and what to do.
+    fn refusal(&self, path: &Path, write: bool) -> Option<(String, String)> {
         if !self.refuses(path, write) {
             return None;
         }
@@ -67,7 +107,10 @@ impl Reach {
             None => "its directory".into(),
         };
         let key = if write { "directories" } else { "readonly_directories" };
-        Some(format!("the sandbox does not let this machine {verb} it; add {place} to `{key}` in [security]"))
+        Some((
+            format!("the sandbox does not let this machine {verb} it"),
+            format!("name {place} in `{key}` of [security] and start the machine anew"),
+        ))
     }
 
     /// See [`explain_boot`].
@@ -148,15 +191,18 @@ mod tests {
         assert!(reach.refuses(&path("out/known"), false));
         assert_eq!(
             reach.explain(&path("out/a"), true).unwrap(),
-            "the sandbox does not let this machine open it; add its directory to `directories` in [security]"
+            "the sandbox does not let this machine open it; name its directory in `directories` of [security] and start the \
+             machine anew"
         );
         assert_eq!(
             reach.explain(&path("out/a"), false).unwrap(),
-            "the sandbox does not let this machine open it; add its directory to `readonly_directories` in [security]"
+            "the sandbox does not let this machine open it; name its directory in `readonly_directories` of [security] and \
+             start the machine anew"
         );
         assert_eq!(
-            reach.explain(&path("boot/a"), true).unwrap(),
-            "the sandbox does not let this machine write it; add its directory to `directories` in [security]"
+            reach.explain_image(&path("boot/a"), true).unwrap(),
+            "the sandbox does not let this machine write it; pass it as a descriptor (`add-fd`, docs/control.md), or name its \
+             directory in `directories` of [security] and start the machine anew"
         );
         assert_eq!(
             reach.explain_boot(&path("out/a")).unwrap(),
@@ -176,7 +222,8 @@ mod tests {
         std::os::unix::fs::symlink(device.path(), &link).unwrap();
         assert_eq!(
             Reach::default().explain(&link, true).unwrap(),
-            "the sandbox does not let this machine open it; add /dev, with all devices there, to `directories` in [security]"
+            "the sandbox does not let this machine open it; name /dev, with all devices there, in `directories` of [security] \
+             and start the machine anew"
         );
     }
 }

@@ -12,9 +12,6 @@ use devices::storage::{self, Backing, CacheMode, Content, Ending, Qcow2Image, Qc
 
 use super::types::{Disk, Format};
 
-/// The other way for an image to come to a machine that runs.
-const DESCRIPTOR: &str = ", or pass a descriptor";
-
 /// What the host can give to a machine.
 #[derive(Clone, Debug, Default)]
 pub struct Host {
@@ -93,7 +90,10 @@ pub fn medium(path: &Path) -> Option<Medium> {
 /// What is at `path`, for people.
 fn kind(path: &Path) -> Result<&'static str, String> {
     let found = fdset::metadata(path);
-    let found = found.map_err(|error| format!("cannot open {}: {}", fdset::shown(path), reason(&error)))?;
+    let found = found.map_err(|error| {
+        let why = sandbox::explain_image(path, false, &error).unwrap_or_else(|| reason(&error));
+        format!("cannot open {}: {why}", fdset::shown(path))
+    })?;
     let kind = found.file_type();
     Ok(if kind.is_file() {
         "file"
@@ -142,12 +142,12 @@ pub(super) fn check_image(path: &Path, read_only: bool, direct: bool) -> Result<
         })?;
         return check_unused(path, read_only, &shown);
     }
-    open(path, false, 0).map_err(|error| match confined(path, !read_only, &error) {
-        Some(why) => format!("cannot open {shown}: {why}"),
-        None => format!("cannot open {shown}: {}", reason(&error)),
+    open(path, false, 0).map_err(|error| {
+        let why = sandbox::explain_image(path, !read_only, &error).unwrap_or_else(|| reason(&error));
+        format!("cannot open {shown}: {why}")
     })?;
     if !read_only {
-        open(path, true, 0).map_err(|error| match confined(path, true, &error) {
+        open(path, true, 0).map_err(|error| match sandbox::explain_image(path, true, &error) {
             Some(why) => format!("cannot write {shown}: {why}"),
             None => format!(
                 "cannot write {shown}: {}; expected a writable image or `readonly = true`",
@@ -173,11 +173,6 @@ fn no_direct_io(shown: &str) -> String {
     format!(
         "the file system of {shown} has no direct I/O, expected `cache` to be \"writeback\" or \"writethrough\""
     )
-}
-
-/// Why the sandbox of a machine that runs refuses an image, and what to do.
-fn confined(path: &Path, write: bool, error: &io::Error) -> Option<String> {
-    Some(sandbox::explain(path, write, error)? + DESCRIPTOR)
 }
 
 /// Checks that an image, which can be opened, is of its format, and what a qcow2 image is made of. Changes and locks nothing.

@@ -180,6 +180,8 @@ fn build(
     paths.output(&section, directory);
     let control = machine::control(&section, directory, errors);
     let security = security::security(&root.take("security"), directory, host, errors);
+    let warnings = security.iter().flat_map(|security| security::warnings(security, control.is_some()));
+    warnings.for_each(|line| tracing::warn!("{line}"));
     log.into_iter().for_each(|log| paths.log(log));
     let own = paths.own();
     paths.check(errors);

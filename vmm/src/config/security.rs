@@ -29,6 +29,37 @@ pub(super) fn security(
     Some(Security { sandbox: sandbox?, directories: writable, readonly_directories: readonly, user })
 }
 
+/// What is right, but hardly what was meant.
+pub(super) fn warnings(security: &Security, control: bool) -> Vec<String> {
+    let lists = [
+        ("directories", "open", &security.directories),
+        ("readonly_directories", "read", &security.readonly_directories),
+    ];
+    let named =
+        lists.iter().flat_map(|(key, verb, all)| all.iter().map(move |directory| (*key, *verb, directory)));
+    let mut lines: Vec<String> = named
+        .filter_map(|(key, verb, directory)| {
+            if !control {
+                return Some(format!(
+                    "`{key}` in [security] has no effect without [control]: no images come"
+                ));
+            }
+            let what = match std::fs::canonicalize(directory).ok()?.to_str()? {
+                "/" => "every file of the host",
+                "/dev" => "every device of the host, where a descriptor would do for one (docs/control.md)",
+                _ => return None,
+            };
+            let directory = directory.display();
+            Some(format!(
+                "`{key}` in [security]: {directory} lets this machine {verb} {what}, as far as its user may"
+            ))
+        })
+        .filter(|_| security.sandbox == Sandbox::On)
+        .collect();
+    lines.dedup();
+    lines
+}
+
 fn directories(
     section: &Section<'_>,
     key: &'static str,
@@ -39,8 +70,9 @@ fn directories(
     for text in section.strings(key) {
         let path = directory.join(text);
         match host::check_directory(&path) {
-            // The configuration's own would be a surprise.
-            _ if text.is_empty() => section.refuse(key, "expected paths that are not empty", errors),
+            _ if text.is_empty() => {
+                section.reject(key, "one is empty; expected \".\" for the directory of this file", errors);
+            }
             Err(reason) => section.reject(key, &reason, errors),
             Ok(()) => {}
         }

@@ -5,12 +5,14 @@
 //! refused, as far as the kernel knows how to.
 
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use devices::sandbox::Reach;
+use devices::storage::fdset;
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, Erratum, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreatedAttr, Scope, make_bitflags,
@@ -76,7 +78,17 @@ pub(super) struct Paths {
 /// Makes the rules for a machine; `None` where it shall not have them, or the kernel has none.
 pub(super) fn prepare(config: &Config) -> Result<Option<Paths>> {
     match config.security.sandbox {
-        Sandbox::On => made(&rules(config)).context("the sandbox's rules of paths"),
+        Sandbox::On => {
+            let made = made_of(config)?;
+            if made.is_none() {
+                tracing::warn!(
+                    "this host has no Landlock: the sandbox does not limit which files the machine opens by their paths; Linux \
+                     5.13 or newer has it, where `landlock` is in the list of security modules (`lsm=` on the kernel's command \
+                     line, /sys/kernel/security/lsm) and no container forbids it"
+                );
+            }
+            Ok(made)
+        }
         Sandbox::Log => {
             tracing::warn!(
                 "sandbox = \"log\": which files are opened is not logged, and nothing of that is refused"
@@ -85,6 +97,23 @@ pub(super) fn prepare(config: &Config) -> Result<Option<Paths>> {
         }
         Sandbox::Off => Ok(None),
     }
+}
+
+/// The rules of a machine with a sandbox, and no line of the log.
+pub(super) fn made_of(config: &Config) -> Result<Option<Paths>> {
+    made(&rules(config)).context("the sandbox's rules of paths")
+}
+
+/// The kernel's version of Landlock.
+pub(super) fn version() -> io::Result<libc::c_long> {
+    const LANDLOCK_CREATE_RULESET_VERSION: u32 = 1;
+    let none = std::ptr::null::<libc::c_void>();
+    // SAFETY: no structure, as is told by its length: this asks for the version.
+    #[allow(unsafe_code)]
+    let version = unsafe {
+        libc::syscall(libc::SYS_landlock_create_ruleset, none, 0_usize, LANDLOCK_CREATE_RULESET_VERSION)
+    };
+    if version < 0 { Err(io::Error::last_os_error()) } else { Ok(version) }
 }
 
 fn made(rules: &[Rule]) -> Result<Option<Paths>> {
@@ -110,13 +139,6 @@ fn made(rules: &[Rule]) -> Result<Option<Paths>> {
         }
     }
     let ruleset: Option<OwnedFd> = ruleset.into();
-    if ruleset.is_none() {
-        tracing::warn!(
-            "this host has no Landlock: the sandbox does not limit which files the machine opens by their paths; Linux 5.13 or \
-             newer has it, where `landlock` is in the list of security modules (`lsm=` on the kernel's command line, \
-             /sys/kernel/security/lsm) and no container forbids it"
-        );
-    }
     Ok(ruleset.map(|ruleset| Paths { ruleset, reach, _held: held }))
 }
 
@@ -182,20 +204,9 @@ fn rules(config: &Config) -> Vec<Rule> {
     // What the machine has open it may open again, so that a disk can come back. A file that has taken its place by
     // then is another one. Where its directory is open to us anyway there is no rule: a rule keeps the file's room on its disk even
     // when the file has been removed (fs/landlock of Linux holds the inode).
-    let mut again = |image: &Path, rights| {
-        let writable = rights == WRITABLE;
-        if !within(image, directories) && (writable || !within(image, readonly_directories)) {
-            add(image, rights, What::Image);
-        }
-    };
-    for disk in disks(config) {
-        let rights = if disk.read_only { READABLE } else { WRITABLE };
-        again(&disk.image, rights);
-        if let Some(protection) = &disk.protection {
-            again(&protection.image, rights);
-        }
-        for (_, below) in config::files_below(disk) {
-            again(&below, READABLE);
+    for (image, write) in images(config) {
+        if !within(&image, directories) && (write || !within(&image, readonly_directories)) {
+            add(&image, if write { WRITABLE } else { READABLE }, What::Image);
         }
     }
     // Who uses a device, what it is made of, what it takes, what it is called. It may be any one.
@@ -213,6 +224,20 @@ fn within(file: &Path, directories: &[PathBuf]) -> bool {
     let Ok(file) = fs::canonicalize(file) else { return false };
     let below = |directory: &PathBuf| fs::canonicalize(directory).is_ok_and(|real| file.starts_with(real));
     directories.iter().any(below)
+}
+
+/// What the machine has open and opens again when a disk comes back, and whether to write it; nothing where no disk comes.
+pub(super) fn images(config: &Config) -> Vec<(PathBuf, bool)> {
+    let mut images = Vec::new();
+    for disk in disks(config).filter(|_| config.control.is_some()) {
+        let write = !disk.read_only;
+        images.push((disk.image.clone(), write));
+        images.extend(disk.protection.iter().map(|protection| (protection.image.clone(), write)));
+        images.extend(config::files_below(disk).into_iter().map(|(_, below)| (below, false)));
+    }
+    // What was passed as a descriptor is not opened by a name.
+    images.retain(|(image, _)| fdset::number(image).is_none());
+    images
 }
 
 /// The directory of a file that a reset reads again: a new kernel takes the place of the old one by its name.

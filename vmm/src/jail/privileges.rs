@@ -8,19 +8,22 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use devices::threads::{self, Kind};
 
 use crate::config::{Config, User, parent, reason};
 
+const REMEDY: &str = "change its owner or mode, or those of its directory";
+
 /// Finds what the machine could not open or remove any more as another user, before it becomes that one.
 pub(super) fn check(config: &Config) -> Result<()> {
     let Some(user) = &config.security.user else { return Ok(()) };
+    let images = super::paths::images(config);
     let warnings = std::thread::scope(|scope| {
         // The kernel has credentials for each thread.
-        let look = || become_on_this_thread(user).and_then(|()| look(config, user));
+        let look = || become_on_this_thread(user).and_then(|()| look(config, user, &images));
         let thread = threads::spawn_scoped(scope, Kind::Load, "look", look).context("starting a thread")?;
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })?;
@@ -30,12 +33,12 @@ pub(super) fn check(config: &Config) -> Result<()> {
     Ok(())
 }
 
-fn look(config: &Config, user: &User) -> Result<Vec<String>> {
+fn look(config: &Config, user: &User, images: &[(PathBuf, bool)]) -> Result<Vec<String>> {
     let who = format!("user \"{}\"", user.name);
     for (what, path) in super::paths::read_again(config) {
         if let Err(error) = File::open(path) {
             bail!(
-                "{what} {}: {who} cannot read it, as a reset does: {}; change its owner or mode, or those of its directory",
+                "{what} {}: {who} cannot read it, as a reset does: {}; {REMEDY}",
                 path.display(),
                 reason(&error)
             );
@@ -46,23 +49,37 @@ fn look(config: &Config, user: &User) -> Result<Vec<String>> {
         [("directories", &security.directories), ("readonly_directories", &security.readonly_directories)];
     for (key, directory) in named.into_iter().flat_map(|(key, all)| all.iter().map(move |one| (key, one))) {
         if let Err(error) = fs::metadata(directory.join(".")) {
-            bail!("{key} in [security]: {who} cannot enter {}: {}", directory.display(), reason(&error));
+            bail!(
+                "{key} in [security]: {who} cannot enter {}: {}; {REMEDY}",
+                directory.display(),
+                reason(&error)
+            );
         }
     }
     let stays = |name: &Path| {
-        let error = writable(parent(name)).err()?;
+        let error = may(parent(name), libc::W_OK | libc::X_OK).err()?;
         Some(format!(
-            "{} stays when the machine ends: {who} cannot remove it from its directory: {}",
+            "{} stays when the machine ends: {who} cannot remove it from its directory: {}; change that directory's owner or \
+             mode",
             name.display(),
             reason(&error)
         ))
     };
-    Ok(super::paths::names(config).filter_map(stays).collect())
+    let gone = |(image, write): &(PathBuf, bool)| {
+        let (how, verb) = if *write { (libc::R_OK | libc::W_OK, "write") } else { (libc::R_OK, "read") };
+        let error = may(image, how).err()?;
+        Some(format!(
+            "{} cannot be attached again by its path once it is detached: {who} cannot {verb} it: {}; {REMEDY}",
+            image.display(),
+            reason(&error)
+        ))
+    };
+    Ok(super::paths::names(config).filter_map(stays).chain(images.iter().filter_map(gone)).collect())
 }
 
 /// Gives this process' names to `user`, and becomes that user for good, with all threads. The kernel then lets no other process
-/// of that user look into this one, nor writes its memory to a file when it crashes, and that shall be so: a guest's secrets
-/// are in it.
+/// of that user look into this one; nor is its memory written to a file when it crashes, whatever the host's settings are: a
+/// guest's secrets are in it.
 pub(super) fn become_user(config: &Config, user: &User) -> Result<()> {
     super::paths::names(config).try_for_each(|name| {
         give(name, user).with_context(|| format!("giving {} to user \"{}\"", name.display(), user.name))
@@ -78,7 +95,15 @@ pub(super) fn become_user(config: &Config, user: &User) -> Result<()> {
     check_call(unsafe { libc::setresgid(user.gid, user.gid, user.gid) }.into()).with_context(failed)?;
     // SAFETY: no pointers.
     #[allow(unsafe_code)]
-    check_call(unsafe { libc::setresuid(user.uid, user.uid, user.uid) }.into()).with_context(failed)
+    check_call(unsafe { libc::setresuid(user.uid, user.uid, user.uid) }.into()).with_context(failed)?;
+    // The kernel does what fs.suid_dumpable says: with 1 or 2 there would be a core file.
+    let (no, none): (libc::c_ulong, libc::c_ulong) = (0, 0);
+    // SAFETY: no pointers.
+    #[allow(unsafe_code)]
+    check_call(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, no, none, none, none) }.into())
+        .context("keeping memory out of core files (PR_SET_DUMPABLE)")?;
+    devices::sandbox::became(&user.name);
+    Ok(())
 }
 
 fn groups(user: &User) -> Vec<libc::gid_t> {
@@ -86,7 +111,7 @@ fn groups(user: &User) -> Vec<libc::gid_t> {
 }
 
 /// The same for the calling thread only, of which nothing else remains. The C library's functions are for all threads.
-fn become_on_this_thread(user: &User) -> Result<()> {
+pub(super) fn become_on_this_thread(user: &User) -> Result<()> {
     let failed =
         || format!("becoming user \"{}\", for which root needs CAP_SETUID and CAP_SETGID", user.name);
     let groups = groups(user);
@@ -128,10 +153,9 @@ fn give(name: &Path, user: &User) -> io::Result<()> {
     )
 }
 
-/// Whether names can be removed from the directory.
-fn writable(directory: &Path) -> io::Result<()> {
-    let name = CString::new(directory.as_os_str().as_bytes())?;
-    let how = libc::W_OK | libc::X_OK;
+/// Whether that can be done with what is at `path` (R_OK and its like).
+fn may(path: &Path, how: libc::c_int) -> io::Result<()> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: the call reads a string that lives on.
     #[allow(unsafe_code)]
     check_call(unsafe { libc::faccessat(libc::AT_FDCWD, name.as_ptr(), how, libc::AT_EACCESS) }.into())

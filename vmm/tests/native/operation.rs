@@ -217,7 +217,7 @@ fn what_the_sandbox_refuses_says_what_to_allow() {
             format!("cannot open {image}: the sandbox does not let this machine open it; {REMEDY}")
         };
         let key = "`image` in [[hba.lun]]: ";
-        let directory = "add its directory to `directories` in [security]";
+        let directory = "name its directory in `directories` of [security] and start the machine anew";
         let table = [
             ("attach", "\"image\": \"other/a.img\"", key, opening("other/a.img")),
             ("attach", "\"image\": \"images/link.img\"", key, opening("images/link.img")),

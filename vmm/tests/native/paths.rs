@@ -142,7 +142,8 @@ pub fn qcow2(backing: &str) -> Vec<u8> {
     bytes
 }
 
-pub const REMEDY: &str = "add its directory to `directories` in [security], or pass a descriptor";
+pub const REMEDY: &str = "pass it as a descriptor (`add-fd`, docs/control.md), or name its directory in `directories` of [security] \
+                      and start the machine anew";
 
 #[test]
 fn images_come_from_the_directories_that_are_named() {
@@ -186,8 +187,8 @@ fn images_come_from_the_directories_that_are_named() {
             "images/top.qcow2",
             ", \"backing\": \"any\"",
             "`image` in [[hba.lun]]: images/top.qcow2 cannot use a backing file: cannot open the image \
-             images/../other/a.img: the sandbox does not let this machine open it; add its directory to \
-             `readonly_directories` in [security]",
+             images/../other/a.img: the sandbox does not let this machine open it; name its directory in \
+             `readonly_directories` of [security] and start the machine anew",
         );
         assert_eq!(
             machine.ask("change", "\"target\": 1, \"image\": \"other/a.img\""),
@@ -244,8 +245,8 @@ fn protection_information_is_made_where_images_may_be() {
     machine.refused(
         "images/b.img",
         ", \"protection\": 1, \"serial\": \"b\", \"protection_image\": \"other/b.pi\"",
-        "opening other/b.pi: the sandbox does not let this machine open it; add its directory to `directories` in \
-         [security]",
+        "opening other/b.pi: the sandbox does not let this machine open it; name its directory in `directories` of \
+         [security] and start the machine anew",
     );
     assert_eq!(machine.quit().code, 0);
     assert!(vm.path("images/a.img.pi").exists());
@@ -336,8 +337,9 @@ fn a_device_is_refused_with_the_directory_that_its_links_lead_to() {
             machine.refused(
                 "by-id",
                 "",
-                "`image` in [[hba.lun]]: cannot open by-id: the sandbox does not let this machine open it; add /dev, with all \
-                 devices there, to `directories` in [security], or pass a descriptor",
+                "`image` in [[hba.lun]]: cannot open by-id: the sandbox does not let this machine open it; pass it as a \
+                 descriptor (`add-fd`, docs/control.md), or name /dev, with all devices there, in `directories` of \
+                 [security] and start the machine anew",
             );
         } else {
             let said = machine.attach("by-id", ", \"cache\": \"none\"");
@@ -403,7 +405,7 @@ fn given() -> Vm {
         .set(&format!("security.user={USER}:{USER}"))
         .set("security.directories=['images']");
     fs::set_permissions(vm.path(""), fs::Permissions::from_mode(0o755)).unwrap();
-    for path in ["run", "images", "images/a.img"] {
+    for path in ["run", "images", "images/a.img", "disk.img"] {
         give(&vm.path(path));
     }
     fs::set_permissions(vm.path("images/b.img"), fs::Permissions::from_mode(0o600)).unwrap();
@@ -434,12 +436,21 @@ fn root_becomes_the_user_that_is_named() {
         }
         let said = machine.attach("images/a.img", "");
         assert!(said.contains("\"return\""), "{said}");
-        let said = machine.attach("images/b.img", "");
-        assert!(said.contains("cannot open images/b.img: Permission denied"), "{said}");
+        let who = format!("user \\\"{USER}:{USER}\\\" of [security]");
+        machine.refused(
+            "images/b.img",
+            "",
+            &format!(
+                "`image` in [[hba.lun]]: cannot open images/b.img: {who} may not; change its owner or mode, or those of its \
+                 directory, or pass it as a descriptor (`add-fd`, docs/control.md)"
+            ),
+        );
         assert_eq!(machine.line(), "first\n");
         machine.reset();
         assert_eq!(machine.line(), "first\n");
-        assert_eq!(machine.quit().code, 0);
+        let ended = machine.quit();
+        let warned = ended.errors.lines().filter(|line| !line.contains("sandbox = \"log\"")).count();
+        assert_eq!((ended.code, warned), (0, 0), "{}", ended.errors);
         assert!(fs::read_dir(vm.path("run")).unwrap().next().is_none(), "its sockets are gone");
     }
 }
@@ -470,19 +481,27 @@ fn what_the_user_cannot_do_later_is_said_at_the_start() {
     drop(_turn);
     let ended = vm.run();
     let line = format!(
-        "vmm: error: directories in [security]: user \"{USER}:{USER}\" cannot enter images: Permission denied\n"
+        "vmm: error: directories in [security]: user \"{USER}:{USER}\" cannot enter images: Permission denied; \
+         change its owner or mode, or those of its directory\n"
     );
     assert_eq!((ended.code, ended.errors), (1, line));
     let vm = given();
-    chown(vm.path("run"), Some(0), Some(0)).unwrap();
+    for path in ["run", "disk.img"] {
+        chown(vm.path(path), Some(0), Some(0)).unwrap();
+    }
     let _turn = turn();
     let ended = Machine::start(&vm).quit();
     assert_eq!(ended.code, 0);
     for socket in ["control", "console"] {
         let line = format!(
             "run/{socket} stays when the machine ends: user \"{USER}:{USER}\" cannot remove it from its directory: \
-             Permission denied"
+             Permission denied; change that directory's owner or mode"
         );
         assert!(ended.errors.contains(&line), "{}", ended.errors);
     }
+    let line = format!(
+        "disk.img cannot be attached again by its path once it is detached: user \"{USER}:{USER}\" cannot write it: \
+         Permission denied; change its owner or mode, or those of its directory"
+    );
+    assert!(ended.errors.contains(&line), "{}", ended.errors);
 }

@@ -63,7 +63,8 @@ fn what_is_wrong_is_told_with_what_would_be_right() {
         ),
         (
             "directories = [\"\"]",
-            "`directories` in [security] is an array, expected paths that are not empty".to_owned(),
+            "`directories` in [security]: one is empty; expected \".\" for the directory of this file"
+                .to_owned(),
         ),
         (
             "directories = [\"gone\"]",
@@ -75,7 +76,8 @@ fn what_is_wrong_is_told_with_what_would_be_right() {
         ),
         (
             "readonly_directories = [\"\"]",
-            "`readonly_directories` in [security] is an array, expected paths that are not empty".to_owned(),
+            "`readonly_directories` in [security]: one is empty; expected \".\" for the directory of this file"
+                .to_owned(),
         ),
         (
             "readonly_directories = [\"a.img\"]",
@@ -101,6 +103,35 @@ fn what_is_wrong_is_told_with_what_would_be_right() {
     ] {
         after_smallest(&format!("[security]\n{line}"), &[&format!("vm.toml:9: {expected}")]);
     }
+}
+
+#[test]
+fn what_was_hardly_meant_is_told() {
+    let warnings = |text: &str, control| {
+        let (fixture, security) = security(text, &[]);
+        let warnings = crate::config::security::warnings(&security, control);
+        drop(fixture);
+        warnings
+    };
+    let wide = |directory: &str, what: &str| {
+        format!(
+            "`directories` in [security]: {directory} lets this machine open {what}, as far as its user may"
+        )
+    };
+    let device = "every device of the host, where a descriptor would do for one (docs/control.md)";
+    assert_eq!(warnings("directories = [\"directory\"]", true), [""; 0]);
+    assert_eq!(
+        warnings("directories = [\"directory\", \"/\", \"/dev/../dev\"]", true),
+        [wide("/", "every file of the host"), wide("/dev/../dev", device)]
+    );
+    let nothing = "`directories` in [security] has no effect without [control]: no images come";
+    assert_eq!(warnings("directories = [\"/\"]", false), [nothing]);
+    assert_eq!(warnings("sandbox = \"off\"\ndirectories = [\"/\"]", true), [""; 0]);
+    assert_eq!(warnings("", false), [""; 0]);
+    assert_eq!(
+        warnings("readonly_directories = [\"/\"]", true),
+        [wide("/", "every file of the host").replace("`dir", "`readonly_dir").replace("open", "read")]
+    );
 }
 
 #[test]

@@ -130,11 +130,9 @@ fn filters_say_of_each_call_what_the_lists_say() {
         for call in (0..=600).flat_map(|call| [call, X32 | call, 1 << 31 | call, u32::MAX - call]) {
             for arguments in arguments(kind, &list, call) {
                 let say = |program: &[sock_filter]| run(program, X86_64, call, arguments);
-                for (refusal, ours, made) in
-                    [(Refusal::End, &ours, &made), (Refusal::Log, &our_logs, &logs)]
+                for (refusal, ours, made) in [(Refusal::End, &ours, &made), (Refusal::Log, &our_logs, &logs)]
                 {
-                    let expected =
-                        substituted(kind, refusal, call, arguments).unwrap_or_else(|| say(made));
+                    let expected = substituted(kind, refusal, call, arguments).unwrap_or_else(|| say(made));
                     assert_eq!(say(ours), expected, "{kind:?} {refusal:?} {call} {arguments:x?}");
                 }
             }
