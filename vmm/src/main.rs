@@ -9,7 +9,7 @@ use vmm::config::{Restart, Sandbox};
 use vmm::console::{Signals, Watch, die, explain_bus_errors};
 use vmm::exit::{Outcome, complain, explain, tell};
 use vmm::machine::{End, Machine, rehearse};
-use vmm::{config, limits, logging, passed};
+use vmm::{config, jail, limits, logging, passed};
 
 /// How long a signal that ends the process waits for the start, so that it ends in good order. A machine has its
 /// `shutdown_timeout` for that.
@@ -77,7 +77,8 @@ fn run() -> Outcome {
         if !problems.is_empty() {
             return Outcome::Failed;
         }
-        tell(&format!("{}: OK, {}\n", cli.config.display(), config.summary()));
+        let sandbox = jail::describe(&config);
+        tell(&format!("{}: OK, {}; sandbox: {sandbox}\n", cli.config.display(), config.summary()));
         return Outcome::PoweredOff;
     }
     let mut config = config;

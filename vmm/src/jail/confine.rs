@@ -15,6 +15,7 @@ pub(super) use sys::give_up_bounds;
 
 use super::calls::{self, Refusal};
 use super::paths::Paths;
+use super::refusal::Line;
 
 /// How far a thread has come: not yet, all the way, or the step that failed with the system's error number.
 const WAITING: u32 = 0;
@@ -45,7 +46,7 @@ impl Step {
             Self::Capabilities => "giving up capabilities (capset)",
             Self::Paths => "giving up paths (Landlock)",
             Self::Calls => "giving up system calls (seccomp)",
-            Self::Signal => "telling a thread to",
+            Self::Signal => "sending a thread its signal",
         }
     }
 }
@@ -61,6 +62,16 @@ pub(super) struct StepError {
 impl StepError {
     pub(super) fn new(step: Step, source: io::Error) -> Self {
         Self { step, source }
+    }
+
+    /// What to do about it.
+    pub(super) fn remedy(&self) -> &'static str {
+        match (self.step, self.source.raw_os_error()) {
+            (Step::Signal, Some(libc::EAGAIN)) => {
+                "raise the limit of pending signals (LimitSIGPENDING= of its service, or ulimit -i)"
+            }
+            _ => "set sandbox = \"off\" in [security] to run it without",
+        }
     }
 }
 
@@ -100,7 +111,11 @@ pub(super) fn signal() -> libc::c_int {
 impl Prepared {
     /// To be done once in a process; later it is as it was the first time.
     pub(super) fn new(refusal: Refusal, paths: Option<Paths>) -> &'static Self {
-        PREPARED.get_or_init(|| Self {
+        PREPARED.get_or_init(|| Self::of(refusal, paths))
+    }
+
+    fn of(refusal: Refusal, paths: Option<Paths>) -> Self {
+        Self {
             refusal,
             paths,
             filters: [const { OnceLock::new() }; Kind::ALL.len()],
@@ -108,7 +123,7 @@ impl Prepared {
             answers: AtomicU32::new(0),
             late: AtomicBool::new(false),
             entered: AtomicBool::new(false),
-        })
+        }
     }
 
     /// The paths that are not given up.
@@ -216,6 +231,13 @@ impl Prepared {
     }
 }
 
+/// Confines the calling thread as the main one, and no other: a trial on a thread that ends then.
+pub(super) fn attempt(refusal: Refusal, paths: Option<Paths>) -> Result<(), StepError> {
+    let prepared = Prepared::of(refusal, paths);
+    prepared.make(Kind::Main);
+    prepared.confine_main()
+}
+
 /// Confines a thread that begins. It has what its starter has given up already, so a failure leaves it confined all the same.
 pub(super) fn on_start(kind: Kind) {
     let Some(prepared) = PREPARED.get().filter(|prepared| prepared.entered.load(Ordering::Acquire)) else {
@@ -231,14 +253,28 @@ pub(super) fn on_start(kind: Kind) {
 /// Told by the signal: the thread confines itself, and says how that went.
 pub(super) fn on_signal() {
     let (Some(prepared), Some(kind)) = (PREPARED.get(), threads::here()) else { return };
-    let state = match prepared.confine_here(kind) {
+    let confined = prepared.confine_here(kind);
+    let state = match confined {
         Ok(()) => DONE,
         Err((step, error)) => (step as u32 + 1) << 16 | error.cast_unsigned() & 0xffff,
     };
     prepared.answer(threads::number(), state);
-    if state != DONE && prepared.late.load(Ordering::SeqCst) {
-        sys::end();
+    if let Err((step, error)) = confined
+        && prepared.late.load(Ordering::SeqCst)
+    {
+        sys::end(&late(step, error));
     }
+}
+
+/// What is said of a thread that could not confine itself when nobody waited for it any more.
+fn late(step: Step, error: libc::c_int) -> Line {
+    let mut line = Line::new();
+    line.add(b"vmm: error: a thread that the host kept could not enter the sandbox: ");
+    line.add(step.what().as_bytes());
+    line.add(b" failed with error ");
+    line.number(error.cast_unsigned());
+    line.add(b"; the machine ends\n");
+    line
 }
 
 /// CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH (linux/capability.h).
@@ -253,7 +289,7 @@ fn kept(kind: Kind) -> u32 {
 /// System calls that a signal handler may make. Each gives the system's error number.
 #[allow(unsafe_code)]
 mod sys {
-    use super::{AtomicU32, Duration, OnceLock, RawFd, sock_filter};
+    use super::{AtomicU32, Duration, Line, OnceLock, RawFd, sock_filter};
 
     type Result = std::result::Result<(), libc::c_int>;
 
@@ -282,13 +318,11 @@ mod sys {
         filter: *const sock_filter,
     }
 
-    const LATE: &[u8] =
-        b"vmm: error: a thread that the host kept could not enter the sandbox; the machine ends\n";
-
     /// Ends the process, with a line that says why.
-    pub(super) fn end() {
-        // SAFETY: the pointer and the length are those of one constant.
-        unsafe { libc::write(libc::STDERR_FILENO, LATE.as_ptr().cast(), LATE.len()) };
+    pub(super) fn end(line: &Line) {
+        let line = line.bytes();
+        // SAFETY: the pointer and the length are those of live bytes.
+        unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) };
         // SAFETY: no pointers; `raise` may be called in signal handlers.
         unsafe { libc::raise(libc::SIGABRT) };
     }
@@ -399,5 +433,21 @@ mod sys {
         check(unsafe {
             libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
         })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_came_late_says_what_it_could_not_do() {
+        let said = String::from_utf8(late(Step::Paths, libc::EPERM).bytes().to_vec()).unwrap();
+        assert_eq!(
+            said,
+            "vmm: error: a thread that the host kept could not enter the sandbox: giving up paths (Landlock) failed with \
+             error 1; the machine ends\n"
+        );
     }
 }

@@ -17,10 +17,10 @@ mod tests;
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
-use devices::threads::{self, Attention};
+use anyhow::{Context, Error, Result, anyhow};
+use devices::threads::{self, Attention, Kind};
 
-use crate::config::{Config, Sandbox};
+use crate::config::{Config, Sandbox, reason};
 use calls::Refusal;
 use confine::{Prepared, Step, StepError};
 use paths::Paths;
@@ -46,12 +46,59 @@ pub fn enter(config: &Config) -> Result<()> {
     confine(config.security.sandbox, paths)
 }
 
-/// What would keep the machine of `config` from becoming the user that it shall run as. Changes nothing.
+/// What would keep the machine of `config` from becoming the user that it shall run as, and from its sandbox, which is tried
+/// by a thread that ends. The process itself stays as it is.
 ///
 /// # Errors
-/// What that user could not do.
+/// What that user could not do, or what the host does not let a thread do.
 pub fn check(config: &Config) -> Result<()> {
-    privileges::check(config)
+    privileges::check(config)?;
+    let Some(refusal) = refusal(config.security.sandbox) else { return Ok(()) };
+    let paths = match refusal {
+        Refusal::End => paths::made_of(config)?,
+        Refusal::Log => None,
+    };
+    let attempt = || -> Result<()> {
+        if let Some(user) = &config.security.user {
+            privileges::become_on_this_thread(user)?;
+        }
+        // Nobody else is told, so there need not be anything to do.
+        signals::catch(confine::signal(), on_signal, libc::SA_RESTART).context("the sandbox: its signal")?;
+        let signalled = signals::send(threads::number(), confine::signal());
+        let confined = signalled.map_err(|error| StepError::new(Step::Signal, error));
+        confined.and_then(|_| confine::attempt(refusal, paths)).map_err(refused)
+    };
+    std::thread::scope(|scope| {
+        let thread =
+            threads::spawn_scoped(scope, Kind::Load, "attempt", attempt).context("starting a thread")?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// What the sandbox of a machine of `config` is made of on this host, for people.
+pub fn describe(config: &Config) -> String {
+    match config.security.sandbox {
+        Sandbox::Off => "off".to_owned(),
+        Sandbox::Log => "seccomp only logs, no Landlock".to_owned(),
+        Sandbox::On => match paths::version() {
+            Ok(version) => format!("seccomp, Landlock version {version}"),
+            Err(error) => format!("seccomp, no Landlock ({})", reason(&error)),
+        },
+    }
+}
+
+/// What becomes of calls that are not allowed; `None` where all are.
+fn refusal(sandbox: Sandbox) -> Option<Refusal> {
+    match sandbox {
+        Sandbox::On => Some(Refusal::End),
+        Sandbox::Log => Some(Refusal::Log),
+        Sandbox::Off => None,
+    }
+}
+
+fn refused(error: StepError) -> Error {
+    let remedy = error.remedy();
+    anyhow!("the host does not let the machine into its sandbox: {error}; {remedy}")
 }
 
 /// To be called by the main thread before it starts most others, which inherit what it gives up here: else each of them would
@@ -63,11 +110,7 @@ pub fn prepare(config: &Config) {
 }
 
 fn confine(sandbox: Sandbox, paths: Option<Paths>) -> Result<()> {
-    let refusal = match sandbox {
-        Sandbox::On => Refusal::End,
-        Sandbox::Log => Refusal::Log,
-        Sandbox::Off => return Ok(()),
-    };
+    let Some(refusal) = refusal(sandbox) else { return Ok(()) };
     let begin = Instant::now();
     crate::lines::prepare();
     refusal::explain().context("the sandbox: the signal of refused calls")?;
@@ -92,12 +135,7 @@ fn confine(sandbox: Sandbox, paths: Option<Paths>) -> Result<()> {
     drop(attention);
     let (made, all) = (made.as_micros(), begin.elapsed().as_micros());
     tracing::debug!(target: "vmm::start", "{all} us for the sandbox, {made} of them for its filters");
-    entered.map_err(|error| {
-        anyhow!(
-            "the host does not let the machine into its sandbox: {error}; set sandbox = \"off\" in [security] to run it \
-             without"
-        )
-    })
+    entered.map_err(refused)
 }
 
 /// Has each thread confine itself. One that ends meanwhile need not.
@@ -126,7 +164,8 @@ fn wait(prepared: &Prepared) -> Result<(), StepError> {
         }
         if late {
             tracing::warn!(
-                "{} threads enter the sandbox when the host answers them, before anything else",
+                "threads that wait in the kernel for the host: {}; each is confined when it comes back, before it does \
+                 anything",
                 missing.len()
             );
             return Ok(());

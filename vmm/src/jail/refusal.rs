@@ -32,7 +32,7 @@ impl Line {
         self.len += added;
     }
 
-    fn number(&mut self, number: u32) {
+    pub(super) fn number(&mut self, number: u32) {
         let mut digits = [0; 10];
         let (mut rest, mut first) = (number, digits.len());
         for (at, digit) in digits.iter_mut().enumerate().rev() {

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -118,6 +120,59 @@ fn a_check_says_what_a_start_says() {
         fs::write(vm.path("linux"), boot::testing::bzimage(&[0x90; 0x1000], 0x10_0000)).unwrap();
         let errors = same("a 64-bit kernel", &vm, || command(&vm, &["boot.kernel=linux"]));
         assert!(errors.contains("neither svm nor vmx"), "{errors}");
+    }
+}
+
+/// As in a container whose filter lets nobody set another, and where signals are scarce.
+#[test]
+fn a_check_tries_the_sandbox() {
+    if !hypervisor("a_check_tries_the_sandbox") {
+        return;
+    }
+    let vm = vm();
+    let within = |change: fn() -> io::Result<()>| {
+        let mut command = vm.command();
+        // SAFETY: between fork and exec the closures make system calls only.
+        #[allow(unsafe_code)]
+        unsafe {
+            command.pre_exec(change)
+        };
+        command
+    };
+    let no_filters = || {
+        devices::testing::forbid_system_call(libc::SYS_seccomp);
+        Ok(())
+    };
+    let no_signals = || {
+        let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: a live structure of the type that the call reads.
+        #[allow(unsafe_code)]
+        let result = unsafe { libc::setrlimit(libc::RLIMIT_SIGPENDING, &raw const none) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    };
+    let begin = "vmm: error: the host does not let the machine into its sandbox: ";
+    assert_eq!(
+        same("no filters", &vm, || within(no_filters)),
+        format!(
+            "{begin}giving up system calls (seccomp): Operation not permitted (os error 1); set sandbox = \"off\" in \
+             [security] to run it without\n"
+        )
+    );
+    assert_eq!(
+        same("no signals", &vm, || within(no_signals)),
+        format!(
+            "{begin}sending a thread its signal: Resource temporarily unavailable (os error 11); raise the limit of pending \
+             signals (LimitSIGPENDING= of its service, or ulimit -i)\n"
+        )
+    );
+    // What is there is said.
+    for (sandbox, start, end) in
+        [("on", "seccomp, ", "\n"), ("log", "seccomp only logs, no Landlock\n", ""), ("off", "off\n", "")]
+    {
+        let mut command = command(&vm, &[&format!("security.sandbox={sandbox}")]);
+        let checked = vm.run_with(command.arg("--check"));
+        let said = checked.output.split("; sandbox: ").nth(1).unwrap_or_default();
+        assert!(checked.code == 0 && said.starts_with(start) && said.ends_with(end), "{checked:?}");
     }
 }
 
