@@ -31,7 +31,8 @@ Exit codes:
   1  the host, the configuration or the command line is at fault
   2  the guest reset and resets are not allowed
   3  the guest crashed (triple fault) and crashes are not restarted
-  A signal ends the process in its own way: a shell shows 128 plus its number.";
+  A signal ends the process in its own way: a shell shows 128 plus its number.
+  159 (SIGSYS) is the sandbox: a line on standard error, and in no log file, names the call.";
 
 /// Writes what the user asked for to standard output.
 pub fn tell(text: &str) {
