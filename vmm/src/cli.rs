@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, ValueEnum};
 
 use crate::exit;
@@ -100,9 +100,25 @@ pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, 
         let text = error.to_string();
         match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Told(text),
+            ErrorKind::UnknownArgument => Stop::Usage(one_line(&text) + elsewhere(&error)),
             _ => Stop::Usage(one_line(&text)),
         }
     })
+}
+
+/// Where to find what options of other machine monitors stand for.
+fn elsewhere(error: &clap::Error) -> &'static str {
+    let unknown = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(unknown)) => unknown.trim_start_matches('-'),
+        _ => "",
+    };
+    match unknown {
+        "seccomp" | "sandbox" | "landlock" | "landlock-rules" | "runas" | "run-with" | "user" | "uid"
+        | "gid" | "chroot-base-dir" | "jailer" => {
+            "; the sandbox (on by default) and the user are in [security] of the configuration (docs/jail.md)"
+        }
+        _ => "",
+    }
 }
 
 /// The message of a usage error as one line: what stands before the usage, and where to read more.
@@ -178,6 +194,12 @@ mod tests {
             "invalid value 'loud' for '--log-level <LEVEL>' \
              [possible values: off, error, warn, info, debug, trace]; see vmm --help"
         );
+        for option in ["--seccomp", "--sandbox=on", "--landlock", "--runas"] {
+            let line = usage(&["--config", "x", option]);
+            let end = "see vmm --help; the sandbox (on by default) and the user are in [security] of the configuration \
+                       (docs/jail.md)";
+            assert!(line.starts_with("unexpected argument '--") && line.ends_with(end), "{line}");
+        }
         assert_eq!(usage(&["--config", "x", "y"]), "unexpected argument 'y' found; see vmm --help");
     }
 
