@@ -96,7 +96,7 @@ const PR_SET_VMA: libc::c_int = 0x5356_4d41;
 
 /// What descriptors can be asked and told.
 const DESCRIPTORS: &[libc::c_int] =
-    &[libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD, libc::F_DUPFD_CLOEXEC];
+    &[libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_DUPFD, libc::F_DUPFD_CLOEXEC];
 
 /// Of terminals: whoever ends the process, or stops it, gives the terminal back; whoever logs asks whether it is one. And of
 /// sockets (std's `set_nonblocking`).
@@ -230,6 +230,9 @@ impl List {
         for command in DESCRIPTORS {
             list.with(libc::SYS_fcntl, Argument::Is(1, command.cast_unsigned()));
         }
+        // A terminal that has O_ASYNC signals the programs in its foreground, which may be others than this one.
+        let (set_flags, no_signals) = (libc::F_SETFL.cast_unsigned(), libc::O_ASYNC.cast_unsigned());
+        list.with(libc::SYS_fcntl, Argument::Both([(1, u32::MAX, set_flags), (2, no_signals, 0)]));
         list.with_each(libc::SYS_ioctl, 1, TERMINALS);
         // Signals to this process alone.
         list.with(libc::SYS_tgkill, Argument::Is(0, std::process::id()));
@@ -240,7 +243,7 @@ impl List {
         list.any(&[libc::SYS_tkill]);
         // Limits are read, and those of this process.
         list.with(libc::SYS_prlimit64, Argument::Null(2));
-        // What a descriptor is of, not a path.
+        // What a descriptor is of. A path with the same flag gets through as well: where it is no filter sees.
         let descriptor = |number| Argument::Has { number, mask: AT_EMPTY_PATH, value: AT_EMPTY_PATH };
         list.with(libc::SYS_statx, descriptor(2));
         list.with(libc::SYS_newfstatat, descriptor(3));
@@ -278,7 +281,11 @@ impl List {
     /// Paths: also opens what is there to write it, and makes files.
     pub(super) fn paths(self) -> Self {
         let mut all = self.reads();
-        all.any(&[libc::SYS_open, libc::SYS_openat]);
+        // Nobody empties a file, nor makes one that others would run with the rights of its owner.
+        let (empties, special) = (libc::O_TRUNC.cast_unsigned(), 0o7000);
+        for (call, flags) in [(libc::SYS_open, 1), (libc::SYS_openat, 2)] {
+            all.with(call, Argument::Both([(flags, empties, 0), (flags + 1, special, 0)]));
+        }
         all
     }
 
@@ -342,7 +349,9 @@ impl List {
             | libc::CLONE_PTRACE;
         let (mask, value) = ((thread | apart).cast_unsigned(), thread.cast_unsigned());
         self.with(libc::SYS_clone, Argument::Has { number: 0, mask, value });
-        self.with(libc::SYS_seccomp, Argument::Is(0, libc::SECCOMP_SET_MODE_FILTER));
+        // One flag and no other: a listener would answer the calls of those that it starts.
+        let (filter, others) = (libc::SECCOMP_SET_MODE_FILTER, !libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW as u32);
+        self.with(libc::SYS_seccomp, Argument::Both([(0, u32::MAX, filter), (1, others, 0)]));
         self
     }
 
@@ -354,12 +363,10 @@ impl List {
             libc::SYS_getsockopt,
             libc::SYS_recvfrom,
             libc::SYS_recvmsg,
-            libc::SYS_sendmsg,
             libc::SYS_shutdown,
         ]);
         // To the peer, not to an address.
         self.with(libc::SYS_sendto, Argument::Null(4));
-        self.with(libc::SYS_setsockopt, Argument::Is(1, libc::SOL_SOCKET.cast_unsigned()));
         self
     }
 

@@ -15,6 +15,8 @@ pub(super) enum Argument {
     Null(u8),
     /// This value, in the bits of the mask.
     Has { number: u8, mask: u32, value: u32 },
+    /// Of two arguments: the number of each, a mask, and this value in its bits.
+    Both([(u8, u32, u32); 2]),
 }
 
 /// The calls. One that is there without arguments is allowed with any.

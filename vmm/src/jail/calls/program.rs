@@ -174,6 +174,15 @@ impl Backwards {
                     let cut = self.then(AND, mask, compared);
                     next = self.then(LOAD, low(number), cut);
                 }
+                Argument::Both(arguments) => {
+                    let mut found = yes;
+                    for (number, mask, value) in arguments.into_iter().rev() {
+                        let compared = self.branch(IF_EQUAL, value, found, next);
+                        let cut = self.then(AND, mask, compared);
+                        found = self.then(LOAD, low(number), cut);
+                    }
+                    next = found;
+                }
             }
         }
         match loaded {

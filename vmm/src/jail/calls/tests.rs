@@ -48,15 +48,20 @@ fn run(program: &[sock_filter], architecture: u32, call: u32, arguments: [u64; 6
 /// The filter as the compiler of others makes it: the list, without substitutes.
 fn compiled(kind: Kind, refusal: Refusal) -> Vec<sock_filter> {
     let condition = |argument: &Argument| {
-        let (number, length, operator, value) = match *argument {
-            Argument::Is(number, value) => (number, Dword, SeccompCmpOp::Eq, value.into()),
-            Argument::Not(number, value) => (number, Dword, SeccompCmpOp::Ne, value.into()),
-            Argument::Null(number) => (number, Qword, SeccompCmpOp::Eq, 0),
-            Argument::Has { number, mask, value } => {
-                (number, Dword, SeccompCmpOp::MaskedEq(mask.into()), value.into())
-            }
+        let masked = |(number, mask, value): (u8, u32, u32)| {
+            (number, Dword, SeccompCmpOp::MaskedEq(mask.into()), value.into())
         };
-        SeccompRule::new(vec![SeccompCondition::new(number, length, operator, value).unwrap()]).unwrap()
+        let all = match *argument {
+            Argument::Is(number, value) => vec![(number, Dword, SeccompCmpOp::Eq, value.into())],
+            Argument::Not(number, value) => vec![(number, Dword, SeccompCmpOp::Ne, value.into())],
+            Argument::Null(number) => vec![(number, Qword, SeccompCmpOp::Eq, 0)],
+            Argument::Has { number, mask, value } => vec![masked((number, mask, value))],
+            Argument::Both(arguments) => arguments.map(masked).to_vec(),
+        };
+        let condition = |(number, length, operator, value)| {
+            SeccompCondition::new(number, length, operator, value).unwrap()
+        };
+        SeccompRule::new(all.into_iter().map(condition).collect()).unwrap()
     };
     let list = kinds::list(kind);
     let rules = list.calls().map(|(call, all)| (call, all.iter().map(condition).collect())).collect();
@@ -89,6 +94,7 @@ fn substituted(kind: Kind, refusal: Refusal, call: u32, arguments: [u64; 6]) -> 
 /// Arguments that make a difference for some call of the kind, each in all places, and others beside them.
 fn arguments(kind: Kind, list: &list::List, call: u32) -> Vec<[u64; 6]> {
     let mut values = vec![0, 0x1001, 1 << 32, u64::MAX];
+    let mut pairs = Vec::new();
     let own = list.calls().filter(|(one, _)| *one == c_long::from(call)).flat_map(|(_, all)| all);
     for argument in own {
         match *argument {
@@ -97,6 +103,16 @@ fn arguments(kind: Kind, list: &list::List, call: u32) -> Vec<[u64; 6]> {
             Argument::Has { mask, value, .. } => {
                 values.extend([value, mask, value ^ mask].map(u64::from));
                 values.extend((0..32).map(|bit| u64::from(value) ^ 1 << bit));
+            }
+            Argument::Both([(first, _, value), (second, _, other)]) => {
+                for bit in 0..64 {
+                    for (one, two) in [(0, 0), (1 << bit, 0), (0, 1 << bit), (1 << bit, 1 << bit)] {
+                        let mut both = [0; 6];
+                        both[usize::from(first)] = u64::from(value) ^ one;
+                        both[usize::from(second)] = u64::from(other) ^ two;
+                        pairs.push(both);
+                    }
+                }
             }
         }
     }
@@ -108,7 +124,7 @@ fn arguments(kind: Kind, list: &list::List, call: u32) -> Vec<[u64; 6]> {
     let mut all: Vec<u64> = if values.len() > 4 { near.collect() } else { values };
     all.sort_unstable();
     all.dedup();
-    all.into_iter().map(|value| [value; 6]).collect()
+    all.into_iter().map(|value| [value; 6]).chain(pairs).collect()
 }
 
 fn says(kind: Kind, call: c_long, arguments: &[u64]) -> u32 {
@@ -167,6 +183,7 @@ fn long_programs_are_right_too() {
         0 => (Argument::Is(call as u8 % 6, call), ALLOW),
         1 => (Argument::Null(3), error(1)),
         2 => (Argument::Not(2, call), ALLOW),
+        3 => (Argument::Both([(5, 0xff, call & 0xff), (1, 0xf00, call & 0xf00)]), error(2)),
         _ => (Argument::Has { number: 4, mask: 0xff, value: call & 0xff }, error(2)),
     };
     let answer = |call: u32| {
@@ -182,6 +199,7 @@ fn long_programs_are_right_too() {
         Argument::Not(_, other) => value as u32 != other,
         Argument::Null(_) => value == 0,
         Argument::Has { mask, value: wanted, .. } => value as u32 & mask == wanted,
+        Argument::Both(both) => both.iter().all(|(_, mask, wanted)| value as u32 & mask == *wanted),
     };
     for call in 0..620 {
         for value in [0, 1 << 32, 5, 77, 150, 199, 0xffff_ffff_0000_0096, u64::MAX] {
@@ -243,14 +261,23 @@ fn libraries_have_a_substitute_for_some_calls() {
         // At a reset files are read.
         let writes = kinds::opens(kind) && !matches!(kind, Kind::Main | Kind::Load);
         let written = if writes { ALLOW } else { TRAP };
-        for flags in
-            [libc::O_RDWR, libc::O_WRONLY, libc::O_CREAT, libc::O_TRUNC, libc::O_TMPFILE | libc::O_RDWR]
-        {
+        for flags in [libc::O_RDWR, libc::O_WRONLY, libc::O_CREAT, libc::O_TMPFILE | libc::O_RDWR] {
             assert_eq!(
-                says(kind, libc::SYS_openat, &[u64::MAX, 1, flags as u64]),
+                says(kind, libc::SYS_openat, &[u64::MAX, 1, flags as u64, 0o777]),
                 written,
                 "{kind:?} {flags:#x}"
             );
+        }
+        // Nobody empties files, or makes some for others to run.
+        for (flags, mode) in [
+            (libc::O_TRUNC, 0),
+            (libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC, 0o600),
+            (libc::O_CREAT, 0o4700),
+            (libc::O_CREAT, 0o2070),
+            (libc::O_CREAT, 0o1777),
+        ] {
+            assert_eq!(says(kind, libc::SYS_openat, &[u64::MAX, 1, flags as u64, mode]), TRAP, "{kind:?}");
+            assert_eq!(says(kind, libc::SYS_open, &[1, flags as u64, mode]), TRAP, "{kind:?}");
         }
     }
 }
