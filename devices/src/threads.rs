@@ -46,11 +46,13 @@ pub enum Kind {
     Load,
     /// Asks loop devices for their files.
     Loops,
+    /// Has a network made that is empty.
+    Network,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Main,
         Self::Vcpu,
         Self::Io,
@@ -68,6 +70,7 @@ impl Kind {
         Self::Space,
         Self::Load,
         Self::Loops,
+        Self::Network,
     ];
 }
 

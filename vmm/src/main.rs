@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vmm::cli::{self, LogLevel, Stop};
-use vmm::config::{Restart, Sandbox};
-use vmm::console::{Signals, Watch, die, explain_bus_errors};
+use vmm::config::{Restart, Sandbox, Source};
+use vmm::console::{Signals, Watch, die, explain_bus_errors, let_signals_end};
 use vmm::exit::{Outcome, complain, explain, tell};
 use vmm::machine::{End, Machine, rehearse};
 use vmm::{config, jail, limits, logging, passed};
@@ -29,14 +29,6 @@ fn run() -> Outcome {
     limits::survive_file_sizes();
     // Without it such an end has no line of its own, and that is all.
     let _ = explain_bus_errors();
-    // Before any thread, so that all inherit it.
-    let signals = match Signals::block() {
-        Ok(signals) => Arc::new(signals),
-        Err(error) => {
-            complain(format!("blocking signals: {error}"));
-            return Outcome::Failed;
-        }
-    };
     let cli = match cli::parse() {
         Ok(cli) => cli,
         Err(Stop::Told(text)) => {
@@ -48,7 +40,26 @@ fn run() -> Outcome {
             return Outcome::Failed;
         }
     };
-    // Logs, configurations, images and kernels may be on a host that does not answer.
+    // It may be on a host that does not answer. Signals end the process meanwhile, for nothing has begun that has an end.
+    let_signals_end();
+    let source = Source::read(&cli.config, &cli.set);
+    // The kernel lets only a process with one thread have namespaces of its own.
+    if !cli.check
+        && source.sandbox() == Sandbox::On
+        && let Err(error) = jail::separate()
+    {
+        complain(explain(&error));
+        return Outcome::Failed;
+    }
+    // Before any thread, so that all inherit it.
+    let signals = match Signals::block() {
+        Ok(signals) => Arc::new(signals),
+        Err(error) => {
+            complain(format!("blocking signals: {error}"));
+            return Outcome::Failed;
+        }
+    };
+    // Logs, images and kernels may be on a host that does not answer.
     let watch = Watch::start(&signals, GRACE);
     if let Err(error) = logging::start(cli.log_level.map(LogLevel::name), cli.log_file.as_deref()) {
         complain(explain(&error));
@@ -62,7 +73,7 @@ fn run() -> Outcome {
         complain(explain(&error));
         return Outcome::Failed;
     }
-    let config = match config::load(&cli.config, &cli.set, cli.log_file.as_deref()) {
+    let config = match config::load(source, cli.log_file.as_deref()) {
         Ok(config) => config,
         Err(errors) => {
             logging::give_up();

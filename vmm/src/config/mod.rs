@@ -30,7 +30,7 @@ mod volumes;
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use error::{ConfigError, Origin};
 pub use hba::volume_warning;
@@ -42,26 +42,56 @@ pub use types::*;
 use error::Errors;
 use paths::Paths;
 use section::Section;
+use tree::{Table, Value};
 
 /// Most bytes of a configuration file, with room for every disk that a machine can have.
 const MOST: u64 = 16 << 20;
 /// So many bytes show whether it is text.
 const BEGINNING: u64 = 4 << 10;
 
-/// Reads the file at `path`, applies the arguments of `--set` and checks everything against the host. The file `log`, which
-/// takes the log, is compared with all that the machine uses.
+/// A configuration file with the arguments of `--set`, read once: it may be a pipe.
+pub struct Source {
+    path: PathBuf,
+    read: Result<(Table, Errors), Vec<ConfigError>>,
+}
+
+impl Source {
+    /// Reads the file at `path` and applies the arguments. What is wrong is told by [`load`].
+    pub fn read(path: &Path, set: &[String]) -> Self {
+        let read = text(path).and_then(|text| tree(&text, path, set));
+        Self { path: path.to_owned(), read }
+    }
+
+    /// Whether the process shall be confined, before anything is checked. "Off" where that cannot be said.
+    pub fn sandbox(&self) -> Sandbox {
+        let Ok((tree, _)) = &self.read else { return Sandbox::Off };
+        let Some(security) = tree.get("security") else { return Sandbox::default() };
+        let Value::Table(security) = &security.node.value else { return Sandbox::Off };
+        match security.get("sandbox").map(|entry| &entry.node.value) {
+            None => Sandbox::default(),
+            Some(Value::Text(text)) => Sandbox::named(text).unwrap_or(Sandbox::Off),
+            Some(_) => Sandbox::Off,
+        }
+    }
+}
+
+/// Checks everything against the host. The file `log`, which takes the log, is compared with all that the machine uses.
 ///
 /// # Errors
 /// Everything that is wrong, in the order of the file.
-pub fn load(path: &Path, set: &[String], log: Option<&Path>) -> Result<Config, Vec<ConfigError>> {
+pub fn load(source: Source, log: Option<&Path>) -> Result<Config, Vec<ConfigError>> {
+    let (tree, errors) = source.read?;
+    check(&tree, errors, &source.path, log, &Host::probe())
+}
+
+fn text(path: &Path) -> Result<String, Vec<ConfigError>> {
     let file = path.display().to_string();
     let bytes = read(path).map_err(|message| vec![ConfigError::new(&file, message)])?;
-    let text = String::from_utf8(bytes).map_err(|error| {
+    String::from_utf8(bytes).map_err(|error| {
         let good = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
         let line = 1 + good.iter().filter(|&&byte| byte == b'\n').count();
         vec![ConfigError::new(format!("{file}:{line}"), "not TOML: not UTF-8")]
-    })?;
-    parse_all(&text, path, set, log, &Host::probe())
+    })
 }
 
 /// What is in the file, which may be a pipe, unless it can be no configuration.
@@ -86,16 +116,11 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
 /// # Errors
 /// Everything that is wrong, in the order of the file.
 pub fn parse(text: &str, path: &Path, set: &[String], host: &Host) -> Result<Config, Vec<ConfigError>> {
-    parse_all(text, path, set, None, host)
+    let (tree, errors) = tree(text, path, set)?;
+    check(&tree, errors, path, None, host)
 }
 
-fn parse_all(
-    text: &str,
-    path: &Path,
-    set: &[String],
-    log: Option<&Path>,
-    host: &Host,
-) -> Result<Config, Vec<ConfigError>> {
+fn tree(text: &str, path: &Path, set: &[String]) -> Result<(Table, Errors), Vec<ConfigError>> {
     let mut errors = Errors::default();
     let mut tree = tree::parse(text, &mut errors);
     if !errors.is_empty() {
@@ -103,7 +128,17 @@ fn parse_all(
         return Err(errors.finish(&path.display().to_string()));
     }
     overrides::apply(&mut tree, set, &mut errors);
-    let mut root = Section::root(&tree, &mut errors);
+    Ok((tree, errors))
+}
+
+fn check(
+    tree: &Table,
+    mut errors: Errors,
+    path: &Path,
+    log: Option<&Path>,
+    host: &Host,
+) -> Result<Config, Vec<ConfigError>> {
+    let mut root = Section::root(tree, &mut errors);
     let config = build(&mut root, path, log, host, &mut errors);
     match config {
         Some(config) if errors.is_empty() => Ok(config),

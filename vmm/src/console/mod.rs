@@ -36,7 +36,7 @@ use self::output::{Output, Patience};
 use self::pump::Pump;
 
 pub use self::error::ConsoleError;
-pub use self::signals::{Request, Signals, Watch, die, suspend};
+pub use self::signals::{Request, Signals, Watch, die, let_signals_end, suspend};
 pub use self::terminal::{explain_bus_errors, leave as give_back};
 
 /// How long a connected but silent reader of a pseudoterminal or socket may hold up the guest.

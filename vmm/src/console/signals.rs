@@ -19,6 +19,19 @@ const TERMINATING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP
 /// How often to look whether a signal still waits.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
+/// Lets signals end the process by themselves, until [`Signals::block`], whatever the program that started it has blocked.
+/// Those that end nothing then do not do so before.
+pub fn let_signals_end() {
+    let (mut end, mut wait) = (empty_set(), empty_set());
+    for signal in TERMINATING {
+        let ends = signal != libc::SIGHUP || ignored(signal) || has_terminal();
+        add(if ends { &mut end } else { &mut wait }, signal);
+    }
+    // It fails for no set of signals.
+    let _ = change_mask(libc::SIG_UNBLOCK, &end);
+    let _ = change_mask(libc::SIG_BLOCK, &wait);
+}
+
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {

@@ -11,11 +11,10 @@ use std::time::Duration;
 use devices::threads::{self, Kind};
 use libc::sock_filter;
 
-pub(super) use sys::give_up_bounds;
-
 use super::calls::{self, Refusal};
 use super::paths::Paths;
 use super::refusal::Line;
+use super::{capabilities, namespaces};
 
 /// How far a thread has come: not yet, all the way, or the step that failed with the system's error number.
 const WAITING: u32 = 0;
@@ -26,6 +25,8 @@ const DONE: u32 = 1;
 pub(super) enum Step {
     /// No program that it starts has more rights than it.
     NoNewPrivileges,
+    /// It leaves the host's network.
+    Network,
     /// It gives up the rights of the administrator.
     Capabilities,
     /// It gives up paths.
@@ -37,12 +38,13 @@ pub(super) enum Step {
 }
 
 impl Step {
-    const ALL: [Self; 5] =
-        [Self::NoNewPrivileges, Self::Capabilities, Self::Paths, Self::Calls, Self::Signal];
+    const ALL: [Self; 6] =
+        [Self::NoNewPrivileges, Self::Network, Self::Capabilities, Self::Paths, Self::Calls, Self::Signal];
 
     fn what(self) -> &'static str {
         match self {
             Self::NoNewPrivileges => "giving up new privileges (PR_SET_NO_NEW_PRIVS)",
+            Self::Network => "entering a network of its own (setns)",
             Self::Capabilities => "giving up capabilities (capset)",
             Self::Paths => "giving up paths (Landlock)",
             Self::Calls => "giving up system calls (seccomp)",
@@ -222,7 +224,8 @@ impl Prepared {
         let filter = self.filter(kind).ok_or((Step::Calls, libc::EINVAL))?;
         sys::no_new_privileges().map_err(|error| (Step::NoNewPrivileges, error))?;
         if self.refusal == Refusal::End {
-            sys::give_up_capabilities(kept(kind)).map_err(|error| (Step::Capabilities, error))?;
+            namespaces::join().map_err(|error| (Step::Network, error))?;
+            capabilities::give_up(kept(kind)).map_err(|error| (Step::Capabilities, error))?;
         }
         if let Some(paths) = &self.paths {
             sys::restrict_paths(paths.ruleset.as_raw_fd()).map_err(|error| (Step::Paths, error))?;
@@ -277,40 +280,18 @@ fn late(step: Step, error: libc::c_int) -> Line {
     line
 }
 
-/// CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH (linux/capability.h).
-const ANY_FILE: u32 = 1 << 1 | 1 << 2;
-
 /// The capabilities that threads of a kind keep. Of a machine that root starts without another user, those that open files
 /// still open those of others: kernels at a reset, images.
 fn kept(kind: Kind) -> u32 {
-    if calls::opens(kind) { ANY_FILE } else { 0 }
+    if calls::opens(kind) { capabilities::ANY_FILE } else { 0 }
 }
 
 /// System calls that a signal handler may make. Each gives the system's error number.
 #[allow(unsafe_code)]
 mod sys {
-    use super::{AtomicU32, Duration, Line, OnceLock, RawFd, sock_filter};
+    use super::{AtomicU32, Duration, Line, RawFd, sock_filter};
 
     type Result = std::result::Result<(), libc::c_int>;
-
-    /// `_LINUX_CAPABILITY_VERSION_3` (linux/capability.h).
-    const VERSION: u32 = 0x2008_0522;
-    /// No kernel has more capabilities.
-    const CAPABILITIES: u32 = u64::BITS;
-
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: libc::c_int,
-    }
-
-    #[repr(C)]
-    #[derive(Clone, Copy, Default, PartialEq)]
-    struct Capabilities {
-        effective: u32,
-        permitted: u32,
-        inheritable: u32,
-    }
 
     #[repr(C)]
     struct Program {
@@ -339,67 +320,6 @@ mod sys {
         let (yes, none): (libc::c_ulong, libc::c_ulong) = (1, 0);
         // SAFETY: no pointers.
         check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, yes, none, none, none) }.into())
-    }
-
-    /// All but those in the mask, which are kept if they are there.
-    pub(super) fn give_up_capabilities(kept: u32) -> Result {
-        let header = Header { version: VERSION, pid: 0 };
-        let mut sets = [Capabilities::default(); 2];
-        // SAFETY: a live header, and as much room as this version writes.
-        check(unsafe { libc::syscall(libc::SYS_capget, &raw const header, sets.as_mut_ptr()) })?;
-        give_up_same_bounds();
-        let [low, high] = sets;
-        let permitted = low.permitted & kept;
-        let wanted = [
-            Capabilities { effective: low.effective & permitted, permitted, inheritable: 0 },
-            Capabilities::default(),
-        ];
-        if [low, high] == wanted {
-            return Ok(());
-        }
-        // SAFETY: a live header and two sets, which the call reads.
-        check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, wanted.as_ptr()) })
-    }
-
-    /// By number: what no program that is started has any more since the main thread gave it up, as have those that it
-    /// started afterwards.
-    static GIVEN_UP: OnceLock<u64> = OnceLock::new();
-
-    /// No program that is started has any capability. For the main thread.
-    pub(in crate::jail) fn give_up_bounds() {
-        let mut given_up = 0;
-        for capability in 0..CAPABILITIES {
-            match bound(libc::PR_CAPBSET_READ, capability) {
-                0 => continue,
-                1 => {}
-                // There are no more.
-                _ => break,
-            }
-            // It fails for who has no right to give them up.
-            if bound(libc::PR_CAPBSET_DROP, capability) != 0 {
-                break;
-            }
-            given_up |= 1 << capability;
-        }
-        let _ = GIVEN_UP.set(given_up);
-    }
-
-    /// The same for any thread. Does little where it has been done.
-    fn give_up_same_bounds() {
-        let Some(given_up) = GIVEN_UP.get() else { return give_up_bounds() };
-        let first = given_up.trailing_zeros();
-        if first == u64::BITS || bound(libc::PR_CAPBSET_READ, first) == 0 {
-            return;
-        }
-        for capability in (first..CAPABILITIES).filter(|capability| given_up >> capability & 1 != 0) {
-            bound(libc::PR_CAPBSET_DROP, capability);
-        }
-    }
-
-    fn bound(operation: libc::c_int, capability: u32) -> libc::c_int {
-        let (capability, none) = (libc::c_ulong::from(capability), 0 as libc::c_ulong);
-        // SAFETY: no pointers.
-        unsafe { libc::prctl(operation, capability, none, none, none) }
     }
 
     /// Waits until it is told to [`wake`], if the word has this value.

@@ -1,5 +1,6 @@
 //! The sandbox: once the machine is built and everything is open, each thread gives up what it does not need any more, for
-//! good. A guest that takes over one of them finds little to do with it.
+//! good. A guest that takes over one of them finds little to do with it. What the kernel can show to this process alone is made
+//! [before](separate).
 //!
 //! All threads do so at one moment, which is the end of the start: as the C library does for setuid(2), a signal goes to each
 //! of them, and its handler makes the system calls. Threads that start later do it before anything else. Each gives up new
@@ -7,7 +8,9 @@
 //! the process becomes [another user](privileges), if it shall.
 
 mod calls;
+mod capabilities;
 mod confine;
+mod namespaces;
 mod paths;
 mod privileges;
 mod refusal;
@@ -43,6 +46,7 @@ pub fn enter(config: &Config) -> Result<()> {
     if let Some(user) = &config.security.user {
         privileges::become_user(config, user)?;
     }
+    namespaces::enter();
     confine(config.security.sandbox, paths)
 }
 
@@ -101,11 +105,21 @@ fn refused(error: StepError) -> Error {
     anyhow!("the host does not let the machine into its sandbox: {error}; {remedy}")
 }
 
+/// Gives the process namespaces of its own, where the host lets it have them. To be called while it has one thread, which the
+/// kernel wants, and before [`prepare`].
+///
+/// # Errors
+/// The host has done a part of it.
+pub fn separate() -> Result<()> {
+    namespaces::separate()
+}
+
 /// To be called by the main thread before it starts most others, which inherit what it gives up here: else each of them would
 /// have to, and that takes long.
 pub fn prepare(config: &Config) {
     if config.security.sandbox == Sandbox::On {
-        confine::give_up_bounds();
+        namespaces::begin();
+        capabilities::give_up_bounds();
     }
 }
 

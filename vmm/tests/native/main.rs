@@ -17,6 +17,7 @@ mod jail;
 mod jobs;
 mod limits;
 mod memory;
+mod namespaces;
 mod operation;
 mod paths;
 mod pause;

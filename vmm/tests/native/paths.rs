@@ -428,7 +428,9 @@ fn root_becomes_the_user_that_is_named() {
             let all = format!("{USER}\t{USER}\t{USER}\t{USER}");
             assert!(status.contains(&format!("Uid:\t{all}\nGid:\t{all}\n")), "{status}");
             assert!(status.contains(&format!("Groups:\t{USER} \n")), "{status}");
-            assert!(status.contains("CapEff:\t0000000000000000\n"), "{status}");
+            for set in ["CapEff", "CapPrm"] {
+                assert!(status.contains(&format!("{set}:\t0000000000000000\n")), "{status}");
+            }
         }
         for socket in ["run/control", "run/console"] {
             let found = fs::metadata(vm.path(socket)).unwrap();

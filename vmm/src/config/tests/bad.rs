@@ -464,7 +464,7 @@ fn the_file_itself_is_at_fault() {
     let fixture = Fixture::new();
     let lines = |name: &str| {
         let path = fixture.path(name);
-        let errors = load(&path, &[], None).unwrap_err();
+        let errors = load(Source::read(&path, &[]), None).unwrap_err();
         errors
             .iter()
             .map(|error| error.to_string().replace(&*path.to_string_lossy(), name))

@@ -76,7 +76,7 @@ fn the_log_file_is_nothing_else() {
     let fixture = Fixture::new();
     let path = fixture.path("vm.toml");
     fs::write(&path, SMALLEST).unwrap();
-    let lines = |log: &str| match load(&path, &[], Some(&fixture.path(log))) {
+    let lines = |log: &str| match load(Source::read(&path, &[]), Some(&fixture.path(log))) {
         Ok(_) => Vec::new(),
         Err(errors) => fixture.shorten(&errors),
     };

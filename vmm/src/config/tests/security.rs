@@ -143,3 +143,31 @@ fn nobody_but_root_becomes_another_user() {
                     start as root, or leave it out";
     assert_eq!(fixture.shorten(&errors), [expected]);
 }
+
+#[test]
+fn the_sandbox_is_known_before_anything_is_checked() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.toml");
+    let known = |text: &str, set: &[&str]| {
+        std::fs::write(&path, text).unwrap();
+        let set: Vec<String> = set.iter().map(|&set| set.to_owned()).collect();
+        Source::read(&path, &set).sandbox()
+    };
+    for (text, set, expected) in [
+        ("", &[][..], Sandbox::On),
+        ("[security]\ndirectories = 7\n[vm]\nmemory = \"all\"\n", &[], Sandbox::On),
+        ("[security]\nsandbox = \"log\"\n", &[], Sandbox::Log),
+        ("[security]\nsandbox = \"off\"\n", &[], Sandbox::Off),
+        ("[security]\nsandbox = \"off\"\n", &["security.sandbox=on"], Sandbox::On),
+        ("", &["security.sandbox=\"off\""], Sandbox::Off),
+        ("", &["security={sandbox = \"log\"}"], Sandbox::Log),
+        // Errors, which are told later.
+        ("[security]\nsandbox = \"no\"\n", &[], Sandbox::Off),
+        ("[security]\nsandbox = 1\n", &[], Sandbox::Off),
+        ("security = 1\n", &[], Sandbox::Off),
+        ("[security\n", &[], Sandbox::Off),
+    ] {
+        assert_eq!(known(text, set), expected, "{text} {set:?}");
+    }
+    assert_eq!(Source::read(&directory.path().join("gone"), &[]).sandbox(), Sandbox::Off);
+}

@@ -12,7 +12,7 @@ pub(in crate::jail) fn opens(kind: Kind) -> bool {
 /// One for all kinds that may do the same, so that their filter is made once.
 pub(in crate::jail) fn like(kind: Kind) -> Kind {
     match kind {
-        Kind::IoEcho | Kind::DebugLog | Kind::Signals | Kind::Space => Kind::Log,
+        Kind::IoEcho | Kind::DebugLog | Kind::Signals | Kind::Space | Kind::Network => Kind::Log,
         Kind::EventLog => Kind::IoHelper,
         Kind::End => Kind::Waits,
         other => other,
@@ -29,7 +29,7 @@ pub(super) fn list(kind: Kind) -> List {
         Kind::Vcpu => List::default().vcpu().and_common().devices().windows(),
         Kind::Io => common.files().devices().ring().starts(),
         Kind::IoHelper => common.files(),
-        Kind::IoEcho | Kind::Log | Kind::DebugLog | Kind::Signals | Kind::Space => common,
+        Kind::IoEcho | Kind::Log | Kind::DebugLog | Kind::Signals | Kind::Space | Kind::Network => common,
         Kind::EventLog => common.files(),
         Kind::Control => common.files().paths().devices().starts().connections().accepts(),
         // What it starts: `Space`, `Loops`.
