@@ -52,6 +52,10 @@ pub fn run(filters: &[String], seconds: u64) -> Result<()> {
         fuzzer.arg(&own).arg(format!("-max_total_time={seconds}"));
         fuzzer.args([format!("-timeout={TIMEOUT}"), format!("-artifact_prefix={}", found.display())]);
         fuzzer.args(["-print_final_stats=1"]);
+        let dictionary = folder().join("dictionaries").join(&name);
+        if dictionary.exists() {
+            fuzzer.arg(format!("-dict={}", dictionary.display()));
+        }
         let seeds = folder().join("seeds").join(&name);
         for dir in [seeds.as_path(), kept.as_path(), suite.as_path()] {
             if dir.is_dir() && (dir != suite || name == "scsi-commands") {

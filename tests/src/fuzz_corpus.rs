@@ -25,9 +25,11 @@ pub fn replay(filters: &[String]) -> Result<()> {
 /// Builds the program that runs inputs, below `dir` and with these flags of the compiler; returns it.
 pub fn build(dir: &Path, flags: &str) -> Result<PathBuf> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "--locked", "--bin", "replay", "--target-dir"]).arg(dir);
+    cargo.args(["build", "--quiet", "--bin", "replay", "--target-dir"]).arg(dir);
     if !flags.is_empty() {
-        cargo.env("RUSTFLAGS", flags);
+        // What is built anew for one run need not be fast. Build scripts are counted, too, and leave their counts where they run.
+        cargo.env("RUSTFLAGS", flags).env("LLVM_PROFILE_FILE", dir.join("build-%m.profraw"));
+        cargo.envs([("CARGO_PROFILE_DEV_OPT_LEVEL", "0"), ("CARGO_PROFILE_DEV_DEBUG", "0")]);
     }
     ensure!(
         cargo.current_dir(folder()).status().context("running cargo")?.success(),

@@ -120,15 +120,29 @@ pub fn send_all(commands: Vec<Command>) {
             ready.lun = Lun::from_number(lun);
             let _ = ready.send(&nexus, &io).await;
         }
-        for Command { cdb, data_out, data_in_len } in commands {
+        let mut token: Option<Vec<u8>> = None;
+        for Command { cdb, mut data_out, data_in_len } in commands {
+            if let (Some(token), [0x83, 0x11, ..], Some(place)) = (&token, &*cdb, data_out.get_mut(16..528)) {
+                place.copy_from_slice(token);
+            }
             let (reply, data_in) = Request::new(&cdb, &data_out, data_in_len).send(&nexus, &io).await;
             let reply = reply.expect("nothing ends commands here");
             check_reply(&cdb, data_out.len(), &data_in, &reply);
+            if cdb.starts_with(&[0x84, 0x07]) {
+                token = token_of(&data_in);
+            }
             if cdb.first() == Some(&SANITIZE) {
                 assert_eq!(sense_of(&reply), Some((0x5, 0x20, 0x00)), "INVALID COMMAND OPERATION CODE");
             }
         }
     });
+}
+
+/// The token that RECEIVE ROD TOKEN INFORMATION tells (SPC-5, 6.34): no input can guess it.
+fn token_of(data: &[u8]) -> Option<Vec<u8>> {
+    let at = 32 + usize::from(*data.get(13)?);
+    let len = u32::from_be_bytes(data.get(at..at + 4)?.try_into().ok()?);
+    (len >= 514).then(|| data.get(at + 6..at + 518).map(<[u8]>::to_vec))?
 }
 
 /// There is none.

@@ -32,6 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Rig {
     pub seat: TestSeat,
     pub hba: Arc<VirtioScsi>,
+    /// What comes and goes at target 2.
+    spare: Arc<Nexus>,
     remote: Remote,
     _thread: IoThread,
 }
@@ -42,6 +44,7 @@ pub fn with_rig(act: impl FnOnce(&Rig)) {
     let rig = RIG.get_or_init(|| Mutex::new(Rig::new())).lock().expect("no input has failed before");
     rig.place();
     act(&rig);
+    rig.plug(false);
     rig.settle();
     // Whatever the driver did: a system reset ends, and the next driver finds a device that works.
     rig.hba.reset();
@@ -81,7 +84,16 @@ impl Rig {
         let targets = BTreeMap::from([(0, target(false)), (1, target(true))]);
         let hba =
             VirtioScsi::new(seat.seat.clone(), targets, vec![thread.remote()], options).expect("an HBA");
-        Self { seat, hba, remote: thread.remote(), _thread: thread }
+        Self { seat, hba, spare: target(false), remote: thread.remote(), _thread: thread }
+    }
+
+    /// What the operator does: a disk comes, or goes.
+    pub fn plug(&self, comes: bool) {
+        if comes {
+            self.hba.attach_target(2, self.spare.clone());
+        } else {
+            self.hba.detach_target(2);
+        }
     }
 
     /// What firmware does.

@@ -11,6 +11,11 @@ fuzz::target!(|input: &[u8]| {
     while !bytes.is_empty() && commands.len() < 8 {
         let (which, options, len) = (bytes.u8(), bytes.u8(), bytes.u16());
         let list = bytes.take(usize::from(len) % 1024).to_vec();
+        if which % 9 == 7 && options & 0x80 != 0 {
+            // The token that was made before, if one was.
+            let cdb = vec![0x84, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0];
+            commands.push(Command { cdb, data_out: Vec::new(), data_in_len: MAX_DATA });
+        }
         commands.push(command(which, options, list));
     }
     for cdb in [

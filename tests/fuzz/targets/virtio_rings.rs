@@ -111,6 +111,7 @@ fuzz::target!(|input: &[u8]| {
                 13 => rig.poke(ring(queue)[1] + 4 + 2 * u64::from(SIZE), bytes.take(2)),
                 // sense_size and cdb_size.
                 14 => rig.write(0x2000 + if what & 16 == 0 { 20 } else { 24 }, &[bytes.u8(), 0, 0, 0]),
+                _ if what & 0x40 != 0 => rig.plug(what & 0x80 != 0),
                 _ => {
                     // RING_RESET was not negotiated, so this does nothing; DRIVER_OK again does nothing either.
                     rig.write(22, &queue.to_le_bytes());
