@@ -1,8 +1,7 @@
 //! Targets: the inventory of logical units, and the functions that act on them.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
-use std::time::Duration;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use thiserror::Error;
 
@@ -13,11 +12,8 @@ use super::nexus::Nexus;
 use super::tasks::Ended;
 use super::unit::{LogicalUnit, Unit};
 use super::{Lun, Tag};
-use crate::iothread::{Io, Owner};
-use crate::storage::BlockError;
-
-/// How often a thread is asked for that a unit can go on.
-const AGAIN: Duration = Duration::from_secs(1);
+use crate::iothread::Io;
+use crate::storage::{BlockError, let_go};
 
 /// A task management function (SAM-6, 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -286,26 +282,6 @@ impl Leaving {
         let_go(io, self.unit).await;
         closed
     }
-}
-
-/// Lets go of a unit. The kernel may write back what it has of a device when the last descriptor goes: not on this thread.
-/// Where there is no other, the unit goes as soon as there is one.
-async fn let_go(io: &Io, unit: Arc<Unit>) {
-    let unit = Arc::new(Mutex::new(Some(unit)));
-    if !drop_elsewhere(io, &unit).await {
-        let later = io.clone();
-        io.spawn(async move {
-            while !drop_elsewhere(&later, &unit).await {
-                later.sleep(AGAIN).await;
-            }
-        });
-    }
-}
-
-async fn drop_elsewhere(io: &Io, unit: &Arc<Mutex<Option<Arc<Unit>>>>) -> bool {
-    let unit = unit.clone();
-    let work = move || drop(unit.lock().unwrap_or_else(PoisonError::into_inner).take());
-    io.blocking_on(&Owner::default(), work).await.is_ok()
 }
 
 /// Tells initiators and HBAs that the inventory changed.

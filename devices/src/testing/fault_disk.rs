@@ -70,12 +70,23 @@ struct State {
 pub struct FaultDisk {
     disk: RamDisk,
     state: Mutex<State>,
+    at_end: Mutex<Option<Work>>,
+}
+
+type Work = Box<dyn FnOnce() + Send>;
+
+impl Drop for FaultDisk {
+    fn drop(&mut self) {
+        if let Some(work) = self.at_end.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            work();
+        }
+    }
 }
 
 impl FaultDisk {
     /// Behaves well until [`FaultDisk::inject`].
     pub fn new(disk: RamDisk) -> Self {
-        Self { disk, state: Mutex::default() }
+        Self { disk, state: Mutex::default(), at_end: Mutex::default() }
     }
 
     /// Adds a fault behind those already there.
@@ -95,6 +106,11 @@ impl FaultDisk {
         let wakers = std::mem::take(&mut state.wakers);
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// What letting go of it takes: the last close of a file waits for its server.
+    pub fn at_end(&self, work: impl FnOnce() + Send + 'static) {
+        *self.at_end.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(work));
     }
 
     /// Number of operations that are stalled now.

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use devices::iothread::{Io, Remote};
-use devices::scsi::{DiskConfig, Leaving, LogicalUnit, Lun, Nexus, Target, TargetGroup};
-use devices::storage::{BlockBackend, BlockError, Image, fdset};
+use devices::scsi::{DiskConfig, LogicalUnit, Lun, Nexus, Target, TargetGroup};
+use devices::storage::{BlockBackend, BlockError, Image, fdset, let_go};
 use hba_megasas::Arrival;
 use hba_virtio_scsi::VirtioScsi;
 
@@ -17,6 +17,7 @@ use super::closing::{Answer, Asked, close_with_deadline};
 use super::hbas;
 use super::identity::Identities;
 use super::space::Space;
+pub use super::units::{Taken, UnitInfo, UnitState};
 use crate::config::{self, Device, HbaType};
 
 /// How long the host may take to end a unit's commands and to close its image before whoever asked hears that it does
@@ -63,9 +64,9 @@ impl HotPlug for VirtioScsi {
     }
 }
 
-/// A logical unit and the image behind it.
+/// A logical unit.
 struct Attached {
-    image: Arc<Image>,
+    image: Behind,
     path: PathBuf,
     /// In messages.
     shown: String,
@@ -75,39 +76,49 @@ struct Attached {
     block_size: u64,
     /// It has protection information.
     protected: bool,
-    /// The guest has lost it, its image is not closed yet.
-    leaving: bool,
+}
+
+/// The image behind a unit.
+enum Behind {
+    Image(Arc<Image>),
+    /// The guest has lost the unit. Whoever closes the image, of this length in bytes, has it: to let go of it may take as long as
+    /// the host does.
+    Leaving(u64),
 }
 
 impl Attached {
     fn new(disk: &config::Disk, image: Arc<Image>) -> Self {
         Self {
-            image,
+            image: Behind::Image(image),
             path: disk.image.clone(),
             shown: fdset::shown(&disk.image),
             read_only: disk.read_only,
             bounce: disk.bounce,
             block_size: disk.block_size.into(),
             protected: disk.protection.is_some(),
-            leaving: false,
         }
     }
-}
 
-/// What was behind an HBA at the end of the machine.
-pub struct Taken {
-    /// For each unit its place and image, for messages, and what is to be closed.
-    pub units: Vec<(String, Vec<Leaving>)>,
-    /// Units whose images are being closed already.
-    pub closing: Vec<Arc<Answer>>,
+    fn is_leaving(&self) -> bool {
+        matches!(self.image, Behind::Leaving(_))
+    }
+
+    /// Its image's length in bytes.
+    fn len(&self) -> u64 {
+        match &self.image {
+            Behind::Image(image) => image.geometry().len,
+            Behind::Leaving(len) => *len,
+        }
+    }
 }
 
 /// A unit that is about to go.
 struct Leave {
     /// Its targets.
     behind: Vec<Arc<Target>>,
-    /// What its image is called.
-    image: String,
+    image: Arc<Image>,
+    /// What it is called.
+    shown: String,
     /// It is the last unit there.
     last: bool,
     asked: Asked,
@@ -119,49 +130,6 @@ struct Inventory {
     units: BTreeMap<(u8, u16), Attached>,
     /// Units that the guest has lost and whose images are being closed, also those that nobody waits for any more.
     closing: Vec<Arc<Answer>>,
-}
-
-/// What is known of one logical unit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UnitInfo {
-    /// Its target.
-    pub target: u8,
-    /// Its number at the target.
-    pub lun: u16,
-    /// The image's file or device.
-    pub image: PathBuf,
-    /// Length in bytes now.
-    pub size: u64,
-    /// Whether the guest may not write.
-    pub read_only: bool,
-    /// Whether its transfers go through memory of the process.
-    pub bounce: bool,
-    /// Whether what the guest wrote could not be made stable.
-    pub flush_failed: bool,
-    /// What the guest has of it.
-    pub state: UnitState,
-}
-
-/// What the guest has of a unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UnitState {
-    /// All of it.
-    Attached,
-    /// Nothing yet: the guest has not taken note that the unit before it has gone.
-    Waiting,
-    /// Nothing any more: its image is being closed.
-    Detaching,
-}
-
-impl UnitState {
-    /// In the words of the control socket.
-    pub fn describe(self) -> &'static str {
-        match self {
-            Self::Attached => "attached",
-            Self::Waiting => "waiting for the guest to notice the removal",
-            Self::Detaching => "detaching",
-        }
-    }
 }
 
 /// An HBA with what is behind it.
@@ -200,14 +168,13 @@ impl Adapter {
 
     /// Takes all units away at the end of the machine.
     pub fn take_units(&self) -> Taken {
-        let mut inventory = self.lock();
-        let Inventory { targets, units, closing } = std::mem::take(&mut *inventory);
+        let Inventory { targets, units, closing } = std::mem::take(&mut *self.lock());
         let take = |((target, lun), unit): ((u8, u16), Attached)| {
             let number = Lun::from_number(u32::from(lun));
             let leaving = targets.get(&target).into_iter().flatten().filter_map(|target| target.take(number));
             (self.name(target, lun, &unit.shown), leaving.collect())
         };
-        let stays = units.into_iter().filter(|(_, unit)| !unit.leaving);
+        let stays = units.into_iter().filter(|(_, unit)| !unit.is_leaving());
         Taken { units: stays.map(take).collect(), closing }
     }
 
@@ -262,7 +229,7 @@ impl Adapter {
             let lun = Lun::from_number(u32::from(lun));
             inventory.targets.get(&target).is_some_and(|all| all.iter().any(|target| target.has_failed(lun)))
         };
-        let state = |target: u8, unit: &Attached| match unit.leaving {
+        let state = |target: u8, unit: &Attached| match unit.is_leaving() {
             true => UnitState::Detaching,
             false if unnoticed.contains(&target) => UnitState::Waiting,
             false => UnitState::Attached,
@@ -271,7 +238,7 @@ impl Adapter {
             target,
             lun,
             image: unit.path.clone(),
-            size: unit.image.geometry().len,
+            size: unit.len(),
             read_only: unit.read_only,
             bounce: unit.bounce,
             flush_failed: failed(target, lun),
@@ -298,7 +265,7 @@ impl Adapter {
     /// has gone from there.
     pub fn attach(&self, lun: &config::Lun) -> Result<UnitState> {
         let device = self.device()?;
-        self.ensure_free(lun)?;
+        ensure_free(&self.lock(), lun)?;
         let (image, disk) = hbas::disk(&self.id, lun, &self.space, &self.identities)?;
         let units = device.units(lun, &image, disk)?;
         self.insert(lun, image, units)
@@ -310,47 +277,17 @@ impl Adapter {
         line.iter().for_each(|line| tracing::warn!("{line}"));
     }
 
-    fn ensure_free(&self, lun: &config::Lun) -> Result<()> {
-        let (target, number) = (lun.target, lun.lun);
-        match self.lock().units.get(&(target, number)).map(|unit| unit.leaving) {
-            None => Ok(()),
-            Some(true) => bail!("target {target} lun {number} is being detached"),
-            Some(false) => bail!("target {target} lun {number} is in use"),
-        }
-    }
-
     fn holds(&self, lun: &config::Lun) -> bool {
         self.lock().units.contains_key(&(lun.target, lun.lun))
     }
 
     fn insert(&self, lun: &config::Lun, image: Arc<Image>, units: Vec<LogicalUnit>) -> Result<UnitState> {
         let Device::Disk(disk) = &lun.device else { bail!("only disks can be attached") };
-        let device = self.device()?;
-        let mut inventory = self.lock();
-        let number = Lun::from_number(u32::from(lun.lun));
-        let mut state = UnitState::Attached;
-        if let Some(targets) = inventory.targets.get(&lun.target) {
-            for (target, unit) in targets.iter().zip(units) {
-                target.attach(number, unit)?;
-            }
-        } else {
-            let mut targets = Vec::with_capacity(units.len());
-            let count = units.len();
-            for (index, unit) in units.into_iter().enumerate() {
-                // What the guest uses comes last. Copies reach nothing else.
-                let target = if index + 1 == count { self.group.target() } else { self.group.target_apart() };
-                target.attach(number, unit)?;
-                targets.push(target);
-            }
-            if device.attach_targets(lun.target, &targets)? == Arrival::Waits {
-                state = UnitState::Waiting;
-            }
-            inventory.targets.insert(lun.target, targets);
-        }
         let unit = Attached::new(disk, image);
         let name = unit.shown.clone();
-        inventory.units.insert((lun.target, lun.lun), unit);
-        drop(inventory);
+        // What does not get in is closed when this is over, and others wait for the lock no more.
+        let (mut units, mut targets) = (units.into_iter(), Vec::new());
+        let state = self.place(lun, unit, &mut units, &mut targets)?;
         if state == UnitState::Waiting {
             tracing::warn!(
                 "hba {}, target {}: {name} waits until the guest has noticed that the disk before it has gone",
@@ -361,11 +298,45 @@ impl Adapter {
         Ok(state)
     }
 
+    /// Takes as many of `units` as there are targets, new ones among `made`.
+    fn place(
+        &self,
+        lun: &config::Lun,
+        unit: Attached,
+        units: &mut impl ExactSizeIterator<Item = LogicalUnit>,
+        made: &mut Vec<Arc<Target>>,
+    ) -> Result<UnitState> {
+        let number = Lun::from_number(u32::from(lun.lun));
+        let mut state = UnitState::Attached;
+        let mut inventory = self.lock();
+        // Another may have been faster since somebody looked.
+        ensure_free(&inventory, lun)?;
+        if let Some(targets) = inventory.targets.get(&lun.target) {
+            for (target, unit) in targets.iter().zip(units) {
+                target.attach(number, unit)?;
+            }
+        } else {
+            while let Some(unit) = units.next() {
+                // What the guest uses comes last. Copies reach nothing else.
+                let last = units.len() == 0;
+                let target = if last { self.group.target() } else { self.group.target_apart() };
+                made.push(target.clone());
+                target.attach(number, unit)?;
+            }
+            if self.device()?.attach_targets(lun.target, made)? == Arrival::Waits {
+                state = UnitState::Waiting;
+            }
+            inventory.targets.insert(lun.target, made.clone());
+        }
+        inventory.units.insert((lun.target, lun.lun), unit);
+        Ok(state)
+    }
+
     /// Detaches a logical unit, whose commands end, and with the last one its target. The guest is told. When this
     /// returns the image is closed, or an error says why not; the guest has lost the unit in any case.
     pub fn detach(&self, target: u8, lun: u16) -> Result<()> {
         let device = self.device()?;
-        let Leave { behind, image, last, asked } = self.begin_leaving(target, lun)?;
+        let Leave { behind, image, shown, last, asked } = self.begin_leaving(target, lun)?;
         if last {
             device.close_targets(target);
         }
@@ -380,10 +351,12 @@ impl Adapter {
             for unit in leaving {
                 end = end.and(unit.close(&io).await.map_err(|error| explain(&error)));
             }
+            // The last of it, most likely.
+            let_go(&io, image).await;
             end
         });
         self.end_leaving(target, lun)?;
-        closed.with_context(|| format!("target {target} lun {lun} has left the guest, but {image}"))
+        closed.with_context(|| format!("target {target} lun {lun} has left the guest, but {shown}"))
     }
 
     /// Marks a unit as leaving.
@@ -392,15 +365,17 @@ impl Adapter {
         let nothing = || anyhow!("nothing at target {target} lun {lun}");
         let behind = inventory.targets.get(&target).cloned().ok_or_else(nothing)?;
         let unit = inventory.units.get_mut(&(target, lun)).ok_or_else(nothing)?;
-        ensure!(!unit.leaving, "target {target} lun {lun} is being detached already");
-        unit.leaving = true;
-        let image = unit.shown.clone();
-        let others = |(&(other, _), unit): (&(u8, u16), &Attached)| other == target && !unit.leaving;
+        let Behind::Image(image) = &unit.image else {
+            bail!("target {target} lun {lun} is being detached already");
+        };
+        let (image, shown) = (image.clone(), unit.shown.clone());
+        unit.image = Behind::Leaving(image.geometry().len);
+        let others = |(&(other, _), unit): (&(u8, u16), &Attached)| other == target && !unit.is_leaving();
         let last = !inventory.units.iter().any(others);
-        let asked = Asked::new(self.name(target, lun, &image));
+        let asked = Asked::new(self.name(target, lun, &shown));
         inventory.closing.retain(|answer| !answer.is_over());
         inventory.closing.push(asked.answer());
-        Ok(Leave { behind, image, last, asked })
+        Ok(Leave { behind, image, shown, last, asked })
     }
 
     /// Forgets a unit that has left, and with the last one its target.
@@ -422,8 +397,11 @@ impl Adapter {
             let unit = inventory.units.get(&(target, lun));
             let unit = unit.ok_or_else(|| anyhow!("nothing at target {target} lun {lun}"))?;
             ensure!(!unit.protected, "a disk with protection information keeps its size");
+            let Behind::Image(image) = &unit.image else {
+                bail!("target {target} lun {lun} is being detached");
+            };
             let behind = inventory.targets.get(&target).cloned().context("no such target")?;
-            (unit.image.clone(), behind, unit.block_size)
+            (image.clone(), behind, unit.block_size)
         };
         if let Some(size) = size {
             let now = image.geometry().len;
@@ -433,11 +411,18 @@ impl Adapter {
                 "{size} bytes are no multiple of {block}, the length of the disk's blocks"
             );
             let image = image.clone();
-            self.on_thread(move |io| async move { image.grow(&io, size).await })??;
+            self.on_thread(move |io| async move {
+                let grown = image.grow(&io, size).await;
+                // A detach may not have waited for this, and then it is the last.
+                let_go(&io, image).await;
+                grown
+            })??;
         }
         let (len, warning) = self.on_thread(move |io| async move {
             image.refresh(&io).await;
-            (image.geometry().len, image.ending().warning(image.name(), block))
+            let found = (image.geometry().len, image.ending().warning(image.name(), block));
+            let_go(&io, image).await;
+            found
         })?;
         warning.into_iter().for_each(|line| tracing::warn!("{line}"));
         behind.iter().for_each(|target| target.refresh(Lun::from_number(u32::from(lun))));
@@ -490,6 +475,15 @@ impl Adapter {
 
     fn lock(&self) -> MutexGuard<'_, Inventory> {
         self.inventory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn ensure_free(inventory: &Inventory, lun: &config::Lun) -> Result<()> {
+    let (target, number) = (lun.target, lun.lun);
+    match inventory.units.get(&(target, number)).map(Attached::is_leaving) {
+        None => Ok(()),
+        Some(true) => bail!("target {target} lun {number} is being detached"),
+        Some(false) => bail!("target {target} lun {number} is in use"),
     }
 }
 

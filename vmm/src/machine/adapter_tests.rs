@@ -162,3 +162,40 @@ fn closes_that_are_over_are_not_waited_for() {
     let hbas = Hbas::of(vec![Arc::new(adapter)], vec![thread]);
     assert!(hbas.close(&Control::new(0).unwrap()).names.is_empty());
 }
+
+/// Descriptors of a file on a server that hangs are closed when the server answers.
+#[test]
+fn an_image_that_the_host_does_not_let_go_holds_nobody_else_up() {
+    const SOON: Duration = Duration::from_secs(10);
+    let thread = IoThread::start("test").unwrap();
+    let (adapter, image) = adapter(&thread, Effect::Delay(Duration::ZERO), Duration::from_millis(200));
+    let Image::Fault(fault) = &*image else { panic!("another kind of image") };
+    let ((begin, begun), (answer, answered)) = (mpsc::channel(), mpsc::channel::<()>());
+    fault.at_end(move || {
+        begin.send(()).unwrap();
+        let _ = answered.recv();
+    });
+    drop(image);
+    let adapter = Arc::new(adapter);
+    let detach = std::thread::spawn({
+        let adapter = adapter.clone();
+        move || adapter.detach(4, 0)
+    });
+    begun.recv_timeout(SOON).expect("the image goes");
+    // Each on a thread of its own: the test ends also when one hangs.
+    let (tell, told) = mpsc::channel();
+    let others = adapter.clone();
+    std::thread::spawn(move || tell.send((others.units().len(), others.take_units().units.len())));
+    assert_eq!(
+        told.recv_timeout(SOON).expect("somebody waits for the host").1,
+        0,
+        "it is being closed already"
+    );
+    while !detach.is_finished() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let said = format!("{:#}", detach.join().unwrap().unwrap_err());
+    assert!(said.contains("/a.img: the host does not answer"), "{said}");
+    assert!(adapter.units().is_empty());
+    drop(answer);
+}

@@ -25,6 +25,7 @@ mod tables;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod trace;
+mod units;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,0 +1,59 @@
+//! What an HBA tells of the units behind it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use devices::scsi::Leaving;
+
+use super::closing::Answer;
+
+/// What was behind an HBA at the end of the machine.
+pub struct Taken {
+    /// For each unit its place and image, for messages, and what is to be closed.
+    pub units: Vec<(String, Vec<Leaving>)>,
+    /// Units whose images are being closed already.
+    pub closing: Vec<Arc<Answer>>,
+}
+
+/// What is known of one logical unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitInfo {
+    /// Its target.
+    pub target: u8,
+    /// Its number at the target.
+    pub lun: u16,
+    /// The image's file or device.
+    pub image: PathBuf,
+    /// Length in bytes now.
+    pub size: u64,
+    /// Whether the guest may not write.
+    pub read_only: bool,
+    /// Whether its transfers go through memory of the process.
+    pub bounce: bool,
+    /// Whether what the guest wrote could not be made stable.
+    pub flush_failed: bool,
+    /// What the guest has of it.
+    pub state: UnitState,
+}
+
+/// What the guest has of a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnitState {
+    /// All of it.
+    Attached,
+    /// Nothing yet: the guest has not taken note that the unit before it has gone.
+    Waiting,
+    /// Nothing any more: its image is being closed.
+    Detaching,
+}
+
+impl UnitState {
+    /// In the words of the control socket.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Attached => "attached",
+            Self::Waiting => "waiting for the guest to notice the removal",
+            Self::Detaching => "detaching",
+        }
+    }
+}
