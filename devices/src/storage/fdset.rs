@@ -13,10 +13,13 @@ use std::ops::Deref;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use thiserror::Error;
 
+pub(super) use super::flags::Buffered;
+use super::flags::set_flags;
+use super::same::is_same;
 use super::{lock, sys};
 
 /// What the images of sets are called, with the number behind it.
@@ -81,7 +84,7 @@ pub struct Listed {
 }
 
 /// Device, inode and number as a device.
-type Id = (u64, u64, u64);
+pub(super) type Id = (u64, u64, u64);
 
 /// What a descriptor is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,8 +92,10 @@ enum Used {
     No,
     /// For a disk, or by who looks at what it holds.
     Yes,
-    /// Its user has gone, but perhaps not yet all that the host does for it.
-    Leaving,
+    /// Its user has gone, but perhaps not yet all that the host does for it. Somebody may watch that.
+    Leaving {
+        watched: bool,
+    },
     /// What was locked is being released.
     Ending,
 }
@@ -239,7 +244,24 @@ impl Mode {
 /// A descriptor that is used by nobody else until this is dropped.
 pub(super) struct Taken {
     pub(super) file: Arc<File>,
+    id: Id,
     pub(super) lease: Lease,
+}
+
+impl Taken {
+    /// As if it was not taken: nothing was locked through it, so the host need not be asked.
+    fn give_back(self) {
+        let Self { file, lease, .. } = self;
+        drop(file);
+        let mut all = sets();
+        if let Some(one) = all.find(&lease) {
+            one.used = Used::No;
+        }
+        let closed = all.tidy();
+        drop(all);
+        drop(closed);
+        std::mem::forget(lease);
+    }
 }
 
 impl Deref for Taken {
@@ -261,7 +283,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         let mut all = sets();
         if let Some(one) = all.find(self) {
-            one.used = Used::Leaving;
+            one.used = Used::Leaving { watched: false };
         }
         drop(all);
         settle();
@@ -278,9 +300,20 @@ pub(super) fn take(number: u64, mode: Mode, direct: bool) -> io::Result<Taken> {
         let file = one.file.clone();
         let rivals = all.used_of(id, &file);
         drop(all);
-        (Taken { lease: Lease { number, fd: file.as_raw_fd() }, file }, rivals)
+        (Taken { lease: Lease { number, fd: file.as_raw_fd() }, file, id }, rivals)
     };
-    let same = rivals.iter().any(|rival| is_same(&taken.file, rival).unwrap_or(false));
+    let mut same = false;
+    for rival in &rivals {
+        match is_same(taken.id, &taken.file, rival) {
+            Ok(found) => same |= found,
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                taken.give_back();
+                return Err(error);
+            }
+            // Without locks they are what they are.
+            Err(_) => {}
+        }
+    }
     if !rivals.is_empty() {
         drop(rivals);
         settle();
@@ -297,44 +330,7 @@ pub(super) fn take(number: u64, mode: Mode, direct: bool) -> io::Result<Taken> {
 /// One more of the same set and for the same, but of an open file description of its own, through the page cache.
 pub(super) fn another(taken: &Taken, mode: Mode) -> Option<Taken> {
     let other = take(taken.lease.number, mode, false).ok()?;
-    is_same(&taken.file, &other.file).is_ok_and(|same| !same).then_some(other)
-}
-
-/// The same file through the page cache as long as this lives, for who looks at a few bytes before it is used.
-pub(super) struct Buffered<'a> {
-    file: &'a File,
-    direct: bool,
-}
-
-impl<'a> Buffered<'a> {
-    pub(super) fn new(file: &'a File, direct: bool) -> io::Result<Self> {
-        if direct {
-            set_flags(file, false)?;
-        }
-        Ok(Self { file, direct })
-    }
-
-    /// Ends it; an error is one of direct I/O.
-    pub(super) fn end(mut self) -> io::Result<()> {
-        if std::mem::take(&mut self.direct) { set_flags(self.file, true) } else { Ok(()) }
-    }
-}
-
-impl Deref for Buffered<'_> {
-    type Target = File;
-
-    fn deref(&self) -> &File {
-        self.file
-    }
-}
-
-impl Drop for Buffered<'_> {
-    fn drop(&mut self) {
-        if self.direct {
-            // Who did not end it does not use the file.
-            let _ = set_flags(self.file, true);
-        }
-    }
+    is_same(taken.id, &taken.file, &other.file).is_ok_and(|same| !same).then_some(other)
 }
 
 /// Any descriptor of a set, used or not: to be asked what it is of, not to be read.
@@ -355,52 +351,58 @@ fn nothing(number: u64) -> io::Error {
     io::Error::other(format!("no descriptors were added as set {number} (add-fd)"))
 }
 
-/// Status flags as transfers need them: appending would ignore offsets, and what may not wait fails where it would.
-fn set_flags(file: &File, direct: bool) -> io::Result<()> {
-    let now = sys::status_flags(file)?;
-    let plain = now & !(libc::O_APPEND | libc::O_NONBLOCK | libc::O_ASYNC | libc::O_DIRECT);
-    let wanted = if direct { plain | libc::O_DIRECT } else { plain };
-    if wanted == now { Ok(()) } else { sys::set_status_flags(file, wanted) }
-}
-
-/// Whether two descriptors are of one open file description: then a lock through one is no other's for the other.
-fn is_same(one: &File, other: &File) -> io::Result<bool> {
-    // One at a time: another's lock, through a third descriptor, would be taken for this one's.
-    static ONE: Mutex<()> = Mutex::new(());
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    // A place that no other process and no image lock has.
-    let place = (1 << 40) + i64::from(std::process::id());
-    sys::share_byte(one, place)?;
-    let seen = sys::is_byte_taken(other, place);
-    sys::release_byte(one, place)?;
-    Ok(!seen?)
-}
-
 /// Ends the use of descriptors whose disks have gone and with which the host is done since: their locks go.
 pub fn settle() {
-    let ending: Vec<Arc<File>> = {
-        let mut all = sets();
-        let done = |one: &&mut Descriptor| one.used == Used::Leaving && Arc::strong_count(&one.file) == 1;
-        let end = |one: &mut Descriptor| {
-            one.used = Used::Ending;
-            one.file.clone()
-        };
-        all.all().filter(done).map(end).collect()
-    };
-    if ending.is_empty() {
-        return;
-    }
-    // May wait for a file server, so nobody waits for this.
-    ending.iter().for_each(|file| lock::release(file));
+    while settle_one(|_| true) {}
+}
+
+/// The same for this one.
+pub(super) fn settle_this(file: &Weak<File>) {
+    settle_one(|other| Arc::as_ptr(other) == file.as_ptr());
+}
+
+/// Ends the use of one of these; false when there is none.
+fn settle_one(which: impl Fn(&Arc<File>) -> bool) -> bool {
+    let begun = sets().all().find(|one| one.is_done() && which(&one.file)).map(|one| {
+        one.used = Used::Ending;
+        one.file.clone()
+    });
+    let Some(ending) = begun else { return false };
+    // May wait for a file server, so nobody waits for this, and what others have is ended by them.
+    lock::release(&ending);
     let mut all = sets();
-    let ended = |one: &&mut Descriptor| ending.iter().any(|file| Arc::ptr_eq(file, &one.file));
+    let ended = |one: &&mut Descriptor| Arc::ptr_eq(&ending, &one.file);
     all.all().filter(ended).for_each(|one| one.used = Used::No);
     let closed = all.tidy();
     drop(all);
     drop((ending, closed));
+    true
+}
+
+/// Those whose disks have gone and that nobody watches: the caller does from now on.
+pub(super) fn left() -> Vec<Weak<File>> {
+    let mut all = sets();
+    let left = all.all().filter(|one| one.used == Used::Leaving { watched: false });
+    left.map(|one| {
+        one.used = Used::Leaving { watched: true };
+        Arc::downgrade(&one.file)
+    })
+    .collect()
+}
+
+/// Whether the host is done with one whose disk has gone; `None` when its use has ended.
+pub(super) fn is_done(file: &Weak<File>) -> Option<bool> {
+    let mut all = sets();
+    let one = all.all().find(|one| Arc::as_ptr(&one.file) == file.as_ptr())?;
+    matches!(one.used, Used::Leaving { .. }).then(|| one.is_done())
 }
 
 impl Descriptor {
+    /// Its user has gone, and the host is done with it.
+    fn is_done(&self) -> bool {
+        matches!(self.used, Used::Leaving { .. }) && Arc::strong_count(&self.file) == 1
+    }
+
     fn of(file: File, opaque: Option<Arc<str>>) -> Result<(Id, Self), FdSetError> {
         let found = file.metadata().map_err(FdSetError::Host)?;
         let kind = found.file_type();

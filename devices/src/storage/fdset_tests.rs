@@ -5,15 +5,17 @@ use std::io::{Read, Seek};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 use super::*;
+use crate::mem::{SgList, ToGuest};
 use crate::storage::{
-    Backing, CacheMode, Content, Ending, Image, Qcow2Image, Qcow2Options, RawImage, RawOptions, Rehearsal,
-    Sharing, user_of,
+    Backing, BlockBackend, ByteOffset, CacheMode, Content, Ending, Image, Qcow2Image, Qcow2Options, RawImage,
+    RawOptions, Rehearsal, Sharing, let_go, user_of,
 };
 use crate::testing::conformance::{check as conforms, contents};
-use crate::testing::{LoopDevice, on_io_thread, temp_dir, temp_file};
+use crate::testing::{FileServer, LoopDevice, on_io_thread, temp_dir, temp_file};
 
 fn file_of(len: u64) -> tempfile::NamedTempFile {
     let file = temp_file();
@@ -252,7 +254,7 @@ fn what_the_host_still_does_keeps_the_lock() {
     let (number, path) = set(vec![given(file.path(), true)], None);
     let taken = take(number, Mode::Write, false).unwrap();
     crate::storage::lock::lock(&taken.file, "it", false, Sharing::Exclusive).unwrap();
-    let Taken { file: of_operation, lease } = taken;
+    let Taken { file: of_operation, lease, .. } = taken;
     drop(lease);
     assert!(open(file.path(), true).is_err(), "still locked");
     assert!(open(&path, false).err().unwrap().contains("in use"));
@@ -260,6 +262,59 @@ fn what_the_host_still_does_keeps_the_lock() {
     drop(open(&path, false).unwrap());
     drop(open(file.path(), true).unwrap());
     remove(number, None).unwrap();
+}
+
+/// A read was given up, its disk was detached, and then nobody looks at the sets any more.
+#[test]
+fn locks_go_when_the_host_answers_at_last() {
+    let file = file_of(1 << 20);
+    let (number, path) = set(vec![given(file.path(), true)], None);
+    let image = Image::Raw(open(&path, false).unwrap()).private();
+    let other = File::open(file.path()).unwrap();
+    on_io_thread(move |io| async move {
+        // The lock of a writer who shares with none.
+        let is_locked = || sys::is_byte_taken(&other, 201).unwrap();
+        io.hang_from(0);
+        let memory = ToGuest::new(SgList::host(4096, 4096).unwrap());
+        let read = io.at_most(Duration::from_millis(20), image.read(&io, ByteOffset(0), memory)).await;
+        assert!(read.is_none() && io.hanging() == 1);
+        let_go(&io, image).await;
+        assert!(is_locked(), "the host still reads");
+        io.answer();
+        let begin = Instant::now();
+        while is_locked() {
+            assert!(begin.elapsed() < Duration::from_secs(10), "the lock stays");
+            io.sleep(Duration::from_millis(5)).await;
+        }
+    });
+    remove(number, None).unwrap();
+}
+
+#[test]
+fn a_server_whose_locks_hang_holds_no_other_file_up() {
+    let Some(server) = FileServer::of_locks() else { return };
+    let two = |path: &Path| set(vec![given(path, true), given(path, true)], None).0;
+    let file = file_of(4096);
+    let (hung, sound) = (two(&server.file()), two(file.path()));
+    let first = take(hung, Mode::Write, false).unwrap();
+    server.hang();
+    let waits = std::thread::spawn(move || take(hung, Mode::Write, false).map(drop));
+    let in_use = || sets().0[&hung].descriptors.iter().filter(|one| one.used == Used::Yes).count();
+    while in_use() < 2 {
+        std::thread::yield_now();
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    let (tell, told) = mpsc::channel();
+    let both = move || [(); 2].map(|()| take(sound, Mode::Write, false).unwrap()).len();
+    let other = std::thread::spawn(move || tell.send(both()));
+    assert_eq!(told.recv_timeout(Duration::from_secs(5)), Ok(2), "it waits for the other server");
+    assert!(!waits.is_finished(), "the server does not answer");
+    // What was asked has no answer, and that of another does not matter here.
+    drop(server);
+    let _ = waits.join().unwrap();
+    other.join().unwrap().unwrap();
+    drop(first);
+    [hung, sound].iter().for_each(|number| remove(*number, None).unwrap());
 }
 
 #[test]

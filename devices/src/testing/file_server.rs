@@ -38,8 +38,17 @@ pub(crate) struct FileServer {
 }
 
 impl FileServer {
-    /// One that answers; `None`, with a message, where nothing can be mounted.
+    /// One that answers; `None`, with a message, where nothing can be mounted. The kernel keeps the locks.
     pub(crate) fn new() -> Option<Self> {
+        Self::with(0)
+    }
+
+    /// The same, which is asked for locks (FUSE_POSIX_LOCKS). It has none to give.
+    pub(crate) fn of_locks() -> Option<Self> {
+        Self::with(1 << 1)
+    }
+
+    fn with(flags: u32) -> Option<Self> {
         let place = super::temp_dir();
         let device = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/fuse");
         let Ok(device) = device else {
@@ -60,7 +69,7 @@ impl FileServer {
         }
         let (hangs, over) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let server = Self { place, hangs: hangs.clone(), over: over.clone() };
-        std::thread::spawn(move || serve(device, &hangs, &over));
+        std::thread::spawn(move || serve(device, flags, &hangs, &over));
         Some(server)
     }
 
@@ -97,7 +106,7 @@ fn unmount(place: &Path) {
 }
 
 /// Whoever waits goes on with an error once the device is closed, at the end.
-fn serve(mut device: File, hangs: &AtomicBool, over: &AtomicBool) {
+fn serve(mut device: File, flags: u32, hangs: &AtomicBool, over: &AtomicBool) {
     let mut request = vec![0; 1 << 18];
     let mut since = None::<Instant>;
     while !over.load(Ordering::SeqCst) && since.is_none_or(|since| since.elapsed() < LIMIT) {
@@ -118,7 +127,7 @@ fn serve(mut device: File, hangs: &AtomicBool, over: &AtomicBool) {
             continue;
         }
         let (node, size) = (word(16).into(), if len >= 60 { word(56) } else { 0 });
-        let (error, data) = match answer(opcode, node, size) {
+        let (error, data) = match answer(opcode, flags, node, size) {
             Some(data) => (0, data),
             None => (-libc::ENOSYS, Vec::new()),
         };
@@ -130,11 +139,11 @@ fn serve(mut device: File, hangs: &AtomicBool, over: &AtomicBool) {
     }
 }
 
-fn answer(opcode: u32, node: u64, size: u32) -> Option<Vec<u8>> {
+fn answer(opcode: u32, flags: u32, node: u64, size: u32) -> Option<Vec<u8>> {
     let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
     Some(match opcode {
-        // Version 7.31, 1 MiB ahead, no flags, of the rest that writes have 4 KiB.
-        INIT => words(&[7, 31, 1 << 20, 0, 0, 4096, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+        // Version 7.31, 1 MiB ahead, of the rest that writes have 4 KiB.
+        INIT => words(&[7, 31, 1 << 20, flags, 0, 4096, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
         // Number and generation; times are none, so that all is asked again.
         LOOKUP => [words(&[FILE as u32, 0, 0, 0, 0, 0, 0, 0, 0, 0]), attributes(FILE)].concat(),
         GETATTR => [words(&[0; 4]), attributes(node)].concat(),
