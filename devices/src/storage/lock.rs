@@ -10,9 +10,10 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
-use super::OpenError;
 use super::sys::{is_byte_taken, release_byte, share_byte};
+use super::{OpenError, lock_list};
 
 /// First lock byte of permissions in use.
 const USED: i64 = 100;
@@ -100,7 +101,7 @@ pub(super) fn lock(
             // First of all: the description may be open elsewhere, which would be taken for the other user.
             let place = place_of(file);
             release(file);
-            Err(conflict(file, place, shown, read_only))
+            Err(conflict(Some(file), place, shown, read_only))
         }
         Err(e) if is_unsupported(&e) => {
             tracing::warn!(
@@ -131,17 +132,29 @@ pub(super) fn look(
 ) -> Result<(), OpenError> {
     let Some(bytes) = Wanted::of(read_only, sharing) else { return Ok(()) };
     match bytes.look(file) {
-        Ok(false) => Err(conflict(file, place_of(file), shown, read_only)),
+        Ok(false) => Err(conflict(Some(file), place_of(file), shown, read_only)),
         // Without locks there is nobody to find.
         Ok(true) | Err(_) => Ok(()),
     }
+}
+
+/// As [`look`] at what is at `path` and this process may not open; an error if nobody tells.
+pub(super) fn look_unopened(
+    path: &Path,
+    shown: impl Display,
+    read_only: bool,
+    sharing: Sharing,
+) -> io::Result<Result<(), OpenError>> {
+    let Some(bytes) = Wanted::of(read_only, sharing) else { return Ok(Ok(())) };
+    let place = lock_list::place_if_taken(path, &bytes.theirs)?;
+    Ok(place.map_or(Ok(()), |place| Err(conflict(None, Some(place), shown, read_only))))
 }
 
 fn is_unsupported(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL))
 }
 
-fn conflict(file: &File, place: Option<String>, path: impl Display, read_only: bool) -> OpenError {
+fn conflict(file: Option<&File>, place: Option<String>, path: impl Display, read_only: bool) -> OpenError {
     let purpose =
         if read_only { "for reading: it is being written to by" } else { "for writing: it is in use by" };
     let mut message = match place.and_then(|place| holder(file, &place)) {
@@ -166,10 +179,10 @@ pub(super) fn used_twice(shown: impl Display) -> OpenError {
     ))
 }
 
-/// The process that holds locks on the same file, which is at `place`. The kernel does not name it, so every process is asked.
+/// The process that holds locks on the file at `place`, but with `file`. The kernel does not name it, so every process is asked.
 /// What others have open is not touched: its server may not answer.
-fn holder(file: &File, place: &String) -> Option<u32> {
-    let number = file.as_raw_fd();
+fn holder(file: Option<&File>, place: &String) -> Option<u32> {
+    let number = file.map(File::as_raw_fd);
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let mut found = None;
@@ -182,7 +195,7 @@ fn holder(file: &File, place: &String) -> Option<u32> {
             let path = fs::read_link(entry.path()).ok()?;
             path.is_absolute().then(|| entry.file_name().to_str()?.parse::<RawFd>().ok())?
         });
-        for descriptor in descriptors.filter(|descriptor| !ours || *descriptor != number) {
+        for descriptor in descriptors.filter(|descriptor| !ours || Some(*descriptor) != number) {
             if locks_of(pid, descriptor).contains(place) {
                 if !ours {
                     return Some(pid);
@@ -238,7 +251,7 @@ mod tests {
         again: impl Fn() -> io::Result<bool>,
     ) -> io::Result<bool> {
         for _ in 0..400 {
-            let holder = place_of(file).and_then(|place| holder(file, &place));
+            let holder = place_of(file).and_then(|place| holder(Some(file), &place));
             if !matches!(taken, Ok(false)) || holder == Some(std::process::id()) {
                 break;
             }

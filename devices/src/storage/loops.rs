@@ -1,7 +1,8 @@
 //! Loop devices over files: which are over an image.
 //!
-//! What they are made of belongs to others, and its server may not answer: nothing here touches those files. The kernel
-//! tells their names, and which files they are when it is asked, which a server may keep it from.
+//! What they are made of belongs to others, and its server may not answer. The kernel tells their names, and which files they
+//! are when a device is asked, which a server may keep it from. Who may not open a device looks at what has that name, without
+//! opening it. Threads of their own ask and look, and are not waited for long.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -116,11 +117,12 @@ fn ask(loops: &mut [Loop]) {
     let mut rest = loops;
     while !rest.is_empty() {
         let (answer, answers) = mpsc::channel();
-        let nodes: Vec<_> = rest.iter().map(|device| (device.node.clone(), device.number)).collect();
+        let each = |device: &Loop| (device.node.clone(), device.number, device.backing.clone());
+        let nodes: Vec<_> = rest.iter().map(each).collect();
         let asking = threads::spawn(Kind::Loops, "loops", move || {
-            for (node, number) in nodes {
+            for (node, number, backing) in nodes {
                 // Nobody waits any more once it took too long.
-                if answer.send(status(&node, number)).is_err() {
+                if answer.send(status(&node, number, &backing)).is_err() {
                     break;
                 }
             }
@@ -151,8 +153,8 @@ fn ask(loops: &mut [Loop]) {
     }
 }
 
-/// What a loop device says of its file. May take for ever.
-fn status(node: &Path, number: u64) -> Option<LoopStatus> {
+/// What a loop device says of its file, which has this name. May take for ever.
+fn status(node: &Path, number: u64, backing: &Path) -> Option<LoopStatus> {
     let asked = |change: &dyn Fn(&mut HashMap<u64, Instant>) -> bool| {
         change(ASKED.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default())
     };
@@ -160,9 +162,40 @@ fn status(node: &Path, number: u64) -> Option<LoopStatus> {
         return None;
     }
     // A device is there whose number is another, where somebody else made the node.
-    let device = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(node).ok();
-    let device = device.filter(|device| device.metadata().is_ok_and(|found| found.rdev() == number));
-    let status = device.and_then(|device| sys::loop_status(&device).ok());
+    let status = match OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(node) {
+        Ok(device) => Some(device)
+            .filter(|device| device.metadata().is_ok_and(|found| found.rdev() == number))
+            .and_then(|device| sys::loop_status(&device).ok()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => named(backing),
+        Err(_) => None,
+    };
     asked(&|asked| asked.remove(&number).is_some());
     status
+}
+
+/// The file of that name, as a device over all of it would tell.
+fn named(backing: &Path) -> Option<LoopStatus> {
+    let found = fs::metadata(backing).ok()?;
+    let block = found.file_type().is_block_device().then(|| found.rdev());
+    Some(LoopStatus { device: found.dev(), inode: found.ino(), block, offset: 0, limit: 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::temp_dir;
+
+    #[test]
+    fn a_file_is_known_by_all_its_names() {
+        let directory = temp_dir();
+        let [one, other] = ["one.img", "other.img"].map(|name| directory.path().join(name));
+        let file = File::create(&one).unwrap();
+        fs::hard_link(&one, &other).unwrap();
+        let status = named(&other);
+        let above = Loop { node: "/dev/loop0".into(), number: 7 << 8, backing: other, status };
+        assert!(Known::of(&file).unwrap().is_below(&above));
+        let another = File::create(directory.path().join("another.img")).unwrap();
+        assert!(!Known::of(&another).unwrap().is_below(&above));
+        assert!(named(&directory.path().join("gone (deleted)")).is_none());
+    }
 }

@@ -22,6 +22,7 @@ mod image;
 mod in_use;
 mod let_go;
 mod lock;
+mod lock_list;
 mod loops;
 mod no_space;
 #[cfg(test)]

@@ -110,10 +110,17 @@ pub(super) fn look_above(
     }
     let loops = loops_over(file);
     for (node, _) in &loops {
-        // Who may not open it cannot tell.
-        let Ok(device) = quietly(node) else { continue };
         let shown = format!("{}, of which {} is made", fdset::shown(path), node.display());
-        lock::look(&device, &shown, read_only, sharing)?;
+        match quietly(node) {
+            Ok(device) => lock::look(&device, &shown, read_only, sharing)?,
+            Err(error) => lock::look_unopened(node, &shown, read_only, sharing).unwrap_or_else(|_| {
+                // Who may not open it cannot tell; but outside the sandbox somebody could.
+                let why = sandbox::explain(node, false, &error);
+                why.map_or(Ok(()), |why| {
+                    Err(OpenError::new(format!("{shown}: cannot find out who uses that: {why}")))
+                })
+            })?,
+        }
     }
     if !read_only && sharing == Sharing::Exclusive && in_use::user_of_loops(&loops).is_some() {
         return Err(in_use::busy(path, file));

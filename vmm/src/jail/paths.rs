@@ -216,6 +216,8 @@ fn rules(config: &Config) -> Vec<Rule> {
     // Descriptors, their locks, mounts: of this process. Those of others are refused in any case (ptrace(2)).
     add(Path::new("/proc/self"), LOOK, What::Kernel);
     add(Path::new("/proc/swaps"), BOOT, What::Kernel);
+    // Locks of others on devices that the machine may not open.
+    add(Path::new("/proc/locks"), BOOT, What::Kernel);
     rules
 }
 

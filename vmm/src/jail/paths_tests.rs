@@ -75,6 +75,7 @@ fn what_a_machine_opens_by_path_is_listed() {
         ("/sys/block".into(), LIST),
         ("/proc/self".into(), LOOK),
         ("/proc/swaps".into(), BOOT),
+        ("/proc/locks".into(), BOOT),
     ];
     let images = [(place.path("a.img"), WRITABLE), (place.path("b.img"), READABLE)];
     let expected = |middle: &[(PathBuf, Rights)]| {
@@ -233,6 +234,7 @@ fn nothing_else_is_opened() {
         assert!(fs::read_to_string("/proc/self/mountinfo").unwrap().contains(" - "));
         assert!(fs::read_dir("/proc/self/fd").unwrap().count() > 0);
         fs::read_to_string("/proc/swaps").unwrap();
+        fs::read_to_string("/proc/locks").unwrap();
         if Path::new("/sys/block").exists() {
             fs::read_dir("/sys/block").unwrap();
         }

@@ -1,7 +1,8 @@
 //! Files of the host that a machine in its sandbox opens while it runs, and those that it does not.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -347,6 +348,56 @@ fn a_device_is_refused_with_the_directory_that_its_links_lead_to() {
             let units = machine.ask("query-hbas", "");
             assert!(units.contains("\"size\":1048576"), "{units}");
         }
+        assert_eq!(machine.quit().code, 0);
+    }
+}
+
+/// As QEMU does for who writes and shares with nobody.
+fn lock_for_writing(file: &File) {
+    for byte in [100, 101, 201, 203] {
+        let mut range = libc::flock {
+            l_type: libc::F_RDLCK as libc::c_short,
+            l_whence: libc::SEEK_SET as libc::c_short,
+            l_start: byte,
+            l_len: 1,
+            l_pid: 0,
+        };
+        // SAFETY: the kernel reads a structure that lives on.
+        #[allow(unsafe_code)]
+        let locked = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw mut range) };
+        assert_eq!(locked, 0);
+    }
+}
+
+#[test]
+fn who_writes_to_an_image_through_a_loop_device_is_found_in_the_sandbox_too() {
+    let name = "who_writes_to_an_image_through_a_loop_device_is_found_in_the_sandbox_too";
+    if !hypervisor(name) || !needs_landlock(name) {
+        return;
+    }
+    for sandbox in ["off", "on"] {
+        let vm = machine("virtio-scsi")
+            .set("security.directories=['images']")
+            .set(&format!("security.sandbox={sandbox}"));
+        // Under another name, in a directory that is not named.
+        fs::hard_link(vm.path("images/a.img"), vm.path("other/link.img")).unwrap();
+        let Some(device) = LoopDevice::over(&vm.path("other/link.img")) else {
+            skipped(name, "there are no loop devices");
+            return;
+        };
+        let writer = File::options().read(true).write(true).open(&device.0).unwrap();
+        lock_for_writing(&writer);
+        let _turn = turn();
+        let mut machine = Machine::start(&vm);
+        let said = machine.attach("images/a.img", "");
+        let expected =
+            format!("of which {} is made: cannot open for writing: it is in use by", device.0.display());
+        assert!(said.contains(&expected), "{sandbox}: {said}");
+        let said = machine.attach("images/a.img", ", \"readonly\": true");
+        assert!(said.contains("cannot open for reading: it is being written to by"), "{sandbox}: {said}");
+        drop(writer);
+        let said = machine.attach("images/a.img", "");
+        assert!(said.contains("\"return\""), "{sandbox}: {said}");
         assert_eq!(machine.quit().code, 0);
     }
 }
