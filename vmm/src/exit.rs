@@ -58,12 +58,21 @@ pub fn explain(error: &anyhow::Error) -> String {
             line.push_str(&cause);
         }
     }
-    let code = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error());
-    if let Some(remedy) = code.and_then(out_of_descriptors).filter(|_| !line.contains("raise the")) {
+    if let Some(remedy) = code(error).and_then(out_of_descriptors).filter(|_| !line.contains("raise the")) {
         line.push_str("; ");
         line.push_str(remedy);
     }
     line
+}
+
+/// Whether there is no descriptor for what failed, neither in this process nor on the host.
+pub fn is_out_of_descriptors(error: &anyhow::Error) -> bool {
+    code(error).and_then(out_of_descriptors).is_some()
+}
+
+/// What the system said.
+fn code(error: &anyhow::Error) -> Option<i32> {
+    error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error())
 }
 
 /// What to raise where descriptors are out.

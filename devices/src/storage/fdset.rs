@@ -26,6 +26,9 @@ use super::{lock, sys};
 const PREFIX: &str = "/dev/fdset/";
 /// Descriptors at most, in all sets: each takes a place among the open files of the process.
 const MOST: usize = 1024;
+/// Places among the open files that are left to others, such as the kernel that a reset reads, or a quarter of all where that
+/// is less.
+const LEFT: u64 = 64;
 /// Bytes of a text that describes a descriptor, at most.
 const OPAQUE_MAX: usize = 1024;
 /// The highest number of a set: JSON and TOML have integers of 64 bits with a sign.
@@ -60,6 +63,12 @@ pub enum FdSetError {
         "there are {MOST} descriptors already, which is the most; remove those that no disk needs with remove-fd"
     )]
     TooMany,
+    /// See [`LEFT`].
+    #[error(
+        "the process has hardly any place left for open files; remove descriptors that no disk needs with remove-fd, or raise \
+         its limit (LimitNOFILE= of its service, or ulimit -n)"
+    )]
+    NoRoom,
     /// See [`OPAQUE_MAX`].
     #[error("\"opaque\" has more than {OPAQUE_MAX} bytes")]
     Opaque,
@@ -140,6 +149,9 @@ pub fn add(
         new.push(descriptor);
     }
     let id = id.ok_or(FdSetError::NotGiven)?;
+    if !new.first().is_some_and(|one| has_room(&one.file)) {
+        return Err(FdSetError::NoRoom);
+    }
     let numbers = new.iter().map(|one| one.file.as_raw_fd()).collect();
     // What is refused stays in `new` and is closed after the lock.
     let number = sets().insert(&mut new, id, number)?;
@@ -345,6 +357,14 @@ pub(super) fn any(number: u64) -> io::Result<File> {
     drop(file);
     settle();
     again
+}
+
+/// Whether there is room for more than those that are open. The lowest number that is free, which a duplicate gets, is one
+/// that so many are below.
+fn has_room(any: &File) -> bool {
+    let Ok(most) = sys::open_files_max() else { return true };
+    let next = any.try_clone().map(|file| u64::try_from(file.as_raw_fd()).unwrap_or(0));
+    next.is_ok_and(|next| next < most - LEFT.min(most / 4))
 }
 
 fn nothing(number: u64) -> io::Error {

@@ -150,6 +150,15 @@ pub(super) fn block_device(descriptor: RawFd) -> Option<u64> {
     (result == 0 && is_device).then(|| libc::makedev(stat.stx_rdev_major, stat.stx_rdev_minor))
 }
 
+/// How many files the process may have open at once, at most (getrlimit(2)).
+pub(super) fn open_files_max() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel fills in the structure, which is of the type it expects.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    if result == 0 { Ok(limit.rlim_max) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The access mode and the status flags of a descriptor (fcntl(2), F_GETFL).
 pub(super) fn status_flags(file: &File) -> io::Result<libc::c_int> {
     // SAFETY: a call without pointers.

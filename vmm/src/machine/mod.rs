@@ -44,7 +44,7 @@ pub use rehearsal::rehearse;
 
 use crate::config::{Boot, Config, Restart};
 use crate::console::{Console, Request, Signals, suspend};
-use crate::exit::{Outcome, complain, explain};
+use crate::exit::{Outcome, complain, explain, is_out_of_descriptors};
 use crate::jail;
 use crate::kvm::{Backing, Hypervisor, InitialChips, add_chips, allocate_ram};
 use crate::logging;
@@ -63,6 +63,9 @@ const PM_BASE: u16 = 0x600;
 
 /// How long vCPUs may take to stop before the process is stopped all the same.
 const SUSPEND_AFTER: Duration = Duration::from_secs(1);
+
+/// How soon a reset looks again whether it can open the kernel.
+const DESCRIPTORS_AGAIN: Duration = Duration::from_millis(100);
 
 /// What a direct boot starts from, again after each reset.
 struct DirectBoot {
@@ -191,6 +194,27 @@ impl Machine {
         match &self.boot {
             Boots::Kernel(boot) => self.load_kernel(boot).map(Some),
             Boots::Firmware(boot) => boot.restart().map(|()| None),
+        }
+    }
+
+    /// The same at a reset. Where nothing can be opened now because too much is open, it waits: what a client of the control
+    /// socket holds is no reason to end the machine. `None` when the operator wants the end meanwhile.
+    fn load_again(
+        &self,
+        events: &mut MainLoop,
+        patience: &mut Patience<'_>,
+    ) -> Result<Option<Option<Entry>>> {
+        loop {
+            match self.load() {
+                Err(error) if is_out_of_descriptors(&error) => {
+                    devices::log_limited!(warn, "the reset waits: {}", explain(&error));
+                    if !patience.lasts() {
+                        return Ok(None);
+                    }
+                    events.turn(DESCRIPTORS_AGAIN);
+                }
+                loaded => return loaded.map(Some),
+            }
         }
     }
 
@@ -425,7 +449,7 @@ impl Machine {
             return Ok(false);
         }
         self.chips.restore(&self.vm)?;
-        let entry = self.load()?;
+        let Some(entry) = self.load_again(events, &mut patience)? else { return Ok(false) };
         Ok(self.control.reset(entry.map(Arc::new), || {
             events.turn(Duration::ZERO);
             patience.lasts()

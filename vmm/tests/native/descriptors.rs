@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Lines, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -159,6 +160,56 @@ fn what_comes_instead_of_images_costs_the_request_only() {
     let ended = running.wait();
     assert_eq!(ended.code, 0, "{}", ended.errors);
     assert!(ended.errors.contains(closed), "{}", ended.errors);
+}
+
+#[test]
+fn a_reset_does_not_end_a_machine_whose_clients_have_all_descriptors() {
+    const MOST: usize = 256;
+    if !hypervisor("a_reset_does_not_end_a_machine_whose_clients_have_all_descriptors") {
+        return;
+    }
+    let vm = machine("");
+    let mut command = vm.command();
+    let few = || {
+        let limit = libc::rlimit { rlim_cur: MOST as u64, rlim_max: MOST as u64 };
+        // SAFETY: the kernel reads a structure that lives on.
+        #[allow(unsafe_code)]
+        unsafe {
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit)
+        };
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes a system call only.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(few)
+    };
+    let _turn = turn();
+    let mut running = Running::start(&mut command);
+    let mut client = Client::new(&vm.path("control"));
+    let process = running.child.id();
+    let open = || fs::read_dir(format!("/proc/{process}/fd")).unwrap().count();
+    let image = nameless(&vm.path(""), 1 << 20);
+    // A first line of the log, for which its thread opens standard error.
+    client.ask("query-status", json!({}), &[&image]);
+    let refused = loop {
+        let answer = client.ask("add-fd", json!({}), &[&image]);
+        if answer.get("return").is_none() {
+            break answer;
+        }
+    };
+    let added = open();
+    client.done("reset", json!({}), &[]);
+    thread::sleep(Duration::from_millis(300));
+    let ended = running.child.try_wait().unwrap();
+    assert!(ended.is_none(), "{ended:?}: {}", running.errors());
+    assert_eq!(client.done("query-status", json!({}), &[])["status"], "running");
+    client.done("stop", json!({}), &[]);
+    assert!(refused["error"]["desc"].as_str().unwrap().contains("hardly any place left"), "{refused}");
+    assert!(added < MOST - 50, "{added}");
+    client.done("quit", json!({}), &[]);
+    let ended = running.wait();
+    assert_eq!(ended.code, 0, "{}", ended.errors);
 }
 
 #[test]
