@@ -14,11 +14,14 @@ use thiserror::Error;
 
 use crate::names::{self, Name};
 
+/// SO_PASSRIGHTS (asm-generic/socket.h), from Linux 6.16.
+const SO_PASSRIGHTS: libc::c_int = 83;
+
 /// Connections that wait to be accepted, as the standard library has it.
 const BACKLOG: libc::c_int = 128;
 /// How long nobody is accepted when there is nothing to accept with: the connection waits, and this process does not ask
 /// again and again.
-const PAUSE: Duration = Duration::from_millis(500);
+pub(crate) const PAUSE: Duration = Duration::from_millis(500);
 
 /// Why a path cannot be listened on.
 #[derive(Debug, Error)]
@@ -34,9 +37,19 @@ pub enum ListenError {
     System(#[from] io::Error),
 }
 
+/// What may be sent to who listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Takes {
+    /// Bytes. Where the kernel knows how, descriptors are refused: they would be closed by who reads the bytes, and the last
+    /// close of a file may wait for its server.
+    Bytes,
+    /// Descriptors, too.
+    Descriptors,
+}
+
 /// Listens at `path`, in place of a socket that nobody listens on any more. Only the user of this process can connect. The
 /// name goes when it is dropped, which has to be before the listener.
-pub(crate) fn listen(path: &Path) -> Result<(UnixListener, Name), ListenError> {
+pub(crate) fn listen(path: &Path, takes: Takes) -> Result<(UnixListener, Name), ListenError> {
     // From the look at what is there until somebody can connect: another start takes a socket without a listener for dead.
     let _turn = names::turn(path);
     if is_taken(path)? {
@@ -50,6 +63,9 @@ pub(crate) fn listen(path: &Path) -> Result<(UnixListener, Name), ListenError> {
         io::ErrorKind::AddrInUse => ListenError::InUse,
         _ => error.into(),
     })?;
+    if takes == Takes::Bytes {
+        refuse_descriptors(&socket);
+    }
     // SAFETY: no pointers.
     #[allow(unsafe_code)]
     check(unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) })?;
@@ -102,6 +118,19 @@ fn bind(path: &Path) -> io::Result<OwnedFd> {
         return Err(e);
     }
     Ok(socket.into())
+}
+
+/// False of an older kernel. Connections have it from the socket that is listened on.
+fn refuse_descriptors(socket: &OwnedFd) -> bool {
+    let off: libc::c_int = 0;
+    let size = size_of_val(&off) as libc::socklen_t;
+    // SAFETY: the kernel reads an integer of this size, which lives on.
+    #[allow(unsafe_code)]
+    let set = unsafe {
+        let (descriptor, value) = (socket.as_raw_fd(), (&raw const off).cast());
+        libc::setsockopt(descriptor, libc::SOL_SOCKET, SO_PASSRIGHTS, value, size)
+    };
+    set == 0
 }
 
 fn socket(flags: libc::c_int) -> io::Result<File> {
@@ -178,7 +207,7 @@ mod tests {
         let refused = UnixStream::connect(&path).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
         drop(bound);
-        listen(&path).expect("what a dead process left is replaced");
+        listen(&path, Takes::Bytes).expect("what a dead process left is replaced");
     }
 
     /// Looks at the mode all the time while sockets come and go.
@@ -198,7 +227,7 @@ mod tests {
                 (seen, other)
             });
             for _ in 0..2000 {
-                let (listener, name) = listen(&path).unwrap();
+                let (listener, name) = listen(&path, Takes::Bytes).unwrap();
                 drop(name);
                 drop(listener);
             }
@@ -209,12 +238,31 @@ mod tests {
         assert_eq!(other, 0, "of {seen}");
     }
 
+    /// Where the kernel knows how to refuse them; elsewhere both are taken.
+    #[test]
+    fn descriptors_are_taken_where_they_are_for_something() {
+        use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        for takes in [Takes::Descriptors, Takes::Bytes] {
+            let (listener, name) = listen(&path, takes).unwrap();
+            let mut sender = UnixStream::connect(&path).unwrap();
+            let sent = sender.send_with_fds(&[b"x".as_slice()], &[0]);
+            let refuses = takes == Takes::Bytes && refuse_descriptors(&socket(0).unwrap().into());
+            assert_eq!(sent.is_err(), refuses, "{takes:?} {sent:?}");
+            std::io::Write::write_all(&mut sender, b"y").unwrap();
+            let received = std::io::Read::read(&mut listener.accept().unwrap().0, &mut [0; 2]).unwrap();
+            assert!(received > 0);
+            drop(name);
+        }
+    }
+
     #[test]
     fn what_is_there_is_not_taken_away() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
-        let first = listen(&path).unwrap();
-        assert!(matches!(listen(&path), Err(ListenError::InUse)));
+        let first = listen(&path, Takes::Bytes).unwrap();
+        assert!(matches!(listen(&path, Takes::Bytes), Err(ListenError::InUse)));
         drop(first);
         // One that accepts nobody is not waited for.
         let full = UnixListener::bind(&path).unwrap();
@@ -222,13 +270,13 @@ mod tests {
         #[allow(unsafe_code)]
         check(unsafe { libc::listen(full.as_raw_fd(), 0) }).unwrap();
         let _waits = UnixStream::connect(&path).unwrap();
-        assert!(matches!(listen(&path), Err(ListenError::InUse)));
+        assert!(matches!(listen(&path, Takes::Bytes), Err(ListenError::InUse)));
         let file = dir.path().join("file");
         fs::write(&file, "mine").unwrap();
-        assert!(matches!(listen(&file), Err(ListenError::Occupied)));
+        assert!(matches!(listen(&file, Takes::Bytes), Err(ListenError::Occupied)));
         assert_eq!(fs::read(&file).unwrap(), b"mine");
         let long = dir.path().join("x".repeat(108));
-        assert!(matches!(listen(&long), Err(ListenError::System(_))));
+        assert!(matches!(listen(&long, Takes::Bytes), Err(ListenError::System(_))));
     }
 
     /// What a process left that is gone.
@@ -248,7 +296,7 @@ mod tests {
             let all: Vec<_> = thread::scope(|scope| {
                 let start = || {
                     barrier.wait();
-                    listen(&path)
+                    listen(&path, Takes::Bytes)
                 };
                 let threads: Vec<_> = (0..STARTS).map(|_| scope.spawn(start)).collect();
                 threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -264,9 +312,9 @@ mod tests {
     fn the_socket_of_another_is_not_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
-        let (listener, name) = listen(&path).unwrap();
+        let (listener, name) = listen(&path, Takes::Bytes).unwrap();
         fs::remove_file(&path).unwrap();
-        let (other, others) = listen(&path).unwrap();
+        let (other, others) = listen(&path, Takes::Bytes).unwrap();
         drop(name);
         drop(listener);
         UnixStream::connect(&path).expect("the other one's is there");

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::error::ConsoleError;
 use super::sys;
 use super::terminal::{self, RawTerminal};
-use crate::listen::{self, ListenError, accept_failed};
+use crate::listen::{self, ListenError, Takes, accept_failed};
 use crate::names::{self, Name};
 use crate::output_file;
 
@@ -133,7 +133,7 @@ impl Link {
 
     /// A listening socket. One that a dead process left behind is replaced.
     pub(super) fn socket(path: &Path) -> Result<Self, ConsoleError> {
-        let (listener, name) = listen::listen(path).map_err(|error| no_socket(path, error))?;
+        let (listener, name) = listen::listen(path, Takes::Bytes).map_err(|error| no_socket(path, error))?;
         listener.set_nonblocking(true).map_err(|error| no_socket(path, error.into()))?;
         Ok(Self::Socket(Socket { _name: name, listener, client: None, input_ended: false, not_before: None }))
     }

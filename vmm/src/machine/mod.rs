@@ -17,6 +17,7 @@ mod protection;
 mod raid;
 mod rehearsal;
 mod requests;
+mod seats;
 mod smbios;
 mod socket;
 mod space;

@@ -8,7 +8,6 @@ use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use devices::storage::fdset;
@@ -18,10 +17,11 @@ use serde_json::{Map, Value, json};
 use super::adapter::Adapter;
 use super::control::{Control, Event, PATIENCE};
 use super::requests::{Given, LINE_MAX, Line, Requests};
+use super::seats::{self, Seats};
 use super::space::Space;
 use crate::config::{self, ConfigError, HbaType, spell};
 use crate::exit::explain;
-use crate::listen;
+use crate::listen::{self, Takes};
 use crate::names::Name;
 
 /// Connections at once.
@@ -75,10 +75,10 @@ pub struct Socket {
 impl Socket {
     /// Listens at `path`, which only the user of this process may connect to, and serves on threads of its own.
     pub fn listen(path: &Path, service: Service) -> Result<Self> {
-        let (listener, name) =
-            listen::listen(path).with_context(|| format!("control socket {}", path.display()))?;
+        let (listener, name) = listen::listen(path, Takes::Descriptors)
+            .with_context(|| format!("control socket {}", path.display()))?;
         let service = Arc::new(service);
-        let clients = Arc::new(AtomicUsize::new(0));
+        let seats = Seats::new(CLIENTS_MAX);
         let accept = move || {
             for stream in listener.incoming() {
                 let stream = match stream {
@@ -89,22 +89,14 @@ impl Socket {
                         continue;
                     }
                 };
-                if clients.fetch_add(1, Ordering::Relaxed) >= CLIENTS_MAX {
-                    clients.fetch_sub(1, Ordering::Relaxed);
-                    refuse(&stream);
-                    continue;
-                }
-                let (service, count) = (service.clone(), clients.clone());
-                let serve = move || {
-                    if let Err(e) = service.serve(&stream) {
+                let service = service.clone();
+                seats::serve(stream, seats.next(), move |stream: &UnixStream, seat| {
+                    if !seat.served {
+                        refuse(stream);
+                    } else if let Err(e) = service.serve(stream) {
                         tracing::debug!("a control connection ended: {e}");
                     }
-                    count.fetch_sub(1, Ordering::Relaxed);
-                };
-                if let Err(e) = threads::spawn(Kind::Client, "control-client", serve) {
-                    clients.fetch_sub(1, Ordering::Relaxed);
-                    tracing::warn!("no thread for a control connection: {e}");
-                }
+                });
             }
         };
         threads::spawn(Kind::Control, "control", accept).context("the control thread")?;

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::OwnedFd;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use devices::iothread::IoThread;
 use devices::scsi::suite::Request;
@@ -15,6 +17,7 @@ use devices::storage::Image;
 use devices::testing::pci::TestSeat;
 use hba_megasas::{Arrival, Megasas};
 use hba_virtio_scsi::VirtioScsi;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::*;
 use crate::config::{MegasasMode, MegasasModel, WritePolicy};
@@ -319,6 +322,56 @@ fn a_connection_too_many_is_told() {
     assert!(said.contains("\"desc\":\"16 connections are served already; close one\""), "{said}");
 }
 
+/// A descriptor that takes `time` to be closed: of a connection with bytes that its peer does not take.
+fn slow_to_close(time: libc::c_int) -> (OwnedFd, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let peer = listener.accept().unwrap().0;
+    sender.set_nonblocking(true).unwrap();
+    while sender.write(&[0; 1 << 16]).is_ok() {}
+    let linger = libc::linger { l_onoff: 1, l_linger: time };
+    let size = size_of_val(&linger) as libc::socklen_t;
+    // SAFETY: the kernel reads a structure of this size.
+    #[allow(unsafe_code)]
+    let set = unsafe {
+        let (descriptor, value) = (sender.as_raw_fd(), (&raw const linger).cast());
+        libc::setsockopt(descriptor, libc::SOL_SOCKET, libc::SO_LINGER, value, size)
+    };
+    assert_eq!(set, 0);
+    (sender.into(), peer)
+}
+
+#[test]
+fn a_connection_too_many_whose_end_waits_holds_no_other_up() {
+    let (bench, service) = bench();
+    let path = bench.directory.path().join("control.sock");
+    let _socket = Socket::listen(&path, service).unwrap();
+    let connect = || {
+        let stream = UnixStream::connect(&path).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream
+    };
+    let is_served = |mut stream: &UnixStream| {
+        let mut line = String::new();
+        let asked = stream.write_all(b"{\"execute\": \"query-status\"}\n");
+        asked.and_then(|()| BufReader::new(stream).read_line(&mut line)).is_ok()
+            && line.starts_with("{\"return\"")
+    };
+    let mut served: Vec<UnixStream> = (0..CLIENTS_MAX).map(|_| connect()).collect();
+    assert!(served.iter().all(is_served));
+    let (slow, _peer) = slow_to_close(20);
+    // One that was refused before it could send anything is followed by another.
+    let sends = |_| connect().send_with_fds(&[b"x".as_slice()], &[slow.as_raw_fd()]).is_ok();
+    assert!((0..1000).any(sends));
+    drop(slow);
+    std::thread::sleep(Duration::from_millis(200));
+    served.pop();
+    let begin = Instant::now();
+    while !is_served(&connect()) {
+        assert!(begin.elapsed() < Duration::from_secs(5), "it waits for the one that was refused");
+    }
+}
+
 #[test]
 fn the_machine_is_paused_reset_and_ended() {
     let (bench, service) = bench();
@@ -361,16 +414,16 @@ fn the_socket_answers_line_by_line_and_goes_away() {
     let mut lines = BufReader::new(client).lines();
     let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap();
     assert_eq!((next()["id"].clone(), next()["error"]["class"].clone()), (json!(1), json!("GenericError")));
-    assert!(listen::listen(&path).is_err(), "in use");
+    assert!(listen::listen(&path, Takes::Descriptors).is_err(), "in use");
     drop(socket);
     assert!(!path.exists());
     // Who stays is served on.
     stays.write_all(b"{\"execute\": \"query-status\", \"id\": 2}\n").unwrap();
     assert_eq!(next()["id"], 2);
     drop(UnixListener::bind(&path).unwrap());
-    assert!(listen::listen(&path).is_ok(), "left behind by a process that is gone");
+    assert!(listen::listen(&path, Takes::Descriptors).is_ok(), "left behind by a process that is gone");
     fs::write(bench.directory.path().join("file"), "").unwrap();
-    assert!(listen::listen(&bench.directory.path().join("file")).is_err());
+    assert!(listen::listen(&bench.directory.path().join("file"), Takes::Descriptors).is_err());
 }
 
 #[test]
