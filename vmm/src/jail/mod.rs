@@ -11,6 +11,7 @@ mod calls;
 mod capabilities;
 mod confine;
 mod namespaces;
+mod parent;
 mod paths;
 mod privileges;
 mod refusal;
@@ -26,6 +27,7 @@ use devices::threads::{self, Attention, Kind};
 use crate::config::{Config, Sandbox, reason};
 use calls::Refusal;
 use confine::{Prepared, Step, StepError};
+use parent::Parent;
 use paths::Paths;
 
 /// How long threads may take to confine themselves. One that the host keeps in a system call does so when it comes back,
@@ -44,7 +46,9 @@ pub fn enter(config: &Config) -> Result<()> {
     privileges::check(config)?;
     let paths = paths::prepare(config)?;
     if let Some(user) = &config.security.user {
+        let parent = Parent::of();
         privileges::become_user(config, user)?;
+        parent.keep().context("the signal at the end of the parent (PR_SET_PDEATHSIG)")?;
     }
     namespaces::enter();
     confine(config.security.sandbox, paths)

@@ -558,3 +558,41 @@ fn what_the_user_cannot_do_later_is_said_at_the_start() {
     );
     assert!(ended.errors.contains(&line), "{}", ended.errors);
 }
+
+#[test]
+fn who_became_another_user_still_ends_with_its_parent() {
+    let name = "who_became_another_user_still_ends_with_its_parent";
+    if !hypervisor(name) || (!is_root() && !skipped(name, "only root becomes another user")) {
+        return;
+    }
+    let vm = given();
+    let _turn = turn();
+    // The kernel takes the thread for the parent.
+    let started = std::thread::scope(|scope| {
+        let start = scope.spawn(|| {
+            let mut command = vm.command();
+            let with_parent = || {
+                // SAFETY: no pointers.
+                #[allow(unsafe_code)]
+                unsafe {
+                    libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM)
+                };
+                Ok(())
+            };
+            // SAFETY: between fork and exec the closure makes a system call only.
+            #[allow(unsafe_code)]
+            unsafe {
+                command.pre_exec(with_parent)
+            };
+            Machine::of(&vm, Running::start(&mut command))
+        });
+        start.join().unwrap()
+    });
+    let Machine { mut running, .. } = started;
+    let begin = std::time::Instant::now();
+    while running.child.try_wait().unwrap().is_none() {
+        assert!(begin.elapsed() < std::time::Duration::from_secs(10), "it outlives its parent");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert_eq!(running.wait().code, 128 + libc::SIGTERM);
+}
