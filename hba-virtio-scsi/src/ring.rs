@@ -339,3 +339,8 @@ impl Ring {
         Ok(index.wrapping_sub(self.next_avail))
     }
 }
+
+#[cfg(test)]
+#[path = "ring_tests.rs"]
+#[allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+mod tests;

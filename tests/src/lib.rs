@@ -37,6 +37,7 @@ pub mod kernel;
 pub mod level1;
 pub mod packages;
 pub mod paths;
+pub mod proofs;
 pub mod qemu;
 pub mod report;
 pub mod runner;

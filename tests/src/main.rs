@@ -16,7 +16,7 @@ use testbed::runner::{self, Count, Test};
 use testbed::wire::Launch;
 use testbed::{
     agent, bench, bench_conditions, bench_mixed, bench_storage, ci, demo, fuzz, fuzz_corpus, fuzz_coverage,
-    report,
+    proofs, report,
 };
 
 #[path = "../boot/mod.rs"]
@@ -98,6 +98,11 @@ enum Cmd {
         #[arg(long, group = "instead")]
         keep: bool,
         /// Only targets whose name holds one of these.
+        filters: Vec<String>,
+    },
+    /// Run unit tests under Miri, which finds undefined behaviour.
+    Proofs {
+        /// Only tests whose crate or module holds one of these.
         filters: Vec<String>,
     },
     /// Run everything that has to pass before a change is taken.
@@ -248,6 +253,7 @@ fn run(command: Cmd) -> Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Cmd::Proofs { filters } => proofs::run(&filters).map(|()| ExitCode::SUCCESS),
         Cmd::Ci => Ok(if ci::run(boot::TESTS) { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
         Cmd::Ask { socket, lines } => ask(&socket, &lines).map(|()| ExitCode::SUCCESS),
         Cmd::Agent { port: Some(name) } => agent::serve_port(&name).map(|()| ExitCode::SUCCESS),

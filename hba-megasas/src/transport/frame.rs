@@ -177,3 +177,8 @@ fn resolve(dma: &Dma, flags: u16, list: &[u8]) -> Result<SgList, Status> {
         Status::InvalidSgl
     })
 }
+
+#[cfg(test)]
+#[path = "frame_tests.rs"]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests;

@@ -254,6 +254,63 @@ proptest! {
     }
 }
 
+/// All numbers at which an address of `bits` bits may turn over.
+fn edges(bits: u32, size: u64) -> Vec<u64> {
+    let max = u64::MAX >> (64 - bits);
+    let powers =
+        (0..bits).flat_map(|n| [1 << n, (1 << n) - 1, (1 << n) + 1, max - (1 << n), max - (1 << n) + 1]);
+    let own = [0, max, size, max - size, max - size + 1, max.wrapping_sub(2 * size).wrapping_add(1)];
+    let mut all: Vec<u64> = powers.chain(own).filter(|value| *value <= max).collect();
+    all.sort_unstable();
+    all.dedup();
+    if cfg!(miri) { all.into_iter().step_by(37).collect() } else { all }
+}
+
+/// In place of a proof: every size of every kind, at every address that is an edge of anything.
+#[test]
+fn every_size_is_sized_and_moved_at_every_edge() {
+    let kinds = [(BarKind::Port, 2..=8), (BarKind::Memory32, 4..=31), (BarKind::Memory64, 4..=62)];
+    for (kind, power) in kinds.into_iter().flat_map(|(kind, powers)| powers.map(move |n| (kind, n))) {
+        if cfg!(miri) && power % 9 != 4 {
+            continue;
+        }
+        let (bits, flags) = match kind {
+            BarKind::Port => (32, 1),
+            BarKind::Memory32 => (32, 0),
+            _ => (64, 4),
+        };
+        let size: u64 = 1 << power;
+        let mut seat = TestSeat::new(0x1000);
+        let all = 0..u64::MAX;
+        let windows = BusWindows::new(seat.memory.clone(), seat.ports.clone(), vec![all.clone()], vec![all]);
+        seat.seat.bars = Arc::new(windows);
+        let spec = InterruptSpec::default();
+        let mut b = PciDeviceBuilder::new("x", &header(), &spec, seat.seat.clone()).unwrap();
+        b.bar(0, Bar::new(kind, size, Window::new(1)));
+        let f = b.build().unwrap();
+        set_config_word(&f, 4, 3);
+        let bus = if kind == BarKind::Port { &seat.ports } else { &seat.memory };
+        for value in edges(bits, size) {
+            set_config_dword(&f, 0x10, value as u32);
+            if bits == 64 {
+                set_config_dword(&f, 0x14, (value >> 32) as u32);
+            }
+            let high = if bits == 64 { u64::from(config_dword(&f, 0x14)) << 32 } else { 0 };
+            let read = high | u64::from(config_dword(&f, 0x10));
+            let base = value & !(size - 1);
+            assert_eq!(read, base | flags, "{kind:?} {size:#x} at {value:#x}");
+            // All of it or nothing, and nothing around it.
+            let (last, there) = (base + (size - 1), byte(bus, base) == 1);
+            assert_eq!(byte(bus, last) == 1, there, "{kind:?} {size:#x} at {value:#x}");
+            for outside in [base.checked_sub(1), last.checked_add(1)].into_iter().flatten() {
+                assert_ne!(byte(bus, outside), 1, "{kind:?} {size:#x} at {value:#x}: {outside:#x}");
+            }
+            let top = if kind == BarKind::Port { 0x1_0000 } else { u64::MAX >> (64 - bits) };
+            assert_eq!(there, base != 0 && last < top, "{kind:?} {size:#x} at {value:#x}");
+        }
+    }
+}
+
 /// Pages by the address where they are shown.
 #[derive(Default)]
 struct Pages(Mutex<BTreeMap<u64, Arc<RegisterPage>>>);
