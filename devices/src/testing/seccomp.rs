@@ -14,13 +14,33 @@ pub fn forbid_system_call(number: libc::c_long) {
 ///
 /// # Panics
 /// When the kernel takes no filter.
-#[allow(clippy::panic)]
 pub fn answer_system_call(number: libc::c_long, error: i32) {
+    // A comparison of the number with itself.
+    answer(number, NUMBER, number as u32, error);
+}
+
+/// Has the calling thread, and those that it starts, get no filter of system calls any more, by whichever call.
+///
+/// # Panics
+/// When the kernel takes no filter.
+pub fn forbid_filters() {
+    forbid_system_call(libc::SYS_seccomp);
+    answer(libc::SYS_prctl, FIRST_ARGUMENT, libc::PR_SET_SECCOMP as u32, libc::EPERM);
+}
+
+/// `struct seccomp_data` (linux/seccomp.h): where the number of the call and the lower half of its first argument are.
+const NUMBER: u32 = 0;
+const FIRST_ARGUMENT: u32 = 16;
+
+/// Has a system call fail if the word at `place` has this value.
+#[allow(clippy::panic)]
+fn answer(number: libc::c_long, place: u32, value: u32, error: i32) {
     let step = |code: u32, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf, k };
     let mut filter = [
-        // The number of the system call: the first word of what the filter is about.
-        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
-        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, number as u32),
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, NUMBER),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 3, number as u32),
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, place),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, value),
         step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | error as u32),
         step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
     ];

@@ -140,7 +140,7 @@ fn a_check_tries_the_sandbox() {
         command
     };
     let no_filters = || {
-        devices::testing::forbid_system_call(libc::SYS_seccomp);
+        devices::testing::forbid_filters();
         Ok(())
     };
     let no_signals = || {

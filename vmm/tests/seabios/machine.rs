@@ -24,7 +24,8 @@ pub(crate) fn images() -> Vec<PathBuf> {
     } else if images.is_empty() || !kvm {
         // Past the test harness, which keeps the output of passing tests to itself.
         let reason = if kvm { "no SeaBIOS found, see VMM_TEST_SEABIOS" } else { "no /dev/kvm" };
-        let _ = writeln!(fs::File::create("/dev/stderr").unwrap(), "SKIPPED: SeaBIOS tests: {reason}");
+        let mut output = fs::File::options().append(true).open("/dev/stderr").unwrap();
+        let _ = writeln!(output, "SKIPPED: SeaBIOS tests: {reason}");
         return Vec::new();
     }
     images

@@ -233,6 +233,10 @@ impl List {
         // A terminal that has O_ASYNC signals the programs in its foreground, which may be others than this one.
         let (set_flags, no_signals) = (libc::F_SETFL.cast_unsigned(), libc::O_ASYNC.cast_unsigned());
         list.with(libc::SYS_fcntl, Argument::Both([(1, u32::MAX, set_flags), (2, no_signals, 0)]));
+        // Locks of what is open: whoever lets go of an image last gives them back, also a virtual CPU that has just told of it.
+        for command in [libc::F_OFD_GETLK, libc::F_OFD_SETLK, libc::F_OFD_SETLKW] {
+            list.with(libc::SYS_fcntl, Argument::Is(1, command.cast_unsigned()));
+        }
         list.with_each(libc::SYS_ioctl, 1, TERMINALS);
         // Signals to this process alone.
         list.with(libc::SYS_tgkill, Argument::Is(0, std::process::id()));
@@ -261,9 +265,6 @@ impl List {
             libc::SYS_fsync,
             libc::SYS_ftruncate,
         ]);
-        for command in [libc::F_OFD_GETLK, libc::F_OFD_SETLK, libc::F_OFD_SETLKW] {
-            self.with(libc::SYS_fcntl, Argument::Is(1, command.cast_unsigned()));
-        }
         self.with_each(libc::SYS_ioctl, 1, BLOCK_DEVICES);
         self
     }
@@ -352,6 +353,7 @@ impl List {
         // One flag and no other: a listener would answer the calls of those that it starts.
         let (filter, others) = (libc::SECCOMP_SET_MODE_FILTER, !libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW as u32);
         self.with(libc::SYS_seccomp, Argument::Both([(0, u32::MAX, filter), (1, others, 0)]));
+        self.with(libc::SYS_prctl, Argument::Is(0, libc::PR_SET_SECCOMP.cast_unsigned()));
         self
     }
 
