@@ -68,8 +68,12 @@ impl FileServer {
             return None;
         }
         let (hangs, over) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let mounted_at = place.path().to_owned();
         let server = Self { place, hangs: hangs.clone(), over: over.clone() };
-        std::thread::spawn(move || serve(device, flags, &hangs, &over));
+        std::thread::spawn(move || {
+            serve(device, flags, &hangs, &over);
+            unmount(&mounted_at);
+        });
         Some(server)
     }
 
@@ -101,11 +105,12 @@ fn unmount(place: &Path) {
     // SAFETY: a string that lives on.
     #[allow(unsafe_code)]
     unsafe {
-        libc::umount2(target.as_ptr(), libc::MNT_DETACH);
+        libc::umount2(target.as_ptr(), libc::MNT_FORCE | libc::MNT_DETACH);
     }
 }
 
-/// Whoever waits goes on with an error once the device is closed, at the end.
+/// Whoever waits goes on with an error at the end. Closing the device is not enough: a program that another test has just started has
+/// it, too, and may itself wait here, for it closes what it has inherited of the file.
 fn serve(mut device: File, flags: u32, hangs: &AtomicBool, over: &AtomicBool) {
     let mut request = vec![0; 1 << 18];
     let mut since = None::<Instant>;
