@@ -23,11 +23,11 @@ use crate::config::{self, Boot, Config, Device, Restart, Sandbox, Serial};
 /// The newest version of the kernel's interface that this was written for; older ones refuse less.
 const NEWEST: ABI = ABI::V10;
 
-/// File systems of which nothing has to stay open, so that the host can unmount them (linux/magic.h): ext2 to ext4, XFS, Btrfs,
-/// F2FS, tmpfs with devices, NFS. Rules are about inodes, and there an inode is found again by its number as long as there is a rule
-/// about it. On others it is a new one with each look, unless somebody has the name open: at once on file systems of some
-/// servers (9p), after a while in /proc.
-const LASTING: [u32; 6] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x0102_1994, 0x6969];
+/// File systems of which nothing has to stay open, so that the host can unmount them (linux/magic.h): ext2 to ext4, XFS, F2FS, on
+/// a device. Rules are about inodes, and there an inode is found again by its number as long as there is a rule about it. On
+/// others it is a new one with each look, unless somebody has the name open: at once on file systems of some servers, after a
+/// while in /proc. The number alone says nothing: 9p gives that of what its server has below.
+const LASTING: [u32; 3] = [0xef53, 0x5846_5342, 0xf2f5_2010];
 
 type Rights = BitFlags<AccessFs>;
 
@@ -150,7 +150,10 @@ fn lasts(place: &PathFd) -> bool {
     // SAFETY: the call fills a structure, which outlives it.
     #[allow(unsafe_code)]
     let result = unsafe { libc::fstatfs(place.as_fd().as_raw_fd(), &raw mut stat) };
-    result == 0 && LASTING.contains(&(stat.f_type as u32))
+    let device = fs::metadata(format!("/proc/self/fd/{}", place.as_fd().as_raw_fd()));
+    result == 0
+        && LASTING.contains(&(stat.f_type as u32))
+        && device.is_ok_and(|found| libc::major(found.dev()) != 0)
 }
 
 /// Threads confine themselves one by one, and before a fix of the kernel they could then not kick each other.
