@@ -74,6 +74,9 @@ impl FileServer {
             serve(device, flags, &hangs, &over);
             unmount(&mounted_at);
         });
+        // Closing asks, until the answer is that there is no need: and then a server that hangs keeps no program from its start
+        // that another test starts meanwhile, nor who looks for it in /proc.
+        drop(File::open(server.file()).unwrap());
         Some(server)
     }
 
