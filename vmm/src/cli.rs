@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Parser, ValueEnum};
+use clap::{CommandFactory, Parser, ValueEnum};
 
 use crate::exit;
 
@@ -96,28 +96,65 @@ pub fn parse() -> Result<Cli, Stop> {
 /// # Errors
 /// [`Stop`] when no machine was asked for.
 pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Stop> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if let Some(word) = arguments.iter().skip(1).find_map(|argument| one_dash(argument.to_str()?)) {
+        return Err(Stop::Usage(one_line(&format!("unexpected argument '{word}' found")) + &elsewhere(word)));
+    }
     Cli::try_parse_from(arguments).map_err(|error| {
         let text = error.to_string();
         match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Told(text),
-            ErrorKind::UnknownArgument => Stop::Usage(one_line(&text) + elsewhere(&error)),
+            ErrorKind::UnknownArgument => Stop::Usage(one_line(&text) + &elsewhere(unknown(&error))),
             _ => Stop::Usage(one_line(&text)),
         }
     })
 }
 
+/// An option as QEMU has them: a word after one dash. For the parser it would be options of one letter each, of which `-h` gives
+/// the help.
+fn one_dash(argument: &str) -> Option<&str> {
+    let name = argument.strip_prefix('-')?;
+    (name.len() > 1 && name.starts_with(|c: char| c.is_ascii_alphabetic()) && name != "help")
+        .then_some(argument)
+}
+
+fn unknown(error: &clap::Error) -> &str {
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(unknown)) => unknown,
+        _ => "",
+    }
+}
+
 /// Where to find what options of other machine monitors stand for.
-fn elsewhere(error: &clap::Error) -> &'static str {
-    let unknown = match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(unknown)) => unknown.trim_start_matches('-'),
-        _ => "",
-    };
-    match unknown {
-        "seccomp" | "sandbox" | "landlock" | "landlock-rules" | "runas" | "run-with" | "user" | "uid"
-        | "gid" | "chroot-base-dir" | "jailer" => {
-            "; the sandbox (on by default) and the user are in [security] of the configuration (docs/jail.md)"
-        }
-        _ => "",
+fn elsewhere(option: &str) -> String {
+    let name = option.trim_start_matches('-').split('=').next().unwrap_or_default();
+    let sandbox = [
+        "seccomp",
+        "no-seccomp",
+        "seccomp-level",
+        "sandbox",
+        "no-sandbox",
+        "disable-sandbox",
+        "landlock",
+        "landlock-rules",
+        "runas",
+        "run-with",
+        "chroot",
+        "chroot-base-dir",
+        "user",
+        "uid",
+        "gid",
+        "jailer",
+    ];
+    if sandbox.contains(&name) {
+        return "; the sandbox (on by default) and the user are in [security] of the configuration (docs/jail.md)".into();
+    }
+    if one_dash(option).is_none() {
+        return String::new();
+    }
+    match Cli::command().get_arguments().any(|ours| ours.get_long() == Some(name)) {
+        true => format!("; it is --{name} here"),
+        false => "; what the machine is made of is in its configuration (docs/configuration.md)".into(),
     }
 }
 
@@ -146,7 +183,6 @@ mod tests {
 
     #[test]
     fn clap_accepts_the_definition() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 
@@ -200,7 +236,43 @@ mod tests {
                        (docs/jail.md)";
             assert!(line.starts_with("unexpected argument '--") && line.ends_with(end), "{line}");
         }
+        for option in ["--no-sandbox", "--no-seccomp"] {
+            assert!(usage(&["--config", "x", option]).ends_with("(docs/jail.md)"), "{option}");
+        }
         assert_eq!(usage(&["--config", "x", "y"]), "unexpected argument 'y' found; see vmm --help");
+    }
+
+    /// Its options have one dash.
+    #[test]
+    fn options_of_qemu_are_named_as_they_were_typed() {
+        let sandbox =
+            "the sandbox (on by default) and the user are in [security] of the configuration (docs/jail.md)";
+        let machine = "what the machine is made of is in its configuration (docs/configuration.md)";
+        for (arguments, end) in [
+            (&["-sandbox", "on,obsolete=deny,spawn=deny"][..], sandbox),
+            (&["-runas", "vm"], sandbox),
+            (&["-run-with", "user=vm"], sandbox),
+            (&["-chroot", "/srv"], sandbox),
+            (&["-add-fd", "fd=7,set=1,opaque=data"], "it is --add-fd here"),
+            (&["-no-reboot"], "it is --no-reboot here"),
+            (&["-set", "vm.cpus=2"], "it is --set here"),
+            (&["-smp", "4"], machine),
+            (&["-kernel", "vmlinuz"], machine),
+            (&["-append", "console=ttyS0"], machine),
+            (&["-drive", "file=disk.img,if=none,id=d0"], machine),
+            (&["-enable-kvm"], machine),
+            // Which is no help.
+            (&["-hda", "disk.img"], machine),
+        ] {
+            let line = format!("unexpected argument '{}' found; see vmm --help; {end}", arguments[0]);
+            assert_eq!(usage(arguments), line);
+            assert_eq!(usage(&[&["--config", "x"], arguments].concat()), line);
+        }
+        assert_eq!(usage(&["--config", "x", "-m", "1G"]), "unexpected argument '-m' found; see vmm --help");
+        assert!(
+            matches!(read(&["-h"]), Err(Stop::Told(_))) && matches!(read(&["-help"]), Err(Stop::Told(_)))
+        );
+        assert!(matches!(read(&["-V"]), Err(Stop::Told(_))));
     }
 
     #[test]
