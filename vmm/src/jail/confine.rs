@@ -51,6 +51,18 @@ impl Step {
             Self::Signal => "sending a thread its signal",
         }
     }
+
+    /// The system calls that it takes.
+    fn call(self) -> &'static str {
+        match self {
+            Self::NoNewPrivileges => "prctl",
+            Self::Network => "setns",
+            Self::Capabilities => "capset",
+            Self::Paths => "landlock_restrict_self",
+            Self::Calls => "prctl and seccomp",
+            Self::Signal => "tgkill",
+        }
+    }
 }
 
 /// A step that failed.
@@ -67,13 +79,19 @@ impl StepError {
     }
 
     /// What to do about it.
-    pub(super) fn remedy(&self) -> &'static str {
-        match (self.step, self.source.raw_os_error()) {
+    pub(super) fn remedy(&self) -> String {
+        let off = "set sandbox = \"off\" in [security] to run it without";
+        let call = match (self.step, self.source.raw_os_error()) {
             (Step::Signal, Some(libc::EAGAIN)) => {
-                "raise the limit of pending signals (LimitSIGPENDING= of its service, or ulimit -i)"
+                return "raise the limit of pending signals (LimitSIGPENDING= of its service, or ulimit -i)"
+                    .into();
             }
-            _ => "set sandbox = \"off\" in [security] to run it without",
-        }
+            (step, Some(libc::EPERM | libc::EACCES | libc::ENOSYS)) => step.call(),
+            _ => return off.into(),
+        };
+        format!(
+            "have the host allow {call} to it (SystemCallFilter= of its service, the seccomp profile of its container), or {off}"
+        )
     }
 }
 
@@ -359,7 +377,13 @@ mod sys {
 
     /// Version and patch level of the kernel.
     fn release() -> Option<(u32, u32)> {
-        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+        // SAFETY: all-zero bytes are valid strings.
+        let mut names: libc::utsname = unsafe { std::mem::zeroed() };
+        // By uname(2): a service may have no such file in /proc (`ProcSubset=pid`).
+        // SAFETY: a live place for the names.
+        check(unsafe { libc::uname(&raw mut names) }.into()).ok()?;
+        let release = names.release.map(i8::cast_unsigned);
+        let release = std::ffi::CStr::from_bytes_until_nul(&release).ok()?.to_str().ok()?;
         let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
         Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
     }

@@ -386,6 +386,7 @@ fn a_host_that_forbids_the_sandbox_ends_the_start_with_a_remedy() {
     let output = child_process("forbidden:Vcpu");
     let out = said(&output.stdout);
     let line = "the host does not let the machine into its sandbox: giving up system calls (seccomp): Operation not permitted \
-                (os error 1); set sandbox = \"off\" in [security] to run it without";
+                (os error 1); have the host allow prctl and seccomp to it (SystemCallFilter= of its service, the seccomp \
+                profile of its container), or set sandbox = \"off\" in [security] to run it without";
     assert!(output.status.success() && out.contains(line), "{out}{}", said(&output.stderr));
 }

@@ -154,8 +154,9 @@ fn a_check_tries_the_sandbox() {
     assert_eq!(
         same("no filters", &vm, || within(no_filters)),
         format!(
-            "{begin}giving up system calls (seccomp): Operation not permitted (os error 1); set sandbox = \"off\" in \
-             [security] to run it without\n"
+            "{begin}giving up system calls (seccomp): Operation not permitted (os error 1); have the host allow prctl and \
+             seccomp to it (SystemCallFilter= of its service, the seccomp profile of its container), or set sandbox = \"off\" \
+             in [security] to run it without\n"
         )
     );
     assert_eq!(
