@@ -44,12 +44,13 @@ fn run() -> Outcome {
     let_signals_end();
     let source = Source::read(&cli.config, &cli.set);
     // The kernel lets only a process with one thread have namespaces of its own.
-    if !cli.check
-        && source.sandbox() == Sandbox::On
-        && let Err(error) = jail::separate()
-    {
-        complain(explain(&error));
-        return Outcome::Failed;
+    if source.sandbox() == Sandbox::On {
+        if cli.check {
+            jail::look();
+        } else if let Err(error) = jail::separate() {
+            complain(explain(&error));
+            return Outcome::Failed;
+        }
     }
     // Before any thread, so that all inherit it.
     let signals = match Signals::block() {

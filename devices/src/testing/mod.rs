@@ -28,7 +28,9 @@ pub(crate) use file_server::FileServer;
 pub(crate) use files::{temp_dir, temp_file};
 pub use ram_disk::RamDisk;
 pub use recording_disk::{Operation, RecordingDisk};
-pub use seccomp::{answer_system_call, forbid_filters, forbid_system_call};
+pub use seccomp::{
+    answer_system_call, answer_system_call_with, end_at_system_call, forbid_filters, forbid_system_call,
+};
 
 use std::future::Future;
 use std::sync::mpsc;

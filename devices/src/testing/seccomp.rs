@@ -16,7 +16,23 @@ pub fn forbid_system_call(number: libc::c_long) {
 /// When the kernel takes no filter.
 pub fn answer_system_call(number: libc::c_long, error: i32) {
     // A comparison of the number with itself.
-    answer(number, NUMBER, number as u32, error);
+    add(number, NUMBER, number as u32, answers(error));
+}
+
+/// The same only where an argument of the call, the first is 0, has this value in its lower half.
+///
+/// # Panics
+/// When the kernel takes no filter.
+pub fn answer_system_call_with(number: libc::c_long, argument: u32, value: u32, error: i32) {
+    add(number, FIRST_ARGUMENT + argument * 8, value, answers(error));
+}
+
+/// Has one system call end the process by SIGSYS, as service managers do with what they do not allow.
+///
+/// # Panics
+/// When the kernel takes no filter.
+pub fn end_at_system_call(number: libc::c_long) {
+    add(number, NUMBER, number as u32, libc::SECCOMP_RET_KILL_PROCESS);
 }
 
 /// Has the calling thread, and those that it starts, get no filter of system calls any more, by whichever call.
@@ -25,23 +41,27 @@ pub fn answer_system_call(number: libc::c_long, error: i32) {
 /// When the kernel takes no filter.
 pub fn forbid_filters() {
     forbid_system_call(libc::SYS_seccomp);
-    answer(libc::SYS_prctl, FIRST_ARGUMENT, libc::PR_SET_SECCOMP as u32, libc::EPERM);
+    answer_system_call_with(libc::SYS_prctl, 0, libc::PR_SET_SECCOMP as u32, libc::EPERM);
 }
 
 /// `struct seccomp_data` (linux/seccomp.h): where the number of the call and the lower half of its first argument are.
 const NUMBER: u32 = 0;
 const FIRST_ARGUMENT: u32 = 16;
 
-/// Has a system call fail if the word at `place` has this value.
+fn answers(error: i32) -> u32 {
+    libc::SECCOMP_RET_ERRNO | error as u32
+}
+
+/// Has something else become of a system call if the word at `place` has this value.
 #[allow(clippy::panic)]
-fn answer(number: libc::c_long, place: u32, value: u32, error: i32) {
+fn add(number: libc::c_long, place: u32, value: u32, action: u32) {
     let step = |code: u32, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf, k };
     let mut filter = [
         step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, NUMBER),
         step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 3, number as u32),
         step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, place),
         step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, value),
-        step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | error as u32),
+        step(libc::BPF_RET | libc::BPF_K, 0, action),
         step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
     ];
     let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };

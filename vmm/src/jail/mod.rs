@@ -18,6 +18,7 @@ mod refusal;
 mod signals;
 #[cfg(test)]
 mod tests;
+mod trial;
 
 use std::time::{Duration, Instant};
 
@@ -88,10 +89,13 @@ pub fn describe(config: &Config) -> String {
     match config.security.sandbox {
         Sandbox::Off => "off".to_owned(),
         Sandbox::Log => "seccomp only logs, no Landlock".to_owned(),
-        Sandbox::On => match paths::version() {
-            Ok(version) => format!("seccomp, Landlock version {version}"),
-            Err(error) => format!("seccomp, no Landlock ({})", reason(&error)),
-        },
+        Sandbox::On => {
+            let landlock = match paths::version() {
+                Ok(version) => format!("Landlock version {version}"),
+                Err(error) => format!("no Landlock ({})", reason(&error)),
+            };
+            ["seccomp", &landlock].into_iter().chain(namespaces::found()).collect::<Vec<_>>().join(", ")
+        }
     }
 }
 
@@ -116,6 +120,12 @@ fn refused(error: StepError) -> Error {
 /// The host has done a part of it.
 pub fn separate() -> Result<()> {
     namespaces::separate()
+}
+
+/// Finds out what [`separate`] would give it on this host, for [`describe`]; the process stays as it is. To be called while it has
+/// one thread.
+pub fn look() {
+    namespaces::look();
 }
 
 /// To be called by the main thread before it starts most others, which inherit what it gives up here: else each of them would

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::ptr;
 
-use devices::testing::answer_system_call;
+use devices::testing::{answer_system_call, answer_system_call_with, end_at_system_call, forbid_system_call};
 
 use super::asm::*;
 use super::guest::Guest;
@@ -130,6 +130,8 @@ fn every_thread_of_root_is_in_an_empty_network() {
     assert_eq!(log.contains("the sandbox is without"), !given, "{log}");
     networks.dedup();
     assert_eq!(networks.len(), 1, "one for all");
+    let checked = vm.run_with(vm.command().arg("--check"));
+    assert_eq!(checked.output.ends_with(", network namespace\n"), given, "{checked:?}");
 }
 
 #[test]
@@ -213,6 +215,11 @@ fn an_ordinary_user_has_namespaces_too() {
         }
     });
     assert_eq!(log.contains("the sandbox is without"), !given, "{log}");
+    let _ = fs::remove_file(vm.path("kvm"));
+    let mut command = vm.command();
+    as_user(command.arg("--check"), &vm);
+    let checked = vm.run_with(&mut command);
+    assert_eq!(checked.output.ends_with(", network and user namespaces\n"), given, "{checked:?}");
 }
 
 /// A user namespace gives rights to the files of its own user; the modes of files count all the same.
@@ -232,38 +239,154 @@ fn a_user_namespace_opens_nothing_that_its_user_may_not() {
     );
 }
 
+/// Has the program find something changed. It is done after the fork, so it takes no memory.
+fn changed(command: &mut Command, change: &'static (dyn Fn() + Sync)) {
+    // SAFETY: it makes system calls only.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(move || {
+            change();
+            Ok(())
+        });
+    }
+}
+
+/// The log has one line that says what it is without, with the remedy.
+#[track_caller]
+fn told(log: &str, part: &str) {
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("the sandbox is without")).collect();
+    assert!(matches!(lines[..], [line] if line.contains("INFO") && line.contains(part)), "{part}: {log}");
+}
+
 #[test]
 fn a_host_that_gives_none_is_told_once_and_the_machine_starts() {
     let name = "a_host_that_gives_none_is_told_once_and_the_machine_starts";
     if !hypervisor(name) {
         return;
     }
-    let forbid = |command: &mut Command, call| {
-        // SAFETY: it makes system calls and takes no memory.
-        #[allow(unsafe_code)]
-        unsafe {
-            command.pre_exec(move || {
-                answer_system_call(call, libc::EPERM);
-                Ok(())
-            });
-        }
-    };
-    let told = |log: &str| {
-        let lines: Vec<_> = log.lines().filter(|line| line.contains("the sandbox is without")).collect();
-        assert!(
-            matches!(lines[..], [line] if line.contains("INFO") && line.contains("have the host allow")),
-            "{log}"
-        );
-    };
-    for call in [libc::SYS_unshare, libc::SYS_setns] {
+    for change in [
+        &(|| forbid_system_call(libc::SYS_unshare)) as &'static (dyn Fn() + Sync),
+        &|| forbid_system_call(libc::SYS_setns),
+        &|| end_at_system_call(libc::SYS_unshare),
+        &|| end_at_system_call(libc::SYS_setns),
+    ] {
         let vm = machine();
         let mut command = vm.command();
-        forbid(&mut command, call);
-        told(&running(&vm, &mut command, |task| assert!(!is_own(task, "net"))));
+        changed(&mut command, change);
+        told(&running(&vm, &mut command, |task| assert!(!is_own(task, "net"))), "");
     }
+}
+
+/// What keeps an ordinary user's machine from namespaces does not keep it from starting, and `--check` says it.
+#[test]
+fn a_user_namespace_that_is_not_given_in_full_is_left_out() {
+    let name = "a_user_namespace_that_is_not_given_in_full_is_left_out";
     let Some(vm) = of_user(name) else { return };
+    // As std opens what it writes anew.
+    const WRITE: u32 = (libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_CLOEXEC) as u32;
+    let filter = "SystemCallFilter=";
+    let cases: [(&'static (dyn Fn() + Sync), [&str; 2]); 7] = [
+        (&|| forbid_system_call(libc::SYS_unshare), ["unshare", "RestrictNamespaces="]),
+        (&|| answer_system_call(libc::SYS_unshare, libc::EINVAL), ["unshare", "CONFIG_USER_NS"]),
+        (&|| end_at_system_call(libc::SYS_unshare), ["unshare", filter]),
+        // As AppArmor and SELinux may: it can be made, and nothing be done in it.
+        (&|| answer_system_call_with(libc::SYS_openat, 2, WRITE, libc::EACCES), ["uid_map", "AppArmor"]),
+        (&|| forbid_system_call(libc::SYS_capset), ["capset", filter]),
+        (&|| end_at_system_call(libc::SYS_capset), ["capset", filter]),
+        (&|| end_at_system_call(libc::SYS_setns), ["setns", filter]),
+    ];
+    for (change, why) in cases {
+        let command = || {
+            let mut command = vm.command();
+            as_user(&mut command, &vm);
+            changed(&mut command, change);
+            command
+        };
+        left_out(&vm, command, why);
+    }
+    // Who may not read the executable may not look into the process either, so its files in /proc are root's.
+    fs::copy(env!("CARGO_BIN_EXE_vmm"), vm.path("vmm")).unwrap();
+    fs::set_permissions(vm.path("vmm"), fs::Permissions::from_mode(0o711)).unwrap();
+    let command = || {
+        let mut command = Command::new(vm.path("vmm"));
+        command.current_dir(vm.path("")).args(vm.command().get_args());
+        as_user(&mut command, &vm);
+        command
+    };
+    left_out(&vm, command, ["uid_map", "executable"]);
+}
+
+/// The machine starts without, and says why; so does `--check`.
+#[track_caller]
+fn left_out(vm: &Vm, command: impl Fn() -> Command, why: [&str; 2]) {
+    let checked = vm.run_with(command().arg("--check"));
+    let _ = fs::remove_file(vm.path("kvm"));
+    let [call, remedy] = why;
+    let shown = format!("{why:?}: {checked:?}");
+    assert!(checked.code == 0 && checked.output.contains(", no namespaces of its own ("), "{shown}");
+    assert!(checked.output.contains(call) && checked.output.contains(remedy), "{shown}");
+    let log = running(vm, &mut command(), |task| assert!(!is_own(task, "user") && !is_own(task, "net")));
+    for file in ["kvm", "log"] {
+        let _ = fs::remove_file(vm.path(file));
+    }
+    told(&log, call);
+    told(&log, remedy);
+}
+
+/// A starter that does not want to hear of its children is no reason to do without.
+#[test]
+fn what_becomes_of_children_is_as_the_starter_has_it() {
+    let name = "what_becomes_of_children_is_as_the_starter_has_it";
+    let Some(vm) = of_user(name) else { return };
+    let given = gives(|command| as_user(command, &vm), libc::CLONE_NEWUSER)
+        || skipped(name, "the host gives no user namespaces to users");
+    let _ = fs::remove_file(vm.path("kvm"));
     let mut command = vm.command();
     as_user(&mut command, &vm);
-    forbid(&mut command, libc::SYS_unshare);
-    told(&running(&vm, &mut command, |task| assert!(!is_own(task, "user") && !is_own(task, "net"))));
+    changed(&mut command, &|| {
+        // SAFETY: no handler.
+        #[allow(unsafe_code)]
+        unsafe {
+            libc::signal(libc::SIGCHLD, libc::SIG_IGN)
+        };
+    });
+    running(&vm, &mut command, |task| {
+        assert_eq!((is_own(task, "user"), is_own(task, "net")), (given, given));
+        let status = fs::read_to_string(task.join("status")).unwrap();
+        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).unwrap();
+        let ignored = u64::from_str_radix(ignored, 16).unwrap();
+        assert_ne!(ignored & 1 << (libc::SIGCHLD - 1), 0, "{status}");
+    });
+}
+
+/// As `ProcSubset=pid` of a service has it, whose manager does not know seccomp(2).
+#[test]
+fn the_kernel_is_known_where_proc_shows_processes_only() {
+    let name = "the_kernel_is_known_where_proc_shows_processes_only";
+    if !hypervisor(name) || (!is_root() && !skipped(name, "only root mounts")) {
+        return;
+    }
+    let vm = machine();
+    let mut command = vm.command();
+    let mount = || {
+        let none = ptr::null();
+        // SAFETY: strings that live on, and numbers; no memory is taken after the fork.
+        #[allow(unsafe_code, clippy::multiple_unsafe_ops_per_block)]
+        unsafe {
+            check(libc::unshare(libc::CLONE_NEWNS))?;
+            check(libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_PRIVATE, none.cast()))?;
+            let (proc, of_processes) = (c"proc".as_ptr(), c"subset=pid".as_ptr().cast());
+            check(libc::mount(proc, c"/proc".as_ptr(), proc, 0, of_processes))
+        }
+    };
+    // SAFETY: it makes system calls only.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(mount)
+    };
+    changed(&mut command, &|| forbid_system_call(libc::SYS_seccomp));
+    running(&vm, &mut command, |task| {
+        let status = fs::read_to_string(task.join("status")).unwrap();
+        assert!(status.contains("\nSeccomp:\t2\n"), "{status}");
+    });
 }
