@@ -187,6 +187,28 @@ fn faults_of_crates_are_mended_in_the_versions_that_are_used() {
     assert_eq!(versions("versionize"), Vec::<[u64; 3]>::new(), "CVE-2023-28448");
 }
 
+/// What architecture.md quotes of messages, `N` for a number, is what the machine says.
+#[test]
+fn messages_that_are_quoted_are_in_the_code() {
+    let mut files = Vec::new();
+    sources(&workspace().join("vmm").join("src"), &mut files);
+    // Long strings go on in the next line.
+    let joined = |source: String| {
+        let lines = source.split("\\\n").map(str::trim_start).collect::<Vec<_>>();
+        lines.concat().replace("{}", "N")
+    };
+    let code: String = files.iter().map(|path| joined(fs::read_to_string(path).unwrap())).collect();
+    // Without drawings.
+    let document = text("docs/architecture.md");
+    let document = document.split("```").step_by(2).collect::<String>().replace('\n', " ");
+    let quoted: Vec<&str> = document.split('`').skip(1).step_by(2).collect();
+    let messages: Vec<&&str> = quoted.iter().filter(|part| part.split(' ').count() > 5).collect();
+    assert!(!messages.is_empty());
+    for message in messages {
+        assert!(code.contains(*message), "nothing says: {message}");
+    }
+}
+
 /// Lints against what may panic.
 const PANICS: [&str; 6] =
     ["unwrap_used", "expect_used", "panic", "unreachable", "indexing_slicing", "arithmetic_side_effects"];
