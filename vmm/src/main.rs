@@ -99,7 +99,7 @@ fn run() -> Outcome {
         config.vm.on_crash = Restart::Exit;
     }
     if config.security.sandbox == Sandbox::On
-        && let Err(error) = passed::close_others()
+        && let Err(error) = passed::find_others()
     {
         tracing::warn!("what was open at the start stays so, for /proc is needed to close it: {error}");
     }

@@ -3,7 +3,8 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use devices::storage::fdset;
@@ -27,12 +28,16 @@ pub fn take(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Closes what else whoever started the process has left open: nothing here knows of it, and who has taken over a thread could
-/// use it, a socket above all. To be called once [`take`] has its own.
+/// What else whoever started the process has left open.
+static OTHERS: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
+
+/// Finds what else whoever started the process has left open. To be called once [`take`] has its own, before other threads have
+/// opened anything.
 ///
 /// # Errors
 /// There is no /proc to look in.
-pub fn close_others() -> io::Result<()> {
+pub fn find_others() -> io::Result<()> {
+    let mut others = OTHERS.lock().unwrap_or_else(PoisonError::into_inner);
     for entry in fs::read_dir("/proc/self/fd")? {
         let entry = entry?;
         let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()) else {
@@ -45,16 +50,37 @@ pub fn close_others() -> io::Result<()> {
         if fd < FIRST || flags < 0 || flags & libc::FD_CLOEXEC != 0 {
             continue;
         }
-        let name = fs::read_link(entry.path()).unwrap_or_default();
-        tracing::info!(
-            "descriptor {fd} ({}) was open at the start, and no --add-fd names it: it is closed",
-            name.display()
-        );
         // SAFETY: as above: nothing here owns it.
         #[allow(unsafe_code)]
-        drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        others.push(unsafe { OwnedFd::from_raw_fd(fd) });
     }
     Ok(())
+}
+
+/// Closes them: nothing here knows of them, and who has taken over a thread could use one, a socket above all. By then names
+/// such as `/dev/fd/3` have been opened. One that holds a lock stays open: others go by it, as long as this process lives
+/// (flock(1)).
+pub(crate) fn close_others() {
+    let others = std::mem::take(&mut *OTHERS.lock().unwrap_or_else(PoisonError::into_inner));
+    for other in others {
+        let fd = other.as_raw_fd();
+        let name = fs::read_link(format!("/proc/self/fd/{fd}")).unwrap_or_default();
+        let locked = has_lock(fd);
+        let what = if locked { "stays open, for it holds a lock" } else { "is closed" };
+        tracing::info!(
+            "descriptor {fd} ({}) was open at the start, and no --add-fd names it: it {what}",
+            name.display()
+        );
+        if locked {
+            std::mem::forget(other);
+        }
+    }
+}
+
+/// Whether there is a lock by what is open as `fd` (proc(5), fdinfo).
+fn has_lock(fd: RawFd) -> bool {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
+    info.lines().any(|line| line.starts_with("lock:"))
 }
 
 /// An argument in its parts.

@@ -11,9 +11,13 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use super::sys::{is_byte_taken, release_byte, share_byte};
 use super::{OpenError, lock_list};
+use crate::threads::{self, Kind};
 
 /// First lock byte of permissions in use.
 const USED: i64 = 100;
@@ -179,32 +183,57 @@ pub(super) fn used_twice(shown: impl Display) -> OpenError {
     ))
 }
 
+/// How long it may take to find who holds a lock. A process that the host keeps may not even be looked at: one that is being
+/// started, and whose files hang, holds up who does.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How many look at the processes of others, perhaps for ever.
+static LOOKING: AtomicUsize = AtomicUsize::new(0);
+/// No more do.
+const LOOKERS: usize = 8;
+
 /// The process that holds locks on the file at `place`, but with `file`. The kernel does not name it, so every process is asked.
 /// What others have open is not touched: its server may not answer.
-fn holder(file: Option<&File>, place: &String) -> Option<u32> {
-    let number = file.map(File::as_raw_fd);
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let mut found = None;
-    // In the sandbox this one only can be asked.
-    for pid in pids.chain([std::process::id()]) {
-        let ours = pid == std::process::id();
-        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
-        let descriptors = descriptors.flatten().filter_map(|entry| {
-            // Of a file or device, not a socket or what belongs to a driver.
-            let path = fs::read_link(entry.path()).ok()?;
-            path.is_absolute().then(|| entry.file_name().to_str()?.parse::<RawFd>().ok())?
-        });
-        for descriptor in descriptors.filter(|descriptor| !ours || Some(*descriptor) != number) {
-            if locks_of(pid, descriptor).contains(place) {
-                if !ours {
-                    return Some(pid);
-                }
-                found = Some(pid);
-            }
+fn holder(file: Option<&File>, place: &str) -> Option<u32> {
+    let own = || {
+        let number = file.map(File::as_raw_fd);
+        // In the sandbox only this one can be asked.
+        has_locks(std::process::id(), place, number).then(std::process::id)
+    };
+    other_holder(place).or_else(own)
+}
+
+fn other_holder(place: &str) -> Option<u32> {
+    let free = |looking: usize| (looking < LOOKERS).then_some(looking + 1);
+    LOOKING.fetch_update(Ordering::SeqCst, Ordering::SeqCst, free).ok()?;
+    let (tell, told) = mpsc::channel();
+    let place = place.to_owned();
+    let look = move || {
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let found = pids.find(|pid| *pid != std::process::id() && has_locks(*pid, &place, None));
+        LOOKING.fetch_sub(1, Ordering::SeqCst);
+        let _ = tell.send(found);
+    };
+    match threads::spawn(Kind::Loops, "holder", look) {
+        Ok(_) => told.recv_timeout(PATIENCE).ok().flatten(),
+        Err(_) => {
+            LOOKING.fetch_sub(1, Ordering::SeqCst);
+            None
         }
     }
-    found
+}
+
+/// Whether a process holds locks on the file at `place` with another descriptor than this one.
+fn has_locks(pid: u32, place: &str, but: Option<RawFd>) -> bool {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let mut descriptors = descriptors.filter_map(|entry| {
+        // Of a file or device, not a socket or what belongs to a driver.
+        let path = fs::read_link(entry.path()).ok()?;
+        path.is_absolute().then(|| entry.file_name().to_str()?.parse::<RawFd>().ok())?
+    });
+    descriptors.any(|descriptor| {
+        Some(descriptor) != but && locks_of(pid, descriptor).iter().any(|one| one.as_str() == place)
+    })
 }
 
 /// On which files a descriptor of a process holds open-file-description locks, as those of images are: the device of the file

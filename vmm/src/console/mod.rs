@@ -37,6 +37,7 @@ use self::pump::Pump;
 
 pub use self::error::ConsoleError;
 pub use self::signals::{Request, Signals, Watch, die, let_signals_end, suspend};
+pub(crate) use self::terminal::has_raw_terminal;
 pub use self::terminal::{explain_bus_errors, leave as give_back};
 
 /// How long a connected but silent reader of a pseudoterminal or socket may hold up the guest.

@@ -105,6 +105,11 @@ fn saved() -> Option<&'static Saved> {
     unsafe { SAVED.load(Ordering::Acquire).as_ref() }
 }
 
+/// Whether there has been a terminal to put into raw mode.
+pub(crate) fn has_raw_terminal() -> bool {
+    saved().is_some()
+}
+
 /// Enters raw mode, first or again, unless the terminal is in the hands of another job.
 pub(super) fn renew() {
     if WANTED.load(Ordering::Acquire)

@@ -13,6 +13,7 @@ use libc::sock_filter;
 
 use super::calls::{self, Refusal};
 use super::paths::Paths;
+use super::privileges::Ids;
 use super::refusal::Line;
 use super::{capabilities, namespaces};
 
@@ -23,6 +24,8 @@ const DONE: u32 = 1;
 /// What is done to a thread, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
+    /// It becomes the user of `[security]`.
+    User,
     /// No program that it starts has more rights than it.
     NoNewPrivileges,
     /// It leaves the host's network.
@@ -38,11 +41,19 @@ pub(super) enum Step {
 }
 
 impl Step {
-    const ALL: [Self; 6] =
-        [Self::NoNewPrivileges, Self::Network, Self::Capabilities, Self::Paths, Self::Calls, Self::Signal];
+    const ALL: [Self; 7] = [
+        Self::User,
+        Self::NoNewPrivileges,
+        Self::Network,
+        Self::Capabilities,
+        Self::Paths,
+        Self::Calls,
+        Self::Signal,
+    ];
 
     fn what(self) -> &'static str {
         match self {
+            Self::User => "becoming the user of [security] (setresuid)",
             Self::NoNewPrivileges => "giving up new privileges (PR_SET_NO_NEW_PRIVS)",
             Self::Network => "entering a network of its own (setns)",
             Self::Capabilities => "giving up capabilities (capset)",
@@ -55,6 +66,7 @@ impl Step {
     /// The system calls that it takes.
     fn call(self) -> &'static str {
         match self {
+            Self::User => "setgroups, setresgid and setresuid",
             Self::NoNewPrivileges => "prctl",
             Self::Network => "setns",
             Self::Capabilities => "capset",
@@ -82,6 +94,7 @@ impl StepError {
     pub(super) fn remedy(&self) -> String {
         let off = "set sandbox = \"off\" in [security] to run it without";
         let call = match (self.step, self.source.raw_os_error()) {
+            (Step::User, _) => return "start it with CAP_SETUID and CAP_SETGID, or as that user".into(),
             (Step::Signal, Some(libc::EAGAIN)) => {
                 return "raise the limit of pending signals (LimitSIGPENDING= of its service, or ulimit -i)"
                     .into();
@@ -103,7 +116,10 @@ struct Reached {
 
 /// Everything that the threads need, made before the first is told.
 pub(super) struct Prepared {
-    refusal: Refusal,
+    /// What becomes of calls that are not allowed; `None` where threads only become another user.
+    refusal: Option<Refusal>,
+    /// Whom all but the main thread, which is that user already, have to become.
+    user: Option<Ids>,
     /// Paths to be given up (landlock_restrict_self(2)).
     paths: Option<Paths>,
     filters: [OnceLock<Vec<sock_filter>>; Kind::ALL.len()],
@@ -130,14 +146,15 @@ pub(super) fn signal() -> libc::c_int {
 
 impl Prepared {
     /// To be done once in a process; later it is as it was the first time.
-    pub(super) fn new(refusal: Refusal, paths: Option<Paths>) -> &'static Self {
-        PREPARED.get_or_init(|| Self::of(refusal, paths))
+    pub(super) fn new(refusal: Option<Refusal>, user: Option<Ids>, paths: Option<Paths>) -> &'static Self {
+        PREPARED.get_or_init(|| Self::of(refusal, user, paths))
     }
 
-    fn of(refusal: Refusal, paths: Option<Paths>) -> Self {
+    fn of(refusal: Option<Refusal>, user: Option<Ids>, paths: Option<Paths>) -> Self {
         sys::look_at_kernel();
         Self {
             refusal,
+            user,
             paths,
             filters: [const { OnceLock::new() }; Kind::ALL.len()],
             reached: OnceLock::new(),
@@ -152,11 +169,11 @@ impl Prepared {
         self.paths.as_ref()
     }
 
-    /// Makes the filter for a kind, if it is not there yet.
-    fn make(&self, kind: Kind) -> &[sock_filter] {
+    /// Makes the filter for a kind, if it is not there yet and threads get one.
+    fn make(&self, kind: Kind) -> Option<&[sock_filter]> {
         let kind = calls::like(kind);
-        let place = self.filters.get(kind as usize);
-        place.map_or(&[], |place| place.get_or_init(|| calls::filter(kind, self.refusal)))
+        let (place, refusal) = (self.filters.get(kind as usize)?, self.refusal?);
+        Some(place.get_or_init(|| calls::filter(kind, refusal, crate::console::has_raw_terminal())))
     }
 
     fn filter(&self, kind: Kind) -> Option<&[sock_filter]> {
@@ -240,9 +257,13 @@ impl Prepared {
         if CONFINED.replace(true) {
             return Ok(());
         }
+        if let Some(user) = self.user.as_ref().filter(|_| kind != Kind::Main) {
+            user.take_or_have().map_err(|error| (Step::User, error))?;
+        }
+        let Some(refusal) = self.refusal else { return Ok(()) };
         let filter = self.filter(kind).ok_or((Step::Calls, libc::EINVAL))?;
         sys::no_new_privileges().map_err(|error| (Step::NoNewPrivileges, error))?;
-        if self.refusal == Refusal::End {
+        if refusal == Refusal::End {
             namespaces::join().map_err(|error| (Step::Network, error))?;
             capabilities::give_up(kept(kind)).map_err(|error| (Step::Capabilities, error))?;
         }
@@ -255,7 +276,7 @@ impl Prepared {
 
 /// Confines the calling thread as the main one, and no other: a trial on a thread that ends then.
 pub(super) fn attempt(refusal: Refusal, paths: Option<Paths>) -> Result<(), StepError> {
-    let prepared = Prepared::of(refusal, paths);
+    let prepared = Prepared::of(Some(refusal), None, paths);
     prepared.make(Kind::Main);
     prepared.confine_main()
 }
@@ -267,7 +288,8 @@ pub(super) fn on_start(kind: Kind) {
     };
     CONFINED.set(true);
     let error = |error| StepError::new(Step::Calls, io::Error::from_raw_os_error(error));
-    if let Err(error) = sys::filter_calls(prepared.make(kind)).map_err(error) {
+    let Some(filter) = prepared.make(kind) else { return };
+    if let Err(error) = sys::filter_calls(filter).map_err(error) {
         devices::log_limited!(warn, "a thread may do as much as the one that started it: {error}");
     }
 }

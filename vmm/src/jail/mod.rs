@@ -16,20 +16,23 @@ mod paths;
 mod privileges;
 mod refusal;
 mod signals;
+mod strangers;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod trial;
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Error, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use devices::threads::{self, Attention, Kind};
 
-use crate::config::{Config, Sandbox, reason};
+use crate::config::{Config, Sandbox, Serial, reason};
+use crate::passed;
 use calls::Refusal;
 use confine::{Prepared, Step, StepError};
-use parent::Parent;
 use paths::Paths;
+use privileges::Ids;
 
 /// How long threads may take to confine themselves. One that the host keeps in a system call does so when it comes back,
 /// before anything else.
@@ -44,15 +47,18 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// The host does not let a thread confine itself, or the user could not do later what has to be done. What has been given
 /// up cannot be taken back.
 pub fn enter(config: &Config) -> Result<()> {
+    if config.security.sandbox == Sandbox::On {
+        passed::close_others();
+        streams::narrow(config.serial == Serial::Stdio).context("the sandbox: standard input and output")?;
+    }
     privileges::check(config)?;
     let paths = paths::prepare(config)?;
-    if let Some(user) = &config.security.user {
-        let parent = Parent::of();
+    let user = config.security.user.as_ref();
+    if let Some(user) = user {
         privileges::become_user(config, user)?;
-        parent.keep().context("the signal at the end of the parent (PR_SET_PDEATHSIG)")?;
     }
     namespaces::enter();
-    confine(config.security.sandbox, paths)
+    confine(config.security.sandbox, user.map(Ids::of), paths)
 }
 
 /// What would keep the machine of `config` from becoming the user that it shall run as, and from its sandbox, which is tried
@@ -137,18 +143,25 @@ pub fn prepare(config: &Config) {
     }
 }
 
-fn confine(sandbox: Sandbox, paths: Option<Paths>) -> Result<()> {
-    let Some(refusal) = refusal(sandbox) else { return Ok(()) };
+fn confine(sandbox: Sandbox, user: Option<Ids>, paths: Option<Paths>) -> Result<()> {
+    let refusal = refusal(sandbox);
+    if refusal.is_none() && user.is_none() {
+        return Ok(());
+    }
     let begin = Instant::now();
-    crate::lines::prepare();
-    refusal::explain().context("the sandbox: the signal of refused calls")?;
+    if refusal.is_some() {
+        crate::lines::prepare();
+        refusal::explain().context("the sandbox: the signal of refused calls")?;
+    }
+    let stay = user.is_some();
     // What it interrupts goes on. On the thread's own stack, for one for signals would take a page of each thread.
     signals::catch(confine::signal(), on_signal, libc::SA_RESTART).context("the sandbox: its signal")?;
-    let prepared = Prepared::new(refusal, paths);
+    let prepared = Prepared::new(refusal, user, paths);
     // While those come up that were started last.
     prepared.make_all(&threads::living());
     let attention = threads::attend(confine::on_start);
     prepared.expect(&attention.living);
+    look_for_strangers(&attention, stay)?;
     let made = begin.elapsed();
     let entered = tell(&attention).and_then(|()| {
         // While the others do.
@@ -164,6 +177,27 @@ fn confine(sandbox: Sandbox, paths: Option<Paths>) -> Result<()> {
     let (made, all) = (made.as_micros(), begin.elapsed().as_micros());
     tracing::debug!(target: "vmm::start", "{all} us for the sandbox, {made} of them for its filters");
     entered.map_err(refused)
+}
+
+/// Threads of libraries that somebody had loaded into the process are not told. With the rights of root, one could still do
+/// anything.
+fn look_for_strangers(attention: &Attention, user: bool) -> Result<()> {
+    let strangers = strangers::find(attention);
+    if strangers.is_empty() {
+        return Ok(());
+    }
+    let names = strangers.join(", ");
+    if user {
+        bail!(
+            "threads of a library that was loaded into the process would stay root: {names}; start the machine without it \
+             (LD_PRELOAD, /etc/ld.so.preload), or as that user"
+        );
+    }
+    tracing::warn!(
+        "threads of a library that was loaded into the process are not in the sandbox: {names}; start the machine without it \
+         (LD_PRELOAD, /etc/ld.so.preload)"
+    );
+    Ok(())
 }
 
 /// Has each thread confine itself. One that ends meanwhile need not.

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use devices::threads::{self, Kind};
 
+use super::parent::Parent;
 use crate::config::{Config, User, parent, reason};
 
 const REMEDY: &str = "change its owner or mode, or those of its directory";
@@ -27,8 +28,7 @@ pub(super) fn check(config: &Config) -> Result<()> {
         let thread = threads::spawn_scoped(scope, Kind::Load, "look", look).context("starting a thread")?;
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })?;
-    // Not there: the log may start a thread, which would have that user's rights alone, and the C library ends a process
-    // whose threads cannot change theirs together.
+    // Not there: the log may start a thread, which would have that user's rights alone from then on.
     warnings.iter().for_each(|line| tracing::warn!("{line}"));
     Ok(())
 }
@@ -77,56 +77,67 @@ fn look(config: &Config, user: &User, images: &[(PathBuf, bool)]) -> Result<Vec<
     Ok(super::paths::names(config).filter_map(stays).chain(images.iter().filter_map(gone)).collect())
 }
 
-/// Gives this process' names to `user`, and becomes that user for good, with all threads. The kernel then lets no other process
-/// of that user look into this one; nor is its memory written to a file when it crashes, whatever the host's settings are: a
-/// guest's secrets are in it.
+/// Gives this process' names to `user`, and has the main thread, which calls this, become that user for good. The others
+/// [do so](Ids::take) when they are told: the C library's functions for all threads would wait for one that the host keeps.
 pub(super) fn become_user(config: &Config, user: &User) -> Result<()> {
     super::paths::names(config).try_for_each(|name| {
         give(name, user).with_context(|| format!("giving {} to user \"{}\"", name.display(), user.name))
     })?;
-    let failed =
-        || format!("becoming user \"{}\", for which root needs CAP_SETUID and CAP_SETGID", user.name);
-    let groups = groups(user);
-    // SAFETY: the call reads a list of this length, which outlives it.
-    #[allow(unsafe_code)]
-    check_call(unsafe { libc::setgroups(groups.len(), groups.as_ptr()) }.into()).with_context(failed)?;
-    // SAFETY: no pointers.
-    #[allow(unsafe_code)]
-    check_call(unsafe { libc::setresgid(user.gid, user.gid, user.gid) }.into()).with_context(failed)?;
-    // SAFETY: no pointers.
-    #[allow(unsafe_code)]
-    check_call(unsafe { libc::setresuid(user.uid, user.uid, user.uid) }.into()).with_context(failed)?;
-    // The kernel does what fs.suid_dumpable says: with 1 or 2 there would be a core file.
-    let (no, none): (libc::c_ulong, libc::c_ulong) = (0, 0);
-    // SAFETY: no pointers.
-    #[allow(unsafe_code)]
-    check_call(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, no, none, none, none) }.into())
-        .context("keeping memory out of core files (PR_SET_DUMPABLE)")?;
+    let parent = Parent::of();
+    become_on_this_thread(user)?;
+    parent.keep().context("the signal at the end of the parent (PR_SET_PDEATHSIG)")?;
     devices::sandbox::became(&user.name);
     Ok(())
 }
 
-fn groups(user: &User) -> Vec<libc::gid_t> {
-    [user.gid].into_iter().chain(user.groups.iter().copied()).collect()
+/// Who a thread becomes.
+pub(super) struct Ids {
+    user: libc::uid_t,
+    group: libc::gid_t,
+    groups: Box<[libc::gid_t]>,
 }
 
-/// The same for the calling thread only, of which nothing else remains. The C library's functions are for all threads.
+impl Ids {
+    pub(super) fn of(user: &User) -> Self {
+        let groups = [user.gid].into_iter().chain(user.groups.iter().copied()).collect();
+        Self { user: user.uid, group: user.gid, groups }
+    }
+
+    /// The calling thread alone becomes that user. The kernel then lets no other process of that user look into this one; nor
+    /// is its memory written to a file when it crashes, whatever the host's settings are: a guest's secrets are in it. A signal
+    /// handler may call this; the error is the system's number.
+    pub(super) fn take(&self) -> Result<(), libc::c_int> {
+        let (user, group, groups) = (self.user, self.group, &self.groups);
+        // SAFETY: the call reads a list of this length, which outlives it.
+        #[allow(unsafe_code)]
+        number(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })?;
+        // SAFETY: no pointers.
+        #[allow(unsafe_code)]
+        number(unsafe { libc::syscall(libc::SYS_setresgid, group, group, group) })?;
+        // SAFETY: no pointers.
+        #[allow(unsafe_code)]
+        number(unsafe { libc::syscall(libc::SYS_setresuid, user, user, user) })?;
+        // The kernel has just done what fs.suid_dumpable says: with 1 or 2 there would be a core file.
+        let (no, none): (libc::c_ulong, libc::c_ulong) = (0, 0);
+        // SAFETY: no pointers.
+        #[allow(unsafe_code)]
+        number(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, no, none, none, none) }.into())
+    }
+
+    /// The same of a thread that the main one may have started when it was that user already.
+    pub(super) fn take_or_have(&self) -> Result<(), libc::c_int> {
+        // SAFETY: no arguments, cannot fail.
+        #[allow(unsafe_code)]
+        let has = unsafe { libc::geteuid() } == self.user;
+        self.take().or_else(|error| if has && error == libc::EPERM { Ok(()) } else { Err(error) })
+    }
+}
+
+/// The calling thread becomes that user, and no other.
 pub(super) fn become_on_this_thread(user: &User) -> Result<()> {
-    let failed =
-        || format!("becoming user \"{}\", for which root needs CAP_SETUID and CAP_SETGID", user.name);
-    let groups = groups(user);
-    // SAFETY: the call reads a list of this length, which outlives it.
-    #[allow(unsafe_code)]
-    check_call(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })
-        .with_context(failed)?;
-    // SAFETY: no pointers.
-    #[allow(unsafe_code)]
-    check_call(unsafe { libc::syscall(libc::SYS_setresgid, user.gid, user.gid, user.gid) })
-        .with_context(failed)?;
-    // SAFETY: no pointers.
-    #[allow(unsafe_code)]
-    check_call(unsafe { libc::syscall(libc::SYS_setresuid, user.uid, user.uid, user.uid) })
-        .with_context(failed)
+    Ids::of(user).take().map_err(io::Error::from_raw_os_error).with_context(|| {
+        format!("becoming user \"{}\", for which root needs CAP_SETUID and CAP_SETGID", user.name)
+    })
 }
 
 /// Makes the name of a socket, or a link, the user's: with the mode that it has, nobody else could connect.
@@ -162,5 +173,13 @@ fn may(path: &Path, how: libc::c_int) -> io::Result<()> {
 }
 
 fn check_call(result: libc::c_long) -> Result<(), io::Error> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    number(result).map_err(io::Error::from_raw_os_error)
+}
+
+fn number(result: libc::c_long) -> Result<(), libc::c_int> {
+    if result >= 0 {
+        return Ok(());
+    }
+    // It takes no memory.
+    Err(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -12,6 +13,7 @@ use devices::threads::Kind;
 use libc::c_long;
 
 use super::*;
+use crate::config::User;
 
 const CHILD: &str = "VMM_TEST_JAIL_CHILD";
 
@@ -34,6 +36,11 @@ fn said(bytes: &[u8]) -> String {
 fn child() {
     let Ok(what) = std::env::var(CHILD) else { return };
     let (way, kind) = what.split_once(':').unwrap();
+    match way {
+        "kept" => return kept(kind),
+        "streams" => return streams(kind),
+        _ => {}
+    }
     let kind = Kind::ALL.into_iter().find(|one| format!("{one:?}") == kind).unwrap();
     let file = tempfile::tempfile().unwrap();
     let (go, gone) = mpsc::channel();
@@ -50,7 +57,7 @@ fn child() {
     match way {
         "before" => {
             let thread = threads::spawn(kind, "jailed", work).unwrap();
-            confine(Sandbox::On, None).unwrap();
+            confine(Sandbox::On, None, None).unwrap();
             go.send(()).unwrap();
             let _ = thread.join();
         }
@@ -65,7 +72,7 @@ fn child() {
                 work();
             });
             there.recv().unwrap();
-            confine(Sandbox::On, None).unwrap();
+            confine(Sandbox::On, None, None).unwrap();
             back.send(()).unwrap();
             go.send(()).unwrap();
             let _ = thread.unwrap().join();
@@ -79,18 +86,18 @@ fn child() {
                 call(libc::SYS_execve, [0; 6]);
                 println!("it lives");
             });
-            confine(Sandbox::On, None).unwrap();
+            confine(Sandbox::On, None, None).unwrap();
             go.send(()).unwrap();
             let _ = thread.unwrap().join();
         }
         "later" => {
-            confine(Sandbox::On, None).unwrap();
+            confine(Sandbox::On, None, None).unwrap();
             let thread = threads::spawn(kind, "jailed", work).unwrap();
             go.send(()).unwrap();
             let _ = thread.join();
         }
         "main" => {
-            confine(Sandbox::On, None).unwrap();
+            confine(Sandbox::On, None, None).unwrap();
             go.send(()).unwrap();
             work();
         }
@@ -100,21 +107,161 @@ fn child() {
                 gone.recv().unwrap();
                 println!("socket {}", call(libc::SYS_socket, [1, 1, 0, 0, 0, 0]));
             });
-            confine(Sandbox::Log, None).unwrap();
+            confine(Sandbox::Log, None, None).unwrap();
             go.send(()).unwrap();
             thread.unwrap().join().unwrap();
         }
         "forbidden" => {
             devices::testing::forbid_filters();
-            println!("{:#}", confine(Sandbox::On, None).unwrap_err());
+            println!("{:#}", confine(Sandbox::On, None, None).unwrap_err());
         }
         "unknown" => {
             devices::testing::forbid_system_call(libc::SYS_seccomp);
-            confine(Sandbox::On, None).unwrap();
+            confine(Sandbox::On, None, None).unwrap();
             go.send(()).unwrap();
             work();
         }
         other => panic!("{other}"),
+    }
+}
+
+/// Becomes another user while the host keeps a thread in a system call.
+fn kept(sandbox: &str) {
+    const HOST: Duration = Duration::from_secs(2);
+    let sandbox = if sandbox == "on" { Sandbox::On } else { Sandbox::Off };
+    let user = User { name: "x".into(), uid: 64_321, gid: 64_322, groups: vec![64_323] };
+    let number = AtomicI32::new(0);
+    std::thread::scope(|scope| {
+        let (begins, begun) = mpsc::channel();
+        let (end, ends) = mpsc::channel::<()>();
+        let told = &number;
+        let kept = threads::spawn_scoped(scope, Kind::Load, "kept", move || {
+            told.store(threads::number(), Ordering::SeqCst);
+            begins.send(()).unwrap();
+            wait_for_host(HOST);
+            let _ = ends.recv();
+        });
+        begun.recv().unwrap();
+        // Until it is there.
+        std::thread::sleep(Duration::from_millis(100));
+        let begin = Instant::now();
+        privileges::become_on_this_thread(&user).unwrap();
+        confine(sandbox, Some(Ids::of(&user)), None).unwrap();
+        let took = begin.elapsed();
+        assert!(took >= PATIENCE && took < Duration::from_millis(1500), "{took:?}");
+        let ids = |number: i32| {
+            let status = std::fs::read_to_string(format!("/proc/self/task/{number}/status")).unwrap();
+            let shown =
+                |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).unwrap().to_owned();
+            [shown("Uid:"), shown("Gid:"), shown("Groups:"), shown("CapEff:")]
+                .map(|line| line.trim().to_owned())
+        };
+        let there =
+            ["64321\t64321\t64321\t64321", "64322\t64322\t64322\t64322", "64322 64323", "0000000000000000"];
+        let number = number.load(Ordering::SeqCst);
+        assert_eq!(ids(threads::number()), there);
+        assert_eq!(ids(number)[0], "0\t0\t0\t0", "the test keeps nothing");
+        std::thread::sleep((HOST + Duration::from_millis(300)).saturating_sub(begin.elapsed()));
+        assert_eq!(ids(number), there);
+        drop(end);
+        kept.unwrap().join().unwrap();
+    });
+    println!("it did");
+}
+
+/// Gives up what could be done with pipes and a terminal, and opens them anew as another user, who owns them.
+fn streams(console: &str) {
+    let (mut script, input) = pipe(0);
+    let (output, _report) = pipe(1);
+    let terminal = terminal(2);
+    streams::narrow(console == "console").unwrap();
+    let user = User { name: "x".into(), uid: 64_321, gid: 64_322, groups: vec![] };
+    let opens = move |fd: i32| {
+        let open =
+            |read, write| File::options().read(read).write(write).open(format!("/proc/self/fd/{fd}")).is_ok();
+        [open(true, false), open(false, true), open(true, true)]
+    };
+    let opened = std::thread::spawn(move || {
+        privileges::become_on_this_thread(&user).unwrap();
+        [0, 1].map(opens)
+    });
+    let opened = opened.join().unwrap();
+    assert_eq!(opened[1], [false, true, false], "a pipe for output");
+    let mut read = [0];
+    script.write_all(b"x").unwrap();
+    match console {
+        "console" => {
+            assert_eq!(opened[0], [true, false, false], "a pipe for input");
+            assert_eq!((standard(0).read(&mut read).unwrap(), read), (1, *b"x"));
+        }
+        _ => assert_eq!(standard(0).read(&mut read).unwrap(), 0, "the script's"),
+    }
+    // What comes from the terminal's other side stays there.
+    let mut other = terminal;
+    other.write_all(b"typed\n").unwrap();
+    assert_eq!(standard(2).read(&mut read).unwrap_err().raw_os_error(), Some(libc::EBADF));
+    standard(2).write_all(b"written").unwrap();
+    let (mut shown, mut some) = (Vec::new(), [0; 64]);
+    while !said(&shown).contains("written") {
+        let length = other.read(&mut some).unwrap();
+        shown.extend(&some[..length]);
+    }
+    drop((input, output));
+    std::process::exit(77);
+}
+
+/// What is open as `fd`.
+#[allow(unsafe_code)]
+fn standard(fd: i32) -> std::mem::ManuallyDrop<File> {
+    // SAFETY: it is not closed here.
+    std::mem::ManuallyDrop::new(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) })
+}
+
+#[allow(unsafe_code)]
+fn put(file: &impl std::os::fd::AsRawFd, fd: i32) {
+    // SAFETY: no pointers.
+    assert_eq!(unsafe { libc::dup2(file.as_raw_fd(), fd) }, fd);
+}
+
+/// A pipe of the other user's, one end of which is `fd`: the other end, and this.
+fn pipe(fd: i32) -> (File, File) {
+    use std::os::fd::OwnedFd;
+    let (reader, writer) = std::io::pipe().unwrap();
+    std::os::unix::fs::fchown(&reader, Some(64_321), Some(64_322)).unwrap();
+    let (reader, writer) = (File::from(OwnedFd::from(reader)), File::from(OwnedFd::from(writer)));
+    let (own, other) = if fd == 0 { (reader, writer) } else { (writer, reader) };
+    put(&own, fd);
+    (other, own)
+}
+
+/// A terminal as `fd`: its other side.
+#[allow(unsafe_code)]
+fn terminal(fd: i32) -> File {
+    let other = File::options().read(true).write(true).open("/dev/ptmx").unwrap();
+    let number = std::os::fd::AsRawFd::as_raw_fd(&other);
+    // SAFETY: no pointers.
+    assert_eq!(unsafe { libc::unlockpt(number) }, 0);
+    let mut name = [0; 64];
+    // SAFETY: room of this length.
+    assert_eq!(unsafe { libc::ptsname_r(number, name.as_mut_ptr(), name.len()) }, 0);
+    // SAFETY: the call wrote a string.
+    let name = unsafe { std::ffi::CStr::from_ptr(name.as_ptr()) }.to_str().unwrap();
+    let terminal = File::options().read(true).write(true).open(name).unwrap();
+    put(&terminal, fd);
+    other
+}
+
+/// Keeps the calling thread in a system call that no signal interrupts, but one that ends the process.
+#[allow(unsafe_code)]
+fn wait_for_host(time: Duration) {
+    let time = libc::timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: 0 };
+    // SAFETY: no pointers; the child has memory of its own.
+    let child = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_VFORK | libc::SIGCHLD, 0, 0, 0, 0) };
+    if child == 0 {
+        // SAFETY: a live time.
+        unsafe { libc::nanosleep(&raw const time, std::ptr::null_mut()) };
+        // SAFETY: it ends the child alone.
+        unsafe { libc::_exit(0) };
     }
 }
 
@@ -353,6 +500,32 @@ fn threads_that_start_later_are_confined_as_well() {
 #[test]
 fn a_thread_that_does_not_answer_is_confined_when_it_comes_back() {
     check("busy", Kind::Log);
+}
+
+#[test]
+fn a_thread_that_the_host_keeps_becomes_another_user_when_it_comes_back() {
+    if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
+        eprintln!("SKIPPED: only root becomes another user");
+        return;
+    }
+    for sandbox in ["on", "off"] {
+        let output = child_process(&format!("kept:{sandbox}"));
+        let shown = format!("{}\n{}\n{}", output.status, said(&output.stdout), said(&output.stderr));
+        assert!(output.status.success() && shown.contains("it did"), "{shown}");
+    }
+}
+
+#[test]
+fn standard_streams_lead_nowhere_else() {
+    if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
+        eprintln!("SKIPPED: only root becomes another user");
+        return;
+    }
+    for console in ["console", "none"] {
+        let output = child_process(&format!("streams:{console}"));
+        let shown = format!("{}\n{}\n{}", output.status, said(&output.stdout), said(&output.stderr));
+        assert_eq!(output.status.code(), Some(77), "{console}: {shown}");
+    }
 }
 
 #[test]

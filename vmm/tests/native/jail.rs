@@ -68,6 +68,8 @@ fn running_with(sandbox: &str, change: impl FnOnce(&mut Command), look: impl FnO
     let mut command = vm.command();
     change(&mut command);
     let running = Running::start(&mut command);
+    // With what `change` has given it.
+    drop(command);
     let control = eventually("the control socket", || UnixStream::connect(vm.path("control")).ok());
     let ask = |command: &str| {
         (&control).write_all(format!("{{\"execute\": \"{command}\"}}\n").as_bytes()).unwrap();
@@ -187,6 +189,46 @@ fn what_the_parent_left_open_is_closed() {
         );
         assert_eq!(log.contains(&line), !stays, "{log}");
     }
+}
+
+/// As flock(1) and its like have it: the lock is held as long as the process lives. And names such as /dev/fd/N are opened before
+/// descriptors are closed.
+#[test]
+fn a_lock_that_the_parent_took_for_the_machine_stays() {
+    if !hypervisor("a_lock_that_the_parent_took_for_the_machine_stays") {
+        return;
+    }
+    const LOCK: i32 = 400;
+    const DEBUG: i32 = 401;
+    let (lock, debug) = (tempfile::NamedTempFile::new().unwrap(), tempfile::NamedTempFile::new().unwrap());
+    let (held, written) = (lock.reopen().unwrap(), debug.reopen().unwrap());
+    held.lock().unwrap();
+    let duplicate = move || {
+        for (file, number) in [(&held, LOCK), (&written, DEBUG)] {
+            // SAFETY: a call without pointers.
+            #[allow(unsafe_code)]
+            if unsafe { libc::dup2(file.as_raw_fd(), number) } != number {
+                return Err(std::io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    let change = |command: &mut Command| {
+        command.args(["--set", &format!("boot.debug_log=/dev/fd/{DEBUG}")]);
+        // SAFETY: it makes system calls only.
+        #[allow(unsafe_code)]
+        unsafe {
+            command.pre_exec(duplicate)
+        };
+    };
+    let (lock, mut running) = (lock, None);
+    running_with("on", change, |_, process| {
+        // The command is gone, and with it the descriptor of this process.
+        running = Some(lock.reopen().unwrap().try_lock().is_err());
+        assert!(fs::read_link(format!("/proc/{process}/fd/{DEBUG}")).is_err(), "it is closed");
+        assert!(fs::read_link(format!("/proc/{process}/fd/{LOCK}")).is_ok(), "it stays");
+    });
+    assert_eq!(running, Some(true), "the lock is free while the machine runs");
 }
 
 #[test]

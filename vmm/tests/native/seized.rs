@@ -254,7 +254,7 @@ impl Attempts<'_> {
     }
 
     /// Files that are opened to be written.
-    fn writing(&self) -> [Call; 7] {
+    fn writing(&self) -> [Call; 8] {
         let made = self.directory.join("made");
         let create = libc::O_CREAT | libc::O_WRONLY;
         let memory = format!("/proc/{}/mem", std::process::id());
@@ -270,16 +270,20 @@ impl Attempts<'_> {
             openat("openat of its own memory as a thread's", "/proc/thread-self/mem", libc::O_RDWR),
             openat("openat of who is killed last", "/proc/self/oom_score_adj", libc::O_WRONLY),
             openat("openat of an image that is only read", &readonly, libc::O_RDWR),
+            openat("openat of its input", "/proc/self/fd/0", libc::O_WRONLY),
         ]
     }
 
     /// Files that are opened as nobody here opens any, whoever may write.
-    fn unusual(&self) -> [Call; 2] {
+    fn unusual(&self) -> [Call; 4] {
         let open = |name, flags: i32, mode: i32| {
             let disk = text(self.directory.join("disk0").to_str().unwrap());
             Call::new(name, libc::SYS_openat, [n(libc::AT_FDCWD), disk, n(flags), n(mode)])
         };
+        let pty = [n(libc::AT_FDCWD), text("/dev/ptmx"), n(libc::O_ACCMODE | libc::O_NOCTTY)];
         [
+            open("openat for neither reading nor writing", libc::O_ACCMODE, 0),
+            Call::new("openat of a terminal for neither", libc::SYS_openat, pty),
             open("openat to empty", libc::O_WRONLY | libc::O_TRUNC, 0),
             open("openat to create for others to run", libc::O_WRONLY | libc::O_CREAT, 0o4755),
         ]

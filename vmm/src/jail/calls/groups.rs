@@ -98,17 +98,17 @@ const PR_SET_VMA: libc::c_int = 0x5356_4d41;
 const DESCRIPTORS: &[libc::c_int] =
     &[libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_DUPFD, libc::F_DUPFD_CLOEXEC];
 
-/// Of terminals: whoever ends the process, or stops it, gives the terminal back; whoever logs asks whether it is one. And of
-/// sockets (std's `set_nonblocking`).
+/// Of terminals: whoever logs asks whether it is one. And of sockets (std's `set_nonblocking`).
 const TERMINALS: &[u32] = &[
     libc::TCGETS as u32,
-    libc::TCSETS as u32,
     libc::TCGETS2 as u32,
-    libc::TCSETS2 as u32,
     libc::TIOCGPGRP as u32,
     libc::TIOCGWINSZ as u32,
     libc::FIONBIO as u32,
 ];
+
+/// What changes a terminal.
+const TERMINAL_CHANGES: &[u32] = &[libc::TCSETS as u32, libc::TCSETS2 as u32];
 
 /// Looks at paths.
 pub(super) const LOOKS: [libc::c_long; 7] = [
@@ -254,6 +254,13 @@ impl List {
         self
     }
 
+    /// Gives back the terminal that the console has: whoever ends the process, or stops it, does so. In the background it would
+    /// stop all processes of its group, so that nobody else may.
+    pub(super) fn terminal(mut self) -> Self {
+        self.with_each(libc::SYS_ioctl, 1, TERMINAL_CHANGES);
+        self
+    }
+
     /// Images that are open: their locks, length, space, and what the host says of them.
     pub(super) fn files(mut self) -> Self {
         self.any(&[
@@ -282,10 +289,16 @@ impl List {
     /// Paths: also opens what is there to write it, and makes files.
     pub(super) fn paths(self) -> Self {
         let mut all = self.reads();
-        // Nobody empties a file, nor makes one that others would run with the rights of its owner.
-        let (empties, special) = (libc::O_TRUNC.cast_unsigned(), 0o7000);
+        // Nobody empties a file, nor makes one that others would run with the rights of its owner. Nor opens one to do neither
+        // (access mode 3): Landlock has nothing to say of it, and drivers take it for one more that has their device open.
+        let (flags_of, special) = ((libc::O_TRUNC | libc::O_ACCMODE).cast_unsigned(), 0o7000);
         for (call, flags) in [(libc::SYS_open, 1), (libc::SYS_openat, 2)] {
-            all.with(call, Argument::Both([(flags, empties, 0), (flags + 1, special, 0)]));
+            for mode in [libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR] {
+                all.with(
+                    call,
+                    Argument::Both([(flags, flags_of, mode.cast_unsigned()), (flags + 1, special, 0)]),
+                );
+            }
         }
         all
     }
@@ -359,14 +372,11 @@ impl List {
 
     /// Speaks with whoever is connected.
     pub(super) fn connections(mut self) -> Self {
-        self.any(&[
-            libc::SYS_getpeername,
-            libc::SYS_getsockname,
-            libc::SYS_getsockopt,
-            libc::SYS_recvfrom,
-            libc::SYS_recvmsg,
-            libc::SYS_shutdown,
-        ]);
+        self.any(&[libc::SYS_getpeername, libc::SYS_getsockname, libc::SYS_getsockopt, libc::SYS_shutdown]);
+        // Urgent data is a room of its own in the kernel, which nobody needs.
+        let usual = |number| Argument::Has { number, mask: libc::MSG_OOB.cast_unsigned(), value: 0 };
+        self.with(libc::SYS_recvfrom, usual(3));
+        self.with(libc::SYS_recvmsg, usual(2));
         // To the peer, not to an address.
         self.with(libc::SYS_sendto, Argument::Null(4));
         self

@@ -19,8 +19,13 @@ pub(in crate::jail) fn like(kind: Kind) -> Kind {
     }
 }
 
-/// The calls of a kind; of one that starts others, theirs too.
-pub(super) fn list(kind: Kind) -> List {
+/// The calls of a kind; of one that starts others, theirs too. `terminal`: the console has one.
+pub(super) fn list(kind: Kind, terminal: bool) -> List {
+    let list = of_kind(kind);
+    if terminal { list.terminal() } else { list }
+}
+
+fn of_kind(kind: Kind) -> List {
     let common = List::common();
     match kind {
         // It reads the kernel again at a reset, removes its sockets, closes images; `Load` and `End` are its threads.

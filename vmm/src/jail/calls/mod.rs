@@ -32,13 +32,13 @@ pub(super) enum Refusal {
     Log,
 }
 
-/// The filter for threads of a kind.
-pub(super) fn filter(kind: Kind, refusal: Refusal) -> Vec<sock_filter> {
+/// The filter for threads of a kind, of a process whose console has a terminal or not.
+pub(super) fn filter(kind: Kind, refusal: Refusal, terminal: bool) -> Vec<sock_filter> {
     let rest = match refusal {
         Refusal::End => libc::SECCOMP_RET_TRAP,
         Refusal::Log => libc::SECCOMP_RET_LOG,
     };
-    let mut answers = kinds::list(kind).into_answers(rest);
+    let mut answers = kinds::list(kind, terminal).into_answers(rest);
     substitute(kind, refusal, rest, &mut answers);
     // What is called all the time, of which the kernel has to look at an argument each time.
     let first = match kind {

@@ -46,7 +46,7 @@ fn run(program: &[sock_filter], architecture: u32, call: u32, arguments: [u64; 6
 }
 
 /// The filter as the compiler of others makes it: the list, without substitutes.
-fn compiled(kind: Kind, refusal: Refusal) -> Vec<sock_filter> {
+fn compiled(kind: Kind, refusal: Refusal, terminal: bool) -> Vec<sock_filter> {
     let condition = |argument: &Argument| {
         let masked = |(number, mask, value): (u8, u32, u32)| {
             (number, Dword, SeccompCmpOp::MaskedEq(mask.into()), value.into())
@@ -63,7 +63,7 @@ fn compiled(kind: Kind, refusal: Refusal) -> Vec<sock_filter> {
         };
         SeccompRule::new(all.into_iter().map(condition).collect()).unwrap()
     };
-    let list = kinds::list(kind);
+    let list = kinds::list(kind, terminal);
     let rules = list.calls().map(|(call, all)| (call, all.iter().map(condition).collect())).collect();
     let action = match refusal {
         Refusal::End => SeccompAction::Trap,
@@ -130,7 +130,7 @@ fn arguments(kind: Kind, list: &list::List, call: u32) -> Vec<[u64; 6]> {
 fn says(kind: Kind, call: c_long, arguments: &[u64]) -> u32 {
     let mut all = [0; 6];
     all[..arguments.len()].copy_from_slice(arguments);
-    run(&filter(kind, Refusal::End), X86_64, call as u32, all)
+    run(&filter(kind, Refusal::End, false), X86_64, call as u32, all)
 }
 
 fn error(number: i32) -> u32 {
@@ -139,10 +139,10 @@ fn error(number: i32) -> u32 {
 
 #[test]
 fn filters_say_of_each_call_what_the_lists_say() {
-    for kind in Kind::ALL {
-        let (made, ours) = (compiled(kind, Refusal::End), filter(kind, Refusal::End));
-        let list = kinds::list(kind);
-        let (logs, our_logs) = (compiled(kind, Refusal::Log), filter(kind, Refusal::Log));
+    for (kind, terminal) in Kind::ALL.into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
+        let both = |refusal| (compiled(kind, refusal, terminal), filter(kind, refusal, terminal));
+        let ((made, ours), (logs, our_logs)) = (both(Refusal::End), both(Refusal::Log));
+        let list = kinds::list(kind, terminal);
         for call in (0..=600).flat_map(|call| [call, X32 | call, 1 << 31 | call, u32::MAX - call]) {
             for arguments in arguments(kind, &list, call) {
                 let say = |program: &[sock_filter]| run(program, X86_64, call, arguments);
@@ -163,7 +163,7 @@ fn filters_say_of_each_call_what_the_lists_say() {
 #[test]
 fn filters_are_short_and_quickly_searched() {
     for kind in Kind::ALL {
-        let program = filter(kind, Refusal::End);
+        let program = filter(kind, Refusal::End, false);
         let (mut all, mut most) = (0, 0);
         for call in 0..460 {
             // As the kernel looks at it: until an argument matters.
@@ -216,7 +216,10 @@ fn long_programs_are_right_too() {
 fn kinds_that_share_a_filter_may_do_the_same() {
     for kind in Kind::ALL {
         let code = |kind| {
-            filter(kind, Refusal::End).iter().map(|one| (one.code, one.jt, one.jf, one.k)).collect::<Vec<_>>()
+            filter(kind, Refusal::End, false)
+                .iter()
+                .map(|one| (one.code, one.jt, one.jf, one.k))
+                .collect::<Vec<_>>()
         };
         assert_eq!(code(kind), code(kinds::like(kind)), "{kind:?}");
     }
@@ -233,7 +236,7 @@ fn a_thread_may_do_what_those_may_that_it_starts() {
         (Kind::Client, Kind::Space),
         (Kind::Client, Kind::Loops),
     ] {
-        let lacks = kinds::list(starter).lacks(&kinds::list(started));
+        let lacks = kinds::list(starter, true).lacks(&kinds::list(started, true));
         let lacks: Vec<_> = lacks.into_iter().map(|call| names::name(call).unwrap_or("?")).collect();
         assert_eq!(lacks, [""; 0], "{starter:?} starts {started:?}");
     }
@@ -242,7 +245,7 @@ fn a_thread_may_do_what_those_may_that_it_starts() {
 #[test]
 fn other_architectures_have_no_calls_at_all() {
     for kind in Kind::ALL {
-        let program = filter(kind, Refusal::End);
+        let program = filter(kind, Refusal::End, false);
         assert_eq!(run(&program, I386, 4, [0; 6]), libc::SECCOMP_RET_KILL_PROCESS, "{kind:?}");
         // x32: the same architecture, with a bit in the number.
         assert_eq!(run(&program, X86_64, 0x4000_0000, [0; 6]), TRAP, "{kind:?}");
@@ -268,8 +271,11 @@ fn libraries_have_a_substitute_for_some_calls() {
                 "{kind:?} {flags:#x}"
             );
         }
-        // Nobody empties files, or makes some for others to run.
+        // Nobody empties files, or makes some for others to run; or opens what is not to be read or written.
         for (flags, mode) in [
+            (libc::O_ACCMODE, 0),
+            (libc::O_ACCMODE | libc::O_EXCL | libc::O_NONBLOCK, 0),
+            (libc::O_ACCMODE | libc::O_PATH, 0),
             (libc::O_TRUNC, 0),
             (libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC, 0o600),
             (libc::O_CREAT, 0o4700),
@@ -311,6 +317,12 @@ fn arguments_are_looked_at_where_they_matter() {
         assert_eq!(says(libc::SYS_ioctl, &[3, 0xae80]), only(kind == Kind::Vcpu), "{kind:?}: KVM_RUN");
         assert_eq!(says(libc::SYS_ioctl, &[3, 0x5412]), TRAP, "{kind:?}: TIOCSTI");
         assert_eq!(says(libc::SYS_ioctl, &[3, 0x5401]), ALLOW, "{kind:?}: TCGETS");
+        for change in [0x5402, 0x402c_542b] {
+            assert_eq!(says(libc::SYS_ioctl, &[3, change]), TRAP, "{kind:?}: TCSETS, TCSETS2");
+            let with_terminal = filter(kind, Refusal::End, true);
+            let said = run(&with_terminal, X86_64, libc::SYS_ioctl as u32, [3, change, 0, 0, 0, 0]);
+            assert_eq!(said, ALLOW, "{kind:?}: TCSETS, TCSETS2");
+        }
         assert_eq!(says(libc::SYS_prctl, &[16]), ALLOW, "{kind:?}");
         assert_eq!(says(libc::SYS_prctl, &[libc::PR_SET_DUMPABLE as u64, 1]), TRAP, "{kind:?}");
         assert_eq!(says(libc::SYS_prlimit64, &[0, 7, 0]), ALLOW, "{kind:?}");
@@ -329,13 +341,17 @@ fn arguments_are_looked_at_where_they_matter() {
         let connected = matches!(kind, Kind::Control | Kind::Client | Kind::Console);
         assert_eq!(says(libc::SYS_sendto, &[3, 1, 1, 0, 0]), only(connected), "{kind:?}");
         assert_eq!(says(libc::SYS_sendto, &[3, 1, 1, 0, 1 << 40]), TRAP, "{kind:?}");
+        assert_eq!(says(libc::SYS_recvmsg, &[3, 1, 0x4000_0040]), only(connected), "{kind:?}");
+        assert_eq!(says(libc::SYS_recvmsg, &[3, 1, 1]), TRAP, "{kind:?}: MSG_OOB");
+        assert_eq!(says(libc::SYS_recvfrom, &[3, 1, 1, 0x40]), only(connected), "{kind:?}");
+        assert_eq!(says(libc::SYS_recvfrom, &[3, 1, 1, 0x41]), TRAP, "{kind:?}: MSG_OOB");
     }
 }
 
 #[test]
 fn what_is_only_logged_is_made() {
     for kind in Kind::ALL {
-        let program = filter(kind, Refusal::Log);
+        let program = filter(kind, Refusal::Log, false);
         for call in [libc::SYS_socket, libc::SYS_execve] {
             assert_eq!(run(&program, X86_64, call as u32, [0; 6]), libc::SECCOMP_RET_LOG, "{kind:?}");
         }
