@@ -7,6 +7,7 @@
 //! status flags (direct I/O among them) are those of an open file description, so each serves one disk at a time.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::ops::Deref;
@@ -20,7 +21,7 @@ use thiserror::Error;
 pub(super) use super::flags::Buffered;
 use super::flags::set_flags;
 use super::same::is_same;
-use super::{lock, sys};
+use super::{OpenError, Sharing, lock, sys};
 
 /// What the images of sets are called, with the number behind it.
 const PREFIX: &str = "/dev/fdset/";
@@ -115,6 +116,9 @@ struct Descriptor {
     writable: bool,
     removed: bool,
     used: Used,
+    /// Its user may have locked the image through it. Only then are locks released at the end of its use: a duplicate that was
+    /// refused would give back those of the disk that runs.
+    locked: bool,
 }
 
 struct Set {
@@ -261,18 +265,19 @@ pub(super) struct Taken {
 }
 
 impl Taken {
-    /// As if it was not taken: nothing was locked through it, so the host need not be asked.
-    fn give_back(self) {
-        let Self { file, lease, .. } = self;
-        drop(file);
-        let mut all = sets();
-        if let Some(one) = all.find(&lease) {
-            one.used = Used::No;
+    /// Locks the image through it until the lease ends. Who takes it without this gives no locks back.
+    pub(super) fn lock(
+        &self,
+        shown: impl Display,
+        read_only: bool,
+        sharing: Sharing,
+    ) -> Result<(), OpenError> {
+        if sharing != Sharing::Unlocked
+            && let Some(one) = sets().find(&self.lease)
+        {
+            one.locked = true;
         }
-        let closed = all.tidy();
-        drop(all);
-        drop(closed);
-        std::mem::forget(lease);
+        lock::lock(&self.file, shown, read_only, sharing)
     }
 }
 
@@ -318,10 +323,7 @@ pub(super) fn take(number: u64, mode: Mode, direct: bool) -> io::Result<Taken> {
     for rival in &rivals {
         match is_same(taken.id, &taken.file, rival) {
             Ok(found) => same |= found,
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                taken.give_back();
-                return Err(error);
-            }
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
             // Without locks they are what they are.
             Err(_) => {}
         }
@@ -383,16 +385,24 @@ pub(super) fn settle_this(file: &Weak<File>) {
 
 /// Ends the use of one of these; false when there is none.
 fn settle_one(which: impl Fn(&Arc<File>) -> bool) -> bool {
-    let begun = sets().all().find(|one| one.is_done() && which(&one.file)).map(|one| {
+    let mut all = sets();
+    let Some(one) = all.all().find(|one| one.is_done() && which(&one.file)) else { return false };
+    let ending = one.locked.then(|| {
         one.used = Used::Ending;
         one.file.clone()
     });
-    let Some(ending) = begun else { return false };
-    // May wait for a file server, so nobody waits for this, and what others have is ended by them.
-    lock::release(&ending);
-    let mut all = sets();
-    let ended = |one: &&mut Descriptor| Arc::ptr_eq(&ending, &one.file);
-    all.all().filter(ended).for_each(|one| one.used = Used::No);
+    match &ending {
+        None => one.used = Used::No,
+        Some(file) => {
+            drop(all);
+            // May wait for a file server, so nobody waits for this, and what others have is ended by them.
+            lock::release(file);
+            all = sets();
+            for one in all.all().filter(|one| Arc::ptr_eq(file, &one.file)) {
+                (one.used, one.locked) = (Used::No, false);
+            }
+        }
+    }
     let closed = all.tidy();
     drop(all);
     drop((ending, closed));
@@ -446,7 +456,10 @@ impl Descriptor {
             _ => return Err(FdSetError::WriteOnly),
         };
         let id = (found.dev(), found.ino(), found.rdev());
-        Ok((id, Self { file: Arc::new(file), opaque, writable, removed: false, used: Used::No }))
+        Ok((
+            id,
+            Self { file: Arc::new(file), opaque, writable, removed: false, used: Used::No, locked: false },
+        ))
     }
 }
 

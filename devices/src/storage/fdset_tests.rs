@@ -214,7 +214,10 @@ fn a_description_serves_one_disk_at_a_time() {
     let (twin, same) = set(vec![first], None);
     let refused = open(&same, true).err().unwrap();
     assert!(refused.contains("a duplicate of one that another disk uses"), "{refused}");
-    assert!(check(twin, false, false).is_err());
+    let kept = || open(file.path(), false).err().expect("the disk that runs has lost its lock");
+    assert!(kept().contains("two disks of this machine use the same image"));
+    assert!(check(twin, false, false).is_err() && Content::of(&same).is_err());
+    kept();
     add(vec![given(file.path(), false)], Some(number), None).unwrap();
     let second = open(&path, true).unwrap();
     drop((image, second));
@@ -253,7 +256,7 @@ fn what_the_host_still_does_keeps_the_lock() {
     let file = file_of(4096);
     let (number, path) = set(vec![given(file.path(), true)], None);
     let taken = take(number, Mode::Write, false).unwrap();
-    crate::storage::lock::lock(&taken.file, "it", false, Sharing::Exclusive).unwrap();
+    taken.lock("it", false, Sharing::Exclusive).unwrap();
     let Taken { file: of_operation, lease, .. } = taken;
     drop(lease);
     assert!(open(file.path(), true).is_err(), "still locked");
@@ -430,6 +433,10 @@ fn a_second_description_keeps_the_errors_of_syncs_apart() {
     remove(number, Some(fds[0])).unwrap();
     let twin = OwnedFd::from(any(number).unwrap());
     add(vec![twin], Some(number), None).unwrap();
-    assert!(!open(&path, false).unwrap().has_audit());
+    let image = open(&path, false).unwrap();
+    assert!(!image.has_audit());
+    assert!(open(file.path(), false).is_err(), "it is the first one's lock that the duplicate has");
+    drop(image);
+    drop(open(file.path(), false).unwrap());
     remove(number, None).unwrap();
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use devices::iothread::IoThread;
 use devices::scsi::suite::Request;
 use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, Status, Target, TargetGroup};
-use devices::storage::Image;
+use devices::storage::{CacheMode, Image, RawImage, RawOptions, Sharing};
 use devices::testing::pci::TestSeat;
 use hba_megasas::{Arrival, Megasas};
 use hba_virtio_scsi::VirtioScsi;
@@ -692,6 +692,46 @@ fn passed_descriptors_become_disks() {
     assert_eq!(ask(&service, detach), done);
     assert_eq!(listed(&other), None);
     assert_eq!(error(&service, &remove(&other, &fds[0])), format!("there is no set {other}"));
+}
+
+/// It has the locks of the disk that runs.
+#[test]
+fn a_duplicate_that_is_refused_takes_nobodys_lock() {
+    let (bench, service) = bench();
+    let a = bench.directory.path().join("a.img");
+    let given = fs::File::options().read(true).write(true).open(&a).unwrap();
+    let add = |file: &fs::File| {
+        let added = pass(&service, r#"{"execute": "add-fd"}"#, vec![file.try_clone().unwrap().into()]);
+        added["return"]["fdset-id"].clone()
+    };
+    let attach = |target: u8, image: &str| {
+        format!(
+            r#"{{"execute": "attach", "arguments": {{"hba": "scsi0", "target": {target}, "image": "{image}"}}}}"#
+        )
+    };
+    let sets = [add(&given), add(&given)];
+    let [first, twin] = sets.each_ref().map(|set| format!("/dev/fdset/{set}"));
+    assert_eq!(ask(&service, &attach(0, &first))["return"]["state"], json!("attached"));
+    let options = || RawOptions {
+        path: a.clone(),
+        read_only: false,
+        cache: CacheMode::Writeback,
+        sharing: Sharing::Exclusive,
+    };
+    for _ in 0..2 {
+        let refused = error(&service, &attach(1, &twin));
+        assert!(refused.contains("a duplicate of one that another disk uses"), "{refused}");
+        let locked = RawImage::open(&options()).err().expect("the disk has lost its lock");
+        assert!(locked.message.contains("two disks of this machine use the same image"), "{locked}");
+        assert!(error(&service, &attach(2, "a.img")).contains("two disks of this machine"));
+    }
+    let detach = r#"{"execute": "detach", "arguments": {"hba": "scsi0", "target": 0}}"#;
+    assert_eq!(ask(&service, detach), json!({"return": {}}));
+    drop(RawImage::open(&options()).unwrap());
+    for set in sets {
+        let remove = json!({"execute": "remove-fd", "arguments": {"fdset-id": set}});
+        assert_eq!(ask(&service, &remove.to_string()), json!({"return": {}}));
+    }
 }
 
 fn identity_of(path: &Path) -> String {

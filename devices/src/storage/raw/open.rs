@@ -95,7 +95,10 @@ impl Host {
             Some(taken) => taken.file.clone(),
             None => Arc::new(open_first(options)?),
         };
-        lock::lock(&file, &shown, options.read_only, options.sharing)?;
+        match &taken {
+            Some(taken) => taken.lock(&shown, options.read_only, options.sharing)?,
+            None => lock::lock(&file, &shown, options.read_only, options.sharing)?,
+        }
         let below = match kind.is_block_device() {
             true => stacked::lock_below(path, &file, options.read_only, options.sharing)?,
             false => Vec::new(),
