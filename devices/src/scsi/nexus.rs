@@ -13,7 +13,7 @@ use super::background::Calm;
 use super::lun::Address;
 use super::outcome::{Offered, Outcome, reply};
 use super::sense::{Failure, INVALID_MESSAGE_ERROR, LUN_NOT_SUPPORTED, SenseData};
-use super::tasks::{Ended, NexusId, Refused};
+use super::tasks::{Ended, NexusId, Refused, TaskSet};
 use super::unit::{Context, Events, Path, Unit};
 use super::{
     Cdb, Lun, PortEvents, ScsiReply, ScsiRequest, Status, Tag, Target, TaskAttribute, TaskManagement,
@@ -266,7 +266,7 @@ impl Nexus {
         use TaskManagement as Function;
         let lun = match function {
             Function::NexusReset => {
-                let marks = self.lose();
+                let marks: Vec<_> = self.read().values().map(|path| self.lose(path)).collect();
                 return self.left(io, &marks).await;
             }
             Function::AbortTask(lun, _)
@@ -302,19 +302,23 @@ impl Nexus {
             Function::QueryTaskSet(_) => return found(unit.tasks.holds(|n, _| mine(n))),
             Function::ClearAca(_) | Function::NexusReset => return TaskManagementReply::Rejected,
         };
-        self.left(io, &[(path, mark)]).await
+        let mark = Mark::of(unit, mark);
+        // One that goes while this waits is its own caller's alone.
+        drop(path);
+        self.left(io, &[mark]).await
     }
 
     /// Waits until what was ended has left.
-    async fn left(&self, io: &Io, marks: &[(Arc<Path>, u64)]) -> TaskManagementReply {
+    async fn left(&self, io: &Io, marks: &[Mark]) -> TaskManagementReply {
         let mut all = pin!(async {
-            for (path, mark) in marks {
-                path.unit.tasks.left(*mark).await;
+            for mark in marks {
+                mark.tasks.left(mark.before).await;
             }
         });
         if io.at_most(SLOW_FUNCTION, all.as_mut()).await.is_none() {
             // Also of units that are detached meanwhile.
-            let names = unfinished(marks.iter().map(|(path, _)| &path.unit)).join(", ");
+            let late = marks.iter().filter(|mark| mark.tasks.is_ending());
+            let names = late.map(|mark| mark.shown.as_str()).collect::<Vec<_>>().join(", ");
             crate::log_limited!(
                 warn,
                 "task management: the host has not answered for {names} within {} s; the function waits for it",
@@ -325,10 +329,12 @@ impl Nexus {
         TaskManagementReply::Complete
     }
 
-    /// The logical units with commands that were ended and that the host still works on, for messages.
+    /// The logical units with commands that were ended and that the host still works on, for messages. Holds none, so that
+    /// none ends here: a vCPU asks.
     pub fn unfinished(&self) -> Vec<String> {
-        let paths: Vec<_> = self.read().values().cloned().collect();
-        unfinished(paths.iter().map(|path| &path.unit))
+        let paths = self.read();
+        let units = paths.values().map(|path| &path.unit);
+        units.filter(|unit| unit.tasks.is_ending()).map(|unit| shown(unit)).collect()
     }
 
     /// What the host calls the medium of a logical unit, for messages.
@@ -362,18 +368,14 @@ impl Nexus {
 
     /// The nexus is lost and there anew: its commands end. Does not wait until they have left.
     pub fn reset(&self) {
-        self.lose();
+        self.read().values().for_each(|path| drop(self.lose(path)));
     }
 
-    fn lose(&self) -> Vec<(Arc<Path>, u64)> {
-        let paths: Vec<_> = self.read().values().cloned().collect();
-        let lose = |path: Arc<Path>| {
-            let mark = path.unit.tasks.end(|nexus, _| (nexus == self.id).then_some(Ended::Reset));
-            path.unit.forget(self.id);
-            path.attentions.raise(Attention::NexusLoss);
-            (path, mark)
-        };
-        paths.into_iter().map(lose).collect()
+    fn lose(&self, path: &Path) -> Mark {
+        let mark = path.unit.tasks.end(|nexus, _| (nexus == self.id).then_some(Ended::Reset));
+        path.unit.forget(self.id);
+        path.attentions.raise(Attention::NexusLoss);
+        Mark::of(&path.unit, mark)
     }
 
     pub(crate) fn connect(&self, number: u32, unit: &Arc<Unit>) {
@@ -453,9 +455,23 @@ impl Drop for Nexus {
     }
 }
 
-/// Those with commands that were ended and that the host still works on.
-fn unfinished<'a>(units: impl Iterator<Item = &'a Arc<Unit>>) -> Vec<String> {
-    units.filter(|unit| unit.tasks.is_ending()).map(|unit| format!("\"{}\"", unit.name())).collect()
+/// What was ended of a unit, to be waited for without holding the unit.
+struct Mark {
+    tasks: Arc<TaskSet>,
+    /// See [`TaskSet::left`].
+    before: u64,
+    shown: String,
+}
+
+impl Mark {
+    fn of(unit: &Unit, before: u64) -> Self {
+        Self { tasks: unit.tasks.clone(), before, shown: shown(unit) }
+    }
+}
+
+/// A unit in messages.
+fn shown(unit: &Unit) -> String {
+    format!("\"{}\"", unit.name())
 }
 
 /// Commands that have nothing to do with what is on the medium: TEST UNIT READY, with which initiators find out whether a unit

@@ -153,9 +153,13 @@ impl Target {
     /// this returns they have left, and what went on in the background or for commands of other units has ended,
     /// wherever it was: nobody but the caller has the unit any more.
     pub async fn detach(&self, lun: Lun) -> Option<Detached> {
-        let (unit, others, nexuses) = self.remove(lun)?;
-        let mark = unit.end();
-        announce(&others, &nexuses);
+        let (unit, mark) = {
+            let (unit, others, nexuses) = self.remove(lun)?;
+            let mark = unit.end();
+            announce(&others, &nexuses);
+            // The others are let go: one that goes while this waits is its own caller's alone.
+            (unit, mark)
+        };
         unit.tasks.left(mark).await;
         unit.background.end().await;
         Some(Detached(unit))
@@ -175,19 +179,22 @@ impl Target {
 
     /// Power on: ends every command of every nexus and puts all units in the state of a machine just switched on.
     pub async fn power_on(&self) {
-        let (units, nexuses): (Vec<_>, Vec<_>) = {
-            let inventory = self.read();
-            (inventory.units.values().cloned().collect(), inventory.nexuses().collect())
+        let marks: Vec<_> = {
+            let (units, nexuses): (Vec<_>, Vec<_>) = {
+                let inventory = self.read();
+                (inventory.units.values().cloned().collect(), inventory.nexuses().collect())
+            };
+            nexuses.iter().for_each(|nexus| nexus.trust());
+            let end = |unit: Arc<Unit>| {
+                let mark = unit.tasks.end(|_, _| Some(Ended::Reset));
+                unit.reset(Attention::PowerOn);
+                // Without the unit: one that goes while this waits is its own caller's alone.
+                (unit.tasks.clone(), mark)
+            };
+            units.into_iter().map(end).collect()
         };
-        nexuses.iter().for_each(|nexus| nexus.trust());
-        let end = |unit: &Arc<Unit>| {
-            let mark = unit.tasks.end(|_, _| Some(Ended::Reset));
-            unit.reset(Attention::PowerOn);
-            mark
-        };
-        let marks: Vec<_> = units.iter().map(end).collect();
-        for (unit, mark) in units.iter().zip(marks) {
-            unit.tasks.left(mark).await;
+        for (tasks, mark) in marks {
+            tasks.left(mark).await;
         }
     }
 
@@ -201,8 +208,9 @@ impl Target {
 
     /// Whether a unit's medium could not be made stable: then it cannot be again before its image is opened anew.
     pub fn has_failed(&self, lun: Lun) -> bool {
-        let unit = lun.number().and_then(|number| self.read().units.get(&number).cloned());
-        unit.is_some_and(|unit| unit.logical.has_failed())
+        lun.number().is_some_and(|number| {
+            self.read().units.get(&number).is_some_and(|unit| unit.logical.has_failed())
+        })
     }
 
     /// Looks whether a unit's size changed and tells the initiators. Every command looks too; this is for the one

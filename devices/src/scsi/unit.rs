@@ -127,7 +127,8 @@ impl LogicalUnit {
 pub(crate) struct Unit {
     pub(crate) lun: Lun,
     pub(crate) logical: LogicalUnit,
-    pub(crate) tasks: TaskSet,
+    /// Shared with those who wait for commands to leave: they do not hold the unit meanwhile.
+    pub(crate) tasks: Arc<TaskSet>,
     pub(crate) reservations: Reservations,
     pub(crate) background: Arc<Background>,
     paths: RwLock<Vec<Weak<Path>>>,
@@ -138,7 +139,7 @@ impl Unit {
         Arc::new(Self {
             lun,
             logical,
-            tasks: TaskSet::default(),
+            tasks: Arc::default(),
             reservations: Reservations::default(),
             background: Arc::default(),
             paths: RwLock::default(),

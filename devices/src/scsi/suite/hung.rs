@@ -16,12 +16,21 @@ use crate::scsi::{
     Cdb, DataBuffers, Disk, LogicalUnit, Lun, Nexus, ScsiReply, ScsiRequest, Status, Tag, Target,
     TaskAttribute, TaskManagement, TaskManagementReply, TransportFault,
 };
-use crate::storage::{CacheMode, Image, RawImage, RawOptions, Sharing};
+use crate::storage::{CacheMode, Image, OpenError, RawImage, RawOptions, Sharing};
 use crate::testing::{on_io_thread, temp_file};
 
 pub(super) const LUN_1: Lun = Lun([0, 1, 0, 0, 0, 0, 0, 0]);
 /// The disk that hangs is asked for what is here, in blocks.
 pub(super) const FAR: u8 = 64;
+
+pub(super) fn open(path: &std::path::Path) -> Result<RawImage, OpenError> {
+    RawImage::open(&RawOptions {
+        path: path.into(),
+        read_only: false,
+        cache: CacheMode::Writeback,
+        sharing: Sharing::Exclusive,
+    })
+}
 
 /// A target with two disks on files.
 fn target() -> (Arc<Target>, Vec<tempfile::NamedTempFile>) {
@@ -31,13 +40,7 @@ fn target() -> (Arc<Target>, Vec<tempfile::NamedTempFile>) {
         .map(|lun| {
             let file = temp_file();
             file.as_file().set_len(1 << 20).unwrap();
-            let options = RawOptions {
-                path: file.path().into(),
-                read_only: false,
-                cache: CacheMode::Writeback,
-                sharing: Sharing::Exclusive,
-            };
-            let image = Arc::new(Image::Raw(RawImage::open(&options).unwrap()));
+            let image = Arc::new(Image::Raw(open(file.path()).unwrap()));
             target.attach(lun, LogicalUnit::Disk(Disk::new(image, config()).unwrap())).unwrap();
             file
         })
@@ -221,6 +224,58 @@ fn a_function_that_waits_says_for_whom() {
         far.await.unwrap_err();
         assert_eq!(abort.await, TaskManagementReply::Complete);
         assert!(detach.await.is_some());
+    });
+}
+
+/// Whose image is closed then, and can be had by others.
+#[test]
+fn what_waits_for_one_disk_does_not_hold_another_one() {
+    for which in 0..3 {
+        on_io_thread(move |io| async move {
+            let (target, files) = target();
+            let nexus = Nexus::new(target.clone(), None);
+            settle(&nexus, &io).await;
+            plot(&io);
+            let dma = memory();
+            let mut far = Box::pin(nexus.execute(&io, far_read(&dma, LUN_0)));
+            begun(&io, far.as_mut()).await;
+            let mut waits = Box::pin(async {
+                match which {
+                    0 => target.detach(LUN_0).await.unwrap().close(&io).await.unwrap(),
+                    1 => target.power_on().await,
+                    _ => drop(nexus.manage(&io, TaskManagement::NexusReset).await),
+                }
+            });
+            begun(&io, waits.as_mut()).await;
+            target.detach(LUN_1).await.unwrap().close(&io).await.unwrap();
+            open(files[1].path()).unwrap_or_else(|e| panic!("it is held, {which}: {e}"));
+            begun(&io, far.as_mut()).await;
+            io.answer();
+            let _ = far.await;
+            waits.await;
+        });
+    }
+}
+
+/// Nor the one that it waited for, once it goes: whoever takes it away comes first here.
+#[test]
+fn a_function_that_waits_does_not_hold_its_disk() {
+    on_io_thread(|io| async move {
+        let (target, files) = target();
+        let nexus = Nexus::new(target.clone(), None);
+        settle(&nexus, &io).await;
+        plot(&io);
+        let dma = memory();
+        let mut far = Box::pin(nexus.execute(&io, far_read(&dma, LUN_0)));
+        begun(&io, far.as_mut()).await;
+        let mut abort = Box::pin(nexus.manage(&io, TaskManagement::AbortTask(LUN_0, Tag(7))));
+        begun(&io, abort.as_mut()).await;
+        begun(&io, far.as_mut()).await;
+        io.answer();
+        far.await.unwrap_err();
+        target.detach(LUN_0).await.unwrap().close(&io).await.unwrap();
+        open(files[0].path()).unwrap_or_else(|e| panic!("it is held: {e}"));
+        assert_eq!(abort.await, TaskManagementReply::Complete);
     });
 }
 

@@ -7,7 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use super::copies::{cscd, list, out_cdb, ranges, segment, using};
-use super::hung::{FAR, LUN_1, begun, far_read, memory};
+use super::hung::{FAR, LUN_1, begun, far_read, memory, open};
 use super::nexuses::LUN_0;
 use super::{BLOCK, DiskConfig, config};
 use crate::iothread::Io;
@@ -16,7 +16,7 @@ use crate::scsi::suite::Request;
 use crate::scsi::{
     Disk, LogicalUnit, Lun, Nexus, ScsiReply, Status, TaskManagement, TaskManagementReply, TransportFault,
 };
-use crate::storage::{CacheMode, Image, RawImage, RawOptions, Sharing};
+use crate::storage::Image;
 use crate::testing::{on_io_thread, temp_file};
 
 const LUN_2: Lun = Lun([0, 2, 0, 0, 0, 0, 0, 0]);
@@ -33,7 +33,7 @@ fn name(lun: Lun) -> u64 {
 /// Three disks on files, each with something else in it.
 struct Disks {
     nexus: Arc<Nexus>,
-    _files: Vec<tempfile::NamedTempFile>,
+    files: Vec<tempfile::NamedTempFile>,
 }
 
 impl Disks {
@@ -42,19 +42,13 @@ impl Disks {
         let attach = |lun: Lun| {
             let file = temp_file();
             std::fs::write(file.path(), vec![lun.0[1] + 1; 1 << 20]).unwrap();
-            let options = RawOptions {
-                path: file.path().into(),
-                read_only: false,
-                cache: CacheMode::Writeback,
-                sharing: Sharing::Exclusive,
-            };
-            let image = Arc::new(Image::Raw(RawImage::open(&options).unwrap()));
+            let image = Arc::new(Image::Raw(open(file.path()).unwrap()));
             let config = DiskConfig { wwn: Some(name(lun)), ..config() };
             target.attach(lun, LogicalUnit::Disk(Disk::new(image, config).unwrap())).unwrap();
             file
         };
         let files = LUNS.map(attach).into();
-        let disks = Self { nexus: Nexus::new(target, None), _files: files };
+        let disks = Self { nexus: Nexus::new(target, None), files };
         for lun in LUNS {
             let _ = disks.send(io, lun, &[0; 6], &[], 0).await;
         }
@@ -430,5 +424,33 @@ fn ordered_commands_leave_their_turn_when_nothing_of_them_can_land() {
         assert_eq!(late.await.0.unwrap_err(), TransportFault::Aborted);
         abort.await;
         assert_eq!(copy.await.unwrap().status, Status::Good);
+    });
+}
+
+/// The copy waits for the disk that it writes to; the one that it reads from is nobody's any more.
+#[test]
+fn a_target_that_hangs_when_it_goes_does_not_hold_the_source() {
+    on_io_thread(|io| async move {
+        let disks = Disks::new(&io).await;
+        io.plot(|victim| match victim {
+            Victim::Write { at, .. } if at >= u64::from(FAR) * BLOCK as u64 => Some(Trick::Hang),
+            _ => None,
+        });
+        let (names, segments) =
+            ([LUN_1, LUN_2].map(|lun| cscd(name(lun))), [segment(0, 1, 1, 0, FAR.into())]);
+        let bytes = list(1, 0, &names, &segments);
+        let cdb = out_cdb(0, 0, bytes.len());
+        let mut copy = Box::pin(disks.send(&io, LUN_0, &cdb, &bytes, 0));
+        begun(&io, copy.as_mut()).await;
+        let target = disks.nexus.target();
+        let mut goes = Box::pin(target.detach(LUN_2));
+        begun(&io, goes.as_mut()).await;
+        begun(&io, copy.as_mut()).await;
+        target.detach(LUN_1).await.unwrap().close(&io).await.unwrap();
+        open(disks.files[1].path()).unwrap_or_else(|e| panic!("it is held: {e}"));
+        begun(&io, copy.as_mut()).await;
+        io.answer();
+        assert_eq!(copy.await.unwrap().status, Status::CheckCondition);
+        goes.await.unwrap().close(&io).await.unwrap();
     });
 }

@@ -146,9 +146,13 @@ async fn run(
     from.usable(READ)?;
     to.usable(WRITE)?;
     let io = context.io;
-    let route = Route { from, to, reading: None, reads: io.scope() };
-    let copy = copy(io, &route, Move { from: source_at, to: target_at, len }, buffer, moved);
-    let copy = visit(io, &source, route.reads, unreachable(), copy);
+    let into = &target;
+    // It owns the source: that goes with it, and is not held while the target is waited for.
+    let copy = async move {
+        let route = Route { from: disk(&source), to: disk(into), reading: None, reads: io.scope() };
+        let copy = copy(io, &route, Move { from: source_at, to: target_at, len }, buffer, moved);
+        visit(io, &source, route.reads, unreachable(), copy).await
+    };
     visit(io, &target, io.current_scope(), unreachable(), copy).await
 }
 
