@@ -116,6 +116,8 @@ struct Descriptor {
     writable: bool,
     removed: bool,
     used: Used,
+    /// How many have it to ask what it is of, which is no use.
+    asked: usize,
     /// Its user may have locked the image through it. Only then are locks released at the end of its use: a duplicate that was
     /// refused would give back those of the disk that runs.
     locked: bool,
@@ -139,7 +141,6 @@ pub fn add(
     number: Option<u64>,
     opaque: Option<&str>,
 ) -> Result<(u64, Vec<RawFd>), FdSetError> {
-    settle();
     if opaque.is_some_and(|text| text.len() > OPAQUE_MAX) {
         return Err(FdSetError::Opaque);
     }
@@ -164,7 +165,6 @@ pub fn add(
 
 /// Takes a descriptor out of a set, or all. Those that no disk uses are closed at once.
 pub fn remove(number: u64, fd: Option<RawFd>) -> Result<(), FdSetError> {
-    settle();
     let mut all = sets();
     let set = all.0.get_mut(&number).ok_or(FdSetError::NoSet(number))?;
     let chosen = |one: &&mut Descriptor| !one.removed && fd.is_none_or(|fd| one.file.as_raw_fd() == fd);
@@ -180,7 +180,6 @@ pub fn remove(number: u64, fd: Option<RawFd>) -> Result<(), FdSetError> {
 
 /// All sets by their numbers. One without descriptors is still used by a disk.
 pub fn list() -> Vec<(u64, Vec<Listed>)> {
-    settle();
     let listed = |one: &Descriptor| Listed {
         fd: one.file.as_raw_fd(),
         opaque: one.opaque.as_deref().map(str::to_owned),
@@ -289,6 +288,24 @@ impl Deref for Taken {
     }
 }
 
+/// Descriptors that somebody asks about and does not use. What ends their use does not wait for that.
+struct Asked(Vec<Arc<File>>);
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        let mut all = sets();
+        self.0.retain(|file| match all.all().find(|one| Arc::ptr_eq(&one.file, file)) {
+            Some(one) => {
+                // And this reference goes under the lock, so that both are seen or none. It is not the last.
+                one.asked = one.asked.saturating_sub(1);
+                false
+            }
+            // Closed after the lock.
+            None => true,
+        });
+    }
+}
+
 /// The right to use a descriptor. To be dropped when its user does nothing more with it; what the host still does is waited for.
 #[derive(Debug)]
 pub(super) struct Lease {
@@ -298,45 +315,43 @@ pub(super) struct Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let mut all = sets();
-        if let Some(one) = all.find(self) {
+        let left = sets().find(self).map(|one| {
             one.used = Used::Leaving { watched: false };
+            Arc::downgrade(&one.file)
+        });
+        if let Some(file) = left {
+            settle(&file);
         }
-        drop(all);
-        settle();
     }
 }
 
 /// Takes a descriptor from a set, past the page cache or not.
 pub(super) fn take(number: u64, mode: Mode, direct: bool) -> io::Result<Taken> {
-    settle();
+    let left = sets().done_of(number);
+    left.iter().for_each(settle);
     let (taken, rivals) = {
         let mut all = sets();
         let (id, one) = all.choose(number, mode)?;
         one.used = Used::Yes;
         let file = one.file.clone();
-        let rivals = all.used_of(id, &file);
+        let rivals = all.ask_used_of(id, &file);
         drop(all);
         (Taken { lease: Lease { number, fd: file.as_raw_fd() }, file, id }, rivals)
     };
-    let mut same = false;
-    for rival in &rivals {
+    for rival in &rivals.0 {
         match is_same(taken.id, &taken.file, rival) {
-            Ok(found) => same |= found,
+            Ok(false) => {}
+            Ok(true) => {
+                return Err(io::Error::other(
+                    "its descriptor is a duplicate of one that another disk uses; open the file once for each disk",
+                ));
+            }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
             // Without locks they are what they are.
             Err(_) => {}
         }
     }
-    if !rivals.is_empty() {
-        drop(rivals);
-        settle();
-    }
-    if same {
-        return Err(io::Error::other(
-            "its descriptor is a duplicate of one that another disk uses; open the file once for each disk",
-        ));
-    }
+    drop(rivals);
     set_flags(&taken.file, direct)?;
     Ok(taken)
 }
@@ -349,16 +364,10 @@ pub(super) fn another(taken: &Taken, mode: Mode) -> Option<Taken> {
 
 /// Any descriptor of a set, used or not: to be asked what it is of, not to be read.
 pub(super) fn any(number: u64) -> io::Result<File> {
-    let file = {
-        let all = sets();
-        let set = all.0.get(&number).ok_or_else(|| nothing(number))?;
-        set.descriptors.first().ok_or_else(|| nothing(number))?.file.clone()
-    };
-    let again = file.try_clone();
-    // It may have been the last who had it.
-    drop(file);
-    settle();
-    again
+    let all = sets();
+    let set = all.0.get(&number).ok_or_else(|| nothing(number))?;
+    // Another descriptor of the same description, so that its use is not longer for that. The host is not asked.
+    set.descriptors.first().ok_or_else(|| nothing(number))?.file.try_clone()
 }
 
 /// Whether there is room for more than those that are open. The lowest number that is free, which a duplicate gets, is one
@@ -373,20 +382,12 @@ fn nothing(number: u64) -> io::Error {
     io::Error::other(format!("no descriptors were added as set {number} (add-fd)"))
 }
 
-/// Ends the use of descriptors whose disks have gone and with which the host is done since: their locks go.
-pub fn settle() {
-    while settle_one(|_| true) {}
-}
-
-/// The same for this one.
-pub(super) fn settle_this(file: &Weak<File>) {
-    settle_one(|other| Arc::as_ptr(other) == file.as_ptr());
-}
-
-/// Ends the use of one of these; false when there is none.
-fn settle_one(which: impl Fn(&Arc<File>) -> bool) -> bool {
+/// Ends the use of a descriptor whose disk has gone, if the host is done with it since: its locks go. May wait for the host, so
+/// only those do that have to do with its file: who used it, who wants it, and who watches.
+pub(super) fn settle(file: &Weak<File>) {
     let mut all = sets();
-    let Some(one) = all.all().find(|one| one.is_done() && which(&one.file)) else { return false };
+    let this = |one: &&mut Descriptor| Arc::as_ptr(&one.file) == file.as_ptr();
+    let Some(one) = all.all().find(this).filter(|one| one.is_done()) else { return };
     let ending = one.locked.then(|| {
         one.used = Used::Ending;
         one.file.clone()
@@ -395,7 +396,6 @@ fn settle_one(which: impl Fn(&Arc<File>) -> bool) -> bool {
         None => one.used = Used::No,
         Some(file) => {
             drop(all);
-            // May wait for a file server, so nobody waits for this, and what others have is ended by them.
             lock::release(file);
             all = sets();
             for one in all.all().filter(|one| Arc::ptr_eq(file, &one.file)) {
@@ -406,7 +406,6 @@ fn settle_one(which: impl Fn(&Arc<File>) -> bool) -> bool {
     let closed = all.tidy();
     drop(all);
     drop((ending, closed));
-    true
 }
 
 /// Those whose disks have gone and that nobody watches: the caller does from now on.
@@ -430,7 +429,7 @@ pub(super) fn is_done(file: &Weak<File>) -> Option<bool> {
 impl Descriptor {
     /// Its user has gone, and the host is done with it.
     fn is_done(&self) -> bool {
-        matches!(self.used, Used::Leaving { .. }) && Arc::strong_count(&self.file) == 1
+        matches!(self.used, Used::Leaving { .. }) && Arc::strong_count(&self.file) == 1 + self.asked
     }
 
     fn of(file: File, opaque: Option<Arc<str>>) -> Result<(Id, Self), FdSetError> {
@@ -458,7 +457,15 @@ impl Descriptor {
         let id = (found.dev(), found.ino(), found.rdev());
         Ok((
             id,
-            Self { file: Arc::new(file), opaque, writable, removed: false, used: Used::No, locked: false },
+            Self {
+                file: Arc::new(file),
+                opaque,
+                writable,
+                removed: false,
+                used: Used::No,
+                asked: 0,
+                locked: false,
+            },
         ))
     }
 }
@@ -507,10 +514,21 @@ impl Sets {
     }
 
     /// The other descriptors of a file that are in use.
-    fn used_of(&mut self, id: Id, but: &Arc<File>) -> Vec<Arc<File>> {
-        let of_file = self.0.values().filter(|set| set.id == id).flat_map(|set| &set.descriptors);
-        let rival = |one: &&Descriptor| one.used != Used::No && !Arc::ptr_eq(&one.file, but);
-        of_file.filter(rival).map(|one| one.file.clone()).collect()
+    fn ask_used_of(&mut self, id: Id, but: &Arc<File>) -> Asked {
+        let of_file = self.0.values_mut().filter(|set| set.id == id).flat_map(|set| &mut set.descriptors);
+        let rivals = of_file.filter(|one| one.used != Used::No && !Arc::ptr_eq(&one.file, but));
+        let ask = |one: &mut Descriptor| {
+            one.asked += 1;
+            one.file.clone()
+        };
+        Asked(rivals.map(ask).collect())
+    }
+
+    /// Those of the file of a set whose use can end.
+    fn done_of(&self, number: u64) -> Vec<Weak<File>> {
+        let Some(Set { id, .. }) = self.0.get(&number) else { return Vec::new() };
+        let of_file = self.0.values().filter(|set| set.id == *id).flat_map(|set| &set.descriptors);
+        of_file.filter(|one| one.is_done()).map(|one| Arc::downgrade(&one.file)).collect()
     }
 
     fn find(&mut self, lease: &Lease) -> Option<&mut Descriptor> {

@@ -320,6 +320,54 @@ fn a_server_whose_locks_hang_holds_no_other_file_up() {
     [hung, sound].iter().for_each(|number| remove(*number, None).unwrap());
 }
 
+/// A disk that has gone, with which its server was done only when it answered no more.
+#[test]
+fn a_server_that_keeps_a_lock_holds_up_nobody_who_uses_another_file() {
+    let Some(server) = FileServer::of_locks() else { return };
+    let file = file_of(4096);
+    let (hung, _) = set(vec![given(&server.file(), true)], None);
+    let (sound, _) = set(vec![given(file.path(), true)], None);
+    let taken = take(hung, Mode::Write, false).unwrap();
+    taken.lock("it", false, Sharing::Exclusive).unwrap();
+    let Taken { file: of_operation, lease, .. } = taken;
+    let left = Arc::downgrade(&of_operation);
+    drop(lease);
+    server.hang();
+    drop(of_operation);
+    let (tell, told) = mpsc::channel();
+    let (one, path) = (given(file.path(), true), file.path().to_owned());
+    let other = std::thread::spawn(move || {
+        drop(take(sound, Mode::Write, false).unwrap());
+        let (_, fds) = add(vec![one], Some(sound), None).unwrap();
+        assert_eq!(any(sound).unwrap().metadata().unwrap().ino(), fs::metadata(path).unwrap().ino());
+        remove(sound, Some(fds[0])).unwrap();
+        assert!(listed(hung).is_some());
+        tell.send(())
+    });
+    assert_eq!(told.recv_timeout(Duration::from_secs(5)), Ok(()), "it waits for the other server");
+    drop(server);
+    other.join().unwrap().unwrap();
+    settle(&left);
+    [hung, sound].iter().for_each(|number| remove(*number, None).unwrap());
+}
+
+/// Who wants to have another descriptor of the same file, and asks the server, which may take its time.
+#[test]
+fn who_only_asks_about_a_descriptor_does_not_keep_its_lock() {
+    let file = file_of(4096);
+    let (number, path) = set(vec![given(file.path(), true), given(file.path(), true)], None);
+    let image = open(&path, false).unwrap();
+    let other = File::open(file.path()).unwrap();
+    let is_locked = || sys::is_byte_taken(&other, 201).unwrap();
+    let id = sets().0[&number].id;
+    let asked = sets().ask_used_of(id, &Arc::new(file_of(1).into_file()));
+    assert!(is_locked());
+    drop(image);
+    drop(asked);
+    assert!(!is_locked(), "nobody sees to it any more");
+    remove(number, None).unwrap();
+}
+
 #[test]
 fn status_flags_are_as_transfers_need_them() {
     let file = file_of(8192);

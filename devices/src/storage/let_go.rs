@@ -25,15 +25,16 @@ pub async fn let_go(io: &Io, what: impl Send + 'static) {
             while !drop_elsewhere(&later, &what).await {
                 later.sleep(AGAIN).await;
             }
-            watch(&later);
+            settle_left(&later);
         });
     } else {
-        watch(io);
+        settle_left(io);
     }
 }
 
-/// Sees to the end of passed files that the host is not done with.
-fn watch(io: &Io) {
+/// Sees to the end of passed files whose images have gone, and that the host is not done with. What was let go elsewhere than
+/// by [`let_go`] is seen to by whoever calls this.
+pub fn settle_left(io: &Io) {
     for file in fdset::left() {
         io.spawn(settle(io.clone(), file));
     }
@@ -44,7 +45,7 @@ async fn settle(io: Io, file: Weak<File>) {
     while let Some(done) = fdset::is_done(&file) {
         let of_helper = file.clone();
         // To unlock may wait for the host.
-        let settle = move || fdset::settle_this(&of_helper);
+        let settle = move || fdset::settle(&of_helper);
         if done && io.blocking_on(&Owner::default(), settle).await.is_ok() {
             continue;
         }

@@ -51,7 +51,7 @@ pub use error::{Action, BlockError, BlockErrorKind, OpenError};
 pub use guard::{Guarded, Pausing};
 pub use image::Image;
 pub use in_use::user_of;
-pub use let_go::let_go;
+pub use let_go::{let_go, settle_left};
 pub use lock::Sharing;
 pub use no_space::{Parking, SpaceWatch};
 pub use probe::Content;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use devices::storage::fdset;
+use devices::storage::{fdset, settle_left};
 use devices::threads::{self, Kind};
 use serde_json::{Map, Value, json};
 
@@ -160,10 +160,12 @@ impl Service {
             }
         })?;
         let done = || Ok(json!({}));
-        // Of disks for which the host did more when they went. It may wait for a file server, so nobody does who wants something
-        // else.
-        if matches!(name, "attach" | "change" | "add-fd" | "remove-fd" | "query-fdsets") {
-            fdset::settle();
+        // Of disks for which the host did more when they went, if nobody sees to that. To unlock may wait for a file server, so it
+        // is not done here.
+        if matches!(name, "attach" | "change" | "add-fd" | "remove-fd" | "query-fdsets")
+            && let Some(adapter) = self.adapters.first()
+        {
+            adapter.remote().spawn(|io| async move { settle_left(&io) });
         }
         match name {
             "query-status" => Ok(self.status()),
