@@ -102,8 +102,10 @@ impl EventFile {
         let newest = kept.next.saturating_sub(1);
         let pending = Pending { newest, written: newest, ..Pending::default() };
         let shared = Arc::new(Shared { pending: Mutex::new(pending), changed: Condvar::new() });
-        let (writer, marks, name) = (shared.clone(), kept.marks, path.display().to_string());
-        let thread = threads::spawn(Kind::EventLog, "event-log", move || writer.write(&file, &name, marks))?;
+        let (writer, name) = (shared.clone(), path.display().to_string());
+        let (marks, settings) = (kept.marks, kept.settings.clone());
+        let write = move || writer.write(&file, &name, marks, settings);
+        let thread = threads::spawn(Kind::EventLog, "event-log", write)?;
         Ok(Self { shared, kept, path: path.into(), thread: Some(thread) })
     }
 }
@@ -179,7 +181,7 @@ impl Shared {
     }
 
     /// Writes what is pending until the end.
-    fn write(&self, file: &File, name: &str, mut marks: EventMarks) {
+    fn write(&self, file: &File, name: &str, mut marks: EventMarks, mut settings: Vec<u8>) {
         loop {
             let idle = |pending: &mut Pending| {
                 let nothing = pending.records.is_empty() && pending.settings.is_none();
@@ -188,13 +190,13 @@ impl Shared {
             let mut pending =
                 self.changed.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
             let (records, newest) = (std::mem::take(&mut pending.records), pending.newest);
-            let (new_marks, settings) = (pending.marks.take(), pending.settings.take());
+            let (new_marks, new_settings) = (pending.marks.take(), pending.settings.take());
             let forget = std::mem::take(&mut pending.forget);
             let ended = pending.ended;
             drop(pending);
             marks = new_marks.unwrap_or(marks);
-            // By somebody else: without a header it would be refused at the next start.
-            let headless = file.metadata().is_ok_and(|found| found.len() == 0);
+            let is_set = new_settings.is_some();
+            settings = new_settings.unwrap_or(settings);
             // Slots without a checksum.
             let emptied =
                 if forget { file.write_all_at(&vec![0; BLOCK * EVENT_RECORDS], at(0)) } else { Ok(()) };
@@ -203,15 +205,19 @@ impl Shared {
             let mut result = emptied.and_then(|()| {
                 records.try_for_each(|(slot, (_, record))| file.write_all_at(&block(&record), at(slot)))
             });
-            if let (Ok(()), Some(settings)) = (&result, &settings) {
+            let header = header(marks, if ended { newest.wrapping_add(1) } else { 0 });
+            // Emptied by somebody else, perhaps since the records were written: without a header it would be refused at the next
+            // start, and the guest does not set again what it has set.
+            let found = read_block(file, 0);
+            let headless = !found.is_some_and(|found| found.starts_with(MAGIC));
+            if result.is_ok() && (is_set || headless) {
                 let mut parts = (EVENT_RECORDS..).zip(settings.chunks(PART).take(PARTS));
                 result = parts.try_for_each(|(slot, part)| {
                     file.write_all_at(&block(&[&SETTINGS[..], part].concat()), at(slot))
                 });
             }
-            if result.is_ok() && (new_marks.is_some() || ended || headless) {
-                let next = if ended { newest.wrapping_add(1) } else { 0 };
-                result = file.write_all_at(&header(marks, next), 0);
+            if result.is_ok() && found != Some(header) {
+                result = file.write_all_at(&header, 0);
             }
             if let Err(error) = result.and_then(|()| file.sync_data()) {
                 // A log that cannot be kept is still a log.
@@ -341,18 +347,28 @@ mod tests {
     /// As who rotates logs does, whom a pattern such as `*` leads here.
     #[test]
     fn a_file_that_was_emptied_is_an_event_log_still() {
-        let dir = tempfile::TempDir::new().unwrap();
-        let path = dir.path().join("events");
-        fill(&path, 1..=10, EventMarks { boot: 7, ..EventMarks::default() });
-        let mut file = EventFile::open(&path).unwrap();
-        OpenOptions::new().write(true).open(&path).unwrap().set_len(0).unwrap();
-        file.keep(11, &record(11));
-        // What a process that is killed leaves.
-        while file.shared.lock().written != 11 {
-            std::thread::yield_now();
+        // Also between two writes: then the first of them is lost, and there is something behind.
+        for between in [false, true] {
+            let dir = tempfile::TempDir::new().unwrap();
+            let path = dir.path().join("events");
+            fill(&path, 1..=10, EventMarks { boot: 7, ..EventMarks::default() });
+            EventFile::open(&path).unwrap().keep_settings(&[5; PART]);
+            let mut file = EventFile::open(&path).unwrap();
+            let other = OpenOptions::new().write(true).open(&path).unwrap();
+            other.set_len(0).unwrap();
+            if between {
+                other.write_all_at(&block(&record(10)), at(10)).unwrap();
+            }
+            file.keep(11, &record(11));
+            // What a process that is killed leaves.
+            while file.shared.lock().written != 11 {
+                std::thread::yield_now();
+            }
+            let kept = read(&File::open(&path).unwrap()).unwrap();
+            let expected = if between { vec![10, 11] } else { vec![11] };
+            assert_eq!((numbers(&kept), kept.marks.boot), (expected, 7));
+            assert_eq!(kept.settings, [5; PART], "the guest does not set them again");
         }
-        let kept = read(&File::open(&path).unwrap()).unwrap();
-        assert_eq!((numbers(&kept), kept.marks.boot), (vec![11], 7));
     }
 
     #[test]
