@@ -82,7 +82,10 @@ impl Failure {
                 "have the host allow it one more process (TasksMax= of its service, the limit of the user's processes)"
             }
             (Step::User, Why::Error(libc::ENOSPC)) => "raise user.max_user_namespaces (sysctl)",
-            (Step::User, Why::Error(libc::EINVAL | libc::ENOSYS)) => "the kernel lacks CONFIG_USER_NS",
+            (Step::User, Why::Error(libc::EINVAL)) => {
+                "the kernel lacks CONFIG_USER_NS, or a library that was loaded into the process has threads (LD_PRELOAD)"
+            }
+            (Step::User, Why::Error(libc::ENOSYS)) => "the kernel lacks CONFIG_USER_NS",
             (Step::User, _) => {
                 "have the host allow user namespaces to this program (sysctl kernel.unprivileged_userns_clone, AppArmor, \
                  SELinux, RestrictNamespaces= of its service, the seccomp profile of its container); in a chroot there are none"
