@@ -346,9 +346,9 @@ pub(super) fn take(number: u64, mode: Mode, direct: bool) -> io::Result<Taken> {
                     "its descriptor is a duplicate of one that another disk uses; open the file once for each disk",
                 ));
             }
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
             // Without locks they are what they are.
-            Err(_) => {}
+            Err(error) if lock::is_unsupported(&error) => {}
+            Err(error) => return Err(error),
         }
     }
     drop(rivals);

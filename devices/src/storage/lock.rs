@@ -154,7 +154,8 @@ pub(super) fn look_unopened(
     Ok(place.map_or(Ok(()), |place| Err(conflict(None, Some(place), shown, read_only))))
 }
 
-fn is_unsupported(e: &io::Error) -> bool {
+/// Whether the file has no locks, rather than that the host could not say.
+pub(super) fn is_unsupported(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL))
 }
 
