@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 pub const RAM: usize = 48 << 20;
 /// Where frames and buffers go; what is above is for tests that name memory themselves.
-const HEAP: u64 = 0x10_0000;
+pub const HEAP: u64 = 0x10_0000;
 const HEAP_END: u64 = 0x200_0000;
 const BAR: u64 = 0xc000_0000;
 const PORTS: u64 = 0xc000;
@@ -36,7 +36,7 @@ pub struct Guest {
     pub model: Model,
     pub entries: u32,
     pub consumer: u32,
-    heap: u64,
+    pub heap: u64,
     pub images: BTreeMap<u8, Arc<Image>>,
     // Last: the HBA goes first.
     pub _thread: IoThread,

@@ -33,6 +33,8 @@ use hba_virtio_scsi::{Interface, VirtioScsi};
 use vm_memory::{Bytes as _, GuestAddress};
 use vmm::machine::testing::acpi_files;
 
+use crate::io_thread;
+
 /// Guest RAM in bytes.
 pub const RAM: usize = 1 << 20;
 /// Where the HBAs are.
@@ -100,6 +102,8 @@ pub struct Board {
     pm_alarm: Arc<Deadline>,
     cmos_alarm: Arc<Deadline>,
     msi: Arc<RecordingMsi>,
+    /// What the registers of the clock and its memory hold at first.
+    clock_memory: Vec<u8>,
     _thread: IoThread,
 }
 
@@ -132,14 +136,14 @@ impl Board {
         let layout = RamLayout::new(64 << 20).expect("a size");
         let dma = Dma::new(ram.clone());
         dma.set_bus_master(true);
-        let board = Self {
+        let mut board = Self {
             config_ports: ConfigPorts::new(host.clone(), machine.clone()),
             port92: Arc::new(SystemControlPortA::new(machine.clone())),
             apm: Arc::new(ApmPorts::new("APM")),
             dma_pages: Arc::new(DmaPagePorts::new("DMA pages")),
             fw_cfg: Arc::new(items(&host, &mch, layout).build(dma)),
             msi: RecordingMsi::with_limit(64),
-            _thread: IoThread::start("fuzz").expect("an I/O thread"),
+            _thread: io_thread(),
             layout,
             ram,
             memory,
@@ -153,11 +157,46 @@ impl Board {
             time,
             pm_alarm,
             cmos_alarm,
+            clock_memory: Vec::new(),
         };
         board.map();
         board.plug(&router);
         board.reset();
+        board.clock_memory = (0..128).map(|register| board.clock_register(register)).collect();
         board
+    }
+
+    /// A machine that was never used: guest memory, time, and what has a battery are as at first, too.
+    pub fn begin(&self) {
+        self.time.now.store(0, Ordering::Relaxed);
+        self.time.step.store(0, Ordering::Relaxed);
+        self.poke(0, &[0; RAM]);
+        self.reset();
+        // Registers A to D are no memory; while B says SET, the date is.
+        let (a, b) = (self.clock_memory[0xa], self.clock_memory[0xb]);
+        self.set_clock_register(0xb, b | 0x80);
+        for (register, value) in
+            (0..).zip(&self.clock_memory).filter(|(register, _)| !(0xa..=0xd).contains(register))
+        {
+            self.set_clock_register(register, *value);
+        }
+        // The divider begins anew.
+        self.set_clock_register(0xa, 0x70 | a);
+        self.set_clock_register(0xa, a);
+        self.set_clock_register(0xb, b);
+        self.out(CMOS_BASE, &[0]);
+    }
+
+    fn clock_register(&self, register: u8) -> u8 {
+        let mut value = [0];
+        self.out(CMOS_BASE, &[register]);
+        self.ports.read(CMOS_BASE + 1, &mut value);
+        value[0]
+    }
+
+    fn set_clock_register(&self, register: u8, value: u8) {
+        self.out(CMOS_BASE, &[register]);
+        self.out(CMOS_BASE + 1, &[value]);
     }
 
     fn map(&self) {
@@ -256,7 +295,9 @@ impl Board {
 
     /// Time passes, and the event loop does what it does.
     pub fn pass(&self, ns: u64) {
-        let now = self.time.now.fetch_add(ns, Ordering::Relaxed) + ns;
+        // Where time ends it stands still.
+        let now = self.time.monotonic_ns().saturating_add(ns);
+        self.time.now.store(now, Ordering::Relaxed);
         let timers: [(&Deadline, &dyn Fn()); 2] = [
             (&self.pm_alarm, &|| self.pm.timer_expired()),
             (&self.cmos_alarm, &|| self.cmos.timer_expired()),

@@ -12,8 +12,9 @@ pub mod virtio;
 
 use std::future::Future;
 use std::sync::{Arc, OnceLock, mpsc};
+use std::time::Duration;
 
-use devices::iothread::{Io, IoThread};
+use devices::iothread::{Io, IoThread, Polling, Settings};
 use devices::scsi::suite::{Request, check_reply};
 use devices::scsi::{Disk, DiskConfig, Image, LogicalUnit, Lun, Nexus, ScsiReply, Target};
 use devices::testing::RamDisk;
@@ -157,6 +158,12 @@ fn sense_of(reply: &ScsiReply) -> Option<(u8, u8, u8)> {
     }
 }
 
+/// An I/O thread that polls, but no longer than it takes to begin: else that is what most of the processor is used for.
+pub fn io_thread() -> IoThread {
+    let polling = Polling::Adaptive(Duration::from_micros(20));
+    IoThread::with("fuzz", Settings { polling, ..Settings::default() }).expect("an I/O thread")
+}
+
 /// Runs a future on the one I/O thread of this process and waits for it.
 pub fn on_io_thread<T, F, M>(make: M) -> T
 where
@@ -165,7 +172,7 @@ where
     M: FnOnce(Io) -> F + Send + 'static,
 {
     static THREAD: OnceLock<IoThread> = OnceLock::new();
-    let thread = THREAD.get_or_init(|| IoThread::start("fuzz").expect("an I/O thread"));
+    let thread = THREAD.get_or_init(io_thread);
     let (done, result) = mpsc::sync_channel(1);
     thread.remote().spawn(move |io| {
         let future = make(io);

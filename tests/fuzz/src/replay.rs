@@ -1,10 +1,11 @@
 //! Runs each input of the repository once, as plain programs without libFuzzer: `replay FOLDER RESULTS [WORD...]`, where the
 //! folder has `corpus` and `seeds` in it and an input that ends a target is left in `RESULTS`. Only targets whose name holds one of
-//! the words are run, or `=NAME` alone.
+//! the words are run, or `=NAME` alone. `replay --alone NAME FILE` runs one input, as the first of a process.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{env, fs, panic, process, thread};
@@ -49,8 +50,15 @@ struct Current {
 
 static CURRENT: Mutex<Option<Current>> = Mutex::new(None);
 
+/// What races is tried so often, each time for so long.
+const TRIES: usize = 20;
+const ALONE: Duration = Duration::from_secs(20);
+
 fn main() {
     let mut words = env::args().skip(1);
+    if env::args().nth(1).as_deref() == Some("--alone") {
+        return alone(&words.nth(1).expect("a target"), &words.next().expect("an input"));
+    }
     let folder = PathBuf::from(words.next().expect("a folder"));
     let results = PathBuf::from(words.next().expect("a folder for results"));
     let words: Vec<String> = words.collect();
@@ -59,7 +67,7 @@ fn main() {
     let tell = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         tell(info);
-        fail(&results, "ended by a panic");
+        fail(&results, "ended by a panic", true);
     }));
     for (name, run) in TARGETS {
         let is_meant = |word: &String| {
@@ -89,19 +97,59 @@ fn watch(results: PathBuf) {
         loop {
             thread::sleep(Duration::from_secs(1));
             if lock().as_ref().is_some_and(|current| current.since.elapsed() > PATIENCE) {
-                fail(&results, &format!("takes more than {} s", PATIENCE.as_secs()));
+                fail(&results, &format!("takes more than {} s", PATIENCE.as_secs()), false);
             }
         }
     });
 }
 
+/// Runs one input.
+fn alone(target: &str, path: &str) {
+    let input = fs::read(path).expect("an input");
+    let (_, run) = TARGETS.iter().find(|(name, _)| *name == target).expect("a target");
+    panic::set_hook(Box::new(|_| process::exit(1)));
+    thread::spawn(|| {
+        thread::sleep(ALONE);
+        process::exit(1)
+    });
+    run(&input);
+}
+
+/// Whether an input ends a process in which nothing was before it.
+fn again(target: &str, path: &Path) -> String {
+    let Ok(program) = env::current_exe() else { return "it was not tried alone".into() };
+    let ends = |_: &usize| {
+        let mut program = process::Command::new(&program);
+        program.args(["--alone", target]).arg(path);
+        program.stdout(process::Stdio::null()).stderr(process::Stdio::null());
+        program.status().is_ok_and(|status| !status.success())
+    };
+    match (1..=TRIES).find(ends) {
+        Some(1) => "the input alone does that, too".into(),
+        Some(tries) => format!("the input alone does that now and then: at try {tries}"),
+        None => {
+            format!("the input alone did not do that in {TRIES} tries: it takes those before it, or luck")
+        }
+    }
+}
+
 /// Says which input it was, leaves it, and ends the process.
-fn fail(results: &Path, how: &str) -> ! {
+fn fail(results: &Path, how: &str, try_again: bool) -> ! {
+    static FAILED: AtomicBool = AtomicBool::new(false);
+    if FAILED.swap(true, Ordering::Relaxed) {
+        // Another thread is at it.
+        loop {
+            thread::park();
+        }
+    }
     let current = lock().take();
     if let Some(Current { target, input, .. }) = current {
         let path = results.join(format!("fuzz-{target}-replay"));
         let left = fs::write(&path, &input);
         eprintln!("{target}: {how}; the input is {} ({left:?})", path.display());
+        if try_again && left.is_ok() {
+            eprintln!("{target}: {}", again(target, &path));
+        }
     }
     process::exit(1)
 }

@@ -1,4 +1,4 @@
-//! A virtio-scsi HBA with two disks that stays from input to input, and a driver that knows how to begin.
+//! A virtio-scsi HBA that stays from input to input, with two new disks for each, and a driver that knows how to begin.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
@@ -13,8 +13,10 @@ use devices::testing::pci::{TestSeat, set_config_dword, set_config_word};
 use hba_virtio_scsi::{Interface, Options, VirtioScsi};
 use vm_memory::{Bytes as _, GuestAddress};
 
+use crate::io_thread;
+
 /// Guest RAM in bytes.
-pub const RAM: u64 = 1 << 20;
+pub const RAM: u64 = 1 << 19;
 /// Where the structures, the legacy registers and the doorbell ports are.
 pub const STRUCTURES: u64 = 0xc000_0000;
 pub const LEGACY: u64 = 0xc000;
@@ -26,7 +28,7 @@ pub const SIZE: u16 = 16;
 /// VIRTIO_F_VERSION_1
 pub const VERSION_1: u64 = 1 << 32;
 /// Longer than any of this takes, shorter than the fuzzer's limit.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The HBA in its slot.
 pub struct Rig {
@@ -38,10 +40,11 @@ pub struct Rig {
     _thread: IoThread,
 }
 
-/// Lends the one rig of this process.
+/// Lends the one rig of this process, with memory and disks in which nothing is.
 pub fn with_rig(act: impl FnOnce(&Rig)) {
     static RIG: OnceLock<Mutex<Rig>> = OnceLock::new();
-    let rig = RIG.get_or_init(|| Mutex::new(Rig::new())).lock().expect("no input has failed before");
+    let mut rig = RIG.get_or_init(|| Mutex::new(Rig::new())).lock().expect("no input has failed before");
+    rig.begin();
     rig.place();
     act(&rig);
     rig.plug(false);
@@ -50,7 +53,7 @@ pub fn with_rig(act: impl FnOnce(&Rig)) {
     rig.hba.reset();
     rig.place();
     rig.assert_serves();
-    rig.hba.reset();
+    rig.end();
 }
 
 /// Where the parts of a queue are.
@@ -59,21 +62,23 @@ pub fn ring(queue: u16) -> [u64; 3] {
     [base, base + 0x1000, base + 0x1800]
 }
 
+/// A small disk of zeros.
+fn target(protected: bool) -> Arc<Nexus> {
+    let image = |len| Arc::new(Image::Ram(RamDisk::new(len)));
+    let (disk, config) = (image(256 << 10), DiskConfig::default());
+    let disk = match protected {
+        true => Disk::with_protection(disk, config, ProtectionType::Type1, image(4096)),
+        false => Disk::new(disk, config),
+    };
+    let target = Target::new();
+    target.attach(Lun::default(), LogicalUnit::Disk(disk.expect("good"))).expect("free");
+    Nexus::new(target, None)
+}
+
 impl Rig {
     fn new() -> Self {
-        let target = |protected: bool| {
-            let image = |len| Arc::new(Image::Ram(RamDisk::new(len)));
-            let (disk, config) = (image(256 << 10), DiskConfig::default());
-            let disk = match protected {
-                true => Disk::with_protection(disk, config, ProtectionType::Type1, image(4096)),
-                false => Disk::new(disk, config),
-            };
-            let target = Target::new();
-            target.attach(Lun::default(), LogicalUnit::Disk(disk.expect("good"))).expect("free");
-            Nexus::new(target, None)
-        };
         let seat = TestSeat::new(RAM as usize);
-        let thread = IoThread::start("fuzz").expect("an I/O thread");
+        let thread = io_thread();
         let options = Options {
             request_queues: QUEUES - 2,
             queue_size: SIZE,
@@ -82,9 +87,22 @@ impl Rig {
             interface: Interface::Transitional,
         };
         let targets = BTreeMap::from([(0, target(false)), (1, target(true))]);
-        let hba =
-            VirtioScsi::new(seat.seat.clone(), targets, vec![thread.remote()], options).expect("an HBA");
+        let hba = VirtioScsi::new(seat.seat.clone(), targets, vec![thread.remote()], options);
+        let hba = hba.expect("an HBA");
         Self { seat, hba, spare: target(false), remote: thread.remote(), _thread: thread }
+    }
+
+    fn begin(&mut self) {
+        self.poke(0, &[0; RAM as usize]);
+        self.seat.msi.take();
+        self.spare = target(false);
+    }
+
+    /// The driver that is there now does not hear of new disks, and the reset makes them what was always there.
+    fn end(&self) {
+        self.hba.attach_target(0, target(false));
+        self.hba.attach_target(1, target(true));
+        self.hba.reset();
     }
 
     /// What the operator does: a disk comes, or goes.
@@ -117,6 +135,15 @@ impl Rig {
     /// Writes guest memory; what is beyond it is left out.
     pub fn poke(&self, at: u64, bytes: &[u8]) {
         let _ = self.seat.ram.write_slice(bytes, GuestAddress(at));
+    }
+
+    /// `len` bytes of guest memory; none where they are not all there.
+    pub fn peek_all(&self, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        match self.seat.ram.read_slice(&mut bytes, GuestAddress(at)) {
+            Ok(()) => bytes,
+            Err(_) => Vec::new(),
+        }
     }
 
     pub fn peek<const N: usize>(&self, at: u64) -> [u8; N] {

@@ -148,6 +148,7 @@ fn step(board: &Board, bytes: &mut Bytes<'_>) {
 fuzz::target!(|input: &[u8]| {
     static BOARD: OnceLock<Mutex<Board>> = OnceLock::new();
     let board = BOARD.get_or_init(|| Mutex::new(Board::new())).lock().expect("no input has failed before");
+    board.begin();
     let mut bytes = Bytes(input);
     let mut steps = 0;
     while !bytes.is_empty() && steps < 200 {
