@@ -8,6 +8,8 @@
 pub mod board;
 pub mod corpus;
 pub mod megasas;
+pub mod race;
+pub mod rings;
 pub mod virtio;
 
 use std::future::Future;
