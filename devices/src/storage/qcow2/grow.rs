@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::entry::offset;
 use super::header::{L1_BYTES_MAX, L1_FIELD, SIZE_FIELD, l1_field};
 use super::layer::Layer;
 use super::meta::Free;
@@ -50,18 +51,22 @@ impl Chain {
         result
     }
 
-    /// What a longer backing file has there must not show; then the header.
+    /// What a longer backing file has there must not show, nor what is left in the image of a disk that was longer once: QEMU
+    /// leaves the rest of the last cluster. Then the header.
     async fn finish_growing(&self, io: &Io, old: u64, len: u64) -> Result<(), BlockError> {
         let below = match self.layers.get(1) {
             Some(layer) => Some(layer.len()),
             None => self.base.as_ref().map(|base| base.host_len()),
         };
-        let reach = below.unwrap_or(0).min(len);
+        let top = self.top()?;
+        let last =
+            top.meta().l1.iter().rposition(|entry| offset(*entry) != 0).map_or(0, |index| index as u64 + 1);
+        let own = last.saturating_mul(top.header.cluster() << top.header.l2_bits());
+        let reach = below.unwrap_or(0).max(own).min(len);
         if reach > old {
             self.make_zero(io, old, reach - old, Unmap::Allowed).await?;
             self.flush(io).await?;
         }
-        let top = self.top()?;
         let turn = self.turn().await;
         top.write_bytes(io, SIZE_FIELD, &len.to_be_bytes(), &turn).await?;
         top.file.barrier(io, Barrier::Size).await

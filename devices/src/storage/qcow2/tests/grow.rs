@@ -49,6 +49,28 @@ fn grows(bench: &Bench, shape: &str, backing: Option<&str>, from: u64, to: u64) 
     assert!(read_all(open(&path)) == after, "{what}: a second opening differs");
 }
 
+/// What QEMU leaves in the last cluster of a disk that it makes shorter is not there when the disk is longer again.
+#[test]
+fn what_was_cut_off_does_not_come_back() {
+    let Some(bench) = Bench::new() else { return };
+    for shape in ["cluster_size=64k", "cluster_size=64k,compat=0.10"] {
+        bench.img(&["create", "-q", "-f", "qcow2", "-o", shape, "cut.qcow2", "1M"]);
+        bench.io("cut.qcow2", "qcow2", &["write -P 7 0 1M"]);
+        bench.img(&["resize", "-q", "-f", "qcow2", "--shrink", "cut.qcow2", "263168"]);
+        let image = open(&bench.path("cut.qcow2"));
+        let after = on_io_thread(move |io| async move {
+            image.grow(&io, 1 << 20).await.unwrap();
+            image.close(&io).await.unwrap();
+            contents(&io, &image).await
+        });
+        let sevens = after.iter().position(|byte| *byte != 7);
+        assert_eq!(sevens, Some(263_168), "{shape}");
+        assert!(after[263_168..].iter().all(|byte| *byte == 0), "{shape}: what was cut off is there again");
+        bench.check_clean("cut.qcow2");
+        assert!(bench.oracle("cut.qcow2") == after, "{shape}");
+    }
+}
+
 #[test]
 fn disks_become_longer() {
     let Some(bench) = Bench::new() else { return };
