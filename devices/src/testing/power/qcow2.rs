@@ -62,29 +62,36 @@ fn entries(state: &State, at: u64, count: u64) -> impl Iterator<Item = (u64, u64
     all.filter(move |(n, entry)| *entry != 0 && *n < count)
 }
 
-/// Counts references to clusters.
+/// Counts references to clusters, and says what each is.
 struct Counter {
     bits: u32,
     end: u64,
-    references: HashMap<u64, u64>,
+    references: HashMap<u64, (u64, &'static str)>,
 }
+
+/// What snapshots share with the disk.
+const SHARED: [&str; 3] = ["an L2 table", "data", "packed data"];
 
 impl Counter {
     /// `count` clusters at `at` are referenced.
-    fn add(&mut self, what: &str, at: u64, count: u64) -> Result<(), String> {
+    fn add(&mut self, what: &'static str, at: u64, count: u64) -> Result<(), String> {
         if !at.is_multiple_of(1 << self.bits) {
             return Err(format!("{what} at {at:#x} is not at a cluster"));
         }
         self.add_bytes(what, at, count << self.bits)
     }
 
-    fn add_bytes(&mut self, what: &str, at: u64, len: u64) -> Result<(), String> {
+    fn add_bytes(&mut self, what: &'static str, at: u64, len: u64) -> Result<(), String> {
         // The last cluster may be cut off where nothing but zeros would be.
         if at >= self.end {
             return Err(format!("{what} at {at:#x} is beyond the end of the file, {:#x}", self.end));
         }
         for cluster in at >> self.bits..(at + len).div_ceil(1 << self.bits) {
-            *self.references.entry(cluster).or_default() += 1;
+            let (count, before) = self.references.entry(cluster).or_insert((0, what));
+            if *before != what || *count > 0 && !SHARED.contains(&what) {
+                return Err(format!("cluster {cluster:#x} is {before} and {what}"));
+            }
+            *count += 1;
         }
         Ok(())
     }
@@ -107,8 +114,11 @@ impl<'a> Image<'a> {
             order: if version == 3 { be(&start, 96, 4) as u32 } else { 4 },
             snapshots: (be(&start, 64, 8), be(&start, 60, 4)),
         };
-        let mut counter =
-            Counter { bits: header.bits, end: state.len(), references: HashMap::from([(0, 1)]) };
+        let mut counter = Counter {
+            bits: header.bits,
+            end: state.len(),
+            references: HashMap::from([(0, (1, "the header"))]),
+        };
         let reftable_entries = header.reftable.1 << (header.bits - 3);
         counter.add("the refcount table", header.reftable.0, header.reftable.1)?;
         let blocks: HashMap<u64, u64> = entries(state, header.reftable.0, reftable_entries).collect();
@@ -135,7 +145,7 @@ impl<'a> Image<'a> {
                 _ => be(&sector, byte, width as usize / 8),
             }
         };
-        for (cluster, count) in &counter.references {
+        for (cluster, (count, _)) in &counter.references {
             let counted = refcount(*cluster);
             if counted < *count {
                 return Err(format!(
