@@ -24,6 +24,8 @@ pub struct Count {
     pub passed: u32,
     /// Those that did not.
     pub failed: u32,
+    /// Those that say that they could not be carried out here, or not as a whole. They are among the others, too.
+    pub skipped: u32,
     /// The names of those that did not.
     pub names: Vec<String>,
 }
@@ -46,7 +48,8 @@ impl Count {
     /// What ends a run: the names of those that failed, and as the last line the numbers.
     pub fn summary(&self) -> String {
         let names: String = self.names.iter().map(|name| format!("FAILED {name}\n")).collect();
-        format!("{names}{} passed, {} failed", self.passed, self.failed)
+        let skipped = if self.skipped > 0 { format!(", {} skipped", self.skipped) } else { String::new() };
+        format!("{names}{} passed, {} failed{skipped}", self.passed, self.failed)
     }
 }
 

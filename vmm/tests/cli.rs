@@ -47,7 +47,7 @@ fn run(command: &mut Command) -> (Option<i32>, String, String) {
 fn hypervisor() -> bool {
     let there = Path::new("/dev/kvm").exists();
     if !there {
-        eprintln!("SKIPPED: there is no /dev/kvm");
+        devices::testing::skipped("there is no /dev/kvm");
     }
     there
 }

@@ -431,7 +431,7 @@ fn a_qcow2_image_and_its_backing_file_can_be_passed() {
     let top = dir.path().join("top.qcow2");
     let made = ["create", "-q", "-u", "-f", "qcow2", "-b", &backing, "-F", "raw", "top.qcow2", "1M"];
     if img(&made).is_none() {
-        eprintln!("SKIPPED: qemu-img is not installed");
+        crate::testing::skipped("qemu-img is not installed");
         return;
     }
     let (number, path) = set(vec![given(&top, true)], Some("top"));

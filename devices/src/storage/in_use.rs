@@ -255,7 +255,7 @@ mod tests {
         if !run("mkfs.ext4", &["-q".as_ref(), device.path().as_os_str()])
             || !run("mount", &[device.path().as_os_str(), &place])
         {
-            eprintln!("SKIPPED: nothing can be mounted here");
+            crate::testing::skipped("nothing can be mounted here");
             return;
         }
         let mount = Mount(directory);

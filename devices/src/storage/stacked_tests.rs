@@ -73,7 +73,7 @@ fn partitions_are_parts_of_the_file_below() {
         made.is_ok_and(|made| made.success()) && part(number).exists()
     };
     if !add(1, "1024") || !add(2, "2048") {
-        eprintln!("SKIPPED: no partitions of loop devices can be made here");
+        crate::testing::skipped("no partitions of loop devices can be made here");
         return;
     }
     // Two disks may be two partitions.
@@ -96,7 +96,7 @@ fn two_nodes_of_one_device_are_one_image() {
     let number = device.path().display().to_string().replace("/dev/loop", "");
     let made = Command::new("mknod").arg(&node).args(["b", "7", &number]).status();
     if !made.is_ok_and(|status| status.success()) || File::open(&node).is_err() {
-        eprintln!("SKIPPED: no device node can be made here");
+        crate::testing::skipped("no device node can be made here");
         return;
     }
     let _first = open(device.path(), WRITE).unwrap();
@@ -114,7 +114,7 @@ fn a_file_whose_loop_device_is_mounted_is_refused() {
     };
     let (above, place) = (device.path().as_os_str(), directory.path().as_os_str());
     if !run("mkfs.ext4", &["-q".as_ref(), above]) || !run("mount", &[above, place]) {
-        eprintln!("SKIPPED: nothing can be mounted here");
+        crate::testing::skipped("nothing can be mounted here");
         return;
     }
     let said = open(device.backing(), WRITE).err();
@@ -135,7 +135,7 @@ fn a_file_whose_loop_device_is_locked_by_another_program_is_refused() {
     let Some(device) = LoopDevice::new(1 << 20, 512) else { return };
     let there = ["qemu-io", "qemu-img"].map(|tool| Command::new(tool).arg("--version").output().is_ok());
     if there != [true; 2] {
-        eprintln!("SKIPPED: no QEMU here");
+        crate::testing::skipped("no QEMU here");
         return;
     }
     let mut other = Command::new("qemu-io")

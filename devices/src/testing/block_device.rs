@@ -37,7 +37,7 @@ impl LoopDevice {
                 Some(Self { path, backing: backing.into(), _file: None, _open: open })
             }
             _ => {
-                eprintln!("SKIPPED: no loop device can be made here");
+                crate::testing::skipped("no loop device can be made here");
                 None
             }
         }

@@ -52,7 +52,7 @@ impl FileServer {
         let place = super::temp_dir();
         let device = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/fuse");
         let Ok(device) = device else {
-            eprintln!("SKIPPED: no FUSE here");
+            crate::testing::skipped("no FUSE here");
             return None;
         };
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
@@ -64,7 +64,7 @@ impl FileServer {
         let mounted =
             unsafe { libc::mount(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, options.as_ptr().cast()) };
         if mounted != 0 {
-            eprintln!("SKIPPED: nothing can be mounted here");
+            crate::testing::skipped("nothing can be mounted here");
             return None;
         }
         let (hangs, over) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());

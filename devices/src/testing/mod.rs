@@ -33,9 +33,17 @@ pub use seccomp::{
 };
 
 use std::future::Future;
+use std::io::Write;
 use std::sync::mpsc;
 
 use crate::iothread::{Io, IoThread};
+
+/// Says that the test of this thread, or a part of it, is skipped: past the test harness, which keeps the output of tests that
+/// pass.
+pub fn skipped(why: &str) {
+    let thread = std::thread::current();
+    let _ = writeln!(std::io::stderr(), "SKIPPED {}: {why}", thread.name().unwrap_or("a test"));
+}
 
 /// Runs the future that `make` builds on an I/O thread of its own and gives back its result.
 ///

@@ -149,7 +149,7 @@ fn a_kernel_in_the_root_directory_does_not_make_all_of_the_host_readable() {
 /// Confines the calling thread. False where the kernel cannot.
 fn confine(config: &Config) -> Option<Paths> {
     let Some(paths) = made(&rules(config)).unwrap() else {
-        eprintln!("SKIPPED: this host has no Landlock");
+        devices::testing::skipped("this host has no Landlock");
         return None;
     };
     // SAFETY: no pointers.

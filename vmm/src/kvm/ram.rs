@@ -245,7 +245,7 @@ mod tests {
     fn huge_pages_that_there_are_not_are_missed_at_the_start() {
         for size in [2 << 20, 1 << 30] {
             let Some(there) = to_be_had(size) else {
-                eprintln!("SKIPPED: this host has no huge pages of {size} bytes");
+                devices::testing::skipped(&format!("this host has no huge pages of {size} bytes"));
                 continue;
             };
             let len = (there + 1) * size;

@@ -155,7 +155,7 @@ fn a_reset_ends_vmx_operation() {
     let mut bench = Bench::new(&[&vmxon[..], &TELL_EAX].concat());
     let leaves = bench.vcpu.fd.get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES).unwrap();
     if !leaves.as_slice().iter().any(|leaf| leaf.function == 1 && leaf.ecx & (1 << 5) != 0) {
-        eprintln!("SKIPPED: the guests of this host have no VMX");
+        devices::testing::skipped("the guests of this host have no VMX");
         return;
     }
     let put = |at, bytes: &[u8]| bench.buses.ram.write_slice(bytes, GuestAddress(at)).unwrap();
@@ -214,7 +214,7 @@ fn counters_are_set_back_together() {
             let passed = clock::tsc(&vcpus[0]).unwrap() - before[2];
             match clock::set_back(&[&vcpus[0], &vcpus[1]], passed, method) {
                 Err(e) if e.kind() == io::ErrorKind::Unsupported => {
-                    eprintln!("SKIPPED: guests have the host's own time stamp counter");
+                    devices::testing::skipped("guests have the host's own time stamp counter");
                     return;
                 }
                 other => other.unwrap(),

@@ -57,7 +57,7 @@ impl Outage {
         let mut command = Command::new("qemu-img");
         command.args(["create", "-q", "-f", "qcow2", "-o", "cluster_size=4k"]);
         let Ok(status) = command.arg(&outage.path).arg(len.to_string()).status() else {
-            eprintln!("SKIPPED: qemu-img is not installed");
+            crate::testing::skipped("qemu-img is not installed");
             return None;
         };
         assert!(status.success());

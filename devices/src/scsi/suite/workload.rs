@@ -322,7 +322,7 @@ fn over_qcow2(steps: u32, host: Host) {
     for (seed, (shape, block)) in shapes.into_iter().enumerate() {
         let len = LEN.to_string();
         if img(&["create", "-q", "-f", "qcow2", "-o", shape, "disk", &len]).is_none() {
-            eprintln!("SKIPPED: qemu-img is not installed");
+            crate::testing::skipped("qemu-img is not installed");
             return;
         }
         let path = dir.path().join("disk");

@@ -190,7 +190,7 @@ impl Bench {
     /// `None`, with a message, where qemu-img is missing.
     pub(super) fn new() -> Option<Self> {
         if Command::new("qemu-img").arg("--version").output().is_err() {
-            eprintln!("SKIPPED: qemu-img is not installed");
+            crate::testing::skipped("qemu-img is not installed");
             return None;
         }
         let memory = Path::new("/dev/shm");

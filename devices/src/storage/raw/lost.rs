@@ -99,7 +99,7 @@ mod tests {
             file.write_all(&[7; 1 << 16]).unwrap();
             file.as_file().sync_all().unwrap();
             if is_cached(file.as_file()) != Some(true) {
-                eprintln!("SKIPPED: this file system does not tell what is cached");
+                crate::testing::skipped("this file system does not tell what is cached");
                 return;
             }
             let path = file.path().to_owned();
@@ -135,7 +135,7 @@ mod tests {
         file.write_all(&[7; 1 << 16]).unwrap();
         file.as_file().sync_all().unwrap();
         if is_cached(file.as_file()) != Some(true) {
-            eprintln!("SKIPPED: this file system does not tell what is cached");
+            crate::testing::skipped("this file system does not tell what is cached");
             return;
         }
         let path = file.path().to_owned();

@@ -117,7 +117,7 @@ fn protection_information_is_not_kept_in_memory() {
     let is_device = |path: &PathBuf| matches!(host::medium(path), Some(host::Medium::Device(_)));
     let nodes = std::fs::read_dir("/dev").into_iter().flatten().flatten();
     let Some(device) = nodes.map(|node| node.path()).find(is_device) else {
-        eprintln!("SKIPPED: there is no block device");
+        devices::testing::skipped("there is no block device");
         return;
     };
     let fixture = Fixture::new();

@@ -31,7 +31,7 @@ impl Bench {
     /// `None`, with a message, where the tools are missing.
     fn new() -> Option<Self> {
         if Command::new("qemu-img").arg("--version").output().is_err() {
-            eprintln!("SKIPPED: qemu-img is not installed");
+            crate::testing::skipped("qemu-img is not installed");
             return None;
         }
         Some(Self { dir: temp_dir() })
