@@ -107,7 +107,7 @@ fn only_tests_that_are_run_count() {
 }
 
 /// How many faults of others the document has. Who adds one counts it here, so that none goes unseen.
-const FAULTS: usize = 121;
+const FAULTS: usize = 131;
 
 #[test]
 fn every_fault_of_others_has_a_test_here() {
@@ -231,6 +231,70 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
+/// The lines of a source, each attribute on one.
+fn lines_of(source: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    let mut is_open = false;
+    for line in source.lines().map(str::trim) {
+        match lines.last_mut() {
+            Some(last) if is_open => last.push_str(line),
+            _ => lines.push(line.to_owned()),
+        }
+        let count = |bracket: char| lines.last().map_or(0, |last| last.matches(bracket).count());
+        let is_attribute = lines.last().is_some_and(|last| last.starts_with("#[") || last.starts_with("#!["));
+        is_open = is_attribute && count('[') > count(']');
+    }
+    lines
+}
+
+/// The lints against panics that a source leaves out, but for its tests.
+fn lints_left_out(source: &str) -> Vec<&'static str> {
+    let lines = lines_of(source);
+    let mut left_out = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let start = line.strip_prefix("#![").or_else(|| line.strip_prefix("#["));
+        let attribute = start.is_some_and(|start| {
+            ["allow(", "expect(", "cfg_attr("].iter().any(|name| start.starts_with(name))
+                && !start.starts_with("cfg_attr(test,")
+        });
+        // What follows says whether it is about tests.
+        let about = lines[at + 1..].iter().find(|line| !line.starts_with("#["));
+        let tests = line.starts_with("#[")
+            && lines[..at]
+                .iter()
+                .rev()
+                .take_while(|line| line.starts_with("#["))
+                .any(|line| line == "#[cfg(test)]")
+            || about.is_some_and(|about| about.starts_with("mod tests"));
+        if attribute && !tests {
+            left_out.extend(PANICS.iter().filter(|lint| line.contains(&format!("clippy::{lint}"))));
+        }
+    }
+    left_out
+}
+
+#[test]
+fn lints_are_seen_however_they_are_left_out() {
+    for (source, expected) in [
+        ("#[allow(clippy::panic)]\nfn a() {}", &["panic"][..]),
+        (
+            "#![expect(\n    clippy::unwrap_used,\n    clippy::panic,\n    reason = \"so\",\n)]\n",
+            &["unwrap_used", "panic"],
+        ),
+        ("    #[cfg_attr(not(test), allow(clippy::expect_used))]\n    fn a() {}", &["expect_used"]),
+        (
+            "#[cfg_attr(\n    feature = \"a\",\n    allow(clippy::indexing_slicing)\n)]\nfn a() {}",
+            &["indexing_slicing"],
+        ),
+        ("#[cfg_attr(test, allow(clippy::panic))]\nfn a() {}", &[]),
+        ("#[cfg(test)]\n#[allow(\n    clippy::panic\n)]\nmod a {}", &[]),
+        ("#[allow(clippy::panic)]\nmod tests {", &[]),
+        ("#[derive(Debug)]\nstruct A([u8; 4]);\n// #[allow(clippy::panic)]", &[]),
+    ] {
+        assert_eq!(lints_left_out(source), expected, "{source}");
+    }
+}
+
 #[test]
 fn every_lint_against_panics_that_is_left_out_is_told_of() {
     let mut told: Vec<(String, String)> = rows("Panics that a guest could reach")
@@ -247,25 +311,7 @@ fn every_lint_against_panics_that_is_left_out_is_told_of() {
     for path in files {
         let source = fs::read_to_string(&path).unwrap();
         let shown = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
-        let lines: Vec<&str> = source.lines().map(str::trim).collect();
-        for (at, line) in lines.iter().enumerate() {
-            let attribute = ["#[allow(", "#![allow(", "#[expect(", "#![expect("]
-                .iter()
-                .any(|start| line.starts_with(start));
-            // What follows says whether it is about tests.
-            let about = lines[at + 1..].iter().find(|line| !line.starts_with("#[")).unwrap_or(&"");
-            let tests = line.starts_with("#[")
-                && lines[..at]
-                    .iter()
-                    .rev()
-                    .take_while(|line| line.starts_with("#["))
-                    .any(|line| *line == "#[cfg(test)]")
-                || about.starts_with("mod tests");
-            if attribute && !tests {
-                let lints = PANICS.iter().filter(|lint| line.contains(&format!("clippy::{lint}")));
-                left_out.extend(lints.map(|lint| (shown.clone(), (*lint).to_owned())));
-            }
-        }
+        left_out.extend(lints_left_out(&source).into_iter().map(|lint| (shown.clone(), lint.to_owned())));
     }
     told.sort();
     left_out.sort();

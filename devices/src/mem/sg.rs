@@ -508,6 +508,27 @@ mod tests {
         }
     }
 
+    /// Where a region ends another one may begin, or none.
+    #[test]
+    fn cve_2019_18960_buffers_across_the_ends_of_regions() {
+        let regions = [0, 4096, 0x4000].map(|at| (vm_memory::GuestAddress(at), 4096));
+        let dma = crate::mem::Dma::new(std::sync::Arc::new(GuestRam::from_ranges(&regions).unwrap()));
+        dma.set_bus_master(true);
+        let list = dma.to_guest([(4000, 200)]).unwrap();
+        assert_eq!((list.len(), list.write_at(0, &[7; 200])), (200, 200));
+        for (at, expected) in [(3999, [0, 7]), (4095, [7, 7]), (4199, [7, 0])] {
+            let mut bytes = [0; 2];
+            dma.read(at, &mut bytes).unwrap();
+            assert_eq!(bytes, expected, "at {at}");
+        }
+        for (at, len) in [(8000, 200), (8191, 2), (0x3ff0, 32), (8000, 0x4000), (0x4fff, 2), (0, 0x5000)] {
+            assert!(
+                dma.to_guest([(at, len)]).is_err() && dma.from_guest([(at, len)]).is_err(),
+                "{at:#x} {len}"
+            );
+        }
+    }
+
     #[test]
     fn alignment_is_of_address_and_length() {
         let sg = SgList::host(1024, 512).unwrap();

@@ -31,6 +31,15 @@ fn cve_2016_5105_replies_have_no_stale_bytes() {
     let (status, config) = guest.dcmd(0x0401_0000, &[], 4096);
     assert_eq!((status, le32(&config, 0)), (0, 32));
     assert!(config[16..32].iter().all(|&byte| byte == 0) && config[32..].iter().all(|&byte| byte == 0xcc));
+    // With volumes: arrays of 288 bytes, volumes of 256. Whatever was in the buffer, all of it is written, and nothing behind.
+    for (raid, ids) in [(true, &[0, 1, 5][..]), (false, &[0, 1][..])] {
+        let mut guest = Guest::new(Model::Gen2, raid, ids);
+        let [one, other] = [0x55, 0xaa].map(|fill| guest.dcmd_with(0x0401_0000, &[], &[fill; 8192]));
+        let len = le32(&one.1, 0) as usize;
+        assert_eq!((one.0, other.0, len), (0, 0, if raid { 32 + 3 * (288 + 256) } else { 32 }));
+        assert!(one.1[..len] == other.1[..len], "bytes that nobody set");
+        assert!(one.1[len..].iter().all(|&byte| byte == 0x55), "bytes behind the reply");
+    }
 }
 
 #[test]
@@ -87,6 +96,12 @@ fn cve_2017_8380_write_sequence() {
     let guest = started();
     for value in (0..64).chain([u32::MAX]).cycle().take(10_000) {
         guest.write(0xfc, value);
+        assert_eq!(guest.read(0xf8) & 0x80, 0, "{value:#x} is no key sequence");
+    }
+    // The sixth key opens it, and one that is none closes it.
+    for (count, key) in [0, 4, 0xb, 2, 7, 0xd, 0x3f].into_iter().enumerate() {
+        guest.write(0xfc, key);
+        assert_eq!(guest.read(0xf8) & 0x80 != 0, count == 5, "after {} keys", count + 1);
     }
     guest.adapter_reset();
 }

@@ -15,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress};
 pub const RAM: usize = 16 << 20;
 const HEAP: u64 = 0x40_0000;
 const BAR: u64 = 0xc000_0000;
-const MSIX: u64 = 0xc010_0000;
+pub const MSIX: u64 = 0xc010_0000;
 /// Address of the message of vector 0; each vector has its number as data.
 pub const MSI_ADDRESS: u64 = 0xfee0_1000;
 const PATIENCE: Duration = Duration::from_secs(10);

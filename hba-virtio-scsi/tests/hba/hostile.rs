@@ -6,7 +6,9 @@ use devices::pci::PciFunction;
 use hba_virtio_scsi::Options;
 use proptest::prelude::*;
 
-use crate::guest::{EVENT_IDX, Guest, INDIRECT, INDIRECT_TABLE, NEXT, VERSION_1, WRITE, into, lun, out};
+use crate::guest::{
+    EVENT_IDX, Guest, INDIRECT, INDIRECT_TABLE, MSIX, NEXT, VERSION_1, WRITE, into, lun, out,
+};
 
 const NOWHERE: u64 = 0x8000_0000;
 
@@ -204,7 +206,8 @@ fn broken_rings_need_a_reset() {
 
 #[test]
 fn rings_out_of_ram_need_a_reset() {
-    for field in [32, 40, 48] {
+    // CVE-2020-27821: the last is the table of its own MSI-X vectors.
+    for (field, nowhere) in [32, 40, 48].into_iter().flat_map(|field| [(field, NOWHERE), (field, MSIX)]) {
         let mut guest = Guest::new(Options::default(), 1, BTreeMap::new());
         guest.enable_msix();
         guest.negotiate(VERSION_1);
@@ -212,7 +215,7 @@ fn rings_out_of_ram_need_a_reset() {
         guest.setup_queue(0, 8, 1);
         guest.select(2);
         for offset in [32, 40, 48] {
-            let addr = if offset == field { NOWHERE } else { 0x3_0000 + 0x1000 * offset };
+            let addr = if offset == field { nowhere } else { 0x3_0000 + 0x1000 * offset };
             guest.write(guest.at.common + offset, &addr.to_le_bytes());
         }
         guest.poke(0x3_0000 + 0x1000 * 40 + 2, &1_u16.to_le_bytes());

@@ -217,6 +217,12 @@ impl Attempts<'_> {
             call("fcntl, signals", libc::SYS_fcntl, &[n(0), n(libc::F_SETFL), n(libc::O_ASYNC)]),
             call("fcntl, notify", libc::SYS_fcntl, &[n(0), n(libc::F_NOTIFY)]),
             call("ioctl, input", libc::SYS_ioctl, &[n(0), n(libc::TIOCSTI.cast_signed()), bytes(b"x")]),
+            // The kernel looks at 32 bits of the number.
+            call(
+                "ioctl, input, with more bits",
+                libc::SYS_ioctl,
+                &[n(0), n(libc::TIOCSTI.cast_signed() | 1 << 32), bytes(b"x")],
+            ),
             call("ioctl, signals", libc::SYS_ioctl, &[n(0), n(FIOASYNC), bytes(&[1, 0, 0, 0])]),
             call("ioctl, loop device", libc::SYS_ioctl, &[n(0), n(LOOP_SET_FD)]),
             call("ioctl, another machine", libc::SYS_ioctl, &[n(0), n(KVM_CREATE_VM)]),

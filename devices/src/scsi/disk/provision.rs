@@ -178,11 +178,13 @@ impl<B: BlockBackend> Disk<B> {
             return Ok(Run { lba, blocks: most, mapped: true });
         }
         let extent = self.image.extent(io, span).await?;
-        let whole = extent.len >> self.block_shift;
+        // What is said of more than was asked for is nobody's business here.
+        let len = extent.len.min(span.len);
+        let whole = len >> self.block_shift;
         if !extent.allocated && whole > 0 {
             return Ok(Run { lba, blocks: whole, mapped: false });
         }
-        let touched = extent.len.div_ceil(self.block_size()).clamp(1, most);
+        let touched = len.div_ceil(self.block_size()).clamp(1, most);
         Ok(Run { lba, blocks: touched, mapped: true })
     }
 }
@@ -249,12 +251,39 @@ mod tests {
             Ok(())
         }
         async fn extent(&self, _: &Io, span: Span) -> Result<Extent, BlockError> {
-            Ok(Extent { allocated: true, len: span.len })
+            Ok(Extent { allocated: span.at.0 >= 1 << 20, len: u64::MAX - 511 })
         }
         async fn refresh(&self, _: &Io) {}
         async fn grow(&self, _: &Io, _: u64) -> Result<(), BlockError> {
             Ok(())
         }
+    }
+
+    /// An image that tells of more than it was asked for, and than it has.
+    #[test]
+    fn cve_2020_1711_extents_longer_than_what_was_asked_for() {
+        let memory = SgList::host(4096, 512).unwrap();
+        let (list, seen) = (ToGuest::new(SgList::empty()), FromGuest::new(memory.window(0, 4096)));
+        let image = Arc::new(Changing { list: list.into(), cleared: AtomicU64::new(0) });
+        let disk = Disk::new(image, DiskConfig::default()).unwrap();
+        on_io_thread(move |io| async move {
+            let last = (1 << 30) / 512;
+            for (lba, mapped) in [(5_u64, false), (last - 1, true), (1 << 11, true)] {
+                let mut cdb = [0; 16];
+                (cdb[0], cdb[1], cdb[12]) = (0x9e, 0x12, 0x10);
+                cdb[2..10].copy_from_slice(&lba.to_be_bytes());
+                let data = DataBuffers::to_initiator(ToGuest::new(memory.window(0, 4096)));
+                assert!(disk.get_lba_status(&io, &cdb, &data).await.is_ok());
+                let mut got = [0; 24];
+                seen.read_at(0, &mut got);
+                let mut expected = [0; 24];
+                expected[3] = 20;
+                expected[8..16].copy_from_slice(&lba.to_be_bytes());
+                expected[16..20].copy_from_slice(&((last - lba) as u32).to_be_bytes());
+                expected[20] = u8::from(!mapped);
+                assert_eq!(got, expected, "from {lba} on");
+            }
+        });
     }
 
     /// MAXIMUM UNMAP LBA COUNT holds for what is done, not only for what was looked at first.
