@@ -127,13 +127,18 @@ fn skipped(errors: impl Read) -> Vec<String> {
 /// Programs of the pinned tools under the names that unit tests call, before those that this machine may have.
 fn with_tools() -> Result<OsString> {
     let (tools, dir) = (Tools::prepare()?, runs()?.join("bin"));
-    make_dir(&dir)?;
+    let loaders = dir.join("as");
+    make_dir(&loaders)?;
     for program in ["qemu-img", "qemu-io"] {
-        let words: Vec<_> = tools
-            .words(program, program, None)?
-            .iter()
-            .map(|word| format!("'{}'", word.replace('\'', "'\\''")))
-            .collect();
+        let mut words = tools.words(program, program, None)?;
+        // The system calls a process as the file that it runs, which here is the loader: by the program's name.
+        let (loader, new) = (loaders.join(program), loaders.join(format!("{program}.new")));
+        let _ = std::fs::remove_file(&new);
+        let target = words.first_mut().context("no program")?;
+        std::os::unix::fs::symlink(&target, &new)?;
+        std::fs::rename(&new, &loader)?;
+        *target = loader.to_string_lossy().into_owned();
+        let words: Vec<_> = words.iter().map(|word| format!("'{}'", word.replace('\'', "'\\''"))).collect();
         let (file, new) = (dir.join(program), dir.join(format!("{program}.new")));
         std::fs::write(&new, format!("#!/bin/sh\nexec {} \"$@\"\n", words.join(" ")))?;
         std::fs::set_permissions(&new, PermissionsExt::from_mode(0o755))?;
