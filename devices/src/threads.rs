@@ -5,6 +5,7 @@
 //! meanwhile; later ones call a hook before anything else.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
@@ -90,10 +91,20 @@ struct Registry {
     /// None is started for now.
     closed: bool,
     hook: Option<fn(Kind)>,
+    /// Numbers of those that have done their work last: the system may have them still.
+    ended: VecDeque<i32>,
 }
 
-static REGISTRY: Mutex<Registry> =
-    Mutex::new(Registry { living: Vec::new(), starting: 0, closed: false, hook: None });
+/// So many are remembered.
+const ENDED: usize = 256;
+
+static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
+    living: Vec::new(),
+    starting: 0,
+    closed: false,
+    hook: None,
+    ended: VecDeque::new(),
+});
 static CHANGED: Condvar = Condvar::new();
 
 thread_local! {
@@ -168,7 +179,7 @@ pub fn attend(hook: fn(Kind)) -> Attention {
     drop(registry);
     let mut registry = until(|registry| registry.starting == 0);
     registry.hook = Some(hook);
-    Attention { living: registry.living.clone() }
+    Attention { living: registry.living.clone(), ended: registry.ended.iter().copied().collect() }
 }
 
 /// Those that have begun their work. Others may be on the way.
@@ -181,6 +192,8 @@ pub fn living() -> Vec<Living> {
 pub struct Attention {
     /// All that were there.
     pub living: Vec<Living>,
+    /// Numbers of threads that have done their work, of which some may be on their way out.
+    pub ended: Vec<i32>,
 }
 
 impl Drop for Attention {
@@ -256,7 +269,12 @@ struct Here(i32);
 
 impl Drop for Here {
     fn drop(&mut self) {
-        registry().living.retain(|living| living.number != self.0);
+        let mut registry = registry();
+        registry.living.retain(|living| living.number != self.0);
+        if registry.ended.len() == ENDED {
+            registry.ended.pop_front();
+        }
+        registry.ended.push_back(self.0);
     }
 }
 
@@ -281,6 +299,7 @@ mod tests {
         drop(end);
         thread.unwrap().join().unwrap();
         assert!(!lives(number));
+        assert!(registry().ended.contains(&number));
         assert_eq!(here(), None, "the test's own thread began elsewhere");
     }
 

@@ -2,13 +2,8 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::time::{Duration, Instant};
 
 use devices::threads::{self, Attention};
-
-/// A thread that has just ended its work may be there so long still.
-const ENDS: Duration = Duration::from_millis(100);
-const PAUSE: Duration = Duration::from_millis(1);
 
 /// Flags (linux/sched.h) of threads that never come back to user space: those that the kernel runs for io_uring and KVM
 /// (PF_IO_WORKER, PF_USER_WORKER), and those that end (PF_EXITING).
@@ -16,17 +11,10 @@ const IN_KERNEL: u64 = 0x10 | 0x4000 | 0x4;
 
 /// Their names, while no other is started.
 pub(super) fn find(attention: &Attention) -> Vec<String> {
-    // The first thread's number is that of the process.
+    // The first thread's number is that of the process. One of ours that has done its work may be there still.
     let own = [threads::number(), std::process::id().cast_signed()];
-    let known: HashSet<i32> = attention.living.iter().map(|living| living.number).chain(own).collect();
-    let begin = Instant::now();
-    loop {
-        let found = others(&known);
-        if found.is_empty() || begin.elapsed() > ENDS {
-            return found;
-        }
-        std::thread::sleep(PAUSE);
-    }
+    let living = attention.living.iter().map(|living| living.number);
+    others(&living.chain(attention.ended.iter().copied()).chain(own).collect())
 }
 
 fn others(known: &HashSet<i32>) -> Vec<String> {
