@@ -27,6 +27,7 @@ fn main() -> ExitCode {
 fn run() -> Outcome {
     let start = Instant::now();
     limits::survive_file_sizes();
+    jail::narrow_output();
     // Without it such an end has no line of its own, and that is all.
     let _ = explain_bus_errors();
     let cli = match cli::parse() {

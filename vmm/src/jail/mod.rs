@@ -134,6 +134,11 @@ pub fn look() {
     namespaces::look();
 }
 
+/// Has output to a terminal read nothing from it. To be called before anybody has a duplicate of standard output or error.
+pub fn narrow_output() {
+    streams::narrow_output();
+}
+
 /// To be called by the main thread before it starts most others, which inherit what it gives up here: else each of them would
 /// have to, and that takes long.
 pub fn prepare(config: &Config) {
@@ -149,8 +154,9 @@ fn confine(sandbox: Sandbox, user: Option<Ids>, paths: Option<Paths>) -> Result<
         return Ok(());
     }
     let begin = Instant::now();
+    // Who says something while no thread starts cannot have one started for it.
+    crate::lines::prepare();
     if refusal.is_some() {
-        crate::lines::prepare();
         refusal::explain().context("the sandbox: the signal of refused calls")?;
     }
     let stay = user.is_some();

@@ -91,6 +91,10 @@ pub(super) fn look() {
             Ok(()) => "network namespace".into(),
             Err(failure) => none(&lacks("network namespace", &failure)),
         },
+        // The child would have one thread only.
+        Way::User(_) if threads() > 1 => {
+            none("a library that was loaded into the process has threads (LD_PRELOAD)")
+        }
         Way::User(who) => match trial::in_child(|begin| user(who, begin).and_then(|()| network(begin))) {
             Ok(()) => "network and user namespaces".into(),
             Err(failure @ Failure { step: Step::Network | Step::Enter, why: Why::Error(_) }) => {
@@ -101,6 +105,11 @@ pub(super) fn look() {
         Way::Neither => none(NEITHER),
     };
     let _ = FOUND.set(found);
+}
+
+/// How many threads the process has; one where nothing says so.
+fn threads() -> usize {
+    fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
 }
 
 /// What [`look`] found, if it did.

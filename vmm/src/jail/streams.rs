@@ -6,37 +6,57 @@
 //! gets its commands, or read what others write to one. And what a process in the background of a terminal asks of it stops all
 //! processes of its group.
 
-use std::fs::{File, OpenOptions};
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 
 /// File system type of pipes that have no name (linux/magic.h, PIPEFS_MAGIC).
 const PIPES: i64 = 0x5049_5045;
 
+/// Has output to a terminal read nothing from it. To be called before anybody has a duplicate of it.
+pub(super) fn narrow_output() {
+    for fd in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {
+        // Where the terminal is another user's, it stays as it is.
+        let _ = write_only(fd);
+    }
+}
+
 /// To be called when everything is open. `console`: they are that of the machine.
 pub(super) fn narrow(console: bool) -> io::Result<()> {
     if !console {
-        sys::replace(libc::STDIN_FILENO, File::open("/dev/null")?.as_fd())?;
+        // Where there is no such device, a pipe at its end is as good.
+        let nothing = match File::open("/dev/null") {
+            Ok(null) => null.into(),
+            Err(_) => OwnedFd::from(io::pipe()?.0),
+        };
+        sys::replace(libc::STDIN_FILENO, nothing.as_fd())?;
     }
-    let standard = [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO];
-    let pipes = standard.map(pipe);
-    for (fd, own) in standard.into_iter().zip(pipes) {
-        let reads = fd == libc::STDIN_FILENO;
-        // One that is used both ways has to stay so.
-        let both = own.is_some()
-            && pipes
-                .iter()
-                .zip(standard)
-                .any(|(other, at)| *other == own && (at == libc::STDIN_FILENO) != reads);
-        if own.is_some() && !both {
-            // Another user's cannot be changed, nor opened.
-            let _ = sys::change_mode(fd, if reads { 0o400 } else { 0o200 });
-        } else if !reads {
-            write_only(fd)?;
-        }
-    }
+    narrow_pipes();
     Ok(())
+}
+
+/// Lets each pipe without a name be opened anew only for what this process has it open for.
+fn narrow_pipes() {
+    let standard = [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO];
+    let listed = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let listed: Vec<RawFd> = listed.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    let all = if listed.is_empty() { standard.to_vec() } else { listed };
+    let mut pipes = BTreeMap::<u64, (RawFd, libc::mode_t)>::new();
+    for fd in all {
+        let Some(number) = pipe(fd) else { continue };
+        let mode = match sys::access(fd) {
+            libc::O_RDONLY => 0o400,
+            libc::O_WRONLY => 0o200,
+            _ => 0o600,
+        };
+        pipes.entry(number).or_insert((fd, 0)).1 |= mode;
+    }
+    for (fd, mode) in pipes.into_values() {
+        // Another user's cannot be changed, nor opened.
+        let _ = sys::change_mode(fd, mode);
+    }
 }
 
 /// The pipe without a name that the descriptor is an end of: its number.
@@ -47,17 +67,14 @@ fn pipe(fd: RawFd) -> Option<u64> {
     })
 }
 
-/// Output to a terminal reads nothing from it. Where the terminal is another user's, it stays as it is.
+/// The side of a pseudoterminal that gives a new one each time it is opened stays as it is.
 fn write_only(fd: RawFd) -> io::Result<()> {
-    if !sys::is_terminal(fd) {
+    if !sys::is_terminal(fd) || sys::is_master(fd) {
         return Ok(());
     }
     // A serial line might wait for its carrier.
     let flags = libc::O_NOCTTY | libc::O_NONBLOCK;
-    let Ok(again) = OpenOptions::new().write(true).custom_flags(flags).open(format!("/proc/self/fd/{fd}"))
-    else {
-        return Ok(());
-    };
+    let again = OpenOptions::new().write(true).custom_flags(flags).open(format!("/proc/self/fd/{fd}"))?;
     sys::wait_for(again.as_raw_fd())?;
     sys::replace(fd, again.as_fd())
 }
@@ -95,6 +112,19 @@ mod sys {
     pub(super) fn is_terminal(fd: RawFd) -> bool {
         // SAFETY: no pointers.
         unsafe { libc::isatty(fd) == 1 }
+    }
+
+    /// Whether it is the side of a pseudoterminal that is opened by `/dev/ptmx`.
+    pub(super) fn is_master(fd: RawFd) -> bool {
+        let mut number = 0;
+        // SAFETY: the kernel writes an integer of this size.
+        unsafe { libc::ioctl(fd, libc::TIOCGPTN, &raw mut number) == 0 }
+    }
+
+    /// What it is open for: O_RDONLY, O_WRONLY or O_RDWR.
+    pub(super) fn access(fd: RawFd) -> libc::c_int {
+        // SAFETY: no pointers.
+        unsafe { libc::fcntl(fd, libc::F_GETFL) & 3 }
     }
 
     /// Calls wait from now on.

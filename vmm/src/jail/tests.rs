@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -129,6 +129,9 @@ fn child() {
 fn kept(sandbox: &str) {
     const HOST: Duration = Duration::from_secs(2);
     let sandbox = if sandbox == "on" { Sandbox::On } else { Sandbox::Off };
+    // What is said of it is the first line of the log.
+    crate::logging::start(None, None).unwrap();
+    crate::logging::begin();
     let user = User { name: "x".into(), uid: 64_321, gid: 64_322, groups: vec![64_323] };
     let number = AtomicI32::new(0);
     std::thread::scope(|scope| {
@@ -171,27 +174,38 @@ fn kept(sandbox: &str) {
 
 /// Gives up what could be done with pipes and a terminal, and opens them anew as another user, who owns them.
 fn streams(console: &str) {
-    let (mut script, input) = pipe(0);
-    let (output, _report) = pipe(1);
+    let mut script = pipe(0);
+    script.write_all(b"x").unwrap();
+    // Whoever has the other ends is another process.
+    drop((script, pipe(1)));
     let terminal = terminal(2);
+    let both = pipe(300);
+    streams::narrow_output();
     streams::narrow(console == "console").unwrap();
     let user = User { name: "x".into(), uid: 64_321, gid: 64_322, groups: vec![] };
-    let opens = move |fd: i32| {
-        let open =
-            |read, write| File::options().read(read).write(write).open(format!("/proc/self/fd/{fd}")).is_ok();
+    let refused = |fd: i32| {
+        let open = |read, write| {
+            let opened = File::options()
+                .read(read)
+                .write(write)
+                .custom_flags(libc::O_NONBLOCK)
+                .open(format!("/proc/self/fd/{fd}"));
+            opened.is_err_and(|error| error.raw_os_error() == Some(libc::EACCES))
+        };
         [open(true, false), open(false, true), open(true, true)]
     };
-    let opened = std::thread::spawn(move || {
+    let tried = std::thread::spawn(move || {
         privileges::become_on_this_thread(&user).unwrap();
-        [0, 1].map(opens)
+        [0, 1, 300].map(refused)
     });
-    let opened = opened.join().unwrap();
-    assert_eq!(opened[1], [false, true, false], "a pipe for output");
+    let tried = tried.join().unwrap();
+    assert_eq!(tried[1], [true, false, true], "a pipe for output");
+    assert_eq!(tried[2], [false, false, false], "both of its ends are here");
+    drop(both);
     let mut read = [0];
-    script.write_all(b"x").unwrap();
     match console {
         "console" => {
-            assert_eq!(opened[0], [true, false, false], "a pipe for input");
+            assert_eq!(tried[0], [false, true, true], "a pipe for input");
             assert_eq!((standard(0).read(&mut read).unwrap(), read), (1, *b"x"));
         }
         _ => assert_eq!(standard(0).read(&mut read).unwrap(), 0, "the script's"),
@@ -206,7 +220,6 @@ fn streams(console: &str) {
         let length = other.read(&mut some).unwrap();
         shown.extend(&some[..length]);
     }
-    drop((input, output));
     std::process::exit(77);
 }
 
@@ -223,15 +236,15 @@ fn put(file: &impl std::os::fd::AsRawFd, fd: i32) {
     assert_eq!(unsafe { libc::dup2(file.as_raw_fd(), fd) }, fd);
 }
 
-/// A pipe of the other user's, one end of which is `fd`: the other end, and this.
-fn pipe(fd: i32) -> (File, File) {
+/// A pipe of the other user's, one end of which is `fd`: the other end.
+fn pipe(fd: i32) -> File {
     use std::os::fd::OwnedFd;
     let (reader, writer) = std::io::pipe().unwrap();
     std::os::unix::fs::fchown(&reader, Some(64_321), Some(64_322)).unwrap();
     let (reader, writer) = (File::from(OwnedFd::from(reader)), File::from(OwnedFd::from(writer)));
     let (own, other) = if fd == 0 { (reader, writer) } else { (writer, reader) };
     put(&own, fd);
-    (other, own)
+    other
 }
 
 /// A terminal as `fd`: its other side.

@@ -74,8 +74,10 @@ const NEW_FUTEXES: &[libc::c_long] = &[454, 455, 456];
 /// uretprobe(2) and uprobe(2): what the kernel has a program call that an operator watches with probes, and nobody else.
 const PROBES: &[libc::c_long] = &[335, 336];
 
+/// The access mode of an open(2) (asm-generic/fcntl.h). musl's O_ACCMODE has O_PATH in it.
+pub(super) const ACCESS_MODE: libc::c_int = 3;
 /// Flags of an open(2) that could change a file.
-const WRITES: u32 = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC).cast_unsigned();
+const WRITES: u32 = (ACCESS_MODE | libc::O_CREAT | libc::O_TRUNC).cast_unsigned();
 
 /// Flags that a C library gives the memory of a thread or of the heap, and takes.
 const ADVICES: &[libc::c_int] = &[
@@ -291,7 +293,7 @@ impl List {
         let mut all = self.reads();
         // Nobody empties a file, nor makes one that others would run with the rights of its owner. Nor opens one to do neither
         // (access mode 3): Landlock has nothing to say of it, and drivers take it for one more that has their device open.
-        let (flags_of, special) = ((libc::O_TRUNC | libc::O_ACCMODE).cast_unsigned(), 0o7000);
+        let (flags_of, special) = ((libc::O_TRUNC | ACCESS_MODE).cast_unsigned(), 0o7000);
         for (call, flags) in [(libc::SYS_open, 1), (libc::SYS_openat, 2)] {
             for mode in [libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR] {
                 all.with(
@@ -377,7 +379,7 @@ impl List {
         let usual = |number| Argument::Has { number, mask: libc::MSG_OOB.cast_unsigned(), value: 0 };
         self.with(libc::SYS_recvfrom, usual(3));
         self.with(libc::SYS_recvmsg, usual(2));
-        // To the peer, not to an address.
+        // To the peer, not to an address. Urgent data is refused before.
         self.with(libc::SYS_sendto, Argument::Null(4));
         self
     }

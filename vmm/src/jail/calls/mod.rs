@@ -55,6 +55,11 @@ fn substitute(kind: Kind, refusal: Refusal, rest: u32, answers: &mut BTreeMap<u3
     let error = |number: libc::c_int| libc::SECCOMP_RET_ERRNO | number.cast_unsigned();
     // Its arguments are in memory, where no filter sees them; clone(2) comes in its place, and is looked at.
     answers.insert(libc::SYS_clone3 as u32, Answer::any(error(libc::ENOSYS)));
+    // Urgent data has the kernel of the peer, which knows nothing of it, run code of its own.
+    if let Some(answer) = answers.get_mut(&(libc::SYS_sendto as u32)) {
+        let urgent = libc::MSG_OOB.cast_unsigned();
+        answer.checks.insert(0, (Argument::Has { number: 3, mask: urgent, value: urgent }, rest));
+    }
     if kinds::opens(kind) {
         return;
     }
@@ -71,7 +76,7 @@ fn substitute(kind: Kind, refusal: Refusal, rest: u32, answers: &mut BTreeMap<u3
         answer.checks.insert(0, (argument, refused));
     };
     // For writing, or to make a file, is no mistake of a library.
-    let more = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC | libc::O_PATH).cast_unsigned();
+    let more = (groups::ACCESS_MODE | libc::O_CREAT | libc::O_TRUNC | libc::O_PATH).cast_unsigned();
     let reading = |number| Argument::Has { number, mask: more, value: 0 };
     refuse(libc::SYS_openat, reading(2));
     refuse(libc::SYS_open, reading(1));

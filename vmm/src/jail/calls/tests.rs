@@ -80,6 +80,9 @@ fn substituted(kind: Kind, refusal: Refusal, call: u32, arguments: [u64; 6]) -> 
     let reading = |argument: usize| arguments[argument] & 0o10_001_103 == 0;
     let refused = match call {
         libc::SYS_clone3 => return Some(error(libc::ENOSYS)),
+        libc::SYS_sendto if arguments[3] & 1 != 0 => {
+            return Some(if refusal == Refusal::End { TRAP } else { libc::SECCOMP_RET_LOG });
+        }
         _ if kinds::opens(kind) => false,
         libc::SYS_open => reading(1),
         libc::SYS_openat => reading(2),
@@ -261,6 +264,9 @@ fn libraries_have_a_substitute_for_some_calls() {
         assert_eq!(says(kind, libc::SYS_openat, &[u64::MAX, 1, reading]), opened, "{kind:?}");
         assert_eq!(says(kind, libc::SYS_open, &[1, reading]), opened, "{kind:?}");
         assert_eq!(says(kind, libc::SYS_readlink, &[1]), opened, "{kind:?}");
+        let path_only = [u64::MAX, 1, (libc::O_PATH | libc::O_CLOEXEC) as u64];
+        let named = if kinds::opens(kind) { ALLOW } else { TRAP };
+        assert_eq!(says(kind, libc::SYS_openat, &path_only), named, "{kind:?}");
         // At a reset files are read.
         let writes = kinds::opens(kind) && !matches!(kind, Kind::Main | Kind::Load);
         let written = if writes { ALLOW } else { TRAP };
@@ -273,9 +279,9 @@ fn libraries_have_a_substitute_for_some_calls() {
         }
         // Nobody empties files, or makes some for others to run; or opens what is not to be read or written.
         for (flags, mode) in [
-            (libc::O_ACCMODE, 0),
-            (libc::O_ACCMODE | libc::O_EXCL | libc::O_NONBLOCK, 0),
-            (libc::O_ACCMODE | libc::O_PATH, 0),
+            (3, 0),
+            (3 | libc::O_EXCL | libc::O_NONBLOCK, 0),
+            (3 | libc::O_PATH, 0),
             (libc::O_TRUNC, 0),
             (libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC, 0o600),
             (libc::O_CREAT, 0o4700),
@@ -341,6 +347,8 @@ fn arguments_are_looked_at_where_they_matter() {
         let connected = matches!(kind, Kind::Control | Kind::Client | Kind::Console);
         assert_eq!(says(libc::SYS_sendto, &[3, 1, 1, 0, 0]), only(connected), "{kind:?}");
         assert_eq!(says(libc::SYS_sendto, &[3, 1, 1, 0, 1 << 40]), TRAP, "{kind:?}");
+        assert_eq!(says(libc::SYS_sendto, &[3, 1, 1, 0x4000, 0]), only(connected), "{kind:?}");
+        assert_eq!(says(libc::SYS_sendto, &[3, 1, 1, 0x4001, 0]), TRAP, "{kind:?}: MSG_OOB");
         assert_eq!(says(libc::SYS_recvmsg, &[3, 1, 0x4000_0040]), only(connected), "{kind:?}");
         assert_eq!(says(libc::SYS_recvmsg, &[3, 1, 1]), TRAP, "{kind:?}: MSG_OOB");
         assert_eq!(says(libc::SYS_recvfrom, &[3, 1, 1, 0x40]), only(connected), "{kind:?}");
