@@ -1,7 +1,7 @@
 //! The SCSI target layer that every host bus adapter shares.
 //!
 //! ```text
-//!   HBA ── ScsiRequest ──> Nexus ──> Target ──> LogicalUnit { Disk, ... }
+//!   HBA ── ScsiRequest ──> Nexus ──> Target ──> LogicalUnit { Disk, Cd, ... }
 //!     <── ScsiReply ──       |          |             └─> storage (bytes)
 //!                       unit attentions, REPORT LUNS, task set
 //! ```
@@ -14,11 +14,12 @@
 //! - `memory`: how much of the host's commands may hold. `background`: work that outlasts its command.
 //! - `reservation`: persistent and older reservations.
 //! - `sense`, `outcome`: how commands end. `absent`: what answers where there is no unit.
-//! - `disk`: the direct access block device.
+//! - `disk`: the direct access block device. `cd`: the drive for CDs and DVDs.
 
 mod absent;
 mod attention;
 mod background;
+mod cd;
 mod disk;
 mod links;
 mod lun;
@@ -36,6 +37,7 @@ mod target;
 mod tasks;
 mod unit;
 
+pub use cd::{Cd, CdConfig, CdError, Locked, Tray};
 pub use disk::{Disk, DiskConfig, DiskError, Image, ProtectionType};
 pub use nexus::Nexus;
 pub use request::{

@@ -221,7 +221,7 @@ impl Nexus {
             return absent::execute(self, &request.lun, &request.cdb, &request.data);
         }
         if attentive
-            && !passes_attention(request.cdb.opcode())
+            && !path.unit.logical.passes_attention(request.cdb.opcode())
             && let Some(first) = path.attentions.first()
         {
             if !first.precedes_conflict() {
@@ -339,7 +339,7 @@ impl Nexus {
 
     /// What the host calls the medium of a logical unit, for messages.
     pub fn medium(&self, lun: &Lun) -> Option<String> {
-        self.path(lun).map(|path| path.unit.name().to_owned())
+        self.path(lun).map(|path| path.unit.name().into_owned())
     }
 
     /// Ends the commands of this nexus, as their initiator wishes it, without waiting until they have left.
@@ -483,6 +483,8 @@ fn is_harmless(cdb: &Cdb) -> bool {
     match opcode {
         // TEST UNIT READY; MODE SENSE(6) and (10); READ CAPACITY(10); LOG SENSE; MAINTENANCE IN.
         0x00 | 0x1a | 0x5a | 0x25 | 0x4d | 0xa3 => true,
+        // GET CONFIGURATION, GET EVENT STATUS NOTIFICATION: hosts ask for these again and again.
+        0x46 | 0x4a => true,
         // READ CAPACITY(16), not GET LBA STATUS.
         0x9e => cdb.padded()[1] & 0x1f == 0x10,
         _ => passes_attention(opcode),

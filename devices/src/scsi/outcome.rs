@@ -48,6 +48,11 @@ impl Done {
 /// What a unit says of a command.
 pub(crate) type Outcome = Result<Done, Failure>;
 
+/// GOOD, or RESERVATION CONFLICT.
+pub(crate) fn granted(yes: bool) -> Outcome {
+    if yes { Ok(Done::good()) } else { Err(Failure::Status(Status::ReservationConflict)) }
+}
+
 /// Makes the reply: a failure moved nothing.
 pub(crate) fn reply(outcome: Outcome, offered: Offered, descriptor_sense: bool) -> ScsiReply {
     let done = match outcome {

@@ -54,13 +54,17 @@ pub(crate) const INLINE_DATA_LENGTH_EXCEEDED: Code = (0x26, 0x0b);
 pub(crate) const WRITE_PROTECTED: Code = (0x27, 0x00);
 pub(crate) const SOFTWARE_WRITE_PROTECTED: Code = (0x27, 0x02);
 pub(crate) const SPACE_ALLOCATION_FAILED: Code = (0x27, 0x07);
+pub(crate) const INCOMPATIBLE_FORMAT: Code = (0x30, 0x02);
 pub(crate) const MEDIUM_FORMAT_CORRUPTED: Code = (0x31, 0x00);
 pub(crate) const SAVING_PARAMETERS_NOT_SUPPORTED: Code = (0x39, 0x00);
 pub(crate) const MEDIUM_NOT_PRESENT: Code = (0x3a, 0x00);
+pub(crate) const NO_DISC_TRAY_CLOSED: Code = (0x3a, 0x01);
+pub(crate) const NO_DISC_TRAY_OPEN: Code = (0x3a, 0x02);
 pub(crate) const INTERNAL_TARGET_FAILURE: Code = (0x44, 0x00);
 pub(crate) const INVALID_MESSAGE_ERROR: Code = (0x49, 0x00);
 pub(crate) const MEDIUM_REMOVAL_PREVENTED: Code = (0x53, 0x02);
 pub(crate) const INSUFFICIENT_RESOURCES: Code = (0x55, 0x03);
+pub(crate) const ILLEGAL_MODE_FOR_THIS_TRACK: Code = (0x64, 0x00);
 
 /// The sense-key specific bytes (SPC-5, 4.4.2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

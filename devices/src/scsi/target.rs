@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Wea
 use thiserror::Error;
 
 use super::attention::Attention;
+use super::cd::{CdError, Tray};
 use super::lun::MAX_LUNS;
 use super::memory::Memory;
 use super::nexus::Nexus;
@@ -13,7 +14,7 @@ use super::tasks::Ended;
 use super::unit::{LogicalUnit, Unit};
 use super::{Lun, Tag};
 use crate::iothread::Io;
-use crate::storage::{BlockError, let_go};
+use crate::storage::{BlockError, Image, let_go};
 
 /// A task management function (SAM-6, 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,6 +166,41 @@ impl Target {
         Some(Detached(unit))
     }
 
+    /// Opens the tray of a drive and takes its disc out; `None` where there was none. With `force` whatever the guest says.
+    /// Commands that read the disc go on: they hold its image.
+    ///
+    /// # Errors
+    /// There is no drive, or the guest has locked the tray and now knows that somebody wants it open.
+    pub fn eject(&self, lun: Lun, force: bool) -> Result<Option<Arc<Image>>, CdError> {
+        self.unit(lun).ok_or(CdError::NoDrive)?.eject(force)
+    }
+
+    /// Puts the disc that `image` is of into a drive that has none, closes its tray and tells the guest.
+    ///
+    /// # Errors
+    /// There is no drive, or a disc in it, or the image has not one sector.
+    pub fn insert(&self, lun: Lun, image: Arc<Image>) -> Result<(), CdError> {
+        self.unit(lun).ok_or(CdError::NoDrive)?.insert(image)
+    }
+
+    /// Both at once, with no time in between: the disc that `image` is of comes in the place of what is in the drive, which is
+    /// returned. With `force` whatever the guest says.
+    ///
+    /// # Errors
+    /// As of [`Target::eject`], if there is a disc, and of [`Target::insert`].
+    pub fn change(&self, lun: Lun, image: Arc<Image>, force: bool) -> Result<Option<Arc<Image>>, CdError> {
+        self.unit(lun).ok_or(CdError::NoDrive)?.change(image, force)
+    }
+
+    /// How the tray of a drive is; `None` where there is no drive.
+    pub fn tray(&self, lun: Lun) -> Option<Tray> {
+        self.unit(lun)?.tray()
+    }
+
+    fn unit(&self, lun: Lun) -> Option<Arc<Unit>> {
+        self.read().units.get(&lun.number()?).cloned()
+    }
+
     #[expect(clippy::type_complexity, reason = "one caller takes it apart at once")]
     fn remove(&self, lun: Lun) -> Option<(Arc<Unit>, Vec<Arc<Unit>>, Vec<Arc<Nexus>>)> {
         let number = lun.number()?;
@@ -225,7 +261,9 @@ impl Target {
     /// How many copies write to a unit.
     #[cfg(test)]
     pub(crate) fn copies_writing(&self, lun: Lun) -> usize {
-        let LogicalUnit::Disk(disk) = &self.read().units[&lun.number().expect("a number")].logical;
+        let LogicalUnit::Disk(disk) = &self.read().units[&lun.number().expect("a number")].logical else {
+            return 0;
+        };
         disk.copies_writing()
     }
 

@@ -1,10 +1,12 @@
 //! Logical units: what is behind a LUN, and what every kind of it shares.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use super::attention::{Attention, Attentions};
 use super::background::{Background, SETTLE, Working};
+use super::cd::{self, Cd, CdError, Tray};
 use super::disk::{self, Disk, Image};
 use super::memory::Memory;
 use super::nexus::Nexus;
@@ -20,6 +22,8 @@ use crate::storage::BlockError;
 pub enum LogicalUnit {
     /// A direct access block device (SBC-4).
     Disk(Disk<Image>),
+    /// A drive for CDs and DVDs (MMC-6).
+    Cd(Cd<Image>),
 }
 
 /// What a unit is told of a command besides its CDB and data.
@@ -35,6 +39,7 @@ impl LogicalUnit {
     pub(crate) fn join(&self, memory: &Arc<Memory>) {
         match self {
             Self::Disk(disk) => disk.memory.join(memory),
+            Self::Cd(cd) => cd.memory.join(memory),
         }
     }
 
@@ -42,6 +47,7 @@ impl LogicalUnit {
     pub(crate) async fn close(&self, io: &Io) -> Result<(), BlockError> {
         match self {
             Self::Disk(disk) => disk.close(io).await,
+            Self::Cd(cd) => cd.close(io).await,
         }
     }
 
@@ -49,6 +55,8 @@ impl LogicalUnit {
     fn stop_waiting(&self) {
         match self {
             Self::Disk(disk) => disk.stop_waiting(),
+            // Nothing is written.
+            Self::Cd(_) => {}
         }
     }
 
@@ -56,12 +64,14 @@ impl LogicalUnit {
     pub(crate) fn has_failed(&self) -> bool {
         match self {
             Self::Disk(disk) => disk.has_failed(),
+            Self::Cd(_) => false,
         }
     }
 
     pub(crate) async fn execute(&self, context: Context<'_>, cdb: &Cdb, data: &mut DataBuffers) -> Outcome {
         match self {
             Self::Disk(disk) => disk.execute(context, cdb, data).await,
+            Self::Cd(cd) => cd.execute(context, cdb, data).await,
         }
     }
 
@@ -69,14 +79,21 @@ impl LogicalUnit {
     pub(crate) fn check_reservations(&self, path: &Path, cdb: &Cdb) -> Result<(), Failure> {
         match self {
             Self::Disk(disk) => disk.check_reservations(path, cdb),
+            Self::Cd(cd) => cd.check_reservations(path, cdb),
         }
+    }
+
+    /// Whether a command is carried out whatever unit attention condition is pending, which stays.
+    pub(crate) fn passes_attention(&self, opcode: u8) -> bool {
+        // SAM-6, 5.14: REQUEST SENSE, INQUIRY, REPORT LUNS.
+        matches!(opcode, 0x03 | 0x12 | 0xa0) || matches!(self, Self::Cd(_)) && cd::passes_attention(opcode)
     }
 
     /// The task attribute that a command has here: some must run alone whatever the initiator says.
     pub(crate) fn attribute(&self, cdb: &Cdb, asked: TaskAttribute) -> TaskAttribute {
         match self {
             Self::Disk(_) if disk::runs_alone(cdb) => TaskAttribute::Ordered,
-            Self::Disk(_) => asked,
+            Self::Disk(_) | Self::Cd(_) => asked,
         }
     }
 
@@ -84,6 +101,7 @@ impl LogicalUnit {
     fn only_visits(&self, cdb: &Cdb) -> bool {
         match self {
             Self::Disk(_) => disk::is_extended_copy(cdb),
+            Self::Cd(_) => false,
         }
     }
 
@@ -91,6 +109,7 @@ impl LogicalUnit {
     pub(crate) fn descriptor_sense(&self) -> bool {
         match self {
             Self::Disk(disk) => disk.mode().descriptor_sense(),
+            Self::Cd(_) => false,
         }
     }
 
@@ -98,6 +117,7 @@ impl LogicalUnit {
     pub(crate) fn task_aborted_status(&self) -> bool {
         match self {
             Self::Disk(disk) => disk.mode().task_aborted_status(),
+            Self::Cd(_) => false,
         }
     }
 
@@ -105,6 +125,8 @@ impl LogicalUnit {
     fn take_capacity_change(&self) -> bool {
         match self {
             Self::Disk(disk) => disk.take_capacity_change(),
+            // A disc does not grow.
+            Self::Cd(_) => false,
         }
     }
 
@@ -112,6 +134,7 @@ impl LogicalUnit {
     fn reset(&self, power: bool) {
         match self {
             Self::Disk(disk) => disk.reset(power),
+            Self::Cd(cd) => cd.reset(power),
         }
     }
 
@@ -119,6 +142,7 @@ impl LogicalUnit {
     fn forget(&self, nexus: NexusId) {
         match self {
             Self::Disk(disk) => disk.forget(nexus),
+            Self::Cd(cd) => cd.forget(nexus),
         }
     }
 }
@@ -176,10 +200,39 @@ impl Unit {
     }
 
     /// What the host calls the medium.
-    pub(crate) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> Cow<'_, str> {
         match &self.logical {
-            LogicalUnit::Disk(disk) => disk.image().name(),
+            LogicalUnit::Disk(disk) => disk.image().name().into(),
+            LogicalUnit::Cd(cd) => cd.name().into(),
         }
+    }
+
+    /// The drive, if the unit is one.
+    fn drive(&self) -> Result<&Cd<Image>, CdError> {
+        match &self.logical {
+            LogicalUnit::Cd(cd) => Ok(cd),
+            LogicalUnit::Disk(_) => Err(CdError::NoDrive),
+        }
+    }
+
+    /// Opens the tray of the drive and takes its disc out.
+    pub(crate) fn eject(&self, force: bool) -> Result<Option<Arc<Image>>, CdError> {
+        Ok(self.drive()?.remove(force)?)
+    }
+
+    /// Puts a disc into the drive. All initiators hear of it.
+    pub(crate) fn insert(&self, image: Arc<Image>) -> Result<(), CdError> {
+        self.drive()?.insert(image, || self.raise(Attention::MediumChanged, None))
+    }
+
+    /// Puts a disc into the drive in the place of another. All initiators hear of it.
+    pub(crate) fn change(&self, image: Arc<Image>, force: bool) -> Result<Option<Arc<Image>>, CdError> {
+        self.drive()?.change(image, force, || self.raise(Attention::MediumChanged, None))
+    }
+
+    /// How the tray of the drive is, if the unit is one.
+    pub(crate) fn tray(&self) -> Option<Tray> {
+        Some(self.drive().ok()?.tray())
     }
 
     /// Joins a nexus and this unit. The initiator finds POWER ON.

@@ -95,7 +95,7 @@ pub enum DiskError {
 }
 
 impl DiskConfig {
-    pub(super) fn check(&self) -> Result<(), DiskError> {
+    pub(in crate::scsi) fn check(&self) -> Result<(), DiskError> {
         if !matches!(self.block_size, 512 | 4096) {
             return Err(DiskError::BlockSize(self.block_size));
         }

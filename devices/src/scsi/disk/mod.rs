@@ -39,7 +39,7 @@ use self::turns::{Turn, Turns};
 use super::attention::Attention;
 use super::memory::{Claim, Scratch, Share};
 use super::opcode::{Command, Properties, decode, field};
-use super::outcome::{Done, Outcome};
+use super::outcome::{Done, Outcome, granted};
 use super::sense::{Failure, SOFTWARE_WRITE_PROTECTED, SenseData, SenseKey, WRITE_PROTECTED};
 use super::tasks::NexusId;
 use super::unit::{Context, Path};
@@ -466,8 +466,4 @@ impl Disk<Image> {
         let store = self.protection.as_ref().map(|protection| &protection.store);
         self.image.has_failed() || store.is_some_and(|store| store.has_failed())
     }
-}
-
-fn granted(yes: bool) -> Outcome {
-    if yes { Ok(Done::good()) } else { Err(Failure::Status(Status::ReservationConflict)) }
 }

@@ -1,6 +1,6 @@
 //! Vital product data (SPC-5, 7.7; SBC-4, 6.6).
 
-use super::{Disk, ProtectionType, copy};
+use super::{Disk, DiskConfig, ProtectionType, copy};
 use crate::scsi::outcome::{Page, Writer};
 use crate::scsi::sense::SenseData;
 use crate::storage::BlockBackend;
@@ -31,7 +31,7 @@ type Body = Page<512>;
 
 /// A designator of the logical unit (SPC-5, 7.7.6).
 #[derive(Clone, Debug)]
-pub(super) struct Designator {
+pub(in crate::scsi) struct Designator {
     kind: u8,
     name: Page<60>,
 }
@@ -49,7 +49,7 @@ impl Designator {
         Self { kind, name: page }
     }
     /// CODE SET: binary, ASCII or UTF-8.
-    pub(super) fn code_set(&self) -> u8 {
+    pub(in crate::scsi) fn code_set(&self) -> u8 {
         match self.kind {
             NAA | EUI_64 => 1,
             SCSI_NAME => 3,
@@ -57,10 +57,10 @@ impl Designator {
         }
     }
     /// DESIGNATOR TYPE
-    pub(super) fn kind(&self) -> u8 {
+    pub(in crate::scsi) fn kind(&self) -> u8 {
         self.kind
     }
-    pub(super) fn as_bytes(&self) -> &[u8] {
+    pub(in crate::scsi) fn as_bytes(&self) -> &[u8] {
         self.name.as_bytes()
     }
     /// Whether both name the same.
@@ -72,6 +72,33 @@ impl Designator {
 /// The EUI-64 of an IEEE Registered name (NAA 5h): its company identifier, and its 36 bits as 40.
 fn eui64(naa: u64) -> Option<u64> {
     (naa >> 60 == 5).then_some((naa >> 36 & 0x00ff_ffff) << 40 | naa & 0x000f_ffff_ffff)
+}
+
+impl DiskConfig {
+    /// The names of the logical unit, the best first.
+    pub(in crate::scsi) fn designators(&self) -> impl Iterator<Item = Designator> {
+        [NAA, EUI_64, T10_VENDOR, SCSI_NAME].into_iter().filter_map(|kind| self.designator(kind))
+    }
+
+    /// The name of this kind, if it has one.
+    fn designator(&self, kind: u8) -> Option<Designator> {
+        let naa = self.naa();
+        match kind {
+            NAA => naa.map(|naa| Designator::new(NAA, &naa.to_be_bytes())),
+            EUI_64 => naa.and_then(eui64).map(|eui64| Designator::new(EUI_64, &eui64.to_be_bytes())),
+            SCSI_NAME => {
+                naa.map(|naa| Designator::new(SCSI_NAME, format!("naa.{naa:016X}\0\0\0\0").as_bytes()))
+            }
+            // Without a serial number others are called the same, so it is no name where there is a better one.
+            T10_VENDOR if naa.is_none() || !self.serial.is_empty() => {
+                // Vendor, then what makes it unique.
+                let mut name = Page::<60>::new();
+                name.ascii(&self.vendor, 8).ascii(&self.product, 16).ascii(&self.serial, self.serial.len());
+                Some(Designator { kind, name })
+            }
+            _ => None,
+        }
+    }
 }
 
 impl<B: BlockBackend> Disk<B> {
@@ -143,42 +170,14 @@ impl<B: BlockBackend> Disk<B> {
         !self.config.serial.is_empty()
     }
 
-    /// The names of the logical unit, the best first.
-    pub(super) fn designators(&self) -> impl Iterator<Item = Designator> {
-        [NAA, EUI_64, T10_VENDOR, SCSI_NAME].into_iter().filter_map(|kind| self.designator(kind))
-    }
-
     /// Whether this is one of the names.
     pub(super) fn is_named(&self, name: &Designator) -> bool {
-        self.designator(name.kind).is_some_and(|own| own.is(name))
-    }
-
-    /// The name of this kind, if it has one.
-    fn designator(&self, kind: u8) -> Option<Designator> {
-        let naa = self.config.naa();
-        match kind {
-            NAA => naa.map(|naa| Designator::new(NAA, &naa.to_be_bytes())),
-            EUI_64 => naa.and_then(eui64).map(|eui64| Designator::new(EUI_64, &eui64.to_be_bytes())),
-            SCSI_NAME => {
-                naa.map(|naa| Designator::new(SCSI_NAME, format!("naa.{naa:016X}\0\0\0\0").as_bytes()))
-            }
-            // Without a serial number others are called the same, so it is no name where there is a better one.
-            T10_VENDOR if naa.is_none() || self.has_serial() => {
-                // Vendor, then what makes it unique.
-                let mut name = Page::<60>::new();
-                let serial = &self.config.serial;
-                name.ascii(&self.config.vendor, 8)
-                    .ascii(&self.config.product, 16)
-                    .ascii(serial, serial.len());
-                Some(Designator { kind, name })
-            }
-            _ => None,
-        }
+        self.config.designator(name.kind).is_some_and(|own| own.is(name))
     }
 
     /// Device identification (SPC-5, 7.7.6): each designator has code set, association and type, 0, length.
     fn device_identification(&self, body: &mut Body) {
-        for designator in self.designators() {
+        for designator in self.config.designators() {
             let name = designator.as_bytes();
             body.put(&[designator.code_set(), designator.kind(), 0, name.len() as u8]).put(name);
         }

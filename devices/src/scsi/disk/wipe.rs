@@ -33,9 +33,9 @@ pub(super) async fn format_unit(context: Context<'_>, cdb: &[u8], data: DataBuff
 /// taking the unit away does.
 async fn start(context: Context<'_>, immediate: bool) -> Result<(), Failure> {
     let unit = context.path.unit.clone();
-    disk(&unit).power.begin()?;
+    disk(&unit)?.power.begin()?;
     let (io, working) = (context.io.clone(), Working::on(unit));
-    let work = Box::pin(async move { finish(&io, disk(&working), &working).await });
+    let work = Box::pin(async move { finish(&io, disk(&working)?, &working).await });
     let lasting = Finishing::new(context.io, work);
     if immediate { Ok(()) } else { lasting.await }
 }

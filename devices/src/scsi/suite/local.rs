@@ -21,7 +21,7 @@ impl Wake for Unpark {
 }
 
 /// Runs a future on this thread.
-pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub(in crate::scsi) fn block_on<T>(future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     loop {

@@ -27,6 +27,8 @@ mod identity;
 #[cfg(test)]
 mod local;
 #[cfg(test)]
+pub(super) use local::block_on;
+#[cfg(test)]
 mod management;
 #[cfg(test)]
 mod memory;

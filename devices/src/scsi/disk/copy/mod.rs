@@ -48,10 +48,11 @@ pub(super) const MAX_HELD: usize = 32;
 /// Bytes copied at a time.
 const CHUNK: u64 = 1 << 20;
 
-/// The disk behind a unit.
-pub(super) fn disk(unit: &Unit) -> &Disk<Image> {
+/// The disk behind a unit. What else there is takes no part in copies, and has no commands that ask for it.
+pub(super) fn disk(unit: &Unit) -> Result<&Disk<Image>, SenseData> {
     match &unit.logical {
-        LogicalUnit::Disk(disk) => disk,
+        LogicalUnit::Disk(disk) => Ok(disk),
+        LogicalUnit::Cd(_) => Err(SenseData::new(SenseKey::CopyAborted, COPY_TARGET_NOT_REACHABLE)),
     }
 }
 
@@ -96,7 +97,7 @@ pub(super) async fn extended_copy(context: Context<'_>, cdb: &[u8], data: DataBu
         }
     }
     if list.keeps_result {
-        disk(&context.path.unit).copies.keep(held);
+        disk(&context.path.unit)?.copies.keep(held);
     }
     result
 }
@@ -124,7 +125,7 @@ async fn run(
 ) -> Result<(), Failure> {
     let source = find(context, list, segment.source)?;
     let target = find(context, list, segment.target)?;
-    let (from, to) = (disk(&source), disk(&target));
+    let (from, to) = (disk(&source)?, disk(&target)?);
     let unit = if segment.counts_target { to.block_size() } else { from.block_size() };
     let len = if segment.in_bytes { segment.count } else { segment.count * unit };
     let at = |disk: &Disk<Image>, lba: u64, offset: u64| {
@@ -149,7 +150,7 @@ async fn run(
     let into = &target;
     // It owns the source: that goes with it, and is not held while the target is waited for.
     let copy = async move {
-        let route = Route { from: disk(&source), to: disk(into), reading: None, reads: io.scope() };
+        let route = Route { from: disk(&source)?, to: disk(into)?, reading: None, reads: io.scope() };
         let copy = copy(io, &route, Move { from: source_at, to: target_at, len }, buffer, moved);
         visit(io, &source, route.reads, unreachable(), copy).await
     };
@@ -180,8 +181,12 @@ fn find(context: Context<'_>, list: &List<'_>, id: CscdId) -> Result<Arc<Unit>, 
         Some(Cscd::Designated(designator)) => designator,
         None => return Err(unreachable()),
     };
-    let mut named =
-        context.nexus.target().reachable().into_iter().filter(|unit| disk(unit).is_named(&wanted));
+    let mut named = context
+        .nexus
+        .target()
+        .reachable()
+        .into_iter()
+        .filter(|unit| disk(unit).is_ok_and(|disk| disk.is_named(&wanted)));
     match (named.next(), named.next()) {
         (Some(unit), None) => Ok(unit),
         // A name that two have says nothing: better none than the wrong one.

@@ -124,7 +124,7 @@ pub(in crate::scsi::disk) fn receive(context: Context<'_>, cdb: &[u8], data: &Da
     }
     let lid4 = action >= 5;
     let list = if lid4 { field(cdb, 2, 4) } else { field(cdb, 2, 1) } as u32;
-    let disk = disk(&context.path.unit);
+    let disk = disk(&context.path.unit)?;
     let copies = &disk.copies;
     let mut held = copies.held();
     let mine = |held: &&mut Held| {

@@ -168,7 +168,7 @@ pub(super) struct Reading {
 impl Reading {
     /// Begins one, if the token is one of `unit` and lives.
     pub(super) fn begin(unit: &Arc<Unit>, token: &[u8]) -> Option<Self> {
-        disk(unit).copies.rods.with(|state| {
+        disk(unit).ok()?.copies.rods.with(|state| {
             let found = state.live.iter_mut().find(|rod| rod.token.as_bytes() == token)?;
             if found.used.elapsed() >= found.timeout {
                 return None;
@@ -196,7 +196,7 @@ impl Reading {
     /// Whether all that was read so far is what the token stands for (SPC-4, 5.16.6: a change vulnerable point in time
     /// copy ends with the first change).
     pub(super) fn check(&self) -> Result<(), SenseData> {
-        let state = disk(&self.unit).copies.rods.lock();
+        let state = disk(&self.unit)?.copies.rods.lock();
         let intact = state.readers.iter().any(|reader| reader.id == self.id && !reader.broken);
         if intact { Ok(()) } else { Err(SenseData::illegal(TOKEN_REVOKED)) }
     }
@@ -204,7 +204,9 @@ impl Reading {
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        disk(&self.unit).copies.rods.with(|state| state.readers.retain(|reader| reader.id != self.id));
+        if let Ok(disk) = disk(&self.unit) {
+            disk.copies.rods.with(|state| state.readers.retain(|reader| reader.id != self.id));
+        }
     }
 }
 

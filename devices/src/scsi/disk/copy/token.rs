@@ -54,7 +54,7 @@ impl Token {
         page.u32(ROD_CHANGE_VULNERABLE).u16(0).u16((TOKEN_LEN - 8) as u16).u64(random());
         // CREATOR LOGICAL UNIT DESCRIPTOR: an identification CSCD descriptor.
         page.put(&[super::list::IDENTIFICATION, 0, 0, 0]);
-        if let Some(name) = disk.designators().next() {
+        if let Some(name) = disk.config.designators().next() {
             page.put(&[name.code_set(), name.kind(), 0, name.as_bytes().len() as u8]);
             page.put(name.as_bytes());
         }
@@ -131,7 +131,7 @@ pub(in crate::scsi::disk) async fn populate_token(
     if field(cdb, 10, 4) == 0 {
         return Ok(Done::good());
     }
-    let own = disk(&context.path.unit);
+    let own = disk(&context.path.unit)?;
     let len = list_len(cdb, list, POPULATE_RANGES)?;
     let mut head = [0; POPULATE_RANGES as usize];
     list.read_at(0, &mut head);
@@ -197,7 +197,7 @@ pub(in crate::scsi::disk) async fn write_using_token(
     if field(cdb, 10, 4) == 0 {
         return Ok(Done::good());
     }
-    let own = disk(&context.path.unit);
+    let own = disk(&context.path.unit)?;
     let len = list_len(cdb, list, WRITE_RANGES)?;
     let mut head = [0; WRITE_RANGES as usize];
     list.read_at(0, &mut head);
@@ -216,7 +216,7 @@ pub(in crate::scsi::disk) async fn write_using_token(
     match &result {
         Ok(()) => {
             if let (2, Source::Unit(reading)) = (field(&head, 2, 1) & 2, &source) {
-                disk(reading.unit()).copies.rods.delete(token);
+                disk(reading.unit())?.copies.rods.delete(token);
             }
         }
         Err(Failure::Check(sense)) => held.fail(*sense),
@@ -248,7 +248,7 @@ async fn fill(
             return Ok(());
         }
     };
-    let from = disk(reading.unit());
+    let from = disk(reading.unit())?;
     ready(context, reading.unit(), READ)?;
     from.usable(READ)?;
     let total: u64 = reading.spans().iter().map(|span| span.len).sum();
