@@ -119,6 +119,16 @@ impl Place {
         }
     }
 
+    /// The way to the unit of a frame for a logical drive. Where no driver is at work, a CD drive is one: SeaBIOS knows no
+    /// others, and drivers would find it twice.
+    pub(crate) fn bootable(&self, driver: bool) -> Option<Kind> {
+        let cd = || self.known[1].lock().as_ref().is_some_and(Identity::is_cd);
+        match self.drive.logical {
+            Some(_) => Some(Kind::Logical),
+            None => (!driver && cd()).then_some(Kind::Physical),
+        }
+    }
+
     /// Asks a unit who it is; `None` where there is none. One that cannot say so soon, because a command that must be alone
     /// hangs on the host, is what it was when it was asked last; of one that never answered nothing is known.
     pub(crate) async fn identify(&self, io: &Io, kind: Kind) -> Option<Identity> {
@@ -136,7 +146,7 @@ impl Place {
         known.late.store(answer.is_none(), Ordering::Relaxed);
         match answer {
             // A reset came in between.
-            Some(identity) if identity.block_size == 0 => Some(identity),
+            Some(identity) if identity.block_size == 0 && !identity.is_cd() => Some(identity),
             Some(identity) => Some(known.lock().insert(identity).clone()),
             None => Some(known.lock().clone().unwrap_or_default()),
         }

@@ -64,6 +64,11 @@ impl Handovers {
         self.driver = true;
     }
 
+    /// Whether one is at work.
+    pub(super) fn has_driver(&self) -> bool {
+        self.driver
+    }
+
     /// The adapter was reset: what the driver has looked at before does not count with what it does after.
     pub(super) fn reset(&mut self) {
         for place in self.places.values_mut() {

@@ -22,6 +22,9 @@ pub(crate) struct Identity {
     pub(crate) read_only: bool,
 }
 
+/// Peripheral device type: CD or DVD (SPC-5, 6.7.2).
+const CD_DVD: u8 = 0x05;
+
 impl Default for Identity {
     fn default() -> Self {
         Self {
@@ -48,17 +51,29 @@ pub(super) async fn identify(io: &Io, nexus: &Nexus, mut read_only: bool) -> Ide
     if ask(io, nexus, &[0x1a, 0x08, 0x0a, 0, 4, 0], &mut header).await == Some(Status::Good) {
         read_only = header[2] & 0x80 != 0;
     }
-    let mut capacity = [0; 32];
-    // READ CAPACITY(16) (SBC-4, 5.21).
-    ask(io, nexus, &[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0], &mut capacity).await;
-    let (last, rest) =
-        capacity.split_first_chunk().map_or((0, &[][..]), |(at, rest)| (u64::from_be_bytes(*at), rest));
-    let block_size = rest.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
+    let (last, block_size) = capacity(io, nexus, inquiry[0]).await;
     let blocks = if block_size == 0 { 0 } else { last.saturating_add(1) };
     let sectors = blocks.saturating_mul(u64::from(block_size / 512));
     let rate = u16::from_be_bytes([characteristics[4], characteristics[5]]);
     let solid_state = rate == 1;
     Identity { inquiry, vpd_83: shortened(&names), block_size, sectors, solid_state, read_only }
+}
+
+/// The last block of a unit of this peripheral device type, and the length of all of them in bytes; zeros where nothing is known.
+async fn capacity(io: &Io, nexus: &Nexus, kind: u8) -> (u64, u32) {
+    let mut data = [0; 32];
+    if kind & 0x1f == CD_DVD {
+        // READ CAPACITY(10) is all that MMC-6 has.
+        ask(io, nexus, &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], &mut data[..8]).await;
+        let value =
+            u64::from_be_bytes([data[0], data[1], data[2], data[3], data[4], data[5], data[6], data[7]]);
+        return (value >> 32, value as u32);
+    }
+    // READ CAPACITY(16) (SBC-4, 5.21).
+    ask(io, nexus, &[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0], &mut data).await;
+    let (last, rest) =
+        data.split_first_chunk().map_or((0, &[][..]), |(at, rest)| (u64::from_be_bytes(*at), rest));
+    (last, rest.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes)))
 }
 
 /// The designators of a device identification VPD page (SPC-5, 7.7.6): each as it is in the page.
@@ -93,6 +108,11 @@ fn shortened(page: &[u8]) -> [u8; 64] {
 }
 
 impl Identity {
+    /// Whether it is a drive for CDs.
+    pub(crate) fn is_cd(&self) -> bool {
+        self.inquiry[0] & 0x1f == CD_DVD
+    }
+
     /// The NAA name of the unit (SPC-5, 7.7.6.6), which is its SAS address.
     pub(crate) fn naa(&self) -> Option<u64> {
         designators(&self.vpd_83).find_map(|designator| match designator {

@@ -111,8 +111,15 @@ impl Firmware {
         let look = self.looks(Kind::Logical);
         let mut bytes = vec![0; LIST_HEADER];
         let mut count = 0_u32;
+        let driver = self.has_driver();
         for place in self.drives.all().values() {
-            let Some(identity) = place.identify(io, Kind::Logical).await else { continue };
+            let mut identity = place.identify(io, Kind::Logical).await;
+            if identity.is_none() && !driver {
+                // Only what was asked before is known to be a CD drive.
+                let own = place.identify(io, Kind::Physical).await;
+                identity = own.filter(|_| place.bootable(driver).is_some());
+            }
+            let Some(identity) = identity else { continue };
             let mut entry = LdEntry::new_zeroed();
             entry.target_id = place.id;
             entry.seq = place.seq.into();

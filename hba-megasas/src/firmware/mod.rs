@@ -101,6 +101,11 @@ impl Firmware {
         &self.personality
     }
 
+    /// Whether a driver is at work, not the firmware of the machine or a boot loader.
+    pub(crate) fn has_driver(&self) -> bool {
+        lock(&self.handovers).has_driver()
+    }
+
     pub(crate) fn drives(&self) -> &Drives {
         &self.drives
     }

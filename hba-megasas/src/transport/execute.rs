@@ -164,7 +164,11 @@ async fn pass(
     if physical && member && !only_reads(cdb.opcode()) {
         return Ok(write_protected());
     }
-    let kind = if physical { Kind::Physical } else { Kind::Logical };
+    let kind = match physical {
+        true => Kind::Physical,
+        false if member => Kind::Logical,
+        false => place.bootable(token.worker().firmware().has_driver()).ok_or(Status::DeviceNotFound)?,
+    };
     let nexus = ready(token, &place, kind).await?;
     let reply = execute(token, nexus, cdb, data, Origin::Driver).await?;
     let write_back = token.worker().firmware().personality().write_back;

@@ -11,6 +11,7 @@
 
 mod cves;
 mod differences;
+mod discs;
 mod drivers;
 mod endurance;
 mod events;
