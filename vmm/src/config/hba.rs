@@ -2,16 +2,17 @@
 
 use std::path::Path;
 
-use devices::storage::{Backing, fdset};
+use devices::storage::fdset;
 use hba_megasas::Difference;
 
 use super::error::{Errors, Origin};
 use super::host;
+use super::image::ImageOf;
 use super::machine::path;
 use super::section::Section;
 use super::types::{
-    Cache, Cd, Controller, Device, Discard, Disk, Format, Hba, HbaType, Identity, IoThreads, Lun, LunType,
-    Megasas, MegasasMode, MegasasModel, NoSpace, Polling, Protection, Throttle, VirtioInterface, VirtioScsi,
+    Cd, Controller, Device, Discard, Disk, Format, Hba, HbaType, Identity, IoThreads, Lun, LunType, Megasas,
+    MegasasMode, MegasasModel, NoSpace, Polling, Protection, Throttle, VirtioInterface, VirtioScsi,
     WritePolicy,
 };
 use crate::kvm::MAX_VECTORS;
@@ -260,6 +261,7 @@ fn luns(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Erro
         HbaType::VirtioScsi => VIRTIO_TARGETS,
         HbaType::Megasas => MEGASAS_TARGETS,
     };
+    let volumes = hba == HbaType::Megasas && section.text("mode") != Some(MegasasMode::Jbod.name());
     let mut taken: Vec<u64> = sections.iter().filter_map(|lun| lun.integer("target")).collect();
     let mut addresses: Vec<(u64, u64)> = Vec::new();
     let mut luns = Vec::new();
@@ -279,6 +281,10 @@ fn luns(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Erro
         let lun = section.integer("lun").unwrap_or(0);
         if hba == HbaType::Megasas && lun != 0 {
             section.refuse("lun", "expected 0: each disk of a megasas HBA is a target", errors);
+        }
+        if volumes && section.text("type") == Some(LunType::Cd.name()) {
+            let hint = "expected a board with mode = \"jbod\", or a virtio-scsi adapter: no volume is made of a CD drive";
+            section.refuse("type", hint, errors);
         }
         if hba == HbaType::Megasas && section.integer("protection").is_some_and(|kind| kind != 0) {
             section.refuse("protection", "expected 0 on a megasas HBA, whose volumes have none", errors);
@@ -308,8 +314,6 @@ fn device(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Er
         LunType::Disk => disk(section, hba, directory, errors).map(Device::Disk),
         LunType::Cd => {
             let keys = [
-                "backing",
-                "bounce",
                 "readonly",
                 "block_size",
                 "physical_block_size",
@@ -321,15 +325,7 @@ fn device(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Er
                 "protection_image",
             ];
             section.meaningless(&keys, &with, errors);
-            let cache = cache(section);
-            let image = path(section, "image", directory);
-            if let Some(Err(reason)) =
-                image.as_deref().map(|image| host::check_image(image, true, cache.direct()))
-            {
-                section.reject("image", &reason, errors);
-            }
-            let identity = identity(section, errors);
-            Some(Device::Cd(Cd { format: format(section, image.as_deref(), errors), image, cache, identity }))
+            cd(section, hba, directory, errors).map(Device::Cd)
         }
         LunType::Generic | LunType::Block => {
             let keys = [
@@ -363,15 +359,42 @@ fn device(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Er
     }
 }
 
+/// Bytes of a sector of a CD or DVD.
+const CD_SECTOR: u32 = 2048;
+
+fn cd(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Errors) -> Option<Cd> {
+    let identity = identity(section, errors);
+    if section.written("image").is_none() {
+        let keys = ["format", "backing", "cache", "bounce"];
+        section.meaningless(&keys, "without `image`, which is the disc in the drive", errors);
+        return Some(Cd { disc: None, identity });
+    }
+    let image = path(section, "image", directory)?;
+    let ImageOf { format, backing, cache, bounce } =
+        ImageOf::read(section, hba, &image, true, CD_SECTOR.into(), directory, errors);
+    let disc = Disk {
+        image,
+        format,
+        backing,
+        cache,
+        bounce,
+        read_only: true,
+        identity: Identity::default(),
+        block_size: CD_SECTOR,
+        physical_block_size: None,
+        rotation_rate: 0,
+        discard: false,
+        on_no_space: NoSpace::Report,
+        throttle: None,
+        protection: None,
+    };
+    Some(Cd { disc: Some(disc), identity })
+}
+
 fn disk(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Errors) -> Option<Disk> {
     section.require("image", "an image file or a block device", errors);
     let image = path(section, "image", directory);
     let read_only = section.boolean("readonly").unwrap_or(false);
-    let cache = cache(section);
-    let found = image.as_deref().map(|image| host::check_image(image, read_only, cache.direct()));
-    if let Some(Err(reason)) = &found {
-        section.reject("image", reason, errors);
-    }
     let block_size = section.integer("block_size").unwrap_or(512);
     let physical = section.integer("physical_block_size");
     if physical.is_some_and(|physical| !physical.is_power_of_two() || physical < block_size) {
@@ -390,22 +413,14 @@ fn disk(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Erro
     };
     let image = image?;
     let protection = protection(section, &image, directory, errors);
-    let format = format(section, Some(&image), errors);
-    let backing = backing(section, format, directory, errors);
-    if found == Some(Ok(())) {
-        let written = section.written("format").is_some();
-        let ending = host::check_content(&image, format, written, read_only, &backing);
-        if let Err(reason) = ending.and_then(|ending| host::check_ending(&image, ending, block_size)) {
-            section.reject("image", &reason, errors);
-        }
-    }
+    let ImageOf { format, backing, cache, bounce } =
+        ImageOf::read(section, hba, &image, read_only, block_size, directory, errors);
     Some(Disk {
         format,
         image,
         backing,
         cache,
-        // Drivers of these boards reset the board, with all its disks, when one command does not come back.
-        bounce: section.boolean("bounce").unwrap_or(hba == HbaType::Megasas),
+        bounce,
         read_only,
         identity: identity(section, errors),
         block_size: block_size.try_into().ok()?,
@@ -470,42 +485,6 @@ fn throttle(section: &Section<'_>, errors: &mut Errors) -> Throttle {
         iops_write: section.integer("iops_write"),
         burst_seconds: section.integer("burst_seconds"),
     }
-}
-
-/// The format, by the image's suffix where it is not written; never by its content, which the guest controls. What does not
-/// look like it is refused later.
-fn format(section: &Section<'_>, image: Option<&Path>, errors: &mut Errors) -> Format {
-    if let Some(format) = section.text("format").and_then(Format::named) {
-        return format;
-    }
-    let suffix = image.and_then(Path::extension).is_some_and(|suffix| suffix == "qcow2");
-    if suffix && !section.supports("format", Format::Qcow2.name()) {
-        let reason = "`format = \"qcow2\"`, which the suffix stands for, is not supported yet";
-        section.reject("image", reason, errors);
-    }
-    if suffix { Format::Qcow2 } else { Format::Raw }
-}
-
-/// Which files an image may name.
-fn backing(section: &Section<'_>, format: Format, directory: &Path, errors: &mut Errors) -> Backing {
-    if format == Format::Raw {
-        section.meaningless(&["backing"], "with format = \"raw\", which names no other file", errors);
-    }
-    if let Some(name) = section.text("backing") {
-        return Backing::named(name).unwrap_or_default();
-    }
-    let listed: Vec<_> = section.strings("backing").iter().map(|path| directory.join(path)).collect();
-    for path in &listed {
-        if let Err(reason) = host::check_exists(path) {
-            section.reject("backing", &reason, errors);
-        }
-    }
-    // An empty list allows nothing.
-    if section.written("backing").is_some() { Backing::Listed(listed) } else { Backing::default() }
-}
-
-fn cache(section: &Section<'_>) -> Cache {
-    section.text("cache").and_then(Cache::named).unwrap_or(Cache::Writeback)
 }
 
 fn identity(section: &Section<'_>, errors: &mut Errors) -> Identity {

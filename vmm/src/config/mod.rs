@@ -13,6 +13,7 @@
 mod error;
 mod hba;
 mod host;
+mod image;
 mod machine;
 mod overrides;
 mod paths;

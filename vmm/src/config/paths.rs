@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::error::{Errors, Origin};
 use super::host::{self, Medium};
 use super::section::Section;
-use super::types::{Device, Hba, Own};
+use super::types::{Hba, Own};
 
 /// A path of the configuration.
 struct Used {
@@ -111,7 +111,7 @@ impl Paths {
     pub(super) fn below(&mut self, hbas: &[Section<'_>], read: &[Hba]) {
         for (section, hba) in hbas.iter().zip(read) {
             for (section, lun) in section.sections("lun").iter().zip(&hba.luns) {
-                let Device::Disk(disk) = &lun.device else { continue };
+                let Some(disk) = lun.device.image() else { continue };
                 for (what, path) in host::files_below(disk) {
                     self.0.push(Used {
                         what: format!("{what} of `image` in {}", section.title),

@@ -213,7 +213,7 @@ const HBA: &[Key] = &[
 const LUN: &[Key] = &[
     key("target", Kind::Integer(0, 255), Built),
     key("lun", Kind::Integer(0, 16383), Built),
-    key("type", choice(LunType::NAMES, &["cd", "generic", "block"]), Built),
+    key("type", choice(LunType::NAMES, &["generic", "block"]), Built),
     key("image", Kind::Path, Built),
     key("format", choice(Format::NAMES, &[]), Built),
     key("backing", Kind::ChoiceOrStrings(Choices { names: Backing::NAMES, not_yet: &[] }), Built),

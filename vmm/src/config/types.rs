@@ -437,6 +437,17 @@ pub enum Device {
     Block(PathBuf),
 }
 
+impl Device {
+    /// What of it is an image: a disk, or the disc in a CD drive.
+    pub fn image(&self) -> Option<&Disk> {
+        match self {
+            Self::Disk(disk) => Some(disk),
+            Self::Cd(cd) => cd.disc.as_ref(),
+            Self::Generic(_) | Self::Block(_) => None,
+        }
+    }
+}
+
 named! {
     /// `hba.lun.type` as it is written.
     LunType {
@@ -515,12 +526,8 @@ pub struct Throttle {
 /// An emulated CD drive.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cd {
-    /// The medium; `None` for an empty drive.
-    pub image: Option<PathBuf>,
-    /// Format of the image.
-    pub format: Format,
-    /// How the host caches it.
-    pub cache: Cache,
+    /// The disc, as a disk that may not be written; `None` for an empty drive.
+    pub disc: Option<Disk>,
     /// What INQUIRY tells.
     pub identity: Identity,
 }

@@ -18,7 +18,7 @@ use landlock::{
     RulesetCreatedAttr, Scope, make_bitflags,
 };
 
-use crate::config::{self, Boot, Config, Device, Restart, Sandbox, Serial};
+use crate::config::{self, Boot, Config, Restart, Sandbox, Serial};
 
 /// The newest version of the kernel's interface that this was written for; older ones refuse less.
 const NEWEST: ABI = ABI::V10;
@@ -276,10 +276,7 @@ pub(super) fn names(config: &Config) -> impl Iterator<Item = &Path> {
 }
 
 fn disks(config: &Config) -> impl Iterator<Item = &config::Disk> {
-    config.hbas.iter().flat_map(|hba| &hba.luns).filter_map(|lun| match &lun.device {
-        Device::Disk(disk) => Some(disk),
-        _ => None,
-    })
+    config.hbas.iter().flat_map(|hba| &hba.luns).filter_map(|lun| lun.device.image())
 }
 
 #[cfg(test)]

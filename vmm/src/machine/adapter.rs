@@ -1,24 +1,28 @@
 //! One HBA while the machine runs: what is behind it, and units that come, go and change.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use devices::iothread::{Io, Remote};
-use devices::scsi::{DiskConfig, LogicalUnit, Lun, Nexus, Target, TargetGroup};
-use devices::storage::{BlockBackend, BlockError, Image, fdset, let_go};
+use devices::scsi::{Cd, CdConfig, DiskConfig, LogicalUnit, Lun, Nexus, Target, TargetGroup};
+use devices::storage::{BlockBackend, BlockError, Image, let_go};
 use hba_megasas::Arrival;
 use hba_virtio_scsi::VirtioScsi;
 
 use super::closing::{Answer, Asked, close_with_deadline};
-use super::hbas;
+use super::hbas::{self, Opened};
 use super::identity::Identities;
 use super::space::Space;
 pub use super::units::{Taken, UnitInfo, UnitState};
-use crate::config::{self, Device, HbaType};
+use crate::config::{self, HbaType};
+
+mod attached;
+mod discs;
+
+use attached::{Attached, Behind};
 
 /// How long the host may take to end a unit's commands and to close its image before whoever asked hears that it does
 /// not answer.
@@ -30,6 +34,14 @@ const ANSWER: Duration = Duration::from_secs(30);
 pub trait HotPlug: Send + Sync {
     /// The logical units that show one image, each at a target of its own where there is more than one.
     fn units(&self, lun: &config::Lun, image: &Arc<Image>, disk: DiskConfig) -> Result<Vec<LogicalUnit>>;
+    /// A CD drive with this disc.
+    fn drive(&self, disc: Option<Arc<Image>>, drive: CdConfig) -> Result<LogicalUnit> {
+        Ok(LogicalUnit::Cd(Cd::new(disc, drive)?))
+    }
+    /// Whether disks are shown as volumes.
+    fn makes_volumes(&self) -> bool {
+        false
+    }
     /// Puts the targets of these units behind the HBA, and tells the guest's driver; or has them wait.
     fn attach_targets(&self, id: u8, targets: &[Arc<Target>]) -> Result<Arrival>;
     /// Targets are about to go: from here on the HBA may keep new commands from them.
@@ -64,59 +76,11 @@ impl HotPlug for VirtioScsi {
     }
 }
 
-/// A logical unit.
-struct Attached {
-    image: Behind,
-    path: PathBuf,
-    /// In messages.
-    shown: String,
-    read_only: bool,
-    bounce: bool,
-    /// Logical block length in bytes.
-    block_size: u64,
-    /// It has protection information.
-    protected: bool,
-}
-
-/// The image behind a unit.
-enum Behind {
-    Image(Arc<Image>),
-    /// The guest has lost the unit. Whoever closes the image, of this length in bytes, has it: to let go of it may take as long as
-    /// the host does.
-    Leaving(u64),
-}
-
-impl Attached {
-    fn new(disk: &config::Disk, image: Arc<Image>) -> Self {
-        Self {
-            image: Behind::Image(image),
-            path: disk.image.clone(),
-            shown: fdset::shown(&disk.image),
-            read_only: disk.read_only,
-            bounce: disk.bounce,
-            block_size: disk.block_size.into(),
-            protected: disk.protection.is_some(),
-        }
-    }
-
-    fn is_leaving(&self) -> bool {
-        matches!(self.image, Behind::Leaving(_))
-    }
-
-    /// Its image's length in bytes.
-    fn len(&self) -> u64 {
-        match &self.image {
-            Behind::Image(image) => image.geometry().len,
-            Behind::Leaving(len) => *len,
-        }
-    }
-}
-
 /// A unit that is about to go.
 struct Leave {
     /// Its targets.
     behind: Vec<Arc<Target>>,
-    image: Arc<Image>,
+    image: Option<Arc<Image>>,
     /// What it is called.
     shown: String,
     /// It is the last unit there.
@@ -215,10 +179,8 @@ impl Adapter {
     }
 
     /// Takes note of a unit that was there from the start.
-    pub fn add_unit(&self, lun: &config::Lun, image: &Arc<Image>) {
-        let Device::Disk(disk) = &lun.device else { return };
-        let unit = Attached::new(disk, image.clone());
-        self.lock().units.insert((lun.target, lun.lun), unit);
+    pub(super) fn add_unit(&self, lun: &config::Lun, opened: Opened) {
+        self.lock().units.insert((lun.target, lun.lun), Attached::new(lun, &opened));
     }
 
     /// All logical units, by target and number.
@@ -234,10 +196,15 @@ impl Adapter {
             false if unnoticed.contains(&target) => UnitState::Waiting,
             false => UnitState::Attached,
         };
+        let tray = |target, lun, unit: &Attached| {
+            let at = inventory.targets.get(&target).filter(|_| unit.drive.is_some())?;
+            at.first()?.tray(Lun::from_number(u32::from(lun)))
+        };
         let info = |(&(target, lun), unit): (&(u8, u16), &Attached)| UnitInfo {
             target,
             lun,
-            image: unit.path.clone(),
+            image: (!matches!(unit.image, Behind::Nothing)).then(|| unit.path.clone()),
+            tray: tray(target, lun, unit),
             size: unit.len(),
             read_only: unit.read_only,
             bounce: unit.bounce,
@@ -264,11 +231,26 @@ impl Adapter {
     /// Attaches a logical unit. The guest is told; or else it waits until the guest has taken note that something else
     /// has gone from there.
     pub fn attach(&self, lun: &config::Lun) -> Result<UnitState> {
-        let device = self.device()?;
+        self.device()?;
         ensure_free(&self.lock(), lun)?;
-        let (image, disk) = hbas::disk(&self.id, lun, &self.space, &self.identities)?;
-        let units = device.units(lun, &image, disk)?;
-        self.insert(lun, image, units)
+        let (unit, units) = self.open(lun)?;
+        self.insert(lun, unit, units)
+    }
+
+    /// Opens the image of a unit, and makes what shows it.
+    fn open(&self, lun: &config::Lun) -> Result<(Attached, Vec<LogicalUnit>)> {
+        let device = self.device()?;
+        let opened = hbas::open(&self.id, lun, &self.space, &self.identities)?;
+        let units = match &opened {
+            Opened::Disk(image, disk) => device.units(lun, image, disk.clone())?,
+            Opened::Cd(disc, drive, _) => vec![device.drive(disc.clone(), drive.clone())?],
+        };
+        Ok((Attached::new(lun, &opened), units))
+    }
+
+    /// Whether disks are shown as volumes.
+    pub fn makes_volumes(&self) -> bool {
+        self.device().is_ok_and(|device| device.makes_volumes())
     }
 
     /// Warns of a unit that is right, but not for every guest. At the start the configuration does that.
@@ -281,9 +263,7 @@ impl Adapter {
         self.lock().units.contains_key(&(lun.target, lun.lun))
     }
 
-    fn insert(&self, lun: &config::Lun, image: Arc<Image>, units: Vec<LogicalUnit>) -> Result<UnitState> {
-        let Device::Disk(disk) = &lun.device else { bail!("only disks can be attached") };
-        let unit = Attached::new(disk, image);
+    fn insert(&self, lun: &config::Lun, unit: Attached, units: Vec<LogicalUnit>) -> Result<UnitState> {
         let name = unit.shown.clone();
         // What does not get in is closed when this is over, and others wait for the lock no more.
         let (mut units, mut targets) = (units.into_iter(), Vec::new());
@@ -352,7 +332,9 @@ impl Adapter {
                 end = end.and(unit.close(&io).await.map_err(|error| explain(&error)));
             }
             // The last of it, most likely.
-            let_go(&io, image).await;
+            if let Some(image) = image {
+                let_go(&io, image).await;
+            }
             end
         });
         self.end_leaving(target, lun)?;
@@ -365,11 +347,12 @@ impl Adapter {
         let nothing = || anyhow!("nothing at target {target} lun {lun}");
         let behind = inventory.targets.get(&target).cloned().ok_or_else(nothing)?;
         let unit = inventory.units.get_mut(&(target, lun)).ok_or_else(nothing)?;
-        let Behind::Image(image) = &unit.image else {
-            bail!("target {target} lun {lun} is being detached already");
+        ensure!(!unit.is_leaving(), "target {target} lun {lun} is being detached already");
+        let (len, shown) = (unit.len(), unit.shown.clone());
+        let image = match std::mem::replace(&mut unit.image, Behind::Leaving(len)) {
+            Behind::Image(image) => Some(image),
+            Behind::Nothing | Behind::Leaving(_) => None,
         };
-        let (image, shown) = (image.clone(), unit.shown.clone());
-        unit.image = Behind::Leaving(image.geometry().len);
         let others = |(&(other, _), unit): (&(u8, u16), &Attached)| other == target && !unit.is_leaving();
         let last = !inventory.units.iter().any(others);
         let asked = Asked::new(self.name(target, lun, &shown));
@@ -397,6 +380,7 @@ impl Adapter {
             let unit = inventory.units.get(&(target, lun));
             let unit = unit.ok_or_else(|| anyhow!("nothing at target {target} lun {lun}"))?;
             ensure!(!unit.protected, "a disk with protection information keeps its size");
+            ensure!(unit.drive.is_none(), "a disc keeps its size; `change` it for another one");
             let Behind::Image(image) = &unit.image else {
                 bail!("target {target} lun {lun} is being detached");
             };
@@ -433,11 +417,9 @@ impl Adapter {
     /// be opened.
     pub fn change(&self, lun: &config::Lun) -> Result<UnitState> {
         ensure!(self.holds(lun), "nothing at target {} lun {}", lun.target, lun.lun);
-        let device = self.device()?;
-        let (image, disk) = hbas::disk(&self.id, lun, &self.space, &self.identities)?;
-        let units = device.units(lun, &image, disk)?;
+        let (unit, units) = self.open(lun)?;
         self.detach(lun.target, lun.lun).context("the new image was not attached")?;
-        self.insert(lun, image, units)
+        self.insert(lun, unit, units)
     }
 
     /// The targets now.

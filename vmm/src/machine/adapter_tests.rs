@@ -6,6 +6,7 @@ use devices::storage::{Action, BlockErrorKind};
 use devices::testing::{Effect, Fault, FaultDisk, RamDisk};
 
 use super::*;
+use crate::config::Device;
 use crate::machine::control::Control;
 use crate::machine::hbas::{Closing, Hbas};
 
@@ -44,7 +45,8 @@ fn adapter(thread: &IoThread, effect: Effect, patience: Duration) -> (Adapter, A
     fault.inject(Fault::every(Action::Flush, effect));
     let image = Arc::new(Image::Fault(fault));
     let units = Quiet.units(&lun, &image, DiskConfig::default()).unwrap();
-    adapter.insert(&lun, image.clone(), units).unwrap();
+    let Device::Disk(disk) = &lun.device else { panic!("no disk") };
+    adapter.insert(&lun, Attached::disk(disk, image.clone()), units).unwrap();
     (adapter, image)
 }
 

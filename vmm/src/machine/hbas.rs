@@ -8,7 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use devices::iothread::{IoThread, Polling, Remote, Settings};
 use devices::pci::Bdf;
-use devices::scsi::{Disk, DiskConfig, LogicalUnit, Lun, Nexus, ProtectionType, Target, TargetGroup};
+use devices::scsi::{
+    Cd, CdConfig, Disk, DiskConfig, LogicalUnit, Lun, Nexus, ProtectionType, Target, TargetGroup,
+};
 use devices::storage::{CacheMode, Image, Limits, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing};
 use devices::threads::{self, Kind};
 use hba_megasas::Megasas;
@@ -275,12 +277,13 @@ fn misbehave(thread: &IoThread, number: u8) -> Result<()> {
 fn targets(hba: &config::Hba, adapter: &Adapter) -> Result<BTreeMap<u8, Arc<Target>>> {
     let mut targets: BTreeMap<u8, Arc<Target>> = BTreeMap::new();
     for lun in &hba.luns {
-        let (image, unit) = unit(&hba.id, lun, adapter.space(), adapter.identities())?;
+        let opened = open(&hba.id, lun, adapter.space(), adapter.identities())?;
+        let unit = opened.unit(lun).with_context(|| format!("hba {}, target {}", hba.id, lun.target))?;
         let target = targets.entry(lun.target).or_insert_with(|| adapter.group().target());
         target
             .attach(Lun::from_number(u32::from(lun.lun)), unit)
             .with_context(|| format!("hba {}, target {}, lun {}", hba.id, lun.target, lun.lun))?;
-        adapter.add_unit(lun, &image);
+        adapter.add_unit(lun, opened);
         adapter.add_target(lun.target, target);
     }
     Ok(targets)
@@ -291,17 +294,35 @@ fn nexuses(targets: BTreeMap<u8, Arc<Target>>) -> BTreeMap<u8, Arc<Nexus>> {
     targets.into_iter().map(|(id, target)| (id, Nexus::new(target, None))).collect()
 }
 
-/// A logical unit and its image.
-fn unit(
-    hba: &str,
-    lun: &config::Lun,
-    space: &Space,
-    identities: &Identities,
-) -> Result<(Arc<Image>, LogicalUnit)> {
-    let (image, config) = disk(hba, lun, space, identities)?;
-    let place = || format!("hba {hba}, target {}", lun.target);
-    let unit = logical_unit(lun, &image, config).with_context(place)?;
-    Ok((image, unit))
+/// A unit of the configuration whose image is open, and how it shall appear.
+pub(super) enum Opened {
+    Disk(Arc<Image>, DiskConfig),
+    /// A CD drive, with the disc in it. Its names are taken while the last part lives.
+    Cd(Option<Arc<Image>>, CdConfig, Arc<()>),
+}
+
+impl Opened {
+    /// The logical unit that shows it as it is.
+    pub(super) fn unit(&self, lun: &config::Lun) -> Result<LogicalUnit> {
+        match self {
+            Self::Disk(image, config) => logical_unit(lun, image, config.clone()),
+            Self::Cd(disc, config, _) => Ok(LogicalUnit::Cd(Cd::new(disc.clone(), config.clone())?)),
+        }
+    }
+}
+
+/// Opens what a unit has on the host.
+pub(super) fn open(hba: &str, lun: &config::Lun, space: &Space, identities: &Identities) -> Result<Opened> {
+    match &lun.device {
+        Device::Cd(cd) => {
+            let disc = cd.disc.as_ref().map(|disc| image(disc, space)).transpose()?.map(Arc::new);
+            let (shown, names) = (cd_config(hba, lun, cd), Arc::new(()));
+            let place = || format!("hba {hba}, target {}", lun.target);
+            identities.take_drive(hba, lun, &shown, &names).with_context(place)?;
+            Ok(Opened::Cd(disc, shown, names))
+        }
+        _ => disk(hba, lun, space, identities).map(|(image, shown)| Opened::Disk(image, shown)),
+    }
 }
 
 /// The logical unit that shows an image, with its protection information where it has some.
@@ -325,15 +346,15 @@ pub(super) fn disk(
     identities: &Identities,
 ) -> Result<(Arc<Image>, DiskConfig)> {
     let Device::Disk(disk) = &lun.device else {
-        bail!("hba {hba}, target {}: only type \"disk\" is supported yet", lun.target);
+        bail!("hba {hba}, target {}: only types \"disk\" and \"cd\" are supported yet", lun.target);
     };
     let (image, shown) = (Arc::new(image(disk, space)?), disk_config(disk)?);
     identities.take(hba, lun, &disk.image, &shown, &image)?;
     Ok((image, shown))
 }
 
-/// Opens the image of a disk.
-fn image(disk: &config::Disk, space: &Space) -> Result<Image> {
+/// Opens the image of a disk, or of a disc.
+pub(super) fn image(disk: &config::Disk, space: &Space) -> Result<Image> {
     let image = match disk.format {
         Format::Raw => Image::Raw(RawImage::open(&raw_options(disk))?),
         Format::Qcow2 => Image::Qcow2(Qcow2Image::open(&qcow2_options(disk))?),
@@ -421,6 +442,19 @@ pub(super) fn disk_config(disk: &config::Disk) -> Result<DiskConfig> {
         write_cache: !matches!(disk.cache, Cache::Writethrough | Cache::Directsync),
         cache_is_fixed: false,
     })
+}
+
+/// As of a disk. But discs come and go, and a drive keeps its name: it follows the place.
+pub(super) fn cd_config(hba: &str, lun: &config::Lun, cd: &config::Cd) -> CdConfig {
+    let (default, identity) = (CdConfig::default(), &cd.identity);
+    let serial = || identity::place_serial(&format!("{hba} {} {}", lun.target, lun.lun));
+    CdConfig {
+        vendor: identity.vendor.clone().unwrap_or(default.vendor),
+        product: identity.product.clone().unwrap_or(default.product),
+        revision: identity.revision.clone().unwrap_or(default.revision),
+        serial: identity.serial.clone().unwrap_or_else(serial),
+        wwn: identity.wwn,
+    }
 }
 
 #[cfg(test)]

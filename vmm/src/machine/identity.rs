@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::UNIX_EPOCH;
 
-use anyhow::{Context, Result, bail};
-use devices::scsi::DiskConfig;
+use anyhow::{Context, Result, anyhow};
+use devices::scsi::{CdConfig, DiskConfig};
 use devices::storage::fdset;
 
 use crate::config::{self, Medium};
@@ -38,6 +38,11 @@ pub(super) fn default_serial(path: &Path) -> Result<String> {
         file_key(path, &found)
     };
     Ok(format!("{:016X}", hash(&key)))
+}
+
+/// The serial number of a drive whose configuration has none: that of its place in the machine.
+pub(super) fn place_serial(place: &str) -> String {
+    format!("{:016X}", hash(&format!("drive {place}")))
 }
 
 /// What makes a file that one: its number and when it came to be, which no other file gets, however it is called. A file
@@ -91,6 +96,15 @@ struct Taken {
     image: Weak<dyn Any + Send + Sync>,
 }
 
+impl Taken {
+    fn at(hba: &str, lun: &config::Lun, image: &Arc<impl Any + Send + Sync>) -> Self {
+        let weak = Arc::downgrade(image);
+        let image: Weak<dyn Any + Send + Sync> = weak;
+        let place = format!("hba {hba}, target {}, lun {}", lun.target, lun.lun);
+        Self { place, serial: String::new(), wwn: None, medium: None, image }
+    }
+}
+
 impl Identities {
     /// Takes the names of a disk, unless another one has them. Disks of the same file or device are one disk on several
     /// paths, and the one that comes to a place may be called like the one that goes.
@@ -102,29 +116,38 @@ impl Identities {
         disk: &DiskConfig,
         image: &Arc<impl Any + Send + Sync>,
     ) -> Result<()> {
-        let weak = Arc::downgrade(image);
-        let image: Weak<dyn Any + Send + Sync> = weak;
-        let new = Taken {
-            place: format!("hba {hba}, target {}, lun {}", lun.target, lun.lun),
-            serial: disk.serial.clone(),
-            wwn: disk.wwn,
-            medium: config::medium(path),
-            image,
-        };
+        let (serial, medium) = (disk.serial.clone(), config::medium(path));
+        let new = Taken { serial, wwn: disk.wwn, medium, ..Taken::at(hba, lun, image) };
+        self.add(new).map_err(|what| anyhow!("{}: {what}", fdset::shown(path)))
+    }
+
+    /// The same for a CD drive, which is called so for as long as `names` lives, whatever disc is in it.
+    pub(super) fn take_drive(
+        &self,
+        hba: &str,
+        lun: &config::Lun,
+        drive: &CdConfig,
+        names: &Arc<()>,
+    ) -> Result<()> {
+        let serial = drive.serial.clone();
+        let new = Taken { serial, wwn: drive.wwn, ..Taken::at(hba, lun, names) };
+        self.add(new).map_err(|what| anyhow!("{what}"))
+    }
+
+    fn add(&self, new: Taken) -> Result<(), String> {
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         taken.retain(|other| other.image.strong_count() > 0);
         let others = taken.iter().filter(|other| {
             other.place != new.place && (other.medium.is_none() || other.medium != new.medium)
         });
         for other in others {
-            let (path, place) = (fdset::shown(path), &other.place);
-            if other.serial == new.serial {
-                let serial = &new.serial;
-                bail!("{path}: serial \"{serial}\" is that of the disk at {place}; give each disk its own");
-            }
-            if let Some(wwn) = new.wwn.filter(|wwn| other.wwn == Some(*wwn)) {
-                bail!("{path}: wwn \"{wwn:016x}\" is that of the disk at {place}; give each disk its own");
-            }
+            let place = &other.place;
+            let what = match (new.wwn, &new.serial) {
+                (_, serial) if *serial == other.serial => format!("serial \"{serial}\""),
+                (Some(wwn), _) if other.wwn == Some(wwn) => format!("wwn \"{wwn:016x}\""),
+                _ => continue,
+            };
+            return Err(format!("{what} is that of the disk at {place}; give each disk its own"));
         }
         taken.push(new);
         Ok(())

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use devices::scsi::{Disk, DiskConfig, LogicalUnit, Nexus, Target};
+use devices::scsi::{Cd, CdConfig, Disk, DiskConfig, LogicalUnit, Nexus, Target};
 use devices::storage::Image;
 use hba_megasas::{Arrival, Drive, EventStore, Megasas, Model, Options};
 
@@ -55,7 +55,7 @@ impl Board {
 impl HotPlug for Board {
     /// The disk, and in RAID mode the volume on it: tools may look at the one, guests use the other.
     fn units(&self, lun: &config::Lun, image: &Arc<Image>, disk: DiskConfig) -> Result<Vec<LogicalUnit>> {
-        let raid = self.board.mode == MegasasMode::Raid;
+        let raid = self.makes_volumes();
         let write_back = self.is_write_back();
         let qcow2 = matches!(
             &lun.device,
@@ -72,6 +72,20 @@ impl HotPlug for Board {
         let volume = raid.then(|| self.volume(wwn, &disk));
         let unit = |config| Ok(LogicalUnit::Disk(Disk::new(image.clone(), config)?));
         std::iter::once(disk).chain(volume).map(unit).collect()
+    }
+
+    /// Always as itself: a volume is made of disks.
+    fn drive(&self, disc: Option<Arc<Image>>, drive: CdConfig) -> Result<LogicalUnit> {
+        ensure!(
+            !self.makes_volumes(),
+            "no volume is made of a CD drive: a board takes one with mode = \"jbod\", and a virtio-scsi adapter in any case"
+        );
+        let wwn = drive.wwn.unwrap_or_else(|| naa(&format!("disk {}", drive.serial)));
+        Ok(LogicalUnit::Cd(Cd::new(disc, CdConfig { wwn: Some(wwn), ..drive })?))
+    }
+
+    fn makes_volumes(&self) -> bool {
+        self.board.mode == MegasasMode::Raid
     }
 
     fn attach_targets(&self, id: u8, targets: &[Arc<Target>]) -> Result<Arrival> {
@@ -92,8 +106,7 @@ impl HotPlug for Board {
     }
 
     fn warning(&self, lun: &config::Lun) -> Option<String> {
-        let raid = self.board.mode == MegasasMode::Raid;
-        if raid { config::volume_warning(&self.id, lun) } else { None }
+        if self.makes_volumes() { config::volume_warning(&self.id, lun) } else { None }
     }
 
     fn unnoticed(&self) -> Vec<u8> {

@@ -16,7 +16,7 @@ use super::control::Control;
 use super::firmware::{DebugOutput, FirmwareBoot};
 use super::identity::Identities;
 use super::{hbas, protection, raid};
-use crate::config::{Boot, Config, Controller, Device, Disk, Format, Hba, Lun};
+use crate::config::{Boot, Cd, Config, Controller, Device, Disk, Format, Hba, Lun};
 use crate::console::Console;
 use crate::exit::explain;
 use crate::jail;
@@ -89,15 +89,43 @@ fn adapters(config: &Config, all: &mut Problems) {
             all.note(raid::check_events(board).with_context(|| format!("hba {}", hba.id)));
         }
         for lun in &hba.luns {
-            let Device::Disk(disk) = &lun.device else { continue };
             let board = matches!(hba.controller, Controller::Megasas(_));
-            let checked = self::disk(hba, lun, disk, &mut images, &identities, &mut disks);
+            let checked = match &lun.device {
+                Device::Disk(disk) => self::disk(hba, lun, disk, &mut images, &identities, &mut disks),
+                Device::Cd(cd) => drive(hba, lun, cd, &mut images, &identities, &mut disks),
+                Device::Generic(_) | Device::Block(_) => continue,
+            };
             all.note(match board {
                 true => checked.with_context(|| format!("hba {}, target {}", hba.id, lun.target)),
                 false => checked,
             });
         }
     }
+}
+
+fn drive(
+    hba: &Hba,
+    lun: &Lun,
+    cd: &Cd,
+    images: &mut Rehearsal,
+    identities: &Identities,
+    drives: &mut Vec<Arc<()>>,
+) -> Result<()> {
+    if let Some(disc) = &cd.disc {
+        image(disc, images)?;
+    }
+    let names = Arc::new(());
+    identities.take_drive(&hba.id, lun, &hbas::cd_config(&hba.id, lun, cd), &names)?;
+    drives.push(names);
+    Ok(())
+}
+
+fn image(disk: &Disk, images: &mut Rehearsal) -> Result<()> {
+    match disk.format {
+        Format::Raw => images.raw(&hbas::raw_options(disk))?,
+        Format::Qcow2 => images.qcow2(&hbas::qcow2_options(disk))?,
+    }
+    Ok(())
 }
 
 fn disk(
@@ -108,10 +136,7 @@ fn disk(
     identities: &Identities,
     disks: &mut Vec<Arc<()>>,
 ) -> Result<()> {
-    match disk.format {
-        Format::Raw => images.raw(&hbas::raw_options(disk))?,
-        Format::Qcow2 => images.qcow2(&hbas::qcow2_options(disk))?,
-    }
+    image(disk, images)?;
     let shown = hbas::disk_config(disk)?;
     let alive = Arc::new(());
     identities.take(&hba.id, lun, &disk.image, &shown, &alive)?;

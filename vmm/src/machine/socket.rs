@@ -14,12 +14,12 @@ use devices::storage::{fdset, settle_left};
 use devices::threads::{self, Kind};
 use serde_json::{Map, Value, json};
 
-use super::adapter::Adapter;
+use super::adapter::{Adapter, UnitState};
 use super::control::{Control, Event, PATIENCE};
 use super::requests::{Given, LINE_MAX, Line, Requests};
 use super::seats::{self, Seats};
 use super::space::Space;
-use crate::config::{self, ConfigError, HbaType, spell};
+use crate::config::{self, ConfigError, HbaType, LunType, spell};
 use crate::exit::explain;
 use crate::listen::{self, Takes};
 use crate::names::Name;
@@ -27,13 +27,18 @@ use crate::names::Name;
 /// Connections at once.
 const CLIENTS_MAX: usize = 16;
 
+/// What is said of a disc, and where the drive is.
+const DISC: [&str; 8] = ["hba", "target", "lun", "image", "format", "backing", "cache", "bounce"];
+
 /// Each command with its arguments; `None`: those of `[[hba.lun]]`, too.
-const COMMANDS: [(&str, Option<&[&str]>); 18] = [
+const COMMANDS: [(&str, Option<&[&str]>); 20] = [
     ("query-status", Some(&[])),
     ("query-hbas", Some(&[])),
     ("attach", None),
     ("detach", Some(&["hba", "target", "lun"])),
     ("change", None),
+    ("eject", Some(&["hba", "target", "lun", "force"])),
+    ("insert", Some(&DISC)),
     ("resize", Some(&["hba", "target", "lun", "size"])),
     ("add-fd", Some(&["fdset-id", "opaque"])),
     ("remove-fd", Some(&["fdset-id", "fd"])),
@@ -162,7 +167,7 @@ impl Service {
         let done = || Ok(json!({}));
         // Of disks for which the host did more when they went, if nobody sees to that. To unlock may wait for a file server, so it
         // is not done here.
-        if matches!(name, "attach" | "change" | "add-fd" | "remove-fd" | "query-fdsets")
+        if matches!(name, "attach" | "change" | "insert" | "add-fd" | "remove-fd" | "query-fdsets")
             && let Some(adapter) = self.adapters.first()
         {
             adapter.remote().spawn(|io| async move { settle_left(&io) });
@@ -185,10 +190,30 @@ impl Service {
             "change" => {
                 let adapter = self.adapter(&mut arguments)?;
                 ensure!(arguments.0.contains_key("target"), "no \"target\"");
+                let force = arguments.flag("force")?;
+                if changes_disc(adapter, &arguments)? {
+                    let lun = self.disc(adapter, arguments)?;
+                    adapter.change_disc(&lun, force)?;
+                    let state = UnitState::Attached.describe();
+                    return Ok(json!({ "target": lun.target, "lun": lun.lun, "state": state }));
+                }
+                ensure!(!force, "\"force\" is for the disc of a CD drive");
                 let lun = self.unit(adapter, arguments)?;
                 let state = adapter.change(&lun)?;
                 adapter.warn(&lun);
                 Ok(json!({ "target": lun.target, "lun": lun.lun, "state": state.describe() }))
+            }
+            "eject" => {
+                let (adapter, target, lun) = self.address(&mut arguments)?;
+                adapter.eject(target, lun, arguments.flag("force")?)?;
+                done()
+            }
+            "insert" => {
+                let adapter = self.adapter(&mut arguments)?;
+                ensure!(arguments.0.contains_key("target"), "no \"target\"");
+                let lun = self.disc(adapter, arguments)?;
+                adapter.insert_disc(&lun)?;
+                done()
             }
             "resize" => {
                 let (adapter, target, lun) = self.address(&mut arguments)?;
@@ -273,13 +298,24 @@ impl Service {
         Ok((adapter, u8::try_from(target)?, u16::try_from(lun)?))
     }
 
+    /// A drive with the disc that the arguments describe.
+    fn disc(&self, adapter: &Adapter, mut arguments: Arguments) -> Result<config::Lun> {
+        ensure!(arguments.0.contains_key("image"), "no \"image\"");
+        arguments.0.insert("type".into(), LunType::Cd.name().into());
+        self.unit(adapter, arguments)
+    }
+
     /// The unit that the arguments describe, in the words of `[[hba.lun]]`.
     fn unit(&self, adapter: &Adapter, mut arguments: Arguments) -> Result<config::Lun> {
         if !arguments.0.contains_key("target") {
             let free = adapter.free_target().context("no free target")?;
             arguments.0.insert("target".into(), free.into());
         }
-        let mut text = format!("[[hba]]\ntype = \"{}\"\n[[hba.lun]]\n", adapter.kind.name());
+        let mode = match adapter.kind {
+            HbaType::Megasas if !adapter.makes_volumes() => "mode = \"jbod\"\n",
+            _ => "",
+        };
+        let mut text = format!("[[hba]]\ntype = \"{}\"\n{mode}[[hba.lun]]\n", adapter.kind.name());
         for (key, value) in &arguments.0 {
             let value = toml_value(key, value)?;
             text.push_str(&format!("{} = {value}\n", toml::Value::String(key.clone())));
@@ -332,6 +368,27 @@ fn check_command(name: &str, arguments: &Arguments) -> Result<()> {
     }
 }
 
+/// Whether another disc comes into a drive that stays, not another unit to its place.
+fn changes_disc(adapter: &Adapter, arguments: &Arguments) -> Result<bool> {
+    let number = |key| arguments.0.get(key).map_or(Some(0), Value::as_u64);
+    let at = |target: Option<u64>, lun: Option<u64>| {
+        Some((u8::try_from(target?).ok()?, u16::try_from(lun?).ok()?))
+    };
+    let drive =
+        at(number("target"), number("lun")).is_some_and(|(target, lun)| adapter.has_drive(target, lun));
+    let kind = arguments.0.get("type");
+    if !drive || kind.is_some_and(|kind| kind != LunType::Cd.name()) {
+        return Ok(false);
+    }
+    let other = arguments.0.keys().find(|key| *key != "type" && !DISC.contains(&key.as_str()));
+    match other {
+        Some(key) => bail!(
+            "\"{key}\" is nothing of a disc: the drive stays as it is; detach it and attach another one"
+        ),
+        None => Ok(true),
+    }
+}
+
 fn ids(adapters: &[Arc<Adapter>]) -> String {
     let all: Vec<String> = adapters.iter().map(|adapter| format!("\"{}\"", adapter.id)).collect();
     all.join(", ")
@@ -342,16 +399,21 @@ fn describe(adapter: &Arc<Adapter>) -> Value {
         .units()
         .into_iter()
         .map(|unit| {
-            json!({
+            let mut described = json!({
                 "target": unit.target,
                 "lun": unit.lun,
-                "image": unit.image.to_string_lossy(),
+                "image": unit.image.map(|image| image.to_string_lossy().into_owned()),
                 "size": unit.size,
                 "readonly": unit.read_only,
                 "bounce": unit.bounce,
                 "flush_failed": unit.flush_failed,
                 "state": unit.state.describe(),
-            })
+            });
+            if let (Some(tray), Some(object)) = (unit.tray, described.as_object_mut()) {
+                object.insert("tray".into(), if tray.open { "open" } else { "closed" }.into());
+                object.insert("locked".into(), tray.locked.into());
+            }
+            described
         })
         .collect();
     json!({
@@ -410,6 +472,14 @@ impl Arguments {
         let Some(value) = self.0.remove(key) else { return Ok(None) };
         let number = value.as_u64().filter(|number| *number <= most);
         number.map(Some).with_context(|| format!("\"{key}\" is {value}, expected 0 to {most}"))
+    }
+
+    fn flag(&mut self, key: &str) -> Result<bool> {
+        match self.0.remove(key) {
+            None => Ok(false),
+            Some(Value::Bool(value)) => Ok(value),
+            Some(value) => bail!("\"{key}\" is {value}, expected true or false"),
+        }
     }
 
     fn text(&mut self, key: &str) -> Result<Option<String>> {

@@ -667,7 +667,7 @@ fn passed_descriptors_become_disks() {
     assert_eq!(ask(&service, &command("attach", &set, "")), attached);
     let unit = ask(&service, r#"{"execute": "query-hbas"}"#)["return"][0]["units"][0].clone();
     assert_eq!((&unit["image"], &unit["size"]), (&json!(format!("/dev/fdset/{set}")), &json!(1 << 20)));
-    assert_eq!(service.adapters[0].units()[0].image, PathBuf::from(format!("/dev/fdset/{set}")));
+    assert_eq!(service.adapters[0].units()[0].image, Some(PathBuf::from(format!("/dev/fdset/{set}"))));
     assert_eq!(identity_of(Path::new(&format!("/dev/fdset/{set}"))), serial, "it is the same file");
     let resize = r#"{"execute": "resize", "arguments": {"hba": "scsi0", "target": 0, "size": 2097152}}"#;
     assert_eq!(ask(&service, resize), json!({"return": {"size": 2_097_152}}));
@@ -778,3 +778,6 @@ fn what_is_wrong_with_descriptors_is_said() {
         json!({"return": {}})
     );
 }
+
+#[path = "socket_disc_tests.rs"]
+mod discs;

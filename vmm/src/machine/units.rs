@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use devices::scsi::Leaving;
+use devices::scsi::{Leaving, Tray};
 
 use super::closing::Answer;
 
@@ -22,8 +22,10 @@ pub struct UnitInfo {
     pub target: u8,
     /// Its number at the target.
     pub lun: u16,
-    /// The image's file or device.
-    pub image: PathBuf,
+    /// The image's file or device; `None` for a drive without a disc.
+    pub image: Option<PathBuf>,
+    /// The tray, if it is a CD drive.
+    pub tray: Option<Tray>,
     /// Length in bytes now.
     pub size: u64,
     /// Whether the guest may not write.

@@ -67,7 +67,6 @@ fn what_this_version_does_not_build_is_refused_never_ignored() {
         ("[[net]]\nmac = 1", "vm.toml:8: `[[net]]` is not supported yet"),
         ("[display]\nx = 1", "vm.toml:8: `[display]` is not supported yet"),
         ("[[hba]]\n[hba.fc]\nwwpn = 1", "vm.toml:9: `fc` in [[hba]] is not supported yet"),
-        ("type = \"cd\"", "vm.toml:8: `type = \"cd\"` in [[hba.lun]] is not supported yet"),
         (
             "[[hba.lun]]\ntype = \"generic\"\nimage = \"/dev/null\"",
             "vm.toml:9: `type = \"generic\"` in [[hba.lun]] is not supported yet",
@@ -562,6 +561,26 @@ fn unsupported_parts_are_checked() {
         (
             "type = \"cd\"\nreadonly = true",
             vec!["vm.toml:9: `readonly` in [[hba.lun]] has no meaning for type = \"cd\""],
+        ),
+        (
+            "[[hba.lun]]\ntype = \"cd\"\ncache = \"none\"\nthrottle = { iops = 1 }",
+            vec![
+                "vm.toml:10: `cache` in [[hba.lun]] has no meaning without `image`, which is the disc in the drive",
+                "vm.toml:11: `throttle` in [[hba.lun]] has no meaning for type = \"cd\"",
+            ],
+        ),
+        (
+            "[[hba.lun]]\ntype = \"cd\"\nimage = \"d.qcow2\"",
+            vec![
+                "vm.toml:10: `image` in [[hba.lun]]: d.qcow2 is too short for a disk: it has not one whole block of 2048 bytes",
+            ],
+        ),
+        (
+            "[[hba]]\ntype = \"megasas\"\n[[hba.lun]]\ntype = \"cd\"",
+            vec![
+                "vm.toml:11: `type` in [[hba.lun]] is \"cd\", expected a board with mode = \"jbod\", or a virtio-scsi adapter: \
+                 no volume is made of a CD drive",
+            ],
         ),
         (
             "[[hba]]\ntype = \"megasas\"\nqueues = 1",

@@ -377,12 +377,26 @@ fn unsupported_parts_are_parsed() {
     let Device::Disk(disk) = &config.hbas[0].luns[0].device else { panic!() };
     assert_eq!(disk.format, Format::Qcow2);
     let devices: Vec<_> = config.hbas[1].luns.iter().map(|lun| lun.device.clone()).collect();
-    let empty =
-        Cd { image: None, format: Format::Raw, cache: Cache::Writeback, identity: Identity::default() };
+    let empty = Cd { disc: None, identity: Identity::default() };
     assert_eq!(
         devices,
         [Device::Cd(empty), Device::Generic("/dev/null".into()), Device::Block("/dev/null".into())]
     );
+}
+
+#[test]
+fn cd_drives_with_and_without_a_disc() {
+    let text = format!(
+        "{SMALLEST}[[hba.lun]]\ntype = \"cd\"\nserial = \"C1\"\n[[hba]]\ntype = \"megasas\"\nmode = \"jbod\"\n\
+         [[hba.lun]]\ntype = \"cd\"\nimage = \"b.img\"\ncache = \"writethrough\"\n"
+    );
+    let (fixture, config) = good(&text, &[]);
+    let identity = Identity { serial: Some("C1".into()), ..Identity::default() };
+    assert_eq!(config.hbas[0].luns[1].device, Device::Cd(Cd { disc: None, identity }));
+    let Device::Cd(Cd { disc: Some(disc), .. }) = &config.hbas[1].luns[0].device else { panic!("no disc") };
+    assert_eq!((&disc.image, disc.format, disc.block_size), (&fixture.path("b.img"), Format::Raw, 2048));
+    assert!(disc.read_only && disc.bounce);
+    assert_eq!(config.hbas[1].luns[0].device.image(), Some(disc));
 }
 
 #[test]

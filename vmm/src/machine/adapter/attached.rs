@@ -1,0 +1,92 @@
+//! What is known of a logical unit behind an HBA.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use devices::storage::{BlockBackend, Image, fdset};
+
+use crate::config;
+use crate::machine::hbas::Opened;
+
+/// A logical unit.
+pub(super) struct Attached {
+    /// Its image.
+    pub(super) image: Behind,
+    /// The image's file or device.
+    pub(super) path: PathBuf,
+    /// In messages.
+    pub(super) shown: String,
+    /// The guest may not write.
+    pub(super) read_only: bool,
+    /// Its transfers go through memory of the process.
+    pub(super) bounce: bool,
+    /// Logical block length in bytes.
+    pub(super) block_size: u64,
+    /// It has protection information.
+    pub(super) protected: bool,
+    /// It is a CD drive, which is called what it is called while this lives.
+    pub(super) drive: Option<Arc<()>>,
+}
+
+/// The image behind a unit.
+pub(super) enum Behind {
+    Image(Arc<Image>),
+    /// A drive without a disc.
+    Nothing,
+    /// The guest has lost the unit. Whoever closes the image, of this length in bytes, has it: to let go of it may take as long as
+    /// the host does.
+    Leaving(u64),
+}
+
+impl Attached {
+    /// What was opened for `lun`.
+    pub(super) fn new(lun: &config::Lun, opened: &Opened) -> Self {
+        match (opened, lun.device.image()) {
+            (Opened::Disk(image, _), Some(disk)) => Self::disk(disk, image.clone()),
+            (Opened::Cd(Some(image), _, names), Some(disc)) => {
+                Self { drive: Some(names.clone()), ..Self::disk(disc, image.clone()) }
+            }
+            (Opened::Cd(_, _, names), _) => Self { drive: Some(names.clone()), ..Self::empty() },
+            (Opened::Disk(..), None) => Self::empty(),
+        }
+    }
+
+    pub(super) fn empty() -> Self {
+        Self {
+            image: Behind::Nothing,
+            path: PathBuf::new(),
+            shown: "an empty drive".into(),
+            read_only: true,
+            bounce: false,
+            block_size: 0,
+            protected: false,
+            drive: None,
+        }
+    }
+
+    pub(super) fn disk(disk: &config::Disk, image: Arc<Image>) -> Self {
+        Self {
+            image: Behind::Image(image),
+            path: disk.image.clone(),
+            shown: fdset::shown(&disk.image),
+            read_only: disk.read_only,
+            bounce: disk.bounce,
+            block_size: disk.block_size.into(),
+            protected: disk.protection.is_some(),
+            drive: None,
+        }
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        matches!(self.image, Behind::Leaving(_))
+    }
+
+    /// Its image's length in bytes.
+    pub(super) fn len(&self) -> u64 {
+        match &self.image {
+            Behind::Image(image) => image.geometry().len,
+            Behind::Nothing => 0,
+            Behind::Leaving(len) => *len,
+        }
+    }
+}
