@@ -69,7 +69,7 @@ pub(crate) struct Plan<'a> {
     /// Contents of the disks, target 0 up.
     pub(crate) disks: Vec<Vec<u8>>,
     /// More lines of [[hba]].
-    pub(crate) hba: &'static str,
+    pub(crate) hba: &'a str,
     /// SeaBIOS shows it on the console.
     pub(crate) uuid: Option<&'static str>,
     /// More lines of [vm].
@@ -116,7 +116,7 @@ impl<'a> Plan<'a> {
             if self.debug { "debug_log = \"debug\"" } else { "" },
             self.boot
         );
-        if !self.disks.is_empty() {
+        if !self.disks.is_empty() || !self.hba.is_empty() {
             config += &format!("[[hba]]\n{}\n", self.hba);
         }
         for (number, disk) in self.disks.iter().enumerate() {

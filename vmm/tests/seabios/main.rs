@@ -9,6 +9,7 @@ mod boot;
 mod bring_up;
 mod cost;
 mod descriptors;
+mod disc;
 mod machine;
 mod megasas;
 mod resets;
