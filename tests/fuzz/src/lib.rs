@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use devices::iothread::{Io, IoThread, Polling, Settings};
 use devices::scsi::suite::{Request, check_reply};
-use devices::scsi::{Disk, DiskConfig, Image, LogicalUnit, Lun, Nexus, ScsiReply, Target};
+use devices::scsi::{Cd, CdConfig, Disk, DiskConfig, Image, LogicalUnit, Lun, Nexus, ScsiReply, Target};
 use devices::testing::RamDisk;
 
 /// The one thing that a file of `targets` says: what is done with an input.
@@ -113,7 +113,33 @@ pub fn target() -> Arc<Target> {
     target
 }
 
-/// Sends commands to LUN 0 of a fresh target, after its unit attention, and checks what must hold for each reply.
+/// A disc of some sectors.
+fn disc() -> Arc<Image> {
+    Arc::new(Image::Ram(RamDisk::new(128 << 10)))
+}
+
+/// A CD drive with a disc.
+fn drive() -> Arc<Target> {
+    let target = Target::new();
+    let config = CdConfig { serial: "1".into(), ..CdConfig::default() };
+    let drive = LogicalUnit::Cd(Cd::new(Some(disc()), config).expect("the configuration is good"));
+    target.attach(Lun::default(), drive).expect("the LUN is free");
+    target
+}
+
+/// Whoever has the image of a drive's disc changes it, now and then.
+fn operate(drive: &Target, command: &Command) {
+    let (lun, force) = (Lun::default(), command.cdb.len() & 1 == 0);
+    match command.data_in_len % 8 {
+        5 => drop(drive.eject(lun, force)),
+        6 => drop(drive.insert(lun, disc())),
+        7 => drop(drive.change(lun, disc(), force)),
+        _ => {}
+    }
+}
+
+/// Sends commands to LUN 0 of a fresh target, after its unit attention, and to a CD drive, and checks what must hold for each
+/// reply.
 pub fn send_all(commands: Vec<Command>) {
     on_io_thread(move |io| async move {
         let target = target();
@@ -124,7 +150,14 @@ pub fn send_all(commands: Vec<Command>) {
             let _ = ready.send(&nexus, &io).await;
         }
         let mut token: Option<Vec<u8>> = None;
-        for Command { cdb, mut data_out, data_in_len } in commands {
+        let drive = drive();
+        let host = Nexus::new(drive.clone(), None);
+        let _ = Request::new(&[0; 6], &[], 0).send(&host, &io).await;
+        for command in commands {
+            operate(&drive, &command);
+            let Command { cdb, mut data_out, data_in_len } = command;
+            let (reply, data_in) = Request::new(&cdb, &data_out, data_in_len).send(&host, &io).await;
+            check_reply(&cdb, data_out.len(), &data_in, &reply.expect("nothing ends commands here"));
             if let (Some(token), [0x83, 0x11, ..], Some(place)) = (&token, &*cdb, data_out.get_mut(16..528)) {
                 place.copy_from_slice(token);
             }
