@@ -194,6 +194,43 @@ fn all_that_an_operator_does_works_in_the_sandbox() {
     }
 }
 
+/// Discs come by path and as descriptors that are only read, and go.
+#[test]
+fn discs_come_and_go_in_the_sandbox() {
+    let name = "discs_come_and_go_in_the_sandbox";
+    if !hypervisor(name) || !needs_landlock(name) {
+        return;
+    }
+    for hba in HBAS {
+        let vm = machine(hba).set("security.readonly_directories=['images']");
+        let vm = if hba.contains("megasas") { vm.set("hba.0.mode=jbod") } else { vm };
+        fs::write(vm.path("boot/kernel"), guest("first\n")).unwrap();
+        let _turn = turn();
+        let mut machine = Machine::start(&vm);
+        machine.is_confined();
+        machine.done("attach", "\"type\": \"cd\", \"target\": 5", &attached(5));
+        machine.done("insert", "\"image\": \"images/a.img\", \"target\": 5", "");
+        machine.done("change", "\"image\": \"images/b.img\", \"target\": 5", &attached(5));
+        let remedy = REMEDY.replace("`directories`", "`readonly_directories`");
+        let said = format!(
+            "`image` in [[hba.lun]]: cannot open other/a.img: the sandbox does not let this machine open it; {remedy}"
+        );
+        machine.refused("change", "\"image\": \"other/a.img\", \"target\": 5", &said);
+        machine.give(7, &File::open(vm.path("other/a.img")).unwrap());
+        machine.done("eject", "\"target\": 5", "");
+        machine.done("insert", "\"image\": \"/dev/fdset/7\", \"target\": 5", "");
+        machine.done("reset", "", "");
+        machine.settle();
+        assert!(machine.ask("query-hbas", "", &[]).contains("\"image\":\"/dev/fdset/7\""));
+        machine.done("eject", "\"target\": 5, \"force\": true", "");
+        machine.done("remove-fd", "\"fdset-id\": 7", "");
+        machine.done("detach", "\"target\": 5", "");
+        machine.done("quit", "", "");
+        let ended = machine.running.wait();
+        assert_eq!(ended.code, 0, "{hba}: {}", ended.errors);
+    }
+}
+
 #[test]
 fn what_the_sandbox_refuses_says_what_to_allow() {
     let name = "what_the_sandbox_refuses_says_what_to_allow";
