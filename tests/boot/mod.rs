@@ -2,6 +2,7 @@
 
 mod clocks;
 mod debian;
+mod discs;
 mod disk;
 mod ends;
 mod firmware;
@@ -46,6 +47,8 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "megasas-volumes-1078-12", run: megasas::volumes_1078_kernel12 },
     Test { name: "megasas-jbod-gen2-12", run: megasas::jbod_gen2_kernel12 },
     Test { name: "megasas-tools", run: megasas::tools },
+    Test { name: "discs-virtio", run: discs::virtio },
+    Test { name: "discs-megasas", run: discs::megasas },
     Test { name: "megasas-reload", run: megasas::reload },
     Test { name: "megasas-kill-none", run: megasas::kill_none },
     Test { name: "megasas-kill-writeback", run: megasas::kill_writeback },

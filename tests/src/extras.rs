@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::cache;
 use crate::cpio::Archive;
+use crate::kernel::{Kernel, read_module};
 use crate::packages::{capture, extract};
 use crate::tools::Tools;
 
@@ -50,6 +51,24 @@ fn compiled(name: &str, source: &str, dir: &Path) -> Result<PathBuf> {
 /// `smartctl`, as Debian 13 ships it.
 pub fn smartctl() -> Result<PathBuf> {
     program("smartctl", "smartmontools")
+}
+
+/// What mounts discs, and what asks their drives: modules, listed in `/modules.disc` in an order in which they can be loaded,
+/// and `sg_get_config`.
+pub fn discs(kernel: &Kernel, tools: &Tools) -> Result<PathBuf> {
+    let recipe = format!("discs 1 {} {}", kernel.dir().display(), tools.dir().display());
+    archive("discs", &recipe, |_, archive| {
+        let mut order = String::new();
+        for file in kernel.modules(&["isofs"])? {
+            let name = file.file_name().context("a module without a name")?;
+            let path = format!("lib/{}", name.to_string_lossy().replace(".xz", ""));
+            archive.file(&path, 0o644, &read_module(&file, tools)?);
+            order.push_str(&format!("/{path}\n"));
+        }
+        archive.file("modules.disc", 0o644, order.as_bytes());
+        // With libraries that the initramfs has already.
+        archive.copy("bin/sg_get_config", 0o755, &tools.file("sg_get_config")?)
+    })
 }
 
 /// `iscsi-test-cu`, the conformance tests of libiscsi, which also run on local devices.

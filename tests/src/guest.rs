@@ -363,9 +363,10 @@ impl<'a> Guest<'a> {
             }
             System::Quick(script) => {
                 let mut initrd = prepared.quick(self.debian)?.to_string_lossy().into_owned();
-                if let Some(script) = script {
+                if script.is_some() || !self.archives.is_empty() {
                     let (more, both) = (format!("{dir}/script.cpio"), format!("{dir}/initrd"));
-                    self.bed.host().put(&more, &script_archive(script))?;
+                    let script = script.as_deref().map(script_archive).unwrap_or_default();
+                    self.bed.host().put(&more, &script)?;
                     let archives: Vec<_> = self.archives.iter().map(|file| file.to_string_lossy()).collect();
                     let archives = archives.join(" ");
                     self.bed.host().shell(&format!("cat {initrd} {archives} {more} > {both}"), 60)?;
