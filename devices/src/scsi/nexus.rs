@@ -449,8 +449,7 @@ impl Hold<'_> {
 impl Drop for Nexus {
     fn drop(&mut self) {
         for path in self.read().values() {
-            path.unit.forget(self.id);
-            path.unit.unregister(self.id);
+            path.unit.gone(self.id);
         }
     }
 }

@@ -138,7 +138,15 @@ impl LogicalUnit {
         }
     }
 
-    /// Forgets what an initiator that is gone had asked for.
+    /// There is no such initiator any more.
+    fn gone(&self, nexus: NexusId) {
+        match self {
+            Self::Disk(_) => {}
+            Self::Cd(cd) => cd.gone(nexus),
+        }
+    }
+
+    /// Forgets what an initiator whose nexus is lost had asked for.
     fn forget(&self, nexus: NexusId) {
         match self {
             Self::Disk(disk) => disk.forget(nexus),
@@ -285,6 +293,13 @@ impl Unit {
         self.reservations.reset(attention == Attention::PowerOn);
         self.logical.reset(attention == Attention::PowerOn);
         self.raise(attention, None);
+    }
+
+    /// An initiator is gone for good.
+    pub(crate) fn gone(&self, nexus: NexusId) {
+        self.forget(nexus);
+        self.unregister(nexus);
+        self.logical.gone(nexus);
     }
 
     /// The nexus of an initiator is lost.

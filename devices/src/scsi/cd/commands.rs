@@ -47,14 +47,16 @@ const fn plain(id: Id, properties: Properties, usage: &'static [u8]) -> Command<
     Command::new(id, None, usage, properties)
 }
 
-/// In order of operation codes and service actions. READ (6), the audio commands, GET PERFORMANCE and REPORT KEY are missing: no
+/// In order of operation codes and service actions. READ (6) is not MMC's, but drivers of BSDs read CDs of SCSI with it. The audio
+/// commands, GET PERFORMANCE and REPORT KEY are missing: no
 /// audio can be played, no disc is encrypted, and every sector comes as fast as the host has it. SYNCHRONIZE CACHE is for
 /// whoever flushes all units, whatever they are.
 pub(super) const COMMANDS: &[Command<Id>] = &[
     plain(Id::TestUnitReady, ALWAYS, &[0x00, 0, 0, 0, 0, 0]),
     plain(Id::RequestSense, SHARED, &[0x03, 0x01, 0, 0, 0xff, 0]),
+    plain(Id::Read, READ, &[0x08, 0x1f, 0xff, 0xff, 0xff, 0]),
     plain(Id::Inquiry, SHARED, &[0x12, 0x01, 0xff, 0xff, 0xff, 0]),
-    plain(Id::ModeSelect, NONE, &[0x15, 0x11, 0, 0, 0xff, 0]),
+    plain(Id::ModeSelect, NONE, &[0x15, 0x10, 0, 0, 0xff, 0]),
     plain(Id::Reserve, ALWAYS, &[0x16, 0, 0, 0, 0, 0]),
     plain(Id::Release, SHARED, &[0x17, 0, 0, 0, 0, 0]),
     plain(Id::ModeSense, READ, &[0x1a, 0x08, 0xff, 0xff, 0xff, 0]),
@@ -71,7 +73,7 @@ pub(super) const COMMANDS: &[Command<Id>] = &[
     plain(Id::EventStatus, SHARED, &[0x4a, 0x01, 0, 0, 0xff, 0, 0, 0xff, 0xff, 0]),
     plain(Id::ReadDiscInformation, READ, &[0x51, 0x07, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
     plain(Id::ReadTrackInformation, READ, &[0x52, 0x07, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0]),
-    plain(Id::ModeSelect, NONE, &[0x55, 0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    plain(Id::ModeSelect, NONE, &[0x55, 0x10, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
     plain(Id::Reserve, ALWAYS, &[0x56, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
     plain(Id::Release, SHARED, &[0x57, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
     plain(Id::ModeSense, READ, &[0x5a, 0x08, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0]),

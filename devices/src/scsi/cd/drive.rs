@@ -54,9 +54,10 @@ struct State<B> {
     locks: Vec<NexusId>,
     /// Hosts that have taken the button over, and open the tray themselves.
     buttons: Vec<NexusId>,
-    /// The last change of the disc, and how many there were.
+    /// The last change of the disc, how many there were, and the number of the last by which a disc went.
     change: Option<Event>,
     changes: u64,
+    removal: u64,
     /// How often somebody wanted the tray open in vain since it was open last.
     wishes: u64,
     /// How many changes and wishes each host has heard of. Those that never asked have heard of none.
@@ -68,9 +69,21 @@ impl<B> State<B> {
         self.change = Some(event);
         self.changes += 1;
         if event == Event::MediaRemoval {
-            // They are fulfilled.
-            self.wishes = 0;
-            self.heard.iter_mut().for_each(|(_, _, wishes)| *wishes = 0);
+            self.removal = self.changes;
+        }
+        // They are fulfilled, or were for another disc.
+        self.end_wishes();
+    }
+
+    fn end_wishes(&mut self) {
+        self.wishes = 0;
+        self.heard.iter_mut().for_each(|(_, _, wishes)| *wishes = 0);
+    }
+
+    /// Nobody holds the tray any more: what was wanted in vain can be had now.
+    fn unlocked(&mut self) {
+        if self.locks.is_empty() && self.buttons.is_empty() {
+            self.end_wishes();
         }
     }
 
@@ -82,7 +95,10 @@ impl<B> State<B> {
             .iter()
             .find(|one| known(one))
             .map_or((0, 0), |&(_, changes, wishes)| (changes, wishes));
-        let (event, heard) = if changes != self.changes {
+        let (event, heard) = if changes < self.removal && self.removal < self.changes {
+            // First that the old disc went: Windows tells nobody of a new one where it knows of one.
+            (Some(Event::MediaRemoval), (nexus, self.removal, wishes))
+        } else if changes != self.changes {
             (self.change, (nexus, self.changes, wishes))
         } else if wishes != self.wishes {
             (Some(Event::EjectRequest), (nexus, changes, self.wishes))
@@ -129,6 +145,7 @@ impl<B> Drive<B> {
             buttons: Vec::new(),
             change: None,
             changes: 0,
+            removal: 0,
             wishes: 0,
             heard: Vec::new(),
         }))
@@ -236,6 +253,7 @@ impl<B> Drive<B> {
         if bits & 1 != 0 {
             list.push(nexus);
         }
+        state.unlocked();
         Ok(Done::good())
     }
 
@@ -284,17 +302,24 @@ impl<B> Drive<B> {
         let mut state = self.lock();
         state.locks.clear();
         state.buttons.clear();
+        state.unlocked();
         if power {
             state.open = false;
-            (state.change, state.changes, state.wishes) = (None, 0, 0);
+            (state.change, state.changes, state.removal) = (None, 0, 0);
             state.heard.clear();
         }
     }
 
+    /// The nexus of a host is lost, and its locks end. What it has heard it need not hear again.
     pub(super) fn forget(&self, nexus: NexusId) {
         let mut state = self.lock();
         state.locks.retain(|other| *other != nexus);
         state.buttons.retain(|other| *other != nexus);
-        state.heard.retain(|(other, _, _)| *other != nexus);
+        state.unlocked();
+    }
+
+    /// There is no such host any more.
+    pub(super) fn gone(&self, nexus: NexusId) {
+        self.lock().heard.retain(|(other, _, _)| *other != nexus);
     }
 }

@@ -6,7 +6,7 @@ use super::sectors::Disc;
 use crate::scsi::DataBuffers;
 use crate::scsi::opcode::field;
 use crate::scsi::outcome::{Outcome, Page, Writer};
-use crate::scsi::sense::{INCOMPATIBLE_FORMAT, SenseData};
+use crate::scsi::sense::{INCOMPATIBLE_FORMAT, LBA_OUT_OF_RANGE, SenseData};
 use crate::storage::BlockBackend;
 
 impl<B: BlockBackend> Disc<B> {
@@ -34,6 +34,9 @@ impl<B: BlockBackend> Disc<B> {
             1 | 2 => number == 1,
             _ => return Err(SenseData::cdb_field(1, Some(1)).into()),
         };
+        if !found && field(cdb, 1, 1) & 7 == 0 {
+            return Err(SenseData::illegal(LBA_OUT_OF_RANGE).with_information(number).into());
+        }
         if !found {
             return Err(SenseData::cdb_field(2, None).into());
         }
@@ -54,6 +57,8 @@ const MANUFACTURER: u8 = 0x04;
 const LIST: u8 = 0xff;
 /// Physical sector 0 of the data zone of a DVD-ROM (ECMA-267, 16).
 const DATA_ZONE: u32 = 0x03_0000;
+/// Physical sectors have numbers of 24 bits.
+const LAST_SECTOR: u32 = 0xff_ffff;
 /// More sectors have two layers (ECMA-267: 4,700,000,000 bytes).
 const ONE_LAYER: u32 = 2_295_104;
 
@@ -76,15 +81,18 @@ impl<B: BlockBackend> Cd<B> {
             if disc.is_cd() {
                 return Err(SenseData::illegal(INCOMPATIBLE_FORMAT).into());
             }
-            let layers = if disc.sectors() > ONE_LAYER { 2 } else { 1 };
-            if layer >= layers {
+            let layers: u32 = if disc.sectors() > ONE_LAYER { 2 } else { 1 };
+            if layer >= u64::from(layers) {
                 return Err(SenseData::cdb_field(6, None).into());
             }
             match format {
                 PHYSICAL => {
                     // DVD-ROM, 120 mm, no rate; layers, parallel, embossed; densities.
                     page.put(&[0x01, 0x0f, ((layers - 1) as u8) << 5 | 0x01, 0]);
-                    page.u32(DATA_ZONE).u32(DATA_ZONE.saturating_add(disc.sectors() - 1)).u32(0);
+                    // The layers follow each other, each counted from the same sector. Images may be longer than any disc.
+                    let first = disc.sectors().div_ceil(layers);
+                    let sectors = if layer == 0 { first } else { disc.sectors() - first };
+                    page.u32(DATA_ZONE).u32((DATA_ZONE - 1).saturating_add(sectors).min(LAST_SECTOR)).u32(0);
                     page.pad_to(2052);
                 }
                 // No protection system, all regions.

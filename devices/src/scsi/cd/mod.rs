@@ -223,6 +223,10 @@ impl<B: BlockBackend> Cd<B> {
     pub(super) fn forget(&self, nexus: NexusId) {
         self.drive.forget(nexus);
     }
+
+    pub(super) fn gone(&self, nexus: NexusId) {
+        self.drive.gone(nexus);
+    }
 }
 
 impl Cd<Image> {

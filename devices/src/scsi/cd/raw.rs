@@ -32,14 +32,18 @@ pub(super) fn lba([minute, second, frame]: [u8; 3]) -> Option<u32> {
     ((minute * 60 + second) * FRAMES + frame).checked_sub(LEAD)
 }
 
-/// Builds the sector at `lba` around its data, which is in place already.
-pub(super) fn complete(sector: &mut [u8; SECTOR], lba: u32) {
+/// Puts what is before the data of the sector at `lba`.
+pub(super) fn begin(sector: &mut [u8; SECTOR], lba: u32) {
     let decimal = |value: u8| value / 10 * 16 + value % 10;
     for (at, byte) in sector.iter_mut().enumerate().take(SYNC) {
         *byte = if at == 0 || at == SYNC - 1 { 0 } else { 0xff };
     }
     let [minute, second, frame] = msf(lba).map(decimal);
     put(sector, SYNC, &[minute, second, frame, 1]);
+}
+
+/// Puts what is behind its data, of a sector that is there up to them.
+pub(super) fn complete(sector: &mut [u8; SECTOR]) {
     let code = detection(sector.get(..EDC_AT).unwrap_or_default());
     put(sector, EDC_AT, &code.to_le_bytes());
     // The intermediate field.
@@ -133,7 +137,8 @@ mod tests {
         for i in 0..DATA {
             sector[DATA_AT + i] = fill(i);
         }
-        complete(&mut sector, lba);
+        begin(&mut sector, lba);
+        complete(&mut sector);
         sector
     }
 

@@ -83,12 +83,16 @@ impl<B: BlockBackend> Disc<B> {
         Ok(lba << SHIFT)
     }
 
-    /// READ (10) and (12) (MMC-6, 6.16 and 6.17).
+    /// READ (10) and (12) (MMC-6, 6.16 and 6.17), and READ (6) (SBC-3, 5.10), whose addresses have 21 bits and whose count of
+    /// zero is 256.
     pub(super) async fn read(&self, io: &Io, cdb: &[u8], len: usize, data: &mut DataBuffers) -> Outcome {
-        let (count_at, count_len) = if len == 10 { (7, 2) } else { (6, 4) };
-        let (lba, count) = (field(cdb, 2, 4), field(cdb, count_at, count_len));
+        let (lba, count_at, count) = match len {
+            6 => (field(cdb, 1, 3) & 0x1f_ffff, 4, (field(cdb, 4, 1) + 255) % 256 + 1),
+            10 => (field(cdb, 2, 4), 7, field(cdb, 7, 2)),
+            _ => (field(cdb, 2, 4), 6, field(cdb, 6, 4)),
+        };
         if count > MAX_TRANSFER >> SHIFT {
-            return Err(SenseData::cdb_field(count_at as u16, None).into());
+            return Err(SenseData::cdb_field(count_at, None).into());
         }
         let at = self.check(lba, count)?;
         self.read_data(io, at, count << SHIFT, data).await
@@ -204,17 +208,25 @@ impl<B: BlockBackend> Cd<B> {
         let scratch = Scratch::new(len, align as usize, claim).ok_or(busy)?;
         let at_once = scratch.len() >> SHIFT;
         let mut sector = [0; SECTOR];
+        // What is before the data is the same whatever the data are.
+        let with_data = parts.from + parts.len > SYNC + HEADER;
+        let with_codes = parts.from + parts.len > SYNC + HEADER + DATA;
         let (mut done, mut given) = (0, 0);
         while done < count && given < into.len() {
             let now = at_once.min(count - done);
             let lba = first + done as u32;
             let window = scratch.window(0, now << SHIFT);
-            disc.image.read(io, ByteOffset(u64::from(lba) << SHIFT), ToGuest::new(window)).await?;
+            if with_data {
+                disc.image.read(io, ByteOffset(u64::from(lba) << SHIFT), ToGuest::new(window)).await?;
+            }
             let read = FromGuest::new(scratch.window(0, now << SHIFT));
             for (number, lba) in (0..now).zip(lba..) {
                 let place = sector.get_mut(SYNC + HEADER..SYNC + HEADER + DATA).unwrap_or_default();
                 read.read_at(number << SHIFT, place);
-                raw::complete(&mut sector, lba);
+                raw::begin(&mut sector, lba);
+                if with_codes {
+                    raw::complete(&mut sector);
+                }
                 let part = sector.get(parts.from..parts.from + parts.len).unwrap_or_default();
                 into.write_at(given, part);
                 given += parts.len as u64;

@@ -114,6 +114,13 @@ fn sectors_are_read() {
     let data = host.data(&[0x28, 0, 0, 0, 1, 42, 0, 0, 2, 0], 4096);
     assert_eq!((&data[..4], data[2047], &data[2048..2052]), (&[0, 0, 1, 42][..], 0xaa, &[0, 0, 1, 43][..]));
     assert_eq!(host.data(&[0xa8, 0, 0, 0, 0, 7, 0, 0, 0, 1, 0, 0], 2048)[..4], [0, 0, 0, 7]);
+    // READ (6): 21 bits of an address, and a count of zero, which is 256.
+    assert_eq!(host.data(&[0x08, 0, 1, 42, 1, 0], 4096)[..4], [0, 0, 1, 42]);
+    let data = host.data(&[0x08, 0, 0, 44, 0, 0], 300 * 2048);
+    assert_eq!((data.len(), &data[255 * 2048..][..4]), (256 * 2048, &[0, 0, 1, 43][..]));
+    assert_eq!(host.sense(&[0x08, 0, 0, 45, 0, 0]), (5, 0x21, 0));
+    assert_eq!(host.sense(&[0x08, 0x01, 0, 0, 1, 0]), (5, 0x21, 0), "sector 65536");
+    assert_eq!(host.sense(&[0x08, 0x20, 0, 0, 1, 0]), (5, 0x24, 0), "reserved");
     assert_eq!(host.sense(&[0x28, 0, 0, 0, 1, 43, 0, 0, 2, 0]), (5, 0x21, 0));
     assert_eq!(host.sense(&[0x28, 0, 0, 0, 1, 44, 0, 0, 0, 0]), (5, 0x21, 0));
     assert_eq!(host.sense(&[0x2b, 0, 0, 0, 1, 43, 0, 0, 0, 0]), (0, 0, 0));
@@ -231,6 +238,8 @@ fn information_on_disc_track_and_drive() {
     let data = host.data(&[0x52, 1, 0, 0, 0, 1, 0, 0, 64, 0], 64);
     assert_eq!((&data[..8], &data[24..28]), (&[0, 34, 1, 1, 0, 4, 1, 0][..], &[0, 0, 1, 44][..]));
     assert_eq!(host.sense(&[0x52, 1, 0, 0, 0, 2, 0, 0, 64, 0]), (5, 0x24, 0));
+    assert_eq!(host.data(&[0x52, 0, 0, 0, 1, 43, 0, 0, 64, 0], 64)[..2], [0, 34]);
+    assert_eq!(host.sense(&[0x52, 0, 0, 0, 1, 44, 0, 0, 64, 0]), (5, 0x21, 0));
     assert_eq!(host.sense(&[0xad, 0, 0, 0, 0, 0, 0, 0, 0, 24, 0, 0]), (5, 0x30, 2), "a CD has none");
     assert_eq!(
         host.data(&[0xad, 0, 0, 0, 0, 0, 0, 0xff, 0, 64, 0, 0], 64)[..8],
@@ -286,14 +295,15 @@ fn the_operator_changes_the_disc() {
     host.target.insert(lun, disc(SECTORS + 1)).unwrap();
     assert_eq!((host.sense(&READY), host.sense(&READY)), ((6, 0x28, 0), (0, 0, 0)));
     assert_eq!(host.data(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], 8)[..4], [0, 0, 1, 44]);
-    // Both at once: nothing but the change is ever heard of.
+    // Both at once: no command finds an empty drive, but that the old disc went is heard of first.
     assert_eq!(host.event(), [2, 2]);
     assert_eq!(host.sense(&LOCK), (0, 0, 0));
     assert!(matches!(host.target.change(lun, disc(7), false), Err(CdError::Locked(_))));
     assert_eq!(host.target.tray(lun), Some(Tray { open: false, locked: true }));
     assert!(host.target.change(lun, disc(8), true).unwrap().is_some());
     assert_eq!(host.target.tray(lun), Some(Tray { open: false, locked: false }));
-    assert_eq!((host.event(), host.event()), ([2, 2], [0, 2]), "the wish is fulfilled");
+    assert_eq!((host.event(), host.event()), ([3, 2], [2, 2]));
+    assert_eq!(host.event(), [0, 2], "the wish is fulfilled");
     assert_eq!((host.sense(&READY), host.sense(&READY)), ((6, 0x28, 0), (0, 0, 0)));
     assert_eq!(host.data(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], 8)[..4], [0, 0, 0, 7]);
     // No disc and no drive.
@@ -301,6 +311,34 @@ fn the_operator_changes_the_disc() {
     host.target.eject(lun, false).unwrap();
     assert_eq!(host.target.insert(lun, nothing).unwrap_err(), CdError::Empty);
     assert!(matches!(host.target.eject(Lun::from_number(1), false), Err(CdError::NoDrive)));
+}
+
+/// What was wanted of a disc is not wanted of the next, nor when nobody holds the tray any more; and a host whose nexus was lost
+/// need not hear again what it has heard.
+#[test]
+fn wishes_end_with_what_they_were_for() {
+    let host = Host::of(Some(disc(SECTORS)));
+    let lun = Lun::default();
+    host.target.eject(lun, false).unwrap();
+    host.target.insert(lun, disc(SECTORS)).unwrap();
+    assert_eq!((host.event(), host.event(), host.event()), ([3, 2], [2, 2], [0, 2]));
+    assert_eq!((host.sense(&READY), host.sense(&LOCK)), ((6, 0x28, 0), (0, 0, 0)));
+    assert!(host.target.eject(lun, false).is_err());
+    assert_eq!(host.event(), [1, 2]);
+    host.nexus.reset();
+    assert_eq!(host.sense(&READY), (6, 0x29, 7));
+    assert_eq!(host.event(), [0, 2]);
+    // One that nobody has heard of ends with the lock.
+    assert_eq!(host.sense(&LOCK), (0, 0, 0));
+    assert!(host.target.eject(lun, false).is_err());
+    assert_eq!(host.sense(&UNLOCK), (0, 0, 0));
+    assert_eq!(host.event(), [0, 2]);
+    // One for an empty drive is none for the disc that comes.
+    let host = Host::of(None);
+    assert_eq!(host.sense(&LOCK), (0, 0, 0));
+    assert!(host.target.eject(lun, false).is_err());
+    host.target.insert(lun, disc(SECTORS)).unwrap();
+    assert_eq!((host.event(), host.event()), ([2, 2], [0, 2]));
 }
 
 /// A command that reads goes on with the disc that it began with.
@@ -437,6 +475,9 @@ fn a_list_of_mode_select_says_what_is_so() {
     let host = Host::of(Some(disc(SECTORS)));
     let page = host.data(&[0x5a, 8, 0x01, 0, 0, 0, 0, 0, 64, 0], 64);
     let select = [0x55, 0x10, 0, 0, 0, 0, 0, 0, 20, 0];
+    // Nothing can be saved: byte 1, bit 0.
+    let (reply, _) = host.send(&[0x55, 0x11, 0, 0, 0, 0, 0, 0, 20, 0], &page, 0);
+    assert_eq!(reply.sense.unwrap().as_bytes()[12..14], [0x24, 0]);
     let (reply, _) = host.send(&select, &page, 0);
     assert_eq!(reply.status, Status::Good);
     // With a block descriptor: MODE SELECT (6), blocks of 2048 bytes, of none, of 512.
