@@ -89,7 +89,9 @@ fn discs_come_change_and_go() {
         assert_eq!(ask(&service, &change), there);
         assert!(!is_open(&image("b.img")));
         assert_eq!(unit(&service), described(Some(&image("a.img")), 1 << 20, "closed", false));
-        assert_eq!((event(), ready(), ready()), (vec![2, 2], false, true));
+        // The old one went, the new one came.
+        assert_eq!((event(), event()), (vec![3, 2], vec![2, 2]));
+        assert_eq!((ready(), ready()), (false, true));
         // The guest opens the tray itself: the disc stays in it until somebody takes it out.
         assert_eq!(send(&[0x1b, 0, 0, 0, 2, 0], 0).0, Status::Good);
         assert_eq!(unit(&service), described(Some(&image("a.img")), 1 << 20, "open", false));
