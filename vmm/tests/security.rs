@@ -317,3 +317,45 @@ fn every_lint_against_panics_that_is_left_out_is_told_of() {
     left_out.sort();
     assert_eq!(left_out, told);
 }
+
+/// How many blocks and implementations of a source, but for its tests, are unsafe.
+fn unsafe_blocks(source: &str) -> usize {
+    let begins_tests = |at: &usize| {
+        let item = source[*at..].lines().find(|line| !line.starts_with("#["));
+        item.is_some_and(|item| item.starts_with("mod ") && item.ends_with('{'))
+    };
+    let end = source.match_indices("#[cfg(test)]\n").map(|(at, _)| at).find(begins_tests);
+    let code = &source[..end.unwrap_or(source.len())];
+    code.matches("unsafe {").count() + code.matches("unsafe impl").count()
+}
+
+#[test]
+fn unsafe_blocks_are_counted() {
+    let root = workspace();
+    let count = |places: &[&str]| {
+        let mut files = Vec::new();
+        for place in places.iter().map(|place| root.join(place)) {
+            if place.is_dir() { sources(&place, &mut files) } else { files.push(place) }
+        }
+        files.iter().map(|path| unsafe_blocks(&fs::read_to_string(path).unwrap())).sum::<usize>()
+    };
+    let (mut told, mut counted) = (Vec::new(), Vec::new());
+    let (mut of_machine, mut of_devices) = (0, count(&["devices/src/mem"]));
+    for row in rows("Unsafe code") {
+        let places: Vec<&str> = row[0].split('`').skip(1).step_by(2).collect();
+        let found = count(&places);
+        let others = row[0].ends_with("otherwise");
+        let counted_here = if others { found - of_machine } else { found };
+        let sum = if places[0].starts_with("vmm/") { &mut of_machine } else { &mut of_devices };
+        *sum += counted_here;
+        told.push((row[0].clone(), row[1].clone()));
+        counted.push((row[0].clone(), counted_here.to_string()));
+    }
+    assert_eq!(told, counted);
+    assert_eq!(
+        (of_devices, of_machine),
+        (count(&["devices/src"]), count(&["vmm/src"])),
+        "a place is missing"
+    );
+    assert_eq!(count(&["boot/src", "hba-megasas/src", "hba-virtio-scsi/src"]), 0);
+}
