@@ -31,7 +31,7 @@ use super::attention::Attention;
 use super::memory::Share;
 use super::opcode::{Command, Properties, decode, field};
 use super::outcome::{Done, Outcome, granted};
-use super::sense::{Failure, NO_ADDITIONAL_SENSE, SenseData, SenseKey};
+use super::sense::{Failure, INVALID_OPERATION_CODE, NO_ADDITIONAL_SENSE, SenseData, SenseKey};
 use super::tasks::NexusId;
 use super::unit::{Context, Path};
 use super::{Cdb, DataBuffers, absent, supported};
@@ -114,7 +114,6 @@ impl<B: BlockBackend> Cd<B> {
                 let disc = self.known_disc(context)?;
                 Box::pin(self.read_cd(context, command.id, disc, bytes, data)).await
             }
-            Id::ModeSelect => Box::pin(self.mode_select(context, bytes, data)).await,
             _ => self.inform(context, command, bytes, data),
         }
     }
@@ -140,6 +139,7 @@ impl<B: BlockBackend> Cd<B> {
             Id::RequestSense => Ok(self.request_sense(context, cdb, data)),
             Id::Inquiry => self.inquiry(cdb, data),
             Id::ModeSense => self.mode_sense(cdb, data),
+            Id::ModeSelect => self.mode_select(cdb, data),
             Id::StartStopUnit => self.start_stop(context, cdb),
             // Of self-tests there is the default one, which has nothing to test (SPC-5, 6.42).
             Id::SendDiagnostic if field(cdb, 1, 1) >> 5 == 0 => Ok(Done::good()),
@@ -161,7 +161,8 @@ impl<B: BlockBackend> Cd<B> {
             Id::ReportLuns => absent::report_luns(context.nexus, cdb, data),
             Id::SupportedOperationCodes => supported::operation_codes(COMMANDS, |_| true, |_| 0, cdb, data),
             Id::SupportedTaskManagement => supported::task_management(cdb, data),
-            Id::Read | Id::ReadCd | Id::ReadCdMsf | Id::ModeSelect => Ok(Done::good()),
+            // They are executed before; whoever sends one here must not take it for done.
+            Id::Read | Id::ReadCd | Id::ReadCdMsf => Err(SenseData::illegal(INVALID_OPERATION_CODE).into()),
         }
     }
 

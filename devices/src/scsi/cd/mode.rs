@@ -6,7 +6,6 @@ use crate::scsi::DataBuffers;
 use crate::scsi::opcode::field;
 use crate::scsi::outcome::{Done, Outcome, Page, Writer};
 use crate::scsi::sense::{PARAMETER_LIST_LENGTH_ERROR, SAVING_PARAMETERS_NOT_SUPPORTED, SenseData};
-use crate::scsi::unit::Context;
 use crate::storage::BlockBackend;
 
 /// Kilobytes a second of a drive of 48 times the speed of audio.
@@ -95,7 +94,7 @@ impl<B: BlockBackend> Cd<B> {
     }
 
     /// MODE SELECT (6) and (10): pages that say what is so.
-    pub(super) async fn mode_select(&self, _: Context<'_>, cdb: &[u8], data: &DataBuffers) -> Outcome {
+    pub(super) fn mode_select(&self, cdb: &[u8], data: &DataBuffers) -> Outcome {
         let short = field(cdb, 0, 1) == 0x15;
         let len = if short { field(cdb, 4, 1) } else { field(cdb, 7, 2) };
         if len == 0 {
