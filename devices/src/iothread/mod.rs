@@ -26,6 +26,7 @@ mod lanes;
 #[cfg(any(test, feature = "testing"))]
 pub mod mischief;
 mod op;
+mod outside;
 mod pieces;
 mod polling;
 mod pool;
@@ -63,6 +64,7 @@ use wake::Shared;
 pub use blocking::Owner;
 pub use event::Watch;
 pub use hold::{Claims, Hold};
+pub(crate) use outside::Touches;
 pub use pieces::PieceLimits;
 pub use polling::{Poller, Polling};
 pub use pool::TaskPool;

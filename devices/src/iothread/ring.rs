@@ -212,6 +212,18 @@ impl Ring {
         self.detached.is_quiet(scope, least)
     }
 
+    /// A helper thread works on for `scope` whose future is gone, and can do as much as `reach`.
+    pub(super) fn abandoned_outside(&mut self, scope: u64, reach: Reach) {
+        self.detached.add(scope, reach);
+    }
+
+    /// That is over; gives whom it concerns.
+    pub(super) fn over_outside(&mut self, scope: u64, reach: Reach) -> Vec<Waker> {
+        let mut wakers = Vec::new();
+        self.detached.remove(scope, reach, &mut wakers);
+        wakers
+    }
+
     /// So much was copied meanwhile without the kernel.
     pub(super) fn moved(&mut self, bytes: u64) {
         self.bytes = self.bytes.saturating_add(bytes);

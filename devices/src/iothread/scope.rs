@@ -12,6 +12,12 @@ use super::op::Reach;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scope(u64);
 
+impl Scope {
+    pub(super) fn number(self) -> u64 {
+        self.0
+    }
+}
+
 /// A future whose operations are in a scope.
 pub struct Within<'a, F> {
     core: &'a Core,

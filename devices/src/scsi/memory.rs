@@ -110,6 +110,14 @@ impl Share {
         self.claim(len, *limit, other)
     }
 
+    /// As [`Self::take_all`], for more than the longest piece: what cannot be divided.
+    pub(crate) fn take_whole(&self, len: u64) -> Option<Claim> {
+        match self.take_all(len, None) {
+            None if len > STEPS[0].0 => self.claim(len, STEPS[0].1, None),
+            claim => claim,
+        }
+    }
+
     /// Takes `len` bytes beyond all bounds: where each command has a little, as it has room for itself.
     pub(crate) fn take_anyway(&self, len: u64) -> Claim {
         self.0.memory().lock().held += len;
@@ -229,6 +237,16 @@ mod tests {
         assert_eq!((b.held(), memory.held()), (16 * MIB, 48 * MIB));
         drop((claims, others));
         assert_eq!((a.held(), b.held(), memory.held()), (0, 0, 0));
+    }
+
+    #[test]
+    fn what_cannot_be_divided_is_taken_while_there_is_much() {
+        let memory = Arc::new(Memory::default());
+        let (a, b) = (joined(&memory), joined(&memory));
+        assert!(a.take_whole(33 * MIB).is_none());
+        let four: Vec<_> = std::iter::from_fn(|| a.take_whole(4 * MIB)).collect();
+        assert_eq!((four.len(), a.held()), (4, 16 * MIB), "no more than it leaves");
+        assert!(b.take_whole(4 * MIB).is_some() && b.take_whole(512).is_some());
     }
 
     #[test]

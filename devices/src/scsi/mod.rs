@@ -13,20 +13,22 @@
 //! - `opcode`: one table a unit decodes CDBs, refuses reserved bits and reports supported commands.
 //! - `memory`: how much of the host's commands may hold. `background`: work that outlasts its command.
 //! - `reservation`: persistent and older reservations.
-//! - `sense`, `outcome`: how commands end. `absent`: what answers where there is no unit.
-//! - `disk`: the direct access block device. `cd`: the drive for CDs and DVDs.
+//! - `sense`, `outcome`, `passed`: how commands end. `absent`: what answers where there is no unit.
+//! - `disk`: the direct access block device. `cd`: the drive for CDs and DVDs. `generic`: a device of the host, passed through.
 
 mod absent;
 mod attention;
 mod background;
 mod cd;
 mod disk;
+pub mod generic;
 mod links;
 mod lun;
 mod memory;
 mod nexus;
 mod opcode;
 mod outcome;
+mod passed;
 mod request;
 mod reservation;
 mod sense;
@@ -39,6 +41,7 @@ mod unit;
 
 pub use cd::{Cd, CdConfig, CdError, Locked, Tray};
 pub use disk::{Disk, DiskConfig, DiskError, Image, ProtectionType};
+pub use generic::Generic;
 pub use nexus::Nexus;
 pub use request::{
     Cdb, DataBuffers, Lun, MAX_CDB, MAX_SENSE, ProtectionBuffers, Residual, ScsiReply, ScsiRequest, Sense,

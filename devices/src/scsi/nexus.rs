@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::attention::Attention;
 use super::background::Calm;
 use super::lun::Address;
-use super::outcome::{Offered, Outcome, reply};
+use super::outcome::{Offered, Outcome, pass, reply};
 use super::sense::{Failure, INVALID_MESSAGE_ERROR, LUN_NOT_SUPPORTED, SenseData};
 use super::tasks::{Ended, NexusId, Refused, TaskSet};
 use super::unit::{Context, Events, Path, Unit};
@@ -188,6 +188,11 @@ impl Nexus {
                 }
             }
         };
+        if let Err(Failure::Passed(number)) = outcome
+            && let Some(passed) = unit.logical.passed(number)
+        {
+            return pass(passed, offered);
+        }
         Ok(reply(outcome, offered, unit.logical.descriptor_sense()))
     }
 
@@ -303,8 +308,15 @@ impl Nexus {
             Function::ClearAca(_) | Function::NexusReset => return TaskManagementReply::Rejected,
         };
         let mark = Mark::of(unit, mark);
+        let reset = match function {
+            Function::LogicalUnitReset(_) => unit.logical.reset_device(),
+            _ => None,
+        };
         // One that goes while this waits is its own caller's alone.
         drop(path);
+        if let Some(reset) = reset {
+            Box::pin(reset.run(io)).await;
+        }
         self.left(io, &[mark]).await
     }
 

@@ -1,7 +1,8 @@
 //! How commands end: data that was wanted against data that was offered, and the writer of parameter data.
 
-use super::sense::{Failure, SenseData};
-use super::{DataBuffers, Residual, ScsiReply, Status};
+use super::passed::Passed;
+use super::sense::{Failure, INTERNAL_TARGET_FAILURE, SenseData, SenseKey};
+use super::{DataBuffers, Residual, ScsiReply, Status, TransportFault};
 use crate::mem::ToGuest;
 
 /// How much an initiator offered to move, noted before a unit takes the buffers.
@@ -59,12 +60,29 @@ pub(crate) fn reply(outcome: Outcome, offered: Offered, descriptor_sense: bool) 
         Ok(done) => done,
         Err(Failure::Check(sense)) => Done::good().but(sense),
         Err(Failure::Status(status)) => Done { status, ..Done::good() },
+        // Who has its number passes it on, see [`pass`].
+        Err(Failure::Passed(_)) => {
+            Done::good().but(SenseData::new(SenseKey::HardwareError, INTERNAL_TARGET_FAILURE))
+        }
     };
     ScsiReply {
         status: done.status,
         sense: done.sense.map(|sense| sense.encode(descriptor_sense)),
         residual_out: residual(done.data_out, offered.data_out),
         residual_in: residual(done.data_in, offered.data_in),
+    }
+}
+
+/// Makes the reply out of what a device said.
+pub(crate) fn pass(passed: Passed, offered: Offered) -> Result<ScsiReply, TransportFault> {
+    match passed {
+        Passed::Fault(fault) => Err(fault),
+        Passed::Reply { status, sense, data_out, data_in } => Ok(ScsiReply {
+            status,
+            sense: sense.map(|sense| *sense),
+            residual_out: residual(data_out, offered.data_out),
+            residual_in: residual(data_in, offered.data_in),
+        }),
     }
 }
 

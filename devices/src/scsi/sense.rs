@@ -54,6 +54,7 @@ pub(crate) const INLINE_DATA_LENGTH_EXCEEDED: Code = (0x26, 0x0b);
 pub(crate) const WRITE_PROTECTED: Code = (0x27, 0x00);
 pub(crate) const SOFTWARE_WRITE_PROTECTED: Code = (0x27, 0x02);
 pub(crate) const SPACE_ALLOCATION_FAILED: Code = (0x27, 0x07);
+pub(crate) const COMMAND_TIMEOUT_DURING_PROCESSING: Code = (0x2e, 0x02);
 pub(crate) const INCOMPATIBLE_FORMAT: Code = (0x30, 0x02);
 pub(crate) const MEDIUM_FORMAT_CORRUPTED: Code = (0x31, 0x00);
 pub(crate) const SAVING_PARAMETERS_NOT_SUPPORTED: Code = (0x39, 0x00);
@@ -234,6 +235,8 @@ pub(crate) enum Failure {
     Check(SenseData),
     /// Another status, without sense data.
     Status(Status),
+    /// What a device of the host said, or its adapter: the unit has it under this number, since it is long and seldom.
+    Passed(u32),
 }
 
 impl From<SenseData> for Failure {
@@ -309,6 +312,7 @@ mod tests {
                     (0x02, bytes[2], bytes[12], bytes[13])
                 }
                 Failure::Status(status) => (status as u8, 0, 0, 0),
+                Failure::Passed(number) => panic!("number {number}"),
             }
         };
         assert_eq!(of(BlockErrorKind::ReadFailed), (2, 0x3, 0x11, 0));

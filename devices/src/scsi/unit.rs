@@ -8,9 +8,11 @@ use super::attention::{Attention, Attentions};
 use super::background::{Background, SETTLE, Working};
 use super::cd::{self, Cd, CdError, Tray};
 use super::disk::{self, Disk, Image};
+use super::generic::{Generic, Reset};
 use super::memory::Memory;
 use super::nexus::Nexus;
 use super::outcome::Outcome;
+use super::passed::Passed;
 use super::reservation::Reservations;
 use super::sense::Failure;
 use super::tasks::{NexusId, TaskSet};
@@ -24,6 +26,8 @@ pub enum LogicalUnit {
     Disk(Disk<Image>),
     /// A drive for CDs and DVDs (MMC-6).
     Cd(Cd<Image>),
+    /// A device of the host, passed through.
+    Generic(Generic),
 }
 
 /// What a unit is told of a command besides its CDB and data.
@@ -40,6 +44,7 @@ impl LogicalUnit {
         match self {
             Self::Disk(disk) => disk.memory.join(memory),
             Self::Cd(cd) => cd.memory.join(memory),
+            Self::Generic(generic) => generic.memory.join(memory),
         }
     }
 
@@ -48,6 +53,8 @@ impl LogicalUnit {
         match self {
             Self::Disk(disk) => disk.close(io).await,
             Self::Cd(cd) => cd.close(io).await,
+            // Its cache is the device's own, and the guest's to flush.
+            Self::Generic(_) => Ok(()),
         }
     }
 
@@ -57,6 +64,7 @@ impl LogicalUnit {
             Self::Disk(disk) => disk.stop_waiting(),
             // Nothing is written.
             Self::Cd(_) => {}
+            Self::Generic(_) => {}
         }
     }
 
@@ -65,6 +73,7 @@ impl LogicalUnit {
         match self {
             Self::Disk(disk) => disk.has_failed(),
             Self::Cd(_) => false,
+            Self::Generic(_) => false,
         }
     }
 
@@ -72,6 +81,8 @@ impl LogicalUnit {
         match self {
             Self::Disk(disk) => disk.execute(context, cdb, data).await,
             Self::Cd(cd) => cd.execute(context, cdb, data).await,
+            // In its own allocation: futures of disks are not larger for it.
+            Self::Generic(generic) => Box::pin(generic.execute(context, cdb, data)).await,
         }
     }
 
@@ -80,6 +91,8 @@ impl LogicalUnit {
         match self {
             Self::Disk(disk) => disk.check_reservations(path, cdb),
             Self::Cd(cd) => cd.check_reservations(path, cdb),
+            // Reservations are the device's.
+            Self::Generic(_) => Ok(()),
         }
     }
 
@@ -94,6 +107,7 @@ impl LogicalUnit {
         match self {
             Self::Disk(_) if disk::runs_alone(cdb) => TaskAttribute::Ordered,
             Self::Disk(_) | Self::Cd(_) => asked,
+            Self::Generic(generic) => generic.attribute(asked),
         }
     }
 
@@ -102,6 +116,7 @@ impl LogicalUnit {
         match self {
             Self::Disk(_) => disk::is_extended_copy(cdb),
             Self::Cd(_) => false,
+            Self::Generic(_) => false,
         }
     }
 
@@ -110,6 +125,7 @@ impl LogicalUnit {
         match self {
             Self::Disk(disk) => disk.mode().descriptor_sense(),
             Self::Cd(_) => false,
+            Self::Generic(_) => false,
         }
     }
 
@@ -118,6 +134,7 @@ impl LogicalUnit {
         match self {
             Self::Disk(disk) => disk.mode().task_aborted_status(),
             Self::Cd(_) => false,
+            Self::Generic(_) => false,
         }
     }
 
@@ -127,6 +144,8 @@ impl LogicalUnit {
             Self::Disk(disk) => disk.take_capacity_change(),
             // A disc does not grow.
             Self::Cd(_) => false,
+            // The device says so itself.
+            Self::Generic(_) => false,
         }
     }
 
@@ -135,13 +154,30 @@ impl LogicalUnit {
         match self {
             Self::Disk(disk) => disk.reset(power),
             Self::Cd(cd) => cd.reset(power),
+            Self::Generic(_) => {}
+        }
+    }
+
+    /// What a device said, which an outcome has the number of.
+    pub(crate) fn passed(&self, number: u32) -> Option<Passed> {
+        match self {
+            Self::Disk(_) | Self::Cd(_) => None,
+            Self::Generic(generic) => generic.words.take(number),
+        }
+    }
+
+    /// How to reset what is behind the unit, where that is not the unit itself. It does not hold the unit.
+    pub(crate) fn reset_device(&self) -> Option<Reset> {
+        match self {
+            Self::Disk(_) | Self::Cd(_) => None,
+            Self::Generic(generic) => generic.reset_device(),
         }
     }
 
     /// There is no such initiator any more.
     fn gone(&self, nexus: NexusId) {
         match self {
-            Self::Disk(_) => {}
+            Self::Disk(_) | Self::Generic(_) => {}
             Self::Cd(cd) => cd.gone(nexus),
         }
     }
@@ -151,6 +187,7 @@ impl LogicalUnit {
         match self {
             Self::Disk(disk) => disk.forget(nexus),
             Self::Cd(cd) => cd.forget(nexus),
+            Self::Generic(_) => {}
         }
     }
 }
@@ -212,6 +249,7 @@ impl Unit {
         match &self.logical {
             LogicalUnit::Disk(disk) => disk.image().name().into(),
             LogicalUnit::Cd(cd) => cd.name().into(),
+            LogicalUnit::Generic(generic) => generic.name().into(),
         }
     }
 
@@ -219,7 +257,7 @@ impl Unit {
     fn drive(&self) -> Result<&Cd<Image>, CdError> {
         match &self.logical {
             LogicalUnit::Cd(cd) => Ok(cd),
-            LogicalUnit::Disk(_) => Err(CdError::NoDrive),
+            LogicalUnit::Disk(_) | LogicalUnit::Generic(_) => Err(CdError::NoDrive),
         }
     }
 

@@ -221,7 +221,7 @@ pub(in crate::scsi::disk) async fn write_using_token(
         }
         Err(Failure::Check(sense)) => held.fail(*sense),
         // Not done, and nothing to tell of.
-        Err(Failure::Status(_)) => return result.map(|()| Done::good()),
+        Err(Failure::Status(_) | Failure::Passed(_)) => return result.map(|()| Done::good()),
     }
     own.copies.keep(held);
     result.map(|()| Done::received(field(cdb, 10, 4)))

@@ -1,0 +1,134 @@
+//! What the host's adapter takes with one command.
+
+use crate::mem::SgList;
+
+/// What the kernel counts segments in: memory of a guest may be anywhere, page by page.
+const PAGE: u64 = 4096;
+/// Segments of one list that the kernel takes (UIO_MAXIOV of Linux).
+const LIST_MAX: usize = 1024;
+
+/// What the queue of a device of the host takes with one command. Longer or more scattered ones are split or copied before they
+/// get there; an initiator that keeps to these has neither.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostLimits {
+    /// Bytes of one command at most (`max_hw_sectors_kb`).
+    pub max_bytes: u64,
+    /// Bytes that the host would send itself (`max_sectors_kb`); not more than `max_bytes`.
+    pub preferred_bytes: u64,
+    /// Segments of memory at most (`max_segments`).
+    pub max_segments: u64,
+    /// Bytes of one segment at most (`max_segment_size`).
+    pub max_segment_bytes: u64,
+    /// What addresses and lengths of segments must be multiples of, or the kernel copies (`dma_alignment` and one).
+    pub alignment: u64,
+    /// Segments but the first begin, and but the last end, at multiples of this, or the kernel copies (`virt_boundary_mask` and
+    /// one); 1 for anywhere.
+    pub boundary: u64,
+    /// Whether the kernel takes lists of segments (not for nodes of bsg).
+    pub lists: bool,
+}
+
+impl Default for HostLimits {
+    /// Where nothing is known: what Linux gives to an adapter that says nothing itself.
+    fn default() -> Self {
+        Self {
+            max_bytes: 512 << 10,
+            preferred_bytes: 512 << 10,
+            max_segments: 128,
+            max_segment_bytes: 64 << 10,
+            alignment: 512,
+            boundary: 1,
+            lists: true,
+        }
+    }
+}
+
+impl HostLimits {
+    /// What both take.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            max_bytes: self.max_bytes.min(other.max_bytes),
+            preferred_bytes: self.preferred_bytes.min(other.preferred_bytes),
+            max_segments: self.max_segments.min(other.max_segments),
+            max_segment_bytes: self.max_segment_bytes.min(other.max_segment_bytes),
+            alignment: self.alignment.max(other.alignment),
+            boundary: self.boundary.max(other.boundary),
+            lists: self.lists && other.lists,
+        }
+    }
+
+    /// Bytes that always go with one command, wherever whole pages of memory are: the most that an initiator should send.
+    pub fn transfer(&self) -> u64 {
+        self.max_bytes.min(self.max_segments.saturating_mul(self.segment())).max(512)
+    }
+
+    /// What a page counts for at least.
+    fn segment(&self) -> u64 {
+        PAGE.min(self.max_segment_bytes).max(512)
+    }
+
+    /// Whether the kernel sends `list` with one command.
+    pub(super) fn admit(&self, list: &SgList) -> bool {
+        let parts = list.iovecs();
+        if list.len() > self.max_bytes || parts.len() > LIST_MAX || (!self.lists && parts.len() > 1) {
+            return false;
+        }
+        let segment = self.segment();
+        let pieces = |part: &libc::iovec| {
+            let first = part.iov_base.addr() as u64 % segment;
+            (first + part.iov_len as u64).div_ceil(segment)
+        };
+        parts.iter().map(pieces).sum::<u64>() <= self.max_segments
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(max_bytes: u64, max_segments: u64) -> HostLimits {
+        HostLimits { max_bytes, max_segments, ..HostLimits::default() }
+    }
+
+    #[test]
+    fn the_smaller_limit_counts() {
+        assert_eq!(limits(64 << 10, 4).transfer(), 16 << 10);
+        assert_eq!(limits(64 << 10, 128).transfer(), 64 << 10);
+        let small = HostLimits { max_segment_bytes: 1024, ..limits(64 << 10, 4) };
+        assert_eq!(small.transfer(), 4096);
+        let both = limits(64 << 10, 128).and(HostLimits {
+            alignment: 4096,
+            boundary: 4096,
+            lists: false,
+            ..limits(1 << 20, 4)
+        });
+        let wanted = HostLimits {
+            max_bytes: 64 << 10,
+            preferred_bytes: 512 << 10,
+            max_segments: 4,
+            alignment: 4096,
+            boundary: 4096,
+            lists: false,
+            ..HostLimits::default()
+        };
+        assert_eq!(both, wanted);
+    }
+
+    #[test]
+    fn pages_count_whatever_the_segments_are() {
+        let all = SgList::host(64 << 10, 4096).unwrap();
+        assert!(limits(64 << 10, 16).admit(&all));
+        assert!(!limits(64 << 10, 15).admit(&all));
+        assert!(!limits(32 << 10, 16).admit(&all));
+        // One byte into a page: it takes one page more.
+        let off = all.window(1, 16 << 10);
+        assert!(!limits(64 << 10, 4).admit(&off));
+        assert!(limits(64 << 10, 5).admit(&off));
+        let mut scattered = all.window(0, 512);
+        scattered.append(&all.window(4096, 512));
+        assert!(limits(64 << 10, 2).admit(&scattered));
+        assert!(!limits(64 << 10, 1).admit(&scattered));
+        assert!(!HostLimits { lists: false, ..limits(64 << 10, 2) }.admit(&scattered));
+        assert!(limits(0, 0).admit(&SgList::empty()));
+    }
+}

@@ -1,0 +1,304 @@
+//! A device of the host, passed through: its commands go to it as they are, and its answers come back word for word.
+//!
+//! ```text
+//!   Generic ──> request: one command, or its pieces, with memory that the kernel takes
+//!      |            └─> Host::execute on a helper thread: Node, the ioctls of /dev/sg*, /dev/bsg/* and block devices
+//!      └─ filter (what the guest may), inquiry (what it sees otherwise), status (how it ended)
+//! ```
+//! The kernel has one way to send a command that is open to a process which has given up its privileges: an ioctl that waits.
+//! (write(2) and read(2) of /dev/sg* refuse a thread whose credentials are not those that opened the node.) So each unit has helper
+//! threads of its own, as many as the device takes commands: one that hangs holds up no I/O thread and no other unit.
+
+mod error;
+mod filter;
+mod host;
+mod inquiry;
+mod kind;
+mod limits;
+mod request;
+mod room;
+mod split;
+mod status;
+mod table;
+#[cfg(test)]
+mod tests;
+mod timeouts;
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+pub use error::GenericError;
+pub use filter::Allow;
+pub use host::{Answer, Command, Direction, Host};
+pub use limits::HostLimits;
+
+use self::inquiry::{Look, Page};
+use self::kind::Kind;
+use self::room::Room;
+use super::memory::Share;
+use super::outcome::Outcome;
+use super::passed::Words;
+use super::sense::SenseData;
+use super::unit::Context;
+use super::{Cdb, DataBuffers, Status, TaskAttribute, absent};
+use crate::iothread::{Io, Owner};
+use crate::mem::{FromGuest, SgList};
+
+/// Commands of one unit that are at the host at a time, at most: each has a thread.
+const DEPTH_MAX: usize = 32;
+/// Bytes of one command, and of all commands of a unit at a time, that go through memory of the process, at most: a part of what
+/// all units have.
+const COPIED_MAX: u64 = 4 << 20;
+/// How long the device is waited for when the unit is made.
+const PROBE: Duration = Duration::from_secs(10);
+/// How long a LOGICAL UNIT RESET is waited for.
+const RESET: Duration = Duration::from_secs(30);
+
+/// A device of the host as it shall appear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GenericConfig {
+    /// What messages call it.
+    pub name: String,
+    /// What the guest may do.
+    pub allow: Allow,
+    /// All data goes through memory of the process, so that commands which the device does not answer can be ended.
+    pub bounce: bool,
+    /// Others use it, too: the guest's resets do not reach it.
+    pub shared: bool,
+    /// Commands that it takes at a time.
+    pub depth: usize,
+    /// What its queue takes with one command.
+    pub limits: HostLimits,
+    /// Bytes of a logical block, where the host knows.
+    pub block: Option<u32>,
+}
+
+/// A device of the host.
+pub struct Generic {
+    host: Arc<dyn Host>,
+    name: String,
+    /// First byte of the device's INQUIRY data.
+    peripheral: u8,
+    kind: Kind,
+    allow: Allow,
+    bounce: bool,
+    limits: HostLimits,
+    page: Page,
+    /// Bytes of a logical block; 0 while nobody knows.
+    block: AtomicU32,
+    may_reset: bool,
+    resetting: Arc<AtomicBool>,
+    gone: AtomicBool,
+    /// Whose commands, and whose resets, wait for each other.
+    commands: Owner,
+    resets: Owner,
+    /// For data that goes through memory of the process.
+    room: Room,
+    /// What the device said to commands that are about to end.
+    pub(super) words: Words,
+    /// What commands hold of the host's memory.
+    pub(super) memory: Share,
+}
+
+impl Generic {
+    /// Asks a device who it is, which may take seconds, and makes a unit of it.
+    ///
+    /// # Errors
+    /// It does not answer, or is none.
+    pub fn new(host: Arc<dyn Host>, config: GenericConfig) -> Result<Self, GenericError> {
+        let mut standard = [0; 36];
+        let name = config.name;
+        let silent = |why| GenericError::Silent { path: name.clone(), why };
+        let len = probe(&*host, &[0x12, 0, 0, 0, 36, 0], &mut standard).map_err(silent)?;
+        let peripheral = standard.first().copied().filter(|_| len >= 5).unwrap_or(0x7f);
+        if peripheral >> 5 != 0 {
+            return Err(GenericError::Absent { path: name, qualifier: peripheral >> 5 });
+        }
+        let kind = Kind::of(peripheral);
+        let mut pages = [0; inquiry::WHOLE_LEN as usize];
+        let has_pages = kind == Kind::Disk;
+        let page = match has_pages.then(|| probe(&*host, &[0x12, 1, 0, 1, 0, 0], &mut pages)) {
+            Some(Ok(len)) if pages.get(..len).is_some_and(inquiry::lacks_block_limits) => Page::Missing,
+            _ => Page::Own,
+        };
+        let depth = if kind.is_sequential() { 1 } else { config.depth.clamp(1, DEPTH_MAX) };
+        let mut limits = config.limits;
+        if config.bounce {
+            limits.max_bytes = limits.max_bytes.min(COPIED_MAX);
+        }
+        Ok(Self {
+            host,
+            name,
+            peripheral,
+            kind,
+            allow: config.allow,
+            bounce: config.bounce,
+            limits,
+            page,
+            block: AtomicU32::new(config.block.unwrap_or(0)),
+            may_reset: !config.shared && config.allow != Allow::ReadOnly,
+            resetting: Arc::default(),
+            gone: AtomicBool::new(false),
+            commands: Owner::with_helpers(depth),
+            resets: Owner::default(),
+            room: Room::new(COPIED_MAX),
+            words: Words::default(),
+            memory: Share::default(),
+        })
+    }
+
+    /// What messages call it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Peripheral device type (SPC-5, 6.7.2).
+    pub fn device_type(&self) -> u8 {
+        self.peripheral & 0x1f
+    }
+
+    /// What its queue at the host takes with one command.
+    pub fn limits(&self) -> HostLimits {
+        self.limits
+    }
+
+    /// Commands that depend on where the one before has left the medium go alone, whatever the initiator says.
+    pub(super) fn attribute(&self, asked: TaskAttribute) -> TaskAttribute {
+        if self.kind.is_sequential() { TaskAttribute::Ordered } else { asked }
+    }
+
+    pub(super) async fn execute(&self, context: Context<'_>, cdb: &Cdb, data: &mut DataBuffers) -> Outcome {
+        const REPORT_LUNS: u8 = 0xa0;
+        let cdb = kind::trim(cdb);
+        if cdb.opcode() == REPORT_LUNS {
+            // What is at the guest's target, not at the host's.
+            return absent::report_luns(context.nexus, cdb.padded(), data);
+        }
+        if let Some((byte, bit)) = kind::naca(&cdb) {
+            // An ACA would hold up the commands of all others that share the host's way to the device.
+            return Err(SenseData::cdb_field(byte, Some(bit)).into());
+        }
+        self.permit(&cdb)?;
+        if data.protection_in() > 0 || data.protection_out() > 0 {
+            // The kernel takes none apart from the data.
+            return Err(SenseData::cdb_field(1, Some(7)).into());
+        }
+        let (direction, data) = self.direct(&cdb, data.take());
+        let look = inquiry::look(self.kind, self.page, self.allow == Allow::ReadOnly, &cdb);
+        let (verdict, moved) = match (look, direction) {
+            (Look::Not, _) | (_, Direction::None | Direction::Out) => {
+                self.transfer(context.io, cdb, direction, data).await?
+            }
+            (look, Direction::In) => self.examine(context.io, cdb, data, look).await?,
+        };
+        verdict.outcome(direction, moved, &self.words)
+    }
+
+    fn permit(&self, cdb: &Cdb) -> Result<(), SenseData> {
+        self.allow.check(self.kind, cdb).inspect_err(|_| {
+            crate::log_limited!(
+                warn,
+                "\"{}\": command {:02x}h of the guest is refused by allow = \"{}\"; set another if the guest may do that",
+                self.name,
+                cdb.opcode(),
+                self.allow.name()
+            );
+        })
+    }
+
+    /// Which way the data goes. Where the adapter offers memory both ways, the command decides; no kernel sends both.
+    fn direct(&self, cdb: &Cdb, data: DataBuffers) -> (Direction, SgList) {
+        let direction = match (data.data_out.is_empty(), data.data_in.is_empty()) {
+            (true, true) => Direction::None,
+            (true, false) => Direction::In,
+            (false, true) => Direction::Out,
+            (false, false) => table::direction(self.kind, cdb),
+        };
+        match direction {
+            Direction::None => (direction, SgList::empty()),
+            Direction::In => (direction, data.data_in.into_inner()),
+            Direction::Out => (direction, data.data_out.into_inner()),
+        }
+    }
+
+    /// Bytes of a logical block, for what is said in blocks.
+    fn block(&self) -> Option<u32> {
+        Some(self.block.load(Ordering::Relaxed)).filter(|block| *block > 0)
+    }
+
+    /// To have the device reset, for LOGICAL UNIT RESET: commands that it does not answer come back so. Not where others use
+    /// it, and not while a reset is under way.
+    pub(super) fn reset_device(&self) -> Option<Reset> {
+        if !self.may_reset || self.resetting.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        Some(Reset {
+            host: Arc::downgrade(&self.host),
+            name: self.name.clone(),
+            owner: self.resets.clone(),
+            under_way: UnderWay(self.resetting.clone()),
+        })
+    }
+}
+
+/// A reset of a device that is about to begin.
+pub(crate) struct Reset {
+    host: Weak<dyn Host>,
+    name: String,
+    owner: Owner,
+    under_way: UnderWay,
+}
+
+impl Reset {
+    /// Resets the device, and waits for that for a while. The log says why not, if not.
+    pub(crate) async fn run(self, io: &Io) {
+        let (host, under_way) = (self.host, self.under_way);
+        let reset = io.blocking_on(&self.owner, move || {
+            let _under_way = under_way;
+            host.upgrade().map_or(Ok(()), |host| host.reset())
+        });
+        let why = match io.at_most(RESET, reset).await {
+            Some(Ok(Ok(()))) => return,
+            Some(Ok(Err(e)) | Err(e)) => e.to_string(),
+            None => "the kernel does not come back".into(),
+        };
+        crate::log_limited!(
+            warn,
+            "\"{}\": the device is not reset ({why}); its commands end when it answers, or when the host gives up on them",
+            self.name
+        );
+    }
+}
+
+/// A reset that has not ended.
+struct UnderWay(Arc<AtomicBool>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// Asks a device on the calling thread; how much of `into` there is.
+fn probe(host: &dyn Host, cdb: &[u8], into: &mut [u8]) -> Result<usize, String> {
+    let data = SgList::host(into.len(), 4096).ok_or("no memory")?;
+    let seen = FromGuest::new(data.window(0, u64::MAX));
+    let command = Command { cdb: Cdb::new(cdb), direction: Direction::In, data, timeout: PROBE };
+    let answer = host.execute(&command).map_err(|e| e.to_string())?;
+    let verdict = status::verdict(&answer, Direction::In, command.data.len());
+    if !verdict.is_good() {
+        return Err(format!("status {:02x}h, adapter {:02x}h", answer.status, answer.host));
+    }
+    let len = seen.read_at(0, into);
+    Ok(len.min(verdict.moved() as usize))
+}
+
+impl std::fmt::Debug for Generic {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Generic({:?}, type {:02x}h)", self.name, self.device_type())
+    }
+}
+
+/// Nothing was done, and there is no memory to do it with.
+const BUSY: super::sense::Failure = super::sense::Failure::Status(Status::Busy);

@@ -1,0 +1,250 @@
+//! One command on its way to the device: with memory of the guest where the kernel takes it as it is, else through memory of the
+//! process, else in pieces.
+
+use std::sync::atomic::Ordering;
+
+use super::host::{Command, Direction};
+use super::inquiry::{self, LONGEST, Look, WHOLE_LEN};
+use super::room::Part;
+use super::split::Blocks;
+use super::status::{Verdict, refused, verdict};
+use super::table::Class;
+use super::{BUSY, COPIED_MAX, Generic, filter, timeouts};
+use crate::iothread::{Io, Touches};
+use crate::mem::{FromGuest, SgList, ToGuest};
+use crate::scsi::memory::Scratch;
+use crate::scsi::sense::{Failure, INVALID_FIELD_IN_CDB, LBA_OUT_OF_RANGE, SenseData};
+use crate::scsi::{Cdb, Status};
+
+/// What memory of the process is aligned to: no queue wants more.
+const ALIGN: usize = 4096;
+/// Bytes of a logical block that a device may have.
+const BLOCK_MAX: u32 = 64 << 10;
+/// What page B0h is written for where nobody knows.
+const BLOCK: u32 = 512;
+
+impl Generic {
+    /// Carries out a command with `data`, all of which goes one way. How it ended, and how many bytes were moved.
+    pub(super) async fn transfer(
+        &self,
+        io: &Io,
+        cdb: Cdb,
+        direction: Direction,
+        data: SgList,
+    ) -> Result<(Verdict, u64), Failure> {
+        if data.len() <= self.most() || (!self.bounce && self.limits.admit(&data)) {
+            let verdict = self.go(io, cdb, direction, data).await?;
+            let moved = verdict.moved();
+            return Ok((verdict, moved));
+        }
+        let Some(blocks) = Blocks::of(self.kind, &cdb) else { return Err(self.too_long(&cdb, data.len())) };
+        let block = match self.block() {
+            Some(block) => block,
+            // Initiators ask before they read and write; what the device says otherwise is its word to this command.
+            None => match self.ask_block(io).await? {
+                Ok(block) => block,
+                Err(verdict) => return Ok((verdict, 0)),
+            },
+        };
+        self.pieces(io, blocks, u64::from(block), direction, data).await
+    }
+
+    /// A command in pieces. The first that does not end well is the last.
+    async fn pieces(
+        &self,
+        io: &Io,
+        blocks: Blocks,
+        block: u64,
+        direction: Direction,
+        mut data: SgList,
+    ) -> Result<(Verdict, u64), Failure> {
+        let (each, count) = (self.most() / block, blocks.count());
+        let len = count.saturating_mul(block);
+        if each == 0 || len > data.len() {
+            // Less memory than the command is about: what would come where is not known.
+            return Err(self.too_long(blocks.cdb(), data.len()));
+        }
+        data.truncate(len);
+        if count <= each {
+            let verdict = self.go(io, *blocks.cdb(), direction, data).await?;
+            let moved = verdict.moved();
+            return Ok((verdict, moved));
+        }
+        let (mut first, mut moved) = (0, 0);
+        loop {
+            let part = each.min(count - first);
+            let cdb = blocks.part(self.kind, first, part).ok_or(SenseData::illegal(LBA_OUT_OF_RANGE))?;
+            let verdict = self.go(io, cdb, direction, data.window(first * block, part * block)).await?;
+            moved += verdict.moved();
+            first += part;
+            if first >= count || !verdict.is_good() || verdict.moved() < part * block {
+                return Ok((verdict, moved));
+            }
+        }
+    }
+
+    /// Bytes of a command that can always be sent, if need be through memory of the process.
+    fn most(&self) -> u64 {
+        self.limits.transfer().min(COPIED_MAX)
+    }
+
+    fn too_long(&self, cdb: &Cdb, len: u64) -> Failure {
+        crate::log_limited!(
+            warn,
+            "\"{}\": command {:02x}h of the guest with {len} bytes is refused: the host takes {} with one command; have the \
+             guest send less at a time",
+            self.name,
+            cdb.opcode(),
+            self.most()
+        );
+        SenseData::illegal(INVALID_FIELD_IN_CDB).into()
+    }
+
+    /// One command as it is, through memory of the process where the kernel would not take the guest's.
+    async fn go(&self, io: &Io, cdb: Cdb, direction: Direction, data: SgList) -> Result<Verdict, Failure> {
+        if data.is_empty() || (!self.bounce && self.limits.admit(&data)) {
+            return Ok(self.send(io, cdb, direction, data, None).await);
+        }
+        let part = self.room.take(data.len()).await;
+        let scratch = self.scratch(data.len())?;
+        if direction == Direction::Out {
+            io.copy(&data, &ToGuest::new(scratch.window(0, u64::MAX))).await;
+        }
+        let verdict = self.send(io, cdb, direction, scratch.window(0, u64::MAX), Some(part)).await;
+        if direction == Direction::In {
+            io.copy(&scratch.window(0, verdict.moved()), &ToGuest::new(data)).await;
+        }
+        Ok(verdict)
+    }
+
+    /// Hands one command to a helper thread, with memory that the kernel takes. It is sent once: nothing here repeats it.
+    /// `part` is of the room for its data, until the device has let go of that.
+    async fn send(
+        &self,
+        io: &Io,
+        cdb: Cdb,
+        direction: Direction,
+        data: SgList,
+        part: Option<Part>,
+    ) -> Verdict {
+        let changes = filter::class(self.kind, &cdb) != Class::Read || self.kind.is_sequential();
+        let (touches, asked) = (Touches::of(&data, changes), data.len());
+        let command = Command { cdb, direction, data, timeout: timeouts::of(self.kind, &cdb) };
+        let host = self.host.clone();
+        let work = move || {
+            let _part = part;
+            host.execute(&command)
+        };
+        match io.blocking_for(&self.commands, touches, work).await.and_then(|answer| answer) {
+            Ok(answer) => {
+                if self.gone.load(Ordering::Relaxed) && self.gone.swap(false, Ordering::Relaxed) {
+                    tracing::info!("\"{}\": the device is back", self.name);
+                }
+                verdict(&answer, direction, asked)
+            }
+            Err(e) => {
+                self.tell(&cdb, &e);
+                refused(&e)
+            }
+        }
+    }
+
+    /// Says why the kernel has not sent a command.
+    fn tell(&self, cdb: &Cdb, error: &std::io::Error) {
+        let (name, opcode) = (&self.name, cdb.opcode());
+        match error.raw_os_error() {
+            Some(libc::ENODEV) => {
+                if !self.gone.swap(true, Ordering::Relaxed) {
+                    tracing::error!(
+                        "\"{name}\": the device is gone from the host, or offline there (sysfs, state); bring it back, or \
+                         attach it again if it came back by another name"
+                    );
+                }
+            }
+            Some(libc::EPERM | libc::EACCES) => crate::log_limited!(
+                warn,
+                "\"{name}\": the host's kernel lets this process not send command {opcode:02x}h; it takes CAP_SYS_RAWIO, and \
+                 a node that may be written to"
+            ),
+            _ => crate::log_limited!(
+                warn,
+                "\"{name}\": the host's kernel has not sent command {opcode:02x}h: {error}"
+            ),
+        }
+    }
+
+    /// Memory of the process for so many bytes.
+    fn scratch(&self, len: u64) -> Result<Scratch, Failure> {
+        let claim = self.memory.take_whole(len).ok_or(BUSY)?;
+        Scratch::new(len, ALIGN, claim).ok_or(BUSY)
+    }
+
+    /// A command whose answer is looked at before the guest has it.
+    pub(super) async fn examine(
+        &self,
+        io: &Io,
+        cdb: Cdb,
+        data: SgList,
+        look: Look,
+    ) -> Result<(Verdict, u64), Failure> {
+        let data = ToGuest::new(data);
+        let give = |bytes: &[u8]| data.write_at(0, bytes) as u64;
+        if look == Look::MakeBlockLimits {
+            let page = inquiry::made(self.peripheral, &self.limits, self.block().unwrap_or(BLOCK));
+            let moved = give(page.get(..inquiry::wanted(&cdb)).unwrap_or(&page));
+            return Ok((Verdict::Device { status: Status::Good, sense: None, moved }, moved));
+        }
+        let (sent, room) = match look {
+            Look::Pages => (inquiry::whole(&cdb), WHOLE_LEN),
+            _ => (cdb, data.len().min(LONGEST)),
+        };
+        let scratch = self.scratch(room)?;
+        let verdict = self.send(io, sent, Direction::In, scratch.window(0, u64::MAX), None).await;
+        let mut bytes = vec![0; verdict.moved() as usize];
+        FromGuest::new(scratch.window(0, u64::MAX)).read_at(0, &mut bytes);
+        if verdict.is_good() {
+            self.edit(&mut bytes, look);
+        }
+        if look == Look::Pages {
+            bytes.truncate(inquiry::wanted(&cdb));
+        }
+        let moved = give(&bytes);
+        Ok((verdict, moved))
+    }
+
+    fn edit(&self, bytes: &mut Vec<u8>, look: Look) {
+        match look {
+            Look::BlockLimits => inquiry::lower(bytes, &self.limits, self.block().unwrap_or(BLOCK)),
+            Look::Pages => inquiry::add_page(bytes),
+            Look::BlockLength(at) => drop(self.note_block(bytes, at)),
+            Look::WriteProtected(at) => {
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte |= 0x80;
+                }
+            }
+            Look::Not | Look::MakeBlockLimits => {}
+        }
+    }
+
+    fn note_block(&self, bytes: &[u8], at: usize) -> Option<u32> {
+        let block = u32::from_be_bytes(*bytes.get(at..)?.first_chunk::<4>()?);
+        let block = Some(block).filter(|block| (1..=BLOCK_MAX).contains(block))?;
+        self.block.store(block, Ordering::Relaxed);
+        Some(block)
+    }
+
+    /// READ CAPACITY(10) in the place of the initiator's command, which waits for the length of a block.
+    async fn ask_block(&self, io: &Io) -> Result<Result<u32, Verdict>, Failure> {
+        let scratch = self.scratch(8)?;
+        let cdb = Cdb::new(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let verdict = self.send(io, cdb, Direction::In, scratch.window(0, u64::MAX), None).await;
+        if !verdict.is_good() {
+            return Ok(Err(verdict));
+        }
+        let mut bytes = [0; 8];
+        FromGuest::new(scratch.window(0, verdict.moved())).read_at(0, &mut bytes);
+        // To guess would be to write elsewhere.
+        let block = self.note_block(&bytes, 4).ok_or(SenseData::illegal(INVALID_FIELD_IN_CDB))?;
+        Ok(Ok(block))
+    }
+}

@@ -1,0 +1,203 @@
+//! Commands that are ended while the device does not answer.
+
+use std::pin::pin;
+use std::sync::Condvar;
+use std::time::Instant;
+
+use vm_memory::GuestAddress;
+
+use super::*;
+use crate::mem::{Dma, GuestRam};
+use crate::scsi::{
+    Cdb, DataBuffers, ScsiRequest, Status, Tag, TaskAttribute, TaskManagement, TaskManagementReply,
+};
+use crate::testing::on_io_thread;
+
+const WRITE: [u8; 10] = [0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+
+/// Stops whatever writes or rewinds until it is opened.
+#[derive(Clone, Default)]
+struct Door(Arc<(Mutex<bool>, Condvar)>);
+
+impl Door {
+    fn open(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+
+    fn fake(&self) -> Fake {
+        let door = self.clone();
+        let (opener, mut fake) = (
+            self.clone(),
+            Fake::new(move |command| {
+                if matches!(command.cdb.opcode(), 0x2a | 0x01 | 0x28) {
+                    let open = door.0.0.lock().unwrap();
+                    drop(door.0.1.wait_while(open, |open| !*open).unwrap());
+                }
+                Ok(Answer::good())
+            }),
+        );
+        // A reset brings commands back.
+        fake.on_reset = Box::new(move || {
+            opener.open();
+            Ok(())
+        });
+        fake
+    }
+}
+
+fn memory() -> Dma {
+    let dma = Dma::new(Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap()));
+    dma.set_bus_master(true);
+    dma
+}
+
+/// A write out of memory of the guest.
+fn write(dma: &Dma, tag: u64) -> ScsiRequest {
+    ScsiRequest {
+        tag: Tag(tag),
+        lun: Lun::default(),
+        cdb: Cdb::new(&WRITE),
+        attribute: TaskAttribute::Simple,
+        priority: 0,
+        data: DataBuffers::from_initiator(dma.from_guest([(0x1000, 512)]).unwrap()),
+    }
+}
+
+async fn begun(io: &Io, fake: &Fake, count: usize) {
+    while fake.seen.lock().unwrap().len() < count {
+        io.sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Its memory is the guest's: it is not given back while the device may read it.
+#[test]
+fn an_abort_waits_for_memory_of_the_guest() {
+    on_io_thread(|io| async move {
+        let (door, dma) = (Door::default(), memory());
+        let fake = Arc::new(door.fake());
+        let nexus = nexus_with(&io, &fake, config()).await;
+        let mut first = Box::pin(nexus.execute(&io, write(&dma, 7)));
+        assert!(io.at_most(Duration::from_millis(30), first.as_mut()).await.is_none());
+        begun(&io, &fake, 1).await;
+        let mut abort = Box::pin(nexus.manage(&io, TaskManagement::AbortTask(Lun::default(), Tag(7))));
+        assert!(io.at_most(Duration::from_millis(1300), abort.as_mut()).await.is_none());
+        assert!(io.at_most(Duration::from_millis(10), first.as_mut()).await.is_none());
+        assert_eq!(fake.resets.load(Ordering::Relaxed), 0, "one command's end is no reset for all");
+        door.open();
+        assert_eq!(first.await.unwrap_err(), TransportFault::Aborted);
+        assert_eq!(abort.await, TaskManagementReply::Complete);
+    });
+}
+
+/// With `bounce` it leaves after a second, and what comes later waits until the device has answered.
+#[test]
+fn an_abort_does_not_wait_for_memory_of_the_process() {
+    on_io_thread(|io| async move {
+        let (door, dma) = (Door::default(), memory());
+        let fake = Arc::new(door.fake());
+        let nexus = nexus_with(&io, &fake, GenericConfig { bounce: true, ..config() }).await;
+        let mut first = Box::pin(nexus.execute(&io, write(&dma, 7)));
+        assert!(io.at_most(Duration::from_millis(30), first.as_mut()).await.is_none());
+        begun(&io, &fake, 1).await;
+        let begin = Instant::now();
+        let mut abort = Box::pin(nexus.manage(&io, TaskManagement::AbortTask(Lun::default(), Tag(7))));
+        assert!(io.at_most(Duration::from_millis(10), abort.as_mut()).await.is_none());
+        assert_eq!(first.await.unwrap_err(), TransportFault::Aborted);
+        assert_eq!(abort.await, TaskManagementReply::Complete);
+        assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+        let mut second = Box::pin(nexus.execute(&io, write(&dma, 8)));
+        assert!(io.at_most(Duration::from_millis(50), second.as_mut()).await.is_none());
+        assert_eq!(fake.take_seen().len(), 1, "the old one may still land");
+        // What needs no medium is answered meanwhile.
+        let (reply, _) = send(&io, &nexus, &[0; 6], &[], 0).await;
+        assert_eq!(reply.unwrap().status, Status::Good);
+        door.open();
+        assert_eq!(second.await.unwrap().status, Status::Good);
+    });
+}
+
+#[test]
+fn a_reset_of_the_unit_resets_the_device() {
+    on_io_thread(|io| async move {
+        let (door, dma) = (Door::default(), memory());
+        let fake = Arc::new(door.fake());
+        let nexus = nexus_with(&io, &fake, config()).await;
+        let mut first = Box::pin(nexus.execute(&io, write(&dma, 7)));
+        assert!(io.at_most(Duration::from_millis(30), first.as_mut()).await.is_none());
+        let mut reset = pin!(nexus.manage(&io, TaskManagement::LogicalUnitReset(Lun::default())));
+        assert!(io.at_most(Duration::ZERO, reset.as_mut()).await.is_none());
+        assert_eq!(first.await.unwrap_err(), TransportFault::Reset);
+        assert_eq!(reset.await, TaskManagementReply::Complete);
+        assert_eq!(fake.resets.load(Ordering::Relaxed), 1);
+    });
+}
+
+#[test]
+fn what_others_use_is_not_reset() {
+    on_io_thread(|io| async move {
+        for (shared, allow) in [(true, Allow::All), (false, Allow::ReadOnly)] {
+            let fake = Arc::new(Fake::new(|_| Ok(Answer::good())));
+            let nexus = nexus_with(&io, &fake, GenericConfig { shared, allow, ..config() }).await;
+            let reset = nexus.manage(&io, TaskManagement::LogicalUnitReset(Lun::default())).await;
+            assert_eq!((reset, fake.resets.load(Ordering::Relaxed)), (TaskManagementReply::Complete, 0));
+        }
+        // The kernel does not let us, or its driver has none: the function ends all the same.
+        let mut fake = Fake::new(|_| Ok(Answer::good()));
+        fake.on_reset = Box::new(|| Err(io::Error::from_raw_os_error(libc::EACCES)));
+        let fake = Arc::new(fake);
+        let nexus = nexus_with(&io, &fake, config()).await;
+        for count in 1..3 {
+            let reset = nexus.manage(&io, TaskManagement::LogicalUnitReset(Lun::default())).await;
+            assert_eq!((reset, fake.resets.load(Ordering::Relaxed)), (TaskManagementReply::Complete, count));
+        }
+    });
+}
+
+/// Behind a tape that winds back commands wait their turn; to end them nothing of the device is needed.
+#[test]
+fn commands_behind_a_slow_tape_end_at_once() {
+    on_io_thread(|io| async move {
+        let door = Door::default();
+        let fake = Arc::new(door.fake().of_type(1));
+        let nexus = nexus_with(&io, &fake, config()).await;
+        let mut rewind = Box::pin(send(&io, &nexus, &[0x01, 0, 0, 0, 0, 0], &[], 0));
+        assert!(io.at_most(Duration::from_millis(30), rewind.as_mut()).await.is_none());
+        let mut read = Request::new(&[0x08, 0, 0, 2, 0, 0], &[], 512);
+        read.tag = 9;
+        let mut read = Box::pin(read.send(&nexus, &io));
+        assert!(io.at_most(Duration::from_millis(30), read.as_mut()).await.is_none());
+        let begin = Instant::now();
+        let mut abort = Box::pin(nexus.manage(&io, TaskManagement::AbortTask(Lun::default(), Tag(9))));
+        assert!(io.at_most(Duration::ZERO, abort.as_mut()).await.is_none());
+        assert_eq!(read.await.0.unwrap_err(), TransportFault::Aborted);
+        assert_eq!(abort.await, TaskManagementReply::Complete);
+        assert!(begin.elapsed() < Duration::from_millis(900), "{:?}", begin.elapsed());
+        door.open();
+        assert_eq!(rewind.await.0.unwrap().status, Status::Good);
+        assert_eq!(fake.cdbs(), [[0x01, 0, 0, 0, 0, 0]], "what was ended was never sent");
+    });
+}
+
+/// The machine goes on, and who detaches the unit waits for the device.
+#[test]
+fn a_unit_is_detached_when_the_device_has_answered() {
+    on_io_thread(|io| async move {
+        let (door, dma) = (Door::default(), memory());
+        let fake = Arc::new(door.fake());
+        let target = Target::new();
+        attach(&target, Lun::default(), &fake, config());
+        let nexus = Nexus::new(target.clone(), None);
+        let _ = send(&io, &nexus, &[0; 6], &[], 0).await;
+        let mut first = Box::pin(nexus.execute(&io, write(&dma, 7)));
+        assert!(io.at_most(Duration::from_millis(30), first.as_mut()).await.is_none());
+        begun(&io, &fake, 1).await;
+        let mut detach = Box::pin(target.detach(Lun::default()));
+        assert!(io.at_most(Duration::from_millis(30), detach.as_mut()).await.is_none());
+        assert!(io.at_most(Duration::from_millis(30), first.as_mut()).await.is_none());
+        door.open();
+        assert_eq!(codes(&first.await.unwrap()), (5, 0x25, 0));
+        detach.await.unwrap().close(&io).await.unwrap();
+        assert_eq!(Arc::strong_count(&fake), 1, "nobody has it any more");
+    });
+}
