@@ -1,10 +1,103 @@
 //! Why a device of the host cannot be passed through.
 
+use std::io;
+
 use thiserror::Error;
 
 /// A device that cannot be passed through.
 #[derive(Debug, Error)]
 pub enum GenericError {
+    /// There is no such file.
+    #[error(
+        "{path}: there is no such device on the host; look for it with `lsscsi -g`, or call it by its wwn, which stays the same"
+    )]
+    Missing {
+        /// As it was given.
+        path: String,
+    },
+    /// No device has this name.
+    #[error(
+        "no SCSI device of the host is called \"{name}\"; look for it with `lsscsi -gw`, and whether its paths are up"
+    )]
+    Unknown {
+        /// As it was given.
+        name: String,
+    },
+    /// Several have it.
+    #[error(
+        "several SCSI devices of the host are called \"{name}\" ({addresses}): paths to one disk; give the path of one of them"
+    )]
+    Ambiguous {
+        /// As it was given.
+        name: String,
+        /// Host, channel, target and LUN of each.
+        addresses: String,
+    },
+    /// It has no node.
+    #[error("the SCSI device \"{name}\" at {address} has no node on the host; load the module sg")]
+    NoNode {
+        /// As it was given.
+        name: String,
+        /// Host, channel, target and LUN.
+        address: String,
+    },
+    /// The process may not open it.
+    #[error(
+        "{path}: this process may not open it; add its user to the group {group}, or give it CAP_DAC_OVERRIDE (and CAP_SYS_RAWIO, if \
+         the guest shall do more than the kernel allows to everybody)"
+    )]
+    Forbidden {
+        /// As it was given.
+        path: String,
+        /// The group that the node is of.
+        group: String,
+    },
+    /// It takes no SCSI commands.
+    #[error(
+        "{path} is {what}, which takes no SCSI commands; set type = \"disk\" and image = \"{path}\" to use what is on it"
+    )]
+    NotScsi {
+        /// As it was given.
+        path: String,
+        /// What it is.
+        what: String,
+    },
+    /// It is a part of a disk.
+    #[error(
+        "{path} is a partition, and SCSI commands reach all of its disk; take {disk}, or set type = \"disk\" and image = \"{path}\""
+    )]
+    Partition {
+        /// As it was given.
+        path: String,
+        /// The disk.
+        disk: String,
+    },
+    /// It is of a driver that takes no commands.
+    #[error("{path} is of a driver that makes the commands itself; take {sg}")]
+    Driver {
+        /// As it was given.
+        path: String,
+        /// What to take.
+        sg: String,
+    },
+    /// The host uses it.
+    #[error("{path} is in use: {user}; free it, or set shared = true if all who use it know of each other")]
+    InUse {
+        /// As it was given.
+        path: String,
+        /// By whom, as a sentence.
+        user: String,
+    },
+    /// This machine has it already.
+    #[error(
+        "{path} is the device {address}, which another unit of this machine is already; give each its own"
+    )]
+    Twice {
+        /// As it was given.
+        path: String,
+        /// Host, channel, target and LUN.
+        address: String,
+    },
     /// It did not answer who it is.
     #[error(
         "{path}: the device does not answer INQUIRY ({why}); look whether it is ready, and what the host's kernel says of it"
@@ -24,5 +117,13 @@ pub enum GenericError {
         path: String,
         /// SPC-5, 6.7.2.
         qualifier: u8,
+    },
+    /// The host refuses otherwise.
+    #[error("{path}: the host cannot open it: {error}")]
+    Host {
+        /// As it was given.
+        path: String,
+        /// Its word.
+        error: io::Error,
     },
 }

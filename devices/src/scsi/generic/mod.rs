@@ -15,10 +15,13 @@ mod host;
 mod inquiry;
 mod kind;
 mod limits;
+mod node;
 mod request;
 mod room;
 mod split;
 mod status;
+mod sys;
+mod sysfs;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -32,6 +35,7 @@ pub use error::GenericError;
 pub use filter::Allow;
 pub use host::{Answer, Command, Direction, Host};
 pub use limits::HostLimits;
+pub use node::{GenericOptions, Place};
 
 use self::inquiry::{Look, Page};
 use self::kind::Kind;

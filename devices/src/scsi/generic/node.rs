@@ -1,0 +1,395 @@
+//! Opening a device of the host: by a node of sg or bsg, by its block device, or by its name. What cannot be, or would harm, is
+//! refused with one line that says what to do.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::host::{Answer, Command, Host};
+use super::sysfs::{Device, Driver, Other, Sysfs};
+use super::{Allow, Generic, GenericConfig, GenericError, HostLimits, sys};
+use crate::storage::user_of;
+
+/// How long a device is asked for again that is busy with nothing the host tells of, and how often: udev looks at what is new.
+const PATIENCE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Commands of one open file that a node of sg takes at a time (SG_MAX_QUEUE).
+const SG_DEPTH: usize = 16;
+
+/// Which device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A node, or a link to one.
+    Path(PathBuf),
+    /// The NAA or EUI-64 name, in any of the ways in which Linux writes it.
+    Name(String),
+}
+
+/// How a device of the host is opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GenericOptions {
+    /// Which one.
+    pub place: Place,
+    /// Others may use it as well, on this host.
+    pub shared: bool,
+    /// What the guest may do.
+    pub allow: Allow,
+    /// All data goes through memory of the process.
+    pub bounce: bool,
+}
+
+impl Generic {
+    /// Opens a device of the host, which may take seconds.
+    ///
+    /// # Errors
+    /// There is none, it is not one that takes SCSI commands, it is in use, or this process may not.
+    pub fn open(options: &GenericOptions) -> Result<Self, GenericError> {
+        let (node, config) = Node::open(&Sysfs::default(), options)?;
+        Self::new(Arc::new(node), config)
+    }
+}
+
+/// The devices that units of this process have, by their addresses.
+static TAKEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+fn taken() -> MutexGuard<'static, BTreeSet<String>> {
+    TAKEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A device that a unit has, for as long as it has it.
+#[derive(Debug)]
+struct Taken(String);
+
+impl Taken {
+    fn new(address: &str) -> Option<Self> {
+        taken().insert(address.to_owned()).then(|| Self(address.to_owned()))
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        taken().remove(&self.0);
+    }
+}
+
+/// A node that is open.
+#[derive(Debug)]
+struct Node {
+    file: File,
+    driver: Driver,
+    /// The device as a block device, which the host cannot mount meanwhile.
+    _claim: Option<File>,
+    _taken: Taken,
+}
+
+impl Host for Node {
+    fn execute(&self, command: &Command) -> io::Result<Answer> {
+        match self.driver {
+            Driver::Sg | Driver::Block => sys::send(&self.file, command),
+            Driver::Bsg => sys::send_bsg(&self.file, command),
+        }
+    }
+
+    fn reset(&self) -> io::Result<()> {
+        sys::reset(&self.file)
+    }
+}
+
+impl Node {
+    fn open(sysfs: &Sysfs, options: &GenericOptions) -> Result<(Self, GenericConfig), GenericError> {
+        let path = find(sysfs, &options.place)?;
+        let (device, driver, number) = look(sysfs, &path)?;
+        let name = path.display().to_string();
+        let Some(taken) = Taken::new(&device.address) else {
+            return Err(GenericError::Twice { path: name, address: device.address });
+        };
+        let block = if driver == Driver::Block { Some(path.clone()) } else { sysfs.block_node(&device) };
+        let user = block.as_deref().filter(|_| !options.shared).and_then(user_of);
+        if let Some(user) = user {
+            return Err(GenericError::InUse { path: name, user });
+        }
+        let writes = options.allow != Allow::ReadOnly;
+        let exclusive = driver == Driver::Block && !options.shared;
+        let file = open_node(&path, writes, exclusive)?;
+        if file.metadata().map_err(|e| failed(&path, e))?.rdev() != number {
+            let error = io::Error::other("another device came to its name meanwhile; try again");
+            return Err(GenericError::Host { path: name, error });
+        }
+        let claim = match block.filter(|_| !options.shared && !exclusive) {
+            // Who may not open it may still use the device by this node. Then only what is known of it counts.
+            Some(block) => match open_node(&block, false, true) {
+                Err(busy @ GenericError::InUse { .. }) => return Err(busy),
+                claim => claim.ok(),
+            },
+            None => None,
+        };
+        lock(&path, &file, options.shared)?;
+        if !sys::speaks_sg(&file) {
+            return Err(GenericError::NotScsi {
+                path: name,
+                what: "a device whose driver takes no commands (SG_IO)".into(),
+            });
+        }
+        let (limits, block) = limits(&device, driver, &file);
+        let config = GenericConfig {
+            name,
+            allow: options.allow,
+            bounce: options.bounce,
+            shared: options.shared,
+            depth: if driver == Driver::Sg { device.depth().min(SG_DEPTH) } else { device.depth() },
+            limits,
+            block,
+        };
+        tracing::info!(
+            "\"{}\": {} at {}, {} bytes with one command",
+            config.name,
+            device.title(),
+            device.address,
+            limits.transfer()
+        );
+        Ok((Self { file, driver, _claim: claim, _taken: taken }, config))
+    }
+}
+
+/// The path of a node.
+fn find(sysfs: &Sysfs, place: &Place) -> Result<PathBuf, GenericError> {
+    let name = match place {
+        Place::Path(path) => return Ok(path.clone()),
+        Place::Name(name) => name,
+    };
+    let mut found = sysfs.named(name);
+    match (found.pop(), found.is_empty()) {
+        (Some(device), true) => sysfs
+            .best_node(&device)
+            .ok_or(GenericError::NoNode { name: name.clone(), address: device.address }),
+        (Some(last), false) => {
+            let addresses: Vec<_> = found.into_iter().chain([last]).map(|device| device.address).collect();
+            Err(GenericError::Ambiguous { name: name.clone(), addresses: addresses.join(", ") })
+        }
+        (None, _) => Err(GenericError::Unknown { name: name.clone() }),
+    }
+}
+
+/// The device that a path leads to, and the number of its node.
+fn look(sysfs: &Sysfs, path: &Path) -> Result<(Device, Driver, u64), GenericError> {
+    let name = || path.display().to_string();
+    let not = |what: &str| GenericError::NotScsi { path: name(), what: what.into() };
+    let found = fs::metadata(path).map_err(|e| failed(path, e))?;
+    let kind = found.file_type();
+    if !kind.is_block_device() && !kind.is_char_device() {
+        return Err(not(if kind.is_dir() { "a directory" } else { "no device" }));
+    }
+    let device = sysfs.device(kind.is_block_device(), found.rdev());
+    device.map(|(device, driver)| (device, driver, found.rdev())).map_err(|other| match other {
+        Other::Nvme => not("an NVMe namespace"),
+        Other::Nothing => not("no SCSI device"),
+        Other::Partition(disk) => GenericError::Partition { path: name(), disk },
+        Other::Driver(sg) => GenericError::Driver {
+            path: name(),
+            sg: sg.unwrap_or_else(|| "its node of sg (load the module sg)".into()),
+        },
+    })
+}
+
+/// Opens a node; O_NONBLOCK: not to wait for a medium, nor for others.
+fn open_node(path: &Path, writes: bool, exclusive: bool) -> Result<File, GenericError> {
+    let flags = libc::O_NONBLOCK | if exclusive { libc::O_EXCL } else { 0 };
+    let open = |writes| OpenOptions::new().read(true).write(writes).custom_flags(flags).open(path);
+    let begin = Instant::now();
+    loop {
+        let opened = match open(writes) {
+            // A medium that is write protected.
+            Err(e) if writes && e.raw_os_error() == Some(libc::EROFS) => open(false),
+            opened => opened,
+        };
+        match opened {
+            Ok(file) => return Ok(file),
+            Err(e) if e.raw_os_error() != Some(libc::EBUSY) => return Err(failed(path, e)),
+            Err(_) if begin.elapsed() < PATIENCE && user_of(path).is_none() => std::thread::sleep(PAUSE),
+            Err(_) => {
+                let user = user_of(path).unwrap_or_else(|| "another program has it for itself".into());
+                return Err(GenericError::InUse { path: path.display().to_string(), user });
+            }
+        }
+    }
+}
+
+/// Keeps other virtual machines away, or those that do not share: a lock of flock(2), which udev knows as well.
+fn lock(path: &Path, file: &File, shared: bool) -> Result<(), GenericError> {
+    let begin = Instant::now();
+    loop {
+        let locked = if shared { file.try_lock_shared() } else { file.try_lock() };
+        match locked {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if begin.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+            Err(TryLockError::WouldBlock) => {
+                let user = "another virtual machine or program has locked it".into();
+                return Err(GenericError::InUse { path: path.display().to_string(), user });
+            }
+            Err(TryLockError::Error(e)) => return Err(failed(path, e)),
+        }
+    }
+}
+
+fn failed(path: &Path, error: io::Error) -> GenericError {
+    let path_name = path.display().to_string();
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => GenericError::Missing { path: path_name },
+        Some(libc::EACCES | libc::EPERM) => {
+            GenericError::Forbidden { path: path_name, group: group_of(path) }
+        }
+        _ => GenericError::Host { path: path_name, error },
+    }
+}
+
+/// The group that a node is of, by its name if it has one.
+fn group_of(path: &Path) -> String {
+    let Ok(found) = fs::metadata(path) else { return "that has the node".into() };
+    let groups = fs::read_to_string("/etc/group").unwrap_or_default();
+    group_named(&groups, found.gid()).unwrap_or_else(|| format!("with number {}", found.gid()))
+}
+
+/// The name of a group in the text of /etc/group (group(5)).
+fn group_named(groups: &str, number: u32) -> Option<String> {
+    groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(number)).then(|| name.to_owned())
+    })
+}
+
+/// What the queue of a device takes, and the length of its blocks.
+fn limits(device: &Device, driver: Driver, file: &File) -> (HostLimits, Option<u32>) {
+    let (mut limits, block) = device.queue().unwrap_or_else(|| {
+        let mut limits = HostLimits::default();
+        if driver == Driver::Sg
+            && let Ok((bytes, segments)) = sys::queue_of_sg(file)
+            && bytes > 0
+            && segments > 0
+        {
+            (limits.max_bytes, limits.preferred_bytes, limits.max_segments) = (bytes, bytes, segments);
+        }
+        (limits, None)
+    });
+    limits.lists = driver != Driver::Bsg;
+    (limits, block)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::super::sysfs::tests::Tree;
+    use super::*;
+    use crate::testing::{LoopDevice, temp_file};
+
+    fn refused(place: Place) -> String {
+        let options = GenericOptions { place, shared: false, allow: Allow::All, bounce: false };
+        Node::open(&Tree::new().sysfs(), &options).expect_err("it opened").to_string()
+    }
+
+    #[test]
+    fn what_cannot_be_is_said_in_one_line_with_what_to_do() {
+        let file = temp_file();
+        let path = |path: &str| refused(Place::Path(path.into()));
+        let name = |name: &str| refused(Place::Name(name.into()));
+        let plain = file.path().display().to_string();
+        for (said, wanted) in [
+            (path("/dev/sg4711"), "/dev/sg4711: there is no such device"),
+            (path(&plain), "is no device, which takes no SCSI commands; set type = \"disk\""),
+            (path("/"), "/ is a directory"),
+            (path("/dev/null"), "/dev/null is no SCSI device"),
+            (name("0x5000000000000001"), "no SCSI device of the host is called \"0x5000000000000001\""),
+        ] {
+            assert!(said.contains(wanted) && !said.contains('\n'), "{said}");
+        }
+        assert!(!taken().contains("2:0:0:5"));
+    }
+
+    /// A block device of the host that the tree takes for a SCSI disk.
+    #[test]
+    fn what_is_in_use_is_refused_and_what_is_refused_is_let_go_of() {
+        let Some(device) = LoopDevice::new(1 << 20, 512) else { return };
+        let (tree, number) = (Tree::new(), fs::metadata(device.path()).unwrap().rdev());
+        let number = format!("{}:{}", libc::major(number), libc::minor(number));
+        tree.node("devices/pci0/host9/target9:0:0/9:0:0:0/block/sdz", "block", &number);
+        let refused = |shared| {
+            let place = Place::Path(device.path().into());
+            let options = GenericOptions { place, shared, allow: Allow::NoManagement, bounce: false };
+            Node::open(&tree.sysfs(), &options).expect_err("it opened").to_string()
+        };
+        let exclusive =
+            || OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(device.path()).unwrap();
+        let path = device.path().display();
+        let no_scsi =
+            "whose driver takes no commands (SG_IO), which takes no SCSI commands; set type = \"disk\"";
+        let busy =
+            format!("{path} is in use: another program has it for itself; free it, or set shared = true");
+        let host = exclusive();
+        assert!(refused(false).starts_with(&busy), "{}", refused(false));
+        assert!(refused(true).contains(no_scsi), "others may have it: {}", refused(true));
+        drop(host);
+        assert!(refused(false).contains(no_scsi), "{}", refused(false));
+        // Nothing is kept of what was refused.
+        drop(exclusive());
+        let other = Taken::new("9:0:0:0").unwrap();
+        let twice = format!("{path} is the device 9:0:0:0, which another unit of this machine is already");
+        assert!(refused(true).starts_with(&twice), "{}", refused(true));
+        drop(other);
+    }
+
+    #[test]
+    fn two_paths_to_one_disk_are_not_chosen_from() {
+        let tree = Tree::new();
+        tree.file("devices/pci0/host3/target3:0:0/3:0:0:0/wwid", "naa.600140512345678900000000000abcde\n");
+        let said = find(&tree.sysfs(), &Place::Name("600140512345678900000000000abcde".into()))
+            .unwrap_err()
+            .to_string();
+        assert!(said.contains("2:0:0:5, 3:0:0:0"), "{said}");
+    }
+
+    #[test]
+    fn one_device_is_one_unit() {
+        let first = Taken::new("99:0:0:0").unwrap();
+        assert!(Taken::new("99:0:0:0").is_none() && Taken::new("99:0:0:1").is_some());
+        drop(first);
+        assert!(Taken::new("99:0:0:0").is_some());
+    }
+
+    #[test]
+    fn locks_keep_others_away() {
+        let file = temp_file();
+        let open = || File::open(file.path()).unwrap();
+        let (first, second) = (open(), open());
+        lock(file.path(), &first, true).unwrap();
+        lock(file.path(), &second, true).unwrap();
+        drop(second);
+        let said = lock(file.path(), &open(), false).unwrap_err().to_string();
+        assert!(
+            said.contains("another virtual machine or program has locked it; ")
+                && said.contains("shared = true"),
+            "{said}"
+        );
+        drop(first);
+        lock(file.path(), &open(), false).unwrap();
+    }
+
+    #[test]
+    fn a_group_has_a_name() {
+        let groups = "root:x:0:\ndisk:x:6:backup,vmm\nbroken\ntape:x:26:\n";
+        assert_eq!(group_named(groups, 6), Some("disk".into()));
+        assert_eq!(group_named(groups, 7), None);
+        let file = temp_file();
+        fs::set_permissions(file.path(), fs::Permissions::from_mode(0o000)).unwrap();
+        let said = failed(file.path(), io::Error::from_raw_os_error(libc::EACCES)).to_string();
+        assert!(
+            said.contains("group") && said.contains("CAP_DAC_OVERRIDE") && said.contains("CAP_SYS_RAWIO"),
+            "{said}"
+        );
+    }
+}

@@ -1,0 +1,335 @@
+//! The kernel's side of a node: SG_IO of sg and of block devices (scsi/sg.h, version 3), that of bsg (linux/bsg.h, version 4),
+//! and what belongs to them.
+
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
+use std::ptr;
+
+use super::host::{Answer, Command, Direction};
+use crate::scsi::MAX_SENSE;
+
+// scsi/sg.h of Linux.
+const SG_IO: libc::Ioctl = 0x2285;
+const SG_SCSI_RESET: libc::Ioctl = 0x2284;
+const SG_GET_SG_TABLESIZE: libc::Ioctl = 0x227f;
+const SG_GET_VERSION_NUM: libc::Ioctl = 0x2282;
+/// Device, and no more than that where its driver has no such reset.
+const SG_SCSI_RESET_DEVICE: libc::c_int = 1;
+const SG_SCSI_RESET_NO_ESCALATE: libc::c_int = 0x100;
+/// Without a copy in the kernel, where it can.
+const SG_FLAG_DIRECT_IO: u32 = 1;
+/// Behind what came before. It is the same for bsg.
+const SG_FLAG_Q_AT_TAIL: u32 = 0x10;
+/// linux/fs.h: of nodes of sg it is in bytes.
+const BLKSECTGET: libc::Ioctl = 0x1267;
+
+/// `struct sg_io_hdr`.
+#[repr(C)]
+struct Version3 {
+    interface_id: libc::c_int,
+    dxfer_direction: libc::c_int,
+    cmd_len: u8,
+    mx_sb_len: u8,
+    iovec_count: u16,
+    dxfer_len: u32,
+    dxferp: *const libc::c_void,
+    cmdp: *const u8,
+    sbp: *mut u8,
+    timeout: u32,
+    flags: u32,
+    pack_id: libc::c_int,
+    usr_ptr: *const libc::c_void,
+    status: u8,
+    masked_status: u8,
+    msg_status: u8,
+    sb_len_wr: u8,
+    host_status: u16,
+    driver_status: u16,
+    resid: libc::c_int,
+    duration: u32,
+    info: u32,
+}
+
+/// `struct sg_io_v4`.
+#[repr(C)]
+#[derive(Default)]
+struct Version4 {
+    guard: i32,
+    protocol: u32,
+    subprotocol: u32,
+    request_len: u32,
+    request: u64,
+    request_tag: u64,
+    request_attr: u32,
+    request_priority: u32,
+    request_extra: u32,
+    max_response_len: u32,
+    response: u64,
+    dout_iovec_count: u32,
+    dout_xfer_len: u32,
+    din_iovec_count: u32,
+    din_xfer_len: u32,
+    dout_xferp: u64,
+    din_xferp: u64,
+    timeout: u32,
+    flags: u32,
+    usr_ptr: u64,
+    spare_in: u32,
+    driver_status: u32,
+    transport_status: u32,
+    device_status: u32,
+    retry_delay: u32,
+    info: u32,
+    duration: u32,
+    response_len: u32,
+    din_resid: i32,
+    dout_resid: i32,
+    generated_tag: u64,
+    spare_out: u32,
+    padding: u32,
+}
+
+const _: () = assert!(size_of::<Version3>() == 88 && size_of::<Version4>() == 160);
+
+fn too_long() -> io::Error {
+    io::Error::from_raw_os_error(libc::EINVAL)
+}
+
+/// Milliseconds, of which the kernel takes 31 bits.
+fn timeout(command: &Command) -> u32 {
+    u32::try_from(command.timeout.as_millis()).unwrap_or(u32::MAX).clamp(1, i32::MAX as u32)
+}
+
+/// Sends a command by a node of sg or of a block device, and waits for its end.
+pub(super) fn send(file: &File, command: &Command) -> io::Result<Answer> {
+    let (cdb, parts) = (command.cdb.as_bytes(), command.data.iovecs());
+    let (mut sense, len) = ([0; MAX_SENSE], u32::try_from(command.data.len()).map_err(|_| too_long())?);
+    // One segment by its address: sg takes lists without a copy never, and this if it may.
+    let (memory, count) = match parts {
+        [] => (ptr::null(), 0),
+        [one] => (one.iov_base.cast_const(), 0),
+        list => (list.as_ptr().cast(), u16::try_from(list.len()).map_err(|_| too_long())?),
+    };
+    let mut header = Version3 {
+        interface_id: libc::c_int::from(b'S'),
+        // SG_DXFER_NONE, SG_DXFER_FROM_DEV, SG_DXFER_TO_DEV
+        dxfer_direction: match command.direction {
+            Direction::In if len > 0 => -3,
+            Direction::Out if len > 0 => -2,
+            _ => -1,
+        },
+        cmd_len: u8::try_from(cdb.len()).map_err(|_| too_long())?,
+        mx_sb_len: MAX_SENSE as u8,
+        iovec_count: count,
+        dxfer_len: len,
+        dxferp: memory,
+        cmdp: cdb.as_ptr(),
+        sbp: sense.as_mut_ptr(),
+        timeout: timeout(command),
+        flags: SG_FLAG_DIRECT_IO | SG_FLAG_Q_AT_TAIL,
+        pack_id: 0,
+        usr_ptr: ptr::null(),
+        status: 0,
+        masked_status: 0,
+        msg_status: 0,
+        sb_len_wr: 0,
+        host_status: 0,
+        driver_status: 0,
+        resid: 0,
+        duration: 0,
+        info: 0,
+    };
+    let _undisturbed = Undisturbed::begin();
+    // SAFETY: the header is as the kernel knows it. It points to the CDB, to as much room for sense data as it says, and to
+    // memory that `command.data` keeps; all of that outlives the call, at the end of which the kernel has let go of it.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), SG_IO, &raw mut header) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Answer {
+        status: header.status,
+        host: header.host_status,
+        driver: header.driver_status,
+        residual: header.resid,
+        sense,
+        sense_len: header.sb_len_wr,
+    })
+}
+
+/// Sends a command by a node of bsg, which takes one segment, and waits for its end.
+pub(super) fn send_bsg(file: &File, command: &Command) -> io::Result<Answer> {
+    let cdb = command.cdb.as_bytes();
+    let (mut sense, len) = ([0; MAX_SENSE], u32::try_from(command.data.len()).map_err(|_| too_long())?);
+    let memory = match command.data.iovecs() {
+        [] => 0,
+        [one] => one.iov_base.addr() as u64,
+        _ => return Err(too_long()),
+    };
+    let way = |direction, value| if command.direction == direction { value } else { 0 };
+    let mut header = Version4 {
+        guard: i32::from(b'Q'),
+        request_len: cdb.len() as u32,
+        request: cdb.as_ptr().addr() as u64,
+        max_response_len: MAX_SENSE as u32,
+        response: sense.as_mut_ptr().addr() as u64,
+        dout_xfer_len: way(Direction::Out, len),
+        din_xfer_len: way(Direction::In, len),
+        dout_xferp: if command.direction == Direction::Out { memory } else { 0 },
+        din_xferp: if command.direction == Direction::In { memory } else { 0 },
+        timeout: timeout(command),
+        flags: SG_FLAG_Q_AT_TAIL,
+        ..Version4::default()
+    };
+    let _undisturbed = Undisturbed::begin();
+    // SAFETY: as in `send`; its pointers are numbers here.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), SG_IO, &raw mut header) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let residual = if command.direction == Direction::Out { header.dout_resid } else { header.din_resid };
+    Ok(Answer {
+        // A value that is none becomes one that is none as well.
+        status: u8::try_from(header.device_status).unwrap_or(u8::MAX),
+        host: u16::try_from(header.transport_status).unwrap_or(u16::MAX),
+        driver: u16::try_from(header.driver_status).unwrap_or(0),
+        residual,
+        sense,
+        sense_len: u8::try_from(header.response_len).unwrap_or(u8::MAX),
+    })
+}
+
+/// Resets the device behind a node, and nothing else.
+pub(super) fn reset(file: &File) -> io::Result<()> {
+    let mut what = SG_SCSI_RESET_DEVICE | SG_SCSI_RESET_NO_ESCALATE;
+    // SAFETY: the kernel reads one int.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), SG_SCSI_RESET, &raw mut what) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// What a node of sg says of its queue: bytes and segments of one command.
+pub(super) fn queue_of_sg(file: &File) -> io::Result<(u64, u64)> {
+    Ok((number(file, BLKSECTGET)?, number(file, SG_GET_SG_TABLESIZE)?))
+}
+
+/// Whether a node takes version 3 of SG_IO.
+pub(super) fn speaks_sg(file: &File) -> bool {
+    number(file, SG_GET_VERSION_NUM).is_ok_and(|version| version >= 30_000)
+}
+
+fn number(file: &File, what: libc::Ioctl) -> io::Result<u64> {
+    let mut value: libc::c_int = 0;
+    // SAFETY: each of these writes one int.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), what, &raw mut value) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(u64::from(value.unsigned_abs())) }
+}
+
+/// No signal reaches this thread. One that interrupts SG_IO of a node of sg leaves the command at work, and the kernel may begin the
+/// call anew: the command would be sent twice.
+struct Undisturbed(Option<libc::sigset_t>);
+
+impl Undisturbed {
+    fn begin() -> Self {
+        let mut all = MaybeUninit::<libc::sigset_t>::uninit();
+        let mut before = MaybeUninit::<libc::sigset_t>::zeroed();
+        // SAFETY: it fills in the set.
+        #[allow(unsafe_code)]
+        let filled = unsafe { libc::sigfillset(all.as_mut_ptr()) };
+        // SAFETY: the first set is filled in, the second is as large as what is written to it.
+        #[allow(unsafe_code)]
+        let result = unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
+        // SAFETY: a set of zeros is one, and so is what was written to it.
+        #[allow(unsafe_code)]
+        let before = unsafe { before.assume_init() };
+        Self((filled == 0 && result == 0).then_some(before))
+    }
+}
+
+impl Drop for Undisturbed {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            // SAFETY: the set is what this thread had.
+            #[allow(unsafe_code)]
+            unsafe {
+                libc::pthread_sigmask(libc::SIG_SETMASK, before, ptr::null_mut());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::mem::SgList;
+    use crate::scsi::Cdb;
+    use crate::testing::{answer_system_call, temp_file};
+
+    fn inquiry() -> Command {
+        Command {
+            cdb: Cdb::new(&[0x12, 0, 0, 0, 36, 0]),
+            direction: Direction::In,
+            data: SgList::host(36, 4096).unwrap(),
+            timeout: Duration::from_secs(1),
+        }
+    }
+
+    /// What the kernel has not sent is an error, and never an answer.
+    #[test]
+    fn errors_of_the_kernel_are_errors() {
+        let file = temp_file();
+        for send in [send, send_bsg] {
+            let error = send(file.as_file(), &inquiry()).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ENOTTY));
+        }
+        assert_eq!(reset(file.as_file()).unwrap_err().raw_os_error(), Some(libc::ENOTTY));
+        assert!(!speaks_sg(file.as_file()) && queue_of_sg(file.as_file()).is_err());
+        let thread = std::thread::spawn(move || {
+            answer_system_call(libc::SYS_ioctl, libc::ENODEV);
+            send(file.as_file(), &inquiry()).unwrap_err().raw_os_error()
+        });
+        assert_eq!(thread.join().unwrap(), Some(libc::ENODEV));
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_take_does_not_get_there() {
+        let file = temp_file();
+        let mut two = inquiry();
+        let all = SgList::host(8192, 4096).unwrap();
+        two.data = all.window(0, 512);
+        two.data.append(&all.window(4096, 512));
+        assert_eq!(send_bsg(file.as_file(), &two).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        two.timeout = Duration::MAX;
+        assert_eq!(timeout(&two), i32::MAX as u32, "the kernel would take more for none, or for no time");
+        two.timeout = Duration::ZERO;
+        assert_eq!(timeout(&two), 1);
+    }
+
+    #[test]
+    fn signals_wait_for_the_end_of_a_command() {
+        let blocked = || {
+            let mut now = MaybeUninit::<libc::sigset_t>::zeroed();
+            // SAFETY: it writes the set that the thread has.
+            #[allow(unsafe_code)]
+            unsafe {
+                libc::pthread_sigmask(libc::SIG_SETMASK, ptr::null(), now.as_mut_ptr());
+            }
+            // SAFETY: the set is filled in.
+            #[allow(unsafe_code)]
+            unsafe {
+                libc::sigismember(now.as_ptr(), libc::SIGUSR1)
+            }
+        };
+        let before = blocked();
+        let guard = Undisturbed::begin();
+        assert_eq!(blocked(), 1);
+        drop(guard);
+        assert_eq!(blocked(), before);
+    }
+}
