@@ -59,6 +59,13 @@ pub(super) fn class(kind: Kind, cdb: &Cdb) -> Class {
     match (cdb.opcode(), kind) {
         (0x15 | 0x55, _) => mode_select(kind, bytes[1]),
         (0x1d, _) => diagnostic(bytes),
+        (0x3c | 0x9b, _) => read_buffer(kind, bytes[1]),
+        // LOG SENSE with SP keeps parameters for good (SPC-5, 6.9).
+        (0x4d, _) if bytes[1] & 1 != 0 => Class::Manage,
+        // SECURITY PROTOCOL IN: answers of other protocols than the list of them are somebody's, who has asked (SPC-5, 6.40).
+        (0xa2, Kind::Disk | Kind::Tape) if bytes[1] != 0 => Class::Manage,
+        (0xa3, Kind::Cd) => send_key(bytes[10]),
+        (0xa3, _) => maintenance_in(bytes[1]),
         (0x1b, Kind::Disk) => start_stop(bytes[4]),
         // ATA PASS-THROUGH (16) and (12): SAT-5, 12.2. For CDs the second is BLANK.
         (0x85, _) => ata(bytes[1], bytes[14], bytes[4]),
@@ -77,12 +84,34 @@ fn mode_select(kind: Kind, flags: u8) -> Class {
     }
 }
 
-/// SEND DIAGNOSTIC (SPC-5, 6.42): the default self-test asks; with parameters it commands enclosures and more.
+/// SEND DIAGNOSTIC (SPC-5, 6.42): the default self-test asks; with parameters it commands enclosures and more, and with UNITOFFL or
+/// DEVOFFL it may write over the medium, or disturb others.
 fn diagnostic(cdb: &[u8]) -> Class {
-    const SELF_TEST_CODE: u8 = 0xe0;
+    const PF: u8 = 0x10;
     const SELFTEST: u8 = 0x04;
-    let default = field(cdb, 1, 1) as u8 & (SELF_TEST_CODE | SELFTEST) == SELFTEST;
+    let default = field(cdb, 1, 1) as u8 & !PF == SELFTEST;
     if default && field(cdb, 3, 2) == 0 { Class::Read } else { Class::Manage }
+}
+
+/// READ BUFFER (SPC-5, 6.18 and 6.19): descriptors and echoes. Other modes show the controller's memory, in which may be data of
+/// others, or make and end a history of errors that somebody else reads. Drives for CDs are asked for their buffer by those who
+/// write.
+fn read_buffer(kind: Kind, mode: u8) -> Class {
+    match (mode & 0x1f, kind) {
+        (0x03 | 0x0a | 0x0b, _) | (0x00 | 0x02, Kind::Cd) => Class::Read,
+        _ => Class::Manage,
+    }
+}
+
+/// SEND KEY (MMC-6, 6.31): key format 6 sets the drive's region, which can be set five times.
+fn send_key(format: u8) -> Class {
+    if format & 0x3f == 0x06 { Class::Manage } else { Class::Write }
+}
+
+/// MAINTENANCE IN (SPC-5, 6.31 and others): REPORT IDENTIFYING INFORMATION, TARGET PORT GROUPS, ALIASES, SUPPORTED OPERATION CODES,
+/// SUPPORTED TASK MANAGEMENT FUNCTIONS, PRIORITY, TIMESTAMP, and management protocols.
+fn maintenance_in(action: u8) -> Class {
+    if matches!(action & 0x1f, 0x05 | 0x0a..=0x10) { Class::Read } else { Class::Manage }
 }
 
 /// START STOP UNIT (SBC-4, 5.31): to start a disk harms nobody, to stop it all who share it.
@@ -143,6 +172,12 @@ mod tests {
             &[0x5e],
             &[0x9e, 0x10],
             &[0xa3, 0x0a],
+            &[0xa3, 0x0c],
+            &[0x3c, 0x03],
+            &[0x9b, 0x0a],
+            &[0x4d, 0],
+            &[0xa2, 0],
+            &[0x1d, 0x14],
             &[0x7f, 0, 0, 0, 0, 0, 0, 0x18, 0, 9],
             &[0x1b, 0, 0, 0, 1],
             &[0x1d, 0x04],
@@ -183,6 +218,16 @@ mod tests {
             &[0x1d, 0x10],
             &[0x1d, 0x04, 0, 0, 8],
             &[0x1d, 0x24],
+            &[0x1d, 0x05], // SELFTEST with UNITOFFL, DEVOFFL, both
+            &[0x1d, 0x06],
+            &[0x1d, 0x07],
+            &[0x3c, 0x01],
+            &[0x3c, 0x02],
+            &[0x3c, 0x1c],
+            &[0x9b, 0x1c],
+            &[0x4d, 0x01],
+            &[0xa2, 0x01],
+            &[0xa3, 0x1f],
             &[0xc0],
             &[0xff],
             &[0x02],
@@ -214,7 +259,9 @@ mod tests {
         for cdb in [&[0x0a][..], &[0x10], &[0x19], &[0x80], &[0x8a], &[0x93], &[0x15, 0x10], &[0x8d]] {
             assert_eq!(of(cdb), WRITES, "{cdb:02x?}");
         }
-        for cdb in [&[0x04][..], &[0x0b], &[0x15, 0x11], &[0xb5], &[0x5f], &[0x3b], &[0x28]] {
+        for cdb in
+            [&[0x04][..], &[0x0b], &[0x15, 0x11], &[0xb5], &[0x5f], &[0x3b], &[0x28], &[0x1d, 5], &[0x1d, 6]]
+        {
             assert_eq!(of(cdb), MANAGES, "{cdb:02x?}");
         }
     }
@@ -230,7 +277,13 @@ mod tests {
         assert_eq!(verdicts(Kind::Changer, &[0x07]), FREE, "INITIALIZE ELEMENT STATUS");
         assert_eq!(verdicts(Kind::Enclosure, &[0x1c]), FREE);
         assert_eq!(verdicts(Kind::Enclosure, &[0x1d, 0x10, 0, 0, 4]), MANAGES, "slots are switched off so");
-        assert_eq!(verdicts(Kind::Processor, &[0x0a]), WRITES);
+        assert_eq!(verdicts(Kind::Cd, &[0x3c, 0]), FREE, "READ BUFFER");
+        let mut key = [0; 12];
+        key[0] = 0xa3;
+        assert_eq!(verdicts(Kind::Cd, &key), WRITES, "SEND KEY");
+        key[10] = 0x86;
+        assert_eq!(verdicts(Kind::Cd, &key), MANAGES, "its region");
+        assert_eq!(verdicts(Kind::Processor, &[0x0a]), MANAGES, "enclosures are told what to do so");
         assert_eq!(verdicts(Kind::Other, &[0x0a]), MANAGES);
         assert_eq!(verdicts(Kind::Other, &[0x12]), FREE);
     }

@@ -40,6 +40,7 @@ pub use node::{GenericOptions, Place};
 use self::inquiry::{Look, Page};
 use self::kind::Kind;
 use self::room::Room;
+use super::attention::Attention;
 use super::memory::Share;
 use super::outcome::Outcome;
 use super::passed::Words;
@@ -141,7 +142,8 @@ impl Generic {
             limits,
             page,
             block: AtomicU32::new(config.block.unwrap_or(0)),
-            may_reset: !config.shared && config.allow != Allow::ReadOnly,
+            // On an array others would lose their commands and reservations.
+            may_reset: !config.shared && config.allow == Allow::All,
             resetting: Arc::default(),
             gone: AtomicBool::new(false),
             commands: Owner::with_helpers(depth),
@@ -196,6 +198,9 @@ impl Generic {
             }
             (look, Direction::In) => self.examine(context.io, cdb, data, look).await?,
         };
+        if verdict.may_have_reset(self.kind.is_sequential()) {
+            context.path.unit.raise(Attention::UnitReset, None);
+        }
         verdict.outcome(direction, moved, &self.words)
     }
 

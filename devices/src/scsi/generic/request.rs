@@ -196,7 +196,7 @@ impl Generic {
         }
         let (sent, room) = match look {
             Look::Pages => (inquiry::whole(&cdb), WHOLE_LEN),
-            _ => (cdb, data.len().min(LONGEST)),
+            _ => (cdb, data.len().min(LONGEST).min(self.most())),
         };
         let scratch = self.scratch(room)?;
         let verdict = self.send(io, sent, Direction::In, scratch.window(0, u64::MAX), None).await;

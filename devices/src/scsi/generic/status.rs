@@ -55,6 +55,19 @@ impl Verdict {
         matches!(self, Self::Device { status: Status::Good | Status::ConditionMet, .. })
     }
 
+    /// Whether the host may have reset the device over it. The device's word of that goes to the kernel's own recovery; whoever sent
+    /// the command has to hear that settings are lost, and of a tape perhaps its place.
+    pub(super) fn may_have_reset(&self, sequential: bool) -> bool {
+        match self {
+            Self::Fault(TransportFault::Reset) => true,
+            Self::Fault(TransportFault::PathLost) => sequential,
+            Self::Failed(_) => {
+                *self == timed_out() || sequential && *self == failed(SenseKey::AbortedCommand, (0, 0))
+            }
+            Self::Fault(_) | Self::Device { .. } => false,
+        }
+    }
+
     /// Bytes that were transferred.
     pub(super) fn moved(&self) -> u64 {
         match self {
@@ -93,6 +106,8 @@ pub(super) fn verdict(answer: &Answer, direction: Direction, asked: u64) -> Verd
         (1.., host::OK | host::PASSTHROUGH | host::TARGET_FAILURE..=host::MEDIUM_ERROR, _) => None,
         (0, host::OK | host::PASSTHROUGH, driver::TIMEOUT) | (_, host::TIME_OUT, _) => Some(timed_out()),
         (0, host::OK | host::PASSTHROUGH, driver::BUSY) => Some(Verdict::Fault(TransportFault::Busy)),
+        // Some drivers say that of what they have not sent; 8 is what the kernel adds to sense data.
+        (0, host::OK | host::PASSTHROUGH, 1..=7 | 9..) => Some(Verdict::Fault(TransportFault::TargetFailure)),
         (_, host::OK | host::PASSTHROUGH, _) => None,
         (_, host, _) => Some(fault(host, direction)),
     };
@@ -221,6 +236,10 @@ mod tests {
             assert_eq!(of(0, host, 0, 0), Verdict::Fault(fault), "{host:02x}h");
         }
         assert_eq!(of(0, 0, 0x01, 0), Verdict::Fault(Fault::Busy));
+        for driver in [0x02, 0x03, 0x04, 0x05, 0x07, 0x09, 0x0f] {
+            assert_eq!(of(0, 0, driver, 0), Verdict::Fault(Fault::TargetFailure), "{driver:02x}h");
+        }
+        assert_eq!(of(0, 0, 0x08, 0), plain(Status::Good, 4096));
         for (host, driver) in [(3, 0), (0, 6), (0, 0x16)] {
             assert_eq!(of(0, host, driver, 0), failed(SenseKey::AbortedCommand, (0x2e, 0x02)));
         }

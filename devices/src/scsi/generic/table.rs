@@ -199,8 +199,8 @@ const CD: (Codes, Codes) = (
     ],
 );
 
-/// Processors (SPC-2, 9): RECEIVE and SEND.
-const PROCESSOR: (Codes, Codes) = (&[0x08], &[0x0a]);
+/// Processors (SPC-2, 9): RECEIVE. What SEND does is the processor's own: enclosures and RAID controllers are managed by it.
+const PROCESSOR: (Codes, Codes) = (&[0x08], &[]);
 
 /// Service actions of SERVICE ACTION IN(16), 9Eh, that only ask (SBC-4, annex): READ CAPACITY(16), READ LONG(16), GET LBA STATUS(16),
 /// REPORT REFERRALS, GET STREAM STATUS, GET PHYSICAL ELEMENT STATUS.

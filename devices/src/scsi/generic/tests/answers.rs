@@ -77,6 +77,8 @@ fn without_a_word_of_the_device_the_adapter_has_one() {
         }
         let (reply, _) = send(&io, &nexus, &[0x4d, 0, 3, 0, 0, 0, 0, 2, 0, 0], &[], 512).await;
         assert_eq!(codes(&reply.unwrap()), (0xb, 0x2e, 0x02), "the host gave up");
+        let (reply, _) = send(&io, &nexus, &[0; 6], &[], 0).await;
+        assert_eq!(codes(&reply.unwrap()).1, 0x29, "and may have reset it");
         let (reply, _) = send(&io, &nexus, &[0x4d, 0, 0, 0, 0, 0, 0, 2, 0, 0], &[], 512).await;
         assert_eq!(codes(&reply.unwrap()), (0x5, 0x25, 0x00), "gone");
         // The next is sent all the same: the device may be back under this node.

@@ -2,6 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Condvar;
+use std::sync::atomic::AtomicU16;
 use std::time::Instant;
 
 use vm_memory::GuestAddress;
@@ -136,7 +137,7 @@ fn a_reset_of_the_unit_resets_the_device() {
 #[test]
 fn what_others_use_is_not_reset() {
     on_io_thread(|io| async move {
-        for (shared, allow) in [(true, Allow::All), (false, Allow::ReadOnly)] {
+        for (shared, allow) in [(true, Allow::All), (false, Allow::ReadOnly), (false, Allow::NoManagement)] {
             let fake = Arc::new(Fake::new(|_| Ok(Answer::good())));
             let nexus = nexus_with(&io, &fake, GenericConfig { shared, allow, ..config() }).await;
             let reset = nexus.manage(&io, TaskManagement::LogicalUnitReset(Lun::default())).await;
@@ -150,6 +151,37 @@ fn what_others_use_is_not_reset() {
         for count in 1..3 {
             let reset = nexus.manage(&io, TaskManagement::LogicalUnitReset(Lun::default())).await;
             assert_eq!((reset, fake.resets.load(Ordering::Relaxed)), (TaskManagementReply::Complete, count));
+        }
+    });
+}
+
+/// The kernel's recovery has had the device's own word of it.
+#[test]
+fn who_waits_too_long_hears_that_the_device_may_have_been_reset() {
+    on_io_thread(|io| async move {
+        for (host, sense) in [(3, Some((0x0b, 0x2e))), (8, None)] {
+            let says = Arc::new(AtomicU16::new(0));
+            let word = says.clone();
+            let fake = Arc::new(Fake::new(move |_| {
+                Ok(Answer { host: word.load(Ordering::Relaxed), ..Answer::good() })
+            }));
+            let nexus = nexus_with(&io, &fake, config()).await;
+            fake.take_seen();
+            says.store(host, Ordering::Relaxed);
+            let (reply, _) = send(&io, &nexus, &[0; 6], &[], 0).await;
+            let found = reply.ok().map(|reply| {
+                let sense = reply.sense.unwrap();
+                (sense.as_bytes()[2] & 0x0f, sense.as_bytes()[12])
+            });
+            assert_eq!(found, sense, "{host}");
+            says.store(0, Ordering::Relaxed);
+            assert_eq!(fake.take_seen().len(), 1);
+            let (reply, _) = send(&io, &nexus, &[0; 6], &[], 0).await;
+            let sense = reply.unwrap().sense.unwrap();
+            assert_eq!((sense.as_bytes()[2] & 0x0f, sense.as_bytes()[12]), (6, 0x29));
+            assert_eq!(fake.take_seen().len(), 0, "nothing goes to a device that may be elsewhere");
+            let (reply, _) = send(&io, &nexus, &[0; 6], &[], 0).await;
+            assert_eq!(reply.unwrap().status, Status::Good);
         }
     });
 }
