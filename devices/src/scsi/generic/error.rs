@@ -43,8 +43,7 @@ pub enum GenericError {
     },
     /// The process may not open it.
     #[error(
-        "{path}: this process may not open it; add its user to the group {group}, or give it CAP_DAC_OVERRIDE (and CAP_SYS_RAWIO, if \
-         the guest shall do more than the kernel allows to everybody)"
+        "{path}: this process may not open it; add its user to the group {group}, or give it CAP_DAC_OVERRIDE"
     )]
     Forbidden {
         /// As it was given.

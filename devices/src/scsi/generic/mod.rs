@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Generic ──> request: one command, or its pieces, with memory that the kernel takes
-//!      |            └─> Host::execute on a helper thread: Node, the ioctls of /dev/sg*, /dev/bsg/* and block devices
+//!      |            └─> Host::execute on a helper thread: Node, by one of its Routes: /dev/sg*, /dev/bsg/*, block devices
 //!      └─ filter (what the guest may), inquiry (what it sees otherwise), status (how it ended)
 //! ```
 //! The kernel has one way to send a command that is open to a process which has given up its privileges: an ioctl that waits.
@@ -18,6 +18,7 @@ mod limits;
 mod node;
 mod request;
 mod room;
+mod route;
 mod split;
 mod status;
 mod sys;

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::host::{Answer, Command, Host};
+use super::route::Routes;
 use super::sysfs::{Device, Driver, Other, Sysfs};
 use super::{Allow, Generic, GenericConfig, GenericError, HostLimits, sys};
 use crate::storage::user_of;
@@ -77,11 +78,10 @@ impl Drop for Taken {
     }
 }
 
-/// A node that is open.
+/// A device that is open.
 #[derive(Debug)]
 struct Node {
-    file: File,
-    driver: Driver,
+    routes: Routes,
     /// The device as a block device, which the host cannot mount meanwhile.
     _claim: Option<File>,
     _taken: Taken,
@@ -89,14 +89,11 @@ struct Node {
 
 impl Host for Node {
     fn execute(&self, command: &Command) -> io::Result<Answer> {
-        match self.driver {
-            Driver::Sg | Driver::Block => sys::send(&self.file, command),
-            Driver::Bsg => sys::send_bsg(&self.file, command),
-        }
+        self.routes.execute(command)
     }
 
     fn reset(&self) -> io::Result<()> {
-        sys::reset(&self.file)
+        self.routes.reset()
     }
 }
 
@@ -113,21 +110,14 @@ impl Node {
         if let Some(user) = user {
             return Err(GenericError::InUse { path: name, user });
         }
-        let writes = options.allow != Allow::ReadOnly;
-        let exclusive = driver == Driver::Block && !options.shared;
-        let file = open_node(&path, writes, exclusive)?;
+        if let Some(tape) = sysfs.tape_node(&device).filter(|_| !options.shared) {
+            leave_to_its_driver(&tape)?;
+        }
+        let file = open_as(&path, driver, options)?;
         if file.metadata().map_err(|e| failed(&path, e))?.rdev() != number {
             let error = io::Error::other("another device came to its name meanwhile; try again");
             return Err(GenericError::Host { path: name, error });
         }
-        let claim = match block.filter(|_| !options.shared && !exclusive) {
-            // Who may not open it may still use the device by this node. Then only what is known of it counts.
-            Some(block) => match open_node(&block, false, true) {
-                Err(busy @ GenericError::InUse { .. }) => return Err(busy),
-                claim => claim.ok(),
-            },
-            None => None,
-        };
         lock(&path, &file, options.shared)?;
         if !sys::speaks_sg(&file) {
             return Err(GenericError::NotScsi {
@@ -135,13 +125,40 @@ impl Node {
                 what: "a device whose driver takes no commands (SG_IO)".into(),
             });
         }
-        let (limits, block) = limits(&device, driver, &file);
+        let beside = |driver| sibling(sysfs, &device, driver, options);
+        let (steady, sg) = match driver {
+            Driver::Sg => {
+                let steady = match beside(Driver::Block)? {
+                    Some(file) => Some((file, Driver::Block)),
+                    None => beside(Driver::Bsg)?.map(|file| (file, Driver::Bsg)),
+                };
+                (steady, Some(file))
+            }
+            Driver::Block | Driver::Bsg => (Some((file, driver)), beside(Driver::Sg)?),
+        };
+        let routes = Routes::new(steady, sg);
+        let claim = match block.filter(|_| !options.shared && routes.driver() != Driver::Block) {
+            // Who may not open it may still use the device by another node. Then only what is known of it counts.
+            Some(block) => match open_node(&block, false, true) {
+                Err(busy @ GenericError::InUse { .. }) => return Err(busy),
+                claim => claim.ok(),
+            },
+            None => None,
+        };
+        if routes.sg().is_none() {
+            tracing::warn!(
+                "\"{name}\": there is no node of sg beside it that this process may open: without CAP_SYS_RAWIO the host's kernel \
+                 refuses what does not just read and write, such as PERSISTENT RESERVE and COMPARE AND WRITE; load the module sg, \
+                 and let this process read and write its node"
+            );
+        }
+        let (limits, block) = limits(&device, &routes);
         let config = GenericConfig {
             name,
             allow: options.allow,
             bounce: options.bounce,
             shared: options.shared,
-            depth: if driver == Driver::Sg { device.depth().min(SG_DEPTH) } else { device.depth() },
+            depth: if routes.driver() == Driver::Sg { device.depth().min(SG_DEPTH) } else { device.depth() },
             limits,
             block,
         };
@@ -152,7 +169,54 @@ impl Node {
             device.address,
             limits.transfer()
         );
-        Ok((Self { file, driver, _claim: claim, _taken: taken }, config))
+        Ok((Self { routes, _claim: claim, _taken: taken }, config))
+    }
+}
+
+/// Opens a node as its driver wants it, for this unit alone if nobody shares it. What the guest may is told by this layer's own
+/// table: a node of sg that is open for reading does not even let a tape wind back.
+fn open_as(path: &Path, driver: Driver, options: &GenericOptions) -> Result<File, GenericError> {
+    let reads = options.allow == Allow::ReadOnly;
+    match driver {
+        Driver::Block => open_node(path, !reads, !options.shared),
+        // Nobody can have it for himself.
+        Driver::Bsg => open_node(path, true, false),
+        Driver::Sg => match open_node(path, true, !options.shared) {
+            // One that is open for reading is nobody's for himself.
+            Err(GenericError::Forbidden { .. }) if reads => open_node(path, false, false),
+            opened => opened,
+        },
+    }
+}
+
+/// Another node of the same device, if there is one that this process may open.
+fn sibling(
+    sysfs: &Sysfs,
+    device: &Device,
+    driver: Driver,
+    options: &GenericOptions,
+) -> Result<Option<File>, GenericError> {
+    let Some(path) = sysfs.node_of(device, driver) else { return Ok(None) };
+    let file = match open_as(&path, driver, options) {
+        Ok(file) => file,
+        Err(busy @ GenericError::InUse { .. }) => return Err(busy),
+        Err(_) => return Ok(None),
+    };
+    // Where this process sees other nodes than the kernel made.
+    let found = file.metadata().ok();
+    let leads = found.is_some_and(|found| {
+        let leads = sysfs.device(found.file_type().is_block_device(), found.rdev());
+        leads.is_ok_and(|(found, by)| found == *device && by == driver)
+    });
+    Ok(Some(file).filter(|file| leads && sys::speaks_sg(file)))
+}
+
+/// Whether the host's own driver of tapes has this one open for somebody.
+fn leave_to_its_driver(tape: &Path) -> Result<(), GenericError> {
+    match open_node(tape, false, false) {
+        Err(busy @ GenericError::InUse { .. }) => Err(busy),
+        // Without a medium, or without the right to look: nobody can tell.
+        _ => Ok(()),
     }
 }
 
@@ -212,7 +276,14 @@ fn open_node(path: &Path, writes: bool, exclusive: bool) -> Result<File, Generic
             Err(e) if e.raw_os_error() != Some(libc::EBUSY) => return Err(failed(path, e)),
             Err(_) if begin.elapsed() < PATIENCE && user_of(path).is_none() => std::thread::sleep(PAUSE),
             Err(_) => {
-                let user = user_of(path).unwrap_or_else(|| "another program has it for itself".into());
+                // Block devices can be open elsewhere, nodes of sg and tapes cannot.
+                let character = fs::metadata(path).is_ok_and(|found| found.file_type().is_char_device());
+                let has = if character {
+                    "another program has it open"
+                } else {
+                    "another program has it for itself"
+                };
+                let user = user_of(path).unwrap_or_else(|| has.into());
                 return Err(GenericError::InUse { path: path.display().to_string(), user });
             }
         }
@@ -264,11 +335,10 @@ fn group_named(groups: &str, number: u32) -> Option<String> {
 }
 
 /// What the queue of a device takes, and the length of its blocks.
-fn limits(device: &Device, driver: Driver, file: &File) -> (HostLimits, Option<u32>) {
+fn limits(device: &Device, routes: &Routes) -> (HostLimits, Option<u32>) {
     let (mut limits, block) = device.queue().unwrap_or_else(|| {
         let mut limits = HostLimits::default();
-        if driver == Driver::Sg
-            && let Ok((bytes, segments)) = sys::queue_of_sg(file)
+        if let Some(Ok((bytes, segments))) = routes.sg().map(sys::queue_of_sg)
             && bytes > 0
             && segments > 0
         {
@@ -276,17 +346,18 @@ fn limits(device: &Device, driver: Driver, file: &File) -> (HostLimits, Option<u
         }
         (limits, None)
     });
-    limits.lists = driver != Driver::Bsg;
+    limits.lists = routes.driver() != Driver::Bsg;
     (limits, block)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
     use std::os::unix::fs::PermissionsExt;
 
     use super::super::sysfs::tests::Tree;
     use super::*;
-    use crate::testing::{LoopDevice, temp_file};
+    use crate::testing::{LoopDevice, answer_system_call, answer_system_call_with, temp_file};
 
     fn refused(place: Place) -> String {
         let options = GenericOptions { place, shared: false, allow: Allow::All, bounce: false };
@@ -344,6 +415,53 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_another_has_open_is_refused() {
+        std::thread::spawn(|| {
+            answer_system_call(libc::SYS_openat, libc::EBUSY);
+            let busy = "/dev/null is in use: another program has it open; free it, or set shared = true";
+            let said = open_node(Path::new("/dev/null"), true, true).unwrap_err().to_string();
+            assert!(said.starts_with(busy), "{said}");
+            let said = leave_to_its_driver(Path::new("/dev/null")).unwrap_err().to_string();
+            assert!(said.starts_with(busy), "{said}");
+        })
+        .join()
+        .unwrap();
+        leave_to_its_driver(Path::new("/dev/null")).unwrap();
+        leave_to_its_driver(Path::new("/dev/no-tape")).unwrap();
+    }
+
+    /// The kernel filters the commands of who has a node of sg open for reading: that is the last resort.
+    #[test]
+    fn a_node_of_sg_is_opened_for_writing_whatever_the_guest_may() {
+        let options = |allow| GenericOptions {
+            place: Place::Path("/dev/null".into()),
+            shared: false,
+            allow,
+            bounce: false,
+        };
+        let writes = |file: &File| {
+            // SAFETY: it takes no memory.
+            #[allow(unsafe_code)]
+            let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+            flags & libc::O_ACCMODE == libc::O_RDWR
+        };
+        let open = |driver, allow| open_as(Path::new("/dev/null"), driver, &options(allow));
+        for (driver, wanted) in [(Driver::Sg, true), (Driver::Bsg, true), (Driver::Block, false)] {
+            assert_eq!(writes(&open(driver, Allow::ReadOnly).unwrap()), wanted, "{driver:?}");
+            assert!(writes(&open(driver, Allow::NoManagement).unwrap()), "{driver:?}");
+        }
+        std::thread::spawn(move || {
+            let flags = libc::O_RDWR | libc::O_NONBLOCK | libc::O_EXCL | libc::O_CLOEXEC;
+            answer_system_call_with(libc::SYS_openat, 2, flags as u32, libc::EACCES);
+            let open = |allow| open_as(Path::new("/dev/null"), Driver::Sg, &options(allow));
+            assert!(!writes(&open(Allow::ReadOnly).unwrap()));
+            assert!(matches!(open(Allow::All), Err(GenericError::Forbidden { .. })));
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
     fn two_paths_to_one_disk_are_not_chosen_from() {
         let tree = Tree::new();
         tree.file("devices/pci0/host3/target3:0:0/3:0:0:0/wwid", "naa.600140512345678900000000000abcde\n");
@@ -387,9 +505,6 @@ mod tests {
         let file = temp_file();
         fs::set_permissions(file.path(), fs::Permissions::from_mode(0o000)).unwrap();
         let said = failed(file.path(), io::Error::from_raw_os_error(libc::EACCES)).to_string();
-        assert!(
-            said.contains("group") && said.contains("CAP_DAC_OVERRIDE") && said.contains("CAP_SYS_RAWIO"),
-            "{said}"
-        );
+        assert!(said.contains("group") && said.contains("CAP_DAC_OVERRIDE"), "{said}");
     }
 }

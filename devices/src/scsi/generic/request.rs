@@ -163,8 +163,8 @@ impl Generic {
             }
             Some(libc::EPERM | libc::EACCES) => crate::log_limited!(
                 warn,
-                "\"{name}\": the host's kernel lets this process not send command {opcode:02x}h; it takes CAP_SYS_RAWIO, and \
-                 a node that may be written to"
+                "\"{name}\": the host's kernel lets this process not send command {opcode:02x}h; it takes the device's node of sg, \
+                 which this process may read and write, or CAP_SYS_RAWIO"
             ),
             _ => crate::log_limited!(
                 warn,

@@ -302,7 +302,7 @@ mod tests {
         assert_eq!(of(libc::ENODEV), failed(SenseKey::IllegalRequest, (0x25, 0x00)));
         assert_eq!(of(libc::ENXIO), Verdict::Fault(TransportFault::PathLost));
         assert_eq!(of(libc::EPERM), failed(SenseKey::IllegalRequest, (0x20, 0x00)));
-        for error in [libc::ENOMEM, libc::EDOM] {
+        for error in [libc::ENOMEM, libc::EDOM, libc::EBUSY, libc::EAGAIN] {
             assert_eq!(of(error), Verdict::Fault(TransportFault::Busy));
         }
         assert_eq!(of(libc::EINVAL), failed(SenseKey::IllegalRequest, (0x24, 0x00)));

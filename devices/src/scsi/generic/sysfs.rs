@@ -90,9 +90,32 @@ impl Sysfs {
         Some(if driver == "bsg" { self.dev.join("bsg").join(name) } else { self.dev.join(name) })
     }
 
+    /// Its node by one of the ways to send commands.
+    pub(super) fn node_of(&self, device: &Device, driver: Driver) -> Option<PathBuf> {
+        self.node(
+            device,
+            match driver {
+                Driver::Sg => "scsi_generic",
+                Driver::Bsg => "bsg",
+                Driver::Block => "block",
+            },
+        )
+    }
+
     /// The device as a block device.
     pub(super) fn block_node(&self, device: &Device) -> Option<PathBuf> {
-        self.node(device, "block")
+        self.node_of(device, Driver::Block)
+    }
+
+    /// The node of the host's own driver of tapes that leaves the tape where it is: of its many the one that is called just so.
+    pub(super) fn tape_node(&self, device: &Device) -> Option<PathBuf> {
+        let names = fs::read_dir(device.directory.join("scsi_tape")).ok()?.flatten();
+        let mut names = names.filter_map(|entry| entry.file_name().into_string().ok());
+        let plain = |name: &String| {
+            name.strip_prefix("nst")
+                .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()))
+        };
+        Some(self.dev.join(names.find(plain)?))
     }
 
     /// The node that suits best: a block device takes lists of memory without a copy, sg with one in the kernel, bsg none.
@@ -236,7 +259,9 @@ pub(super) mod tests {
                 tree.file(&format!("{queue}/{name}"), &format!("{value}\n"));
             }
             let tape = "devices/pci0/host3/target3:0:0/3:0:0:0";
-            tree.node(&format!("{tape}/scsi_tape/st0"), "char", "9:0");
+            for (name, minor) in [("st0", 0), ("st0a", 96), ("nst0l", 160), ("nst0", 128)] {
+                tree.node(&format!("{tape}/scsi_tape/{name}"), "char", &format!("9:{minor}"));
+            }
             tree.node(&format!("{tape}/scsi_generic/sg3"), "char", "21:3");
             tree.file(&format!("{tape}/queue_depth"), "1\n");
             tree.link("class/scsi_device/3:0:0:0/device", tape);
@@ -320,8 +345,15 @@ pub(super) mod tests {
         let found = tree.sysfs().named("5001020304050607").remove(0);
         assert_eq!(tree.sysfs().best_node(&found), Some("/dev/sg3".into()));
         assert_eq!(tree.sysfs().block_node(&found), None);
+        assert_eq!(tree.sysfs().tape_node(&found), Some("/dev/nst0".into()));
         let disk = tree.sysfs().named("600140512345678900000000000abcde").remove(0);
         assert_eq!(tree.sysfs().best_node(&disk), Some("/dev/sdc".into()));
+        assert_eq!(tree.sysfs().tape_node(&disk), None);
+        for (driver, node) in
+            [(Driver::Sg, "/dev/sg2"), (Driver::Bsg, "/dev/bsg/2:0:0:5"), (Driver::Block, "/dev/sdc")]
+        {
+            assert_eq!(tree.sysfs().node_of(&disk, driver), Some(node.into()));
+        }
         assert_eq!((disk.title(), disk.depth()), ("LIO-ORG d0".into(), 64));
     }
 

@@ -1,0 +1,153 @@
+//! By which node of a device a command goes.
+//!
+//! Block devices and bsg wait for the end of a command whatever happens to the process, and block devices take lists of memory without a
+//! copy; but to a process without CAP_SYS_RAWIO the kernel gives only commands that read and write. A node of sg that is open for
+//! writing gives it all of them. So each command goes the first way, and those that the kernel has refused there go by sg.
+
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::host::{Answer, Command, Host};
+use super::sys;
+use super::sysfs::Driver;
+
+/// The nodes of one device.
+#[derive(Debug)]
+pub(super) struct Routes {
+    /// Its block device or its node of bsg.
+    steady: Option<(File, Driver)>,
+    sg: Option<File>,
+    filtered: Filtered,
+}
+
+/// Operation codes that the kernel has refused by the first way: each is asked once, for asking is noted by some hosts (audit).
+#[derive(Debug, Default)]
+struct Filtered([AtomicU64; 4]);
+
+impl Filtered {
+    fn place(&self, opcode: u8) -> Option<(&AtomicU64, u64)> {
+        Some((self.0.get(usize::from(opcode >> 6))?, 1 << (opcode & 63)))
+    }
+
+    fn has(&self, opcode: u8) -> bool {
+        self.place(opcode).is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
+    }
+
+    fn add(&self, opcode: u8) {
+        if let Some((word, bit)) = self.place(opcode) {
+            word.fetch_or(bit, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Routes {
+    /// One of them at least is there.
+    pub(super) fn new(steady: Option<(File, Driver)>, sg: Option<File>) -> Self {
+        Self { steady, sg, filtered: Filtered::default() }
+    }
+
+    /// What commands that read and write go by.
+    pub(super) fn driver(&self) -> Driver {
+        self.steady.as_ref().map_or(Driver::Sg, |(_, driver)| *driver)
+    }
+
+    /// The node of sg.
+    pub(super) fn sg(&self) -> Option<&File> {
+        self.sg.as_ref()
+    }
+}
+
+impl Host for Routes {
+    fn execute(&self, command: &Command) -> io::Result<Answer> {
+        let opcode = command.cdb.opcode();
+        if let Some((file, driver)) = &self.steady
+            && (self.sg.is_none() || !self.filtered.has(opcode))
+        {
+            let sent = match driver {
+                Driver::Bsg => sys::send_bsg(file, command),
+                Driver::Sg | Driver::Block => sys::send(file, command),
+            };
+            match sent {
+                // The kernel has looked at the operation code and not sent it.
+                Err(e) if e.raw_os_error() == Some(libc::EPERM) && self.sg.is_some() => {
+                    self.filtered.add(opcode);
+                }
+                sent => return sent,
+            }
+        }
+        match &self.sg {
+            Some(sg) => sys::send(sg, command),
+            None => Err(io::Error::from_raw_os_error(libc::ENODEV)),
+        }
+    }
+
+    fn reset(&self) -> io::Result<()> {
+        match (&self.sg, &self.steady) {
+            (Some(file), _) | (None, Some((file, _))) => sys::reset(file),
+            (None, None) => Err(io::Error::from_raw_os_error(libc::ENODEV)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::mem::SgList;
+    use crate::scsi::Cdb;
+    use crate::scsi::generic::Direction;
+    use crate::testing::{answer_system_call_with, temp_file};
+
+    fn command(opcode: u8) -> Command {
+        Command {
+            cdb: Cdb::new(&[opcode, 0, 0, 0, 0, 0]),
+            direction: Direction::None,
+            data: SgList::empty(),
+            timeout: Duration::from_secs(1),
+        }
+    }
+
+    /// What the kernel says of an ioctl of the first node, and of the one of sg.
+    fn said(first: i32, sg: Option<i32>, driver: Driver) -> (i32, bool) {
+        let open = || File::open(temp_file().path()).unwrap();
+        let routes = Routes::new(Some((open(), driver)), sg.map(|_| open()));
+        std::thread::spawn(move || {
+            let answer = |file: &File, error| {
+                answer_system_call_with(libc::SYS_ioctl, 0, file.as_raw_fd() as u32, error);
+            };
+            answer(&routes.steady.as_ref().unwrap().0, first);
+            if let (Some(file), Some(error)) = (&routes.sg, sg) {
+                answer(file, error);
+            }
+            let error = routes.execute(&command(0x5f)).unwrap_err().raw_os_error().unwrap();
+            (error, routes.filtered.has(0x5f))
+        })
+        .join()
+        .unwrap()
+    }
+
+    #[test]
+    fn what_the_kernel_filters_goes_by_sg() {
+        for driver in [Driver::Block, Driver::Bsg] {
+            assert_eq!(said(libc::EPERM, Some(libc::EDOM), driver), (libc::EDOM, true));
+            assert_eq!(said(libc::EPERM, None, driver), (libc::EPERM, false), "there is no other");
+            // All else is this command's end: it may have gone out.
+            for error in [libc::EIO, libc::ENODEV, libc::ENOMEM, libc::EACCES, libc::EINVAL] {
+                assert_eq!(said(error, Some(libc::EDOM), driver), (error, false));
+            }
+        }
+    }
+
+    #[test]
+    fn each_operation_code_is_refused_by_itself() {
+        let filtered = Filtered::default();
+        for opcode in [0x00, 0x3f, 0x40, 0x5f, 0xff] {
+            assert!(!filtered.has(opcode));
+            filtered.add(opcode);
+            assert!(filtered.has(opcode) && !filtered.has(opcode ^ 0x41), "{opcode:02x}h");
+        }
+    }
+}
