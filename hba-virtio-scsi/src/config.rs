@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use devices::scsi::TransferLimits;
 use zerocopy::IntoBytes;
 
 use crate::spec::{DEFAULT_CDB_SIZE, DEFAULT_SENSE_SIZE, Event, ScsiConfig, config_offset};
@@ -10,7 +11,8 @@ use crate::spec::{DEFAULT_CDB_SIZE, DEFAULT_SENSE_SIZE, Event, ScsiConfig, confi
 const MAX_SENSE_SIZE: u32 = 0xffff;
 /// Largest `cdb_size` taken from a driver, in bytes; CDBs longer than the SCSI layer carries are cut.
 const MAX_CDB_SIZE: u32 = 255;
-/// Hint for the largest transfer, in blocks of 512 bytes.
+/// Hint for the largest transfer, in blocks of 512 bytes, where nothing less is wanted: Linux makes this of 0, and to Windows
+/// it means that there is no limit.
 const MAX_SECTORS: u32 = 0xffff;
 /// The largest target number.
 const MAX_TARGET: u16 = 255;
@@ -31,18 +33,29 @@ pub(crate) struct Layout {
 pub(crate) struct Config {
     request_queues: u16,
     queue_size: u16,
+    seg_max: u32,
+    max_sectors: u32,
     sense_size: AtomicU32,
     cdb_size: AtomicU32,
 }
 
 impl Config {
-    pub(crate) fn new(request_queues: u16, queue_size: u16) -> Self {
+    pub(crate) fn new(request_queues: u16, queue_size: u16, transfer: TransferLimits) -> Self {
+        // A command has a request and a response descriptor beside its data.
+        let room = u32::from(queue_size.saturating_sub(2).max(1));
         Self {
             request_queues,
             queue_size,
+            seg_max: room.min(transfer.max_segments()),
+            max_sectors: transfer.sectors(MAX_SECTORS),
             sense_size: AtomicU32::new(DEFAULT_SENSE_SIZE),
             cdb_size: AtomicU32::new(DEFAULT_CDB_SIZE),
         }
+    }
+
+    /// What drivers are told of the commands that they may send.
+    pub(crate) fn transfer(&self) -> TransferLimits {
+        TransferLimits::new(u64::from(self.max_sectors) * 512, self.seg_max)
     }
 
     /// The sizes in force. Drivers set them before they send commands.
@@ -64,9 +77,8 @@ impl Config {
         let Layout { cdb_size, sense_size } = self.layout();
         let image = ScsiConfig {
             num_queues: u32::from(self.request_queues).into(),
-            // A command has a request and a response descriptor beside its data.
-            seg_max: u32::from(self.queue_size.saturating_sub(2).max(1)).into(),
-            max_sectors: MAX_SECTORS.into(),
+            seg_max: self.seg_max.into(),
+            max_sectors: self.max_sectors.into(),
             cmd_per_lun: u32::from(self.queue_size).into(),
             event_info_size: (size_of::<Event>() as u32).into(),
             sense_size: sense_size.into(),
@@ -116,7 +128,7 @@ mod tests {
 
     #[test]
     fn fields_are_where_the_standard_puts_them() {
-        let config = Config::new(3, 256);
+        let config = Config::new(3, 256, TransferLimits::default());
         assert_eq!(le32(&config, 0), 3, "num_queues");
         assert_eq!(le32(&config, 4), 254, "seg_max");
         assert_eq!(le32(&config, 8), 65535, "max_sectors");
@@ -133,9 +145,36 @@ mod tests {
         assert_eq!(two, [255, 0]);
     }
 
+    /// VIRTIO 1.3, 5.6.4: seg_max is at 4, max_sectors at 8, in blocks of 512 bytes.
+    #[test]
+    fn transfers_are_limited_by_the_host_and_by_the_queue() {
+        let bytes = |queue_size, bytes, segments| {
+            let mut data = [0xee; 12];
+            Config::new(1, queue_size, TransferLimits::new(bytes, segments)).read(4, &mut data);
+            data
+        };
+        assert_eq!(bytes(256, u64::MAX, u32::MAX), [254, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 1, 0, 0]);
+        assert_eq!(bytes(256, 256 << 10, 64), [64, 0, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0], "512 sectors");
+        assert_eq!(bytes(256, 120 << 10, 128), [31, 0, 0, 0, 240, 0, 0, 0, 0, 1, 0, 0]);
+        assert_eq!(bytes(16, 256 << 10, 64), [14, 0, 0, 0, 0, 2, 0, 0, 16, 0, 0, 0], "the queue is short");
+        assert_eq!(bytes(256, 64 << 20, 128), [128, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 1, 0, 0]);
+        // No driver gets 0: older drivers of Windows divide by seg_max, EDK2 halves max_sectors.
+        assert_eq!(bytes(256, 0, 0), [17, 0, 0, 0, 16, 0, 0, 0, 0, 1, 0, 0]);
+        assert_eq!(bytes(4, 0, 0), [2, 0, 0, 0, 16, 0, 0, 0, 4, 0, 0, 0]);
+    }
+
+    #[test]
+    fn what_drivers_are_told_is_known() {
+        let told = |transfer| Config::new(1, 256, transfer).transfer();
+        let limits = TransferLimits::new(256 << 10, 64);
+        assert_eq!(told(limits), limits);
+        let most = told(TransferLimits::default());
+        assert_eq!((most.max_bytes(), most.max_segments()), (0xfff8 * 512, 254));
+    }
+
     #[test]
     fn only_the_two_sizes_can_be_written_and_only_whole() {
-        let config = Config::new(1, 256);
+        let config = Config::new(1, 256, TransferLimits::default());
         config.write(20, &252u32.to_le_bytes());
         config.write(24, &16u32.to_le_bytes());
         assert_eq!(config.layout(), Layout { cdb_size: 16, sense_size: 252 });

@@ -9,7 +9,7 @@ use std::time::Duration;
 use devices::iothread::Remote;
 use devices::mem::Dma;
 use devices::pci::{PciError, PciFunction, PciSeat};
-use devices::scsi::Nexus;
+use devices::scsi::{Nexus, TransferLimits};
 use thiserror::Error;
 
 use crate::config::Config;
@@ -45,6 +45,9 @@ pub struct Options {
     pub protection: bool,
     /// The register interfaces.
     pub interface: Interface,
+    /// What `max_sectors` and `seg_max` of the configuration space say (5.6.4), as far as that is less than the queues allow.
+    /// Longer commands are taken all the same.
+    pub transfer: TransferLimits,
 }
 
 impl Default for Options {
@@ -55,6 +58,7 @@ impl Default for Options {
             access_platform: false,
             protection: false,
             interface: Interface::Modern,
+            transfer: TransferLimits::default(),
         }
     }
 }
@@ -115,7 +119,8 @@ impl VirtioScsi {
         io: Vec<Remote>,
         options: Options,
     ) -> Result<Arc<Self>, Error> {
-        let Options { request_queues, queue_size, access_platform, protection, interface } = options;
+        let Options { request_queues, queue_size, access_platform, protection, interface, transfer } =
+            options;
         if !(1..=MAX_REQUEST_QUEUES).contains(&request_queues) {
             return Err(Error::RequestQueues(request_queues));
         }
@@ -124,7 +129,7 @@ impl VirtioScsi {
         }
         let remote = io.first().ok_or(Error::NoIoThread)?.clone();
         let shared = Arc::new(Shared {
-            config: Config::new(request_queues, queue_size),
+            config: Config::new(request_queues, queue_size, transfer),
             protection,
             directory: Arc::new(Directory::new(BTreeMap::new())),
             events: Arc::default(),
@@ -145,6 +150,11 @@ impl VirtioScsi {
         }
         hba.start(&io, &dma);
         Ok(Arc::new(hba))
+    }
+
+    /// What drivers are told of the commands that they may send, for as long as the HBA lives: they ask once.
+    pub fn transfer_limits(&self) -> TransferLimits {
+        self.shared.config.transfer()
     }
 
     /// Takes the HBA out of service for good, at the end of the machine: no request is taken or given back any more.

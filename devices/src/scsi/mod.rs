@@ -15,6 +15,7 @@
 //! - `reservation`: persistent and older reservations.
 //! - `sense`, `outcome`, `passed`: how commands end. `absent`: what answers where there is no unit.
 //! - `disk`: the direct access block device. `cd`: the drive for CDs and DVDs. `generic`: a device of the host, passed through.
+//! - `transfer_limits`: the longest commands that an adapter asks drivers for.
 
 mod absent;
 mod attention;
@@ -37,6 +38,7 @@ pub mod suite;
 mod supported;
 mod target;
 mod tasks;
+mod transfer_limits;
 mod unit;
 
 pub use cd::{Cd, CdConfig, CdError, Locked, Tray};
@@ -50,4 +52,5 @@ pub use request::{
 pub use target::{
     AttachError, Detached, Leaving, PortEvents, Target, TargetGroup, TaskManagement, TaskManagementReply,
 };
+pub use transfer_limits::TransferLimits;
 pub use unit::LogicalUnit;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use devices::pci::PciFunction;
 use devices::scsi::suite::{self, Initiator, Outcome, RecordingDisk};
-use devices::scsi::{Disk, Image, LogicalUnit, Lun, Nexus, Residual, Target};
+use devices::scsi::{Disk, Image, LogicalUnit, Lun, Nexus, Residual, Target, TransferLimits};
 use hba_virtio_scsi::Options;
 
 use crate::guest::{EVENT_IDX, Guest, INDIRECT, RING_RESET, Reply, VERSION_1, into, lun, out};
@@ -87,6 +87,30 @@ fn write10(block: u32, count: u16) -> [u8; 10] {
 
 fn one() -> Options {
     Options::default()
+}
+
+/// The driver is told what the host takes (virtio 1.3, 5.6.4: seg_max at 4, max_sectors at 8), and may send more.
+#[test]
+fn commands_beyond_what_was_told_are_carried_out() {
+    let transfer = TransferLimits::new(8 << 10, 1);
+    let mut bench = Bench::new(Options { transfer, ..one() }, 1, INDIRECT);
+    assert_eq!(bench.guest.read::<8>(bench.guest.at.device + 4), [17, 0, 0, 0, 16, 0, 0, 0]);
+    assert_eq!(bench.guest.hba.transfer_limits(), transfer);
+    let bytes: Vec<u8> = (0..128_u32 << 10).map(|n| (n >> 9) as u8 ^ n as u8).collect();
+    let reply = bench.guest.command(2, lun(5, 0), &write10(7, 256), &bytes, 0);
+    assert_eq!((reply.response, reply.status, reply.residual), (0, 0, 0));
+    // In 32 segments, backwards, so that no two are one.
+    let request = bench.guest.alloc_with(&Guest::request_head(lun(5, 0), 1, &read10(7, 256)));
+    let response = bench.guest.alloc_with(&[0xee; 108]);
+    let data = bench.guest.alloc(bytes.len());
+    let mut parts = vec![out(request, 51), into(response, 108)];
+    parts.extend((0..32).rev().map(|n| into(data + n * 4096, 4096)));
+    bench.guest.add_indirect(2, &parts);
+    bench.guest.kick(2);
+    assert_eq!(bench.guest.wait_used(2).1, 108 + (128 << 10));
+    assert_eq!(bench.guest.peek(response, 12), [0; 12], "sense length, residual, qualifier, GOOD, OK");
+    let read: Vec<u8> = (0..32).rev().flat_map(|n| bench.guest.peek(data + n * 4096, 4096)).collect();
+    assert!(read == bytes);
 }
 
 pub struct ThroughHba(pub Bench);

@@ -246,6 +246,7 @@ impl Board {
             access_platform: false,
             protection: false,
             interface: Interface::Transitional,
+            ..hba_virtio_scsi::Options::default()
         };
         let remote = self._thread.remote();
         let virtio = VirtioScsi::new(seat(1), targets, vec![remote.clone()], options).expect("an HBA");

@@ -85,6 +85,7 @@ impl Rig {
             access_platform: true,
             protection: true,
             interface: Interface::Transitional,
+            ..Options::default()
         };
         let targets = BTreeMap::from([(0, target(false)), (1, target(true))]);
         let hba = VirtioScsi::new(seat.seat.clone(), targets, vec![thread.remote()], options);
