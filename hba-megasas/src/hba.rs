@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use devices::iothread::{Io, Remote};
 use devices::pci::{PciDevice, PciError, PciFunction, PciSeat};
+use devices::scsi::TransferLimits;
 use thiserror::Error;
 
 use crate::differences::Differences;
 use crate::firmware::{Drive, EventStore, Firmware, Log, MAX_LDS, Personality};
 use crate::function;
+use crate::limits::Limits;
 use crate::model::Model;
 use crate::transport::{Adapter, Port, Window, Worker, serve};
 
@@ -99,15 +101,30 @@ impl Megasas {
         options: Options,
         events: Option<Box<dyn EventStore>>,
     ) -> Result<Arc<Self>, Error> {
+        Self::with_limits(seat, drives, io, options, events, TransferLimits::default())
+    }
+
+    /// As [`Self::new`]. Drivers are asked to keep to `transfer`, as far as that is less than what the board has: the number of
+    /// elements in the status word and in the controller information, and the strips and the longest request there. Longer
+    /// commands are taken all the same.
+    pub fn with_limits(
+        seat: PciSeat,
+        drives: BTreeMap<u8, Drive>,
+        io: Remote,
+        options: Options,
+        events: Option<Box<dyn EventStore>>,
+        transfer: TransferLimits,
+    ) -> Result<Arc<Self>, Error> {
         let Options { model, serial, sas_address, write_back, differences } = options;
         if serial.len() > MAX_SERIAL || !serial.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
             return Err(Error::Serial);
         }
-        let personality = Personality { model, serial, sas_address, write_back, differences };
+        let limits = Limits::new(model, transfer);
+        let personality = Personality { limits, serial, sas_address, write_back, differences };
         let firmware = Arc::new(Firmware::new(personality, Log::new(events)));
         let shared =
             Arc::new(Shared { firmware: firmware.clone(), remote: io.clone(), cancels: Arc::default() });
-        let port = Port::new(model, seat.dma.clone(), shared.clone(), differences)?;
+        let port = Port::new(limits, seat.dma.clone(), shared.clone(), differences)?;
         let window = Arc::new(Window(port.clone()));
         let page = (!Differences::are_traced()).then(|| port.page().clone());
         let function = function::build(model, seat, window, page)?;
@@ -124,6 +141,11 @@ impl Megasas {
         }));
         io.spawn(move |io| serve(Worker::new(io, port, firmware)));
         Ok(Arc::new(hba))
+    }
+
+    /// What drivers are told of the commands that they may send, for as long as the HBA lives: they ask once.
+    pub fn transfer_limits(&self) -> TransferLimits {
+        self.shared.firmware.personality().limits.told()
     }
 
     /// Takes the HBA out of service for good, at the end of the machine: no frame is taken any more, and the store of

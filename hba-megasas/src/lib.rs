@@ -1,7 +1,7 @@
 //! The MegaRAID SAS host bus adapter: the MegaRAID firmware interface (MFI) on PCI.
 //!
 //! ```text
-//!   hba ── function (PCI identity, BARs, capabilities), model (the boards), differences (switches for unknown drivers)
+//!   hba ── function (PCI identity, BARs, capabilities), model (the boards), limits (what they say of long commands), differences (switches for unknown drivers)
 //!    |── transport: how frames come and go
 //!    |     port (registers, inbound queue, ring, interrupts) ── worker (one task on an I/O thread)
 //!    |        └── frame (what a frame says), token (a frame to complete exactly once), execute (what frames do)
@@ -16,6 +16,7 @@ mod differences;
 mod firmware;
 mod function;
 mod hba;
+mod limits;
 mod model;
 mod spec;
 mod transport;

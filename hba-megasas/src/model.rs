@@ -1,7 +1,5 @@
 //! The boards: what differs between them.
 
-use crate::spec::STATUS_MSIX_AND_IEEE;
-
 /// A MegaRAID SAS board.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Model {
@@ -52,15 +50,6 @@ impl Model {
             Self::Gen2 => 60,
             Self::Sas1078 => 80,
         }
-    }
-
-    /// The part of the status word below the state.
-    pub(crate) fn limits_word(self) -> u32 {
-        let msix = match self {
-            Self::Gen2 => STATUS_MSIX_AND_IEEE,
-            Self::Sas1078 => 0,
-        };
-        msix | u32::from(self.max_sges()) << 16 | u32::from(self.max_commands())
     }
 
     /// The bit of the interrupt status that says that there are completions.

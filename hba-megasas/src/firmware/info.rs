@@ -6,6 +6,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::dcmd::{Dcmd, Reply, parse};
 use super::log::{Event, Subject};
 use super::{Firmware, Kind, lock, put_text};
+use crate::limits::STRIP;
 use crate::model::Model;
 use crate::spec::Status;
 use crate::spec::controller::{
@@ -16,8 +17,6 @@ use crate::spec::event::{class, code, locale};
 
 /// Logical drives at most: one byte of a frame names them, but drivers of this generation know 64.
 pub(crate) const MAX_LDS: u8 = 64;
-/// Log2 of the strip in sectors: 4 KiB.
-pub(super) const STRIP: u8 = 3;
 /// Memory of the controller in MiB; 0 would have Linux take it for one without.
 const MEMORY_MIB: u16 = 512;
 /// "SSIS", which says that the firmware image is whole.
@@ -48,15 +47,15 @@ impl Firmware {
     pub(super) async fn controller_info(&self, _io: &Io) -> Vec<u8> {
         let mut info = ControllerInfo::new_zeroed();
         self.describe_board(&mut info);
-        let model = self.personality.model;
+        let limits = self.personality.limits;
         info.max_arms = 32;
         info.max_spans = 8;
         info.max_arrays = MAX_LDS;
         info.max_lds = MAX_LDS;
-        info.max_cmds = model.max_commands().into();
-        info.max_sge = u16::from(model.max_sges()).into();
-        info.max_request = 0xffff.into();
-        info.max_strips_per_io = u16::from(model.max_sges()).into();
+        info.max_cmds = limits.model().max_commands().into();
+        info.max_sge = u16::from(limits.sges()).into();
+        info.max_request = limits.max_request().into();
+        info.max_strips_per_io = limits.strips().into();
         // RAID 0.
         info.raid_levels = 1.into();
         info.stripe_min = STRIP;
@@ -74,7 +73,7 @@ impl Firmware {
 
     fn describe_board(&self, info: &mut ControllerInfo) {
         let personality = self.personality();
-        let model = personality.model;
+        let model = personality.limits.model();
         info.vendor = 0x1000.into();
         info.device = model.device_id().into();
         info.sub_vendor = 0x1000.into();

@@ -9,8 +9,8 @@ use super::configuration::array_of;
 use super::dcmd::{Dcmd, Reply, parse};
 use super::drives::{Kind, Place};
 use super::identity::Identity;
-use super::info::STRIP;
 use super::{Firmware, info, lock};
+use crate::limits::STRIP;
 use crate::spec::drive::{
     DDF_IN_VD, DDF_SAS, DISK_CACHE_DISABLED, DISK_CACHE_ENABLED, LD_CACHE_BAD_BBU, LD_CACHE_WRITE_BACK,
     LD_CACHE_WRITES, LD_OPTIMAL, LD_READ_ONLY, LdConfig, LdEntry, LdInfo, LdProperties, NO_ENCLOSURE,

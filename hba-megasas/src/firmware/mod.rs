@@ -19,7 +19,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use zerocopy::IntoBytes;
 
 use crate::differences::Differences;
-use crate::model::Model;
+use crate::limits::Limits;
 use crate::spec::drive::{LD_OFFLINE, LD_OPTIMAL};
 use crate::spec::event::{class, code, locale};
 use clock::Clock;
@@ -38,7 +38,8 @@ pub(crate) use policy::{changes_medium, only_reads, write_protected};
 /// What tells one controller from another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Personality {
-    pub(crate) model: Model,
+    /// The board, and what it says of the commands that it takes.
+    pub(crate) limits: Limits,
     /// At most 32 characters.
     pub(crate) serial: String,
     pub(crate) sas_address: u64,

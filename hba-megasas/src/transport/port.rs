@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::registers::{Effect, Registers, frame_address};
 use super::ring::ReplyRing;
 use crate::differences::{Difference, Differences};
+use crate::limits::Limits;
 use crate::model::Model;
 use crate::spec::{QueueInfo, State, Status, register};
 
@@ -90,15 +91,16 @@ pub(crate) struct Port {
 
 impl Port {
     pub(crate) fn new(
-        model: Model,
+        limits: Limits,
         dma: Dma,
         adapter: Arc<dyn Adapter>,
         differences: Differences,
     ) -> std::io::Result<Arc<Self>> {
+        let model = limits.model();
         let doorbell = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let frames = Vec::with_capacity(Self::queue_limit(model));
         let page = Arc::new(RegisterPage::new()?);
-        let registers = Registers::new(model, page.clone(), differences);
+        let registers = Registers::new(limits, page.clone(), differences);
         let inner = Inner { registers, ring: None, restarting: false, aborting: false, shut_down: false };
         Ok(Arc::new_cyclic(|this| Self {
             this: this.clone(),

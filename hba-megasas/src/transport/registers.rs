@@ -5,7 +5,7 @@ use std::sync::Arc;
 use devices::pci::RegisterPage;
 
 use crate::differences::{Difference, Differences};
-use crate::model::Model;
+use crate::limits::Limits;
 use crate::spec::{State, WRITE_SEQUENCE, diag, doorbell, interrupt, register};
 
 /// What a register write asks for beyond the registers.
@@ -50,7 +50,7 @@ const QEMU_SCRATCH_PAD_1: u32 = 15;
 /// The register file, and the page in which guests read it: it follows with every change.
 #[derive(Debug)]
 pub(crate) struct Registers {
-    model: Model,
+    limits: Limits,
     page: Arc<RegisterPage>,
     differences: Differences,
     state: State,
@@ -66,9 +66,9 @@ pub(crate) struct Registers {
 
 impl Registers {
     /// As after power-on.
-    pub(crate) fn new(model: Model, page: Arc<RegisterPage>, differences: Differences) -> Self {
+    pub(crate) fn new(limits: Limits, page: Arc<RegisterPage>, differences: Differences) -> Self {
         let registers = Self {
-            model,
+            limits,
             page,
             differences,
             state: State::Ready,
@@ -193,7 +193,7 @@ impl Registers {
     /// The firmware status word.
     fn status_word(&self) -> u32 {
         let state = if self.quiescing && self.state == State::Ready { State::FwInit } else { self.state };
-        (state as u32) << 28 | self.model.limits_word()
+        (state as u32) << 28 | self.limits.word()
     }
 
     /// State of the firmware; READY and being busy with what was before are one here.
@@ -210,9 +210,9 @@ impl Registers {
     /// that the wire is quiet too.
     pub(crate) fn begin(&mut self, state: State) {
         let diag = self.diag & diag::RESET_ADAPTER;
-        let (model, page, differences) = (self.model, self.page.clone(), self.differences);
+        let (limits, page, differences) = (self.limits, self.page.clone(), self.differences);
         let (status, mask, keys, high) = (0, u32::MAX, 0, 0);
-        *self = Self { model, page, differences, state, quiescing: true, diag, status, mask, keys, high };
+        *self = Self { limits, page, differences, state, quiescing: true, diag, status, mask, keys, high };
         self.publish();
     }
 
@@ -237,7 +237,7 @@ impl Registers {
 
     /// There are completions.
     pub(crate) fn set_reply(&mut self) {
-        self.status |= self.model.reply_bit();
+        self.status |= self.limits.model().reply_bit();
         self.publish();
     }
 
@@ -266,10 +266,14 @@ impl Registers {
 
 #[cfg(test)]
 mod tests {
+    use devices::scsi::TransferLimits;
+
     use super::*;
+    use crate::model::Model;
 
     fn new(model: Model) -> Registers {
-        Registers::new(model, Arc::new(RegisterPage::new().unwrap()), Differences::default())
+        let limits = Limits::new(model, TransferLimits::default());
+        Registers::new(limits, Arc::new(RegisterPage::new().unwrap()), Differences::default())
     }
 
     fn gen2() -> Registers {

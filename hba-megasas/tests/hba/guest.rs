@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use devices::iothread::IoThread;
 use devices::scsi::suite::{self, RecordingDisk};
-use devices::scsi::{Disk, DiskConfig, Image, LogicalUnit, Lun, Nexus, Target};
+use devices::scsi::{Disk, DiskConfig, Image, LogicalUnit, Lun, Nexus, Target, TransferLimits};
 use devices::testing::pci::{TestSeat, find_capability, set_config_dword, set_config_word};
 use hba_megasas::{Differences, Drive, EventStore, Megasas, Model, Options};
 use vm_memory::{Bytes, GuestAddress};
@@ -183,9 +183,22 @@ impl Guest {
         drives: BTreeMap<u8, Drive>,
         images: BTreeMap<u8, Arc<Image>>,
     ) -> Self {
+        Self::limited(store, thread, options, TransferLimits::default(), drives, images)
+    }
+
+    /// As [`Self::kept_by`], with devices of the host behind it that take this much at once.
+    pub fn limited(
+        store: Option<Box<dyn EventStore>>,
+        thread: IoThread,
+        options: Options,
+        transfer: TransferLimits,
+        drives: BTreeMap<u8, Drive>,
+        images: BTreeMap<u8, Arc<Image>>,
+    ) -> Self {
         let seat = TestSeat::new(RAM);
-        let model = options.model;
-        let hba = Megasas::new(seat.seat.clone(), BTreeMap::new(), thread.remote(), options, store).unwrap();
+        let (model, remote) = (options.model, thread.remote());
+        let hba = Megasas::with_limits(seat.seat.clone(), BTreeMap::new(), remote, options, store, transfer)
+            .unwrap();
         // As the machine does it.
         for (id, drive) in drives {
             hba.attach_drive(id, drive).unwrap();

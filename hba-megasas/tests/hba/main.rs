@@ -21,6 +21,7 @@ mod handover;
 mod hostile;
 mod hung;
 mod kept;
+mod limits;
 mod promises;
 mod resets;
 mod rules;
