@@ -11,6 +11,7 @@
 
 mod error;
 mod filter;
+mod guard;
 mod host;
 mod inquiry;
 mod kind;

@@ -166,6 +166,11 @@ impl Generic {
                 "\"{name}\": the host's kernel lets this process not send command {opcode:02x}h; it takes the device's node of sg, \
                  which this process may read and write, or CAP_SYS_RAWIO"
             ),
+            Some(libc::EINTR) => crate::log_limited!(
+                error,
+                "\"{name}\": this process was stopped or frozen while command {opcode:02x}h was at the device, and how it ended is not \
+                 known; let no one do that while the device is in use, or let this process use the device's node of bsg"
+            ),
             _ => crate::log_limited!(
                 warn,
                 "\"{name}\": the host's kernel has not sent command {opcode:02x}h: {error}"

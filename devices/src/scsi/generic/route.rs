@@ -6,8 +6,10 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::guard::Guard;
 use super::host::{Answer, Command, Host};
 use super::sys;
 use super::sysfs::Driver;
@@ -17,7 +19,9 @@ use super::sysfs::Driver;
 pub(super) struct Routes {
     /// Its block device or its node of bsg.
     steady: Option<(File, Driver)>,
-    sg: Option<File>,
+    sg: Option<Arc<File>>,
+    /// What keeps commands by sg from being sent again; `None` where the host starts no thread.
+    guard: Option<Guard>,
     filtered: Filtered,
 }
 
@@ -44,7 +48,16 @@ impl Filtered {
 impl Routes {
     /// One of them at least is there.
     pub(super) fn new(steady: Option<(File, Driver)>, sg: Option<File>) -> Self {
-        Self { steady, sg, filtered: Filtered::default() }
+        let sg = sg.map(Arc::new);
+        // It keeps no device open: what there is nothing of any more has no commands.
+        let guard = sg.as_ref().map(Arc::downgrade).and_then(|node| {
+            Guard::start(move || sys::commands_of_sg(&*node.upgrade()?).ok())
+                .inspect_err(|e| {
+                    tracing::warn!("commands by sg are not guarded against a stop of the process: {e}")
+                })
+                .ok()
+        });
+        Self { steady, sg, guard, filtered: Filtered::default() }
     }
 
     /// What commands that read and write go by.
@@ -54,7 +67,7 @@ impl Routes {
 
     /// The node of sg.
     pub(super) fn sg(&self) -> Option<&File> {
-        self.sg.as_ref()
+        self.sg.as_deref()
     }
 }
 
@@ -66,7 +79,7 @@ impl Host for Routes {
         {
             let sent = match driver {
                 Driver::Bsg => sys::send_bsg(file, command),
-                Driver::Sg | Driver::Block => sys::send(file, command),
+                Driver::Sg | Driver::Block => sys::send(file, command, None),
             };
             match sent {
                 // The kernel has looked at the operation code and not sent it.
@@ -77,14 +90,15 @@ impl Host for Routes {
             }
         }
         match &self.sg {
-            Some(sg) => sys::send(sg, command),
+            Some(sg) => sys::send(sg, command, self.guard.as_ref()),
             None => Err(io::Error::from_raw_os_error(libc::ENODEV)),
         }
     }
 
     fn reset(&self) -> io::Result<()> {
         match (&self.sg, &self.steady) {
-            (Some(file), _) | (None, Some((file, _))) => sys::reset(file),
+            (Some(file), _) => sys::reset(file),
+            (None, Some((file, _))) => sys::reset(file),
             (None, None) => Err(io::Error::from_raw_os_error(libc::ENODEV)),
         }
     }

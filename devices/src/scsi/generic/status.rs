@@ -184,6 +184,8 @@ pub(super) fn refused(error: &io::Error) -> Verdict {
         Some(libc::ENXIO) => Verdict::Fault(TransportFault::PathLost),
         // The kernel's own filter for those without CAP_SYS_RAWIO, or a node that is open for reading.
         Some(libc::EPERM | libc::EACCES) => failed(SenseKey::IllegalRequest, INVALID_OPERATION_CODE),
+        // The process was stopped meanwhile, and the kernel has let go of a command that it had sent.
+        Some(libc::EINTR) => failed(SenseKey::AbortedCommand, (0, 0)),
         // There is no room for it now; sg has none for more than 16 of one file (EDOM).
         Some(libc::ENOMEM | libc::EAGAIN | libc::EBUSY | libc::EDOM) => Verdict::Fault(TransportFault::Busy),
         // It does not take what it is given; the same again would end the same way.
@@ -305,6 +307,8 @@ mod tests {
         for error in [libc::ENOMEM, libc::EDOM, libc::EBUSY, libc::EAGAIN] {
             assert_eq!(of(error), Verdict::Fault(TransportFault::Busy));
         }
+        assert_eq!(of(libc::EINTR), failed(SenseKey::AbortedCommand, (0, 0)));
+        assert!(of(libc::EINTR).may_have_reset(true), "a tape may be elsewhere");
         assert_eq!(of(libc::EINVAL), failed(SenseKey::IllegalRequest, (0x24, 0x00)));
         assert_eq!(of(libc::EFAULT), failed(SenseKey::AbortedCommand, (0x55, 0x03)));
         assert_eq!(refused(&io::Error::other("a helper that is no more")), of(libc::EFAULT));

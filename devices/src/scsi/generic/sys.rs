@@ -6,7 +6,9 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::ptr;
+use std::sync::atomic::AtomicI32;
 
+use super::guard::{Guard, TABLE};
 use super::host::{Answer, Command, Direction};
 use crate::scsi::MAX_SENSE;
 
@@ -18,8 +20,7 @@ const SG_GET_VERSION_NUM: libc::Ioctl = 0x2282;
 /// Device, and no more than that where its driver has no such reset.
 const SG_SCSI_RESET_DEVICE: libc::c_int = 1;
 const SG_SCSI_RESET_NO_ESCALATE: libc::c_int = 0x100;
-/// Without a copy in the kernel, where it can.
-const SG_FLAG_DIRECT_IO: u32 = 1;
+const SG_GET_REQUEST_TABLE: libc::Ioctl = 0x2286;
 /// Behind what came before. It is the same for bsg.
 const SG_FLAG_Q_AT_TAIL: u32 = 0x10;
 /// linux/fs.h: of nodes of sg it is in bytes.
@@ -28,7 +29,8 @@ const BLKSECTGET: libc::Ioctl = 0x1267;
 /// `struct sg_io_hdr`.
 #[repr(C)]
 struct Version3 {
-    interface_id: libc::c_int,
+    /// Zero for none that the kernel takes.
+    interface_id: AtomicI32,
     dxfer_direction: libc::c_int,
     cmd_len: u8,
     mx_sb_len: u8,
@@ -91,6 +93,19 @@ struct Version4 {
     padding: u32,
 }
 
+/// `struct sg_req_info`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Info {
+    /// State, orphan, owned by SG_IO, problem.
+    flags: [u8; 4],
+    pack_id: i32,
+    usr_ptr: u64,
+    duration: u32,
+    unused: i32,
+}
+
+const _: () = assert!(size_of::<Info>() == 24);
 const _: () = assert!(size_of::<Version3>() == 88 && size_of::<Version4>() == 160);
 
 fn too_long() -> io::Error {
@@ -102,18 +117,21 @@ fn timeout(command: &Command) -> u32 {
     u32::try_from(command.timeout.as_millis()).unwrap_or(u32::MAX).clamp(1, i32::MAX as u32)
 }
 
-/// Sends a command by a node of sg or of a block device, and waits for its end.
-pub(super) fn send(file: &File, command: &Command) -> io::Result<Answer> {
+/// Sends a command by a block device, or with a guard by a node of sg, and waits for its end.
+///
+/// # Errors
+/// EINTR: the process was stopped meanwhile, and the command may be carried out or not. All others: it was not sent.
+pub(super) fn send(file: &File, command: &Command, guard: Option<&Guard>) -> io::Result<Answer> {
     let (cdb, parts) = (command.cdb.as_bytes(), command.data.iovecs());
     let (mut sense, len) = ([0; MAX_SENSE], u32::try_from(command.data.len()).map_err(|_| too_long())?);
-    // One segment by its address: sg takes lists without a copy never, and this if it may.
     let (memory, count) = match parts {
         [] => (ptr::null(), 0),
         [one] => (one.iov_base.cast_const(), 0),
         list => (list.as_ptr().cast(), u16::try_from(list.len()).map_err(|_| too_long())?),
     };
+    let number = guard.map_or(0, Guard::number);
     let mut header = Version3 {
-        interface_id: libc::c_int::from(b'S'),
+        interface_id: AtomicI32::new(libc::c_int::from(b'S')),
         // SG_DXFER_NONE, SG_DXFER_FROM_DEV, SG_DXFER_TO_DEV
         dxfer_direction: match command.direction {
             Direction::In if len > 0 => -3,
@@ -128,8 +146,9 @@ pub(super) fn send(file: &File, command: &Command) -> io::Result<Answer> {
         cmdp: cdb.as_ptr(),
         sbp: sense.as_mut_ptr(),
         timeout: timeout(command),
-        flags: SG_FLAG_DIRECT_IO | SG_FLAG_Q_AT_TAIL,
-        pack_id: 0,
+        // Through a copy by sg: it does not reach the guest's memory for a command that it has let go of.
+        flags: SG_FLAG_Q_AT_TAIL,
+        pack_id: number,
         usr_ptr: ptr::null(),
         status: 0,
         masked_status: 0,
@@ -141,13 +160,19 @@ pub(super) fn send(file: &File, command: &Command) -> io::Result<Answer> {
         duration: 0,
         info: 0,
     };
+    let place = &raw mut header;
+    // SAFETY: `interface_id` is the first field. The header is there when this function ends, before which the guard lets go of it.
+    #[allow(unsafe_code)]
+    let watched = guard.map(|guard| unsafe { guard.watch(number, place.cast()) });
     let _undisturbed = Undisturbed::begin();
     // SAFETY: the header is as the kernel knows it. It points to the CDB, to as much room for sense data as it says, and to
     // memory that `command.data` keeps; all of that outlives the call, at the end of which the kernel has let go of it.
     #[allow(unsafe_code)]
-    let result = unsafe { libc::ioctl(file.as_raw_fd(), SG_IO, &raw mut header) };
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), SG_IO, place) };
+    let error = io::Error::last_os_error();
+    drop(watched);
     if result < 0 {
-        return Err(io::Error::last_os_error());
+        return Err(told(error, header.interface_id.into_inner() == 0));
     }
     Ok(Answer {
         status: header.status,
@@ -157,6 +182,23 @@ pub(super) fn send(file: &File, command: &Command) -> io::Result<Answer> {
         sense,
         sense_len: header.sb_len_wr,
     })
+}
+
+/// What an error means: of a header that became unusable after the kernel had begun with it, that the kernel has begun anew.
+fn told(error: io::Error, unusable: bool) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::ENOSYS) if unusable => io::Error::from_raw_os_error(libc::EINTR),
+        _ => error,
+    }
+}
+
+/// The numbers (`pack_id`) of the commands that a node of sg has; zeros where there are less.
+pub(super) fn commands_of_sg(file: &File) -> io::Result<[i32; TABLE]> {
+    let mut table = [Info::default(); TABLE];
+    // SAFETY: the kernel writes as many as sg has commands of one file at most, which is TABLE.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), SG_GET_REQUEST_TABLE, table.as_mut_ptr()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(table.map(|info| info.pack_id)) }
 }
 
 /// Sends a command by a node of bsg, which takes one segment, and waits for its end.
@@ -284,17 +326,30 @@ mod tests {
     #[test]
     fn errors_of_the_kernel_are_errors() {
         let file = temp_file();
-        for send in [send, send_bsg] {
-            let error = send(file.as_file(), &inquiry()).unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(libc::ENOTTY));
+        let guard = Guard::start(|| Some([1; TABLE])).unwrap();
+        for sent in [
+            send(file.as_file(), &inquiry(), None),
+            send(file.as_file(), &inquiry(), Some(&guard)),
+            send_bsg(file.as_file(), &inquiry()),
+        ] {
+            assert_eq!(sent.unwrap_err().raw_os_error(), Some(libc::ENOTTY));
         }
+        assert!(commands_of_sg(file.as_file()).is_err());
         assert_eq!(reset(file.as_file()).unwrap_err().raw_os_error(), Some(libc::ENOTTY));
         assert!(!speaks_sg(file.as_file()) && queue_of_sg(file.as_file()).is_err());
         let thread = std::thread::spawn(move || {
             answer_system_call(libc::SYS_ioctl, libc::ENODEV);
-            send(file.as_file(), &inquiry()).unwrap_err().raw_os_error()
+            send(file.as_file(), &inquiry(), None).unwrap_err().raw_os_error()
         });
         assert_eq!(thread.join().unwrap(), Some(libc::ENODEV));
+    }
+
+    #[test]
+    fn a_call_that_begins_anew_is_no_command_that_was_not_sent() {
+        let of = |error, unusable| told(io::Error::from_raw_os_error(error), unusable).raw_os_error();
+        assert_eq!(of(libc::ENOSYS, true), Some(libc::EINTR));
+        assert_eq!(of(libc::ENOSYS, false), Some(libc::ENOSYS), "no node of sg");
+        assert_eq!(of(libc::ENODEV, true), Some(libc::ENODEV));
     }
 
     #[test]
