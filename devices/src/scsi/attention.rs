@@ -28,12 +28,14 @@ pub(crate) enum Attention {
     ModeChanged,
     /// CAPACITY DATA HAS CHANGED
     CapacityChanged,
+    /// INQUIRY DATA HAS CHANGED
+    InquiryChanged,
     /// REPORTED LUNS DATA HAS CHANGED
     LunsChanged,
 }
 
 impl Attention {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::PowerOn,
         Self::UnitReset,
         Self::NexusLoss,
@@ -44,6 +46,7 @@ impl Attention {
         Self::CommandsCleared,
         Self::ModeChanged,
         Self::CapacityChanged,
+        Self::InquiryChanged,
         Self::LunsChanged,
     ];
 
@@ -60,6 +63,7 @@ impl Attention {
             Self::CommandsCleared => (0x2f, 0x00),
             Self::ModeChanged => (0x2a, 0x01),
             Self::CapacityChanged => (0x2a, 0x09),
+            Self::InquiryChanged => (0x3f, 0x03),
             Self::LunsChanged => (0x3f, 0x0e),
         }
     }

@@ -117,6 +117,19 @@ pub enum GenericError {
         /// SPC-5, 6.7.2.
         qualifier: u8,
     },
+    /// Another device has come to the place of one that was gone.
+    #[error(
+        "{path}: what came back is a device of type {found:02x}h, and the unit is one of type {wanted:02x}h; attach it as another \
+         unit"
+    )]
+    Other {
+        /// Its node.
+        path: String,
+        /// PERIPHERAL DEVICE TYPE (SPC-5, 6.7.2).
+        found: u8,
+        /// That of the unit.
+        wanted: u8,
+    },
     /// The host refuses otherwise.
     #[error("{path}: the host cannot open it: {error}")]
     Host {

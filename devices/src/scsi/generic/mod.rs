@@ -3,19 +3,23 @@
 //! ```text
 //!   Generic ──> request: one command, or its pieces, with memory that the kernel takes
 //!      |            └─> Host::execute on a helper thread: Node, by one of its Routes: /dev/sg*, /dev/bsg/*, block devices
-//!      └─ filter (what the guest may), inquiry (what it sees otherwise), status (how it ended)
+//!      ├─ filter (what the guest may), inquiry (what it sees otherwise), status (how it ended)
+//!      └─ comeback (what is behind it now) <── lookout, in a process of its own: finds what was gone by its identity
 //! ```
 //! The kernel has one way to send a command that is open to a process which has given up its privileges: an ioctl that waits.
 //! (write(2) and read(2) of /dev/sg* refuse a thread whose credentials are not those that opened the node.) So each unit has helper
 //! threads of its own, as many as the device takes commands: one that hangs holds up no I/O thread and no other unit.
 
+mod comeback;
 mod error;
 mod filter;
 mod guard;
 mod host;
+mod identity;
 mod inquiry;
 mod kind;
 mod limits;
+mod lookout;
 mod node;
 mod request;
 mod room;
@@ -25,21 +29,28 @@ mod status;
 mod sys;
 mod sysfs;
 mod table;
+mod taken;
 #[cfg(test)]
 mod tests;
 mod timeouts;
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+pub use comeback::Returning;
 pub use error::GenericError;
 pub use filter::Allow;
 pub use host::{Answer, Command, Direction, Host};
+pub use identity::Identity;
 pub use limits::HostLimits;
+pub use lookout::{Arrival, Found, Lookout, Report, Wanted};
 pub use node::{GenericOptions, Place};
+pub use route::Part;
+pub use sysfs::Driver;
 
-use self::inquiry::{Look, Page};
+use self::comeback::{Link, Plug};
+use self::inquiry::Look;
 use self::kind::Kind;
 use self::room::Room;
 use super::attention::Attention;
@@ -79,24 +90,24 @@ pub struct GenericConfig {
     pub limits: HostLimits,
     /// Bytes of a logical block, where the host knows.
     pub block: Option<u32>,
+    /// Its length in bytes, where the host knows.
+    pub size: Option<u64>,
+    /// How it is found again when it was gone; `None` if it is not.
+    pub wanted: Option<Wanted>,
 }
 
 /// A device of the host.
 pub struct Generic {
-    host: Arc<dyn Host>,
+    /// What is behind it.
+    plug: Arc<Plug>,
     name: String,
     /// First byte of the device's INQUIRY data.
     peripheral: u8,
     kind: Kind,
     allow: Allow,
     bounce: bool,
-    limits: HostLimits,
-    page: Page,
-    /// Bytes of a logical block; 0 while nobody knows.
-    block: AtomicU32,
     may_reset: bool,
     resetting: Arc<AtomicBool>,
-    gone: AtomicBool,
     /// Whose commands, and whose resets, wait for each other.
     commands: Owner,
     resets: Owner,
@@ -114,40 +125,20 @@ impl Generic {
     /// # Errors
     /// It does not answer, or is none.
     pub fn new(host: Arc<dyn Host>, config: GenericConfig) -> Result<Self, GenericError> {
-        let mut standard = [0; 36];
-        let name = config.name;
-        let silent = |why| GenericError::Silent { path: name.clone(), why };
-        let len = probe(&*host, &[0x12, 0, 0, 0, 36, 0], &mut standard).map_err(silent)?;
-        let peripheral = standard.first().copied().filter(|_| len >= 5).unwrap_or(0x7f);
-        if peripheral >> 5 != 0 {
-            return Err(GenericError::Absent { path: name, qualifier: peripheral >> 5 });
-        }
+        let link = Link::new(host, &config)?;
+        let peripheral = link.peripheral();
         let kind = Kind::of(peripheral);
-        let mut pages = [0; inquiry::WHOLE_LEN as usize];
-        let has_pages = kind == Kind::Disk;
-        let page = match has_pages.then(|| probe(&*host, &[0x12, 1, 0, 1, 0, 0], &mut pages)) {
-            Some(Ok(len)) if pages.get(..len).is_some_and(inquiry::lacks_block_limits) => Page::Missing,
-            _ => Page::Own,
-        };
         let depth = if kind.is_sequential() { 1 } else { config.depth.clamp(1, DEPTH_MAX) };
-        let mut limits = config.limits;
-        if config.bounce {
-            limits.max_bytes = limits.max_bytes.min(COPIED_MAX);
-        }
         Ok(Self {
-            host,
-            name,
+            name: config.name.clone(),
             peripheral,
             kind,
             allow: config.allow,
             bounce: config.bounce,
-            limits,
-            page,
-            block: AtomicU32::new(config.block.unwrap_or(0)),
             // On an array others would lose their commands and reservations.
             may_reset: !config.shared && config.allow == Allow::All,
             resetting: Arc::default(),
-            gone: AtomicBool::new(false),
+            plug: Plug::new(link, config),
             commands: Owner::with_helpers(depth),
             resets: Owner::default(),
             room: Room::new(COPIED_MAX),
@@ -168,7 +159,7 @@ impl Generic {
 
     /// What its queue at the host takes with one command.
     pub fn limits(&self) -> HostLimits {
-        self.limits
+        self.plug.link().limits
     }
 
     /// Commands that depend on where the one before has left the medium go alone, whatever the initiator says.
@@ -177,11 +168,18 @@ impl Generic {
     }
 
     pub(super) async fn execute(&self, context: Context<'_>, cdb: &Cdb, data: &mut DataBuffers) -> Outcome {
+        const REQUEST_SENSE: u8 = 0x03;
+        const INQUIRY: u8 = 0x12;
         const REPORT_LUNS: u8 = 0xa0;
         let cdb = kind::trim(cdb);
         if cdb.opcode() == REPORT_LUNS {
             // What is at the guest's target, not at the host's.
             return absent::report_luns(context.nexus, cdb.padded(), data);
+        }
+        let link = self.plug.link();
+        if link.is_untold() && !matches!(cdb.opcode(), REQUEST_SENSE | INQUIRY) {
+            link.tell(&context.path.unit);
+            return Err(context.nexus.take_attention(context.path).map_or(BUSY, |new| new.sense().into()));
         }
         if let Some((byte, bit)) = kind::naca(&cdb) {
             // An ACA would hold up the commands of all others that share the host's way to the device.
@@ -193,12 +191,12 @@ impl Generic {
             return Err(SenseData::cdb_field(1, Some(7)).into());
         }
         let (direction, data) = self.direct(&cdb, data.take());
-        let look = inquiry::look(self.kind, self.page, self.allow == Allow::ReadOnly, &cdb);
+        let look = inquiry::look(self.kind, link.page, self.allow == Allow::ReadOnly, &cdb);
         let (verdict, moved) = match (look, direction) {
             (Look::Not, _) | (_, Direction::None | Direction::Out) => {
-                self.transfer(context.io, cdb, direction, data).await?
+                self.transfer(context.io, &link, cdb, direction, data).await?
             }
-            (look, Direction::In) => self.examine(context.io, cdb, data, look).await?,
+            (look, Direction::In) => self.examine(context.io, &link, cdb, data, look).await?,
         };
         if verdict.may_have_reset(self.kind.is_sequential()) {
             context.path.unit.raise(Attention::UnitReset, None);
@@ -233,11 +231,6 @@ impl Generic {
         }
     }
 
-    /// Bytes of a logical block, for what is said in blocks.
-    fn block(&self) -> Option<u32> {
-        Some(self.block.load(Ordering::Relaxed)).filter(|block| *block > 0)
-    }
-
     /// To have the device reset, for LOGICAL UNIT RESET: commands that it does not answer come back so. Not where others use
     /// it, and not while a reset is under way.
     pub(super) fn reset_device(&self) -> Option<Reset> {
@@ -245,7 +238,7 @@ impl Generic {
             return None;
         }
         Some(Reset {
-            host: Arc::downgrade(&self.host),
+            link: Arc::downgrade(&self.plug.link()),
             name: self.name.clone(),
             owner: self.resets.clone(),
             under_way: UnderWay(self.resetting.clone()),
@@ -255,7 +248,7 @@ impl Generic {
 
 /// A reset of a device that is about to begin.
 pub(crate) struct Reset {
-    host: Weak<dyn Host>,
+    link: Weak<Link>,
     name: String,
     owner: Owner,
     under_way: UnderWay,
@@ -264,10 +257,10 @@ pub(crate) struct Reset {
 impl Reset {
     /// Resets the device, and waits for that for a while. The log says why not, if not.
     pub(crate) async fn run(self, io: &Io) {
-        let (host, under_way) = (self.host, self.under_way);
+        let (link, under_way) = (self.link, self.under_way);
         let reset = io.blocking_on(&self.owner, move || {
             let _under_way = under_way;
-            host.upgrade().map_or(Ok(()), |host| host.reset())
+            link.upgrade().map_or(Ok(()), |link| link.host.reset())
         });
         let why = match io.at_most(RESET, reset).await {
             Some(Ok(Ok(()))) => return,

@@ -1,17 +1,18 @@
 //! Opening a device of the host: by a node of sg or bsg, by its block device, or by its name. What cannot be, or would harm, is
 //! refused with one line that says what to do.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::host::{Answer, Command, Host};
-use super::route::Routes;
+use super::lookout::Wanted;
+use super::route::{Part, Routes};
 use super::sysfs::{Device, Driver, Other, Sysfs};
+use super::taken::Taken;
 use super::{Allow, Generic, GenericConfig, GenericError, HostLimits, sys};
 use crate::storage::user_of;
 
@@ -50,40 +51,18 @@ impl Generic {
     /// # Errors
     /// There is none, it is not one that takes SCSI commands, it is in use, or this process may not.
     pub fn open(options: &GenericOptions) -> Result<Self, GenericError> {
-        let (node, config) = Node::open(&Sysfs::default(), options)?;
+        let (mut node, config) = Node::open(&Sysfs::default(), options)?;
+        node.guard();
         Self::new(Arc::new(node), config)
-    }
-}
-
-/// The devices that units of this process have, by their addresses.
-static TAKEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-
-fn taken() -> MutexGuard<'static, BTreeSet<String>> {
-    TAKEN.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A device that a unit has, for as long as it has it.
-#[derive(Debug)]
-struct Taken(String);
-
-impl Taken {
-    fn new(address: &str) -> Option<Self> {
-        taken().insert(address.to_owned()).then(|| Self(address.to_owned()))
-    }
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        taken().remove(&self.0);
     }
 }
 
 /// A device that is open.
 #[derive(Debug)]
-struct Node {
+pub(super) struct Node {
     routes: Routes,
     /// The device as a block device, which the host cannot mount meanwhile.
-    _claim: Option<File>,
+    claim: Option<File>,
     _taken: Taken,
 }
 
@@ -98,7 +77,40 @@ impl Host for Node {
 }
 
 impl Node {
-    fn open(sysfs: &Sysfs, options: &GenericOptions) -> Result<(Self, GenericConfig), GenericError> {
+    /// What is open, for [`Node::from_files`] of another process.
+    pub(super) fn into_files(self) -> Vec<(Part, File)> {
+        let claim = self.claim.map(|file| (Part::Claim, file));
+        self.routes.into_files().chain(claim).collect()
+    }
+
+    /// What another process has opened of the device at this address; `None` if no command can be sent by it.
+    pub(super) fn from_files(address: &str, files: Vec<(Part, File)>) -> Option<Self> {
+        let (claims, files) = files.into_iter().partition::<Vec<_>, _>(|(part, _)| *part == Part::Claim);
+        let claim = claims.into_iter().next().map(|(_, file)| file);
+        Some(Self { routes: Routes::from_files(files)?, claim, _taken: Taken::again(address) })
+    }
+
+    /// See [`Routes::guard`].
+    pub(super) fn guard(&mut self) {
+        self.routes.guard();
+    }
+
+    /// What it is open by.
+    pub(super) fn parts(&self) -> Vec<Part> {
+        self.routes.parts()
+    }
+
+    /// The device that it leads to.
+    pub(super) fn device(&self, sysfs: &Sysfs) -> Option<Device> {
+        let (file, driver) = self.routes.first()?;
+        let number = file.metadata().ok()?.rdev();
+        Some(sysfs.device(driver == Driver::Block, number).ok()?.0)
+    }
+
+    pub(super) fn open(
+        sysfs: &Sysfs,
+        options: &GenericOptions,
+    ) -> Result<(Self, GenericConfig), GenericError> {
         let path = find(sysfs, &options.place)?;
         let (device, driver, number) = look(sysfs, &path)?;
         let name = path.display().to_string();
@@ -161,6 +173,8 @@ impl Node {
             depth: if routes.driver() == Driver::Sg { device.depth().min(SG_DEPTH) } else { device.depth() },
             limits,
             block,
+            size: device.size(),
+            wanted: Wanted::new(&device, driver, routes.parts(), options),
         };
         tracing::info!(
             "\"{}\": {} at {}, {} bytes with one command",
@@ -169,7 +183,7 @@ impl Node {
             device.address,
             limits.transfer()
         );
-        Ok((Self { routes, _claim: claim, _taken: taken }, config))
+        Ok((Self { routes, claim, _taken: taken }, config))
     }
 }
 
@@ -379,7 +393,7 @@ mod tests {
         ] {
             assert!(said.contains(wanted) && !said.contains('\n'), "{said}");
         }
-        assert!(!taken().contains("2:0:0:5"));
+        assert!(!Taken::is_taken("2:0:0:5"));
     }
 
     /// A block device of the host that the tree takes for a SCSI disk.
@@ -469,14 +483,6 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(said.contains("2:0:0:5, 3:0:0:0"), "{said}");
-    }
-
-    #[test]
-    fn one_device_is_one_unit() {
-        let first = Taken::new("99:0:0:0").unwrap();
-        assert!(Taken::new("99:0:0:0").is_none() && Taken::new("99:0:0:1").is_some());
-        drop(first);
-        assert!(Taken::new("99:0:0:0").is_some());
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! One command on its way to the device: with memory of the guest where the kernel takes it as it is, else through memory of the
 //! process, else in pieces.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::comeback::Link;
 use super::host::{Command, Direction};
 use super::inquiry::{self, LONGEST, Look, WHOLE_LEN};
 use super::room::Part;
@@ -28,45 +30,49 @@ impl Generic {
     pub(super) async fn transfer(
         &self,
         io: &Io,
+        link: &Arc<Link>,
         cdb: Cdb,
         direction: Direction,
         data: SgList,
     ) -> Result<(Verdict, u64), Failure> {
-        if data.len() <= self.most() || (!self.bounce && self.limits.admit(&data)) {
-            let verdict = self.go(io, cdb, direction, data).await?;
+        if data.len() <= link.most() || (!self.bounce && link.limits.admit(&data)) {
+            let verdict = self.go(io, link, cdb, direction, data).await?;
             let moved = verdict.moved();
             return Ok((verdict, moved));
         }
-        let Some(blocks) = Blocks::of(self.kind, &cdb) else { return Err(self.too_long(&cdb, data.len())) };
-        let block = match self.block() {
+        let Some(blocks) = Blocks::of(self.kind, &cdb) else {
+            return Err(self.too_long(link, &cdb, data.len()));
+        };
+        let block = match link.block() {
             Some(block) => block,
             // Initiators ask before they read and write; what the device says otherwise is its word to this command.
-            None => match self.ask_block(io).await? {
+            None => match self.ask_block(io, link).await? {
                 Ok(block) => block,
                 Err(verdict) => return Ok((verdict, 0)),
             },
         };
-        self.pieces(io, blocks, u64::from(block), direction, data).await
+        self.pieces(io, link, blocks, u64::from(block), direction, data).await
     }
 
     /// A command in pieces. The first that does not end well is the last.
     async fn pieces(
         &self,
         io: &Io,
+        link: &Arc<Link>,
         blocks: Blocks,
         block: u64,
         direction: Direction,
         mut data: SgList,
     ) -> Result<(Verdict, u64), Failure> {
-        let (each, count) = (self.most() / block, blocks.count());
+        let (each, count) = (link.most() / block, blocks.count());
         let len = count.saturating_mul(block);
         if each == 0 || len > data.len() {
             // Less memory than the command is about: what would come where is not known.
-            return Err(self.too_long(blocks.cdb(), data.len()));
+            return Err(self.too_long(link, blocks.cdb(), data.len()));
         }
         data.truncate(len);
         if count <= each {
-            let verdict = self.go(io, *blocks.cdb(), direction, data).await?;
+            let verdict = self.go(io, link, *blocks.cdb(), direction, data).await?;
             let moved = verdict.moved();
             return Ok((verdict, moved));
         }
@@ -74,7 +80,7 @@ impl Generic {
         loop {
             let part = each.min(count - first);
             let cdb = blocks.part(self.kind, first, part).ok_or(SenseData::illegal(LBA_OUT_OF_RANGE))?;
-            let verdict = self.go(io, cdb, direction, data.window(first * block, part * block)).await?;
+            let verdict = self.go(io, link, cdb, direction, data.window(first * block, part * block)).await?;
             moved += verdict.moved();
             first += part;
             if first >= count || !verdict.is_good() || verdict.moved() < part * block {
@@ -83,34 +89,36 @@ impl Generic {
         }
     }
 
-    /// Bytes of a command that can always be sent, if need be through memory of the process.
-    fn most(&self) -> u64 {
-        self.limits.transfer().min(COPIED_MAX)
-    }
-
-    fn too_long(&self, cdb: &Cdb, len: u64) -> Failure {
+    fn too_long(&self, link: &Link, cdb: &Cdb, len: u64) -> Failure {
         crate::log_limited!(
             warn,
             "\"{}\": command {:02x}h of the guest with {len} bytes is refused: the host takes {} with one command; have the \
              guest send less at a time",
             self.name,
             cdb.opcode(),
-            self.most()
+            link.most()
         );
         SenseData::illegal(INVALID_FIELD_IN_CDB).into()
     }
 
     /// One command as it is, through memory of the process where the kernel would not take the guest's.
-    async fn go(&self, io: &Io, cdb: Cdb, direction: Direction, data: SgList) -> Result<Verdict, Failure> {
-        if data.is_empty() || (!self.bounce && self.limits.admit(&data)) {
-            return Ok(self.send(io, cdb, direction, data, None).await);
+    async fn go(
+        &self,
+        io: &Io,
+        link: &Arc<Link>,
+        cdb: Cdb,
+        direction: Direction,
+        data: SgList,
+    ) -> Result<Verdict, Failure> {
+        if data.is_empty() || (!self.bounce && link.limits.admit(&data)) {
+            return Ok(self.send(io, link, cdb, direction, data, None).await);
         }
         let part = self.room.take(data.len()).await;
         let scratch = self.scratch(data.len())?;
         if direction == Direction::Out {
             io.copy(&data, &ToGuest::new(scratch.window(0, u64::MAX))).await;
         }
-        let verdict = self.send(io, cdb, direction, scratch.window(0, u64::MAX), Some(part)).await;
+        let verdict = self.send(io, link, cdb, direction, scratch.window(0, u64::MAX), Some(part)).await;
         if direction == Direction::In {
             io.copy(&scratch.window(0, verdict.moved()), &ToGuest::new(data)).await;
         }
@@ -122,6 +130,7 @@ impl Generic {
     async fn send(
         &self,
         io: &Io,
+        link: &Arc<Link>,
         cdb: Cdb,
         direction: Direction,
         data: SgList,
@@ -130,34 +139,37 @@ impl Generic {
         let changes = filter::class(self.kind, &cdb) != Class::Read || self.kind.is_sequential();
         let (touches, asked) = (Touches::of(&data, changes), data.len());
         let command = Command { cdb, direction, data, timeout: timeouts::of(self.kind, &cdb) };
-        let host = self.host.clone();
+        let sent = link.clone();
         let work = move || {
             let _part = part;
-            host.execute(&command)
+            sent.host.execute(&command)
         };
         match io.blocking_for(&self.commands, touches, work).await.and_then(|answer| answer) {
             Ok(answer) => {
-                if self.gone.load(Ordering::Relaxed) && self.gone.swap(false, Ordering::Relaxed) {
+                if link.answers_again() {
                     tracing::info!("\"{}\": the device is back", self.name);
                 }
                 verdict(&answer, direction, asked)
             }
             Err(e) => {
-                self.tell(&cdb, &e);
+                self.tell(link, &cdb, &e);
                 refused(&e)
             }
         }
     }
 
     /// Says why the kernel has not sent a command.
-    fn tell(&self, cdb: &Cdb, error: &std::io::Error) {
+    fn tell(&self, link: &Link, cdb: &Cdb, error: &std::io::Error) {
         let (name, opcode) = (&self.name, cdb.opcode());
         match error.raw_os_error() {
             Some(libc::ENODEV) => {
-                if !self.gone.swap(true, Ordering::Relaxed) {
+                if link.lost() {
+                    let then = match self.plug.is_watched() {
+                        true => "bring it back: the unit goes on with it, wherever it is then",
+                        false => "bring it back, or attach it again if it came back by another name",
+                    };
                     tracing::error!(
-                        "\"{name}\": the device is gone from the host, or offline there (sysfs, state); bring it back, or \
-                         attach it again if it came back by another name"
+                        "\"{name}\": the device is gone from the host, or offline there (sysfs, state); {then}"
                     );
                 }
             }
@@ -188,6 +200,7 @@ impl Generic {
     pub(super) async fn examine(
         &self,
         io: &Io,
+        link: &Arc<Link>,
         cdb: Cdb,
         data: SgList,
         look: Look,
@@ -195,26 +208,53 @@ impl Generic {
         let data = ToGuest::new(data);
         let give = |bytes: &[u8]| data.write_at(0, bytes) as u64;
         if look == Look::MakeBlockLimits {
-            let page = inquiry::made(self.peripheral, &self.limits, self.block().unwrap_or(BLOCK));
+            let page = inquiry::made(self.peripheral, &link.limits, link.block().unwrap_or(BLOCK));
             let moved = give(page.get(..inquiry::wanted(&cdb)).unwrap_or(&page));
             return Ok((Verdict::Device { status: Status::Good, sense: None, moved }, moved));
         }
         let (sent, room) = match look {
             Look::Pages => (inquiry::whole(&cdb), WHOLE_LEN),
-            _ => (cdb, data.len().min(LONGEST).min(self.most())),
+            _ => (cdb, data.len().min(LONGEST).min(link.most())),
         };
         let scratch = self.scratch(room)?;
-        let verdict = self.send(io, sent, Direction::In, scratch.window(0, u64::MAX), None).await;
+        let verdict = self.send(io, link, sent, Direction::In, scratch.window(0, u64::MAX), None).await;
         let mut bytes = vec![0; verdict.moved() as usize];
         FromGuest::new(scratch.window(0, u64::MAX)).read_at(0, &mut bytes);
         if verdict.is_good() {
-            self.edit(&mut bytes, look);
+            link.edit(&mut bytes, look);
         }
         if look == Look::Pages {
             bytes.truncate(inquiry::wanted(&cdb));
         }
         let moved = give(&bytes);
         Ok((verdict, moved))
+    }
+
+    /// READ CAPACITY(10) in the place of the initiator's command, which waits for the length of a block.
+    async fn ask_block(&self, io: &Io, link: &Arc<Link>) -> Result<Result<u32, Verdict>, Failure> {
+        let scratch = self.scratch(8)?;
+        let cdb = Cdb::new(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let verdict = self.send(io, link, cdb, Direction::In, scratch.window(0, u64::MAX), None).await;
+        if !verdict.is_good() {
+            return Ok(Err(verdict));
+        }
+        let mut bytes = [0; 8];
+        FromGuest::new(scratch.window(0, verdict.moved())).read_at(0, &mut bytes);
+        // To guess would be to write elsewhere.
+        let block = link.note_block(&bytes, 4).ok_or(SenseData::illegal(INVALID_FIELD_IN_CDB))?;
+        Ok(Ok(block))
+    }
+}
+
+impl Link {
+    /// Bytes of a command that can always be sent, if need be through memory of the process.
+    fn most(&self) -> u64 {
+        self.limits.transfer().min(COPIED_MAX)
+    }
+
+    /// Bytes of a logical block, for what is said in blocks.
+    fn block(&self) -> Option<u32> {
+        Some(self.block.load(Ordering::Relaxed)).filter(|block| *block > 0)
     }
 
     fn edit(&self, bytes: &mut Vec<u8>, look: Look) {
@@ -236,20 +276,5 @@ impl Generic {
         let block = Some(block).filter(|block| (1..=BLOCK_MAX).contains(block))?;
         self.block.store(block, Ordering::Relaxed);
         Some(block)
-    }
-
-    /// READ CAPACITY(10) in the place of the initiator's command, which waits for the length of a block.
-    async fn ask_block(&self, io: &Io) -> Result<Result<u32, Verdict>, Failure> {
-        let scratch = self.scratch(8)?;
-        let cdb = Cdb::new(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-        let verdict = self.send(io, cdb, Direction::In, scratch.window(0, u64::MAX), None).await;
-        if !verdict.is_good() {
-            return Ok(Err(verdict));
-        }
-        let mut bytes = [0; 8];
-        FromGuest::new(scratch.window(0, verdict.moved())).read_at(0, &mut bytes);
-        // To guess would be to write elsewhere.
-        let block = self.note_block(&bytes, 4).ok_or(SenseData::illegal(INVALID_FIELD_IN_CDB))?;
-        Ok(Ok(block))
     }
 }

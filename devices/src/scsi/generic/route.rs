@@ -14,6 +14,19 @@ use super::host::{Answer, Command, Host};
 use super::sys;
 use super::sysfs::Driver;
 
+/// What a file of a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Its block device, for commands.
+    Block,
+    /// Its node of bsg.
+    Bsg,
+    /// Its node of sg.
+    Sg,
+    /// Its block device, for nothing but that nobody else mounts it.
+    Claim,
+}
+
 /// The nodes of one device.
 #[derive(Debug)]
 pub(super) struct Routes {
@@ -48,16 +61,54 @@ impl Filtered {
 impl Routes {
     /// One of them at least is there.
     pub(super) fn new(steady: Option<(File, Driver)>, sg: Option<File>) -> Self {
-        let sg = sg.map(Arc::new);
+        Self { steady, sg: sg.map(Arc::new), guard: None, filtered: Filtered::default() }
+    }
+
+    /// To be called by the process that sends commands.
+    pub(super) fn guard(&mut self) {
         // It keeps no device open: what there is nothing of any more has no commands.
-        let guard = sg.as_ref().map(Arc::downgrade).and_then(|node| {
+        self.guard = self.sg.as_ref().map(Arc::downgrade).and_then(|node| {
             Guard::start(move || sys::commands_of_sg(&*node.upgrade()?).ok())
                 .inspect_err(|e| {
                     tracing::warn!("commands by sg are not guarded against a stop of the process: {e}")
                 })
                 .ok()
         });
-        Self { steady, sg, guard, filtered: Filtered::default() }
+    }
+
+    /// What is open.
+    pub(super) fn into_files(self) -> impl Iterator<Item = (Part, File)> {
+        let steady = self.steady.map(|(file, driver)| (driver.part(), file));
+        // Without a guard nobody else has it.
+        let sg = self.sg.and_then(Arc::into_inner).map(|file| (Part::Sg, file));
+        steady.into_iter().chain(sg)
+    }
+
+    /// What was open elsewhere: `None` if that is nothing.
+    pub(super) fn from_files(files: Vec<(Part, File)>) -> Option<Self> {
+        let (mut steady, mut sg) = (None, None);
+        for (part, file) in files {
+            match part {
+                Part::Block => steady = Some((file, Driver::Block)),
+                Part::Bsg => steady = Some((file, Driver::Bsg)),
+                Part::Sg => sg = Some(file),
+                Part::Claim => {}
+            }
+        }
+        let routes = Self::new(steady, sg);
+        routes.first().is_some().then_some(routes)
+    }
+
+    /// Which nodes are open.
+    pub(super) fn parts(&self) -> Vec<Part> {
+        let steady = self.steady.as_ref().map(|(_, driver)| driver.part());
+        steady.into_iter().chain(self.sg.as_ref().map(|_| Part::Sg)).collect()
+    }
+
+    /// One that is open.
+    pub(super) fn first(&self) -> Option<(&File, Driver)> {
+        let steady = self.steady.as_ref().map(|(file, driver)| (file, *driver));
+        steady.or_else(|| Some((self.sg()?, Driver::Sg)))
     }
 
     /// What commands that read and write go by.
@@ -68,6 +119,16 @@ impl Routes {
     /// The node of sg.
     pub(super) fn sg(&self) -> Option<&File> {
         self.sg.as_deref()
+    }
+}
+
+impl Driver {
+    fn part(self) -> Part {
+        match self {
+            Self::Sg => Part::Sg,
+            Self::Bsg => Part::Bsg,
+            Self::Block => Part::Block,
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! What the kernel tells of SCSI devices in `/sys`: which one a node leads to, what its queue takes, and which has a name.
 
 use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::limits::HostLimits;
@@ -20,8 +22,10 @@ impl Default for Sysfs {
 
 /// By which driver a node leads to its device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Driver {
+pub enum Driver {
+    /// `/dev/sg3`
     Sg,
+    /// `/dev/bsg/2:0:0:5`
     Bsg,
     /// A disk or CD as a block device.
     Block,
@@ -33,7 +37,7 @@ pub(super) struct Device {
     /// Host, channel, target and LUN, as the kernel writes them.
     pub(super) address: String,
     /// Its directory.
-    directory: PathBuf,
+    pub(super) directory: PathBuf,
 }
 
 /// What a node is that no commands can be sent by.
@@ -126,22 +130,71 @@ impl Sysfs {
     /// The devices that have a name: each path to a disk is one.
     pub(super) fn named(&self, name: &str) -> Vec<Device> {
         let wanted = plain(name);
-        let entries = fs::read_dir(self.root.join("class/scsi_device")).into_iter().flatten().flatten();
-        let mut found: Vec<_> = entries
-            .filter_map(|entry| {
-                let address = entry.file_name().to_string_lossy().into_owned();
-                let directory = fs::canonicalize(entry.path().join("device")).ok()?;
-                names_of(&directory).contains(&wanted).then_some(Device { address, directory })
-            })
-            .collect();
+        let mut found = self.all();
+        found.retain(|device| names_of(&device.directory).contains(&wanted));
         found.sort_by(|a, b| a.address.cmp(&b.address));
         found
+    }
+
+    /// All SCSI devices of the host.
+    pub(super) fn all(&self) -> Vec<Device> {
+        let entries = fs::read_dir(self.root.join("class/scsi_device")).into_iter().flatten().flatten();
+        let device = |entry: fs::DirEntry| {
+            let address = entry.file_name().to_string_lossy().into_owned();
+            Some(Device { address, directory: fs::canonicalize(entry.path().join("device")).ok()? })
+        };
+        entries.filter_map(device).collect()
+    }
+
+    /// The device that a path in sysfs, as the kernel names it in its events, is of or below.
+    pub(super) fn device_at(&self, path: &str) -> Option<Device> {
+        let below = path.strip_prefix("/devices/")?;
+        let names: Vec<_> = below.split('/').collect();
+        if names.iter().any(|name| matches!(*name, "" | "." | "..")) {
+            return None;
+        }
+        let place = names.iter().position(|name| is_address(name))?;
+        let address = names.get(place)?;
+        let root = fs::canonicalize(&self.root).ok()?.join("devices");
+        let directory = names.iter().take(place + 1).fold(root, |path, name| path.join(name));
+        Some(Device { address: (*address).into(), directory })
     }
 }
 
 impl Device {
-    fn text(&self, name: &str) -> Option<String> {
+    pub(super) fn text(&self, name: &str) -> Option<String> {
         read(&self.directory.join(name))
+    }
+
+    /// The names of the logical unit, without those that are none.
+    pub(super) fn names(&self) -> Vec<String> {
+        let mut names = names_of(&self.directory);
+        names.retain(|name| name.bytes().any(|b| b != b'0'));
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// Its serial number (SPC-5, 7.7.19).
+    pub(super) fn serial(&self) -> Option<String> {
+        let page = fs::read(self.directory.join("vpd_pg80")).ok()?;
+        let [high, low] = *page.get(2..)?.first_chunk::<2>()?;
+        let serial = page.get(4..)?;
+        let serial = serial.get(..usize::from(u16::from_be_bytes([high, low]))).unwrap_or(serial);
+        let serial = String::from_utf8_lossy(serial);
+        Some(serial.trim_matches(|c: char| c == '\0' || c.is_whitespace()).to_owned())
+    }
+
+    /// The number by which the kernel has its directory: another one when the device is taken away and comes back.
+    pub(super) fn number(&self) -> io::Result<u64> {
+        Ok(fs::metadata(&self.directory)?.ino())
+    }
+
+    /// Its length in bytes, where it is a block device as well.
+    pub(super) fn size(&self) -> Option<u64> {
+        let block = fs::read_dir(self.directory.join("block")).ok()?.flatten().next()?.path();
+        // In units of 512 bytes, whatever its blocks are.
+        read(&block.join("size"))?.parse::<u64>().ok()?.checked_mul(512)
     }
 
     /// Manufacturer and product, for messages.
@@ -293,7 +346,11 @@ pub(super) mod tests {
             fs::write(path, content).unwrap();
         }
 
-        fn link(&self, path: &str, to: &str) {
+        pub(in crate::scsi::generic) fn bytes(&self, path: &str, content: &[u8]) {
+            fs::write(self.path().join(path), content).unwrap();
+        }
+
+        pub(in crate::scsi::generic) fn link(&self, path: &str, to: &str) {
             let path = self.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             symlink(self.path().join(to), path).unwrap();

@@ -1,6 +1,7 @@
 //! The unit over a device of the host that does what a test says.
 
 mod answers;
+mod comeback;
 mod ends;
 mod order;
 mod pieces;
@@ -122,6 +123,8 @@ fn config() -> GenericConfig {
         depth: 32,
         limits: HostLimits { max_bytes: 64 << 10, max_segments: 16, ..HostLimits::default() },
         block: None,
+        size: Some(1 << 30),
+        wanted: None,
     }
 }
 

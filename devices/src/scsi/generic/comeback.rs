@@ -1,0 +1,314 @@
+//! What is behind a unit now, and how something else takes its place: a device that was gone and is back, perhaps at another
+//! address and by another node.
+//!
+//! Commands that have begun keep what they began with. The first one after a return is not sent: a device that is back may have lost
+//! everything that it was told, so all initiators hear POWER ON first.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+
+use super::inquiry::{self, Page};
+use super::kind::Kind;
+use super::lookout::{Arrival, Wanted};
+use super::{Answer, COPIED_MAX, Command, GenericConfig, GenericError, Host, HostLimits, probe};
+use crate::scsi::attention::Attention;
+use crate::scsi::unit::Unit;
+
+/// Bytes of standard INQUIRY data that are looked at.
+const STANDARD: usize = 36;
+
+// What initiators have not heard of yet.
+const RETURNED: u8 = 1;
+const OTHER_INQUIRY: u8 = 2;
+const OTHER_CAPACITY: u8 = 4;
+
+/// What is behind a unit, from when it came until it goes.
+pub(super) struct Link {
+    pub(super) host: Arc<dyn Host>,
+    /// What its queue at the host takes with one command.
+    pub(super) limits: HostLimits,
+    pub(super) page: Page,
+    /// Bytes of a logical block; 0 while nobody knows.
+    pub(super) block: AtomicU32,
+    /// Its length in bytes, where the host knows.
+    size: Option<u64>,
+    standard: [u8; STANDARD],
+    untold: AtomicU8,
+    gone: AtomicBool,
+}
+
+impl Link {
+    /// Asks a device who it is, which may take seconds.
+    pub(super) fn new(host: Arc<dyn Host>, config: &GenericConfig) -> Result<Self, GenericError> {
+        let mut standard = [0; STANDARD];
+        let silent = |why| GenericError::Silent { path: config.name.clone(), why };
+        let len = probe(&*host, &[0x12, 0, 0, 0, STANDARD as u8, 0], &mut standard).map_err(silent)?;
+        let peripheral = standard.first().copied().filter(|_| len >= 5).unwrap_or(0x7f);
+        if peripheral >> 5 != 0 {
+            return Err(GenericError::Absent { path: config.name.clone(), qualifier: peripheral >> 5 });
+        }
+        let mut pages = [0; inquiry::WHOLE_LEN as usize];
+        let has_pages = Kind::of(peripheral) == Kind::Disk;
+        let page = match has_pages.then(|| probe(&*host, &[0x12, 1, 0, 1, 0, 0], &mut pages)) {
+            Some(Ok(len)) if pages.get(..len).is_some_and(inquiry::lacks_block_limits) => Page::Missing,
+            _ => Page::Own,
+        };
+        let mut limits = config.limits;
+        if config.bounce {
+            limits.max_bytes = limits.max_bytes.min(COPIED_MAX);
+        }
+        Ok(Self {
+            host,
+            limits,
+            page,
+            block: AtomicU32::new(config.block.unwrap_or(0)),
+            size: config.size,
+            standard,
+            untold: AtomicU8::new(0),
+            gone: AtomicBool::new(false),
+        })
+    }
+
+    /// First byte of its INQUIRY data.
+    pub(super) fn peripheral(&self) -> u8 {
+        let [first, ..] = self.standard;
+        first
+    }
+
+    /// What is there while a device is not.
+    fn without_device(&self) -> Self {
+        Self {
+            host: Arc::new(Nothing),
+            limits: self.limits,
+            page: self.page,
+            block: AtomicU32::new(self.block.load(Ordering::Relaxed)),
+            size: self.size,
+            standard: self.standard,
+            untold: AtomicU8::new(self.untold.load(Ordering::Relaxed)),
+            gone: AtomicBool::new(true),
+        }
+    }
+
+    /// It takes the place of the other.
+    fn follows(&self, other: &Self) {
+        let mut untold = RETURNED | other.untold.load(Ordering::Relaxed);
+        if self.standard != other.standard {
+            untold |= OTHER_INQUIRY;
+        }
+        // Where the host does not know, the guest had better look.
+        let known = self.size.is_some() && self.size == other.size;
+        if Kind::of(self.peripheral()) == Kind::Disk && !known {
+            untold |= OTHER_CAPACITY;
+        }
+        self.untold.store(untold, Ordering::Release);
+    }
+
+    /// Whether initiators have to hear that it is new here.
+    pub(super) fn is_untold(&self) -> bool {
+        self.untold.load(Ordering::Acquire) != 0
+    }
+
+    /// All initiators hear it. Commands that come meanwhile find the link untold and do the same.
+    pub(super) fn tell(&self, unit: &Unit) {
+        let untold = self.untold.load(Ordering::Acquire);
+        unit.raise(Attention::PowerOn, None);
+        for (bit, attention) in
+            [(OTHER_INQUIRY, Attention::InquiryChanged), (OTHER_CAPACITY, Attention::CapacityChanged)]
+        {
+            if untold & bit != 0 {
+                unit.raise(attention, None);
+            }
+        }
+        self.untold.store(0, Ordering::Release);
+    }
+
+    /// A command was not sent, for there is no such device: whether that is new.
+    pub(super) fn lost(&self) -> bool {
+        !self.gone.swap(true, Ordering::Relaxed)
+    }
+
+    /// A command was sent: whether none was before, since there was no such device.
+    pub(super) fn answers_again(&self) -> bool {
+        self.gone.load(Ordering::Relaxed) && self.gone.swap(false, Ordering::Relaxed)
+    }
+}
+
+/// No device.
+struct Nothing;
+
+impl Host for Nothing {
+    fn execute(&self, _: &Command) -> io::Result<Answer> {
+        Err(io::Error::from_raw_os_error(libc::ENODEV))
+    }
+
+    fn reset(&self) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::ENODEV))
+    }
+}
+
+/// Where a unit has its device.
+pub(super) struct Plug {
+    config: GenericConfig,
+    link: RwLock<Arc<Link>>,
+    /// Links that are no more, with commands that the host has not ended: their files are not closed where an I/O thread would wait.
+    past: Mutex<Vec<Arc<Link>>>,
+    /// Somebody looks for the device when it goes.
+    watched: AtomicBool,
+}
+
+/// Where devices that can be found again are, of units that live.
+static PLUGS: Mutex<Vec<Weak<Plug>>> = Mutex::new(Vec::new());
+
+fn plugs() -> MutexGuard<'static, Vec<Weak<Plug>>> {
+    PLUGS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Plug {
+    pub(super) fn new(link: Link, config: GenericConfig) -> Arc<Self> {
+        let findable = config.wanted.is_some();
+        let plug = Arc::new(Self {
+            config,
+            link: RwLock::new(Arc::new(link)),
+            past: Mutex::default(),
+            watched: AtomicBool::new(false),
+        });
+        if findable {
+            let mut plugs = plugs();
+            plugs.retain(|plug| plug.strong_count() > 0);
+            plugs.push(Arc::downgrade(&plug));
+        }
+        plug
+    }
+
+    /// What is there now.
+    pub(super) fn link(&self) -> Arc<Link> {
+        self.link.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether the unit goes on by itself when its device is back.
+    pub(super) fn is_watched(&self) -> bool {
+        self.watched.load(Ordering::Relaxed)
+    }
+
+    fn replace(&self, make: impl FnOnce(&Link) -> Link) {
+        let mut link = self.link.write().unwrap_or_else(PoisonError::into_inner);
+        let next = Arc::new(make(&link));
+        let before = std::mem::replace(&mut *link, next);
+        drop(link);
+        let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        past.push(before);
+        // Here it may take as long as the host does.
+        past.retain(|link| Arc::strong_count(link) > 1);
+    }
+
+    fn lose(&self) {
+        if self.link().lost() {
+            tracing::error!(
+                "\"{}\": the device was taken away from the host; the unit goes on with it when it is back",
+                self.config.name
+            );
+        }
+        self.replace(Link::without_device);
+    }
+
+    fn take(&self, host: Arc<dyn Host>, config: &GenericConfig) -> Result<(), GenericError> {
+        let next = Link::new(host, config)?;
+        let wanted = self.link().peripheral();
+        if next.peripheral() != wanted {
+            return Err(GenericError::Other { path: config.name.clone(), found: next.peripheral(), wanted });
+        }
+        self.replace(|before| {
+            next.follows(before);
+            next
+        });
+        Ok(())
+    }
+}
+
+/// A unit whose device may go and come back. It does not hold the unit.
+#[derive(Clone)]
+pub struct Returning {
+    wanted: Wanted,
+    plug: Weak<Plug>,
+}
+
+impl Returning {
+    /// All that live.
+    pub fn all() -> Vec<Self> {
+        let returning = |plug: &Weak<Plug>| {
+            let wanted = plug.upgrade()?.config.wanted.clone()?;
+            Some(Self { wanted, plug: plug.clone() })
+        };
+        plugs().iter().filter_map(returning).collect()
+    }
+
+    /// What to look for.
+    pub fn wanted(&self) -> &Wanted {
+        &self.wanted
+    }
+
+    /// Whether it is the same unit.
+    pub fn is(&self, other: &Self) -> bool {
+        self.plug.ptr_eq(&other.plug)
+    }
+
+    /// Whether there is no such unit any more.
+    pub fn is_over(&self) -> bool {
+        self.plug.strong_count() == 0
+    }
+
+    /// From now on somebody looks for the device when it goes.
+    pub fn watch(&self) {
+        if let Some(plug) = self.plug.upgrade() {
+            plug.watched.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The device is gone. The host lets go of its node, and commands end as those of a device that is not there.
+    pub fn lost(&self) {
+        if let Some(plug) = self.plug.upgrade() {
+            plug.lose();
+        }
+    }
+
+    /// The device is back: it is asked who it is, which may take seconds, and the unit goes on with it.
+    ///
+    /// # Errors
+    /// It does not answer, or is another one. Then the unit stays without.
+    pub fn back(&self, arrival: Arrival) -> Result<(), GenericError> {
+        let Some(plug) = self.plug.upgrade() else { return Ok(()) };
+        let Arrival { mut node, found } = arrival;
+        node.guard();
+        let mut config = plug.config.clone();
+        (config.name, config.limits) = (found.path.clone(), found.limits);
+        (config.block, config.size) = (found.block, found.size);
+        plug.take(Arc::new(node), &config)?;
+        tracing::info!(
+            "\"{}\": the device is back as {} at {}, {} bytes with one command",
+            plug.config.name,
+            found.path,
+            found.address,
+            plug.link().limits.transfer()
+        );
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+impl Plug {
+    /// For tests: another device takes the place of this one, or none.
+    pub(super) fn put(
+        &self,
+        host: Option<Arc<dyn Host>>,
+        config: &GenericConfig,
+    ) -> Result<(), GenericError> {
+        match host {
+            Some(host) => self.take(host, config),
+            None => {
+                self.lose();
+                Ok(())
+            }
+        }
+    }
+}

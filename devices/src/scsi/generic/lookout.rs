@@ -1,0 +1,334 @@
+//! Finds devices of the host again that were gone: told by events of the kernel what has changed, and by sysfs what is there.
+//!
+//! Events only say where to look. What is there is known by the number that the kernel has given its directory, which is another
+//! one after each return, so that events may be lost, or come late, or twice.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::identity::Identity;
+use super::node::Node;
+use super::route::Part;
+use super::sysfs::{Device, Driver, Sysfs};
+use super::{Allow, GenericError, GenericOptions, HostLimits, Place};
+
+/// How long a device that has come may take to have its node, with the rights that it shall have: udev sees to that, and looks at
+/// the device itself before.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How soon it is tried again; twice as long each time.
+const PAUSE: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// A device that a unit has, as it is to be found again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Who it is.
+    pub identity: Identity,
+    /// By which of its nodes it was named.
+    pub driver: Driver,
+    /// By which it is open: where it had several, the last is waited for.
+    pub parts: Vec<Part>,
+    /// What the guest may do.
+    pub allow: Allow,
+    /// Others may use it as well.
+    pub shared: bool,
+    /// Its directory in sysfs, and the number that the kernel has given that.
+    pub directory: PathBuf,
+    /// See `directory`.
+    pub number: u64,
+}
+
+impl Wanted {
+    /// What is looked for when `device` goes.
+    pub(super) fn new(
+        device: &Device,
+        driver: Driver,
+        parts: Vec<Part>,
+        options: &GenericOptions,
+    ) -> Option<Self> {
+        Some(Self {
+            identity: Identity::of(device),
+            driver,
+            parts,
+            allow: options.allow,
+            shared: options.shared,
+            directory: device.directory.clone(),
+            number: device.number().ok()?,
+        })
+    }
+
+    fn seat(&self) -> Seat {
+        Seat { directory: self.directory.clone(), number: self.number, taken: true }
+    }
+}
+
+/// Where a device has come to, and what its queue takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its node.
+    pub path: String,
+    /// Host, channel, target and LUN.
+    pub address: String,
+    /// What its queue takes with one command.
+    pub limits: HostLimits,
+    /// Bytes of a logical block, where the host knows.
+    pub block: Option<u32>,
+    /// Its length in bytes, where the host knows.
+    pub size: Option<u64>,
+}
+
+/// A device that has come, with its node open.
+#[derive(Debug)]
+pub struct Arrival {
+    pub(super) node: Node,
+    pub(super) found: Found,
+}
+
+impl Arrival {
+    /// What is open of it, for another process.
+    pub fn into_files(self) -> (Found, Vec<(Part, OwnedFd)>) {
+        let files = self.node.into_files().into_iter();
+        (self.found, files.map(|(part, file)| (part, file.into())).collect())
+    }
+
+    /// What another process has opened; `None` if no command can be sent by it.
+    pub fn from_files(found: Found, files: Vec<(Part, OwnedFd)>) -> Option<Self> {
+        let files = files.into_iter().map(|(part, file)| (part, file.into())).collect();
+        Some(Self { node: Node::from_files(&found.address, files)?, found })
+    }
+}
+
+/// What has become of a device, by its number in the list.
+#[derive(Debug)]
+pub enum Report {
+    /// It is gone.
+    Lost(usize),
+    /// It is back.
+    Back(usize, Box<Arrival>),
+    /// It is back, and cannot be opened.
+    Failed(usize, GenericError),
+}
+
+/// A directory in sysfs.
+#[derive(Clone, Debug)]
+struct Seat {
+    directory: PathBuf,
+    number: u64,
+    /// The device has not gone.
+    taken: bool,
+}
+
+impl Seat {
+    fn of(device: &Device) -> Option<Self> {
+        Some(Self { directory: device.directory.clone(), number: device.number().ok()?, taken: true })
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        self.number == other.number && self.directory == other.directory
+    }
+
+    /// Whether the same directory is still there. Where nobody can say, it is.
+    fn lives(&self) -> bool {
+        match std::fs::metadata(&self.directory) {
+            Ok(found) => found.ino() == self.number,
+            Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+        }
+    }
+}
+
+/// A device that one of the list may be.
+#[derive(Debug)]
+struct Attempt {
+    index: usize,
+    device: Device,
+    next: Instant,
+    pause: Duration,
+    until: Instant,
+}
+
+/// Opens a device as it is wanted.
+type Opener = dyn FnMut(&Sysfs, &Wanted, &Device) -> Result<Arrival, GenericError>;
+
+/// Looks for devices that have gone. It takes nothing but what the kernel tells.
+pub struct Lookout {
+    sysfs: Sysfs,
+    open: Box<Opener>,
+    wanted: Vec<Wanted>,
+    /// Where each is, or was.
+    seats: Vec<Seat>,
+    attempts: Vec<Attempt>,
+    reports: Vec<Report>,
+}
+
+impl Lookout {
+    /// For these devices, which are there, or were there a moment ago.
+    pub fn new(wanted: Vec<Wanted>) -> Self {
+        Self::of(Sysfs::default(), wanted, Box::new(open))
+    }
+
+    fn of(sysfs: Sysfs, wanted: Vec<Wanted>, open: Box<Opener>) -> Self {
+        let seats = wanted.iter().map(Wanted::seat).collect();
+        Self { sysfs, open, wanted, seats, attempts: Vec::new(), reports: Vec::new() }
+    }
+
+    /// Something at this path in sysfs has come or changed (`DEVPATH` of an event).
+    pub fn changed(&mut self, path: &str, now: Instant) {
+        if let Some(device) = self.sysfs.device_at(path) {
+            self.consider(device, now);
+        }
+    }
+
+    /// What is at this path is about to go.
+    pub fn removed(&mut self, path: &str, now: Instant) {
+        let Some(device) = self.sysfs.device_at(path) else { return };
+        let itself = path.rsplit('/').next() == Some(&device.address);
+        let is = |seat: &Seat| seat.taken && seat.directory == device.directory;
+        if itself && let Some(index) = self.seats.iter().position(is) {
+            self.lose(index, now);
+        }
+    }
+
+    /// Events were lost: anything may have changed.
+    pub fn look(&mut self, now: Instant) {
+        let dead = |seat: &Seat| seat.taken && !seat.lives();
+        while let Some(index) = self.seats.iter().position(dead) {
+            self.lose(index, now);
+        }
+        if self.seats.iter().any(|seat| !seat.taken) {
+            self.look_at_all(now);
+        }
+    }
+
+    /// When there is something to do without an event.
+    pub fn next(&self) -> Option<Instant> {
+        self.attempts.iter().map(|attempt| attempt.next).min()
+    }
+
+    /// Does what is due, and says what has become of devices.
+    pub fn work(&mut self, now: Instant) -> Vec<Report> {
+        while let Some(place) = self.attempts.iter().position(|attempt| attempt.next <= now) {
+            let attempt = self.attempts.swap_remove(place);
+            self.attempt(attempt, now);
+        }
+        std::mem::take(&mut self.reports)
+    }
+
+    fn lose(&mut self, index: usize, now: Instant) {
+        self.leave(index);
+        // It may have come to another place before it went from this one.
+        self.look_at_all(now);
+    }
+
+    fn leave(&mut self, index: usize) {
+        if let Some(seat) = self.seats.get_mut(index) {
+            seat.taken = false;
+            self.reports.push(Report::Lost(index));
+        }
+    }
+
+    fn look_at_all(&mut self, now: Instant) {
+        for device in self.sysfs.all() {
+            self.consider(device, now);
+        }
+    }
+
+    /// A device has come, or not: whether one that is gone is this one.
+    fn consider(&mut self, device: Device, now: Instant) {
+        let Some(seat) = Seat::of(&device) else { return };
+        // It is there already; or it goes, and its directory is the last that does.
+        if self.seats.iter().any(|other| other.is(&seat)) {
+            return;
+        }
+        if let Some(attempt) = self.attempts.iter_mut().find(|attempt| attempt.device == device) {
+            // Perhaps it has its node now.
+            (attempt.next, attempt.pause, attempt.until) = (now, PAUSE, now + PATIENCE);
+            return;
+        }
+        let identity = Identity::of(&device);
+        let mut same: Vec<_> = (0..self.wanted.len())
+            .filter(|index| self.wanted.get(*index).is_some_and(|wanted| wanted.identity.is(&identity)))
+            .collect();
+        // Of several paths to one device each is taken for that which was there.
+        let elsewhere = |index: &usize| {
+            self.wanted.get(*index).is_none_or(|wanted| wanted.identity.address != identity.address)
+        };
+        same.sort_by_key(elsewhere);
+        for index in same {
+            match self.seats.get(index) {
+                Some(seat) if seat.taken && seat.lives() => continue,
+                // Its own event is late, or lost.
+                Some(seat) if seat.taken => self.leave(index),
+                _ => {}
+            }
+            let until = now + PATIENCE;
+            self.attempts.push(Attempt { index, device, next: now, pause: PAUSE, until });
+            return;
+        }
+    }
+
+    fn attempt(&mut self, mut attempt: Attempt, now: Instant) {
+        let Some(wanted) = self.wanted.get(attempt.index) else { return };
+        // Another one has come in its place; or it has gone again.
+        if self.seats.get(attempt.index).is_none_or(|seat| seat.taken) || Seat::of(&attempt.device).is_none()
+        {
+            return;
+        }
+        let opened = (self.open)(&self.sysfs, wanted, &attempt.device);
+        let complete = opened.as_ref().is_ok_and(|arrival| {
+            let parts = arrival.node.parts();
+            wanted.parts.iter().all(|part| parts.contains(part))
+        });
+        match opened {
+            Ok(arrival) if complete || now >= attempt.until => {
+                // What is open keeps its number, so that this is its own.
+                let Some(seat) = Seat::of(&attempt.device) else { return };
+                if let Some(place) = self.seats.get_mut(attempt.index) {
+                    *place = seat;
+                }
+                self.attempts.retain(|other| other.index != attempt.index);
+                self.reports.push(Report::Back(attempt.index, Box::new(arrival)));
+            }
+            Err(error) if now >= attempt.until => self.reports.push(Report::Failed(attempt.index, error)),
+            _ => {
+                attempt.next = now + attempt.pause;
+                attempt.pause = (attempt.pause * 2).min(PAUSE_MAX);
+                self.attempts.push(attempt);
+            }
+        }
+    }
+}
+
+/// Opens the node that a unit had, of the device that has come.
+fn open(sysfs: &Sysfs, wanted: &Wanted, device: &Device) -> Result<Arrival, GenericError> {
+    let missing = || GenericError::NoNode {
+        name: wanted.identity.names.first().unwrap_or(&wanted.identity.product).clone(),
+        address: device.address.clone(),
+    };
+    let path = sysfs.node_of(device, wanted.driver).ok_or_else(missing)?;
+    let options = GenericOptions {
+        place: Place::Path(path.clone()),
+        shared: wanted.shared,
+        allow: wanted.allow,
+        bounce: false,
+    };
+    let (node, config) = Node::open(sysfs, &options)?;
+    // Its number is nobody else's while it is open: what sysfs says of it now holds.
+    let there = node.device(sysfs).filter(|there| wanted.identity.is(&Identity::of(there)));
+    if there.is_none_or(|there| there != *device) {
+        return Err(GenericError::Missing { path: path.display().to_string() });
+    }
+    let found = Found {
+        path: config.name,
+        address: device.address.clone(),
+        limits: config.limits,
+        block: config.block,
+        size: config.size,
+    };
+    Ok(Arrival { node, found })
+}
+
+#[cfg(test)]
+#[path = "lookout_tests.rs"]
+mod tests;

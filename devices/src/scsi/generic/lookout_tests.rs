@@ -1,0 +1,304 @@
+use std::cell::RefCell;
+use std::fs::{self, File};
+use std::rc::Rc;
+
+use super::super::sysfs::tests::Tree;
+use super::*;
+
+const RPORT: &str = "/devices/pci0/host2/rport-2:0-2";
+const NAME: &str = "naa.600140512345678900000000000abcde\n";
+
+/// What stands for the opening of nodes: what was tried, and what comes of it.
+#[derive(Clone, Default)]
+struct Door(Rc<RefCell<(Vec<String>, bool)>>);
+
+fn null() -> OwnedFd {
+    File::open("/dev/null").unwrap().into()
+}
+
+impl Door {
+    fn shut(&self, shut: bool) {
+        self.0.borrow_mut().1 = shut;
+    }
+
+    /// The nodes that were tried since the last time.
+    fn tried(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.borrow_mut().0)
+    }
+
+    fn open(&self, sysfs: &Sysfs, wanted: &Wanted, device: &Device) -> Result<Arrival, GenericError> {
+        let path = sysfs.node_of(device, wanted.driver).map(|path| path.display().to_string());
+        let path = path.unwrap_or_default();
+        self.0.borrow_mut().0.push(path.clone());
+        if path.is_empty() || self.0.borrow().1 {
+            return Err(GenericError::Missing { path });
+        }
+        let found = Found {
+            path,
+            address: device.address.clone(),
+            limits: HostLimits::default(),
+            block: None,
+            size: None,
+        };
+        Ok(Arrival::from_files(found, vec![(Part::Block, null())]).unwrap())
+    }
+}
+
+fn disk(tree: &Tree, address: &str, node: &str, name: &str) -> String {
+    let directory = format!("devices/pci0/host{0}/target{0}:0:0/{address}", &address[..1]);
+    let dev = format!("block/{node}/dev");
+    for (file, content) in
+        [("vendor", "LIO-ORG \n"), ("model", "d0              \n"), ("wwid", name), (&dev, "8:160\n")]
+    {
+        tree.file(&format!("{directory}/{file}"), content);
+    }
+    if !tree.path().join("class/scsi_device").join(address).exists() {
+        tree.link(&format!("class/scsi_device/{address}/device"), &directory);
+    }
+    format!("/{directory}")
+}
+
+fn remove(tree: &Tree, path: &str) {
+    let address = path.rsplit('/').next().unwrap();
+    fs::remove_dir_all(tree.path().join(&path[1..])).unwrap();
+    fs::remove_dir_all(tree.path().join("class/scsi_device").join(address)).unwrap();
+}
+
+fn wanted(tree: &Tree, address: &str, driver: Driver) -> Wanted {
+    let all = tree.sysfs().all();
+    let device = all.iter().find(|device| device.address == address).unwrap();
+    let options = GenericOptions {
+        place: Place::Name("x".into()),
+        shared: false,
+        allow: Allow::NoManagement,
+        bounce: false,
+    };
+    Wanted::new(device, driver, vec![Part::Block], &options).unwrap()
+}
+
+fn lookout(tree: &Tree, wanted: Vec<Wanted>) -> (Lookout, Door) {
+    let door = Door::default();
+    let opener = door.clone();
+    let open = move |sysfs: &Sysfs, wanted: &Wanted, device: &Device| opener.open(sysfs, wanted, device);
+    (Lookout::of(tree.sysfs(), wanted, Box::new(open)), door)
+}
+
+fn said(reports: Vec<Report>) -> Vec<String> {
+    let line = |report: Report| match report {
+        Report::Lost(index) => format!("lost {index}"),
+        Report::Back(index, arrival) => {
+            format!("back {index} {} {}", arrival.found.path, arrival.found.address)
+        }
+        Report::Failed(index, error) => format!("failed {index} {error}"),
+    };
+    reports.into_iter().map(line).collect()
+}
+
+#[test]
+fn what_goes_is_not_taken_for_what_has_come() {
+    let tree = Tree::new();
+    let (mut lookout, door) = lookout(&tree, vec![wanted(&tree, "2:0:0:5", Driver::Block)]);
+    let now = Instant::now();
+    let old = format!("{RPORT}/target2:0:0/2:0:0:5");
+    // What is below it goes first, and does not count.
+    lookout.removed(&format!("{old}/block/sdc"), now);
+    lookout.changed(&format!("{old}/block/sdc"), now);
+    assert_eq!(said(lookout.work(now)), [""; 0]);
+    lookout.removed(&old, now);
+    assert_eq!(said(lookout.work(now)), ["lost 0"]);
+    assert_eq!((door.tried(), lookout.next()), (Vec::new(), None), "its directory goes last");
+}
+
+/// The whole way, with the directories as the kernel makes and removes them.
+#[test]
+fn devices_go_and_come_back() {
+    let tree = Tree::new();
+    let (mut lookout, door) = lookout(&tree, vec![wanted(&tree, "2:0:0:5", Driver::Block)]);
+    let now = Instant::now();
+    let old = format!("{RPORT}/target2:0:0/2:0:0:5");
+    remove(&tree, &old);
+    lookout.removed(&old, now);
+    assert_eq!((said(lookout.work(now)), lookout.next()), (vec!["lost 0".to_owned()], None));
+    // Another disk, and no disk at all.
+    let other = disk(&tree, "7:0:0:0", "sdx", "naa.6001405000000000\n");
+    for path in [
+        &*other,
+        "/devices/pci0/nvme/nvme0",
+        "/devices/../2:0:0:5",
+        "devices/2:0:0:5",
+        "",
+        "/devices/9:9:9:9",
+    ] {
+        lookout.changed(path, now);
+        lookout.removed(path, now);
+    }
+    assert_eq!((said(lookout.work(now)), lookout.next()), (Vec::<String>::new(), None));
+    let new = disk(&tree, "7:0:0:1", "sdk", NAME);
+    lookout.changed(&format!("{new}/block/sdk"), now);
+    lookout.changed(&format!("{new}/block/sdk"), now);
+    assert_eq!(said(lookout.work(now)), ["back 0 /dev/sdk 7:0:0:1"]);
+    assert_eq!(door.tried(), ["/dev/sdk"]);
+    lookout.changed(&new, now);
+    assert_eq!((said(lookout.work(now)), lookout.next()), (Vec::<String>::new(), None), "it is there");
+}
+
+/// The events of a return were all lost but one, or come before that of the removal.
+#[test]
+fn what_is_there_counts_more_than_events() {
+    let tree = Tree::new();
+    let old = format!("{RPORT}/target2:0:0/2:0:0:5");
+    let (mut lookout, _door) = lookout(&tree, vec![wanted(&tree, "2:0:0:5", Driver::Block)]);
+    let now = Instant::now();
+    remove(&tree, &old);
+    let new = disk(&tree, "7:0:0:1", "sdk", NAME);
+    lookout.changed(&new, now);
+    assert_eq!(said(lookout.work(now)), ["lost 0", "back 0 /dev/sdk 7:0:0:1"]);
+    lookout.removed(&old, now);
+    assert_eq!(said(lookout.work(now)), [""; 0], "late");
+    // The same place again, with everything lost.
+    fs::rename(tree.path().join(&new[1..]), tree.path().join("devices/pci0/aside")).unwrap();
+    disk(&tree, "7:0:0:1", "sdl", NAME);
+    lookout.look(now);
+    assert_eq!(said(lookout.work(now)), ["lost 0", "back 0 /dev/sdl 7:0:0:1"]);
+    lookout.look(now);
+    assert_eq!(said(lookout.work(now)), [""; 0]);
+}
+
+/// The other path to the disk is there all the time, and is taken when this one goes.
+#[test]
+fn each_path_is_taken_for_itself() {
+    let tree = Tree::new();
+    let other = disk(&tree, "7:0:0:1", "sdk", NAME);
+    let both = vec![wanted(&tree, "7:0:0:1", Driver::Block), wanted(&tree, "2:0:0:5", Driver::Block)];
+    let (mut lookout, door) = lookout(&tree, both);
+    let (now, old) = (Instant::now(), format!("{RPORT}/target2:0:0/2:0:0:5"));
+    for path in [&old, &other] {
+        remove(&tree, path);
+        lookout.removed(path, now);
+    }
+    assert_eq!(said(lookout.work(now)), ["lost 1", "lost 0"]);
+    let new = disk(&tree, "2:0:0:5", "sdm", NAME);
+    lookout.changed(&new, now);
+    assert_eq!(said(lookout.work(now)), ["back 1 /dev/sdm 2:0:0:5"]);
+    let third = disk(&tree, "8:0:0:0", "sdn", NAME);
+    lookout.changed(&third, now);
+    assert_eq!(said(lookout.work(now)), ["back 0 /dev/sdn 8:0:0:0"]);
+    door.tried();
+    let fourth = disk(&tree, "9:0:0:0", "sdo", NAME);
+    lookout.changed(&fourth, now);
+    assert_eq!(
+        (said(lookout.work(now)), door.tried()),
+        (Vec::<String>::new(), Vec::new()),
+        "nobody lacks it"
+    );
+    remove(&tree, &new);
+    lookout.removed(&new, now);
+    assert_eq!(said(lookout.work(now)), ["lost 1", "back 1 /dev/sdo 9:0:0:0"]);
+}
+
+#[test]
+fn a_node_is_waited_for_and_not_for_ever() {
+    let tree = Tree::new();
+    let old = format!("{RPORT}/target2:0:0/2:0:0:5");
+    let (mut lookout, door) = lookout(&tree, vec![wanted(&tree, "2:0:0:5", Driver::Block)]);
+    let mut now = Instant::now();
+    remove(&tree, &old);
+    lookout.removed(&old, now);
+    let new = disk(&tree, "7:0:0:1", "sdk", NAME);
+    door.shut(true);
+    lookout.changed(&new, now);
+    let (begin, mut last) = (now, Vec::new());
+    said(lookout.work(now));
+    while let Some(next) = lookout.next() {
+        assert!(last.is_empty() && next > now, "nothing but waits");
+        now = next;
+        last = said(lookout.work(now));
+    }
+    assert_eq!(
+        last,
+        [
+            "failed 0 /dev/sdk: there is no such device on the host; look for it with `lsscsi -g`, or call it by its wwn, which stays the same"
+        ]
+    );
+    let took = now - begin;
+    assert!(took >= PATIENCE && took <= PATIENCE + PAUSE_MAX, "{took:?}");
+    assert!(door.tried().len() < 25);
+    // Somebody has put it right, and has the kernel say so.
+    door.shut(false);
+    lookout.changed(&new, now);
+    assert_eq!(said(lookout.work(now)), ["back 0 /dev/sdk 7:0:0:1"]);
+}
+
+/// It goes while its node is waited for.
+#[test]
+fn what_goes_again_is_waited_for_no_more() {
+    let tree = Tree::new();
+    let old = format!("{RPORT}/target2:0:0/2:0:0:5");
+    let (mut lookout, door) = lookout(&tree, vec![wanted(&tree, "2:0:0:5", Driver::Block)]);
+    let now = Instant::now();
+    remove(&tree, &old);
+    lookout.removed(&old, now);
+    let new = disk(&tree, "7:0:0:1", "sdk", NAME);
+    door.shut(true);
+    lookout.changed(&new, now);
+    said(lookout.work(now));
+    remove(&tree, &new);
+    lookout.removed(&new, now);
+    let later = lookout.next().unwrap();
+    assert_eq!((said(lookout.work(later)), lookout.next()), (Vec::<String>::new(), None));
+}
+
+/// The whole of what opens it, with a block device that takes no SCSI commands.
+#[test]
+fn a_node_is_opened_as_at_the_start() {
+    let tree = Tree::new();
+    let wanted = wanted(&tree, "2:0:0:5", Driver::Block);
+    let device = tree.sysfs().all().into_iter().find(|device| device.address == "2:0:0:5").unwrap();
+    let said = open(&tree.sysfs(), &wanted, &device).unwrap_err().to_string();
+    assert!(said.starts_with("/dev/sdc"), "{said}");
+    let bsg = Wanted { driver: Driver::Bsg, ..wanted };
+    let gone = Device { directory: "/nowhere".into(), ..device };
+    let said = open(&tree.sysfs(), &bsg, &gone).unwrap_err().to_string();
+    assert!(said.contains("at 2:0:0:5 has no node"), "{said}");
+}
+
+/// Its node of sg is there before its block device.
+#[test]
+fn all_nodes_that_it_had_are_waited_for() {
+    let tree = Tree::new();
+    let mut wanted = wanted(&tree, "2:0:0:5", Driver::Sg);
+    wanted.parts = vec![Part::Block, Part::Sg];
+    let (mut lookout, _door) = lookout(&tree, vec![wanted]);
+    let (now, old) = (Instant::now(), format!("{RPORT}/target2:0:0/2:0:0:5"));
+    remove(&tree, &old);
+    lookout.removed(&old, now);
+    let new = disk(&tree, "7:0:0:1", "sdk", NAME);
+    tree.file(&format!("{}/scsi_generic/sg7/dev", &new[1..]), "21:7\n");
+    lookout.changed(&new, now);
+    assert_eq!(said(lookout.work(now)), ["lost 0"]);
+    // What there is in the end is better than nothing.
+    assert_eq!(said(lookout.work(now + PATIENCE)), ["back 0 /dev/sg7 7:0:0:1"]);
+}
+
+#[test]
+fn files_come_as_they_went() {
+    let found = Found {
+        path: "/dev/sg1".into(),
+        address: "11:0:0:0".into(),
+        limits: HostLimits::default(),
+        block: Some(512),
+        size: Some(4096),
+    };
+    let of = |parts: &[Part]| {
+        let files = parts.iter().map(|part| (*part, null())).collect();
+        let (again, files) = Arrival::from_files(found.clone(), files)?.into_files();
+        assert_eq!(again, found);
+        Some(files.into_iter().map(|(part, _)| part).collect::<Vec<_>>())
+    };
+    use Part::{Block, Bsg, Claim, Sg};
+    assert_eq!((of(&[]), of(&[Claim])), (None, None));
+    for parts in [&[Block, Sg][..], &[Bsg, Sg, Claim], &[Sg], &[Sg, Claim], &[Block]] {
+        assert_eq!(of(parts).unwrap(), parts);
+    }
+    assert_eq!(of(&[Claim, Sg, Bsg]).unwrap(), [Bsg, Sg, Claim]);
+}

@@ -1,0 +1,193 @@
+//! Devices that go and come back.
+
+use std::sync::Weak;
+use std::sync::atomic::AtomicBool;
+
+use super::*;
+use crate::iothread::Io;
+use crate::scsi::generic::comeback::Plug;
+use crate::scsi::{Status, TaskManagement};
+use crate::testing::on_io_thread;
+
+const READ: [u8; 10] = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+
+/// A unit, and what of it a device comes back to.
+async fn unit(io: &Io, fake: &Arc<Fake>) -> (Arc<Nexus>, Arc<Target>, Weak<Plug>) {
+    let target = Target::new();
+    let unit = Generic::new(fake.clone(), config()).unwrap();
+    let plug = Arc::downgrade(&unit.plug);
+    target.attach(Lun::default(), LogicalUnit::Generic(unit)).unwrap();
+    let nexus = Nexus::new(target.clone(), None);
+    heard(io, &nexus, &[(0x29, 0x00)]).await;
+    fake.take_seen();
+    (nexus, target, plug)
+}
+
+/// These are the unit attentions that are pending, and no more.
+async fn heard(io: &Io, nexus: &Nexus, codes: &[(u8, u8)]) {
+    for wanted in codes {
+        let (reply, _) = send(io, nexus, &[0; 6], &[], 0).await;
+        let (key, asc, ascq) = self::codes(&reply.unwrap());
+        assert_eq!((key, (asc, ascq)), (6, *wanted));
+    }
+    let (reply, _) = send(io, nexus, &[0; 6], &[], 0).await;
+    assert_eq!(reply.unwrap().status, Status::Good);
+}
+
+fn good() -> Arc<Fake> {
+    Arc::new(Fake::new(|_| Ok(Answer::good())))
+}
+
+#[test]
+fn a_unit_goes_on_with_a_device_that_is_back_and_all_initiators_hear_of_it() {
+    on_io_thread(|io| async move {
+        let first = good();
+        let (nexus, target, plug) = unit(&io, &first).await;
+        let other = Nexus::new(target, None);
+        heard(&io, &other, &[(0x29, 0x00)]).await;
+        first.take_seen();
+        let plug = plug.upgrade().unwrap();
+        plug.put(None, &config()).unwrap();
+        assert_eq!(Arc::strong_count(&first), 1, "the host has its node back");
+        for _ in 0..2 {
+            let (reply, _) = send(&io, &nexus, &READ, &[], 512).await;
+            assert_eq!(codes(&reply.unwrap()), (5, 0x25, 0));
+        }
+        let second = good();
+        plug.put(Some(second.clone()), &config()).unwrap();
+        second.take_seen();
+        // Who it is and what is wrong with it is told at once.
+        let (reply, _) = send(&io, &nexus, &[0x12, 0, 0, 0, 36, 0], &[], 36).await;
+        assert_eq!(reply.unwrap().status, Status::Good);
+        assert_eq!(second.take_seen().len(), 1);
+        let (reply, _) = send(&io, &nexus, &READ, &[], 512).await;
+        assert_eq!(codes(&reply.unwrap()), (6, 0x29, 0x00));
+        assert_eq!(second.take_seen(), [], "it is not sent");
+        heard(&io, &nexus, &[]).await;
+        heard(&io, &other, &[(0x29, 0x00)]).await;
+        assert_eq!(first.take_seen(), []);
+    });
+}
+
+/// A device that is back twice, or was never missed.
+#[test]
+fn another_node_takes_the_place_of_one_that_is_open() {
+    on_io_thread(|io| async move {
+        let (first, second) = (good(), good());
+        let (nexus, _target, plug) = unit(&io, &first).await;
+        let plug = plug.upgrade().unwrap();
+        plug.put(Some(second.clone()), &config()).unwrap();
+        plug.put(Some(first.clone()), &config()).unwrap();
+        assert_eq!(Arc::strong_count(&second), 1);
+        first.take_seen();
+        heard(&io, &nexus, &[(0x29, 0x00)]).await;
+        assert_eq!(first.take_seen().len(), 1);
+    });
+}
+
+#[test]
+fn what_has_changed_is_told_after_it() {
+    on_io_thread(|io| async move {
+        let (nexus, _target, plug) = unit(&io, &good()).await;
+        let plug = plug.upgrade().unwrap();
+        let mut larger = config();
+        larger.size = Some(2 << 30);
+        plug.put(Some(good()), &larger).unwrap();
+        heard(&io, &nexus, &[(0x29, 0x00), (0x2a, 0x09)]).await;
+        plug.put(Some(good()), &GenericConfig { size: None, ..larger.clone() }).unwrap();
+        heard(&io, &nexus, &[(0x29, 0x00), (0x2a, 0x09)]).await;
+        let mut newer = Fake::new(|_| Ok(Answer::good()));
+        newer.inquiry[32..36].copy_from_slice(b"0002");
+        let newer = Arc::new(newer);
+        larger.size = None;
+        plug.put(Some(newer.clone()), &larger).unwrap();
+        // Nobody has heard of it when it goes again.
+        plug.put(None, &larger).unwrap();
+        plug.put(Some(newer), &larger).unwrap();
+        heard(&io, &nexus, &[(0x29, 0x00), (0x2a, 0x09), (0x3f, 0x03)]).await;
+    });
+}
+
+#[test]
+fn what_is_another_device_or_does_not_answer_is_not_taken() {
+    on_io_thread(|io| async move {
+        let first = good();
+        let (nexus, _target, plug) = unit(&io, &first).await;
+        let plug = plug.upgrade().unwrap();
+        let said = |fake: Fake| plug.put(Some(Arc::new(fake)), &config()).unwrap_err().to_string();
+        let tape = said(Fake::new(|_| Ok(Answer::good())).of_type(1));
+        assert!(
+            tape.contains("what came back is a device of type 01h, and the unit is one of type 00h"),
+            "{tape}"
+        );
+        let absent = said(Fake::new(|_| Ok(Answer::good())).of_type(0x7f));
+        assert!(absent.contains("no logical unit"), "{absent}");
+        let mut empty = Fake::new(|_| Ok(Answer::good()));
+        empty.inquiry.truncate(2);
+        said(empty);
+        heard(&io, &nexus, &[]).await;
+        assert!(!first.take_seen().is_empty(), "the unit keeps what it had");
+    });
+}
+
+/// The command keeps the device that it was sent to, and the host's thread closes its node.
+#[test]
+fn commands_in_flight_end_where_they_are() {
+    on_io_thread(|io| async move {
+        let (gate, opened) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (waits, count) = (gate.clone(), opened.clone());
+        let slow = Arc::new(Fake::new(move |command| {
+            if command.cdb.opcode() == 0x28 {
+                count.fetch_add(1, Ordering::Relaxed);
+                while !waits.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                return Ok(Answer { host: 1, ..Answer::good() });
+            }
+            Ok(Answer::good())
+        }));
+        let (nexus, _target, plug) = unit(&io, &slow).await;
+        let plug = plug.upgrade().unwrap();
+        let mut read = Box::pin(send(&io, &nexus, &READ, &[], 512));
+        while opened.load(Ordering::Relaxed) == 0 {
+            assert!(io.at_most(Duration::from_millis(5), read.as_mut()).await.is_none());
+        }
+        plug.put(None, &config()).unwrap();
+        let second = good();
+        plug.put(Some(second.clone()), &config()).unwrap();
+        second.take_seen();
+        heard(&io, &nexus, &[(0x29, 0x00)]).await;
+        assert_eq!(second.take_seen().len(), 1, "nothing is sent again");
+        gate.store(true, Ordering::Relaxed);
+        assert_eq!(read.await.0.unwrap_err(), TransportFault::NoTarget);
+        assert_eq!(Arc::strong_count(&slow), 2, "an I/O thread does not close it");
+        plug.put(Some(second.clone()), &config()).unwrap();
+        assert_eq!(Arc::strong_count(&slow), 1);
+    });
+}
+
+/// Its queue takes less than that before it: commands are split for this one.
+#[test]
+fn what_the_queue_takes_is_that_of_the_device_that_is_there() {
+    on_io_thread(|io| async move {
+        let (nexus, _target, plug) = unit(&io, &good()).await;
+        let plug = plug.upgrade().unwrap();
+        let small = HostLimits { max_bytes: 8 << 10, max_segments: 2, ..HostLimits::default() };
+        let second = good();
+        plug.put(Some(second.clone()), &GenericConfig { limits: small, block: Some(4096), ..config() })
+            .unwrap();
+        heard(&io, &nexus, &[(0x29, 0x00)]).await;
+        second.take_seen();
+        let read = [0x28, 0, 0, 0, 0, 0, 0, 0, 4, 0];
+        let (reply, _) = send(&io, &nexus, &read, &[], 16 << 10).await;
+        assert_eq!(reply.unwrap().status, Status::Good);
+        let halves = [[0x28, 0, 0, 0, 0, 0, 0, 0, 2, 0], [0x28, 0, 0, 0, 0, 2, 0, 0, 2, 0]];
+        assert_eq!(second.cdbs(), halves);
+        let reset = nexus.manage(&io, TaskManagement::LogicalUnitReset(Lun::default())).await;
+        assert_eq!((reply_of(reset), second.resets.load(Ordering::Relaxed)), (true, 1));
+    });
+}
+
+fn reply_of(reply: crate::scsi::TaskManagementReply) -> bool {
+    reply == crate::scsi::TaskManagementReply::Complete
+}
