@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What is within reach.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +25,7 @@ pub struct Reach {
 
 static REACH: OnceLock<Reach> = OnceLock::new();
 static USER: OnceLock<String> = OnceLock::new();
+static NO_HOST_DEVICES: AtomicBool = AtomicBool::new(false);
 
 /// How an image comes that the process cannot open.
 const DESCRIPTOR: &str = "pass it as a descriptor (`add-fd`, docs/control.md)";
@@ -31,6 +33,16 @@ const DESCRIPTOR: &str = "pass it as a descriptor (`add-fd`, docs/control.md)";
 /// From now on the process can open nothing else. The first call counts.
 pub fn confined(reach: Reach) {
     let _ = REACH.set(reach);
+}
+
+/// From now on the process can send no commands to devices of the host.
+pub fn without_host_devices() {
+    NO_HOST_DEVICES.store(true, Ordering::Release);
+}
+
+/// Whether it can.
+pub fn has_host_devices() -> bool {
+    !NO_HOST_DEVICES.load(Ordering::Acquire)
 }
 
 /// The process is not root's any more, but the user's of this name. The first call counts.
@@ -100,7 +112,8 @@ impl Reach {
             return None;
         }
         let verb = if self.refuses(path, false) { "open" } else { "write" };
-        let is_device = fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
+        let is_device = fs::metadata(path)
+            .is_ok_and(|found| found.file_type().is_block_device() || found.file_type().is_char_device());
         let place = match real(path)?.parent().filter(|_| is_device) {
             // Names such as those in /dev/disk/by-id are links that lead there.
             Some(directory) => format!("{}, with all devices there,", directory.display()),

@@ -74,7 +74,10 @@ const PARTS: [(&str, &[&str]); 6] = [
         ],
     ),
     ("boot", &["acpi", "cpu", "e820", "firmware", "layout", "linux", "smbios", "testing"]),
-    ("hba_megasas", &["dcmd", "differences", "firmware", "function", "hba", "model", "spec", "transport"]),
+    (
+        "hba_megasas",
+        &["dcmd", "differences", "firmware", "function", "hba", "limits", "model", "spec", "transport"],
+    ),
     (
         "hba_virtio_scsi",
         &[

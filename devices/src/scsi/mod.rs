@@ -43,7 +43,7 @@ mod unit;
 
 pub use cd::{Cd, CdConfig, CdError, Locked, Tray};
 pub use disk::{Disk, DiskConfig, DiskError, Image, ProtectionType};
-pub use generic::Generic;
+pub use generic::{Allow, Generic, GenericError, GenericOptions, HostLimits, Place};
 pub use nexus::Nexus;
 pub use request::{
     Cdb, DataBuffers, Lun, MAX_CDB, MAX_SENSE, ProtectionBuffers, Residual, ScsiReply, ScsiRequest, Sense,

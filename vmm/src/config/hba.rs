@@ -11,9 +11,9 @@ use super::image::ImageOf;
 use super::machine::path;
 use super::section::Section;
 use super::types::{
-    Cd, Controller, Device, Discard, Disk, Format, Hba, HbaType, Identity, IoThreads, Lun, LunType, Megasas,
-    MegasasMode, MegasasModel, NoSpace, Polling, Protection, Throttle, VirtioInterface, VirtioScsi,
-    WritePolicy,
+    Allow, Cd, Controller, Device, Discard, Disk, Format, Hba, HbaType, HostDevice, HostPlace, Identity,
+    IoThreads, Lun, LunType, Megasas, MegasasMode, MegasasModel, NoSpace, Polling, Protection, Throttle,
+    VirtioInterface, VirtioScsi, WritePolicy,
 };
 use crate::kvm::MAX_VECTORS;
 
@@ -26,6 +26,8 @@ const MEGASAS_KEYS: [&str; 7] =
     ["model", "mode", "write_policy", "serial", "sas_address", "event_log", "qemu_answers"];
 /// Keys of a virtio-scsi adapter only.
 const VIRTIO_KEYS: [&str; 4] = ["queues", "queue_size", "interface", "io_threads"];
+/// Keys of a device of the host only.
+const HOST_KEYS: [&str; 2] = ["allow", "shared"];
 /// Targets of a virtio-scsi device: one byte of its LUN field (virtio 1.3, 5.6.6.1).
 const VIRTIO_TARGETS: u64 = 256;
 /// Interrupt vectors of a virtio-scsi adapter besides one for each request queue: for the two other queues, and for changes of
@@ -282,9 +284,13 @@ fn luns(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Erro
         if hba == HbaType::Megasas && lun != 0 {
             section.refuse("lun", "expected 0: each disk of a megasas HBA is a target", errors);
         }
-        if volumes && section.text("type") == Some(LunType::Cd.name()) {
-            let hint = "expected a board with mode = \"jbod\", or a virtio-scsi adapter: no volume is made of a CD drive";
-            section.refuse("type", hint, errors);
+        let kind = section.text("type").and_then(LunType::named).unwrap_or(LunType::Disk);
+        if volumes && kind != LunType::Disk {
+            let what = if kind == LunType::Cd { "a CD drive" } else { "a device of the host" };
+            let hint = format!(
+                "expected a board with mode = \"jbod\", or a virtio-scsi adapter: no volume is made of {what}"
+            );
+            section.refuse("type", &hint, errors);
         }
         if hba == HbaType::Megasas && section.integer("protection").is_some_and(|kind| kind != 0) {
             section.refuse("protection", "expected 0 on a megasas HBA, whose volumes have none", errors);
@@ -311,7 +317,10 @@ fn device(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Er
     };
     let with = format!("for type = \"{}\"", kind.name());
     match kind {
-        LunType::Disk => disk(section, hba, directory, errors).map(Device::Disk),
+        LunType::Disk => {
+            section.meaningless(&HOST_KEYS, &with, errors);
+            disk(section, hba, directory, errors).map(Device::Disk)
+        }
         LunType::Cd => {
             let keys = [
                 "readonly",
@@ -325,6 +334,7 @@ fn device(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Er
                 "protection_image",
             ];
             section.meaningless(&keys, &with, errors);
+            section.meaningless(&HOST_KEYS, &with, errors);
             cd(section, hba, directory, errors).map(Device::Cd)
         }
         LunType::Generic | LunType::Block => {
@@ -332,10 +342,8 @@ fn device(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Er
                 "format",
                 "backing",
                 "cache",
-                "bounce",
                 "readonly",
                 "serial",
-                "wwn",
                 "vendor",
                 "product",
                 "revision",
@@ -349,14 +357,39 @@ fn device(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Er
                 "protection_image",
             ];
             section.meaningless(&keys, &with, errors);
-            section.require("image", "a device of the host", errors);
+            let host = host_device(section, hba, directory, errors)?;
+            Some(if kind == LunType::Generic { Device::Generic(host) } else { Device::Block(host) })
+        }
+    }
+}
+
+/// What of a device of the host the guest gets. Opening it finds out the rest.
+fn host_device(
+    section: &Section<'_>,
+    hba: HbaType,
+    directory: &Path,
+    errors: &mut Errors,
+) -> Option<HostDevice> {
+    let place = match (section.written("image"), section.written("wwn")) {
+        (None, Some(_)) => HostPlace::Wwn(section.wide("wwn").map(host::device_name)?),
+        (image, wwn) => {
+            if image.is_some() && wwn.is_some() {
+                section.reject("wwn", "is a second way to find the device; expected it or `image`", errors);
+            }
+            section.require("image", "a device of the host (or `wwn`, its name)", errors);
             let image = path(section, "image", directory)?;
             if let Err(reason) = host::check_device(&image) {
                 section.reject("image", &reason, errors);
             }
-            Some(if kind == LunType::Generic { Device::Generic(image) } else { Device::Block(image) })
+            HostPlace::Path(image)
         }
-    }
+    };
+    Some(HostDevice {
+        place,
+        allow: section.text("allow").and_then(Allow::named).unwrap_or(Allow::NoManagement),
+        shared: section.boolean("shared").unwrap_or(false),
+        bounce: section.boolean("bounce").unwrap_or(hba == HbaType::Megasas),
+    })
 }
 
 /// Bytes of a sector of a CD or DVD.

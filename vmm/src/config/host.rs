@@ -261,6 +261,11 @@ pub(super) fn check_directory(path: &Path) -> Result<(), String> {
     }
 }
 
+/// The name of a device in hexadecimal digits: eight bytes, or, of NAA 6h, sixteen.
+pub(super) fn device_name(wwn: u128) -> String {
+    if wwn >> 64 == 0 { format!("{wwn:016x}") } else { format!("{wwn:032x}") }
+}
+
 /// Checks that `path` is a device node of the host.
 pub(super) fn check_device(path: &Path) -> Result<(), String> {
     match kind(path)? {

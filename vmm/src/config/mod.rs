@@ -222,15 +222,8 @@ fn build(
     let own = paths.own();
     paths.check(errors);
     let directory = directory.to_path_buf();
-    Some(Config {
-        vm: vm?,
-        boot: boot?,
-        debug_log,
-        serial: serial?,
-        control,
-        security: security?,
-        hbas: hbas?,
-        directory,
-        own,
-    })
+    let (mut security, hbas) = (security?, hbas?);
+    let mut luns = hbas.iter().flat_map(|hba| &hba.luns);
+    security.host_devices |= luns.any(|lun| lun.device.host().is_some());
+    Some(Config { vm: vm?, boot: boot?, debug_log, serial: serial?, control, security, hbas, directory, own })
 }

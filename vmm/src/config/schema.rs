@@ -6,8 +6,8 @@
 use devices::storage::Backing;
 
 use super::types::{
-    Cache, Discard, Format, HbaType, LunType, MegasasMode, MegasasModel, NoSpace, Polling, Restart, RtcBase,
-    Sandbox, SerialMode, VirtioInterface, WritePolicy,
+    Allow, Cache, Discard, Format, HbaType, LunType, MegasasMode, MegasasModel, NoSpace, Polling, Restart,
+    RtcBase, Sandbox, SerialMode, VirtioInterface, WritePolicy,
 };
 
 /// Whether this version builds what a key asks for.
@@ -111,6 +111,7 @@ const SECURITY: &[Key] = &[
     key("sandbox", choice(Sandbox::NAMES, &[]), Built),
     key("directories", Kind::Strings, Built),
     key("readonly_directories", Kind::Strings, Built),
+    key("host_devices", Kind::Bool, Built),
     key("user", Kind::Text(1), Built),
 ];
 
@@ -213,7 +214,7 @@ const HBA: &[Key] = &[
 const LUN: &[Key] = &[
     key("target", Kind::Integer(0, 255), Built),
     key("lun", Kind::Integer(0, 16383), Built),
-    key("type", choice(LunType::NAMES, &["generic", "block"]), Built),
+    key("type", choice(LunType::NAMES, &["block"]), Built),
     key("image", Kind::Path, Built),
     key("format", choice(Format::NAMES, &[]), Built),
     key("backing", Kind::ChoiceOrStrings(Choices { names: Backing::NAMES, not_yet: &[] }), Built),
@@ -233,6 +234,8 @@ const LUN: &[Key] = &[
     key("throttle", Kind::Table(THROTTLE), Built),
     key("protection", Kind::OneOf(&[0, 1, 3]), Built),
     key("protection_image", Kind::Path, Built),
+    key("allow", choice(Allow::NAMES, &[]), Built),
+    key("shared", Kind::Bool, Built),
 ];
 
 const THROTTLE: &[Key] = &[

@@ -383,8 +383,10 @@ fn integer(value: &Value) -> Option<u64> {
 }
 
 fn wwn(text: &str) -> Option<u128> {
-    let digits = text.strip_prefix("0x").unwrap_or(text);
-    (digits.len() == 16).then(|| hex(digits)).flatten()
+    let without = |text, start| str::strip_prefix(text, start).unwrap_or(text);
+    // As Linux writes them in /dev/disk/by-id and in sysfs.
+    let digits = ["wwn-", "naa.", "eui.", "0x"].into_iter().fold(text, without);
+    matches!(digits.len(), 16 | 32).then(|| hex(digits)).flatten()
 }
 
 fn choice<'a>(text: Option<String>, choices: &Choices, also: &str) -> Result<Typed<'a>, String> {

@@ -26,7 +26,14 @@ pub(super) fn security(
         Some(text) => Some(user(section, text, host, errors)?),
         None => None,
     };
-    Some(Security { sandbox: sandbox?, directories: writable, readonly_directories: readonly, user })
+    let host_devices = section.boolean("host_devices").unwrap_or(false);
+    Some(Security {
+        sandbox: sandbox?,
+        directories: writable,
+        readonly_directories: readonly,
+        host_devices,
+        user,
+    })
 }
 
 /// What is right, but hardly what was meant.

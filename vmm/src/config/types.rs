@@ -238,6 +238,8 @@ pub struct Security {
     pub directories: Vec<PathBuf>,
     /// The same for images that are only read: read-only disks, backing files.
     pub readonly_directories: Vec<PathBuf>,
+    /// Commands can be sent to devices of the host: such devices are there, or may come.
+    pub host_devices: bool,
     /// Who it becomes; `None` to stay who started it.
     pub user: Option<User>,
 }
@@ -432,9 +434,52 @@ pub enum Device {
     /// An emulated CD drive.
     Cd(Cd),
     /// A SCSI device of the host, every command passed through (`/dev/sg*`).
-    Generic(PathBuf),
-    /// A block device of the host, every command passed through.
-    Block(PathBuf),
+    Generic(HostDevice),
+    /// A SCSI disk of the host: reads and writes by its block device, every other command passed through.
+    Block(HostDevice),
+}
+
+/// A SCSI device of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostDevice {
+    /// Which one.
+    pub place: HostPlace,
+    /// What the guest may do to it.
+    pub allow: Allow,
+    /// Others may use it as well.
+    pub shared: bool,
+    /// Data goes through memory of the process, so that commands can be abandoned while the device does not answer.
+    pub bounce: bool,
+}
+
+/// How a device of the host is found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostPlace {
+    /// By its node, or a link to one.
+    Path(PathBuf),
+    /// By its name: NAA or EUI-64, in hexadecimal digits.
+    Wwn(String),
+}
+
+impl fmt::Display for HostPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(f),
+            Self::Wwn(name) => write!(f, "wwn {name}"),
+        }
+    }
+}
+
+named! {
+    /// What a guest may do to a device of the host.
+    Allow {
+        /// Everything.
+        All = "all",
+        /// What reads and writes, and nothing that others would meet who share the device's array.
+        NoManagement = "no-management",
+        /// What reads.
+        ReadOnly = "read-only",
+    }
 }
 
 impl Device {
@@ -444,6 +489,24 @@ impl Device {
             Self::Disk(disk) => Some(disk),
             Self::Cd(cd) => cd.disc.as_ref(),
             Self::Generic(_) | Self::Block(_) => None,
+        }
+    }
+
+    /// Its type as it is written.
+    pub fn kind(&self) -> LunType {
+        match self {
+            Self::Disk(_) => LunType::Disk,
+            Self::Cd(_) => LunType::Cd,
+            Self::Generic(_) => LunType::Generic,
+            Self::Block(_) => LunType::Block,
+        }
+    }
+
+    /// The device of the host that it is, if it is one.
+    pub fn host(&self) -> Option<&HostDevice> {
+        match self {
+            Self::Generic(host) | Self::Block(host) => Some(host),
+            Self::Disk(_) | Self::Cd(_) => None,
         }
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use devices::threads::{self, Kind};
 use libc::sock_filter;
 
-use super::calls::{self, Refusal};
+use super::calls::{self, Extras, Refusal};
 use super::paths::Paths;
 use super::privileges::Ids;
 use super::refusal::Line;
@@ -122,6 +122,8 @@ pub(super) struct Prepared {
     user: Option<Ids>,
     /// Paths to be given up (landlock_restrict_self(2)).
     paths: Option<Paths>,
+    /// Devices of the host are passed through, or may come.
+    host_devices: bool,
     filters: [OnceLock<Vec<sock_filter>>; Kind::ALL.len()],
     reached: OnceLock<Box<[Reached]>>,
     /// How many of them have answered.
@@ -146,16 +148,22 @@ pub(super) fn signal() -> libc::c_int {
 
 impl Prepared {
     /// To be done once in a process; later it is as it was the first time.
-    pub(super) fn new(refusal: Option<Refusal>, user: Option<Ids>, paths: Option<Paths>) -> &'static Self {
-        PREPARED.get_or_init(|| Self::of(refusal, user, paths))
+    pub(super) fn new(
+        refusal: Option<Refusal>,
+        user: Option<Ids>,
+        paths: Option<Paths>,
+        host_devices: bool,
+    ) -> &'static Self {
+        PREPARED.get_or_init(|| Self::of(refusal, user, paths, host_devices))
     }
 
-    fn of(refusal: Option<Refusal>, user: Option<Ids>, paths: Option<Paths>) -> Self {
+    fn of(refusal: Option<Refusal>, user: Option<Ids>, paths: Option<Paths>, host_devices: bool) -> Self {
         sys::look_at_kernel();
         Self {
             refusal,
             user,
             paths,
+            host_devices,
             filters: [const { OnceLock::new() }; Kind::ALL.len()],
             reached: OnceLock::new(),
             answers: AtomicU32::new(0),
@@ -173,7 +181,8 @@ impl Prepared {
     fn make(&self, kind: Kind) -> Option<&[sock_filter]> {
         let kind = calls::like(kind);
         let (place, refusal) = (self.filters.get(kind as usize)?, self.refusal?);
-        Some(place.get_or_init(|| calls::filter(kind, refusal, crate::console::has_raw_terminal())))
+        let extras = Extras { terminal: crate::console::has_raw_terminal(), host_devices: self.host_devices };
+        Some(place.get_or_init(|| calls::filter(kind, refusal, extras)))
     }
 
     fn filter(&self, kind: Kind) -> Option<&[sock_filter]> {
@@ -276,7 +285,7 @@ impl Prepared {
 
 /// Confines the calling thread as the main one, and no other: a trial on a thread that ends then.
 pub(super) fn attempt(refusal: Refusal, paths: Option<Paths>) -> Result<(), StepError> {
-    let prepared = Prepared::of(Some(refusal), None, paths);
+    let prepared = Prepared::of(Some(refusal), None, paths, false);
     prepared.make(Kind::Main);
     prepared.confine_main()
 }

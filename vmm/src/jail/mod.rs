@@ -58,7 +58,7 @@ pub fn enter(config: &Config) -> Result<()> {
         privileges::become_user(config, user)?;
     }
     namespaces::enter();
-    confine(config.security.sandbox, user.map(Ids::of), paths)
+    confine(config.security.sandbox, user.map(Ids::of), paths, config.security.host_devices)
 }
 
 /// What would keep the machine of `config` from becoming the user that it shall run as, and from its sandbox, which is tried
@@ -148,7 +148,7 @@ pub fn prepare(config: &Config) {
     }
 }
 
-fn confine(sandbox: Sandbox, user: Option<Ids>, paths: Option<Paths>) -> Result<()> {
+fn confine(sandbox: Sandbox, user: Option<Ids>, paths: Option<Paths>, host_devices: bool) -> Result<()> {
     let refusal = refusal(sandbox);
     if refusal.is_none() && user.is_none() {
         return Ok(());
@@ -162,7 +162,7 @@ fn confine(sandbox: Sandbox, user: Option<Ids>, paths: Option<Paths>) -> Result<
     let stay = user.is_some();
     // What it interrupts goes on. On the thread's own stack, for one for signals would take a page of each thread.
     signals::catch(confine::signal(), on_signal, libc::SA_RESTART).context("the sandbox: its signal")?;
-    let prepared = Prepared::new(refusal, user, paths);
+    let prepared = Prepared::new(refusal, user, paths, host_devices);
     // While those come up that were started last.
     prepared.make_all(&threads::living());
     let attention = threads::attend(confine::on_start);
@@ -176,6 +176,9 @@ fn confine(sandbox: Sandbox, user: Option<Ids>, paths: Option<Paths>) -> Result<
         prepared.entered();
         Ok(())
     });
+    if refusal == Some(Refusal::End) && !host_devices {
+        devices::sandbox::without_host_devices();
+    }
     if let Some(paths) = prepared.paths() {
         devices::sandbox::confined(paths.reach.clone());
     }

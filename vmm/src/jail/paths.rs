@@ -240,6 +240,11 @@ pub(super) fn images(config: &Config) -> Vec<(PathBuf, bool)> {
         images.extend(disk.protection.iter().map(|protection| (protection.image.clone(), write)));
         images.extend(config::files_below(disk).into_iter().map(|(_, below)| (below, false)));
     }
+    let luns = config.hbas.iter().flat_map(|hba| &hba.luns).filter(|_| config.control.is_some());
+    for host in luns.filter_map(|lun| lun.device.host()) {
+        let nodes = crate::machine::generic_options(host).nodes();
+        images.extend(nodes.into_iter().map(|node| (node, true)));
+    }
     // What was passed as a descriptor is not opened by a name.
     images.retain(|(image, _)| fdset::number(image).is_none());
     images

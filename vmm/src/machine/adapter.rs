@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use devices::iothread::{Io, Remote};
-use devices::scsi::{Cd, CdConfig, DiskConfig, LogicalUnit, Lun, Nexus, Target, TargetGroup};
+use devices::scsi::{Cd, CdConfig, DiskConfig, LogicalUnit, Lun, Nexus, Target, TargetGroup, TransferLimits};
 use devices::storage::{BlockBackend, BlockError, Image, let_go};
 use hba_megasas::Arrival;
 use hba_virtio_scsi::VirtioScsi;
@@ -22,7 +22,8 @@ use crate::config::{self, HbaType};
 mod attached;
 mod discs;
 
-use attached::{Attached, Behind};
+pub(super) use attached::Attached;
+use attached::Behind;
 
 /// How long the host may take to end a unit's commands and to close its image before whoever asked hears that it does
 /// not answer.
@@ -37,6 +38,14 @@ pub trait HotPlug: Send + Sync {
     /// A CD drive with this disc.
     fn drive(&self, disc: Option<Arc<Image>>, drive: CdConfig) -> Result<LogicalUnit> {
         Ok(LogicalUnit::Cd(Cd::new(disc, drive)?))
+    }
+    /// A device of the host.
+    fn host(&self, unit: LogicalUnit) -> Result<LogicalUnit> {
+        Ok(unit)
+    }
+    /// What it has told the guest can be sent with one command.
+    fn transfer_limits(&self) -> TransferLimits {
+        TransferLimits::default()
     }
     /// Whether disks are shown as volumes.
     fn makes_volumes(&self) -> bool {
@@ -61,6 +70,10 @@ pub trait HotPlug: Send + Sync {
 impl HotPlug for VirtioScsi {
     fn units(&self, lun: &config::Lun, image: &Arc<Image>, disk: DiskConfig) -> Result<Vec<LogicalUnit>> {
         Ok(vec![hbas::logical_unit(lun, image, disk)?])
+    }
+
+    fn transfer_limits(&self) -> TransferLimits {
+        VirtioScsi::transfer_limits(self)
     }
 
     fn attach_targets(&self, id: u8, targets: &[Arc<Target>]) -> Result<Arrival> {
@@ -179,8 +192,8 @@ impl Adapter {
     }
 
     /// Takes note of a unit that was there from the start.
-    pub(super) fn add_unit(&self, lun: &config::Lun, opened: Opened) {
-        self.lock().units.insert((lun.target, lun.lun), Attached::new(lun, &opened));
+    pub(super) fn add_unit(&self, lun: &config::Lun, unit: Attached) {
+        self.lock().units.insert((lun.target, lun.lun), unit);
     }
 
     /// All logical units, by target and number.
@@ -204,6 +217,7 @@ impl Adapter {
             target,
             lun,
             image: (!matches!(unit.image, Behind::Nothing)).then(|| unit.path.clone()),
+            kind: unit.kind(),
             tray: tray(target, lun, unit),
             size: unit.len(),
             read_only: unit.read_only,
@@ -237,15 +251,42 @@ impl Adapter {
         self.insert(lun, unit, units)
     }
 
+    /// The same of what is open already.
+    pub(super) fn attach_opened(&self, lun: &config::Lun, opened: Opened) -> Result<UnitState> {
+        ensure_free(&self.lock(), lun)?;
+        let (unit, units) = self.show(lun, opened)?;
+        self.insert(lun, unit, units)
+    }
+
     /// Opens the image of a unit, and makes what shows it.
     fn open(&self, lun: &config::Lun) -> Result<(Attached, Vec<LogicalUnit>)> {
         let device = self.device()?;
         let opened = hbas::open(&self.id, lun, &self.space, &self.identities)?;
-        let units = match &opened {
-            Opened::Disk(image, disk) => device.units(lun, image, disk.clone())?,
-            Opened::Cd(disc, drive, _) => vec![device.drive(disc.clone(), drive.clone())?],
+        if let Opened::Host(host) = &opened
+            && !device.transfer_limits().admits(&host.limits())
+            && host.is_sequential()
+        {
+            tracing::warn!(
+                "{}: hba {} has told the guest at its start that more can be sent at a time than the {} bytes that this device \
+                 takes: records that are longer are refused; have the guest write shorter ones, or start the machine with it",
+                host.name(),
+                self.id,
+                host.limits().transfer()
+            );
+        }
+        self.show(lun, opened)
+    }
+
+    /// Makes what shows a unit to the guest.
+    fn show(&self, lun: &config::Lun, opened: Opened) -> Result<(Attached, Vec<LogicalUnit>)> {
+        let device = self.device()?;
+        let known = Attached::new(lun, &opened);
+        let units = match opened {
+            Opened::Disk(image, disk) => device.units(lun, &image, disk)?,
+            Opened::Cd(disc, drive, _) => vec![device.drive(disc, drive)?],
+            Opened::Host(host) => vec![device.host(LogicalUnit::Generic(host))?],
         };
-        Ok((Attached::new(lun, &opened), units))
+        Ok((known, units))
     }
 
     /// Whether disks are shown as volumes.
@@ -351,7 +392,7 @@ impl Adapter {
         let (len, shown) = (unit.len(), unit.shown.clone());
         let image = match std::mem::replace(&mut unit.image, Behind::Leaving(len)) {
             Behind::Image(image) => Some(image),
-            Behind::Nothing | Behind::Leaving(_) => None,
+            Behind::Nothing | Behind::Host | Behind::Leaving(_) => None,
         };
         let others = |(&(other, _), unit): (&(u8, u16), &Attached)| other == target && !unit.is_leaving();
         let last = !inventory.units.iter().any(others);
@@ -381,6 +422,10 @@ impl Adapter {
             let unit = unit.ok_or_else(|| anyhow!("nothing at target {target} lun {lun}"))?;
             ensure!(!unit.protected, "a disk with protection information keeps its size");
             ensure!(unit.drive.is_none(), "a disc keeps its size; `change` it for another one");
+            ensure!(
+                !matches!(unit.image, Behind::Host),
+                "a device of the host has the size that it has; the guest asks the device itself"
+            );
             let Behind::Image(image) = &unit.image else {
                 bail!("target {target} lun {lun} is being detached");
             };

@@ -5,18 +5,19 @@ use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use devices::iothread::{IoThread, Polling, Remote, Settings};
 use devices::pci::Bdf;
 use devices::scsi::{
-    Cd, CdConfig, Disk, DiskConfig, LogicalUnit, Lun, Nexus, ProtectionType, Target, TargetGroup,
+    Allow, Cd, CdConfig, Disk, DiskConfig, Generic, GenericOptions, HostLimits, LogicalUnit, Lun, Nexus,
+    Place, ProtectionType, Target, TargetGroup, TransferLimits,
 };
 use devices::storage::{CacheMode, Image, Limits, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing};
 use devices::threads::{self, Kind};
 use hba_megasas::Megasas;
 use hba_virtio_scsi::{Interface, Options, VirtioScsi};
 
-use super::adapter::{Adapter, Taken, explain};
+use super::adapter::{Adapter, Attached, Taken, explain};
 use super::chipset::Chipset;
 use super::control::{Control, Crash};
 use super::ending::Over;
@@ -25,7 +26,7 @@ use super::protection;
 use super::raid;
 use super::space::Space;
 use crate::config::{
-    self, Cache, Config, Controller, Device, Format, HbaType, NoSpace, Throttle, VirtioInterface,
+    self, Cache, Config, Controller, Device, Format, HbaType, HostPlace, NoSpace, Throttle, VirtioInterface,
 };
 
 /// The HBAs with what is behind them and the threads that serve them.
@@ -66,10 +67,11 @@ impl Hbas {
             match &hba.controller {
                 Controller::VirtioScsi(virtio) => {
                     let mut adapter = hbas.adapter(hba, HbaType::VirtioScsi, remote, space);
-                    let targets = targets(hba, &adapter)?;
-                    let device =
-                        VirtioScsi::new(seat, nexuses(targets), remotes, virtio_options(*virtio, hba))
-                            .with_context(|| format!("hba {}", hba.id))?;
+                    let opened = open_all(hba, &adapter)?;
+                    let options = virtio_options(*virtio, hba, transfer_limits(&opened));
+                    let targets = targets(hba, opened, &adapter)?;
+                    let device = VirtioScsi::new(seat, nexuses(targets), remotes, options)
+                        .with_context(|| format!("hba {}", hba.id))?;
                     adapter.connect(device.clone());
                     hbas.adapters.push(Arc::new(adapter));
                     hbas.virtio.push(device.clone());
@@ -79,13 +81,14 @@ impl Hbas {
                     let name = || format!("hba {}", hba.id);
                     let (options, events) =
                         (raid::options(&hba.id, board), raid::events(board).with_context(name)?);
-                    let device = Megasas::new(seat, BTreeMap::new(), remote.clone(), options, events)
+                    let mut adapter = hbas.adapter(hba, HbaType::Megasas, remote.clone(), space);
+                    let opened = open_all(hba, &adapter)?;
+                    let (drives, limits) = (BTreeMap::new(), transfer_limits(&opened));
+                    let device = Megasas::with_limits(seat, drives, remote, options, events, limits)
                         .with_context(name)?;
-                    let mut adapter = hbas.adapter(hba, HbaType::Megasas, remote, space);
                     adapter.connect(Arc::new(raid::Board::new(&hba.id, board, device.clone())));
-                    for lun in &hba.luns {
-                        let place = || format!("hba {}, target {}", hba.id, lun.target);
-                        adapter.attach(lun).with_context(place)?;
+                    for (lun, opened) in hba.luns.iter().zip(opened) {
+                        adapter.attach_opened(lun, opened).with_context(|| place(hba, lun))?;
                     }
                     hbas.adapters.push(Arc::new(adapter));
                     hbas.megasas.push(device.clone());
@@ -273,17 +276,40 @@ fn misbehave(thread: &IoThread, number: u8) -> Result<()> {
     Ok(())
 }
 
+/// Where a unit is, for messages.
+fn place(hba: &config::Hba, lun: &config::Lun) -> String {
+    format!("hba {}, target {}", hba.id, lun.target)
+}
+
+/// Opens what the units of an HBA have on the host.
+fn open_all(hba: &config::Hba, adapter: &Adapter) -> Result<Vec<Opened>> {
+    let open = |lun| {
+        let opened = open(&hba.id, lun, adapter.space(), adapter.identities());
+        if adapter.kind == HbaType::Megasas { opened.with_context(|| place(hba, lun)) } else { opened }
+    };
+    hba.luns.iter().map(open).collect()
+}
+
+/// What the devices of the host among them take with one command, all of them.
+fn transfer_limits(opened: &[Opened]) -> TransferLimits {
+    let limits = opened.iter().filter_map(|opened| match opened {
+        Opened::Host(device) => Some(device.limits()),
+        Opened::Disk(..) | Opened::Cd(..) => None,
+    });
+    limits.reduce(HostLimits::and).map(TransferLimits::from).unwrap_or_default()
+}
+
 /// The targets behind an HBA, each with its logical units.
-fn targets(hba: &config::Hba, adapter: &Adapter) -> Result<BTreeMap<u8, Arc<Target>>> {
+fn targets(hba: &config::Hba, opened: Vec<Opened>, adapter: &Adapter) -> Result<BTreeMap<u8, Arc<Target>>> {
     let mut targets: BTreeMap<u8, Arc<Target>> = BTreeMap::new();
-    for lun in &hba.luns {
-        let opened = open(&hba.id, lun, adapter.space(), adapter.identities())?;
-        let unit = opened.unit(lun).with_context(|| format!("hba {}, target {}", hba.id, lun.target))?;
+    for (lun, opened) in hba.luns.iter().zip(opened) {
+        let known = Attached::new(lun, &opened);
+        let unit = opened.unit(lun).with_context(|| place(hba, lun))?;
         let target = targets.entry(lun.target).or_insert_with(|| adapter.group().target());
         target
             .attach(Lun::from_number(u32::from(lun.lun)), unit)
             .with_context(|| format!("hba {}, target {}, lun {}", hba.id, lun.target, lun.lun))?;
-        adapter.add_unit(lun, opened);
+        adapter.add_unit(lun, known);
         adapter.add_target(lun.target, target);
     }
     Ok(targets)
@@ -299,14 +325,17 @@ pub(super) enum Opened {
     Disk(Arc<Image>, DiskConfig),
     /// A CD drive, with the disc in it. Its names are taken while the last part lives.
     Cd(Option<Arc<Image>>, CdConfig, Arc<()>),
+    /// A device of the host.
+    Host(Generic),
 }
 
 impl Opened {
     /// The logical unit that shows it as it is.
-    pub(super) fn unit(&self, lun: &config::Lun) -> Result<LogicalUnit> {
+    pub(super) fn unit(self, lun: &config::Lun) -> Result<LogicalUnit> {
         match self {
-            Self::Disk(image, config) => logical_unit(lun, image, config.clone()),
-            Self::Cd(disc, config, _) => Ok(LogicalUnit::Cd(Cd::new(disc.clone(), config.clone())?)),
+            Self::Disk(image, config) => logical_unit(lun, &image, config),
+            Self::Cd(disc, config, _) => Ok(LogicalUnit::Cd(Cd::new(disc, config)?)),
+            Self::Host(device) => Ok(LogicalUnit::Generic(device)),
         }
     }
 }
@@ -321,7 +350,11 @@ pub(super) fn open(hba: &str, lun: &config::Lun, space: &Space, identities: &Ide
             identities.take_drive(hba, lun, &shown, &names).with_context(place)?;
             Ok(Opened::Cd(disc, shown, names))
         }
-        _ => disk(hba, lun, space, identities).map(|(image, shown)| Opened::Disk(image, shown)),
+        Device::Disk(_) => disk(hba, lun, space, identities).map(|(image, shown)| Opened::Disk(image, shown)),
+        Device::Generic(host) => generic(host)
+            .map(Opened::Host)
+            .with_context(|| format!("type = \"{}\"", lun.device.kind().name())),
+        Device::Block(_) => bail!("hba {hba}, target {}: type \"block\" is not supported yet", lun.target),
     }
 }
 
@@ -345,9 +378,7 @@ pub(super) fn disk(
     space: &Space,
     identities: &Identities,
 ) -> Result<(Arc<Image>, DiskConfig)> {
-    let Device::Disk(disk) = &lun.device else {
-        bail!("hba {hba}, target {}: only types \"disk\" and \"cd\" are supported yet", lun.target);
-    };
+    let Device::Disk(disk) = &lun.device else { bail!("hba {hba}, target {} is no disk", lun.target) };
     let (image, shown) = (Arc::new(image(disk, space)?), disk_config(disk)?);
     identities.take(hba, lun, &disk.image, &shown, &image)?;
     Ok((image, shown))
@@ -365,6 +396,34 @@ pub(super) fn image(disk: &config::Disk, space: &Space) -> Result<Image> {
     };
     let image = image.guarded(disk.throttle.as_ref().map(limits).as_ref(), pausing);
     Ok(if disk.bounce { image.private() } else { image })
+}
+
+/// Opens a device of the host.
+pub(super) fn generic(host: &config::HostDevice) -> Result<Generic> {
+    ensure!(
+        devices::sandbox::has_host_devices(),
+        "{}: the sandbox lets no devices of the host come to this machine; set host_devices = true in [security] and start the \
+         machine anew",
+        host.place
+    );
+    Ok(Generic::open(&generic_options(host))?)
+}
+
+/// How a device of the host is opened.
+pub(crate) fn generic_options(host: &config::HostDevice) -> GenericOptions {
+    GenericOptions {
+        place: match &host.place {
+            HostPlace::Path(path) => Place::Path(path.clone()),
+            HostPlace::Wwn(name) => Place::Name(name.clone()),
+        },
+        shared: host.shared,
+        allow: match host.allow {
+            config::Allow::All => Allow::All,
+            config::Allow::NoManagement => Allow::NoManagement,
+            config::Allow::ReadOnly => Allow::ReadOnly,
+        },
+        bounce: host.bounce,
+    }
 }
 
 /// How a raw image is opened.
@@ -393,7 +452,7 @@ fn limits(throttle: &Throttle) -> Limits {
     }
 }
 
-fn virtio_options(virtio: config::VirtioScsi, hba: &config::Hba) -> Options {
+fn virtio_options(virtio: config::VirtioScsi, hba: &config::Hba, transfer: TransferLimits) -> Options {
     let protected =
         |lun: &config::Lun| matches!(&lun.device, Device::Disk(disk) if disk.protection.is_some());
     Options {
@@ -405,6 +464,7 @@ fn virtio_options(virtio: config::VirtioScsi, hba: &config::Hba) -> Options {
             VirtioInterface::Transitional => Interface::Transitional,
             VirtioInterface::Legacy => Interface::Legacy,
         },
+        transfer,
         ..Options::default()
     }
 }

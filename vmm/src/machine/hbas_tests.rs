@@ -69,7 +69,7 @@ fn healthy_images_are_closed_and_unlocked_beside_one_that_hangs() {
     let remote = thread.remote();
     let group = TargetGroup::default();
     let adapter = Adapter::new("scsi0", HbaType::VirtioScsi, remote.clone(), &space, &group);
-    let nexuses = nexuses(targets(&hba, &adapter).unwrap());
+    let nexuses = nexuses(targets(&hba, open_all(&hba, &adapter).unwrap(), &adapter).unwrap());
     let (begun, begin) = mpsc::channel();
     let nexus = nexuses[&0].clone();
     remote.spawn(move |io| {
@@ -122,7 +122,7 @@ fn an_image_that_had_failed_before_is_an_error_of_the_end() {
     let remote = thread.remote();
     let group = TargetGroup::default();
     let adapter = Adapter::new("scsi0", HbaType::VirtioScsi, remote.clone(), &space, &group);
-    let nexuses = nexuses(targets(&hba, &adapter).unwrap());
+    let nexuses = nexuses(targets(&hba, open_all(&hba, &adapter).unwrap(), &adapter).unwrap());
     let (done, flushed) = mpsc::channel();
     let nexus = nexuses[&0].clone();
     remote.spawn(move |io| {

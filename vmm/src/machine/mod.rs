@@ -41,6 +41,7 @@ use kvm_ioctls::VmFd;
 
 pub(crate) use buses::Buses;
 pub(crate) use control::{Control, Crash, Event, Order};
+pub(crate) use hbas::generic_options;
 pub use rehearsal::rehearse;
 
 use crate::config::{Boot, Config, Restart};

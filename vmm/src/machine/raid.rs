@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use devices::scsi::{Cd, CdConfig, Disk, DiskConfig, LogicalUnit, Nexus, Target};
+use devices::scsi::{Cd, CdConfig, Disk, DiskConfig, LogicalUnit, Nexus, Target, TransferLimits};
 use devices::storage::Image;
 use hba_megasas::{Arrival, Drive, EventStore, Megasas, Model, Options};
 
@@ -82,6 +82,19 @@ impl HotPlug for Board {
         );
         let wwn = drive.wwn.unwrap_or_else(|| naa(&format!("disk {}", drive.serial)));
         Ok(LogicalUnit::Cd(Cd::new(disc, CdConfig { wwn: Some(wwn), ..drive })?))
+    }
+
+    fn host(&self, unit: LogicalUnit) -> Result<LogicalUnit> {
+        ensure!(
+            !self.makes_volumes(),
+            "no volume is made of a device of the host: a board takes one with mode = \"jbod\", and a virtio-scsi adapter in any \
+             case"
+        );
+        Ok(unit)
+    }
+
+    fn transfer_limits(&self) -> TransferLimits {
+        self.device.transfer_limits()
     }
 
     fn makes_volumes(&self) -> bool {

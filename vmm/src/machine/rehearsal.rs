@@ -9,6 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, Error, Result};
 use boot::RamLayout;
 use devices::mem::GuestRam;
+use devices::scsi::Generic;
 use devices::storage::{Qcow2Image, Rehearsal};
 
 use super::chipset::{ChipsetError, SLOTS};
@@ -16,7 +17,7 @@ use super::control::Control;
 use super::firmware::{DebugOutput, FirmwareBoot};
 use super::identity::Identities;
 use super::{hbas, protection, raid};
-use crate::config::{Boot, Cd, Config, Controller, Device, Disk, Format, Hba, Lun};
+use crate::config::{Boot, Cd, Config, Controller, Device, Disk, Format, Hba, HostDevice, Lun};
 use crate::console::Console;
 use crate::exit::explain;
 use crate::jail;
@@ -77,6 +78,7 @@ fn adapters(config: &Config, all: &mut Problems) {
     let (mut images, identities) = (Rehearsal::default(), Identities::default());
     // They live as long as their names are taken.
     let mut disks: Vec<Arc<()>> = Vec::new();
+    let mut hosts = Vec::new();
     if config.hbas.len() > SLOTS {
         all.note::<()>(Err(ChipsetError::NoSlot.into()));
     }
@@ -93,7 +95,8 @@ fn adapters(config: &Config, all: &mut Problems) {
             let checked = match &lun.device {
                 Device::Disk(disk) => self::disk(hba, lun, disk, &mut images, &identities, &mut disks),
                 Device::Cd(cd) => drive(hba, lun, cd, &mut images, &identities, &mut disks),
-                Device::Generic(_) | Device::Block(_) => continue,
+                Device::Generic(host) => device(host, &mut hosts),
+                Device::Block(_) => continue,
             };
             all.note(match board {
                 true => checked.with_context(|| format!("hba {}, target {}", hba.id, lun.target)),
@@ -117,6 +120,12 @@ fn drive(
     let names = Arc::new(());
     identities.take_drive(&hba.id, lun, &hbas::cd_config(&hba.id, lun, cd), &names)?;
     drives.push(names);
+    Ok(())
+}
+
+/// It is opened, and asked who it is.
+fn device(host: &HostDevice, hosts: &mut Vec<Generic>) -> Result<()> {
+    hosts.push(hbas::generic(host)?);
     Ok(())
 }
 

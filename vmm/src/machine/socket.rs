@@ -402,6 +402,7 @@ fn describe(adapter: &Arc<Adapter>) -> Value {
             let mut described = json!({
                 "target": unit.target,
                 "lun": unit.lun,
+                "type": unit.kind.name(),
                 "image": unit.image.map(|image| image.to_string_lossy().into_owned()),
                 "size": unit.size,
                 "readonly": unit.read_only,

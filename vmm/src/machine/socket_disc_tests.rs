@@ -36,7 +36,7 @@ fn discs_come_change_and_go() {
         let bounce = kind == HbaType::Megasas;
         let described = |image: Option<&Path>, size: u64, tray: &str, locked: bool| {
             json!({"target": 5, "lun": 0, "image": image, "size": size, "readonly": true, "bounce": bounce && size > 0,
-                   "flush_failed": false, "state": "attached", "tray": tray, "locked": locked})
+                   "flush_failed": false, "state": "attached", "type": "cd", "tray": tray, "locked": locked})
         };
         assert_eq!(unit(&service), described(Some(&image("a.img")), 1 << 20, "closed", false));
         let nexus = Nexus::new(service.adapters[0].targets()[0].clone(), None);

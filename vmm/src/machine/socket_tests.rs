@@ -99,9 +99,9 @@ fn disks_come_change_and_go() {
     let image = |name: &str| bench.directory.path().join(name).to_string_lossy().into_owned();
     let units = json!([
         {"target": 0, "lun": 0, "image": image("a.img"), "size": 1 << 20, "readonly": false, "bounce": false,
-         "flush_failed": false, "state": "attached"},
+         "flush_failed": false, "state": "attached", "type": "disk"},
         {"target": 0, "lun": 3, "image": image("b.img"), "size": 2 << 20, "readonly": true, "bounce": true,
-         "flush_failed": false, "state": "attached"},
+         "flush_failed": false, "state": "attached", "type": "disk"},
     ]);
     let hbas = ask(&service, r#"{"execute": "query-hbas"}"#);
     assert_eq!(

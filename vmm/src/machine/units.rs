@@ -6,6 +6,7 @@ use std::sync::Arc;
 use devices::scsi::{Leaving, Tray};
 
 use super::closing::Answer;
+use crate::config::LunType;
 
 /// What was behind an HBA at the end of the machine.
 pub struct Taken {
@@ -22,11 +23,13 @@ pub struct UnitInfo {
     pub target: u8,
     /// Its number at the target.
     pub lun: u16,
+    /// What it is.
+    pub kind: LunType,
     /// The image's file or device; `None` for a drive without a disc.
     pub image: Option<PathBuf>,
     /// The tray, if it is a CD drive.
     pub tray: Option<Tray>,
-    /// Length in bytes now.
+    /// Length in bytes now; 0 of a device of the host, which knows its size itself.
     pub size: u64,
     /// Whether the guest may not write.
     pub read_only: bool,

@@ -51,6 +51,14 @@ pub enum GenericError {
         /// The group that the node is of.
         group: String,
     },
+    /// The sandbox of the process does not let it open it.
+    #[error("{path}: {why}")]
+    Confined {
+        /// As it was given.
+        path: String,
+        /// What it is, and what to do.
+        why: String,
+    },
     /// It takes no SCSI commands.
     #[error(
         "{path} is {what}, which takes no SCSI commands; set type = \"disk\" and image = \"{path}\" to use what is on it"

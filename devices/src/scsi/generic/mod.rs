@@ -157,6 +157,11 @@ impl Generic {
         self.peripheral & 0x1f
     }
 
+    /// Whether its commands depend on where the one before has left the medium: a tape, a changer.
+    pub fn is_sequential(&self) -> bool {
+        self.kind.is_sequential()
+    }
+
     /// What its queue at the host takes with one command.
     pub fn limits(&self) -> HostLimits {
         self.plug.link().limits

@@ -45,6 +45,17 @@ pub struct GenericOptions {
     pub bounce: bool,
 }
 
+impl GenericOptions {
+    /// All nodes of the device by which commands can be sent, if there is one now.
+    pub fn nodes(&self) -> Vec<PathBuf> {
+        let sysfs = Sysfs::default();
+        let found = find(&sysfs, &self.place).and_then(|path| look(&sysfs, &path));
+        let Ok((device, ..)) = found else { return Vec::new() };
+        let nodes = [Driver::Block, Driver::Sg, Driver::Bsg].into_iter();
+        nodes.filter_map(|driver| sysfs.node_of(&device, driver)).collect()
+    }
+}
+
 impl Generic {
     /// Opens a device of the host, which may take seconds.
     ///
@@ -197,7 +208,9 @@ fn open_as(path: &Path, driver: Driver, options: &GenericOptions) -> Result<File
         Driver::Bsg => open_node(path, true, false),
         Driver::Sg => match open_node(path, true, !options.shared) {
             // One that is open for reading is nobody's for himself.
-            Err(GenericError::Forbidden { .. }) if reads => open_node(path, false, false),
+            Err(GenericError::Forbidden { .. } | GenericError::Confined { .. }) if reads => {
+                open_node(path, false, false)
+            }
             opened => opened,
         },
     }
@@ -325,9 +338,10 @@ fn failed(path: &Path, error: io::Error) -> GenericError {
     let path_name = path.display().to_string();
     match error.raw_os_error() {
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => GenericError::Missing { path: path_name },
-        Some(libc::EACCES | libc::EPERM) => {
-            GenericError::Forbidden { path: path_name, group: group_of(path) }
-        }
+        Some(libc::EACCES | libc::EPERM) => match crate::sandbox::explain(path, true, &error) {
+            Some(why) => GenericError::Confined { path: path_name, why },
+            None => GenericError::Forbidden { path: path_name, group: group_of(path) },
+        },
         _ => GenericError::Host { path: path_name, error },
     }
 }

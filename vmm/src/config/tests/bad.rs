@@ -68,10 +68,6 @@ fn what_this_version_does_not_build_is_refused_never_ignored() {
         ("[display]\nx = 1", "vm.toml:8: `[display]` is not supported yet"),
         ("[[hba]]\n[hba.fc]\nwwpn = 1", "vm.toml:9: `fc` in [[hba]] is not supported yet"),
         (
-            "[[hba.lun]]\ntype = \"generic\"\nimage = \"/dev/null\"",
-            "vm.toml:9: `type = \"generic\"` in [[hba.lun]] is not supported yet",
-        ),
-        (
             "[[hba.lun]]\ntype = \"block\"\nimage = \"/dev/null\"",
             "vm.toml:9: `type = \"block\"` in [[hba.lun]] is not supported yet",
         ),
@@ -580,6 +576,34 @@ fn unsupported_parts_are_checked() {
             vec![
                 "vm.toml:11: `type` in [[hba.lun]] is \"cd\", expected a board with mode = \"jbod\", or a virtio-scsi adapter: \
                  no volume is made of a CD drive",
+            ],
+        ),
+        (
+            "[[hba]]\ntype = \"megasas\"\n[[hba.lun]]\ntype = \"generic\"\nimage = \"/dev/null\"",
+            vec![
+                "vm.toml:11: `type` in [[hba.lun]] is \"generic\", expected a board with mode = \"jbod\", or a virtio-scsi \
+                 adapter: no volume is made of a device of the host",
+            ],
+        ),
+        (
+            "[[hba.lun]]\ntype = \"generic\"",
+            vec![
+                "vm.toml:8: `image` is missing in [[hba.lun]], expected a device of the host (or `wwn`, its name)",
+            ],
+        ),
+        (
+            "[[hba.lun]]\ntype = \"generic\"\nimage = \"/dev/null\"\nwwn = \"5000c500a1b2c3d4\"\nserial = \"a\"",
+            vec![
+                "vm.toml:11: `wwn` in [[hba.lun]]: is a second way to find the device; expected it or `image`",
+                "vm.toml:12: `serial` in [[hba.lun]] has no meaning for type = \"generic\"",
+            ],
+        ),
+        (
+            "[[hba.lun]]\nimage = \"b.img\"\nallow = \"all\"\nshared = true\nwwn = \"600140512345678900000000000abcde\"",
+            vec![
+                "vm.toml:10: `allow` in [[hba.lun]] has no meaning for type = \"disk\"",
+                "vm.toml:11: `shared` in [[hba.lun]] has no meaning for type = \"disk\"",
+                "vm.toml:12: `wwn` in [[hba.lun]] is \"600140512345678900000000000abcde\", expected a name that begins with 5 (IEEE registered), 3 (locally assigned) or 2 (IEEE extended)",
             ],
         ),
         (

@@ -30,6 +30,7 @@ fn the_smallest_file_has_every_default() {
             serial: Serial::Stdio,
             control: None,
             security: Security {
+                host_devices: false,
                 sandbox: Sandbox::On,
                 directories: vec![],
                 readonly_directories: vec![],
@@ -378,10 +379,32 @@ fn unsupported_parts_are_parsed() {
     assert_eq!(disk.format, Format::Qcow2);
     let devices: Vec<_> = config.hbas[1].luns.iter().map(|lun| lun.device.clone()).collect();
     let empty = Cd { disc: None, identity: Identity::default() };
-    assert_eq!(
-        devices,
-        [Device::Cd(empty), Device::Generic("/dev/null".into()), Device::Block("/dev/null".into())]
+    let null = HostDevice {
+        place: HostPlace::Path("/dev/null".into()),
+        allow: Allow::NoManagement,
+        shared: false,
+        bounce: false,
+    };
+    assert_eq!(devices, [Device::Cd(empty), Device::Generic(null.clone()), Device::Block(null)]);
+}
+
+#[test]
+fn devices_of_the_host() {
+    let text = format!(
+        "{SMALLEST}[[hba.lun]]\ntype = \"generic\"\nimage = \"/dev/null\"\nallow = \"all\"\nshared = true\n[[hba]]\n\
+         type = \"megasas\"\nmode = \"jbod\"\n[[hba.lun]]\ntype = \"generic\"\n\
+         wwn = \"naa.600140512345678900000000000ABCDE\"\nallow = \"read-only\"\n[[hba.lun]]\ntype = \"generic\"\n\
+         wwn = \"wwn-0x5000c500a1b2c3d4\"\nbounce = false\n"
     );
+    let (_, config) = good(&text, &[]);
+    assert!(config.security.host_devices, "commands can be sent");
+    let host = |hba: usize, lun: usize| config.hbas[hba].luns[lun].device.host().unwrap().clone();
+    let place = HostPlace::Path("/dev/null".into());
+    assert_eq!(host(0, 1), HostDevice { place, allow: Allow::All, shared: true, bounce: false });
+    let place = HostPlace::Wwn("600140512345678900000000000abcde".into());
+    assert_eq!(host(1, 0), HostDevice { place, allow: Allow::ReadOnly, shared: false, bounce: true });
+    let place = HostPlace::Wwn("5000c500a1b2c3d4".into());
+    assert_eq!(host(1, 1), HostDevice { place, allow: Allow::NoManagement, shared: false, bounce: false });
 }
 
 #[test]

@@ -16,6 +16,7 @@ fn every_key_is_read() {
     assert_eq!(
         read,
         Security {
+            host_devices: false,
             sandbox: Sandbox::Log,
             directories: vec![fixture.path("directory"), fixture.path("."), "/tmp".into()],
             readonly_directories: vec![fixture.path("."), "/".into()],

@@ -205,6 +205,11 @@ const MACHINE: &[u32] = &[
 /// loop devices (linux/loop.h): LOOP_GET_STATUS64.
 const BLOCK_DEVICES: &[u32] = &[0x8008_1272, 0x1268, 0x127b, 0x125e, 0x1277, 0x127f, 0x127e, 0x4c05];
 
+/// Of devices that take SCSI commands (scsi/sg.h): SG_IO, SG_SCSI_RESET, SG_GET_REQUEST_TABLE.
+const COMMANDS: &[u32] = &[0x2285, 0x2284, 0x2286];
+/// Of the same: BLKSECTGET, SG_GET_SG_TABLESIZE, SG_GET_VERSION_NUM.
+const HOST_DEVICES: &[u32] = &[0x1267, 0x227f, 0x2282];
+
 impl List {
     /// What every thread does.
     pub(super) fn common() -> Self {
@@ -275,6 +280,19 @@ impl List {
             libc::SYS_ftruncate,
         ]);
         self.with_each(libc::SYS_ioctl, 1, BLOCK_DEVICES);
+        self
+    }
+
+    /// Sends commands to devices of the host that are open. Whoever has this has them; the kernel looks at what is sent by a block
+    /// device, and this process at the rest.
+    pub(super) fn commands(mut self) -> Self {
+        self.with_each(libc::SYS_ioctl, 1, COMMANDS);
+        self
+    }
+
+    /// Asks devices of the host what they are.
+    pub(super) fn host_devices(mut self) -> Self {
+        self.with_each(libc::SYS_ioctl, 1, HOST_DEVICES);
         self
     }
 

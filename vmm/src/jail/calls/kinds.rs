@@ -2,6 +2,7 @@
 
 use devices::threads::Kind;
 
+use super::Extras;
 use super::list::List;
 
 /// Whether threads of the kind open files.
@@ -19,10 +20,18 @@ pub(in crate::jail) fn like(kind: Kind) -> Kind {
     }
 }
 
-/// The calls of a kind; of one that starts others, theirs too. `terminal`: the console has one.
-pub(super) fn list(kind: Kind, terminal: bool) -> List {
-    let list = of_kind(kind);
-    if terminal { list.terminal() } else { list }
+/// The calls of a kind; of one that starts others, theirs too.
+pub(super) fn list(kind: Kind, extras: Extras) -> List {
+    let mut list = of_kind(kind);
+    if extras.terminal {
+        list = list.terminal();
+    }
+    // Helpers send commands; who serves a client opens what comes.
+    match kind {
+        Kind::Io | Kind::IoHelper | Kind::EventLog if extras.host_devices => list.commands(),
+        Kind::Control | Kind::Client if extras.host_devices => list.commands().host_devices(),
+        _ => list,
+    }
 }
 
 fn of_kind(kind: Kind) -> List {

@@ -32,13 +32,22 @@ pub(super) enum Refusal {
     Log,
 }
 
-/// The filter for threads of a kind, of a process whose console has a terminal or not.
-pub(super) fn filter(kind: Kind, refusal: Refusal, terminal: bool) -> Vec<sock_filter> {
+/// What a process has that others have not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Extras {
+    /// Its console has a terminal.
+    pub(super) terminal: bool,
+    /// Devices of the host are passed through, or may come.
+    pub(super) host_devices: bool,
+}
+
+/// The filter for threads of a kind, of a process with these.
+pub(super) fn filter(kind: Kind, refusal: Refusal, extras: Extras) -> Vec<sock_filter> {
     let rest = match refusal {
         Refusal::End => libc::SECCOMP_RET_TRAP,
         Refusal::Log => libc::SECCOMP_RET_LOG,
     };
-    let mut answers = kinds::list(kind, terminal).into_answers(rest);
+    let mut answers = kinds::list(kind, extras).into_answers(rest);
     substitute(kind, refusal, rest, &mut answers);
     // What is called all the time, of which the kernel has to look at an argument each time.
     let first = match kind {

@@ -46,7 +46,7 @@ fn run(program: &[sock_filter], architecture: u32, call: u32, arguments: [u64; 6
 }
 
 /// The filter as the compiler of others makes it: the list, without substitutes.
-fn compiled(kind: Kind, refusal: Refusal, terminal: bool) -> Vec<sock_filter> {
+fn compiled(kind: Kind, refusal: Refusal, extras: Extras) -> Vec<sock_filter> {
     let condition = |argument: &Argument| {
         let masked = |(number, mask, value): (u8, u32, u32)| {
             (number, Dword, SeccompCmpOp::MaskedEq(mask.into()), value.into())
@@ -63,7 +63,7 @@ fn compiled(kind: Kind, refusal: Refusal, terminal: bool) -> Vec<sock_filter> {
         };
         SeccompRule::new(all.into_iter().map(condition).collect()).unwrap()
     };
-    let list = kinds::list(kind, terminal);
+    let list = kinds::list(kind, extras);
     let rules = list.calls().map(|(call, all)| (call, all.iter().map(condition).collect())).collect();
     let action = match refusal {
         Refusal::End => SeccompAction::Trap,
@@ -133,19 +133,22 @@ fn arguments(kind: Kind, list: &list::List, call: u32) -> Vec<[u64; 6]> {
 fn says(kind: Kind, call: c_long, arguments: &[u64]) -> u32 {
     let mut all = [0; 6];
     all[..arguments.len()].copy_from_slice(arguments);
-    run(&filter(kind, Refusal::End, false), X86_64, call as u32, all)
+    run(&filter(kind, Refusal::End, Extras::default()), X86_64, call as u32, all)
 }
 
 fn error(number: i32) -> u32 {
     libc::SECCOMP_RET_ERRNO | number as u32
 }
 
+const ALL: Extras = Extras { terminal: true, host_devices: true };
+const EXTRAS: [Extras; 2] = [Extras { terminal: false, host_devices: false }, ALL];
+
 #[test]
 fn filters_say_of_each_call_what_the_lists_say() {
-    for (kind, terminal) in Kind::ALL.into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
-        let both = |refusal| (compiled(kind, refusal, terminal), filter(kind, refusal, terminal));
+    for (kind, extras) in Kind::ALL.into_iter().flat_map(|kind| EXTRAS.map(|extras| (kind, extras))) {
+        let both = |refusal| (compiled(kind, refusal, extras), filter(kind, refusal, extras));
         let ((made, ours), (logs, our_logs)) = (both(Refusal::End), both(Refusal::Log));
-        let list = kinds::list(kind, terminal);
+        let list = kinds::list(kind, extras);
         for call in (0..=600).flat_map(|call| [call, X32 | call, 1 << 31 | call, u32::MAX - call]) {
             for arguments in arguments(kind, &list, call) {
                 let say = |program: &[sock_filter]| run(program, X86_64, call, arguments);
@@ -166,7 +169,7 @@ fn filters_say_of_each_call_what_the_lists_say() {
 #[test]
 fn filters_are_short_and_quickly_searched() {
     for kind in Kind::ALL {
-        let program = filter(kind, Refusal::End, false);
+        let program = filter(kind, Refusal::End, Extras::default());
         let (mut all, mut most) = (0, 0);
         for call in 0..460 {
             // As the kernel looks at it: until an argument matters.
@@ -219,7 +222,7 @@ fn long_programs_are_right_too() {
 fn kinds_that_share_a_filter_may_do_the_same() {
     for kind in Kind::ALL {
         let code = |kind| {
-            filter(kind, Refusal::End, false)
+            filter(kind, Refusal::End, Extras::default())
                 .iter()
                 .map(|one| (one.code, one.jt, one.jf, one.k))
                 .collect::<Vec<_>>()
@@ -239,7 +242,7 @@ fn a_thread_may_do_what_those_may_that_it_starts() {
         (Kind::Client, Kind::Space),
         (Kind::Client, Kind::Loops),
     ] {
-        let lacks = kinds::list(starter, true).lacks(&kinds::list(started, true));
+        let lacks = kinds::list(starter, ALL).lacks(&kinds::list(started, ALL));
         let lacks: Vec<_> = lacks.into_iter().map(|call| names::name(call).unwrap_or("?")).collect();
         assert_eq!(lacks, [""; 0], "{starter:?} starts {started:?}");
     }
@@ -248,7 +251,7 @@ fn a_thread_may_do_what_those_may_that_it_starts() {
 #[test]
 fn other_architectures_have_no_calls_at_all() {
     for kind in Kind::ALL {
-        let program = filter(kind, Refusal::End, false);
+        let program = filter(kind, Refusal::End, Extras::default());
         assert_eq!(run(&program, I386, 4, [0; 6]), libc::SECCOMP_RET_KILL_PROCESS, "{kind:?}");
         // x32: the same architecture, with a bit in the number.
         assert_eq!(run(&program, X86_64, 0x4000_0000, [0; 6]), TRAP, "{kind:?}");
@@ -321,11 +324,21 @@ fn arguments_are_looked_at_where_they_matter() {
         assert_eq!(says(libc::SYS_tgkill, &[own, 1, 6]), ALLOW, "{kind:?}");
         assert_eq!(says(libc::SYS_tgkill, &[1, 1, 6]), TRAP, "{kind:?}");
         assert_eq!(says(libc::SYS_ioctl, &[3, 0xae80]), only(kind == Kind::Vcpu), "{kind:?}: KVM_RUN");
+        let commands = filter(kind, Refusal::End, Extras { host_devices: true, ..Extras::default() });
+        for (number, who) in [
+            (0x2285, vec![Kind::Io, Kind::IoHelper, Kind::EventLog, Kind::Control, Kind::Client]),
+            (0x2282, vec![Kind::Control, Kind::Client]),
+            (0x2283, vec![]),
+        ] {
+            assert_eq!(says(libc::SYS_ioctl, &[3, number]), TRAP, "{kind:?}: {number:#x}");
+            let said = run(&commands, X86_64, libc::SYS_ioctl as u32, [3, number, 0, 0, 0, 0]);
+            assert_eq!(said, only(who.contains(&kind)), "{kind:?}: {number:#x}");
+        }
         assert_eq!(says(libc::SYS_ioctl, &[3, 0x5412]), TRAP, "{kind:?}: TIOCSTI");
         assert_eq!(says(libc::SYS_ioctl, &[3, 0x5401]), ALLOW, "{kind:?}: TCGETS");
         for change in [0x5402, 0x402c_542b] {
             assert_eq!(says(libc::SYS_ioctl, &[3, change]), TRAP, "{kind:?}: TCSETS, TCSETS2");
-            let with_terminal = filter(kind, Refusal::End, true);
+            let with_terminal = filter(kind, Refusal::End, Extras { terminal: true, ..Extras::default() });
             let said = run(&with_terminal, X86_64, libc::SYS_ioctl as u32, [3, change, 0, 0, 0, 0]);
             assert_eq!(said, ALLOW, "{kind:?}: TCSETS, TCSETS2");
         }
@@ -359,7 +372,7 @@ fn arguments_are_looked_at_where_they_matter() {
 #[test]
 fn what_is_only_logged_is_made() {
     for kind in Kind::ALL {
-        let program = filter(kind, Refusal::Log, false);
+        let program = filter(kind, Refusal::Log, Extras::default());
         for call in [libc::SYS_socket, libc::SYS_execve] {
             assert_eq!(run(&program, X86_64, call as u32, [0; 6]), libc::SECCOMP_RET_LOG, "{kind:?}");
         }

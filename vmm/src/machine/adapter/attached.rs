@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use devices::scsi::Generic;
 use devices::storage::{BlockBackend, Image, fdset};
 
-use crate::config;
+use crate::config::{self, LunType};
 use crate::machine::hbas::Opened;
 
 /// A logical unit.
-pub(super) struct Attached {
+pub(in crate::machine) struct Attached {
     /// Its image.
     pub(super) image: Behind,
     /// The image's file or device.
@@ -26,6 +27,8 @@ pub(super) struct Attached {
     pub(super) protected: bool,
     /// It is a CD drive, which is called what it is called while this lives.
     pub(super) drive: Option<Arc<()>>,
+    /// Its type, if it is a device of the host.
+    pub(super) host: Option<LunType>,
 }
 
 /// The image behind a unit.
@@ -33,6 +36,8 @@ pub(super) enum Behind {
     Image(Arc<Image>),
     /// A drive without a disc.
     Nothing,
+    /// A device of the host, which knows its size itself.
+    Host,
     /// The guest has lost the unit. Whoever closes the image, of this length in bytes, has it: to let go of it may take as long as
     /// the host does.
     Leaving(u64),
@@ -40,7 +45,7 @@ pub(super) enum Behind {
 
 impl Attached {
     /// What was opened for `lun`.
-    pub(super) fn new(lun: &config::Lun, opened: &Opened) -> Self {
+    pub(in crate::machine) fn new(lun: &config::Lun, opened: &Opened) -> Self {
         match (opened, lun.device.image()) {
             (Opened::Disk(image, _), Some(disk)) => Self::disk(disk, image.clone()),
             (Opened::Cd(Some(image), _, names), Some(disc)) => {
@@ -48,6 +53,20 @@ impl Attached {
             }
             (Opened::Cd(_, _, names), _) => Self { drive: Some(names.clone()), ..Self::empty() },
             (Opened::Disk(..), None) => Self::empty(),
+            (Opened::Host(device), _) => Self::host(lun, device),
+        }
+    }
+
+    fn host(lun: &config::Lun, device: &Generic) -> Self {
+        let host = lun.device.host();
+        Self {
+            host: Some(lun.device.kind()),
+            image: Behind::Host,
+            path: device.name().into(),
+            shown: device.name().to_owned(),
+            read_only: host.is_some_and(|host| host.allow == config::Allow::ReadOnly),
+            bounce: host.is_some_and(|host| host.bounce),
+            ..Self::empty()
         }
     }
 
@@ -61,6 +80,7 @@ impl Attached {
             block_size: 0,
             protected: false,
             drive: None,
+            host: None,
         }
     }
 
@@ -74,6 +94,16 @@ impl Attached {
             block_size: disk.block_size.into(),
             protected: disk.protection.is_some(),
             drive: None,
+            host: None,
+        }
+    }
+
+    /// What it is.
+    pub(super) fn kind(&self) -> LunType {
+        match (&self.drive, self.host) {
+            (Some(_), _) => LunType::Cd,
+            (None, Some(host)) => host,
+            (None, None) => LunType::Disk,
         }
     }
 
@@ -85,7 +115,7 @@ impl Attached {
     pub(super) fn len(&self) -> u64 {
         match &self.image {
             Behind::Image(image) => image.geometry().len,
-            Behind::Nothing => 0,
+            Behind::Nothing | Behind::Host => 0,
             Behind::Leaving(len) => *len,
         }
     }
