@@ -57,7 +57,7 @@ use super::attention::Attention;
 use super::memory::Share;
 use super::outcome::Outcome;
 use super::passed::Words;
-use super::sense::SenseData;
+use super::sense::{INVALID_FIELD_IN_CDB, INVALID_OPERATION_CODE, SenseData};
 use super::unit::Context;
 use super::{Cdb, DataBuffers, Status, TaskAttribute, absent};
 use crate::iothread::{Io, Owner};
@@ -195,7 +195,11 @@ impl Generic {
             // The kernel takes none apart from the data.
             return Err(SenseData::cdb_field(1, Some(7)).into());
         }
+        if table::goes_both_ways(self.kind, &cdb) {
+            return Err(SenseData::illegal(INVALID_OPERATION_CODE).into());
+        }
         let (direction, data) = self.direct(&cdb, data.take());
+        self.agree(&link, &cdb, direction, data.len())?;
         let look = inquiry::look(self.kind, link.page, self.allow == Allow::ReadOnly, &cdb);
         let (verdict, moved) = match (look, direction) {
             (Look::Not, _) | (_, Direction::None | Direction::Out) => {
@@ -234,6 +238,18 @@ impl Generic {
             Direction::In => (direction, data.data_in.into_inner()),
             Direction::Out => (direction, data.data_out.into_inner()),
         }
+    }
+
+    /// Refuses data of which the command says something else: the device would wait for what never comes, or get what it is not
+    /// about. Less memory for what is read is an initiator's right.
+    fn agree(&self, link: &Link, cdb: &Cdb, direction: Direction, len: u64) -> Result<(), SenseData> {
+        // Where nobody has asked for the length of a block, no less than the shortest is.
+        let block = u64::from(link.block().unwrap_or(request::BLOCK));
+        let short = split::brings(self.kind, cdb, block).is_some_and(|brings| len < brings);
+        if short || table::contradicts(self.kind, cdb, direction) {
+            return Err(SenseData::illegal(INVALID_FIELD_IN_CDB));
+        }
+        Ok(())
     }
 
     /// To have the device reset, for LOGICAL UNIT RESET: commands that it does not answer come back so. Not where others use

@@ -23,7 +23,7 @@ const ALIGN: usize = 4096;
 /// Bytes of a logical block that a device may have.
 const BLOCK_MAX: u32 = 64 << 10;
 /// What page B0h is written for where nobody knows.
-const BLOCK: u32 = 512;
+pub(super) const BLOCK: u32 = 512;
 
 impl Generic {
     /// Carries out a command with `data`, all of which goes one way. How it ended, and how many bytes were moved.
@@ -253,7 +253,7 @@ impl Link {
     }
 
     /// Bytes of a logical block, for what is said in blocks.
-    fn block(&self) -> Option<u32> {
+    pub(super) fn block(&self) -> Option<u32> {
         Some(self.block.load(Ordering::Relaxed)).filter(|block| *block > 0)
     }
 

@@ -22,6 +22,21 @@ fn layout(kind: Kind, opcode: u8) -> Option<Layout> {
     }
 }
 
+/// Bytes that a command which writes brings along; `None` where that depends on more than its CDB and the length of a block.
+pub(super) fn brings(kind: Kind, cdb: &Cdb, block: u64) -> Option<u64> {
+    /// Blocks, whose length the tape knows (SSC-5, 5.4).
+    const FIXED: u8 = 0x01;
+    let bytes = cdb.padded();
+    match (kind, cdb.opcode()) {
+        (Kind::Tape, 0x0a) if bytes[1] & FIXED == 0 => Some(field(bytes, 2, 3)),
+        (Kind::Tape, 0x8a) if bytes[1] & FIXED == 0 => Some(field(bytes, 12, 3)),
+        (_, 0x0a | 0x2a | 0xaa | 0x8a | 0x2e | 0xae | 0x8e) => {
+            Some(Blocks::of(kind, cdb)?.count().saturating_mul(block))
+        }
+        _ => None,
+    }
+}
+
 /// A command that can be sent in pieces.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Blocks {
@@ -132,6 +147,26 @@ mod tests {
         assert_eq!(part(Kind::Tape, &[0x08, 1, 0, 0, 8, 0], 0, 1), None, "each is a position on the tape");
         assert_eq!(part(Kind::Cd, &[0xbe, 0, 0, 0, 0, 0, 0, 0, 8, 0x10, 0, 0], 0, 1), None);
         assert!(part(Kind::Cd, &[0xa8, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0], 0, 1).is_some());
+    }
+
+    #[test]
+    fn what_is_written_has_a_length() {
+        let of = |kind, cdb: &[u8]| brings(kind, &Cdb::new(cdb), 512);
+        assert_eq!(of(Kind::Disk, &[0x0a, 0, 0, 0, 0, 0]), Some(256 * 512));
+        assert_eq!(of(Kind::Disk, &[0x2a, 0, 0, 0, 0, 0, 0, 0, 0, 0]), Some(0));
+        assert_eq!(of(Kind::Cd, &[0xaa, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0]), Some(3 * 512));
+        let sixteen = [0x8a, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];
+        assert_eq!(of(Kind::Disk, &sixteen), Some(0xffff_ffff * 512));
+        assert_eq!(of(Kind::Tape, &[0x0a, 0, 1, 0, 2, 0]), Some(0x10002));
+        assert_eq!(of(Kind::Tape, &sixteen), Some(0xff_ff00));
+        for (kind, cdb) in [
+            (Kind::Tape, &[0x0a, 1, 0, 0, 2, 0][..]),
+            (Kind::Disk, &[0x2a, 0x20, 0, 0, 0, 0, 0, 0, 8, 0]), // WRPROTECT
+            (Kind::Disk, &[0x28, 0, 0, 0, 0, 0, 0, 0, 8, 0]),
+            (Kind::Processor, &[0x0a, 0, 0, 0, 8, 0]), // SEND
+        ] {
+            assert_eq!(of(kind, cdb), None, "{cdb:02x?}");
+        }
     }
 
     #[test]

@@ -74,7 +74,6 @@ const DISK: (Codes, Codes) = (
         0x42, // UNMAP
         0x50, // XDWRITE(10)
         0x51, // XPWRITE(10)
-        0x53, // XDWRITEREAD(10)
         0x89, // COMPARE AND WRITE
         0x8a, // WRITE(16)
         0x8b, // ORWRITE(16)
@@ -207,20 +206,42 @@ const PROCESSOR: (Codes, Codes) = (&[0x08], &[]);
 const ASKS_16: Codes = &[0x10, 0x11, 0x12, 0x13, 0x16, 0x17];
 /// Of variable length commands those that read: GET LBA STATUS, READ, VERIFY.
 const READS_32: &[u16] = &[0x0012, 0x0009, 0x000a];
-/// And those that write: XDWRITE to XDWRITEREAD, WRITE, WRITE AND VERIFY, WRITE SAME, ORWRITE, WRITE ATOMIC, WRITE STREAM.
-const WRITES_32: &[u16] = &[0x0004, 0x0006, 0x0007, 0x000b, 0x000c, 0x000d, 0x000e, 0x000f, 0x0010];
+/// And those that write: XDWRITE, XPWRITE, WRITE, WRITE AND VERIFY, WRITE SAME, ORWRITE, WRITE ATOMIC, WRITE STREAM.
+const WRITES_32: &[u16] = &[0x0004, 0x0006, 0x000b, 0x000c, 0x000d, 0x000e, 0x000f, 0x0010];
 
-/// What the table says of a command.
-pub(super) fn class(kind: Kind, cdb: &Cdb) -> Class {
-    let (opcode, bytes) = (cdb.opcode(), cdb.padded());
-    let own = match kind {
+/// Commands of a type beside those of all.
+fn own(kind: Kind) -> (Codes, Codes) {
+    match kind {
         Kind::Disk => DISK,
         Kind::Tape => TAPE,
         Kind::Changer => CHANGER,
         Kind::Cd => CD,
         Kind::Processor => PROCESSOR,
         Kind::Enclosure | Kind::Other => (&[][..], &[][..]),
-    };
+    }
+}
+
+/// XDWRITEREAD (10, 32) of disks: data both ways, which no kernel sends.
+pub(super) fn goes_both_ways(kind: Kind, cdb: &Cdb) -> bool {
+    let bytes = cdb.padded();
+    kind == Kind::Disk && matches!((bytes[0], bytes[8], bytes[9]), (0x53, ..) | (VARIABLE_LENGTH, 0, 7))
+}
+
+/// Whether data that goes this way is none that the command has. Of what is not known the initiator knows best.
+pub(super) fn contradicts(kind: Kind, cdb: &Cdb, going: Direction) -> bool {
+    let opcode = cdb.opcode();
+    // VERIFY(6) of tapes with BYTCMP; RESERVE and RELEASE (6, 10) with a list; others depend on more than their codes.
+    let either =
+        matches!((opcode, kind), (0x13, Kind::Tape) | (0x16 | 0x17 | 0x56 | 0x57 | VARIABLE_LENGTH, _));
+    let lists = [own(kind).0, own(kind).1, ANY.0, ANY.1];
+    let known =
+        lists.iter().any(|codes| codes.contains(&opcode)) || kind == Kind::Disk && SENDS.contains(&opcode);
+    going != Direction::None && known && !either && going != direction(kind, cdb)
+}
+
+/// What the table says of a command.
+pub(super) fn class(kind: Kind, cdb: &Cdb) -> Class {
+    let (opcode, bytes, own) = (cdb.opcode(), cdb.padded(), own(kind));
     match opcode {
         0x9e if kind == Kind::Disk && ASKS_16.contains(&(bytes[1] & 0x1f)) => Class::Read,
         VARIABLE_LENGTH if kind == Kind::Disk => {
@@ -267,6 +288,8 @@ pub(super) fn direction(kind: Kind, cdb: &Cdb) -> Direction {
             let action = u16::from_be_bytes([bytes[8], bytes[9]]);
             action == 0x000a || WRITES_32.contains(&action)
         }
+        // Those of disks and others: WRITE FILEMARKS, ERASE and the like of tapes have none, nor has what prepares a changer.
+        (0x07, Kind::Changer) | (0x93, Kind::Tape) => false,
         _ => SENDS.contains(&opcode),
     };
     if out { Direction::Out } else { Direction::In }
@@ -286,6 +309,43 @@ mod tests {
             assert_eq!(all.len(), count);
             assert!(reads.is_sorted() && writes.is_sorted());
         }
+    }
+
+    #[test]
+    fn data_that_goes_the_other_way_is_told() {
+        let of = |kind, cdb: &[u8], going| contradicts(kind, &Cdb::new(cdb), going);
+        let (to, from) = (Direction::Out, Direction::In);
+        for (kind, cdb, wrong) in [
+            (Kind::Disk, &[0x28][..], to),
+            (Kind::Disk, &[0x2a], from),
+            (Kind::Disk, &[0x42], from),
+            (Kind::Cd, &[0x42], to),
+            (Kind::Disk, &[0x5e], to),
+            (Kind::Disk, &[0x12], to),
+            (Kind::Tape, &[0x08], to),
+            (Kind::Tape, &[0x0a], from),
+            (Kind::Tape, &[0x01], to),
+            (Kind::Changer, &[0xb8], to),
+            (Kind::Disk, &[0x04], from), // FORMAT UNIT
+        ] {
+            let right = if wrong == to { from } else { to };
+            assert!(of(kind, cdb, wrong) && !of(kind, cdb, right), "{cdb:02x?}");
+            assert!(!of(kind, cdb, Direction::None), "{cdb:02x?}");
+        }
+        for (kind, cdb) in [
+            (Kind::Disk, &[0xc0][..]),
+            (Kind::Disk, &[0x02]),
+            (Kind::Other, &[0x2a]),
+            (Kind::Tape, &[0x13, 2]),
+            (Kind::Tape, &[0x56]),
+            (Kind::Disk, &[0x7f, 0, 0, 0, 0, 0, 0, 0x18, 0x88, 1]),
+        ] {
+            assert!(!of(kind, cdb, to) && !of(kind, cdb, from), "{cdb:02x?}");
+        }
+        let both = |kind, cdb: &[u8]| goes_both_ways(kind, &Cdb::new(cdb));
+        assert!(both(Kind::Disk, &[0x53]) && !both(Kind::Cd, &[0x53]), "RESERVE TRACK");
+        assert!(both(Kind::Disk, &[0x7f, 0, 0, 0, 0, 0, 0, 0x18, 0, 7]));
+        assert!(!both(Kind::Disk, &[0x7f, 0, 0, 0, 0, 0, 0, 0x18, 0, 9]));
     }
 
     #[test]

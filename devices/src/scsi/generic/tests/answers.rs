@@ -101,6 +101,39 @@ fn where_memory_is_offered_both_ways_the_command_decides() {
     });
 }
 
+/// QEMU ends them with an overrun. Hardware gets as far as it gets.
+#[test]
+fn data_that_does_not_fit_its_command_never_gets_there() {
+    on_io_thread(|io| async move {
+        let fake = Arc::new(Fake::new(|_| Ok(Answer::good())));
+        let nexus = nexus_with(&io, &fake, config()).await;
+        let write = [0x2a, 0, 0, 0, 0, 0, 0, 0, 2, 0];
+        for (cdb, out, room) in [
+            (&write[..], 1023, 0),
+            (&write, 0, 0),
+            (&write, 0, 1024),
+            (&[0x0a, 0, 0, 0, 0, 0], 512, 0),
+            (&[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], 512, 0),
+            (&[0x12, 0, 0, 0, 36, 0], 36, 0),
+        ] {
+            let (reply, _) = send(&io, &nexus, cdb, &vec![7; out], room).await;
+            assert_eq!(codes(&reply.unwrap()), (5, 0x24, 0), "{cdb:02x?} with {out} and {room}");
+        }
+        let (reply, _) = send(&io, &nexus, &[0x53, 0, 0, 0, 0, 0, 0, 0, 1, 0], &[7; 512], 512).await;
+        assert_eq!(codes(&reply.unwrap()), (5, 0x20, 0), "both ways at once");
+        assert_eq!(fake.cdbs(), Vec::<Vec<u8>>::new());
+        let (reply, _) = send(&io, &nexus, &write, &[7; 1024], 0).await;
+        assert_eq!(reply.unwrap().status, Status::Good);
+        let (reply, _) = send(&io, &nexus, &[0xc2, 0, 0, 0, 0, 0], &[7; 16], 0).await;
+        assert_eq!(reply.unwrap().status, Status::Good, "what vendors have is theirs");
+        assert_eq!(fake.take_seen().len(), 2);
+        // A length of blocks that is known counts.
+        let large = nexus_with(&io, &fake, GenericConfig { block: Some(4096), ..config() }).await;
+        let (reply, _) = send(&io, &large, &write, &[7; 1024], 0).await;
+        assert_eq!((codes(&reply.unwrap()), fake.take_seen().len()), ((5, 0x24, 0), 0));
+    });
+}
+
 #[test]
 fn what_the_guest_may_not_do_never_gets_there() {
     on_io_thread(|io| async move {

@@ -23,7 +23,7 @@ fn eight(device_type: u8, attribute: fn(u64) -> TaskAttribute) -> (usize, Vec<u8
         for tag in 0..8 {
             let (nexus, here, left) = (nexus.clone(), io.clone(), left.clone());
             io.spawn(async move {
-                let mut write = Request::new(&[0x0a, 0, 0, tag as u8, 1, 0], &[7; 512], 0);
+                let mut write = Request::new(&[0x0a, 1, 0, tag as u8, 1, 0], &[7; 512], 0);
                 (write.tag, write.attribute) = (tag, attribute(tag));
                 assert_eq!(write.send(&nexus, &here).await.0.unwrap().status, Status::Good);
                 left.set(left.get() - 1);
