@@ -54,7 +54,10 @@ impl LogicalUnit {
             Self::Disk(disk) => disk.close(io).await,
             Self::Cd(cd) => cd.close(io).await,
             // Its cache is the device's own, and the guest's to flush.
-            Self::Generic(_) => Ok(()),
+            Self::Generic(generic) => {
+                generic.close(io).await;
+                Ok(())
+            }
         }
     }
 

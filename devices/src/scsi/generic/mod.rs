@@ -14,6 +14,7 @@ mod comeback;
 mod error;
 mod filter;
 mod guard;
+mod held;
 mod host;
 mod identity;
 mod inquiry;
@@ -50,6 +51,7 @@ pub use route::Part;
 pub use sysfs::Driver;
 
 use self::comeback::{Link, Plug};
+use self::held::Held;
 use self::inquiry::Look;
 use self::kind::Kind;
 use self::room::Room;
@@ -108,6 +110,7 @@ pub struct Generic {
     bounce: bool,
     may_reset: bool,
     resetting: Arc<AtomicBool>,
+    held: Held,
     /// Whose commands, and whose resets, wait for each other.
     commands: Owner,
     resets: Owner,
@@ -139,6 +142,7 @@ impl Generic {
             may_reset: !config.shared && config.allow == Allow::All,
             resetting: Arc::default(),
             plug: Plug::new(link, config),
+            held: Held::default(),
             commands: Owner::with_helpers(depth),
             resets: Owner::default(),
             room: Room::new(COPIED_MAX),

@@ -136,9 +136,21 @@ impl Generic {
         data: SgList,
         part: Option<Part>,
     ) -> Verdict {
-        let changes = filter::class(self.kind, &cdb) != Class::Read || self.kind.is_sequential();
-        let (touches, asked) = (Touches::of(&data, changes), data.len());
         let command = Command { cdb, direction, data, timeout: timeouts::of(self.kind, &cdb) };
+        self.hand_over(io, link, command, part).await
+    }
+
+    /// The same for a command that is made.
+    pub(super) async fn hand_over(
+        &self,
+        io: &Io,
+        link: &Arc<Link>,
+        command: Command,
+        part: Option<Part>,
+    ) -> Verdict {
+        let (cdb, direction, asked) = (command.cdb, command.direction, command.data.len());
+        let changes = filter::class(self.kind, &cdb) != Class::Read || self.kind.is_sequential();
+        let touches = Touches::of(&command.data, changes);
         let sent = link.clone();
         let work = move || {
             let _part = part;
@@ -149,7 +161,11 @@ impl Generic {
                 if link.answers_again() {
                     tracing::info!("\"{}\": the device is back", self.name);
                 }
-                verdict(&answer, direction, asked)
+                let verdict = verdict(&answer, direction, asked);
+                if verdict.is_good() {
+                    self.held.note(&cdb);
+                }
+                verdict
             }
             Err(e) => {
                 self.tell(link, &cdb, &e);

@@ -31,7 +31,7 @@ impl Door {
         let (opener, mut fake) = (
             self.clone(),
             Fake::new(move |command| {
-                if matches!(command.cdb.opcode(), 0x2a | 0x01 | 0x28) {
+                if matches!(command.cdb.opcode(), 0x2a | 0x01 | 0x28 | 0x17) {
                     let open = door.0.0.lock().unwrap();
                     drop(door.0.1.wait_while(open, |open| !*open).unwrap());
                 }
@@ -183,6 +183,60 @@ fn who_waits_too_long_hears_that_the_device_may_have_been_reset() {
             let (reply, _) = send(&io, &nexus, &[0; 6], &[], 0).await;
             assert_eq!(reply.unwrap().status, Status::Good);
         }
+    });
+}
+
+#[test]
+fn what_the_guest_holds_goes_with_the_unit() {
+    on_io_thread(|io| async move {
+        let (reserve, prevent, allow) = ([0x16, 0, 0, 0, 0, 0], [0x1e, 0, 0, 0, 1, 0], [0x1e, 0, 0, 0, 0, 0]);
+        let release = [0x17, 0, 0, 0, 0, 0];
+        for (sent, wanted) in [
+            (vec![reserve, prevent], vec![allow, release]),
+            (vec![reserve, prevent, allow], vec![release]),
+            (vec![prevent, reserve, release], vec![allow]),
+            (vec![release], vec![]),
+        ] {
+            let fake = Arc::new(Fake::new(|_| Ok(Answer::good())).of_type(1));
+            let target = Target::new();
+            attach(&target, Lun::default(), &fake, config());
+            let nexus = Nexus::new(target.clone(), None);
+            for cdb in [[0; 6]].iter().chain(&sent) {
+                let _ = send(&io, &nexus, cdb, &[], 0).await;
+            }
+            assert_eq!(fake.cdbs(), sent);
+            target.detach(Lun::default()).await.unwrap().close(&io).await.unwrap();
+            assert_eq!(fake.cdbs(), wanted);
+        }
+        // One that was refused holds nothing.
+        let fake = Arc::new(Fake::new(|_| Ok(Answer { status: 0x18, ..Answer::good() })).of_type(1));
+        let target = Target::new();
+        attach(&target, Lun::default(), &fake, config());
+        let nexus = Nexus::new(target.clone(), None);
+        for _ in 0..2 {
+            let _ = send(&io, &nexus, &reserve, &[], 0).await;
+        }
+        assert_eq!(fake.take_seen().len(), 1);
+        target.detach(Lun::default()).await.unwrap().close(&io).await.unwrap();
+        assert_eq!(fake.take_seen(), []);
+    });
+}
+
+#[test]
+fn a_device_that_does_not_answer_keeps_nobody_from_going() {
+    on_io_thread(|io| async move {
+        let door = Door::default();
+        let fake = Arc::new(door.fake().of_type(1));
+        let target = Target::new();
+        attach(&target, Lun::default(), &fake, config());
+        let nexus = Nexus::new(target.clone(), None);
+        for _ in 0..2 {
+            let _ = send(&io, &nexus, &[0x16, 0, 0, 0, 0, 0], &[], 0).await;
+        }
+        let (unit, begin) = (target.detach(Lun::default()).await.unwrap(), Instant::now());
+        unit.close(&io).await.unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+        door.open();
     });
 }
 
