@@ -14,12 +14,14 @@
 //! - `memory`: how much of the host's commands may hold. `background`: work that outlasts its command.
 //! - `reservation`: persistent and older reservations.
 //! - `sense`, `outcome`, `passed`: how commands end. `absent`: what answers where there is no unit.
-//! - `disk`: the direct access block device. `cd`: the drive for CDs and DVDs. `generic`: a device of the host, passed through.
+//! - `disk`: the direct access block device. `cd`: the drive for CDs and DVDs. `generic`: a device of the host, passed through;
+//!   `block`: such a disk, whose blocks go by a ring.
 //! - `transfer_limits`: the longest commands that an adapter asks drivers for.
 
 mod absent;
 mod attention;
 mod background;
+mod block;
 mod cd;
 mod disk;
 pub mod generic;
@@ -41,6 +43,7 @@ mod tasks;
 mod transfer_limits;
 mod unit;
 
+pub use block::Block;
 pub use cd::{Cd, CdConfig, CdError, Locked, Tray};
 pub use disk::{Disk, DiskConfig, DiskError, Image, ProtectionType};
 pub use generic::{Allow, Generic, GenericError, GenericOptions, HostLimits, Place};

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use super::attention::{Attention, Attentions};
 use super::background::{Background, SETTLE, Working};
+use super::block::Block;
 use super::cd::{self, Cd, CdError, Tray};
 use super::disk::{self, Disk, Image};
 use super::generic::{Generic, Reset};
@@ -28,6 +29,8 @@ pub enum LogicalUnit {
     Cd(Cd<Image>),
     /// A device of the host, passed through.
     Generic(Generic),
+    /// A disk of the host, passed through but for its blocks.
+    Block(Block),
 }
 
 /// What a unit is told of a command besides its CDB and data.
@@ -45,6 +48,7 @@ impl LogicalUnit {
             Self::Disk(disk) => disk.memory.join(memory),
             Self::Cd(cd) => cd.memory.join(memory),
             Self::Generic(generic) => generic.memory.join(memory),
+            Self::Block(block) => block.generic().memory.join(memory),
         }
     }
 
@@ -58,6 +62,7 @@ impl LogicalUnit {
                 generic.close(io).await;
                 Ok(())
             }
+            Self::Block(block) => block.close(io).await,
         }
     }
 
@@ -67,7 +72,8 @@ impl LogicalUnit {
             Self::Disk(disk) => disk.stop_waiting(),
             // Nothing is written.
             Self::Cd(_) => {}
-            Self::Generic(_) => {}
+            // The device's word on a lack of space goes to the guest.
+            Self::Generic(_) | Self::Block(_) => {}
         }
     }
 
@@ -76,7 +82,7 @@ impl LogicalUnit {
         match self {
             Self::Disk(disk) => disk.has_failed(),
             Self::Cd(_) => false,
-            Self::Generic(_) => false,
+            Self::Generic(_) | Self::Block(_) => false,
         }
     }
 
@@ -86,6 +92,7 @@ impl LogicalUnit {
             Self::Cd(cd) => cd.execute(context, cdb, data).await,
             // In its own allocation: futures of disks are not larger for it.
             Self::Generic(generic) => Box::pin(generic.execute(context, cdb, data)).await,
+            Self::Block(block) => block.execute(context, cdb, data).await,
         }
     }
 
@@ -95,7 +102,7 @@ impl LogicalUnit {
             Self::Disk(disk) => disk.check_reservations(path, cdb),
             Self::Cd(cd) => cd.check_reservations(path, cdb),
             // Reservations are the device's.
-            Self::Generic(_) => Ok(()),
+            Self::Generic(_) | Self::Block(_) => Ok(()),
         }
     }
 
@@ -111,6 +118,7 @@ impl LogicalUnit {
             Self::Disk(_) if disk::runs_alone(cdb) => TaskAttribute::Ordered,
             Self::Disk(_) | Self::Cd(_) => asked,
             Self::Generic(generic) => generic.attribute(asked),
+            Self::Block(_) => asked,
         }
     }
 
@@ -119,7 +127,7 @@ impl LogicalUnit {
         match self {
             Self::Disk(_) => disk::is_extended_copy(cdb),
             Self::Cd(_) => false,
-            Self::Generic(_) => false,
+            Self::Generic(_) | Self::Block(_) => false,
         }
     }
 
@@ -128,7 +136,7 @@ impl LogicalUnit {
         match self {
             Self::Disk(disk) => disk.mode().descriptor_sense(),
             Self::Cd(_) => false,
-            Self::Generic(_) => false,
+            Self::Generic(_) | Self::Block(_) => false,
         }
     }
 
@@ -137,7 +145,7 @@ impl LogicalUnit {
         match self {
             Self::Disk(disk) => disk.mode().task_aborted_status(),
             Self::Cd(_) => false,
-            Self::Generic(_) => false,
+            Self::Generic(_) | Self::Block(_) => false,
         }
     }
 
@@ -148,7 +156,7 @@ impl LogicalUnit {
             // A disc does not grow.
             Self::Cd(_) => false,
             // The device says so itself.
-            Self::Generic(_) => false,
+            Self::Generic(_) | Self::Block(_) => false,
         }
     }
 
@@ -157,7 +165,7 @@ impl LogicalUnit {
         match self {
             Self::Disk(disk) => disk.reset(power),
             Self::Cd(cd) => cd.reset(power),
-            Self::Generic(_) => {}
+            Self::Generic(_) | Self::Block(_) => {}
         }
     }
 
@@ -166,6 +174,7 @@ impl LogicalUnit {
         match self {
             Self::Disk(_) | Self::Cd(_) => None,
             Self::Generic(generic) => generic.words.take(number),
+            Self::Block(block) => block.generic().words.take(number),
         }
     }
 
@@ -174,13 +183,14 @@ impl LogicalUnit {
         match self {
             Self::Disk(_) | Self::Cd(_) => None,
             Self::Generic(generic) => generic.reset_device(),
+            Self::Block(block) => block.generic().reset_device(),
         }
     }
 
     /// There is no such initiator any more.
     fn gone(&self, nexus: NexusId) {
         match self {
-            Self::Disk(_) | Self::Generic(_) => {}
+            Self::Disk(_) | Self::Generic(_) | Self::Block(_) => {}
             Self::Cd(cd) => cd.gone(nexus),
         }
     }
@@ -190,7 +200,7 @@ impl LogicalUnit {
         match self {
             Self::Disk(disk) => disk.forget(nexus),
             Self::Cd(cd) => cd.forget(nexus),
-            Self::Generic(_) => {}
+            Self::Generic(_) | Self::Block(_) => {}
         }
     }
 }
@@ -253,6 +263,7 @@ impl Unit {
             LogicalUnit::Disk(disk) => disk.image().name().into(),
             LogicalUnit::Cd(cd) => cd.name().into(),
             LogicalUnit::Generic(generic) => generic.name().into(),
+            LogicalUnit::Block(block) => block.generic().name().into(),
         }
     }
 
@@ -260,7 +271,7 @@ impl Unit {
     fn drive(&self) -> Result<&Cd<Image>, CdError> {
         match &self.logical {
             LogicalUnit::Cd(cd) => Ok(cd),
-            LogicalUnit::Disk(_) | LogicalUnit::Generic(_) => Err(CdError::NoDrive),
+            LogicalUnit::Disk(_) | LogicalUnit::Generic(_) | LogicalUnit::Block(_) => Err(CdError::NoDrive),
         }
     }
 

@@ -29,6 +29,7 @@ pub use config::{DiskConfig, DiskError, ProtectionType};
 pub(super) use copy::is_extended_copy;
 #[cfg(test)]
 pub(super) use protection::FINISH;
+pub(super) use transfer::Extent;
 pub(super) use update::runs_alone;
 
 use self::commands::{COMMANDS, Id, STARTS};
@@ -52,7 +53,7 @@ use crate::storage::{BlockBackend, BlockError, BlockErrorKind, ByteOffset, Durab
 const BUSY: Failure = Failure::Status(Status::Busy);
 
 /// How long an initiator that asks for the capacity waits for the host to look.
-const LOOK: Duration = Duration::from_millis(200);
+pub(super) const LOOK: Duration = Duration::from_millis(200);
 
 /// A disk over an image.
 pub struct Disk<B> {

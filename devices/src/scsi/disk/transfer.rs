@@ -11,9 +11,9 @@ use crate::storage::{BlockBackend, ByteOffset, Durability, Span};
 
 /// A range of logical blocks, as a CDB names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Extent {
-    pub(super) lba: u64,
-    pub(super) blocks: u64,
+pub(in crate::scsi) struct Extent {
+    pub(in crate::scsi) lba: u64,
+    pub(in crate::scsi) blocks: u64,
     /// Where the CDB has the number of blocks, for field pointers.
     count_at: u16,
     /// DPO, FUA, BYTCHK and others: the byte before the LBA, or for 32-byte CDBs two before.
@@ -25,7 +25,7 @@ const FUA: u8 = 0x08;
 
 impl Extent {
     /// Takes the range out of a CDB of `len` bytes: SPC-5, 4.2.2 gives each length one layout.
-    pub(super) fn of(cdb: &[u8], len: usize) -> Self {
+    pub(in crate::scsi) fn of(cdb: &[u8], len: usize) -> Self {
         let (lba_at, lba_len, count_at, count_len, flags_at) = match len {
             6 => (1, 3, 4, 1, 1),
             10 => (2, 4, 7, 2, 1),
@@ -45,6 +45,18 @@ impl Extent {
         }
     }
 
+    /// Its bytes, if all its blocks are among the first `capacity`, of `1 << shift` bytes each. The one range check.
+    pub(in crate::scsi) fn span(self, shift: u32, capacity: u64) -> Result<Span, SenseData> {
+        let out_of_range = |lba| Err(SenseData::illegal(LBA_OUT_OF_RANGE).with_information(lba));
+        if self.lba >= capacity {
+            return out_of_range(self.lba);
+        }
+        if self.blocks > capacity - self.lba {
+            return out_of_range(capacity);
+        }
+        Ok(Span { at: ByteOffset(self.lba << shift), len: self.blocks << shift })
+    }
+
     /// FUA.
     pub(super) fn is_forced(&self) -> bool {
         self.flags & FUA != 0
@@ -56,18 +68,9 @@ impl Extent {
 }
 
 impl<B: BlockBackend> Disk<B> {
-    /// The bytes of `extent`, if all its blocks are on the medium. The one range check.
+    /// The bytes of `extent`, if all its blocks are on the medium.
     pub(super) fn span(&self, extent: Extent) -> Result<Span, SenseData> {
-        let capacity = self.blocks();
-        let out_of_range = |lba| Err(SenseData::illegal(LBA_OUT_OF_RANGE).with_information(lba));
-        if extent.lba >= capacity {
-            return out_of_range(extent.lba);
-        }
-        if extent.blocks > capacity - extent.lba {
-            return out_of_range(capacity);
-        }
-        let bytes = |blocks: u64| blocks << self.block_shift;
-        Ok(Span { at: ByteOffset(bytes(extent.lba)), len: bytes(extent.blocks) })
+        extent.span(self.block_shift, self.blocks())
     }
 
     /// As [`Disk::span`], for commands that MAXIMUM TRANSFER LENGTH holds for.

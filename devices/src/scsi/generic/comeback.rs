@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 
 use super::inquiry::{self, Page};
 use super::kind::Kind;
@@ -14,6 +14,7 @@ use super::lookout::{Arrival, Wanted};
 use super::{Answer, COPIED_MAX, Command, GenericConfig, GenericError, Host, HostLimits, probe};
 use crate::scsi::attention::Attention;
 use crate::scsi::unit::Unit;
+use crate::storage::Image;
 
 /// Bytes of standard INQUIRY data that are looked at.
 const STANDARD: usize = 36;
@@ -34,6 +35,10 @@ pub(super) struct Link {
     /// Its length in bytes, where the host knows.
     size: Option<u64>,
     standard: [u8; STANDARD],
+    /// How many there were before it at this unit.
+    number: u64,
+    /// Its blocks, where they are read and written in another way than by commands: the host gets that node back with the others.
+    pub(super) blocks: OnceLock<Arc<Image>>,
     untold: AtomicU8,
     gone: AtomicBool,
 }
@@ -65,6 +70,8 @@ impl Link {
             block: AtomicU32::new(config.block.unwrap_or(0)),
             size: config.size,
             standard,
+            number: 0,
+            blocks: OnceLock::new(),
             untold: AtomicU8::new(0),
             gone: AtomicBool::new(false),
         })
@@ -76,6 +83,23 @@ impl Link {
         first
     }
 
+    /// RMB of that (SPC-5, 6.7.2): its medium may become another one.
+    pub(super) fn is_removable(&self) -> bool {
+        const RMB: u8 = 0x80;
+        let [_, second, ..] = self.standard;
+        second & RMB != 0
+    }
+
+    /// Its number at this unit: no other has it.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Whether the kernel said last that there is no such device.
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
     /// What is there while a device is not.
     fn without_device(&self) -> Self {
         Self {
@@ -85,6 +109,8 @@ impl Link {
             block: AtomicU32::new(self.block.load(Ordering::Relaxed)),
             size: self.size,
             standard: self.standard,
+            number: self.number,
+            blocks: OnceLock::new(),
             untold: AtomicU8::new(self.untold.load(Ordering::Relaxed)),
             gone: AtomicBool::new(true),
         }
@@ -186,6 +212,11 @@ impl Plug {
         self.link.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Looks at what is there now, and keeps nothing of it.
+    pub(super) fn peek<T>(&self, look: impl FnOnce(&Link) -> T) -> T {
+        look(&self.link.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Whether the unit goes on by itself when its device is back.
     pub(super) fn is_watched(&self) -> bool {
         self.watched.load(Ordering::Relaxed)
@@ -193,7 +224,9 @@ impl Plug {
 
     fn replace(&self, make: impl FnOnce(&Link) -> Link) {
         let mut link = self.link.write().unwrap_or_else(PoisonError::into_inner);
-        let next = Arc::new(make(&link));
+        let mut next = make(&link);
+        next.number = link.number.wrapping_add(1);
+        let next = Arc::new(next);
         let before = std::mem::replace(&mut *link, next);
         drop(link);
         let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);

@@ -138,6 +138,24 @@ pub enum GenericError {
         /// That of the unit.
         wanted: u8,
     },
+    /// It is no disk with a block node.
+    #[error(
+        "{path} is {what}, and type = \"block\" takes disks, by their block nodes; {other}set type = \"generic\""
+    )]
+    NoBlock {
+        /// As it was given.
+        path: String,
+        /// What it is.
+        what: String,
+        /// What else to take, if there is something.
+        other: String,
+    },
+    /// It cannot be read and written as a block device.
+    #[error("{message}")]
+    Image {
+        /// Why, naming the node, and what to do.
+        message: String,
+    },
     /// The host refuses otherwise.
     #[error("{path}: the host cannot open it: {error}")]
     Host {

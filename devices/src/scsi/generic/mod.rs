@@ -10,6 +10,7 @@
 //! (write(2) and read(2) of /dev/sg* refuse a thread whose credentials are not those that opened the node.) So each unit has helper
 //! threads of its own, as many as the device takes commands: one that hangs holds up no I/O thread and no other unit.
 
+mod beside;
 mod comeback;
 mod error;
 mod filter;
@@ -177,6 +178,16 @@ impl Generic {
     }
 
     pub(super) async fn execute(&self, context: Context<'_>, cdb: &Cdb, data: &mut DataBuffers) -> Outcome {
+        self.execute_by(self.plug.link(), context, cdb, data).await
+    }
+
+    async fn execute_by(
+        &self,
+        link: Arc<Link>,
+        context: Context<'_>,
+        cdb: &Cdb,
+        data: &mut DataBuffers,
+    ) -> Outcome {
         const REQUEST_SENSE: u8 = 0x03;
         const INQUIRY: u8 = 0x12;
         const REPORT_LUNS: u8 = 0xa0;
@@ -185,7 +196,6 @@ impl Generic {
             // What is at the guest's target, not at the host's.
             return absent::report_luns(context.nexus, cdb.padded(), data);
         }
-        let link = self.plug.link();
         if link.is_untold() && !matches!(cdb.opcode(), REQUEST_SENSE | INQUIRY) {
             link.tell(&context.path.unit);
             return Err(context.nexus.take_attention(context.path).map_or(BUSY, |new| new.sense().into()));

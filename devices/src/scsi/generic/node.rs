@@ -71,7 +71,7 @@ impl Generic {
 /// A device that is open.
 #[derive(Debug)]
 pub(super) struct Node {
-    routes: Routes,
+    pub(super) routes: Routes,
     /// The device as a block device, which the host cannot mount meanwhile.
     claim: Option<File>,
     _taken: Taken,
@@ -248,7 +248,7 @@ fn leave_to_its_driver(tape: &Path) -> Result<(), GenericError> {
 }
 
 /// The path of a node.
-fn find(sysfs: &Sysfs, place: &Place) -> Result<PathBuf, GenericError> {
+pub(super) fn find(sysfs: &Sysfs, place: &Place) -> Result<PathBuf, GenericError> {
     let name = match place {
         Place::Path(path) => return Ok(path.clone()),
         Place::Name(name) => name,
@@ -267,7 +267,7 @@ fn find(sysfs: &Sysfs, place: &Place) -> Result<PathBuf, GenericError> {
 }
 
 /// The device that a path leads to, and the number of its node.
-fn look(sysfs: &Sysfs, path: &Path) -> Result<(Device, Driver, u64), GenericError> {
+pub(super) fn look(sysfs: &Sysfs, path: &Path) -> Result<(Device, Driver, u64), GenericError> {
     let name = || path.display().to_string();
     let not = |what: &str| GenericError::NotScsi { path: name(), what: what.into() };
     let found = fs::metadata(path).map_err(|e| failed(path, e))?;
@@ -334,7 +334,7 @@ fn lock(path: &Path, file: &File, shared: bool) -> Result<(), GenericError> {
     }
 }
 
-fn failed(path: &Path, error: io::Error) -> GenericError {
+pub(super) fn failed(path: &Path, error: io::Error) -> GenericError {
     let path_name = path.display().to_string();
     match error.raw_os_error() {
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => GenericError::Missing { path: path_name },

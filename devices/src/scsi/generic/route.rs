@@ -116,6 +116,11 @@ impl Routes {
         self.steady.as_ref().map_or(Driver::Sg, |(_, driver)| *driver)
     }
 
+    /// The block device.
+    pub(super) fn block(&self) -> Option<&File> {
+        self.steady.as_ref().filter(|(_, driver)| *driver == Driver::Block).map(|(file, _)| file)
+    }
+
     /// The node of sg.
     pub(super) fn sg(&self) -> Option<&File> {
         self.sg.as_deref()

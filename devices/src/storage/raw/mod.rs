@@ -98,7 +98,15 @@ impl RawImage {
     ///
     /// Its length is as [`Ending`] counts, of which whoever makes a disk of it can warn. Errors name the file and the remedy.
     pub fn open(options: &RawOptions) -> Result<Self, OpenError> {
-        let host = Host::open(options)?;
+        Self::of(options, Host::open(options, false)?)
+    }
+
+    /// As [`RawImage::open`], of a block device that the caller has taken from the host already (O_EXCL), and keeps.
+    pub fn open_claimed(options: &RawOptions) -> Result<Self, OpenError> {
+        Self::of(options, Host::open(options, true)?)
+    }
+
+    fn of(options: &RawOptions, host: Host) -> Result<Self, OpenError> {
         let known_as = lost::opened(&host.file);
         let name: Arc<str> = fdset::shown(&options.path).into();
         let main = HostFile::new(host.file, &name, u64::from(host.align.block), host.pieces);
@@ -136,6 +144,11 @@ impl RawImage {
     /// Which file of the host it is: device and inode.
     pub(in crate::storage) fn id(&self) -> std::io::Result<(u64, u64)> {
         self.host.file.metadata().map(|found| (found.dev(), found.ino()))
+    }
+
+    /// The number of the block device that it is.
+    pub fn device(&self) -> std::io::Result<u64> {
+        self.host.file.metadata().map(|found| found.rdev())
     }
 
     /// Asks the host for the length again, which may have grown; returns what the guest may use, in bytes.

@@ -85,7 +85,8 @@ fn refused(options: &RawOptions, e: io::Error) -> OpenError {
 }
 
 impl Host {
-    pub(super) fn open(options: &RawOptions) -> Result<Self, OpenError> {
+    /// With `claimed`, the caller has the device for itself.
+    pub(super) fn open(options: &RawOptions, claimed: bool) -> Result<Self, OpenError> {
         let path = options.path.as_path();
         let shown = fdset::shown(path);
         let kind = kind_of(path)?;
@@ -105,7 +106,7 @@ impl Host {
         };
         stacked::look_above(path, &file, options.read_only, options.sharing)?;
         // After the lock, which knows the other virtual machine. Readers, and those who share, do not exclude each other.
-        let alone = !options.read_only && options.sharing == Sharing::Exclusive;
+        let alone = !claimed && !options.read_only && options.sharing == Sharing::Exclusive;
         let claim = match &taken {
             _ if !kind.is_block_device() || !alone => None,
             Some(_) => {

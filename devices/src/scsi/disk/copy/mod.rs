@@ -53,7 +53,9 @@ pub(super) fn disk(unit: &Unit) -> Result<&Disk<Image>, SenseData> {
     match &unit.logical {
         LogicalUnit::Disk(disk) => Ok(disk),
         LogicalUnit::Cd(_) => Err(SenseData::new(SenseKey::CopyAborted, COPY_TARGET_NOT_REACHABLE)),
-        LogicalUnit::Generic(_) => Err(SenseData::new(SenseKey::CopyAborted, COPY_TARGET_NOT_REACHABLE)),
+        LogicalUnit::Generic(_) | LogicalUnit::Block(_) => {
+            Err(SenseData::new(SenseKey::CopyAborted, COPY_TARGET_NOT_REACHABLE))
+        }
     }
 }
 

@@ -1,0 +1,257 @@
+//! How commands end where the ring has an error, and how the unit ends.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use super::*;
+use crate::iothread::mischief::{Trick, Victim};
+use crate::scsi::{Residual, Status, TaskManagement, TaskManagementReply};
+use crate::testing::on_io_thread;
+
+/// Everything on the ring fails so.
+fn fail(io: &Io, error: i32) {
+    io.plot(move |_| Some(Trick::Fail(error)));
+}
+
+#[test]
+fn an_error_of_the_ring_is_one_command_more_and_the_device_says_why() {
+    on_io_thread(|io| async move {
+        let medium = |command: &Command| match command.cdb.opcode() {
+            0x28 => Some(Ok(Answer { residual: 512, ..check(command, 2, (3, 0x11, 0x04)) })),
+            0x2a => Some(Ok(check(command, 2, (3, 0x0c, 0x02)))),
+            _ => None,
+        };
+        for (bounce, error) in [(false, libc::EIO), (false, libc::ENODATA), (true, libc::EREMOTEIO)] {
+            let bench = Bench::new(&io, Setup { bounce, ..Setup::saying(medium) }).await;
+            fail(&io, error);
+            let (reply, _) = bench.send(&io, &ten(0x28, 3, 2), &[], 2 * BLOCK).await;
+            let reply = reply.unwrap();
+            assert_eq!((codes(&reply), reply.residual_in), ((3, 0x11, 0x04), Residual::Under(512)));
+            assert_eq!(bench.cdbs(), [ten(0x28, 3, 2)]);
+            let bytes = [pattern(1), pattern(2)].concat();
+            let (reply, _) = bench.send(&io, &ten(0x2a, 3, 2), &bytes, 0).await;
+            let reply = reply.unwrap();
+            assert_eq!((codes(&reply), reply.residual_out), ((3, 0x0c, 0x02), Residual::Under(1024)));
+            assert_eq!(bench.seen(), [(ten(0x2a, 3, 2).to_vec(), bytes)]);
+            io.plot(|_| None);
+        }
+    });
+}
+
+/// The host had more patience the second time, or a write had been carried out after all.
+#[test]
+fn what_succeeds_the_second_time_is_good() {
+    on_io_thread(|io| async move {
+        let bench = Bench::new(&io, Setup::new()).await;
+        fail(&io, libc::EIO);
+        let (reply, data) = bench.send(&io, &ten(0x28, 3, 1), &[], BLOCK).await;
+        assert_eq!((reply.unwrap().status, data), (Status::Good, pattern(3)));
+        io.plot(|_| Some(Trick::Doubt(libc::ETIMEDOUT)));
+        let (reply, _) = bench.send(&io, &ten(0x2a, 3, 1), &pattern(9), 0).await;
+        let reply = reply.unwrap();
+        assert_eq!((reply.status, reply.residual_out), (Status::Good, Residual::Exact));
+        assert_eq!((bench.blocks(3, 1), bench.cdbs().len()), (pattern(9), 2));
+    });
+}
+
+/// More than the host takes with one command goes in pieces the second time.
+#[test]
+fn a_long_one_goes_in_pieces_the_second_time() {
+    on_io_thread(|io| async move {
+        let bench = Bench::new(&io, Setup::new()).await;
+        fail(&io, libc::EIO);
+        let (reply, data) = bench.send(&io, &ten(0x28, 3, 300), &[], 300 * BLOCK).await;
+        assert_eq!((reply.unwrap().status, data == bench.blocks(3, 300)), (Status::Good, true));
+        assert_eq!(bench.cdbs(), [ten(0x28, 3, 128), ten(0x28, 131, 128), ten(0x28, 259, 44)]);
+    });
+}
+
+#[test]
+fn statuses_without_sense_data_are_the_devices() {
+    on_io_thread(|io| async move {
+        for (error, status, wanted) in [
+            (libc::EBADE, 0x18, Status::ReservationConflict),
+            (libc::EIO, 0x28, Status::TaskSetFull),
+            (libc::EIO, 0x08, Status::Busy),
+        ] {
+            let script = move |command: &Command| {
+                matches!(command.cdb.opcode(), 0x28 | 0x2a).then(|| Ok(check(command, status, (0, 0, 0))))
+            };
+            let bench = Bench::new(&io, Setup::saying(script)).await;
+            fail(&io, error);
+            let (reply, _) = bench.send(&io, &ten(0x28, 3, 1), &[], BLOCK).await;
+            assert_eq!(reply.unwrap().status, wanted);
+            let (reply, _) = bench.send(&io, &ten(0x2a, 3, 1), &[7; BLOCK], 0).await;
+            assert_eq!((reply.unwrap().status, bench.seen().len()), (wanted, 2));
+            assert_eq!(bench.blocks(3, 1), pattern(3));
+            io.plot(|_| None);
+        }
+    });
+}
+
+/// It has not gone out: the initiator sends it again when it likes.
+#[test]
+fn a_host_without_memory_is_busy() {
+    on_io_thread(|io| async move {
+        for error in [libc::ENOMEM, libc::EAGAIN] {
+            let bench = Bench::new(&io, Setup::new()).await;
+            fail(&io, error);
+            let (reply, _) = bench.send(&io, &ten(0x28, 3, 1), &[], BLOCK).await;
+            assert_eq!(reply.unwrap().status, Status::Busy);
+            let (reply, _) = bench.send(&io, &ten(0x2a, 3, 1), &[7; BLOCK], 0).await;
+            assert_eq!((reply.unwrap().status, bench.seen()), (Status::Busy, vec![]));
+            io.plot(|_| None);
+        }
+    });
+}
+
+/// The kernel makes a device that was deleted one of no blocks.
+#[test]
+fn a_device_that_is_gone_is_no_unit_and_may_come_back() {
+    on_io_thread(|io| async move {
+        let gone = Arc::new(AtomicUsize::new(0));
+        let is_gone = gone.clone();
+        let script = move |_: &Command| match is_gone.load(Ordering::Relaxed) {
+            0 => None,
+            error => errno(error as i32),
+        };
+        let bench = Bench::new(&io, Setup::saying(script)).await;
+        gone.store(libc::ENODEV as usize, Ordering::Relaxed);
+        let unsupported = (5, 0x25, 0);
+        bench.file.as_file().set_len(0).unwrap();
+        let (reply, _) = bench.send(&io, &ten(0x28, 3, 1), &[], BLOCK).await;
+        assert_eq!((codes(&reply.unwrap()), bench.seen().len()), (unsupported, 1));
+        for error in [libc::ENODEV, libc::ENXIO, libc::ENOSPC] {
+            fail(&io, error);
+            let (reply, _) = bench.send(&io, &ten(0x28, 3, 1), &[], BLOCK).await;
+            assert_eq!(codes(&reply.unwrap()), unsupported);
+            let (reply, _) = bench.send(&io, &ten(0x2a, 3, 1), &[7; BLOCK], 0).await;
+            assert_eq!((codes(&reply.unwrap()), bench.seen().len()), (unsupported, 2));
+        }
+        // It was offline, and is not any more.
+        gone.store(0, Ordering::Relaxed);
+        bench.file.as_file().set_len((BLOCKS * BLOCK) as u64).unwrap();
+        io.plot(|_| None);
+        let (reply, _) = bench.send(&io, &[0; 6], &[], 0).await;
+        assert_eq!(reply.unwrap().status, Status::Good);
+        bench.seen();
+        let (reply, data) = bench.send(&io, &ten(0x28, 3, 1), &[], BLOCK).await;
+        assert_eq!((reply.unwrap().status, data, bench.seen().len()), (Status::Good, vec![0; BLOCK], 0));
+    });
+}
+
+/// Nobody waits for it any more: the error of the ring is nobody's, and nothing is sent for it.
+#[test]
+fn a_command_that_was_ended_is_not_sent_once_more() {
+    on_io_thread(|io| async move {
+        let bench = Bench::new(&io, Setup::new()).await;
+        let late = Duration::from_millis(200);
+        io.plot(move |victim| {
+            matches!(victim, Victim::Write { .. }).then_some(Trick::FailLate(late, libc::EIO))
+        });
+        for function in [
+            TaskManagement::AbortTask(Lun::default(), crate::scsi::Tag(0)),
+            TaskManagement::LogicalUnitReset(Lun::default()),
+        ] {
+            let cdb = ten(0x2a, 3, 1);
+            let mut write = Box::pin(bench.send(&io, &cdb, &[7; BLOCK], 0));
+            assert!(io.at_most(Duration::from_millis(30), write.as_mut()).await.is_none());
+            let mut manage = Box::pin(bench.nexus.manage(&io, function));
+            assert!(io.at_most(Duration::ZERO, manage.as_mut()).await.is_none());
+            assert!(write.await.0.is_err());
+            assert_eq!(manage.await, TaskManagementReply::Complete);
+            io.sleep(2 * late).await;
+            assert_eq!(bench.seen(), []);
+            // What the reset left to be heard.
+            let _ = bench.send(&io, &[0; 6], &[], 0).await;
+            bench.seen();
+        }
+        assert_eq!(bench.blocks(3, 1), pattern(3));
+    });
+}
+
+const SYNCHRONIZE: [u8; 10] = [0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+#[test]
+fn what_was_written_is_flushed_when_the_unit_goes() {
+    on_io_thread(|io| async move {
+        // What the device says, one after the other; and how it ends, and how many were sent.
+        let good = (0, (0, 0, 0));
+        type Said = (u8, (u8, u8, u8));
+        let cases: [(&[Said], Option<&str>, usize); 5] = [
+            (&[good], None, 1),
+            // Unit attentions come before; without the command there is no cache.
+            (&[(2, (6, 0x29, 0)), (2, (6, 0x2a, 9)), good], None, 3),
+            (&[(2, (5, 0x20, 0))], None, 1),
+            (&[(2, (3, 0x0c, 0))], Some("sense 3h, 0ch, 00h"), 1),
+            (&[(0x18, (0, 0, 0))], Some("status 18h"), 1),
+        ];
+        for (said, wanted, count) in cases {
+            let (said, next) = (said.to_vec(), AtomicUsize::new(0));
+            let script = move |command: &Command| {
+                (command.cdb.opcode() == 0x35).then(|| {
+                    let (status, sense) = said[next.fetch_add(1, Ordering::Relaxed)];
+                    Ok(check(command, status, sense))
+                })
+            };
+            let bench = Bench::new(&io, Setup::saying(script)).await;
+            let (reply, _) = bench.send(&io, &ten(0x2a, 3, 1), &[7; BLOCK], 0).await;
+            assert_eq!(reply.unwrap().status, Status::Good);
+            let closed = bench.target.detach(Lun::default()).await.unwrap().close(&io).await;
+            let said = closed.err().map(|error| error.to_string());
+            let full = wanted.map(|wanted| {
+                format!("flushing \"/dev/sdz\" failed: {wanted}; what was in its cache may be lost")
+            });
+            assert_eq!(said, full);
+            assert_eq!(bench.cdbs(), vec![SYNCHRONIZE.to_vec(); count]);
+            assert_eq!(Arc::strong_count(&bench.device), 1, "nobody has it any more");
+        }
+        // What was only read has nothing to flush; what was written by a command has.
+        for (cdb, count) in
+            [(ten(0x28, 3, 1), 0), ([0x2a, 8, 0, 0, 0, 3, 0, 0, 1, 0], 1), (ten(0x41, 3, 1), 1)]
+        {
+            let bench = Bench::new(&io, Setup::new()).await;
+            let write = cdb[0] != 0x28;
+            let (out, room) = if write { (&[7; BLOCK][..], 0) } else { (&[][..], BLOCK) };
+            let (reply, _) = bench.send(&io, &cdb, out, room).await;
+            assert_eq!(reply.unwrap().status, Status::Good);
+            bench.seen();
+            bench.target.detach(Lun::default()).await.unwrap().close(&io).await.unwrap();
+            assert_eq!(bench.cdbs(), vec![SYNCHRONIZE.to_vec(); count]);
+        }
+    });
+}
+
+/// What has taken the place of the device was never asked for this, and perhaps heard of it before. Its own blocks are reached by commands.
+#[test]
+fn what_was_begun_at_a_device_that_is_gone_does_not_come_to_the_next_one() {
+    on_io_thread(|io| async move {
+        let write = ten(0x2a, 3, 1);
+        let late = Duration::from_millis(100);
+        for told in [false, true] {
+            let bench = Bench::new(&io, Setup::new()).await;
+            io.plot(move |_| Some(Trick::FailLate(late, libc::EIO)));
+            let bytes = pattern(9);
+            let mut first = Box::pin(bench.send(&io, &write, &bytes, 0));
+            assert!(io.at_most(Duration::from_millis(20), first.as_mut()).await.is_none());
+            bench.replace();
+            bench.seen();
+            if told {
+                let mut request = Request::new(&[0; 6], &[], 0);
+                request.tag = 1;
+                let (reply, _) = request.send(&bench.nexus, &io).await;
+                assert_eq!(codes(&reply.unwrap()), (6, 0x29, 0));
+            }
+            let wanted = if told { (0x0b, 0, 0) } else { (6, 0x29, 0) };
+            assert_eq!(codes(&first.await.0.unwrap()), wanted);
+            assert_eq!(bench.seen(), []);
+            // Initiators look at it again, and go on.
+            let _ = bench.send(&io, &[0; 6], &[], 0).await;
+            bench.seen();
+            let (reply, _) = bench.send(&io, &write, &pattern(8), 0).await;
+            assert_eq!(reply.unwrap().status, Status::Good);
+            assert_eq!(bench.seen(), [(write.to_vec(), pattern(8))], "the old node is nobody's any more");
+            io.plot(|_| None);
+        }
+    });
+}
