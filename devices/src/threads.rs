@@ -49,11 +49,13 @@ pub enum Kind {
     Loops,
     /// Has a network made that is empty.
     Network,
+    /// Takes devices of the host that are back.
+    Returns,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Main,
         Self::Vcpu,
         Self::Io,
@@ -72,6 +74,7 @@ impl Kind {
         Self::Load,
         Self::Loops,
         Self::Network,
+        Self::Returns,
     ];
 }
 

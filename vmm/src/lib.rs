@@ -7,6 +7,7 @@ pub mod config;
 pub mod console;
 pub mod exit;
 pub mod jail;
+pub mod keeper;
 mod kvm;
 pub mod limits;
 mod lines;

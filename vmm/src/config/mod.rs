@@ -74,6 +74,24 @@ impl Source {
             Some(_) => Sandbox::Off,
         }
     }
+
+    /// Whether there are devices of the host, before anything is checked.
+    pub fn has_host_devices(&self) -> bool {
+        let Ok((tree, _)) = &self.read else { return false };
+        fn tables<'a>(table: &'a Table, name: &str) -> impl Iterator<Item = &'a Table> {
+            let all = match table.get(name).map(|entry| &entry.node.value) {
+                Some(Value::Array(all)) => all.as_slice(),
+                _ => &[],
+            };
+            all.iter()
+                .filter_map(|node| if let Value::Table(table) = &node.value { Some(table) } else { None })
+        }
+        let host = [LunType::Generic.name(), LunType::Block.name()];
+        tables(tree, "hba").flat_map(|hba| tables(hba, "lun")).any(|lun| {
+            let kind = lun.get("type").map(|entry| &entry.node.value);
+            matches!(kind, Some(Value::Text(kind)) if host.contains(&kind.as_str()))
+        })
+    }
 }
 
 /// Checks everything against the host. The file `log`, which takes the log, is compared with all that the machine uses.

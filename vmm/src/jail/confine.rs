@@ -290,6 +290,24 @@ pub(super) fn attempt(refusal: Refusal, paths: Option<Paths>) -> Result<(), Step
     prepared.confine_main()
 }
 
+/// Confines the calling thread of another process by these: the capabilities that it keeps (`None`: all), its paths and its calls.
+pub(super) fn confine_alone(
+    kept: Option<u32>,
+    paths: Option<&Paths>,
+    filter: &[sock_filter],
+) -> Result<(), StepError> {
+    let step = |step| move |error| StepError::new(step, io::Error::from_raw_os_error(error));
+    sys::look_at_kernel();
+    sys::no_new_privileges().map_err(step(Step::NoNewPrivileges))?;
+    if let Some(kept) = kept {
+        capabilities::give_up(kept).map_err(step(Step::Capabilities))?;
+    }
+    if let Some(paths) = paths {
+        sys::restrict_paths(paths.ruleset.as_raw_fd()).map_err(step(Step::Paths))?;
+    }
+    sys::filter_calls(filter).map_err(step(Step::Calls))
+}
+
 /// Confines a thread that begins. It has what its starter has given up already, so a failure leaves it confined all the same.
 pub(super) fn on_start(kind: Kind) {
     let Some(prepared) = PREPARED.get().filter(|prepared| prepared.entered.load(Ordering::Acquire)) else {

@@ -10,6 +10,7 @@
 mod calls;
 mod capabilities;
 mod confine;
+mod keeper;
 mod namespaces;
 mod parent;
 mod paths;
@@ -31,6 +32,7 @@ use crate::config::{Config, Sandbox, Serial, reason};
 use crate::passed;
 use calls::Refusal;
 use confine::{Prepared, Step, StepError};
+pub(crate) use keeper::confine_keeper;
 use paths::Paths;
 use privileges::Ids;
 

@@ -104,6 +104,16 @@ pub(super) fn made_of(config: &Config) -> Result<Option<Paths>> {
     made(&rules(config)).context("the sandbox's rules of paths")
 }
 
+/// The rules of the process that looks for devices of the host: what the kernel tells of them, and their nodes. What may be done with an
+/// open node was decided by the rules of who has opened it, so that commands are not refused here.
+pub(super) fn of_keeper() -> Result<Option<Paths>> {
+    const NODES: Rights = make_bitflags!(AccessFs::{ReadFile | WriteFile | ReadDir | IoctlDev});
+    let rule = |(path, rights): (&str, _)| Rule { path: path.into(), rights, what: What::Kernel };
+    let all =
+        [("/dev", NODES), ("/sys", LOOK), ("/proc/self", LOOK), ("/proc/swaps", BOOT), ("/proc/locks", BOOT)];
+    made(&all.map(rule)).context("rules of paths")
+}
+
 /// The kernel's version of Landlock.
 pub(super) fn version() -> io::Result<libc::c_long> {
     const LANDLOCK_CREATE_RULESET_VERSION: u32 = 1;

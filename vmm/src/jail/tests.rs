@@ -355,6 +355,7 @@ fn allowed(kind: Kind, mut file: &File) {
         Kind::Io => Kind::IoHelper,
         Kind::Control => Kind::Client,
         Kind::Client => Kind::Space,
+        Kind::Returns => Kind::IoHelper,
         _ => return,
     };
     // More than there are places for the memory of threads, so that the library looks how many it may have.
@@ -379,7 +380,7 @@ fn refused(kind: Kind) -> Vec<String> {
     let parent = std::os::unix::process::parent_id().into();
     let thread = (libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD) as u64;
     let opens = matches!(kind, Kind::Main | Kind::Control | Kind::Client | Kind::Load | Kind::Loops);
-    let starts = matches!(kind, Kind::Main | Kind::Io | Kind::Control | Kind::Client);
+    let starts = matches!(kind, Kind::Main | Kind::Io | Kind::Control | Kind::Client | Kind::Returns);
     let mut calls: Vec<(c_long, [u64; 6])> = vec![
         (libc::SYS_openat2, [0; 6]),
         (libc::SYS_open_by_handle_at, [0; 6]),

@@ -43,11 +43,13 @@ pub(crate) use buses::Buses;
 pub(crate) use control::{Control, Crash, Event, Order};
 pub(crate) use hbas::generic_options;
 pub use rehearsal::rehearse;
+pub(crate) use requests::receive;
 
 use crate::config::{Boot, Config, Restart};
 use crate::console::{Console, Request, Signals, suspend};
 use crate::exit::{Outcome, complain, explain, is_out_of_descriptors};
 use crate::jail;
+use crate::keeper::Keeper;
 use crate::kvm::{Backing, Hypervisor, InitialChips, add_chips, allocate_ram};
 use crate::logging;
 use crate::vcpu::{CpuidTemplate, Vcpu, VcpuThread, install_kick};
@@ -114,8 +116,13 @@ pub struct Machine {
 
 impl Machine {
     /// Builds the machine that `config` describes. `start` is when the process began, for the trace of times;
-    /// `signals` were blocked before the first thread.
-    pub fn build(config: Config, signals: Arc<Signals>, start: Instant) -> Result<Self> {
+    /// `signals` were blocked before the first thread. `keeper`: who finds devices of the host again, of a machine that has some.
+    pub fn build(
+        config: Config,
+        signals: Arc<Signals>,
+        keeper: Option<Keeper>,
+        start: Instant,
+    ) -> Result<Self> {
         jail::prepare(&config);
         install_kick().context("signals")?;
         let hypervisor = Hypervisor::open(Path::new("/dev/kvm"))?;
@@ -144,6 +151,9 @@ impl Machine {
         })?;
         let space = Space::new(control.clone());
         let hbas = Hbas::plug(&config, &chipset, &space)?;
+        if let Some(keeper) = keeper {
+            keeper.begin();
+        }
         let chips = InitialChips::capture(&vm)?;
         let boot = boots(&Wiring {
             vm: &vm,

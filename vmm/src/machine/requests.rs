@@ -120,7 +120,7 @@ impl<'a> Requests<'a> {
 }
 
 /// Receives bytes, and descriptors with them. What the kernel could not hand over is closed by it.
-fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Given)> {
+pub(crate) fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Given)> {
     /// Room for a header with so many descriptors, aligned as the kernel wants it.
     const ROOM: usize = 2 + GIVEN_MAX * size_of::<RawFd>() / size_of::<u64>();
     let mut control = [0_u64; ROOM];

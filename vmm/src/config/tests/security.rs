@@ -172,3 +172,27 @@ fn the_sandbox_is_known_before_anything_is_checked() {
     }
     assert_eq!(Source::read(&directory.path().join("gone"), &[]).sandbox(), Sandbox::Off);
 }
+
+#[test]
+fn devices_of_the_host_are_known_before_anything_is_checked() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.toml");
+    let known = |text: &str, set: &[&str]| {
+        std::fs::write(&path, text).unwrap();
+        let set: Vec<String> = set.iter().map(|&set| set.to_owned()).collect();
+        Source::read(&path, &set).has_host_devices()
+    };
+    let units = "[[hba]]\n[[hba.lun]]\nimage = \"a\"\n[[hba]]\n[[hba.lun]]\ntype = \"cd\"\n[[hba.lun]]\n";
+    for (text, set, expected) in [
+        (units.to_owned(), &[][..], false),
+        (format!("{units}type = \"generic\"\n"), &[], true),
+        (format!("{units}type = \"block\"\npath = 7\n"), &[], true),
+        ("hba = [{lun = [{type = \"generic\"}]}]\n".into(), &[], true),
+        ("hba = [7, {lun = 7}, {lun = [7, {type = 7}]}]\n".into(), &[], false),
+        ("hba = \"generic\"\ntype = \"generic\"\n".into(), &[], false),
+        ("[hba\n".into(), &[], false),
+    ] {
+        assert_eq!(known(&text, set), expected, "{text} {set:?}");
+    }
+    assert!(!Source::read(&directory.path().join("gone"), &[]).has_host_devices());
+}

@@ -390,13 +390,21 @@ impl List {
         self
     }
 
+    /// Takes what somebody passes on.
+    pub(super) fn receives(mut self) -> Self {
+        // Urgent data is a room of its own in the kernel, which nobody needs.
+        let usual = Argument::Has { number: 2, mask: libc::MSG_OOB.cast_unsigned(), value: 0 };
+        self.with(libc::SYS_recvmsg, usual);
+        self
+    }
+
     /// Speaks with whoever is connected.
     pub(super) fn connections(mut self) -> Self {
         self.any(&[libc::SYS_getpeername, libc::SYS_getsockname, libc::SYS_getsockopt, libc::SYS_shutdown]);
         // Urgent data is a room of its own in the kernel, which nobody needs.
         let usual = |number| Argument::Has { number, mask: libc::MSG_OOB.cast_unsigned(), value: 0 };
         self.with(libc::SYS_recvfrom, usual(3));
-        self.with(libc::SYS_recvmsg, usual(2));
+        self = self.receives();
         // To the peer, not to an address. Urgent data is refused before.
         self.with(libc::SYS_sendto, Argument::Null(4));
         self

@@ -29,6 +29,7 @@ pub(super) fn list(kind: Kind, extras: Extras) -> List {
     // Helpers send commands; who serves a client opens what comes.
     match kind {
         Kind::Io | Kind::IoHelper | Kind::EventLog if extras.host_devices => list.commands(),
+        Kind::Returns if extras.host_devices => list.commands(),
         Kind::Control | Kind::Client if extras.host_devices => list.commands().host_devices(),
         _ => list,
     }
@@ -50,6 +51,7 @@ fn of_kind(kind: Kind) -> List {
         Kind::Client => common.files().paths().devices().starts().connections(),
         Kind::Console => common.devices().connections().accepts(),
         Kind::Waits | Kind::End => common.files().devices().windows(),
+        Kind::Returns => common.files().receives().starts(),
         Kind::Load => common.reads(),
         Kind::Loops => common.files().paths(),
     }

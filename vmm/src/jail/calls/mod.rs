@@ -6,6 +6,7 @@
 //! what those that it starts may do.
 
 mod groups;
+mod keeper;
 mod kinds;
 mod list;
 pub(super) mod names;
@@ -55,6 +56,19 @@ pub(super) fn filter(kind: Kind, refusal: Refusal, extras: Extras) -> Vec<sock_f
         _ => None,
     };
     program(answers, rest, first)
+}
+
+/// The filter for the process that looks for devices of the host.
+pub(super) fn keeper(refusal: Refusal) -> Vec<sock_filter> {
+    let rest = match refusal {
+        // Nobody is there who could say which call it was.
+        Refusal::End => libc::SECCOMP_RET_KILL_PROCESS,
+        Refusal::Log => libc::SECCOMP_RET_LOG,
+    };
+    let mut answers = list::List::keeper().into_answers(rest);
+    let unknown = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned();
+    answers.insert(libc::SYS_clone3 as u32, Answer::any(unknown));
+    program(answers, rest, None)
 }
 
 /// Calls that threads have a substitute for are answered with an error: the C library opens files where nobody would think so

@@ -241,6 +241,7 @@ fn a_thread_may_do_what_those_may_that_it_starts() {
         (Kind::Control, Kind::Client),
         (Kind::Client, Kind::Space),
         (Kind::Client, Kind::Loops),
+        (Kind::Returns, Kind::IoHelper),
     ] {
         let lacks = kinds::list(starter, ALL).lacks(&kinds::list(started, ALL));
         let lacks: Vec<_> = lacks.into_iter().map(|call| names::name(call).unwrap_or("?")).collect();
@@ -305,7 +306,7 @@ fn arguments_are_looked_at_where_they_matter() {
     let own = u64::from(std::process::id());
     for kind in Kind::ALL {
         let says = |call, arguments: &[u64]| says(kind, call, arguments);
-        let starts = matches!(kind, Kind::Main | Kind::Io | Kind::Control | Kind::Client);
+        let starts = matches!(kind, Kind::Main | Kind::Io | Kind::Control | Kind::Client | Kind::Returns);
         let only = |allowed: bool| if allowed { ALLOW } else { TRAP };
         assert_eq!(says(libc::SYS_clone, &[thread | 0x3d_0000]), only(starts), "{kind:?}");
         assert_eq!(says(libc::SYS_clone, &[libc::SIGCHLD as u64]), TRAP, "{kind:?}");
@@ -326,7 +327,10 @@ fn arguments_are_looked_at_where_they_matter() {
         assert_eq!(says(libc::SYS_ioctl, &[3, 0xae80]), only(kind == Kind::Vcpu), "{kind:?}: KVM_RUN");
         let commands = filter(kind, Refusal::End, Extras { host_devices: true, ..Extras::default() });
         for (number, who) in [
-            (0x2285, vec![Kind::Io, Kind::IoHelper, Kind::EventLog, Kind::Control, Kind::Client]),
+            (
+                0x2285,
+                vec![Kind::Io, Kind::IoHelper, Kind::EventLog, Kind::Control, Kind::Client, Kind::Returns],
+            ),
             (0x2282, vec![Kind::Control, Kind::Client]),
             (0x2283, vec![]),
         ] {
@@ -362,11 +366,63 @@ fn arguments_are_looked_at_where_they_matter() {
         assert_eq!(says(libc::SYS_sendto, &[3, 1, 1, 0, 1 << 40]), TRAP, "{kind:?}");
         assert_eq!(says(libc::SYS_sendto, &[3, 1, 1, 0x4000, 0]), only(connected), "{kind:?}");
         assert_eq!(says(libc::SYS_sendto, &[3, 1, 1, 0x4001, 0]), TRAP, "{kind:?}: MSG_OOB");
-        assert_eq!(says(libc::SYS_recvmsg, &[3, 1, 0x4000_0040]), only(connected), "{kind:?}");
+        assert_eq!(
+            says(libc::SYS_recvmsg, &[3, 1, 0x4000_0040]),
+            only(connected || kind == Kind::Returns),
+            "{kind:?}"
+        );
         assert_eq!(says(libc::SYS_recvmsg, &[3, 1, 1]), TRAP, "{kind:?}: MSG_OOB");
         assert_eq!(says(libc::SYS_recvfrom, &[3, 1, 1, 0x40]), only(connected), "{kind:?}");
         assert_eq!(says(libc::SYS_recvfrom, &[3, 1, 1, 0x41]), TRAP, "{kind:?}: MSG_OOB");
     }
+}
+
+#[test]
+fn the_process_that_looks_for_devices_opens_nodes_and_makes_nothing() {
+    const KILL: u32 = libc::SECCOMP_RET_KILL_PROCESS;
+    let (ends, logs) = (keeper(Refusal::End), keeper(Refusal::Log));
+    let says = |call: c_long, arguments: &[u64]| {
+        let mut all = [0; 6];
+        all[..arguments.len()].copy_from_slice(arguments);
+        let said = [&ends, &logs].map(|program| run(program, X86_64, call as u32, all));
+        assert_eq!(said[1], if said[0] == KILL { libc::SECCOMP_RET_LOG } else { said[0] });
+        said[0]
+    };
+    let node = (libc::O_RDWR | libc::O_EXCL | libc::O_NONBLOCK | libc::O_CLOEXEC) as u64;
+    for flags in [node, libc::O_RDONLY as u64, (libc::O_PATH | libc::O_CLOEXEC) as u64] {
+        assert_eq!(says(libc::SYS_openat, &[u64::MAX, 1, flags]), ALLOW, "{flags:#x}");
+    }
+    for flags in [libc::O_CREAT, libc::O_TRUNC, libc::O_TMPFILE] {
+        assert_eq!(says(libc::SYS_openat, &[u64::MAX, 1, node | flags as u64, 0o600]), KILL, "{flags:#x}");
+    }
+    for call in [libc::SYS_recvfrom, libc::SYS_sendmsg, libc::SYS_poll, libc::SYS_getdents64, libc::SYS_flock]
+    {
+        assert_eq!(says(call, &[3]), ALLOW, "{call}");
+    }
+    for call in [
+        libc::SYS_socket,
+        libc::SYS_connect,
+        libc::SYS_recvmsg,
+        libc::SYS_sendto,
+        libc::SYS_execve,
+        libc::SYS_fork,
+        libc::SYS_kill,
+        libc::SYS_ptrace,
+        libc::SYS_mount,
+        libc::SYS_unlink,
+        libc::SYS_rename,
+        libc::SYS_mknodat,
+        libc::SYS_setns,
+        libc::SYS_setuid,
+        libc::SYS_io_uring_setup,
+    ] {
+        assert_eq!(says(call, &[0]), KILL, "{call}");
+    }
+    assert_eq!(says(libc::SYS_clone3, &[0]), error(libc::ENOSYS));
+    assert_eq!(says(libc::SYS_ioctl, &[3, 0x2282]), ALLOW);
+    assert_eq!(says(libc::SYS_ioctl, &[3, 0x2285]), KILL, "it sends no commands");
+    assert_eq!(says(libc::SYS_prctl, &[libc::PR_SET_DUMPABLE as u64, 1]), KILL);
+    assert!(ends.len() < 260, "{}", ends.len());
 }
 
 #[test]

@@ -1,0 +1,133 @@
+//! The keeper: a process of its own that finds devices of the host again which were gone, and passes them to the machine.
+//!
+//! ```text
+//!   kernel ── events ──> keeper ── descriptors ──> machine (in its sandbox)
+//!                        sysfs, /dev               Returning: the unit goes on
+//! ```
+//! The machine can open no node any more once it is in its sandbox, nor hear the kernel's events in a network of its own. The keeper
+//! can, and takes nothing from the machine but a list of devices, once, before the guest runs: whoever takes over the machine gets from
+//! it only what the configuration names.
+
+mod message;
+mod process;
+mod sys;
+#[cfg(test)]
+mod tests;
+mod uevent;
+
+use std::io;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+
+use devices::scsi::generic::Returning;
+use devices::threads::{self, Kind};
+
+use crate::config::{Sandbox, reason};
+use crate::machine::receive;
+use message::News;
+
+/// The machine's end.
+pub struct Keeper(io::Result<UnixStream>);
+
+impl Keeper {
+    /// Starts the process, which waits for its list. To be called while this process has one thread, and before it has namespaces of its
+    /// own: it stays in those of the host.
+    pub fn start(sandbox: Sandbox) -> Self {
+        Self(started(sandbox))
+    }
+
+    /// Has it look for the devices of the machine, of which all are open. To be called before the guest runs.
+    pub fn begin(self) {
+        let units = Returning::all();
+        if units.is_empty() {
+            return;
+        }
+        if let Err(error) = self.0.and_then(|keeper| begin(keeper, units)) {
+            tracing::warn!(
+                "devices of the host that are taken away and come back are not found again: {}; attach such a device anew",
+                reason(&error)
+            );
+        }
+    }
+}
+
+fn started(sandbox: Sandbox) -> io::Result<UnixStream> {
+    let events = sys::netlink()?;
+    let (ours, theirs) = sys::pair()?;
+    let parent = std::process::id();
+    if sys::fork()?.is_none() {
+        // Who is at the other end sees how it ended.
+        let _ = process::live(&theirs, events, sandbox, parent);
+        sys::end();
+    }
+    Ok(ours)
+}
+
+fn begin(keeper: UnixStream, units: Vec<Returning>) -> io::Result<()> {
+    for unit in &units {
+        let entry = message::wanted(unit.wanted()).ok_or(io::ErrorKind::InvalidInput)?;
+        sys::send(&keeper, &entry, &[])?;
+    }
+    // For good, whatever becomes of this process.
+    keeper.shutdown(Shutdown::Write)?;
+    units.iter().for_each(Returning::watch);
+    threads::spawn(Kind::Returns, "returns", move || {
+        let error = serve(&keeper, units);
+        tracing::warn!(
+            "devices of the host that are taken away and come back are not found again any more: the process that looks for them \
+             has ended ({}); attach such a device anew",
+            reason(&error)
+        );
+    })?;
+    Ok(())
+}
+
+/// Takes what comes, until nothing comes any more.
+fn serve(keeper: &UnixStream, mut units: Vec<Returning>) -> io::Error {
+    let mut bytes = vec![0; message::LENGTH];
+    loop {
+        let (len, files) = match receive(keeper, &mut bytes) {
+            Ok((0, _)) => return io::ErrorKind::UnexpectedEof.into(),
+            Ok((len, mut given)) => (len, given.take()),
+            Err(error) => return error,
+        };
+        let message = bytes.get(..len).zip(files.ok());
+        let news = message.and_then(|(message, files)| message::read_report(message, files));
+        match news {
+            Some(news) => take(news, &mut units),
+            // Files that there were no descriptors for, most likely.
+            None => tracing::error!(
+                "a device of the host is back, and cannot be taken: this process may have no more files open (LimitNOFILE= of its \
+                 service, or ulimit -n)"
+            ),
+        }
+    }
+}
+
+fn take(news: News, units: &mut [Returning]) {
+    let (News::Lost(index) | News::Back(index, _) | News::Failed(index, _)) = news;
+    let Some(unit) = unit(units, index) else { return };
+    match news {
+        News::Lost(_) => unit.lost(),
+        News::Back(_, arrival) => {
+            if let Err(error) = unit.back(*arrival) {
+                tracing::error!("a device of the host is back, and the unit does not go on with it: {error}");
+            }
+        }
+        News::Failed(_, error) => tracing::error!(
+            "a device of the host is back, and cannot be opened: {error}; then `udevadm trigger` has it tried again"
+        ),
+    }
+}
+
+/// The unit that has the device of this number: that of the start, or one that was attached in its place.
+fn unit(units: &mut [Returning], index: usize) -> Option<Returning> {
+    let place = units.get(index)?;
+    if place.is_over() {
+        let known = |unit: &Returning| units.iter().any(|other| other.is(unit));
+        let same = |unit: &Returning| unit.wanted().identity.is(&place.wanted().identity);
+        let next = Returning::all().into_iter().find(|unit| same(unit) && !known(unit))?;
+        *units.get_mut(index)? = next;
+    }
+    units.get(index).cloned()
+}

@@ -1,0 +1,111 @@
+//! The process itself: from its list, and then for good, it only listens to the kernel.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use devices::scsi::generic::{Lookout, Wanted};
+
+use super::message::{self, LENGTH};
+use super::{sys, uevent};
+use crate::config::Sandbox;
+use crate::jail;
+
+/// Bytes of an event at most: the kernel's have 2 KiB of properties.
+const EVENT: usize = 8 << 10;
+
+/// Where events come from.
+pub(super) trait Events {
+    /// What is ready to be read when there is one.
+    fn fd(&self) -> BorrowedFd<'_>;
+
+    /// See [`sys::receive_event`].
+    fn next(&mut self, into: &mut [u8]) -> io::Result<usize>;
+}
+
+/// Those of the kernel.
+pub(super) struct Kernel(pub(super) OwnedFd);
+
+impl Events for Kernel {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    fn next(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        sys::receive_event(&self.0, into)
+    }
+}
+
+/// The whole life of the child.
+pub(super) fn live(machine: &UnixStream, events: OwnedFd, sandbox: Sandbox, parent: u32) -> io::Result<()> {
+    sys::begin_alone([machine.as_fd(), events.as_fd()])?;
+    // It may have ended before it was asked to take this process along.
+    if u32::try_from(sys::parent()) != Ok(parent) {
+        return Ok(());
+    }
+    let wanted = list(machine)?;
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    jail::confine_keeper(sandbox).map_err(io::Error::other)?;
+    serve(&mut Kernel(events), machine, Lookout::new(wanted))
+}
+
+/// The list: until the machine has shut its end for writing, so that nothing comes from there ever again.
+fn list(mut machine: &UnixStream) -> io::Result<Vec<Wanted>> {
+    let (mut all, mut bytes) = (Vec::new(), vec![0; LENGTH]);
+    loop {
+        let len = machine.read(&mut bytes)?;
+        if len == 0 {
+            return Ok(all);
+        }
+        let wanted = bytes.get(..len).and_then(message::read_wanted);
+        all.push(wanted.ok_or(io::ErrorKind::InvalidData)?);
+    }
+}
+
+/// Looks for devices until nobody is there who wants them.
+pub(super) fn serve(events: &mut dyn Events, machine: &UnixStream, mut lookout: Lookout) -> io::Result<()> {
+    let mut bytes = vec![0; EVENT];
+    // What has happened since they were opened.
+    lookout.look(Instant::now());
+    loop {
+        for report in lookout.work(Instant::now()) {
+            let (bytes, files) = message::report(report);
+            sys::send(machine, &bytes, &files)?;
+        }
+        let time = lookout.next().map(|next| next.saturating_duration_since(Instant::now()));
+        let (ready, wanted) = sys::wait(events.fd(), machine, time);
+        if !wanted {
+            return Ok(());
+        }
+        if ready {
+            read(events, &mut bytes, &mut lookout)?;
+        }
+    }
+}
+
+/// Takes all events that are there.
+fn read(events: &mut dyn Events, bytes: &mut [u8], lookout: &mut Lookout) -> io::Result<()> {
+    loop {
+        let now = Instant::now();
+        match events.next(bytes) {
+            Ok(len) => {
+                if let Some(event) = bytes.get(..len).and_then(uevent::parse) {
+                    if event.goes {
+                        lookout.removed(event.path, now)
+                    } else {
+                        lookout.changed(event.path, now)
+                    }
+                }
+            }
+            Err(error) => match (error.kind(), error.raw_os_error()) {
+                (io::ErrorKind::WouldBlock, _) => return Ok(()),
+                (io::ErrorKind::Interrupted, _) => {}
+                (_, Some(libc::ENOBUFS)) => lookout.look(now),
+                _ => return Err(error),
+            },
+        }
+    }
+}
