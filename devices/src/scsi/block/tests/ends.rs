@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use super::*;
 use crate::iothread::mischief::{Trick, Victim};
+use crate::log::recorded;
+use crate::scsi::suite::block_on;
 use crate::scsi::{Residual, Status, TaskManagement, TaskManagementReply};
-use crate::testing::on_io_thread;
+use crate::storage::{Action, BlockErrorKind};
+use crate::testing::{Effect, Fault, FaultDisk, RamDisk, on_io_thread};
 
 /// Everything on the ring fails so.
 fn fail(io: &Io, error: i32) {
@@ -254,4 +257,54 @@ fn what_was_begun_at_a_device_that_is_gone_does_not_come_to_the_next_one() {
             io.plot(|_| None);
         }
     });
+}
+
+/// One line for each thing that is wrong, and none for what is not.
+#[test]
+fn the_log_says_once_what_the_kernel_said() {
+    let gone: Arc<Script> = Arc::new(|_| errno(libc::ENODEV));
+    let medium: Arc<Script> = Arc::new(|command| Some(Ok(check(command, 2, (3, 0x11, 0)))));
+    let conflict: Arc<Script> = Arc::new(|command| Some(Ok(check(command, 0x18, (0, 0, 0)))));
+    let good: Arc<Script> = Arc::new(|_| Some(Ok(Answer::good())));
+    let failed = "WARN reading 512 bytes at 1536: injected; ";
+    for (kind, script, wanted) in [
+        (
+            BlockErrorKind::ReadFailed,
+            gone.clone(),
+            ("ERROR \"/dev/sdz\": the device is gone", "by another name"),
+        ),
+        (BlockErrorKind::Lost, gone, ("ERROR \"/dev/sdz\": the device is gone", "by another name")),
+        (
+            BlockErrorKind::ReadFailed,
+            medium,
+            (failed, "the guest hears what the device said when it was sent once more"),
+        ),
+        (
+            BlockErrorKind::ReadFailed,
+            good.clone(),
+            (failed, "sent once more as a SCSI command it ended well"),
+        ),
+        (BlockErrorKind::HostResources, good, (failed, "the guest hears that the disk is busy")),
+        (BlockErrorKind::ReservationConflict, conflict, ("", "")),
+    ] {
+        let io = Io::for_test();
+        let disk = FaultDisk::new(RamDisk::new(BLOCKS * BLOCK));
+        disk.inject(Fault::next(Action::Read, Effect::Fail(kind)));
+        let script: Box<Script> = Box::new(move |command| match command.cdb.opcode() {
+            0x28 => script(command),
+            _ => None,
+        });
+        let bench =
+            block_on(Bench::over(&io, Setup { script, ..Setup::new() }, Arc::new(Image::Fault(disk))));
+        let lines = recorded(tracing::Level::WARN, || {
+            let (reply, _) = block_on(bench.send(&io, &ten(0x28, 3, 1), &[], BLOCK));
+            reply.unwrap();
+        });
+        let (start, end) = wanted;
+        assert_eq!(lines.len(), usize::from(!start.is_empty()), "{kind:?}: {lines:?}");
+        assert!(
+            lines.iter().all(|line| line.starts_with(start) && line.ends_with(end)),
+            "{kind:?}: {lines:?}"
+        );
+    }
 }

@@ -97,6 +97,13 @@ fn pattern(lba: usize) -> Vec<u8> {
     (0..BLOCK).map(|at| (at as u8).wrapping_mul(3) ^ lba as u8 ^ (lba >> 8) as u8).collect()
 }
 
+fn full_file() -> tempfile::NamedTempFile {
+    let file = temp_file();
+    let bytes: Vec<u8> = (0..BLOCKS).flat_map(pattern).collect();
+    file.as_file().write_all_at(&bytes, 0).unwrap();
+    file
+}
+
 /// How a bench is made.
 struct Setup {
     device_type: u8,
@@ -132,9 +139,7 @@ type Successor = dyn Fn(Option<Arc<dyn Host>>, &GenericConfig);
 
 impl Bench {
     async fn new(io: &Io, setup: Setup) -> Self {
-        let file = temp_file();
-        let bytes: Vec<u8> = (0..BLOCKS).flat_map(pattern).collect();
-        file.as_file().write_all_at(&bytes, 0).unwrap();
+        let file = full_file();
         let open = |cache| {
             let (path, read_only) = (file.path().into(), setup.allow == Allow::ReadOnly);
             RawImage::open(&RawOptions { path, read_only, cache, sharing: Sharing::Unlocked })
@@ -142,6 +147,15 @@ impl Bench {
         // As a node, where the file system has direct I/O.
         let image = Image::Raw(open(CacheMode::None).or_else(|_| open(CacheMode::Writeback)).unwrap());
         let image = Arc::new(if setup.bounce { image.private() } else { image });
+        Self::with(io, setup, file, image).await
+    }
+
+    /// With another image in the place of the node.
+    async fn over(io: &Io, setup: Setup, image: Arc<Image>) -> Self {
+        Self::with(io, setup, full_file(), image).await
+    }
+
+    async fn with(io: &Io, setup: Setup, file: tempfile::NamedTempFile, image: Arc<Image>) -> Self {
         let device = Arc::new(Device {
             file: file.reopen().unwrap(),
             device_type: setup.device_type,
