@@ -41,6 +41,7 @@ const PARTS: [(&str, &[&str]); 6] = [
             "counters",
             "exit",
             "jail",
+            "keeper",
             "kvm",
             "limits",
             "lines",

@@ -378,7 +378,11 @@ fn host_device(
             }
             section.require("image", "a device of the host (or `wwn`, its name)", errors);
             let image = path(section, "image", directory)?;
-            if let Err(reason) = host::check_device(&image) {
+            if fdset::number(&image).is_some() {
+                let reason =
+                    "a device of the host is not passed as a descriptor; expected its node, or `wwn`";
+                section.reject("image", reason, errors);
+            } else if let Err(reason) = host::check_device(&image) {
                 section.reject("image", &reason, errors);
             }
             HostPlace::Path(image)

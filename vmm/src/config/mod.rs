@@ -233,15 +233,22 @@ fn build(
     let section = root.take("control");
     paths.output(&section, directory);
     let control = machine::control(&section, directory, errors);
-    let security = security::security(&root.take("security"), directory, host, errors);
+    let security = security::security(&root.take("security"), hbas.as_deref(), directory, host, errors);
     let warnings = security.iter().flat_map(|security| security::warnings(security, control.is_some()));
     warnings.for_each(|line| tracing::warn!("{line}"));
     log.into_iter().for_each(|log| paths.log(log));
     let own = paths.own();
     paths.check(errors);
     let directory = directory.to_path_buf();
-    let (mut security, hbas) = (security?, hbas?);
-    let mut luns = hbas.iter().flat_map(|hba| &hba.luns);
-    security.host_devices |= luns.any(|lun| lun.device.host().is_some());
-    Some(Config { vm: vm?, boot: boot?, debug_log, serial: serial?, control, security, hbas, directory, own })
+    Some(Config {
+        vm: vm?,
+        boot: boot?,
+        debug_log,
+        serial: serial?,
+        control,
+        security: security?,
+        hbas: hbas?,
+        directory,
+        own,
+    })
 }

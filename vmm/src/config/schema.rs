@@ -214,7 +214,7 @@ const HBA: &[Key] = &[
 const LUN: &[Key] = &[
     key("target", Kind::Integer(0, 255), Built),
     key("lun", Kind::Integer(0, 16383), Built),
-    key("type", choice(LunType::NAMES, &["block"]), Built),
+    key("type", choice(LunType::NAMES, &[]), Built),
     key("image", Kind::Path, Built),
     key("format", choice(Format::NAMES, &[]), Built),
     key("backing", Kind::ChoiceOrStrings(Choices { names: Backing::NAMES, not_yet: &[] }), Built),

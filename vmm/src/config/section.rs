@@ -335,10 +335,10 @@ fn scalar<'a>(kind: &Kind, node: &Node) -> Result<Typed<'a>, String> {
             .and_then(|text| Uuid::parse(&text))
             .map(|uuid| Typed::Wide(u128::from_be_bytes(uuid.0)))
             .ok_or_else(|| "expected a UUID such as \"123e4567-e89b-12d3-a456-426614174000\"".into()),
-        (Kind::Wwn, _) => text
-            .and_then(|text| wwn(&text))
-            .map(Typed::Wide)
-            .ok_or_else(|| "expected 16 hexadecimal digits such as \"5000c500a1b2c3d4\"".into()),
+        (Kind::Wwn, _) => text.and_then(|text| wwn(&text)).map(Typed::Wide).ok_or_else(|| {
+            "expected 16 hexadecimal digits such as \"5000c500a1b2c3d4\", or 32 of a device of the host"
+                .into()
+        }),
         (Kind::Choice(choices), _) => choice(text, choices, ""),
         (Kind::BoolOrChoice(choices), _) => choice(text, choices, "true, false, "),
         (Kind::Strings | Kind::ChoiceOrStrings(_), Value::Array(items)) => items
@@ -386,6 +386,11 @@ fn wwn(text: &str) -> Option<u128> {
     let without = |text, start| str::strip_prefix(text, start).unwrap_or(text);
     // As Linux writes them in /dev/disk/by-id and in sysfs.
     let digits = ["wwn-", "naa.", "eui.", "0x"].into_iter().fold(text, without);
+    // As scsi_id and multipath write them: behind the type of the designator, NAA.
+    let digits = match digits.strip_prefix('3') {
+        Some(name) if matches!(name.len(), 16 | 32) => name,
+        _ => digits,
+    };
     matches!(digits.len(), 16 | 32).then(|| hex(digits)).flatten()
 }
 

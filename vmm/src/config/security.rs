@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::error::Errors;
 use super::host::{self, Host};
 use super::section::Section;
-use super::types::{Sandbox, Security, User};
+use super::types::{Hba, Sandbox, Security, User};
 
 /// Longest entry of the database of users in bytes, and most groups of a user (Linux's own limit).
 const ENTRY_MAX: usize = 64 << 10;
@@ -15,6 +15,7 @@ const GROUPS_MAX: usize = 65536;
 /// Reads `[security]`.
 pub(super) fn security(
     section: &Section<'_>,
+    hbas: Option<&[Hba]>,
     directory: &Path,
     host: &Host,
     errors: &mut Errors,
@@ -26,7 +27,12 @@ pub(super) fn security(
         Some(text) => Some(user(section, text, host, errors)?),
         None => None,
     };
-    let host_devices = section.boolean("host_devices").unwrap_or(false);
+    let mut luns = hbas.unwrap_or_default().iter().flat_map(|hba| &hba.luns);
+    let there = luns.any(|lun| lun.device.host().is_some());
+    let host_devices = section.boolean("host_devices").unwrap_or(there);
+    if there && !host_devices {
+        section.refuse("host_devices", "but there is a [[hba.lun]] with a device of the host", errors);
+    }
     Some(Security {
         sandbox: sandbox?,
         directories: writable,
@@ -53,7 +59,7 @@ pub(super) fn warnings(security: &Security, control: bool) -> Vec<String> {
             }
             let what = match std::fs::canonicalize(directory).ok()?.to_str()? {
                 "/" => "every file of the host",
-                "/dev" => "every device of the host, where a descriptor would do for one (docs/control.md)",
+                "/dev" => "every device of the host, where a descriptor would do for the image of a disk (docs/control.md)",
                 _ => return None,
             };
             let directory = directory.display();

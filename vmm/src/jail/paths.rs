@@ -226,6 +226,10 @@ fn rules(config: &Config) -> Vec<Rule> {
     add(Path::new("/sys/devices"), LOOK, What::Kernel);
     // Loop devices.
     add(Path::new("/sys/block"), LIST, What::Kernel);
+    if config.security.host_devices {
+        // Those that take SCSI commands, where one is called by its name.
+        add(Path::new("/sys/class/scsi_device"), LIST, What::Kernel);
+    }
     // Descriptors, their locks, mounts: of this process. Those of others are refused in any case (ptrace(2)).
     add(Path::new("/proc/self"), LOOK, What::Kernel);
     add(Path::new("/proc/swaps"), BOOT, What::Kernel);

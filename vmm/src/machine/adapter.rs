@@ -284,7 +284,7 @@ impl Adapter {
         let units = match opened {
             Opened::Disk(image, disk) => device.units(lun, &image, disk)?,
             Opened::Cd(disc, drive, _) => vec![device.drive(disc, drive)?],
-            Opened::Host(host) => vec![device.host(LogicalUnit::Generic(host))?],
+            Opened::Host(host) => vec![device.host(host.unit())?],
         };
         Ok((known, units))
     }

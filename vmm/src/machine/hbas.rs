@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use devices::iothread::{IoThread, Polling, Remote, Settings};
 use devices::pci::Bdf;
 use devices::scsi::{
-    Allow, Cd, CdConfig, Disk, DiskConfig, Generic, GenericOptions, HostLimits, LogicalUnit, Lun, Nexus,
-    Place, ProtectionType, Target, TargetGroup, TransferLimits,
+    Allow, Block, Cd, CdConfig, Disk, DiskConfig, Generic, GenericOptions, HostLimits, LogicalUnit, Lun,
+    Nexus, Place, ProtectionType, Target, TargetGroup, TransferLimits,
 };
 use devices::storage::{CacheMode, Image, Limits, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing};
 use devices::threads::{self, Kind};
@@ -326,7 +326,59 @@ pub(super) enum Opened {
     /// A CD drive, with the disc in it. Its names are taken while the last part lives.
     Cd(Option<Arc<Image>>, CdConfig, Arc<()>),
     /// A device of the host.
-    Host(Generic),
+    Host(HostUnit),
+}
+
+/// A unit that is a device of the host.
+pub(super) enum HostUnit {
+    Generic(Generic),
+    Block(Block),
+}
+
+impl HostUnit {
+    /// Opens it.
+    pub(super) fn open(device: &Device, host: &config::HostDevice) -> Result<Self> {
+        ensure!(
+            devices::sandbox::has_host_devices(),
+            "{}: the sandbox lets no devices of the host come to this machine; set host_devices = true in [security] and start \
+             the machine anew",
+            host.place
+        );
+        let options = generic_options(host);
+        Ok(match device {
+            Device::Block(_) => Self::Block(Block::open(&options)?),
+            _ => Self::Generic(Generic::open(&options)?),
+        })
+    }
+
+    /// What messages call it.
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::Generic(device) => device.name(),
+            Self::Block(disk) => disk.name(),
+        }
+    }
+
+    /// What it takes with one command.
+    pub(super) fn limits(&self) -> HostLimits {
+        match self {
+            Self::Generic(device) => device.limits(),
+            Self::Block(disk) => disk.limits(),
+        }
+    }
+
+    /// Whether it is a tape or a changer.
+    pub(super) fn is_sequential(&self) -> bool {
+        matches!(self, Self::Generic(device) if device.is_sequential())
+    }
+
+    /// The logical unit that shows it.
+    pub(super) fn unit(self) -> LogicalUnit {
+        match self {
+            Self::Generic(device) => LogicalUnit::Generic(device),
+            Self::Block(disk) => LogicalUnit::Block(disk),
+        }
+    }
 }
 
 impl Opened {
@@ -335,7 +387,7 @@ impl Opened {
         match self {
             Self::Disk(image, config) => logical_unit(lun, &image, config),
             Self::Cd(disc, config, _) => Ok(LogicalUnit::Cd(Cd::new(disc, config)?)),
-            Self::Host(device) => Ok(LogicalUnit::Generic(device)),
+            Self::Host(host) => Ok(host.unit()),
         }
     }
 }
@@ -351,10 +403,10 @@ pub(super) fn open(hba: &str, lun: &config::Lun, space: &Space, identities: &Ide
             Ok(Opened::Cd(disc, shown, names))
         }
         Device::Disk(_) => disk(hba, lun, space, identities).map(|(image, shown)| Opened::Disk(image, shown)),
-        Device::Generic(host) => generic(host)
-            .map(Opened::Host)
-            .with_context(|| format!("type = \"{}\"", lun.device.kind().name())),
-        Device::Block(_) => bail!("hba {hba}, target {}: type \"block\" is not supported yet", lun.target),
+        device @ (Device::Generic(host) | Device::Block(host)) => {
+            let opened = HostUnit::open(device, host);
+            opened.map(Opened::Host).with_context(|| format!("type = \"{}\"", device.kind().name()))
+        }
     }
 }
 
@@ -396,17 +448,6 @@ pub(super) fn image(disk: &config::Disk, space: &Space) -> Result<Image> {
     };
     let image = image.guarded(disk.throttle.as_ref().map(limits).as_ref(), pausing);
     Ok(if disk.bounce { image.private() } else { image })
-}
-
-/// Opens a device of the host.
-pub(super) fn generic(host: &config::HostDevice) -> Result<Generic> {
-    ensure!(
-        devices::sandbox::has_host_devices(),
-        "{}: the sandbox lets no devices of the host come to this machine; set host_devices = true in [security] and start the \
-         machine anew",
-        host.place
-    );
-    Ok(Generic::open(&generic_options(host))?)
 }
 
 /// How a device of the host is opened.

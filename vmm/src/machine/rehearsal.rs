@@ -9,12 +9,12 @@ use std::sync::Arc;
 use anyhow::{Context, Error, Result};
 use boot::RamLayout;
 use devices::mem::GuestRam;
-use devices::scsi::Generic;
 use devices::storage::{Qcow2Image, Rehearsal};
 
 use super::chipset::{ChipsetError, SLOTS};
 use super::control::Control;
 use super::firmware::{DebugOutput, FirmwareBoot};
+use super::hbas::HostUnit;
 use super::identity::Identities;
 use super::{hbas, protection, raid};
 use crate::config::{Boot, Cd, Config, Controller, Device, Disk, Format, Hba, HostDevice, Lun};
@@ -95,8 +95,7 @@ fn adapters(config: &Config, all: &mut Problems) {
             let checked = match &lun.device {
                 Device::Disk(disk) => self::disk(hba, lun, disk, &mut images, &identities, &mut disks),
                 Device::Cd(cd) => drive(hba, lun, cd, &mut images, &identities, &mut disks),
-                Device::Generic(host) => device(host, &mut hosts),
-                Device::Block(_) => continue,
+                Device::Generic(host) | Device::Block(host) => device(lun, host, &mut hosts),
             };
             all.note(match board {
                 true => checked.with_context(|| format!("hba {}, target {}", hba.id, lun.target)),
@@ -124,8 +123,8 @@ fn drive(
 }
 
 /// It is opened, and asked who it is.
-fn device(host: &HostDevice, hosts: &mut Vec<Generic>) -> Result<()> {
-    hosts.push(hbas::generic(host)?);
+fn device(lun: &Lun, host: &HostDevice, hosts: &mut Vec<HostUnit>) -> Result<()> {
+    hosts.push(HostUnit::open(&lun.device, host)?);
     Ok(())
 }
 

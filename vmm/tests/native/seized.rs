@@ -36,6 +36,8 @@ const THREADS: [&str; 13] = [
 /// linux/loop.h and linux/kvm.h.
 const LOOP_SET_FD: i64 = 0x4c00;
 const KVM_CREATE_VM: i64 = 0xae01;
+/// scsi/sg.h.
+const SG_IO: i64 = 0x2285;
 /// asm-generic/ioctls.h.
 const FIOASYNC: i64 = 0x5452;
 /// SECCOMP_FILTER_FLAG_NEW_LISTENER (linux/seccomp.h).
@@ -225,6 +227,7 @@ impl Attempts<'_> {
             ),
             call("ioctl, signals", libc::SYS_ioctl, &[n(0), n(FIOASYNC), bytes(&[1, 0, 0, 0])]),
             call("ioctl, loop device", libc::SYS_ioctl, &[n(0), n(LOOP_SET_FD)]),
+            call("ioctl, SCSI command", libc::SYS_ioctl, &[n(0), n(SG_IO)]),
             call("ioctl, another machine", libc::SYS_ioctl, &[n(0), n(KVM_CREATE_VM)]),
             call("sendto", libc::SYS_sendto, &[n(0), text(""), n(1), n(0), bytes(&address), n(16)]),
             call(

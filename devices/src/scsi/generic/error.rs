@@ -97,7 +97,8 @@ pub enum GenericError {
     },
     /// This machine has it already.
     #[error(
-        "{path} is the device {address}, which another unit of this machine is already; give each its own"
+        "{path} is the device {address}, which another unit of this machine is already, or was and the host has not let go of it \
+         yet; give each its own, or try again"
     )]
     Twice {
         /// As it was given.

@@ -46,13 +46,13 @@ pub struct GenericOptions {
 }
 
 impl GenericOptions {
-    /// All nodes of the device by which commands can be sent, if there is one now.
+    /// All nodes of the device by which commands can be sent, or that tell who uses it, if there is one now.
     pub fn nodes(&self) -> Vec<PathBuf> {
         let sysfs = Sysfs::default();
         let found = find(&sysfs, &self.place).and_then(|path| look(&sysfs, &path));
         let Ok((device, ..)) = found else { return Vec::new() };
         let nodes = [Driver::Block, Driver::Sg, Driver::Bsg].into_iter();
-        nodes.filter_map(|driver| sysfs.node_of(&device, driver)).collect()
+        nodes.filter_map(|driver| sysfs.node_of(&device, driver)).chain(sysfs.tape_node(&device)).collect()
     }
 }
 
@@ -242,7 +242,15 @@ fn sibling(
 fn leave_to_its_driver(tape: &Path) -> Result<(), GenericError> {
     match open_node(tape, false, false) {
         Err(busy @ GenericError::InUse { .. }) => Err(busy),
-        // Without a medium, or without the right to look: nobody can tell.
+        Err(GenericError::Forbidden { .. } | GenericError::Confined { .. }) => {
+            tracing::warn!(
+                "{0}: this process may not look whether a program of the host uses the tape by {0}, which it must not meanwhile; let \
+                 the process read that node",
+                tape.display()
+            );
+            Ok(())
+        }
+        // Without a medium nobody can tell.
         _ => Ok(()),
     }
 }

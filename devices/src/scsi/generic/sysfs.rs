@@ -138,7 +138,17 @@ impl Sysfs {
 
     /// All SCSI devices of the host.
     pub(super) fn all(&self) -> Vec<Device> {
-        let entries = fs::read_dir(self.root.join("class/scsi_device")).into_iter().flatten().flatten();
+        let class = self.root.join("class/scsi_device");
+        let entries = fs::read_dir(&class).inspect_err(|error| {
+            // A host that never had one has no such directory.
+            if error.kind() != std::io::ErrorKind::NotFound {
+                tracing::warn!(
+                    "the SCSI devices of the host are not to be seen, for {} cannot be listed: {error}",
+                    class.display()
+                );
+            }
+        });
+        let entries = entries.into_iter().flatten().flatten();
         let device = |entry: fs::DirEntry| {
             let address = entry.file_name().to_string_lossy().into_owned();
             Some(Device { address, directory: fs::canonicalize(entry.path().join("device")).ok()? })

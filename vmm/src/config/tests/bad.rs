@@ -67,10 +67,6 @@ fn what_this_version_does_not_build_is_refused_never_ignored() {
         ("[[net]]\nmac = 1", "vm.toml:8: `[[net]]` is not supported yet"),
         ("[display]\nx = 1", "vm.toml:8: `[display]` is not supported yet"),
         ("[[hba]]\n[hba.fc]\nwwpn = 1", "vm.toml:9: `fc` in [[hba]] is not supported yet"),
-        (
-            "[[hba.lun]]\ntype = \"block\"\nimage = \"/dev/null\"",
-            "vm.toml:9: `type = \"block\"` in [[hba.lun]] is not supported yet",
-        ),
     ] {
         after_smallest(more, &[expected]);
     }
@@ -192,11 +188,11 @@ fn values_of_a_logical_unit() {
         ),
         (
             "wwn = \"5000c500a1b2c3\"",
-            "`wwn` in [[hba.lun]] is \"5000c500a1b2c3\", expected 16 hexadecimal digits such as \"5000c500a1b2c3d4\"",
+            "`wwn` in [[hba.lun]] is \"5000c500a1b2c3\", expected 16 hexadecimal digits such as \"5000c500a1b2c3d4\", or 32 of a device of the host",
         ),
         (
             "wwn = \"+000c500a1b2c3d4\"",
-            "`wwn` in [[hba.lun]] is \"+000c500a1b2c3d4\", expected 16 hexadecimal digits such as \"5000c500a1b2c3d4\"",
+            "`wwn` in [[hba.lun]] is \"+000c500a1b2c3d4\", expected 16 hexadecimal digits such as \"5000c500a1b2c3d4\", or 32 of a device of the host",
         ),
         (
             "wwn = \"0000000000000000\"",
@@ -596,6 +592,18 @@ fn unsupported_parts_are_checked() {
             vec![
                 "vm.toml:11: `wwn` in [[hba.lun]]: is a second way to find the device; expected it or `image`",
                 "vm.toml:12: `serial` in [[hba.lun]] has no meaning for type = \"generic\"",
+            ],
+        ),
+        (
+            "[[hba.lun]]\ntype = \"generic\"\nimage = \"/dev/fdset/1\"",
+            vec![
+                "vm.toml:10: `image` in [[hba.lun]]: a device of the host is not passed as a descriptor; expected its node, or `wwn`",
+            ],
+        ),
+        (
+            "[security]\nhost_devices = false\n[[hba]]\n[[hba.lun]]\ntype = \"generic\"\nimage = \"/dev/null\"",
+            vec![
+                "vm.toml:9: `host_devices` in [security] is false, but there is a [[hba.lun]] with a device of the host",
             ],
         ),
         (

@@ -394,7 +394,7 @@ fn devices_of_the_host() {
         "{SMALLEST}[[hba.lun]]\ntype = \"generic\"\nimage = \"/dev/null\"\nallow = \"all\"\nshared = true\n[[hba]]\n\
          type = \"megasas\"\nmode = \"jbod\"\n[[hba.lun]]\ntype = \"generic\"\n\
          wwn = \"naa.600140512345678900000000000ABCDE\"\nallow = \"read-only\"\n[[hba.lun]]\ntype = \"generic\"\n\
-         wwn = \"wwn-0x5000c500a1b2c3d4\"\nbounce = false\n"
+         wwn = \"35000c500a1b2c3d4\"\nbounce = false\n"
     );
     let (_, config) = good(&text, &[]);
     assert!(config.security.host_devices, "commands can be sent");

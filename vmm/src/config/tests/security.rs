@@ -119,7 +119,8 @@ fn what_was_hardly_meant_is_told() {
             "`directories` in [security]: {directory} lets this machine open {what}, as far as its user may"
         )
     };
-    let device = "every device of the host, where a descriptor would do for one (docs/control.md)";
+    let device =
+        "every device of the host, where a descriptor would do for the image of a disk (docs/control.md)";
     assert_eq!(warnings("directories = [\"directory\"]", true), [""; 0]);
     assert_eq!(
         warnings("directories = [\"directory\", \"/\", \"/dev/../dev\"]", true),

@@ -3,11 +3,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use devices::scsi::Generic;
 use devices::storage::{BlockBackend, Image, fdset};
 
 use crate::config::{self, LunType};
-use crate::machine::hbas::Opened;
+use crate::machine::hbas::{HostUnit, Opened};
 
 /// A logical unit.
 pub(in crate::machine) struct Attached {
@@ -57,7 +56,7 @@ impl Attached {
         }
     }
 
-    fn host(lun: &config::Lun, device: &Generic) -> Self {
+    fn host(lun: &config::Lun, device: &HostUnit) -> Self {
         let host = lun.device.host();
         Self {
             host: Some(lun.device.kind()),
