@@ -24,6 +24,7 @@ targets! {
     configuration "configuration" "../targets/configuration.rs";
     control_lines "control-lines" "../targets/control_lines.rs";
     event_logs "event-logs" "../targets/event_logs.rs";
+    generic_commands "generic-commands" "../targets/generic_commands.rs";
     kernel_images "kernel-images" "../targets/kernel_images.rs";
     megasas_dcmds "megasas-dcmds" "../targets/megasas_dcmds.rs";
     megasas_frames "megasas-frames" "../targets/megasas_frames.rs";
