@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use devices::scsi::generic::{Allow, Driver, Identity, Lookout, Part, Wanted};
 
 use super::*;
+use crate::jail;
 
 /// Events that a test sends.
 struct Sent(UnixDatagram);
@@ -151,6 +152,9 @@ const CHILD: &str = "VMM_TEST_KEEPER_CHILD";
 #[test]
 fn child() {
     let Ok(place) = std::env::var(CHILD) else { return };
+    if place == "calls" {
+        return calls();
+    }
     let held = tempfile::tempfile().unwrap();
     let Keeper(started) = Keeper::start(Sandbox::On);
     let keeper = started.unwrap();
@@ -197,6 +201,77 @@ fn child() {
         std::thread::sleep(Duration::from_millis(2));
     }
     println!("state {}", line("State"));
+}
+
+/// Does what it takes to open a device, in its sandbox: a call that is refused ends the process.
+fn calls() {
+    use std::fs::{File, OpenOptions};
+    use std::os::unix::fs::OpenOptionsExt;
+    let (one, other) = sys::pair().unwrap();
+    let (sender, receiver) = UnixDatagram::pair().unwrap();
+    sender.send(b"x").unwrap();
+    jail::confine_keeper(Sandbox::On).unwrap();
+    let status = File::open("/proc/thread-self/status").and_then(std::io::read_to_string).unwrap();
+    assert!(status.contains("\nSeccomp:\t2\n"));
+    let mut seen = 0;
+    for entry in std::fs::read_dir("/sys/class/block").unwrap().flatten() {
+        let directory = std::fs::canonicalize(entry.path()).unwrap();
+        std::fs::metadata(&directory).unwrap();
+        let _ = std::fs::read(directory.join("dev")).unwrap();
+        // Loop devices, holders, mounts.
+        let node = std::path::Path::new("/dev").join(entry.file_name());
+        let _ = devices::storage::user_of(&node);
+        seen += 1;
+    }
+    assert!(seen > 0);
+    let flags = libc::O_NONBLOCK | libc::O_EXCL;
+    let node = OpenOptions::new().read(true).write(true).custom_flags(flags).open("/dev/null").unwrap();
+    node.metadata().unwrap();
+    node.try_lock().unwrap();
+    for number in [0x2282, 0x1267, 0x227f] {
+        let mut value = 0;
+        // SAFETY: none of these writes more than one int.
+        #[allow(unsafe_code)]
+        let result = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&node), number, &raw mut value) };
+        assert_eq!((result, io::Error::last_os_error().raw_os_error()), (-1, Some(libc::ENOTTY)));
+    }
+    let missing = devices::scsi::Generic::open(&devices::scsi::generic::GenericOptions {
+        place: devices::scsi::generic::Place::Path("/dev/null".into()),
+        shared: false,
+        allow: Allow::All,
+        bounce: false,
+    });
+    assert!(missing.unwrap_err().to_string().contains("no SCSI device"));
+    std::thread::sleep(Duration::from_millis(1));
+    sys::send(&one, b"text", &[node.into()]).unwrap();
+    assert_eq!(sys::wait(receiver.as_fd(), &one, Some(Duration::ZERO)), (true, true));
+    assert_eq!(receiver.recv(&mut [0; 8]).unwrap(), 1);
+    assert_eq!(sys::wait(receiver.as_fd(), &one, Some(Duration::ZERO)), (false, true));
+    drop(other);
+    assert_eq!(sys::wait(receiver.as_fd(), &one, None), (false, false));
+    println!("outside {}", File::open("/etc/passwd").is_ok());
+    println!("calls done");
+}
+
+#[test]
+fn it_can_do_in_its_sandbox_what_it_takes() {
+    let this = std::env::current_exe().unwrap();
+    let output = Command::new(this)
+        .args(["keeper::tests::child", "--exact", "--nocapture", "--test-threads=1"])
+        .env(CHILD, "calls")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        said.contains("calls done\n"),
+        "{} {said}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    if std::fs::read_to_string("/sys/kernel/security/lsm").is_ok_and(|all| all.contains("landlock")) {
+        assert!(said.contains("outside false\n"), "{said}");
+    }
 }
 
 /// The process as it is: confined, alone, deaf to signals, and gone when nobody is at the other end.

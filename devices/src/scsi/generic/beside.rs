@@ -33,7 +33,7 @@ impl Generic {
         let options = GenericOptions { place: Place::Path(path.clone()), ..options.clone() };
         let (node, config) = Node::open(&sysfs, &options)?;
         let found = node.routes.block().map(File::metadata).transpose().map_err(|e| failed(&path, e))?;
-        Ok((Self::new(Arc::new(node), config)?, path, found.map_or(0, |found| found.rdev())))
+        Ok((Self::new(node.into_host(), config)?, path, found.map_or(0, |found| found.rdev())))
     }
 
     /// The blocks of the device that is there now are read and written by `image`, until it goes.

@@ -311,12 +311,11 @@ impl Returning {
     /// It does not answer, or is another one. Then the unit stays without.
     pub fn back(&self, arrival: Arrival) -> Result<(), GenericError> {
         let Some(plug) = self.plug.upgrade() else { return Ok(()) };
-        let Arrival { mut node, found } = arrival;
-        node.guard();
+        let Arrival { node, found } = arrival;
         let mut config = plug.config.clone();
         (config.name, config.limits) = (found.path.clone(), found.limits);
         (config.block, config.size) = (found.block, found.size);
-        plug.take(Arc::new(node), &config)?;
+        plug.take(node.into_host(), &config)?;
         tracing::info!(
             "\"{}\": the device is back as {} at {}, {} bytes with one command",
             plug.config.name,

@@ -62,9 +62,8 @@ impl Generic {
     /// # Errors
     /// There is none, it is not one that takes SCSI commands, it is in use, or this process may not.
     pub fn open(options: &GenericOptions) -> Result<Self, GenericError> {
-        let (mut node, config) = Node::open(&Sysfs::default(), options)?;
-        node.guard();
-        Self::new(Arc::new(node), config)
+        let (node, config) = Node::open(&Sysfs::default(), options)?;
+        Self::new(node.into_host(), config)
     }
 }
 
@@ -101,9 +100,10 @@ impl Node {
         Some(Self { routes: Routes::from_files(files)?, claim, _taken: Taken::again(address) })
     }
 
-    /// See [`Routes::guard`].
-    pub(super) fn guard(&mut self) {
+    /// For a unit of this process: nobody else has a command sent by it.
+    pub(super) fn into_host(mut self) -> Arc<dyn Host> {
         self.routes.guard();
+        Arc::new(self)
     }
 
     /// What it is open by.
