@@ -54,7 +54,6 @@ pub(crate) const INLINE_DATA_LENGTH_EXCEEDED: Code = (0x26, 0x0b);
 pub(crate) const WRITE_PROTECTED: Code = (0x27, 0x00);
 pub(crate) const SOFTWARE_WRITE_PROTECTED: Code = (0x27, 0x02);
 pub(crate) const SPACE_ALLOCATION_FAILED: Code = (0x27, 0x07);
-pub(crate) const COMMAND_TIMEOUT_DURING_PROCESSING: Code = (0x2e, 0x02);
 pub(crate) const INCOMPATIBLE_FORMAT: Code = (0x30, 0x02);
 pub(crate) const MEDIUM_FORMAT_CORRUPTED: Code = (0x31, 0x00);
 pub(crate) const SAVING_PARAMETERS_NOT_SUPPORTED: Code = (0x39, 0x00);

@@ -325,7 +325,7 @@ fn probe(host: &dyn Host, cdb: &[u8], into: &mut [u8]) -> Result<usize, String> 
     let seen = FromGuest::new(data.window(0, u64::MAX));
     let command = Command { cdb: Cdb::new(cdb), direction: Direction::In, data, timeout: PROBE };
     let answer = host.execute(&command).map_err(|e| e.to_string())?;
-    let verdict = status::verdict(&answer, Direction::In, command.data.len());
+    let verdict = status::verdict(&answer, Direction::In, command.data.len(), false);
     if !verdict.is_good() {
         return Err(format!("status {:02x}h, adapter {:02x}h", answer.status, answer.host));
     }

@@ -66,8 +66,9 @@ impl Generic {
     ) -> Result<(Verdict, u64), Failure> {
         let (each, count) = (link.most() / block, blocks.count());
         let len = count.saturating_mul(block);
-        if each == 0 || len > data.len() {
-            // Less memory than the command is about: what would come where is not known.
+        // Less memory than the command is about, or other data than its blocks (raw sectors of CDs): what would come where is not
+        // known.
+        if each == 0 || len > data.len() || (direction == Direction::Out && len < data.len()) {
             return Err(self.too_long(link, blocks.cdb(), data.len()));
         }
         data.truncate(len);
@@ -161,7 +162,7 @@ impl Generic {
                 if link.answers_again() {
                     tracing::info!("\"{}\": the device is back", self.name);
                 }
-                let verdict = verdict(&answer, direction, asked);
+                let verdict = verdict(&answer, direction, asked, self.kind.is_sequential());
                 if verdict.is_good() {
                     self.held.note(&cdb);
                 }
@@ -197,7 +198,7 @@ impl Generic {
             Some(libc::EINTR) => crate::log_limited!(
                 error,
                 "\"{name}\": this process was stopped or frozen while command {opcode:02x}h was at the device, and how it ended is not \
-                 known; let no one do that while the device is in use, or let this process use the device's node of bsg"
+                 known; let no one do that while the device is in use"
             ),
             _ => crate::log_limited!(
                 warn,

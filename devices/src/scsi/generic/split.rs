@@ -22,19 +22,40 @@ fn layout(kind: Kind, opcode: u8) -> Option<Layout> {
     }
 }
 
-/// Bytes that a command which writes brings along; `None` where that depends on more than its CDB and the length of a block.
+/// Bytes that a command which writes brings along at least; `None` where that depends on more than its CDB and the length of a block.
 pub(super) fn brings(kind: Kind, cdb: &Cdb, block: u64) -> Option<u64> {
     /// Blocks, whose length the tape knows (SSC-5, 5.4).
     const FIXED: u8 = 0x01;
+    /// No data-out buffer (SBC-4, 5.52).
+    const NDOB: u8 = 0x01;
     let bytes = cdb.padded();
-    match (kind, cdb.opcode()) {
-        (Kind::Tape, 0x0a) if bytes[1] & FIXED == 0 => Some(field(bytes, 2, 3)),
-        (Kind::Tape, 0x8a) if bytes[1] & FIXED == 0 => Some(field(bytes, 12, 3)),
-        (_, 0x0a | 0x2a | 0xaa | 0x8a | 0x2e | 0xae | 0x8e) => {
-            Some(Blocks::of(kind, cdb)?.count().saturating_mul(block))
-        }
-        _ => None,
-    }
+    let blocks = match (kind, cdb.opcode()) {
+        (Kind::Tape, 0x0a) if bytes[1] & FIXED == 0 => return Some(field(bytes, 2, 3)),
+        (Kind::Tape, 0x8a) if bytes[1] & FIXED == 0 => return Some(field(bytes, 12, 3)),
+        // COMPARE AND WRITE: what is compared, and what is written.
+        (Kind::Disk, 0x89) => 2 * field(bytes, 13, 1),
+        // ORWRITE(16); WRITE STREAM(16), WRITE ATOMIC(16); XDWRITE, XPWRITE(10).
+        (Kind::Disk, 0x8b) => field(bytes, 10, 4),
+        (Kind::Disk, 0x9a | 0x9c) => field(bytes, 12, 2),
+        (Kind::Disk, 0x50 | 0x51) => field(bytes, 7, 2),
+        // WRITE SAME (10, 16): one, whatever it is about.
+        (Kind::Disk, 0x41) => 1,
+        (Kind::Disk, 0x93) => u64::from(bytes[1] & NDOB == 0),
+        // With protection information it is more.
+        (_, 0x0a | 0x2a | 0xaa | 0x8a | 0x2e | 0xae | 0x8e) => extent(kind, cdb)?.1,
+        _ => return None,
+    };
+    Some(blocks.saturating_mul(block))
+}
+
+/// The LBA and the number of blocks of a command that has both.
+fn extent(kind: Kind, cdb: &Cdb) -> Option<(u64, u64)> {
+    let (bytes, place) = (cdb.padded(), layout(kind, cdb.opcode())?);
+    let lba = field(bytes, place.lba.0, place.lba.1);
+    let blocks = field(bytes, place.blocks.0, place.blocks.1);
+    // Of the six byte ones the upper bits are none of the LBA, and zero stands for 256.
+    let six = cdb.opcode() < 0x20;
+    Some(if six { (lba & 0x1f_ffff, if blocks == 0 { 256 } else { blocks }) } else { (lba, blocks) })
 }
 
 /// A command that can be sent in pieces.
@@ -51,17 +72,10 @@ impl Blocks {
     pub(super) fn of(kind: Kind, cdb: &Cdb) -> Option<Self> {
         /// RDPROTECT, WRPROTECT (SBC-4, 5.14); the LUN of SCSI-2.
         const PROTECT: u8 = 0xe0;
-        let bytes = cdb.padded();
-        let place = layout(kind, cdb.opcode())?;
-        let six = cdb.opcode() < 0x20;
-        if !six && bytes[1] & PROTECT != 0 {
+        let (lba, blocks) = extent(kind, cdb)?;
+        if cdb.opcode() >= 0x20 && cdb.padded()[1] & PROTECT != 0 {
             return None;
         }
-        let (lba, blocks) =
-            (field(bytes, place.lba.0, place.lba.1), field(bytes, place.blocks.0, place.blocks.1));
-        // Of the six byte ones the upper bits are none of the LBA, and zero stands for 256.
-        let (lba, blocks) =
-            if six { (lba & 0x1f_ffff, if blocks == 0 { 256 } else { blocks }) } else { (lba, blocks) };
         Some(Self { cdb: *cdb, lba, blocks })
     }
 
@@ -159,11 +173,24 @@ mod tests {
         assert_eq!(of(Kind::Disk, &sixteen), Some(0xffff_ffff * 512));
         assert_eq!(of(Kind::Tape, &[0x0a, 0, 1, 0, 2, 0]), Some(0x10002));
         assert_eq!(of(Kind::Tape, &sixteen), Some(0xff_ff00));
+        // WRPROTECT: its protection information comes beside that.
+        assert_eq!(of(Kind::Disk, &[0x2a, 0x20, 0, 0, 0, 0, 0, 0, 8, 0]), Some(8 * 512));
+        let long = |opcode: u8, second: u8| {
+            of(Kind::Disk, &[opcode, second, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0])
+        };
+        // COMPARE AND WRITE has each block twice; ORWRITE, STREAM and ATOMIC.
+        assert_eq!(long(0x89, 0), Some(6 * 512));
+        assert_eq!((long(0x8b, 0), long(0x9a, 0), long(0x9c, 0)), (Some(1536), Some(1536), Some(1536)));
+        // WRITE SAME has one block, whatever it is about, or none (NDOB).
+        assert_eq!((long(0x93, 0), long(0x93, 8), long(0x93, 9)), (Some(512), Some(512), Some(0)));
+        assert_eq!(of(Kind::Disk, &[0x41, 0, 0, 0, 0, 0, 0, 0, 0, 0]), Some(512));
+        assert_eq!(of(Kind::Disk, &[0x51, 0, 0, 0, 0, 0, 0, 0, 2, 0]), Some(1024), "XPWRITE");
         for (kind, cdb) in [
             (Kind::Tape, &[0x0a, 1, 0, 0, 2, 0][..]),
-            (Kind::Disk, &[0x2a, 0x20, 0, 0, 0, 0, 0, 0, 8, 0]), // WRPROTECT
             (Kind::Disk, &[0x28, 0, 0, 0, 0, 0, 0, 0, 8, 0]),
-            (Kind::Processor, &[0x0a, 0, 0, 0, 8, 0]), // SEND
+            (Kind::Processor, &[0x0a, 0, 0, 0, 8, 0]),      // SEND
+            (Kind::Cd, &[0x51, 0, 0, 0, 0, 0, 0, 0, 8, 0]), // READ DISC INFORMATION
+            (Kind::Tape, &[0x93, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), // ERASE
         ] {
             assert_eq!(of(kind, cdb), None, "{cdb:02x?}");
         }

@@ -3,13 +3,13 @@
 
 use std::io;
 
+use super::BUSY;
 use super::host::{Answer, Direction};
 use crate::scsi::outcome::{Done, Outcome};
 use crate::scsi::passed::{Passed, Words};
 use crate::scsi::sense::{
-    COMMAND_TIMEOUT_DURING_PROCESSING, Failure, INSUFFICIENT_RESOURCES, INVALID_FIELD_IN_CDB,
-    INVALID_OPERATION_CODE, LUN_NOT_SUPPORTED, SPACE_ALLOCATION_FAILED, SenseData, SenseKey,
-    UNRECOVERED_READ_ERROR, WRITE_ERROR,
+    Failure, INSUFFICIENT_RESOURCES, INVALID_FIELD_IN_CDB, INVALID_OPERATION_CODE, LUN_NOT_SUPPORTED,
+    SPACE_ALLOCATION_FAILED, SenseData, SenseKey, UNRECOVERED_READ_ERROR, WRITE_ERROR,
 };
 use crate::scsi::{MAX_SENSE, Sense, Status, TransportFault};
 
@@ -61,9 +61,7 @@ impl Verdict {
         match self {
             Self::Fault(TransportFault::Reset) => true,
             Self::Fault(TransportFault::PathLost) => sequential,
-            Self::Failed(_) => {
-                *self == timed_out() || sequential && *self == failed(SenseKey::AbortedCommand, (0, 0))
-            }
+            Self::Failed(_) => sequential && *self == failed(SenseKey::AbortedCommand, (0, 0)),
             Self::Fault(_) | Self::Device { .. } => false,
         }
     }
@@ -99,32 +97,40 @@ fn failed(key: SenseKey, code: (u8, u8)) -> Verdict {
     Verdict::Failed(SenseData::new(key, code).into())
 }
 
-/// How a command that asked for `asked` bytes ended, by what the kernel says of it.
-pub(super) fn verdict(answer: &Answer, direction: Direction, asked: u64) -> Verdict {
+/// How a command that asked for `asked` bytes ended, by what the kernel says of it. What a `sequential` device may have begun with
+/// must not be repeated as if it had not gone out.
+pub(super) fn verdict(answer: &Answer, direction: Direction, asked: u64, sequential: bool) -> Verdict {
     let said = match (answer.status, answer.host, answer.driver & driver::MASK) {
         // The kernel has looked at status and sense, and adds what it makes of them.
         (1.., host::OK | host::PASSTHROUGH | host::TARGET_FAILURE..=host::MEDIUM_ERROR, _) => None,
-        (0, host::OK | host::PASSTHROUGH, driver::TIMEOUT) | (_, host::TIME_OUT, _) => Some(timed_out()),
-        (0, host::OK | host::PASSTHROUGH, driver::BUSY) => Some(Verdict::Fault(TransportFault::Busy)),
+        (0, host::OK | host::PASSTHROUGH, driver::TIMEOUT) | (_, host::TIME_OUT, _) => {
+            Some(timed_out(sequential))
+        }
+        (0, host::OK | host::PASSTHROUGH, driver::BUSY) => Some(fault(host::BUS_BUSY, direction, sequential)),
         // Some drivers say that of what they have not sent; 8 is what the kernel adds to sense data.
         (0, host::OK | host::PASSTHROUGH, 1..=7 | 9..) => Some(Verdict::Fault(TransportFault::TargetFailure)),
         (_, host::OK | host::PASSTHROUGH, _) => None,
-        (_, host, _) => Some(fault(host, direction)),
+        (_, host, _) => Some(fault(host, direction, sequential)),
     };
     said.unwrap_or_else(|| device(answer, asked))
 }
 
-fn timed_out() -> Verdict {
-    failed(SenseKey::AbortedCommand, COMMAND_TIMEOUT_DURING_PROCESSING)
+/// The host has given up on it, and may have reset the device over it. Initiators repeat what a reset has ended. (COMMAND TIMEOUT
+/// DURING PROCESSING, 2Eh/02h, would be the end of a duration limit that an initiator has set: Linux has an error at once then.)
+fn timed_out(sequential: bool) -> Verdict {
+    match sequential {
+        true => failed(SenseKey::AbortedCommand, (0, 0)),
+        false => Verdict::Fault(TransportFault::Reset),
+    }
 }
 
 /// Without a status of the device.
-fn fault(host: u16, direction: Direction) -> Verdict {
+fn fault(host: u16, direction: Direction, sequential: bool) -> Verdict {
     use TransportFault as Fault;
     Verdict::Fault(match host {
         host::NO_CONNECT | host::BAD_TARGET => Fault::NoTarget,
-        // It has not gone out.
-        host::BUS_BUSY | host::IMM_RETRY | host::REQUEUE => Fault::Busy,
+        // Most say so of what has not gone out, some of what has.
+        host::BUS_BUSY | host::IMM_RETRY | host::REQUEUE if !sequential => Fault::Busy,
         host::ABORT => return failed(SenseKey::AbortedCommand, (0, 0)),
         host::RESET => Fault::Reset,
         host::TARGET_FAILURE => Fault::TargetFailure,
@@ -186,8 +192,8 @@ pub(super) fn refused(error: &io::Error) -> Verdict {
         Some(libc::EPERM | libc::EACCES) => failed(SenseKey::IllegalRequest, INVALID_OPERATION_CODE),
         // The process was stopped meanwhile, and the kernel has let go of a command that it had sent.
         Some(libc::EINTR) => failed(SenseKey::AbortedCommand, (0, 0)),
-        // There is no room for it now; sg has none for more than 16 of one file (EDOM).
-        Some(libc::ENOMEM | libc::EAGAIN | libc::EBUSY | libc::EDOM) => Verdict::Fault(TransportFault::Busy),
+        // There is no room for it now. Initiators wait for a device that is BUSY; of an adapter that is they have an error soon.
+        Some(libc::ENOMEM | libc::EAGAIN | libc::EBUSY | libc::EDOM) => Verdict::Failed(BUSY),
         // It does not take what it is given; the same again would end the same way.
         Some(libc::EINVAL | libc::EIO | libc::EMSGSIZE | libc::EOPNOTSUPP | libc::ENOTTY) => {
             failed(SenseKey::IllegalRequest, INVALID_FIELD_IN_CDB)
@@ -205,7 +211,7 @@ mod tests {
     }
 
     fn of(status: u8, host: u16, driver: u16, residual: i32) -> Verdict {
-        verdict(&answer(status, host, driver, residual), Direction::In, 4096)
+        verdict(&answer(status, host, driver, residual), Direction::In, 4096, false)
     }
 
     fn plain(status: Status, moved: u64) -> Verdict {
@@ -243,14 +249,42 @@ mod tests {
         }
         assert_eq!(of(0, 0, 0x08, 0), plain(Status::Good, 4096));
         for (host, driver) in [(3, 0), (0, 6), (0, 0x16)] {
-            assert_eq!(of(0, host, driver, 0), failed(SenseKey::AbortedCommand, (0x2e, 0x02)));
+            assert_eq!(of(0, host, driver, 0), Verdict::Fault(Fault::Reset));
         }
         assert_eq!(of(0, 5, 0, 0), failed(SenseKey::AbortedCommand, (0, 0)));
         assert_eq!(of(0, 0x12, 0, 0), failed(SenseKey::DataProtect, (0x27, 0x07)));
         assert_eq!(of(0, 0x13, 0, 0), failed(SenseKey::MediumError, (0x11, 0x00)));
-        let write = verdict(&answer(0, 0x13, 0, 0), Direction::Out, 1);
+        let write = verdict(&answer(0, 0x13, 0, 0), Direction::Out, 1, false);
         assert_eq!(write, failed(SenseKey::MediumError, (0x0c, 0x00)));
         assert_eq!(of(0, 0x0a, 0, 96), plain(Status::Good, 4000), "past the middle layer");
+    }
+
+    #[test]
+    fn a_sequential_device_may_have_begun_with_it() {
+        let of = |host, driver| verdict(&answer(0, host, driver, 0), Direction::Out, 1, true);
+        for (host, driver) in [(0x02, 0), (0x0c, 0), (0x0d, 0), (0, 0x01)] {
+            assert_eq!(of(host, driver), Verdict::Fault(TransportFault::PathLost), "{host:02x}h");
+            assert!(of(host, driver).may_have_reset(true));
+        }
+        for (host, driver) in [(0x03, 0), (0, 0x06)] {
+            assert_eq!(of(host, driver), failed(SenseKey::AbortedCommand, (0, 0)));
+            assert!(of(host, driver).may_have_reset(true));
+        }
+    }
+
+    /// Linux has an error at once, without a line in its log.
+    #[test]
+    fn nothing_of_ours_is_the_end_of_a_duration_limit() {
+        let limits: Vec<_> = (1..4).map(|code| failed(SenseKey::AbortedCommand, (0x2e, code))).collect();
+        for (host, driver) in (0..0x20).flat_map(|host| (0..0x10).map(move |driver| (host, driver))) {
+            for sequential in [false, true] {
+                let said = verdict(&answer(0, host, driver, 0), Direction::In, 1, sequential);
+                assert!(!limits.contains(&said), "{host:02x}h, {driver:02x}h");
+            }
+        }
+        for error in 1..134 {
+            assert!(!limits.contains(&refused(&io::Error::from_raw_os_error(error))), "{error}");
+        }
     }
 
     /// Kernels set these words where they have looked at status or sense: what the device said counts.
@@ -287,12 +321,12 @@ mod tests {
         assert_eq!(of(0, 0, 0, i32::MIN).moved(), 4096);
         let mut long = answer(2, 0, 8, 4096);
         (long.sense, long.sense_len) = ([0x70; MAX_SENSE], 255);
-        let Verdict::Device { sense: Some(sense), .. } = verdict(&long, Direction::In, 4096) else {
+        let Verdict::Device { sense: Some(sense), .. } = verdict(&long, Direction::In, 4096, false) else {
             panic!()
         };
         assert_eq!(sense.as_bytes(), [0x70; MAX_SENSE]);
         long.sense_len = 3;
-        let Verdict::Device { sense: Some(sense), .. } = verdict(&long, Direction::In, 4096) else {
+        let Verdict::Device { sense: Some(sense), .. } = verdict(&long, Direction::In, 4096, false) else {
             panic!()
         };
         assert_eq!(sense.as_bytes(), [0x70; 3]);
@@ -305,7 +339,7 @@ mod tests {
         assert_eq!(of(libc::ENXIO), Verdict::Fault(TransportFault::PathLost));
         assert_eq!(of(libc::EPERM), failed(SenseKey::IllegalRequest, (0x20, 0x00)));
         for error in [libc::ENOMEM, libc::EDOM, libc::EBUSY, libc::EAGAIN] {
-            assert_eq!(of(error), Verdict::Fault(TransportFault::Busy));
+            assert_eq!(of(error), Verdict::Failed(Failure::Status(Status::Busy)));
         }
         assert_eq!(of(libc::EINTR), failed(SenseKey::AbortedCommand, (0, 0)));
         assert!(of(libc::EINTR).may_have_reset(true), "a tape may be elsewhere");

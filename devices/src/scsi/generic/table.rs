@@ -230,9 +230,12 @@ pub(super) fn goes_both_ways(kind: Kind, cdb: &Cdb) -> bool {
 /// Whether data that goes this way is none that the command has. Of what is not known the initiator knows best.
 pub(super) fn contradicts(kind: Kind, cdb: &Cdb, going: Direction) -> bool {
     let opcode = cdb.opcode();
-    // VERIFY(6) of tapes with BYTCMP; RESERVE and RELEASE (6, 10) with a list; others depend on more than their codes.
-    let either =
-        matches!((opcode, kind), (0x13, Kind::Tape) | (0x16 | 0x17 | 0x56 | 0x57 | VARIABLE_LENGTH, _));
+    // VERIFY(6) of tapes with BYTCMP; RESERVE and RELEASE (6, 10) with a list; SEND EVENT of older drives, in the place of which newer
+    // have SECURITY PROTOCOL IN; others depend on more than their codes.
+    let either = matches!(
+        (opcode, kind),
+        (0x13, Kind::Tape) | (0xa2, Kind::Cd) | (0x16 | 0x17 | 0x56 | 0x57 | VARIABLE_LENGTH, _)
+    );
     let lists = [own(kind).0, own(kind).1, ANY.0, ANY.1];
     let known =
         lists.iter().any(|codes| codes.contains(&opcode)) || kind == Kind::Disk && SENDS.contains(&opcode);
@@ -260,12 +263,26 @@ pub(super) fn class(kind: Kind, cdb: &Cdb) -> Class {
     }
 }
 
-/// Commands with data for the device, of all types but where another type has another command of that code.
+/// Commands with data for the device, of all types that have no other command of that code in their own table.
 const SENDS: Codes = &[
-    0x04, 0x07, 0x0a, 0x15, 0x18, 0x1d, 0x2a, 0x2e, 0x2f, 0x39, 0x3a, 0x3b, 0x3d, 0x3f, 0x41, 0x4c, 0x50,
-    0x51, 0x54, 0x55, 0x5d, 0x5f, 0x83, 0x89, 0x8a, 0x8b, 0x8d, 0x8e, 0x8f, 0x93, 0x9a, 0x9c, 0x9d, 0x9f,
-    0xaa, 0xae, 0xaf, 0xb1, 0xbf,
+    0x04, 0x07, 0x0a, 0x15, 0x18, 0x1d, 0x2a, 0x2e, 0x2f, 0x39, 0x3a, 0x3b, 0x3d, 0x3f, 0x41, 0x4c, 0x54,
+    0x55, 0x5d, 0x5f, 0x83, 0x89, 0x8a, 0x8b, 0x8d, 0x8e, 0x8f, 0x93, 0x9a, 0x9c, 0x9d, 0x9f, 0xaa, 0xae,
+    0xaf, 0xb1, 0xbf,
 ];
+
+/// Those with data for the device of a type's own table.
+fn own_sends(kind: Kind) -> Codes {
+    match kind {
+        Kind::Disk => &[
+            0x0a, 0x2a, 0x2e, 0x2f, 0x41, 0x42, 0x50, 0x51, 0x89, 0x8a, 0x8b, 0x8e, 0x8f, 0x93, 0x9a, 0x9c,
+            0xaa, 0xae, 0xaf,
+        ],
+        Kind::Tape => &[0x0a, 0x8a, 0x8f],
+        Kind::Changer => &[0xb6],
+        Kind::Cd => &[0x04, 0x2a, 0x2e, 0x2f, 0x54, 0x5d, 0xa2, 0xa3, 0xaa, 0xb6, 0xbf],
+        Kind::Processor | Kind::Enclosure | Kind::Other => &[],
+    }
+}
 
 /// Which way the data of a command goes, where the adapter does not tell.
 pub(super) fn direction(kind: Kind, cdb: &Cdb) -> Direction {
@@ -276,20 +293,17 @@ pub(super) fn direction(kind: Kind, cdb: &Cdb) -> Direction {
         (0x85, _) => bytes[2] & T_DIR == 0,
         // BLANK of CDs has no data.
         (0xa1, Kind::Disk | Kind::Other) => bytes[2] & T_DIR == 0,
-        // SANITIZE and UNMAP; PLAY AUDIO and READ SUB-CHANNEL of CDs.
-        (0x42 | 0x48, _) => kind != Kind::Cd,
-        // SECURITY PROTOCOL IN, MAINTENANCE IN, MAINTENANCE OUT; SEND EVENT, SEND KEY, REPORT KEY of CDs.
-        (0xa2 | 0xa3, _) => kind == Kind::Cd,
-        (0xa4, _) => kind != Kind::Cd,
-        // SECURITY PROTOCOL OUT; of changers it asks for elements.
-        (0xb5, _) => kind != Kind::Changer,
-        (0xb6, _) => matches!(kind, Kind::Cd | Kind::Changer),
+        // MAINTENANCE IN has a service action where SEND KEY of CDs has nothing.
+        (0xa3, Kind::Cd) => bytes[1] & 0x1f == 0,
         (VARIABLE_LENGTH, _) => {
             let action = u16::from_be_bytes([bytes[8], bytes[9]]);
             action == 0x000a || WRITES_32.contains(&action)
         }
-        // Those of disks and others: WRITE FILEMARKS, ERASE and the like of tapes have none, nor has what prepares a changer.
-        (0x07, Kind::Changer) | (0x93, Kind::Tape) => false,
+        _ if own(kind).0.contains(&opcode) || own(kind).1.contains(&opcode) => {
+            own_sends(kind).contains(&opcode)
+        }
+        // SANITIZE, UNMAP; MAINTENANCE OUT; SECURITY PROTOCOL OUT.
+        (0x42 | 0x48 | 0xa4 | 0xb5, _) => true,
         _ => SENDS.contains(&opcode),
     };
     if out { Direction::Out } else { Direction::In }
@@ -346,6 +360,31 @@ mod tests {
         assert!(both(Kind::Disk, &[0x53]) && !both(Kind::Cd, &[0x53]), "RESERVE TRACK");
         assert!(both(Kind::Disk, &[0x7f, 0, 0, 0, 0, 0, 0, 0x18, 0, 7]));
         assert!(!both(Kind::Disk, &[0x7f, 0, 0, 0, 0, 0, 0, 0x18, 0, 9]));
+    }
+
+    /// MMC-6 has other commands where SBC has some that write.
+    #[test]
+    fn commands_of_cds_are_no_disks() {
+        let of = |cdb: &[u8]| {
+            let cdb = Cdb::new(cdb);
+            (direction(Kind::Cd, &cdb), contradicts(Kind::Cd, &cdb, Direction::In))
+        };
+        // READ DISC INFORMATION, and REPORT SUPPORTED OPERATION CODES in the place of SEND KEY; 50h is none of theirs.
+        for cdb in [&[0x51][..], &[0x51, 1], &[0x50], &[0xa3, 0x0c]] {
+            assert_eq!(of(cdb), (Direction::In, false), "{cdb:02x?}");
+        }
+        for code in [
+            0x03, 0x12, 0x1a, 0x23, 0x25, 0x28, 0x42, 0x43, 0x44, 0x46, 0x4a, 0x52, 0x5a, 0x5c, 0xa4, 0xa8,
+            0xac, 0xad, 0xb9, 0xbd, 0xbe,
+        ] {
+            assert_eq!(of(&[code]), (Direction::In, false), "{code:02x}h");
+        }
+        for code in [0x04, 0x15, 0x2a, 0x2e, 0x54, 0x55, 0x5d, 0xa3, 0xaa, 0xb6, 0xbf] {
+            assert_eq!(of(&[code]).0, Direction::Out, "{code:02x}h");
+        }
+        for code in [0x50, 0x51] {
+            assert_eq!(direction(Kind::Disk, &Cdb::new(&[code])), Direction::Out, "XDWRITE, XPWRITE");
+        }
     }
 
     #[test]

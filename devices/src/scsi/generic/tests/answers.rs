@@ -76,7 +76,7 @@ fn without_a_word_of_the_device_the_adapter_has_one() {
             assert_eq!(data, [0xee; 512]);
         }
         let (reply, _) = send(&io, &nexus, &[0x4d, 0, 3, 0, 0, 0, 0, 2, 0, 0], &[], 512).await;
-        assert_eq!(codes(&reply.unwrap()), (0xb, 0x2e, 0x02), "the host gave up");
+        assert_eq!(reply.unwrap_err(), TransportFault::Reset, "the host gave up: initiators repeat that");
         let (reply, _) = send(&io, &nexus, &[0; 6], &[], 0).await;
         assert_eq!(codes(&reply.unwrap()).1, 0x29, "and may have reset it");
         let (reply, _) = send(&io, &nexus, &[0x4d, 0, 0, 0, 0, 0, 0, 2, 0, 0], &[], 512).await;
@@ -85,6 +85,45 @@ fn without_a_word_of_the_device_the_adapter_has_one() {
         fake.take_seen();
         let _ = send(&io, &nexus, &[0; 6], &[], 0).await;
         assert_eq!(fake.cdbs(), [vec![0; 6]]);
+    });
+}
+
+/// Linux takes some sense data of ABORTED COMMAND for the end of a command's own time, which it does not repeat.
+#[test]
+fn what_a_tape_may_have_done_is_not_done_again() {
+    on_io_thread(|io| async move {
+        for (host, wanted) in [
+            (0x02, Err(TransportFault::PathLost)),
+            (0x0c, Err(TransportFault::PathLost)),
+            (0x0d, Err(TransportFault::PathLost)),
+            (0x03, Ok((0xb, 0, 0))),
+            (0x05, Ok((0xb, 0, 0))),
+        ] {
+            let fake = Fake::new(move |command| match command.cdb.opcode() {
+                0x0a => Ok(Answer { host, ..Answer::good() }),
+                _ => Ok(Answer::good()),
+            });
+            let fake = Arc::new(fake.of_type(1));
+            let nexus = nexus_with(&io, &fake, config()).await;
+            let (reply, _) = send(&io, &nexus, &[0x0a, 0, 0, 2, 0, 0], &[7; 512], 0).await;
+            assert_eq!(reply.map(|reply| codes(&reply)), wanted, "{host:02x}h");
+            let (reply, _) = send(&io, &nexus, &[0; 6], &[], 0).await;
+            assert_eq!(codes(&reply.unwrap()).1, 0x29, "{host:02x}h: it may be elsewhere");
+        }
+    });
+}
+
+/// Linux repeats what hears BUSY when others have ended, and what the adapter was busy for five times at once.
+#[test]
+fn what_the_host_has_no_room_for_waits_for_it() {
+    on_io_thread(|io| async move {
+        for error in [libc::ENOMEM, libc::EDOM, libc::EAGAIN, libc::EBUSY] {
+            let fake = Arc::new(Fake::new(move |_| Err(io::Error::from_raw_os_error(error))));
+            let nexus = nexus_with(&io, &fake, config()).await;
+            let (reply, _) = send(&io, &nexus, &[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], &[], 512).await;
+            let reply = reply.unwrap();
+            assert_eq!((reply.status, reply.residual_in), (Status::Busy, Residual::Under(512)), "{error}");
+        }
     });
 }
 
@@ -115,6 +154,9 @@ fn data_that_does_not_fit_its_command_never_gets_there() {
             (&[0x0a, 0, 0, 0, 0, 0], 512, 0),
             (&[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], 512, 0),
             (&[0x12, 0, 0, 0, 36, 0], 36, 0),
+            (&[0x2a, 0x20, 0, 0, 0, 0, 0, 0, 2, 0], 1023, 0),
+            (&[0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0], 512, 0),
+            (&[0x41, 0, 0, 0, 0, 0, 0, 0, 8, 0], 511, 0),
         ] {
             let (reply, _) = send(&io, &nexus, cdb, &vec![7; out], room).await;
             assert_eq!(codes(&reply.unwrap()), (5, 0x24, 0), "{cdb:02x?} with {out} and {room}");

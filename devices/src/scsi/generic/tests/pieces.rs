@@ -178,6 +178,25 @@ fn what_cannot_be_divided_is_refused_before_it_begins() {
     });
 }
 
+/// Raw sectors of a CD are longer than its blocks: pieces of them would be other data at other places.
+#[test]
+fn data_that_is_not_its_blocks_has_no_pieces() {
+    on_io_thread(|io| async move {
+        let fake = Arc::new(Fake::new(|_| Ok(Answer::good())).of_type(5));
+        let limits = HostLimits { max_bytes: 32 << 10, ..HostLimits::default() };
+        let nexus = nexus_with(&io, &fake, GenericConfig { limits, block: Some(2048), ..config() }).await;
+        let write = [0x2a, 0, 0, 0, 0, 0, 0, 0, 27, 0];
+        let (reply, _) = send(&io, &nexus, &write, &[7; 27 * 2352], 0).await;
+        let reply = reply.unwrap();
+        assert_eq!((codes(&reply), reply.residual_out), ((5, 0x24, 0), Residual::Under(27 * 2352)));
+        assert_eq!(fake.take_seen(), []);
+        let (reply, _) = send(&io, &nexus, &write, &[7; 27 * 2048], 0).await;
+        assert_eq!(reply.unwrap().status, Status::Good);
+        let lens: Vec<_> = fake.take_seen().into_iter().map(|seen| seen.len).collect();
+        assert_eq!(lens, [32 << 10, 22 << 10]);
+    });
+}
+
 /// Memory that nothing of the command is for does not count.
 #[test]
 fn the_command_says_how_much_there_is() {
