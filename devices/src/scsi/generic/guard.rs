@@ -15,7 +15,10 @@ use crate::threads::{self, Kind};
 const PAUSE: Duration = Duration::from_micros(20);
 const PAUSE_MAX: Duration = Duration::from_millis(10);
 
-/// Commands that a node of sg can tell of.
+/// How often in sequence a node does not tell of its commands before nobody asks any more.
+const FAILURES: u32 = 10;
+
+/// Commands that a node of sg takes of one open file, and can tell of (SG_MAX_QUEUE of Linux).
 pub(super) const TABLE: usize = 16;
 
 /// `interface_id` of a header on the stack of a thread that has a [`Watched`].
@@ -44,9 +47,9 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes headers unusable that the kernel has read; `table` says which (`None`: it never will).
-    fn serve(&self, table: impl Fn() -> Option<[i32; TABLE]>) {
-        let mut pause = PAUSE;
+    /// Makes headers unusable that the kernel has read; `table` says which (`None`: it never will again).
+    fn serve(&self, table: impl Fn() -> Option<io::Result<[i32; TABLE]>>) {
+        let (mut pause, mut complained) = (PAUSE, false);
         loop {
             let mut state = self.lock();
             while state.waiting.is_empty() && !state.closed {
@@ -57,7 +60,20 @@ impl Shared {
                 return;
             }
             drop(state);
-            let Some(begun) = table() else { return };
+            let begun = match table() {
+                None => return,
+                Some(Ok(begun)) => begun,
+                Some(Err(error)) => {
+                    if !complained {
+                        tracing::warn!(
+                            "a node of sg does not tell its commands ({error}): until it does, a stop of this process may have some sent \
+                             again"
+                        );
+                    }
+                    complained = true;
+                    [0; TABLE]
+                }
+            };
             let mut state = self.lock();
             state.waiting.retain(|(number, interface)| {
                 let is_begun = begun.contains(number);
@@ -78,6 +94,22 @@ impl Shared {
     }
 }
 
+/// Waits until the command with this number, which nobody waits for any more, is none of the node's: until then it may write, and a tape
+/// moves. It ends as all do, by the device or by the kernel, which gives up on it in time.
+pub(super) fn let_end(number: i32, table: impl Fn() -> io::Result<[i32; TABLE]>, first: Duration) {
+    let (mut pause, mut failures) = (first, 0);
+    while failures < FAILURES {
+        match table() {
+            Ok(table) if !table.contains(&number) => return,
+            Ok(_) => failures = 0,
+            Err(_) => failures += 1,
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(first * 100);
+    }
+    crate::log_limited!(warn, "a node of sg does not tell whether a command that was let go of has ended");
+}
+
 /// The thread for one node.
 pub(super) struct Guard(Arc<Shared>);
 
@@ -86,7 +118,9 @@ impl Guard {
     ///
     /// # Errors
     /// The host starts no thread.
-    pub(super) fn start(table: impl Fn() -> Option<[i32; TABLE]> + Send + 'static) -> io::Result<Self> {
+    pub(super) fn start(
+        table: impl Fn() -> Option<io::Result<[i32; TABLE]>> + Send + 'static,
+    ) -> io::Result<Self> {
         let shared = Arc::<Shared>::default();
         let there = shared.clone();
         threads::spawn(Kind::IoHelper, "sg-guard", move || there.serve(table))?;
@@ -142,6 +176,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_nobody_waits_for_has_ended_before_it_is_told() {
+        let asked = AtomicUsize::new(0);
+        let_end(
+            7,
+            || match asked.fetch_add(1, Ordering::SeqCst) {
+                0 | 4 => Err(io::Error::from_raw_os_error(libc::EFAULT)),
+                1..6 => Ok([7; TABLE]),
+                _ => Ok([8; TABLE]),
+            },
+            Duration::from_micros(10),
+        );
+        assert_eq!(asked.load(Ordering::SeqCst), 7);
+        let refuse = || {
+            asked.fetch_add(1, Ordering::SeqCst);
+            Err(io::Error::from_raw_os_error(libc::ENOTTY))
+        };
+        let_end(7, refuse, Duration::from_micros(10));
+        assert_eq!(asked.load(Ordering::SeqCst), 7 + FAILURES as usize, "there is a way out");
+    }
+
+    #[test]
     fn headers_that_the_kernel_has_read_are_unusable() {
         let begun = Arc::new(AtomicI32::new(0));
         let (looked, now) = (Arc::new(AtomicUsize::new(0)), begun.clone());
@@ -150,7 +205,9 @@ mod tests {
             looks.fetch_add(1, Ordering::SeqCst);
             let mut table = [0; TABLE];
             table[3] = now.load(Ordering::SeqCst);
-            Some(table)
+            // One failure ends nothing.
+            let failed = looks.load(Ordering::SeqCst) % 2 == 1;
+            Some(if failed { Err(io::Error::from_raw_os_error(libc::EFAULT)) } else { Ok(table) })
         })
         .unwrap();
         let (first, second) = (AtomicI32::new(83), AtomicI32::new(83));
@@ -171,7 +228,7 @@ mod tests {
         wait(3);
         assert_eq!((first.load(Ordering::SeqCst), second.load(Ordering::SeqCst)), (83, 83));
         begun.store(later, Ordering::SeqCst);
-        wait(2);
+        wait(4);
         assert_eq!((first.load(Ordering::SeqCst), second.load(Ordering::SeqCst)), (83, 0));
         drop(one);
         begun.store(number, Ordering::SeqCst);

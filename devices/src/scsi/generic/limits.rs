@@ -44,6 +44,18 @@ impl Default for HostLimits {
 }
 
 impl HostLimits {
+    /// Of a node of sg alone that takes so many bytes, in so many elements of `element` bytes, into which it copies: where memory is
+    /// scattered does not matter.
+    pub(super) fn of_sg(bytes: u64, elements: u64, element: u64) -> Self {
+        let unknown = Self::default();
+        // One that is longer than a segment is several.
+        let element = element.clamp(PAGE, unknown.max_segment_bytes);
+        let max_bytes = bytes.min(elements.saturating_mul(element));
+        // All that a list can be.
+        let max_segments = max_bytes / PAGE + 2 * LIST_MAX as u64;
+        Self { max_bytes, preferred_bytes: max_bytes, max_segments, ..unknown }
+    }
+
     /// What both take.
     pub fn and(self, other: Self) -> Self {
         Self {
@@ -112,6 +124,22 @@ mod tests {
             ..HostLimits::default()
         };
         assert_eq!(both, wanted);
+    }
+
+    /// LTFS has records of 512 KiB, and many adapters 64 segments or less.
+    #[test]
+    fn by_sg_pages_do_not_count() {
+        let limits = HostLimits::of_sg(4 << 20, 64, 32 << 10);
+        assert_eq!((limits.transfer(), limits.preferred_bytes), (2 << 20, 2 << 20));
+        let all = SgList::host(1 << 20, 4096).unwrap();
+        let mut record = all.window(1, 4096);
+        for part in 1..100 {
+            record.append(&all.window(part * 8192 + 1, 5000));
+        }
+        assert!(limits.admit(&record));
+        assert_eq!(HostLimits::of_sg(512 << 10, 128, 32 << 10).transfer(), 512 << 10);
+        assert_eq!(HostLimits::of_sg(8 << 20, 16, 1 << 20).transfer(), 1 << 20, "segments have an end");
+        assert_eq!(HostLimits::of_sg(8 << 20, 16, 0).transfer(), 64 << 10);
     }
 
     #[test]

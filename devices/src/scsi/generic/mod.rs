@@ -23,6 +23,7 @@ mod kind;
 mod limits;
 mod lookout;
 mod node;
+mod places;
 mod request;
 mod room;
 mod route;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::guard::TABLE;
 use super::host::{Answer, Command, Host};
 use super::lookout::Wanted;
 use super::route::{Part, Routes};
@@ -19,9 +20,6 @@ use crate::storage::user_of;
 /// How long a device is asked for again that is busy with nothing the host tells of, and how often: udev looks at what is new.
 const PATIENCE: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(20);
-
-/// Commands of one open file that a node of sg takes at a time (SG_MAX_QUEUE).
-const SG_DEPTH: usize = 16;
 
 /// Which device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,39 +147,47 @@ impl Node {
             });
         }
         let beside = |driver| sibling(sysfs, &device, driver, options);
-        let (steady, sg) = match driver {
-            Driver::Sg => {
-                let steady = match beside(Driver::Block)? {
-                    Some(file) => Some((file, Driver::Block)),
-                    None => beside(Driver::Bsg)?.map(|file| (file, Driver::Bsg)),
-                };
-                (steady, Some(file))
-            }
-            Driver::Block | Driver::Bsg => (Some((file, driver)), beside(Driver::Sg)?),
-        };
-        let routes = Routes::new(steady, sg);
+        let routes = arrange(file, driver, device.is_sequential(), beside)?;
         let claim = match block.filter(|_| !options.shared && routes.driver() != Driver::Block) {
             // Who may not open it may still use the device by another node. Then only what is known of it counts.
-            Some(block) => match open_node(&block, false, true) {
+            Some(block) => match open_node(&block, false, true)
+                .and_then(|claim| lock(&block, &claim, options.shared).map(|()| claim))
+            {
                 Err(busy @ GenericError::InUse { .. }) => return Err(busy),
                 claim => claim.ok(),
             },
             None => None,
         };
-        if routes.sg().is_none() {
+        if routes.sg().is_none() && device.is_sequential() {
+            tracing::warn!(
+                "\"{name}\": there is no node of sg beside it that this process may open, and by bsg the host's kernel may send a \
+                 command twice, which moves the medium once more, and without CAP_SYS_RAWIO refuses most; load the module sg, and let \
+                 this process read and write its node"
+            );
+        } else if routes.sg().is_none() {
             tracing::warn!(
                 "\"{name}\": there is no node of sg beside it that this process may open: without CAP_SYS_RAWIO the host's kernel \
                  refuses what does not just read and write, such as PERSISTENT RESERVE and COMPARE AND WRITE; load the module sg, \
                  and let this process read and write its node"
             );
         }
-        let (limits, block) = limits(&device, &routes);
+        // While the drive of a CD is open for one who writes, the kernel leaves it alone.
+        let left_alone = device.device_type() == Some(0x05)
+            && !options.shared
+            && routes.block().is_some_and(sys::is_writable);
+        if let Some((block, pause)) = sysfs.polled(&device).filter(|_| !left_alone) {
+            tracing::warn!(
+                "\"{name}\": the host looks for another medium every {pause} ms, and hears of it in the guest's place; have it leave that: \
+                 echo 0 > /sys/block/{block}/events_poll_msecs"
+            );
+        }
+        let (limits, block) = limits(sysfs, &device, &routes);
         let config = GenericConfig {
             name,
             allow: options.allow,
             bounce: options.bounce,
             shared: options.shared,
-            depth: if routes.driver() == Driver::Sg { device.depth().min(SG_DEPTH) } else { device.depth() },
+            depth: if routes.driver() == Driver::Sg { device.depth().min(TABLE) } else { device.depth() },
             limits,
             block,
             size: device.size(),
@@ -196,6 +202,32 @@ impl Node {
         );
         Ok((Self { routes, claim, _taken: taken }, config))
     }
+}
+
+/// By which nodes commands go, of the one that was named and those `beside` it.
+fn arrange(
+    file: File,
+    driver: Driver,
+    sequential: bool,
+    beside: impl Fn(Driver) -> Result<Option<File>, GenericError>,
+) -> Result<Routes, GenericError> {
+    let (steady, sg) = match driver {
+        // By bsg the kernel may send a command twice.
+        Driver::Sg if sequential => (None, Some(file)),
+        Driver::Bsg if sequential => match beside(Driver::Sg)? {
+            Some(sg) => (None, Some(sg)),
+            None => (Some((file, driver)), None),
+        },
+        Driver::Sg => {
+            let steady = match beside(Driver::Block)? {
+                Some(file) => Some((file, Driver::Block)),
+                None => beside(Driver::Bsg)?.map(|file| (file, Driver::Bsg)),
+            };
+            (steady, Some(file))
+        }
+        Driver::Block | Driver::Bsg => (Some((file, driver)), beside(Driver::Sg)?),
+    };
+    Ok(Routes::new(steady, sg))
 }
 
 /// Opens a node as its driver wants it, for this unit alone if nobody shares it. What the guest may is told by this layer's own
@@ -235,7 +267,12 @@ fn sibling(
         let leads = sysfs.device(found.file_type().is_block_device(), found.rdev());
         leads.is_ok_and(|(found, by)| found == *device && by == driver)
     });
-    Ok(Some(file).filter(|file| leads && sys::speaks_sg(file)))
+    if !leads {
+        return Ok(None);
+    }
+    // Another machine may have been given this one, and be able to open no other.
+    lock(&path, &file, options.shared)?;
+    Ok(Some(file).filter(sys::speaks_sg))
 }
 
 /// Whether the host's own driver of tapes has this one open for somebody.
@@ -371,13 +408,17 @@ fn group_named(groups: &str, number: u32) -> Option<String> {
 }
 
 /// What the queue of a device takes, and the length of its blocks.
-fn limits(device: &Device, routes: &Routes) -> (HostLimits, Option<u32>) {
+fn limits(sysfs: &Sysfs, device: &Device, routes: &Routes) -> (HostLimits, Option<u32>) {
     let (mut limits, block) = device.queue().unwrap_or_else(|| {
         let mut limits = HostLimits::default();
         if let Some(Ok((bytes, segments))) = routes.sg().map(sys::queue_of_sg)
             && bytes > 0
             && segments > 0
         {
+            if routes.driver() == Driver::Sg {
+                // A tape's record has no pieces: it may be as long as sg takes.
+                return (HostLimits::of_sg(bytes, segments, sysfs.sg_element()), None);
+            }
             (limits.max_bytes, limits.preferred_bytes, limits.max_segments) = (bytes, bytes, segments);
         }
         (limits, None)
@@ -523,6 +564,44 @@ mod tests {
         );
         drop(first);
         lock(file.path(), &open(), false).unwrap();
+    }
+
+    #[test]
+    fn tapes_go_by_sg_where_there_is_one() {
+        let open = || File::open("/dev/null").unwrap();
+        let parts = |driver, sequential, there: &[Driver]| {
+            let beside = |driver| Ok(there.contains(&driver).then(open));
+            arrange(open(), driver, sequential, beside).unwrap().parts()
+        };
+        let all = [Driver::Block, Driver::Sg, Driver::Bsg];
+        assert_eq!(parts(Driver::Sg, true, &all), [Part::Sg]);
+        assert_eq!(parts(Driver::Bsg, true, &all), [Part::Sg]);
+        assert_eq!(parts(Driver::Bsg, true, &[]), [Part::Bsg]);
+        assert_eq!(parts(Driver::Sg, false, &all), [Part::Block, Part::Sg]);
+        assert_eq!(parts(Driver::Sg, false, &[Driver::Bsg]), [Part::Bsg, Part::Sg]);
+        assert_eq!(parts(Driver::Bsg, false, &all), [Part::Bsg, Part::Sg]);
+        assert_eq!(parts(Driver::Block, false, &all), [Part::Block, Part::Sg]);
+    }
+
+    /// Of one machine that has a device by one node, another hears whichever it takes. The tree takes /dev/full for a node of sg.
+    #[test]
+    fn locks_are_of_all_nodes() {
+        let (tree, full) = (Tree::new(), Path::new("/dev/full"));
+        tree.node("devices/pci0/host9/target9:0:0/9:0:0:0/scsi_generic/full", "char", "1:7");
+        let (device, ..) = look(&tree.sysfs(), full).unwrap();
+        let beside = |shared| {
+            let place = Place::Path("/dev/sdz".into());
+            let options = GenericOptions { place, shared, allow: Allow::All, bounce: false };
+            sibling(&tree.sysfs(), &device, Driver::Sg, &options)
+        };
+        let other = File::open(full).unwrap();
+        lock(full, &other, false).unwrap();
+        for shared in [false, true] {
+            let said = beside(shared).expect_err("it is another's").to_string();
+            assert!(said.starts_with("/dev/full is in use: another virtual machine"), "{said}");
+        }
+        drop(other);
+        assert!(beside(true).unwrap().is_none(), "it takes no commands");
     }
 
     #[test]

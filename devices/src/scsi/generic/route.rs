@@ -3,14 +3,18 @@
 //! Block devices and bsg wait for the end of a command whatever happens to the process, and block devices take lists of memory without a
 //! copy; but to a process without CAP_SYS_RAWIO the kernel gives only commands that read and write. A node of sg that is open for
 //! writing gives it all of them. So each command goes the first way, and those that the kernel has refused there go by sg.
+//!
+//! By bsg the kernel may send a command again by itself: it leaves the number of tries (`scsi_cmnd.allowed`) as the last one who had the
+//! request has set it. So where commands depend on each other all go by sg, and by bsg only if there is nothing else.
 
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::guard::Guard;
+use super::guard::{Guard, TABLE};
 use super::host::{Answer, Command, Host};
+use super::places::Places;
 use super::sys;
 use super::sysfs::Driver;
 
@@ -35,6 +39,8 @@ pub(super) struct Routes {
     sg: Option<Arc<File>>,
     /// What keeps commands by sg from being sent again; `None` where the host starts no thread.
     guard: Option<Guard>,
+    /// What sg has room for.
+    places: Places,
     filtered: Filtered,
 }
 
@@ -61,14 +67,15 @@ impl Filtered {
 impl Routes {
     /// One of them at least is there.
     pub(super) fn new(steady: Option<(File, Driver)>, sg: Option<File>) -> Self {
-        Self { steady, sg: sg.map(Arc::new), guard: None, filtered: Filtered::default() }
+        let (places, filtered) = (Places::new(TABLE), Filtered::default());
+        Self { steady, sg: sg.map(Arc::new), guard: None, places, filtered }
     }
 
     /// To be called by the process that sends commands.
     pub(super) fn guard(&mut self) {
         // It keeps no device open: what there is nothing of any more has no commands.
         self.guard = self.sg.as_ref().map(Arc::downgrade).and_then(|node| {
-            Guard::start(move || sys::commands_of_sg(&*node.upgrade()?).ok())
+            Guard::start(move || Some(sys::commands_of_sg(&*node.upgrade()?)))
                 .inspect_err(|e| {
                     tracing::warn!("commands by sg are not guarded against a stop of the process: {e}")
                 })
@@ -156,7 +163,7 @@ impl Host for Routes {
             }
         }
         match &self.sg {
-            Some(sg) => sys::send(sg, command, self.guard.as_ref()),
+            Some(sg) => self.places.within(|| sys::send(sg, command, self.guard.as_ref())),
             None => Err(io::Error::from_raw_os_error(libc::ENODEV)),
         }
     }

@@ -7,8 +7,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::atomic::AtomicI32;
+use std::time::Duration;
 
-use super::guard::{Guard, TABLE};
+use super::guard::{self, Guard, TABLE};
 use super::host::{Answer, Command, Direction};
 use crate::scsi::MAX_SENSE;
 
@@ -112,6 +113,9 @@ fn too_long() -> io::Error {
     io::Error::from_raw_os_error(libc::EINVAL)
 }
 
+/// How soon it is looked whether a command has ended that the kernel has let go of; twice as long each time, up to a second.
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// Milliseconds, of which the kernel takes 31 bits.
 fn timeout(command: &Command) -> u32 {
     u32::try_from(command.timeout.as_millis()).unwrap_or(u32::MAX).clamp(1, i32::MAX as u32)
@@ -120,7 +124,7 @@ fn timeout(command: &Command) -> u32 {
 /// Sends a command by a block device, or with a guard by a node of sg, and waits for its end.
 ///
 /// # Errors
-/// EINTR: the process was stopped meanwhile, and the command may be carried out or not. All others: it was not sent.
+/// EINTR: the process was stopped meanwhile, and the command was carried out or not; it is over. All others: it was not sent.
 pub(super) fn send(file: &File, command: &Command, guard: Option<&Guard>) -> io::Result<Answer> {
     let (cdb, parts) = (command.cdb.as_bytes(), command.data.iovecs());
     let (mut sense, len) = ([0; MAX_SENSE], u32::try_from(command.data.len()).map_err(|_| too_long())?);
@@ -172,7 +176,11 @@ pub(super) fn send(file: &File, command: &Command, guard: Option<&Guard>) -> io:
     let error = io::Error::last_os_error();
     drop(watched);
     if result < 0 {
-        return Err(told(error, header.interface_id.into_inner() == 0));
+        let unusable = header.interface_id.into_inner() == 0;
+        if unusable {
+            guard::let_end(number, || commands_of_sg(file), PAUSE);
+        }
+        return Err(told(error, unusable));
     }
     Ok(Answer {
         status: header.status,
@@ -184,10 +192,12 @@ pub(super) fn send(file: &File, command: &Command, guard: Option<&Guard>) -> io:
     })
 }
 
-/// What an error means: of a header that became unusable after the kernel had begun with it, that the kernel has begun anew.
+/// What an error means: of a header that became unusable after the kernel had begun with it, that the kernel has begun anew, or has no
+/// end of it to tell. What there is no memory for was not sent; of a device that is gone or offline nobody can say more than that.
 fn told(error: io::Error, unusable: bool) -> io::Error {
     match error.raw_os_error() {
-        Some(libc::ENOSYS) if unusable => io::Error::from_raw_os_error(libc::EINTR),
+        Some(libc::ENOMEM | libc::ENODEV | libc::ENXIO) => error,
+        _ if unusable => io::Error::from_raw_os_error(libc::EINTR),
         _ => error,
     }
 }
@@ -263,6 +273,14 @@ pub(super) fn speaks_sg(file: &File) -> bool {
     number(file, SG_GET_VERSION_NUM).is_ok_and(|version| version >= 30_000)
 }
 
+/// Whether a file is open for writing.
+pub(super) fn is_writable(file: &File) -> bool {
+    // SAFETY: a call without pointers.
+    #[allow(unsafe_code)]
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    flags >= 0 && flags & libc::O_ACCMODE == libc::O_RDWR
+}
+
 fn number(file: &File, what: libc::Ioctl) -> io::Result<u64> {
     let mut value: libc::c_int = 0;
     // SAFETY: each of these writes one int.
@@ -306,8 +324,6 @@ impl Drop for Undisturbed {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::mem::SgList;
     use crate::scsi::Cdb;
@@ -326,7 +342,7 @@ mod tests {
     #[test]
     fn errors_of_the_kernel_are_errors() {
         let file = temp_file();
-        let guard = Guard::start(|| Some([1; TABLE])).unwrap();
+        let guard = Guard::start(|| Some(Ok([0; TABLE]))).unwrap();
         for sent in [
             send(file.as_file(), &inquiry(), None),
             send(file.as_file(), &inquiry(), Some(&guard)),
@@ -349,7 +365,14 @@ mod tests {
         let of = |error, unusable| told(io::Error::from_raw_os_error(error), unusable).raw_os_error();
         assert_eq!(of(libc::ENOSYS, true), Some(libc::EINTR));
         assert_eq!(of(libc::ENOSYS, false), Some(libc::ENOSYS), "no node of sg");
-        assert_eq!(of(libc::ENODEV, true), Some(libc::ENODEV));
+        // Places that commands have which nobody waits for any more; the end of one that could not be said.
+        for error in [libc::EDOM, libc::EFAULT, libc::EINVAL] {
+            assert_eq!(of(error, true), Some(libc::EINTR));
+            assert_eq!(of(error, false), Some(error));
+        }
+        for error in [libc::ENODEV, libc::ENXIO, libc::ENOMEM] {
+            assert_eq!(of(error, true), Some(error));
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::kind::Kind;
 use super::limits::HostLimits;
 
 /// Where it is; elsewhere in tests.
@@ -156,6 +157,30 @@ impl Sysfs {
         entries.filter_map(device).collect()
     }
 
+    /// Bytes of each element that sg copies into.
+    pub(super) fn sg_element(&self) -> u64 {
+        let element = read(&self.root.join("module/sg/parameters/scatter_elem_sz"));
+        // What Linux begins with.
+        element.and_then(|text| text.parse().ok()).unwrap_or(32 << 10)
+    }
+
+    /// The name of a block device whose medium the kernel looks for by itself, and how often, in milliseconds.
+    pub(super) fn polled(&self, device: &Device) -> Option<(String, u64)> {
+        let block = fs::read_dir(device.directory.join("block")).ok()?.flatten().next()?;
+        let text = |name| read(&block.path().join(name));
+        let looks = text("removable")? == "1"
+            && text("events")?.split_whitespace().any(|name| name == "media_change");
+        // Below zero: as often as for all.
+        let own = text("events_poll_msecs")?.parse::<i64>().ok()?;
+        let pause = if own < 0 {
+            read(&self.root.join("module/block/parameters/events_dfl_poll_msecs"))?.parse().ok()?
+        } else {
+            own
+        };
+        let pause = u64::try_from(pause).ok().filter(|pause| looks && *pause > 0)?;
+        Some((block.file_name().to_string_lossy().into_owned(), pause))
+    }
+
     /// The device that a path in sysfs, as the kernel names it in its events, is of or below.
     pub(super) fn device_at(&self, path: &str) -> Option<Device> {
         let below = path.strip_prefix("/devices/")?;
@@ -193,6 +218,16 @@ impl Device {
         let serial = serial.get(..usize::from(u16::from_be_bytes([high, low]))).unwrap_or(serial);
         let serial = String::from_utf8_lossy(serial);
         Some(serial.trim_matches(|c: char| c == '\0' || c.is_whitespace()).to_owned())
+    }
+
+    /// Peripheral device type (SPC-5, 6.7.2).
+    pub(super) fn device_type(&self) -> Option<u8> {
+        self.text("type")?.parse().ok()
+    }
+
+    /// Whether its commands depend on where the one before has left the medium.
+    pub(super) fn is_sequential(&self) -> bool {
+        self.device_type().is_some_and(|device_type| Kind::of(device_type).is_sequential())
     }
 
     /// The number by which the kernel has its directory: another one when the device is taken away and comes back.
@@ -449,6 +484,36 @@ pub(super) mod tests {
         tree.file(&format!("{queue}/logical_block_size"), "0");
         let limits = HostLimits { preferred_bytes: 512 << 10, ..HostLimits::default() };
         assert_eq!(device("21:2").queue(), Some((limits, None)));
+    }
+
+    #[test]
+    fn who_looks_for_another_medium_is_told() {
+        let tree = Tree::new();
+        let (device, _) = tree.sysfs().device(true, number("8:32")).unwrap();
+        let block = "devices/pci0/host2/rport-2:0-2/target2:0:0/2:0:0:5/block/sdc";
+        let polled = |removable: &str, events: &str, own: &str, all: &str| {
+            tree.file(&format!("{block}/removable"), removable);
+            tree.file(&format!("{block}/events"), events);
+            tree.file(&format!("{block}/events_poll_msecs"), own);
+            tree.file("module/block/parameters/events_dfl_poll_msecs", all);
+            tree.sysfs().polled(&device).map(|(_, pause)| pause)
+        };
+        assert_eq!(tree.sysfs().polled(&device), None, "nothing is said");
+        assert_eq!(polled("1\n", "media_change eject_request\n", "-1\n", "2000\n"), Some(2000));
+        assert_eq!(polled("1\n", "media_change\n", "500\n", "0\n"), Some(500));
+        for (removable, events, own, all) in [
+            ("0", "media_change", "-1", "2000"),
+            ("1", "", "-1", "2000"),
+            ("1", "media_change", "0", "2000"),
+            ("1", "media_change", "-1", "0"),
+        ] {
+            assert_eq!(polled(removable, events, own, all), None, "{removable} {events} {own} {all}");
+        }
+        assert_eq!((tree.sysfs().sg_element(), device.is_sequential()), (32 << 10, false));
+        tree.file("module/sg/parameters/scatter_elem_sz", "65536\n");
+        tree.file("devices/pci0/host3/target3:0:0/3:0:0:0/type", "1\n");
+        let (tape, _) = tree.sysfs().device(false, number("21:3")).unwrap();
+        assert_eq!((tree.sysfs().sg_element(), tape.is_sequential()), (65536, true));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
+use super::super::places::Places;
 use super::*;
 use crate::scsi::{Status, TaskAttribute};
 use crate::testing::on_io_thread;
@@ -52,6 +53,48 @@ fn a_disk_has_many() {
     order.sort();
     assert!(most > 2, "{most}");
     assert_eq!(order, (0..8).collect::<Vec<_>>());
+}
+
+/// A node of sg has room for 16, and says EDOM to others.
+#[test]
+fn what_goes_by_sg_waits_for_a_place() {
+    for waits in [true, false] {
+        on_io_thread(move |io| async move {
+            let (places, now, refused) = (Places::new(16), AtomicUsize::new(0), AtomicBool::new(false));
+            let take = move || {
+                let full = now.fetch_add(1, Ordering::SeqCst) >= 16;
+                refused.fetch_or(full, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_millis(5));
+                // Without waiting there is one for whom there is no room.
+                while !waits && !refused.load(Ordering::SeqCst) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                now.fetch_sub(1, Ordering::SeqCst);
+                if full { Err(io::Error::from_raw_os_error(libc::EDOM)) } else { Ok(Answer::good()) }
+            };
+            let fake = Arc::new(Fake::new(move |command| match command.cdb.opcode() {
+                0x42 if waits => places.within(&take),
+                0x42 => take(),
+                _ => Ok(Answer::good()),
+            }));
+            let nexus = nexus_with(&io, &fake, config()).await;
+            let ended = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+            for tag in 0..64 {
+                let (nexus, here, ended) = (nexus.clone(), io.clone(), ended.clone());
+                io.spawn(async move {
+                    let mut unmap = Request::new(&[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0], &[0; 24], 0);
+                    unmap.tag = tag;
+                    let status = unmap.send(&nexus, &here).await.0.unwrap().status;
+                    ended.borrow_mut().push(status);
+                });
+            }
+            while ended.borrow().len() < 64 {
+                io.sleep(Duration::from_millis(1)).await;
+            }
+            let good = ended.borrow().iter().filter(|status| **status == Status::Good).count();
+            assert_eq!((good == 64, ended.borrow().contains(&Status::Busy)), (waits, !waits), "{good}");
+        });
+    }
 }
 
 #[test]
