@@ -7,6 +7,7 @@ mod disk;
 mod ends;
 mod firmware;
 mod flush;
+mod generic;
 mod grow;
 mod handover;
 mod hardware;
@@ -19,6 +20,7 @@ mod megasas;
 mod memtest;
 mod messages;
 mod neighbours;
+mod passed;
 mod scsi;
 mod scsi_host;
 mod swap;
@@ -63,6 +65,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "hung-virtio", run: hung::virtio },
     Test { name: "hung-megasas", run: hung::megasas },
     Test { name: "hung-board-timeout", run: hung_board::timeout },
+    Test { name: "generic-virtio", run: generic::virtio },
     Test { name: "virtio-hotplug-13", run: virtio::hotplug_kernel13 },
     Test { name: "virtio-protection", run: virtio::protection },
     Test { name: "megasas-kexec", run: handover::kexec },
@@ -133,6 +136,8 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "hung-virtio-terminate", run: hung::virtio_terminate },
     Test { name: "hung-megasas-detach", run: hung::megasas_detach },
     Test { name: "hung-board-reset", run: hung_board::reset },
+    Test { name: "generic-megasas", run: generic::megasas },
+    Test { name: "generic-whole-virtio", run: generic::virtio_without_sandbox },
     Test { name: "neighbours-greedy-queue", run: neighbours::greedy_queue },
     Test { name: "scsi-bad-sectors", run: scsi_host::bad_sectors },
 ];

@@ -25,7 +25,7 @@ pub fn command_line(config: &Config, program: &Path) -> Result<Vec<String>> {
     add("--serial", "tty".into());
     add("--console", "off".into());
     for lun in config.hba.iter().flat_map(|hba| &hba.lun) {
-        let direct = if matches!(lun.cache.as_str(), "none" | "directsync") { "on" } else { "off" };
+        let direct = if matches!(lun.cache.as_deref(), Some("none" | "directsync")) { "on" } else { "off" };
         let queues = config.vm.cpus;
         add(
             "--disk",
@@ -46,8 +46,8 @@ mod tests {
             target: 0,
             kind: "disk".into(),
             image: "/dev/nullb0".into(),
-            format: "raw".into(),
-            cache: "none".into(),
+            format: Some("raw".into()),
+            cache: Some("none".into()),
             more: toml::Table::new(),
         };
         let hba =

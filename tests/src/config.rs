@@ -76,12 +76,15 @@ pub struct Lun {
     /// disk, cd, generic or block.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The image's file.
+    /// The image's file, or a device; none where the unit is called by a name.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub image: String,
-    /// raw or qcow2.
-    pub format: String,
-    /// Cache mode, as in QEMU.
-    pub cache: String,
+    /// raw or qcow2; devices of the host have none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// Cache mode, as in QEMU; devices of the host have none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<String>,
     /// Further keys of the unit.
     #[serde(flatten)]
     pub more: toml::Table,

@@ -36,6 +36,14 @@ pub fn scan() -> Result<PathBuf> {
     })
 }
 
+/// A tape or an enclosure of the host, see `tests/host/unit.c`: the program.
+pub fn unit() -> Result<PathBuf> {
+    let source = include_str!("../host/unit.c");
+    let dir =
+        cache::build("unit", &format!("unit 1 {source}"), |dir| compiled("unit", source, dir).map(|_| ()))?;
+    Ok(dir.join("unit"))
+}
+
 /// A program of the test bed's own, linked statically.
 fn compile(name: &str, source: &str, dir: &Path, archive: &mut Archive) -> Result<()> {
     archive.copy(&format!("bin/{name}"), 0o755, &compiled(name, source, dir)?)
@@ -58,17 +66,41 @@ pub fn smartctl() -> Result<PathBuf> {
 pub fn discs(kernel: &Kernel, tools: &Tools) -> Result<PathBuf> {
     let recipe = format!("discs 1 {} {}", kernel.dir().display(), tools.dir().display());
     archive("discs", &recipe, |_, archive| {
-        let mut order = String::new();
-        for file in kernel.modules(&["isofs"])? {
-            let name = file.file_name().context("a module without a name")?;
-            let path = format!("lib/{}", name.to_string_lossy().replace(".xz", ""));
-            archive.file(&path, 0o644, &read_module(&file, tools)?);
-            order.push_str(&format!("/{path}\n"));
-        }
-        archive.file("modules.disc", 0o644, order.as_bytes());
+        add_modules(archive, kernel, tools, &["isofs"], "modules.disc")?;
         // With libraries that the initramfs has already.
         archive.copy("bin/sg_get_config", 0o755, &tools.file("sg_get_config")?)
     })
+}
+
+/// Drivers of tapes and enclosures, listed in `/modules.passed`, and what asks the devices.
+pub fn passed(kernel: &Kernel, tools: &Tools) -> Result<PathBuf> {
+    let recipe = format!("passed 1 {} {}", kernel.dir().display(), tools.dir().display());
+    archive("passed", &recipe, |_, archive| {
+        add_modules(archive, kernel, tools, &["st", "ses"], "modules.passed")?;
+        for program in ["sg_ses", "sg_read_block_limits"] {
+            archive.copy(&format!("bin/{program}"), 0o755, &tools.file(program)?)?;
+        }
+        Ok(())
+    })
+}
+
+/// Modules, and a file that names them in an order in which they can be loaded.
+fn add_modules(
+    archive: &mut Archive,
+    kernel: &Kernel,
+    tools: &Tools,
+    names: &[&str],
+    list: &str,
+) -> Result<()> {
+    let mut order = String::new();
+    for file in kernel.modules(names)? {
+        let name = file.file_name().context("a module without a name")?;
+        let path = format!("lib/{}", name.to_string_lossy().replace(".xz", ""));
+        archive.file(&path, 0o644, &read_module(&file, tools)?);
+        order.push_str(&format!("/{path}\n"));
+    }
+    archive.file(list, 0o644, order.as_bytes());
+    Ok(())
 }
 
 /// `iscsi-test-cu`, the conformance tests of libiscsi, which also run on local devices.

@@ -120,6 +120,16 @@ impl Disk {
         self
     }
 
+    /// A SCSI device of the host, as `type = "generic"` or `"block"`. Without a node its `wwn` has to be set.
+    pub fn passed(kind: &'static str, node: &str) -> Self {
+        Self { kind, ..Self::file(node) }
+    }
+
+    /// Whether it has no image.
+    fn is_passed(&self) -> bool {
+        matches!(self.kind, "generic" | "block")
+    }
+
     /// Adds a key of `[[hba.lun]]`.
     pub fn set(mut self, key: &str, value: impl Into<toml::Value>) -> Self {
         self.more.insert(key.to_string(), value.into());
@@ -411,8 +421,8 @@ impl<'a> Guest<'a> {
                 target,
                 kind: disk.kind.into(),
                 image,
-                format: disk.format.into(),
-                cache: disk.cache.clone(),
+                format: (!disk.is_passed()).then(|| disk.format.into()),
+                cache: (!disk.is_passed()).then(|| disk.cache.clone()),
                 more,
             });
         }

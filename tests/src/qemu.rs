@@ -67,16 +67,21 @@ fn jbod(hba: &Hba) -> &'static str {
 
 fn drive(lun: &Lun, id: &str) -> String {
     // io_uring only goes with direct I/O in a way worth comparing.
-    let aio = if matches!(lun.cache.as_str(), "none" | "directsync") { "io_uring" } else { "threads" };
+    let (Some(format), Some(cache)) = (&lun.format, &lun.cache) else {
+        return format!("if=none,id={id},file={},format=raw", lun.image);
+    };
+    let aio = if matches!(cache.as_str(), "none" | "directsync") { "io_uring" } else { "threads" };
     let readonly = if lun.kind == "cd" { ",readonly=on" } else { "" };
-    format!(
-        "if=none,id={id},file={},format={},cache={},aio={aio}{readonly}",
-        lun.image, lun.format, lun.cache
-    )
+    format!("if=none,id={id},file={},format={format},cache={cache},aio={aio}{readonly}", lun.image)
 }
 
 fn unit_device(hba: &Hba, lun: &Lun, id: &str) -> String {
-    let kind = if lun.kind == "cd" { "scsi-cd" } else { "scsi-hd" };
+    let kind = match lun.kind.as_str() {
+        "cd" => "scsi-cd",
+        "generic" => "scsi-generic",
+        "block" => "scsi-block",
+        _ => "scsi-hd",
+    };
     let number = lun.more.get("lun").and_then(toml::Value::as_integer).unwrap_or(0);
     format!("{kind},drive={id},bus={}.0,scsi-id={},lun={number}", hba.id, lun.target)
 }
