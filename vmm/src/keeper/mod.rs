@@ -110,8 +110,19 @@ fn take(news: News, units: &mut [Returning]) {
     match news {
         News::Lost(_) => unit.lost(),
         News::Back(_, arrival) => {
-            if let Err(error) = unit.back(*arrival) {
-                tracing::error!("a device of the host is back, and the unit does not go on with it: {error}");
+            // Each by itself: one that does not answer keeps none of the others waiting.
+            let go_on = move || {
+                if let Err(error) = unit.back(*arrival) {
+                    tracing::error!(
+                        "a device of the host is back, and the unit does not go on with it: {error}; then attach it anew"
+                    );
+                }
+            };
+            if let Err(error) = threads::spawn(Kind::Returns, "return", go_on) {
+                tracing::error!(
+                    "a device of the host is back, and there is no thread to ask it who it is: {}; attach it anew",
+                    reason(&error)
+                );
             }
         }
         News::Failed(_, error) => tracing::error!(

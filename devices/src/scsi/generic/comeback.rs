@@ -7,6 +7,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+use std::time::{Duration, Instant};
 
 use super::inquiry::{self, Page};
 use super::kind::Kind;
@@ -16,6 +17,9 @@ use crate::scsi::attention::Attention;
 use crate::scsi::unit::Unit;
 use crate::storage::Image;
 
+/// How long a device that is back is asked again who it is while it does not answer, and how often.
+const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
+const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 500 });
 /// Bytes of standard INQUIRY data that are looked at.
 const STANDARD: usize = 36;
 
@@ -245,8 +249,17 @@ impl Plug {
         self.replace(Link::without_device);
     }
 
-    fn take(&self, host: Arc<dyn Host>, config: &GenericConfig) -> Result<(), GenericError> {
-        let next = Link::new(host, config)?;
+    /// Goes on with a device that is back, unless something else became of it meanwhile. One that does not answer yet, as devices do not
+    /// just after a login to the fabric, is asked again for a while.
+    fn take(&self, host: Arc<dyn Host>, config: &GenericConfig) -> Result<bool, GenericError> {
+        let (begin, number) = (Instant::now(), self.link().number);
+        let next = loop {
+            match Link::new(host.clone(), config) {
+                _ if self.link().number != number => return Ok(false),
+                Err(GenericError::Silent { .. }) if begin.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+                made => break made?,
+            }
+        };
         let wanted = self.link().peripheral();
         if next.peripheral() != wanted {
             return Err(GenericError::Other { path: config.name.clone(), found: next.peripheral(), wanted });
@@ -255,7 +268,7 @@ impl Plug {
             next.follows(before);
             next
         });
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -305,7 +318,7 @@ impl Returning {
         }
     }
 
-    /// The device is back: it is asked who it is, which may take seconds, and the unit goes on with it.
+    /// The device is back: it is asked who it is, which may take a minute, and the unit goes on with it.
     ///
     /// # Errors
     /// It does not answer, or is another one. Then the unit stays without.
@@ -315,7 +328,9 @@ impl Returning {
         let mut config = plug.config.clone();
         (config.name, config.limits) = (found.path.clone(), found.limits);
         (config.block, config.size) = (found.block, found.size);
-        plug.take(node.into_host(), &config)?;
+        if !plug.take(node.into_host(), &config)? {
+            return Ok(());
+        }
         tracing::info!(
             "\"{}\": the device is back as {} at {}, {} bytes with one command",
             plug.config.name,
@@ -336,7 +351,7 @@ impl Plug {
         config: &GenericConfig,
     ) -> Result<(), GenericError> {
         match host {
-            Some(host) => self.take(host, config),
+            Some(host) => self.take(host, config).map(drop),
             None => {
                 self.lose();
                 Ok(())

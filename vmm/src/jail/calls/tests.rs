@@ -242,6 +242,7 @@ fn a_thread_may_do_what_those_may_that_it_starts() {
         (Kind::Client, Kind::Space),
         (Kind::Client, Kind::Loops),
         (Kind::Returns, Kind::IoHelper),
+        (Kind::Returns, Kind::Returns),
     ] {
         let lacks = kinds::list(starter, ALL).lacks(&kinds::list(started, ALL));
         let lacks: Vec<_> = lacks.into_iter().map(|call| names::name(call).unwrap_or("?")).collect();

@@ -69,6 +69,37 @@ fn a_unit_goes_on_with_a_device_that_is_back_and_all_initiators_hear_of_it() {
     });
 }
 
+/// A device that is busy so many times before it answers.
+struct Dazed(Fake, AtomicUsize);
+
+impl Host for Dazed {
+    fn execute(&self, command: &Command) -> std::io::Result<Answer> {
+        let busy = self.1.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        if busy.is_ok() { Ok(Answer { status: 8, ..Answer::good() }) } else { self.0.execute(command) }
+    }
+    fn reset(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// As devices do just after a login to the fabric.
+#[test]
+fn a_device_that_is_busy_at_first_is_asked_again() {
+    on_io_thread(|io| async move {
+        let first = good();
+        let (nexus, _target, plug) = unit(&io, &first).await;
+        let plug = plug.upgrade().unwrap();
+        plug.put(None, &config()).unwrap();
+        let dazed = |times| Arc::new(Dazed(Fake::new(|_| Ok(Answer::good())), AtomicUsize::new(times)));
+        plug.put(Some(dazed(3)), &config()).unwrap();
+        heard(&io, &nexus, &[(0x29, 0x00)]).await;
+        // One that never answers is not gone on with.
+        let error = plug.put(Some(dazed(usize::MAX)), &config()).unwrap_err();
+        assert!(matches!(error, crate::scsi::generic::GenericError::Silent { .. }), "{error}");
+        heard(&io, &nexus, &[]).await;
+    });
+}
+
 /// A device that is back twice, or was never missed.
 #[test]
 fn another_node_takes_the_place_of_one_that_is_open() {
