@@ -46,7 +46,7 @@ mod unit;
 pub use block::Block;
 pub use cd::{Cd, CdConfig, CdError, Locked, Tray};
 pub use disk::{Disk, DiskConfig, DiskError, Image, ProtectionType};
-pub use generic::{Allow, Generic, GenericError, GenericOptions, HostLimits, Place};
+pub use generic::{Allow, Generic, GenericError, GenericOptions, HostDevice, HostLimits, Place};
 pub use nexus::Nexus;
 pub use request::{
     Cdb, DataBuffers, Lun, MAX_CDB, MAX_SENSE, ProtectionBuffers, Residual, ScsiReply, ScsiRequest, Sense,

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::attention::Attention;
 use super::background::Calm;
+use super::generic::HostDevice;
 use super::lun::Address;
 use super::outcome::{Offered, Outcome, pass, reply};
 use super::sense::{Failure, INVALID_MESSAGE_ERROR, LUN_NOT_SUPPORTED, SenseData};
@@ -72,7 +73,8 @@ impl Nexus {
 
     /// The initiator gives up all that it has here when a disk does not answer what is repeated after a reset. So while the host
     /// has not answered for commands of a disk that were ended, others for it get BUSY soon, and nothing more is asked of the
-    /// host. Not for initiators that fail commands which are BUSY, or take them for done.
+    /// host: those that need the medium, and at a device of the host all that it would have to answer itself. Not for
+    /// initiators that fail commands which are BUSY, or take them for done.
     pub fn hurry(&self, hurried: bool) {
         self.hurried.store(hurried, Ordering::Relaxed);
     }
@@ -149,6 +151,9 @@ impl Nexus {
             let outcome = absent::execute(self, &request.lun, &request.cdb, &request.data);
             return Ok(reply(outcome, offered, false));
         };
+        if let Some(outcome) = self.ahead(&path, request) {
+            return Ok(reply(outcome, offered, false));
+        }
         let unit = &path.unit;
         let order = unit.logical.attribute(&request.cdb, request.attribute);
         let outcome = match unit.tasks.enter(self.id, request.tag, order) {
@@ -204,6 +209,24 @@ impl Nexus {
         Hold { io, unit, since: hurried.then(|| io.now()), calm, late: None }
     }
 
+    /// What needs no turn: the unit answers it at once, whatever goes on there.
+    fn ahead(&self, path: &Path, request: &ScsiRequest) -> Option<Outcome> {
+        if request.attribute == TaskAttribute::Aca || path.is_strange() {
+            return None;
+        }
+        path.unit.logical.ahead(self, &path.unit, &request.cdb, &request.data)
+    }
+
+    /// What is known of the device of the host that a logical unit passes through; `None` where it is none.
+    pub fn host_device(&self, lun: &Lun) -> Option<HostDevice> {
+        self.path(lun)?.unit.logical.host_device()
+    }
+
+    /// See [`Self::hurry`].
+    pub(crate) fn is_hurried(&self) -> bool {
+        self.hurried.load(Ordering::Relaxed)
+    }
+
     /// Whether the initiator meets a unit that it may take for another one with this command: the unit carries it out then.
     fn meets(&self, path: &Path, cdb: &Cdb) -> bool {
         // INQUIRY, EVPD is zero; the LUN of SCSI-2 may be beside it.
@@ -237,6 +260,16 @@ impl Nexus {
             }
         }
         let context = Context { io, nexus: self, path };
+        if let Some(device) = path.unit.logical.generic() {
+            if !attentive {
+                return Box::pin(device.execute_unheard(context, &request.cdb, &mut request.data)).await;
+            }
+            if !path.unit.logical.passes_attention(request.cdb.opcode())
+                && let Some(said) = device.take_unheard()
+            {
+                return Err(said);
+            }
+        }
         path.unit.logical.execute(context, &request.cdb, &mut request.data).await
     }
 
@@ -489,7 +522,7 @@ fn shown(unit: &Unit) -> String {
 /// answers after they have aborted a command, those that pass unit attentions, and those with which they learn what a unit is:
 /// without an answer to READ CAPACITY Linux has a disk of no blocks. Reservations are not among them: to preempt one must
 /// not pass what its holder wrote.
-fn is_harmless(cdb: &Cdb) -> bool {
+pub(super) fn is_harmless(cdb: &Cdb) -> bool {
     let opcode = cdb.opcode();
     match opcode {
         // TEST UNIT READY; MODE SENSE(6) and (10); READ CAPACITY(10); LOG SENSE; MAINTENANCE IN.

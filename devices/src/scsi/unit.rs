@@ -9,7 +9,7 @@ use super::background::{Background, SETTLE, Working};
 use super::block::Block;
 use super::cd::{self, Cd, CdError, Tray};
 use super::disk::{self, Disk, Image};
-use super::generic::{Generic, Reset};
+use super::generic::{Generic, HostDevice, Reset};
 use super::memory::Memory;
 use super::nexus::Nexus;
 use super::outcome::Outcome;
@@ -84,6 +84,25 @@ impl LogicalUnit {
             Self::Cd(_) => false,
             Self::Generic(_) | Self::Block(_) => false,
         }
+    }
+
+    /// The device of the host that is passed through.
+    pub(crate) fn generic(&self) -> Option<&Generic> {
+        match self {
+            Self::Disk(_) | Self::Cd(_) => None,
+            Self::Generic(generic) => Some(generic),
+            Self::Block(block) => Some(block.generic()),
+        }
+    }
+
+    /// See [`Nexus::host_device`].
+    pub(crate) fn host_device(&self) -> Option<HostDevice> {
+        self.generic().map(Generic::known)
+    }
+
+    /// Answers what must not wait for other commands, and can be answered without any.
+    pub(crate) fn ahead(&self, nexus: &Nexus, unit: &Unit, cdb: &Cdb, data: &DataBuffers) -> Option<Outcome> {
+        self.generic()?.ahead(nexus, unit, cdb, data)
     }
 
     pub(crate) async fn execute(&self, context: Context<'_>, cdb: &Cdb, data: &mut DataBuffers) -> Outcome {
@@ -171,20 +190,12 @@ impl LogicalUnit {
 
     /// What a device said, which an outcome has the number of.
     pub(crate) fn passed(&self, number: u32) -> Option<Passed> {
-        match self {
-            Self::Disk(_) | Self::Cd(_) => None,
-            Self::Generic(generic) => generic.words.take(number),
-            Self::Block(block) => block.generic().words.take(number),
-        }
+        self.generic()?.words.take(number)
     }
 
     /// How to reset what is behind the unit, where that is not the unit itself. It does not hold the unit.
     pub(crate) fn reset_device(&self) -> Option<Reset> {
-        match self {
-            Self::Disk(_) | Self::Cd(_) => None,
-            Self::Generic(generic) => generic.reset_device(),
-            Self::Block(block) => block.generic().reset_device(),
-        }
+        self.generic()?.reset_device()
     }
 
     /// There is no such initiator any more.

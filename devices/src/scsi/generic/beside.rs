@@ -82,7 +82,7 @@ impl Generic {
         if link.number() != begun && !link.is_untold() {
             return Err(SenseData::new(SenseKey::AbortedCommand, NO_ADDITIONAL_SENSE).into());
         }
-        self.execute_by(link, context, cdb, data).await
+        self.execute_by(link, context, cdb, data, true).await
     }
 
     /// Has the device write what is in its cache. One that has no command for that has nothing there.

@@ -39,6 +39,8 @@ pub(super) struct Link {
     /// Its length in bytes, where the host knows.
     size: Option<u64>,
     standard: [u8; STANDARD],
+    /// All of that, as it said it when it came.
+    kept: Vec<u8>,
     /// How many there were before it at this unit.
     number: u64,
     /// Its blocks, where they are read and written in another way than by commands: the host gets that node back with the others.
@@ -52,10 +54,22 @@ impl Link {
     pub(super) fn new(host: Arc<dyn Host>, config: &GenericConfig) -> Result<Self, GenericError> {
         let mut standard = [0; STANDARD];
         let silent = |why| GenericError::Silent { path: config.name.clone(), why };
-        let len = probe(&*host, &[0x12, 0, 0, 0, STANDARD as u8, 0], &mut standard).map_err(silent)?;
+        let ask = |len: u8, into: &mut [u8]| probe(&*host, &[0x12, 0, 0, 0, len, 0], into);
+        let len = ask(STANDARD as u8, &mut standard).map_err(silent)?;
         let peripheral = standard.first().copied().filter(|_| len >= 5).unwrap_or(0x7f);
         if peripheral >> 5 != 0 {
             return Err(GenericError::Absent { path: config.name.clone(), qualifier: peripheral >> 5 });
+        }
+        let mut kept = standard.get(..len).map(<[u8]>::to_vec).unwrap_or_default();
+        // ADDITIONAL LENGTH (SPC-5, 6.7.2). Nobody has to answer more than the standard asks for at least.
+        let [_, _, _, _, additional, ..] = standard;
+        let whole = additional.saturating_add(5);
+        if usize::from(whole) > STANDARD && len == STANDARD {
+            let mut more = vec![0; whole.into()];
+            if let Ok(len @ STANDARD..) = ask(whole, &mut more) {
+                more.truncate(len);
+                kept = more;
+            }
         }
         let mut pages = [0; inquiry::WHOLE_LEN as usize];
         let has_pages = Kind::of(peripheral) == Kind::Disk;
@@ -74,6 +88,7 @@ impl Link {
             block: AtomicU32::new(config.block.unwrap_or(0)),
             size: config.size,
             standard,
+            kept,
             number: 0,
             blocks: OnceLock::new(),
             untold: AtomicU8::new(0),
@@ -85,6 +100,16 @@ impl Link {
     pub(super) fn peripheral(&self) -> u8 {
         let [first, ..] = self.standard;
         first
+    }
+
+    /// Standard INQUIRY data, as the device said it when it came; `None` while there is none.
+    pub(super) fn kept(&self) -> Option<&[u8]> {
+        (!self.is_gone()).then_some(&self.kept)
+    }
+
+    /// Its length in bytes when it came, where the host knows.
+    pub(super) fn size(&self) -> Option<u64> {
+        self.size
     }
 
     /// RMB of that (SPC-5, 6.7.2): its medium may become another one.
@@ -113,6 +138,7 @@ impl Link {
             block: AtomicU32::new(self.block.load(Ordering::Relaxed)),
             size: self.size,
             standard: self.standard,
+            kept: Vec::new(),
             number: self.number,
             blocks: OnceLock::new(),
             untold: AtomicU8::new(self.untold.load(Ordering::Relaxed)),

@@ -20,9 +20,11 @@ mod host;
 mod identity;
 mod inquiry;
 mod kind;
+mod known;
 mod limits;
 mod lookout;
 mod node;
+mod orphans;
 mod places;
 mod request;
 mod room;
@@ -46,6 +48,7 @@ pub use error::GenericError;
 pub use filter::Allow;
 pub use host::{Answer, Command, Direction, Host};
 pub use identity::Identity;
+pub use known::HostDevice;
 pub use limits::HostLimits;
 pub use lookout::{Arrival, Found, Lookout, Report, Wanted};
 pub use node::{GenericOptions, Place};
@@ -56,6 +59,8 @@ use self::comeback::{Link, Plug};
 use self::held::Held;
 use self::inquiry::Look;
 use self::kind::Kind;
+use self::known::Unheard;
+use self::orphans::Orphans;
 use self::room::Room;
 use super::attention::Attention;
 use super::memory::Share;
@@ -113,6 +118,10 @@ pub struct Generic {
     may_reset: bool,
     resetting: Arc<AtomicBool>,
     held: Held,
+    unheard: Unheard,
+    orphans: Orphans,
+    /// Commands that are at the device at a time, at most.
+    depth: usize,
     /// Whose commands, and whose resets, wait for each other.
     commands: Owner,
     resets: Owner,
@@ -145,6 +154,9 @@ impl Generic {
             resetting: Arc::default(),
             plug: Plug::new(link, config),
             held: Held::default(),
+            unheard: Unheard::default(),
+            orphans: Orphans::new(),
+            depth,
             commands: Owner::with_helpers(depth),
             resets: Owner::default(),
             room: Room::new(COPIED_MAX),
@@ -179,15 +191,17 @@ impl Generic {
     }
 
     pub(super) async fn execute(&self, context: Context<'_>, cdb: &Cdb, data: &mut DataBuffers) -> Outcome {
-        self.execute_by(self.plug.link(), context, cdb, data).await
+        self.execute_by(self.plug.link(), context, cdb, data, true).await
     }
 
+    /// Without `attentive` the initiator has not sent it.
     async fn execute_by(
         &self,
         link: Arc<Link>,
         context: Context<'_>,
         cdb: &Cdb,
         data: &mut DataBuffers,
+        attentive: bool,
     ) -> Outcome {
         const REQUEST_SENSE: u8 = 0x03;
         const INQUIRY: u8 = 0x12;
@@ -199,13 +213,19 @@ impl Generic {
         }
         if link.is_untold() && !matches!(cdb.opcode(), REQUEST_SENSE | INQUIRY) {
             link.tell(&context.path.unit);
-            return Err(context.nexus.take_attention(context.path).map_or(BUSY, |new| new.sense().into()));
+            if attentive {
+                return Err(context
+                    .nexus
+                    .take_attention(context.path)
+                    .map_or(BUSY, |new| new.sense().into()));
+            }
         }
         if let Some((byte, bit)) = kind::naca(&cdb) {
             // An ACA would hold up the commands of all others that share the host's way to the device.
             return Err(SenseData::cdb_field(byte, Some(bit)).into());
         }
         self.permit(&cdb)?;
+        self.wait_for_orphans(&context, &cdb).await?;
         if data.protection_in() > 0 || data.protection_out() > 0 {
             // The kernel takes none apart from the data.
             return Err(SenseData::cdb_field(1, Some(7)).into());

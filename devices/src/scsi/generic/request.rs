@@ -153,8 +153,10 @@ impl Generic {
         let changes = filter::class(self.kind, &cdb) != Class::Read || self.kind.is_sequential();
         let touches = Touches::of(&command.data, changes);
         let sent = link.clone();
+        // In this order: work that has not begun is over before it is given up.
+        let (_wait, at_work) = self.orphans.hand_over();
         let work = move || {
-            let _part = part;
+            let (_part, _at_work) = (part, at_work);
             sent.host.execute(&command)
         };
         match io.blocking_for(&self.commands, touches, work).await.and_then(|answer| answer) {

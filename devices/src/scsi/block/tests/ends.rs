@@ -1,6 +1,6 @@
 //! How commands end where the ring has an error, and how the unit ends.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::*;
@@ -307,4 +307,44 @@ fn the_log_says_once_what_the_kernel_said() {
             "{kind:?}: {lines:?}"
         );
     }
+}
+
+/// As with all devices of the host: who is in a hurry has an answer, by whichever way the disk has hung.
+#[test]
+fn a_disk_that_answers_nothing_is_busy_and_known() {
+    const INQUIRY: [u8; 6] = [0x12, 0, 0, 0, 36, 0];
+    on_io_thread(|io| async move {
+        let shut = Arc::new(AtomicBool::new(false));
+        let gate = shut.clone();
+        let hangs = move |_: &Command| {
+            while gate.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            None
+        };
+        let bench = Bench::new(&io, Setup { bounce: true, ..Setup::saying(hangs) }).await;
+        bench.nexus.hurry(true);
+        shut.store(true, Ordering::Relaxed);
+        let mut first = Box::pin(bench.send(&io, &INQUIRY, &[], 36));
+        assert!(io.at_most(Duration::from_millis(30), first.as_mut()).await.is_none());
+        while bench.device.seen.lock().unwrap().is_empty() {
+            io.sleep(Duration::from_millis(1)).await;
+        }
+        bench.nexus.reset();
+        assert_eq!(first.await.0.unwrap_err(), TransportFault::Reset);
+        let (told, _) = bench.send(&io, &[0; 6], &[], 0).await;
+        assert_eq!(codes(&told.unwrap()), (6, 0x29, 0x07));
+        let asks: [(&[u8], Status); 4] = [
+            (&INQUIRY, Status::Good),
+            (&[0; 6], Status::Busy),
+            (&[0x12, 1, 0x83, 0, 36, 0], Status::Busy),
+            (&ten(0x28, 3, 1), Status::Busy),
+        ];
+        for (cdb, wanted) in asks {
+            let answer = bench.send(&io, cdb, &[], BLOCK);
+            let answer = io.at_most(Duration::from_secs(1), answer).await.expect("it waits");
+            assert_eq!(answer.0.unwrap().status, wanted, "{cdb:02x?}");
+        }
+        shut.store(false, Ordering::Relaxed);
+    });
 }

@@ -10,34 +10,43 @@ use vm_memory::GuestAddress;
 use super::*;
 use crate::mem::{Dma, GuestRam};
 use crate::scsi::{
-    Cdb, DataBuffers, ScsiRequest, Status, Tag, TaskAttribute, TaskManagement, TaskManagementReply,
+    Cdb, DataBuffers, Residual, ScsiRequest, Status, Tag, TaskAttribute, TaskManagement, TaskManagementReply,
 };
 use crate::testing::on_io_thread;
 
 const WRITE: [u8; 10] = [0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 
-/// Stops whatever writes or rewinds until it is opened.
+/// Stops whatever writes or rewinds until it is opened; or every command, from when it is closed.
 #[derive(Clone, Default)]
-struct Door(Arc<(Mutex<bool>, Condvar)>);
+struct Door(Arc<(Mutex<Stops>, Condvar)>);
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Stops {
+    #[default]
+    Work,
+    All,
+    Nothing,
+}
 
 impl Door {
     fn open(&self) {
-        *self.0.0.lock().unwrap() = true;
+        *self.0.0.lock().unwrap() = Stops::Nothing;
         self.0.1.notify_all();
     }
 
+    fn close(&self) {
+        *self.0.0.lock().unwrap() = Stops::All;
+    }
+
     fn fake(&self) -> Fake {
-        let door = self.clone();
-        let (opener, mut fake) = (
-            self.clone(),
-            Fake::new(move |command| {
-                if matches!(command.cdb.opcode(), 0x2a | 0x01 | 0x28 | 0x17) {
-                    let open = door.0.0.lock().unwrap();
-                    drop(door.0.1.wait_while(open, |open| !*open).unwrap());
-                }
-                Ok(Answer::good())
-            }),
-        );
+        let (door, opener) = (self.clone(), self.clone());
+        let mut fake = Fake::new(|_| Ok(Answer::good()));
+        fake.gate = Box::new(move |command| {
+            let work = matches!(command.cdb.opcode(), 0x2a | 0x01 | 0x28 | 0x17);
+            let stopped = |stops: &mut Stops| *stops == Stops::All || *stops == Stops::Work && work;
+            let stops = door.0.0.lock().unwrap();
+            drop(door.0.1.wait_while(stops, stopped).unwrap());
+        });
         // A reset brings commands back.
         fake.on_reset = Box::new(move || {
             opener.open();
@@ -110,11 +119,150 @@ fn an_abort_does_not_wait_for_memory_of_the_process() {
         let mut second = Box::pin(nexus.execute(&io, write(&dma, 8)));
         assert!(io.at_most(Duration::from_millis(50), second.as_mut()).await.is_none());
         assert_eq!(fake.take_seen().len(), 1, "the old one may still land");
-        // What needs no medium is answered meanwhile.
-        let (reply, _) = send(&io, &nexus, &[0; 6], &[], 0).await;
-        assert_eq!(reply.unwrap().status, Status::Good);
+        // Who it is is known meanwhile; what else needs no medium is the device's to answer, or not.
+        door.close();
+        let (reply, data) = soon(&io, &nexus, &INQUIRY, 36).await;
+        assert_eq!((reply.status, &data[8..12]), (Status::Good, &b"FAKE"[..]));
+        assert_eq!(fake.take_seen(), []);
+        let mut asks = Box::pin(send(&io, &nexus, &[0; 6], &[], 0));
+        assert!(io.at_most(Duration::from_millis(400), asks.as_mut()).await.is_none());
+        assert_eq!(fake.cdbs(), [[0; 6]]);
         door.open();
+        assert_eq!(asks.await.0.unwrap().status, Status::Good);
         assert_eq!(second.await.unwrap().status, Status::Good);
+    });
+}
+
+const INQUIRY: [u8; 6] = [0x12, 0, 0, 0, 36, 0];
+
+/// The answer to a command that has one within a second.
+async fn soon(io: &Io, nexus: &Nexus, cdb: &[u8], room: usize) -> (ScsiReply, Vec<u8>) {
+    let answer = io.at_most(Duration::from_secs(1), send(io, nexus, cdb, &[], room)).await;
+    let (reply, data) = answer.unwrap_or_else(|| panic!("{cdb:02x?} waits"));
+    (reply.unwrap(), data)
+}
+
+/// Commands that a device is asked with, but standard INQUIRY.
+const ASKS: [&[u8]; 8] = [
+    &[0; 6],
+    &[0x03, 0, 0, 0, 18, 0],
+    &[0x12, 1, 0x83, 0, 96, 0],
+    &[0x1a, 0, 0x3f, 0, 64, 0],
+    &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    &[0x4d, 0, 0x40, 0, 0, 0, 0, 0, 64, 0],
+    &[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0],
+    &[0xa3, 0x0c, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0],
+];
+
+/// It gives up all units for one that does not answer what is repeated after a reset, whatever that is.
+#[test]
+fn an_initiator_in_a_hurry_has_an_answer_whatever_it_asks() {
+    on_io_thread(|io| async move {
+        for lost in [&INQUIRY[..]].iter().chain(&ASKS) {
+            let door = Door::default();
+            let fake = Arc::new(door.fake());
+            let nexus = nexus_with(&io, &fake, GenericConfig { bounce: true, ..config() }).await;
+            nexus.hurry(true);
+            door.close();
+            let mut first = Box::pin(send(&io, &nexus, lost, &[], 64));
+            assert!(io.at_most(Duration::from_millis(30), first.as_mut()).await.is_none());
+            begun(&io, &fake, 1).await;
+            nexus.reset();
+            assert_eq!(first.await.0.unwrap_err(), TransportFault::Reset);
+            let (reply, data) = soon(&io, &nexus, &INQUIRY, 96).await;
+            assert_eq!((reply.status, reply.residual_in), (Status::Good, Residual::Under(60)));
+            assert_eq!(data[..36], fake.inquiry);
+            let (reply, data) = soon(&io, &nexus, &[0xa0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0], 64).await;
+            assert_eq!((reply.status, data[3]), (Status::Good, 8));
+            let (told, _) = soon(&io, &nexus, &[0; 6], 0).await;
+            assert_eq!(codes(&told), (6, 0x29, 0x07));
+            for cdb in ASKS {
+                assert_eq!(
+                    soon(&io, &nexus, cdb, 64).await.0.status,
+                    Status::Busy,
+                    "{cdb:02x?} after {lost:02x?}"
+                );
+            }
+            assert_eq!(fake.take_seen().len(), 1);
+            door.open();
+            while soon(&io, &nexus, &[0; 6], 0).await.0.status != Status::Good {}
+        }
+    });
+}
+
+/// Nobody waits for what is hung but nobody wants any more: neither who asked in vain, nor others.
+#[test]
+fn a_command_that_was_dropped_is_one_that_was_ended() {
+    on_io_thread(|io| async move {
+        for device_type in [0, 1] {
+            let door = Door::default();
+            let fake = Arc::new(door.fake().of_type(device_type));
+            let nexus = nexus_with(&io, &fake, config()).await;
+            nexus.hurry(true);
+            door.close();
+            let mut asks = Box::pin(send(&io, &nexus, &[0x12, 1, 0x83, 0, 96, 0], &[], 96));
+            assert!(io.at_most(Duration::from_millis(30), asks.as_mut()).await.is_none());
+            begun(&io, &fake, 1).await;
+            drop(asks);
+            assert_eq!(soon(&io, &nexus, &INQUIRY, 36).await.0.status, Status::Good);
+            assert_eq!(soon(&io, &nexus, &[0; 6], 0).await.0.status, Status::Busy);
+            door.open();
+        }
+    });
+}
+
+/// What runs for hours is not waited for by the machine's next start.
+#[test]
+fn a_tape_that_winds_back_holds_up_no_start() {
+    on_io_thread(|io| async move {
+        let door = Door::default();
+        let fake = Arc::new(door.fake().of_type(1));
+        let nexus = nexus_with(&io, &fake, config()).await;
+        let mut rewind = Box::pin(send(&io, &nexus, &[0x01, 0, 0, 0, 0, 0], &[], 0));
+        assert!(io.at_most(Duration::from_millis(30), rewind.as_mut()).await.is_none());
+        // Who it is is told ahead of what waits.
+        let (reply, data) = soon(&io, &nexus, &INQUIRY, 36).await;
+        assert_eq!((reply.status, data), (Status::Good, fake.inquiry.clone()));
+        let mut reset = pin!(nexus.target().power_on());
+        assert!(io.at_most(Duration::ZERO, reset.as_mut()).await.is_none());
+        assert_eq!(rewind.await.0.unwrap_err(), TransportFault::Reset);
+        reset.await;
+        let (reply, data) = soon(&io, &nexus, &INQUIRY, 36).await;
+        assert_eq!((reply.status, data), (Status::Good, fake.inquiry.clone()));
+        let (told, _) = soon(&io, &nexus, &[0; 6], 0).await;
+        assert_eq!(codes(&told), (6, 0x29, 0x00));
+        for cdb in ASKS {
+            assert_eq!(soon(&io, &nexus, cdb, 64).await.0.status, Status::Busy, "{cdb:02x?}");
+        }
+        assert_eq!(fake.cdbs(), [[0x01, 0, 0, 0, 0, 0]]);
+        door.open();
+        while soon(&io, &nexus, &[0; 6], 0).await.0.status != Status::Good {}
+        // Now it tells itself.
+        fake.take_seen();
+        assert_eq!(soon(&io, &nexus, &INQUIRY, 36).await.0.status, Status::Good);
+        assert_eq!(fake.cdbs(), [INQUIRY]);
+    });
+}
+
+/// All of it is kept, not just what every device has.
+#[test]
+fn who_a_device_is_is_kept_whole() {
+    on_io_thread(|io| async move {
+        let door = Door::default();
+        let mut fake = door.fake().of_type(8);
+        fake.inquiry.extend([0xaa; 38]);
+        fake.inquiry[4] = 69;
+        let fake = Arc::new(fake);
+        let nexus = nexus_with(&io, &fake, config()).await;
+        door.close();
+        let mut asks = Box::pin(send(&io, &nexus, &[0; 6], &[], 0));
+        assert!(io.at_most(Duration::from_millis(30), asks.as_mut()).await.is_none());
+        let (reply, data) = soon(&io, &nexus, &[0x12, 0, 0, 0, 96, 0], 96).await;
+        assert_eq!((reply.status, reply.residual_in), (Status::Good, Residual::Under(22)));
+        assert_eq!(data[..74], fake.inquiry);
+        assert_eq!(soon(&io, &nexus, &[0x12, 0, 0, 0, 5, 0], 96).await.0.residual_in, Residual::Under(91));
+        door.open();
+        assert_eq!(asks.await.0.unwrap().status, Status::Good);
     });
 }
 

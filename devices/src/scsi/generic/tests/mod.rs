@@ -34,6 +34,8 @@ type Script = dyn Fn(&Command) -> io::Result<Answer> + Send + Sync;
 struct Fake {
     inquiry: Vec<u8>,
     pages: Vec<u8>,
+    /// Where each command waits before it is answered.
+    gate: Box<dyn Fn(&Command) + Send + Sync>,
     script: Box<Script>,
     seen: Mutex<Vec<Seen>>,
     resets: AtomicUsize,
@@ -48,6 +50,7 @@ impl Fake {
         Self {
             inquiry,
             pages: vec![0, 0, 0, 3, 0, 0x83, 0xb0],
+            gate: Box::new(|_| {}),
             script: Box::new(script),
             seen: Mutex::default(),
             resets: AtomicUsize::new(0),
@@ -81,6 +84,7 @@ impl Host for Fake {
         let (direction, len) = (command.direction, command.data.len());
         let private = command.data.is_private();
         self.seen.lock().unwrap().push(Seen { cdb, direction, len, timeout: command.timeout, private });
+        (self.gate)(command);
         answer.unwrap_or_else(|| (self.script)(command))
     }
 
