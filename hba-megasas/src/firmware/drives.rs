@@ -6,10 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::flushing::Flushing;
-use super::identity::{Identity, identify};
+use super::identity::{Identity, identify, identify_device};
 use devices::iothread::Io;
 use devices::mem::{FromGuest, SgList, ToGuest};
-use devices::scsi::{Cdb, DataBuffers, Lun, Nexus, ScsiReply, ScsiRequest, Status, Tag, TaskAttribute};
+use devices::scsi::{
+    Cdb, DataBuffers, HostDevice, Lun, Nexus, ScsiReply, ScsiRequest, Status, Tag, TaskAttribute,
+};
 
 /// The controller's own commands have tags from here on; frames have smaller ones.
 const OWN_TAGS: u64 = 1 << 63;
@@ -80,6 +82,25 @@ impl Known {
     fn lock(&self) -> MutexGuard<'_, Option<Identity>> {
         self.identity.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// How long an answer is waited for.
+    fn patience(&self) -> Duration {
+        if self.late.load(Ordering::Relaxed) { LATE_PATIENCE } else { PATIENCE }
+    }
+
+    /// Asks a device of the host who it is. Nothing that it has to tell the guest is taken.
+    async fn ask_device(&self, io: &Io, nexus: &Nexus, device: HostDevice) -> Identity {
+        let first = |identity: &Identity| {
+            self.lock().get_or_insert_with(|| identity.clone());
+        };
+        let ask = identify_device(io, nexus, device, first);
+        let answer = io.at_most(self.patience(), ask).await.flatten();
+        self.late.store(answer.is_none(), Ordering::Relaxed);
+        match answer {
+            Some(identity) => self.lock().insert(identity).clone(),
+            None => self.lock().clone().unwrap_or_default(),
+        }
+    }
 }
 
 /// Which of the two a frame is for.
@@ -130,19 +151,22 @@ impl Place {
     }
 
     /// Asks a unit who it is; `None` where there is none. One that cannot say so soon, because a command that must be alone
-    /// hangs on the host, is what it was when it was asked last; of one that never answered nothing is known.
+    /// hangs on the host, is what it was when it was asked last; of one that never answered nothing is known, but of a device of the
+    /// host what it said when it came.
     pub(crate) async fn identify(&self, io: &Io, kind: Kind) -> Option<Identity> {
         let (nexus, known) = match kind {
             Kind::Logical => (self.own_logical.as_ref()?, self.known.first()?),
             Kind::Physical => (&self.own_physical, self.known.last()?),
         };
-        let patience = if known.late.load(Ordering::Relaxed) { LATE_PATIENCE } else { PATIENCE };
+        if let Some(device) = nexus.host_device(&Lun::default()) {
+            return Some(known.ask_device(io, nexus, device).await);
+        }
         let read_only = known.lock().as_ref().is_some_and(|identity| identity.read_only);
         let ask = async {
             settle(io, nexus).await;
             identify(io, nexus, read_only).await
         };
-        let answer = io.at_most(patience, ask).await;
+        let answer = io.at_most(known.patience(), ask).await;
         known.late.store(answer.is_none(), Ordering::Relaxed);
         match answer {
             // A reset came in between.
@@ -313,7 +337,7 @@ async fn reply(io: &Io, nexus: &Nexus, cdb: &[u8], data: &mut [u8]) -> Option<Sc
     Some(reply)
 }
 
-fn request(cdb: &[u8], memory: SgList) -> ScsiRequest {
+pub(super) fn request(cdb: &[u8], memory: SgList) -> ScsiRequest {
     let tag = Tag(NEXT_TAG.fetch_add(1, Ordering::Relaxed) | OWN_TAGS);
     ScsiRequest {
         tag,

@@ -7,14 +7,16 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use devices::iothread::Io;
-use devices::scsi::{Lun, Status};
+use devices::mem::SgList;
+use devices::scsi::{Lun, Nexus, ScsiReply, Status};
 
-use super::drives::{Place, flush, sense_key, settle, synchronize};
+use super::drives::{Place, flush, request, sense_key, settle, synchronize};
 
 /// How long the firmware waits for a disk that it flushes, as long as Linux does for a SYNCHRONIZE CACHE of its own.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(60);
-/// Sense key (SPC-5, 4.5.6).
+/// Sense keys (SPC-5, 4.5.6).
 const NOT_READY: u8 = 2;
+const ILLEGAL_REQUEST: u8 = 5;
 
 /// The flushes of a disk: one at a time.
 #[derive(Default)]
@@ -128,6 +130,9 @@ impl Place {
     }
 
     async fn try_flush(&self, io: &Io) -> bool {
+        if let Some(device) = self.own_slow.host_device(&Lun::default()) {
+            return !device.is_written || flush_device(io, &self.own_slow).await;
+        }
         settle(io, &self.own_slow).await;
         let reply = synchronize(io, &self.own_slow).await;
         match reply.as_ref().map(|reply| (reply.status, sense_key(reply))) {
@@ -142,6 +147,30 @@ impl Place {
             _ => false,
         }
     }
+}
+
+/// Has a disk of the host write what is in its cache; false when it could not. The driver has not sent it: what the disk has to
+/// tell waits for a command of the driver.
+async fn flush_device(io: &Io, nexus: &Nexus) -> bool {
+    // SYNCHRONIZE CACHE(10) of the whole medium (SBC-4, 5.35): for that of 16 bytes the host's kernel may want more rights.
+    let mut request = request(&[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0], SgList::empty());
+    let Ok(reply) = Box::pin(nexus.execute_for(io, &mut request)).await else { return false };
+    match (reply.status, sense_key(&reply)) {
+        (Status::Good, _) | (Status::CheckCondition, NOT_READY) => true,
+        // Without a cache there is no such command.
+        (Status::CheckCondition, ILLEGAL_REQUEST) => is_unknown_command(&reply),
+        _ => false,
+    }
+}
+
+/// INVALID COMMAND OPERATION CODE, in fixed or descriptor format (SPC-5, 4.4).
+fn is_unknown_command(reply: &ScsiReply) -> bool {
+    const INVALID_OPERATION_CODE: u8 = 0x20;
+    let code = reply.sense.as_ref().and_then(|sense| match sense.as_bytes() {
+        [0x72, _, code, ..] => Some(*code),
+        bytes => bytes.get(12).copied(),
+    });
+    code == Some(INVALID_OPERATION_CODE)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What the controller has its disks say of themselves.
 
 use devices::iothread::Io;
-use devices::scsi::{Nexus, Status};
+use devices::scsi::{HostDevice, Nexus, Status};
 
 use super::drives::ask;
 
@@ -57,6 +57,39 @@ pub(super) async fn identify(io: &Io, nexus: &Nexus, mut read_only: bool) -> Ide
     let rate = u16::from_be_bytes([characteristics[4], characteristics[5]]);
     let solid_state = rate == 1;
     Identity { inquiry, vpd_83: shortened(&names), block_size, sectors, solid_state, read_only }
+}
+
+/// What a device of the host says of itself to who asks for nothing but INQUIRY data: to any other command it could report a unit
+/// attention, which is the guest's to hear. `None` where it gives no answer; `first` gets what there is before it is asked for pages.
+pub(super) async fn identify_device(
+    io: &Io,
+    nexus: &Nexus,
+    device: HostDevice,
+    first: impl FnOnce(&Identity),
+) -> Option<Identity> {
+    let mut identity =
+        Identity { block_size: device.block_size, sectors: device.size / 512, ..Identity::default() };
+    inquire(io, nexus, None, &mut identity.inquiry).await?;
+    first(&identity);
+    let mut names = [0; 252];
+    inquire(io, nexus, Some(0x83), &mut names).await?;
+    identity.vpd_83 = shortened(&names);
+    if device.is_disk {
+        let mut characteristics = [0; 64];
+        inquire(io, nexus, Some(0xb1), &mut characteristics).await?;
+        identity.solid_state = characteristics[4..6] == [0, 1];
+    }
+    Some(identity)
+}
+
+/// Standard INQUIRY data, or a VPD page, which is zeros where there is none; `None` without an answer.
+async fn inquire(io: &Io, nexus: &Nexus, page: Option<u8>, data: &mut [u8]) -> Option<()> {
+    let cdb = [0x12, page.is_some().into(), page.unwrap_or(0), 0, data.len() as u8, 0];
+    match ask(io, nexus, &cdb, data).await? {
+        Status::Good => Some(()),
+        Status::CheckCondition if page.is_some() => Some(()),
+        _ => None,
+    }
 }
 
 /// The last block of a unit of this peripheral device type, and the length of all of them in bytes; zeros where nothing is known.

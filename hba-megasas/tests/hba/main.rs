@@ -22,6 +22,7 @@ mod hostile;
 mod hung;
 mod kept;
 mod limits;
+mod passed;
 mod promises;
 mod resets;
 mod rules;
