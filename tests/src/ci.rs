@@ -41,7 +41,8 @@ pub fn run(tests: &[Test]) -> bool {
     }
     println!("RUN  fuzz corpora");
     let begin = Instant::now();
-    count.add("fuzz-corpora", begin.elapsed().as_secs_f64(), &fuzz_corpus::replay(&[]));
+    let replayed = fuzz_corpus::replay(&[]);
+    count.add("fuzz-corpora", begin.elapsed().as_secs_f64(), &replayed);
     let begin = Instant::now();
     match build_vmm().and_then(|_| Bed::new()) {
         Ok(mut bed) => runner::run(&mut bed, Vmm::Ours, &runner::select(tests, &[]), &mut count),

@@ -30,7 +30,7 @@ const MODULES: [(&str, &[&str]); 14] = [
     ("iothread", &["mem", "threads"]),
     ("moderation", &[]),
     ("storage", &["iothread", "mem", "sandbox", "threads"]),
-    ("scsi", &["storage", "iothread", "mem"]),
+    ("scsi", &["storage", "iothread", "mem", "sandbox", "threads"]),
     ("testing", &["mem", "irq", "bus", "pci", "platform", "iothread", "storage", "scsi"]),
 ];
 
