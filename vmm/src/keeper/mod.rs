@@ -19,7 +19,7 @@ use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
-use devices::scsi::generic::Returning;
+use devices::scsi::generic::{Returning, Wanted};
 use devices::threads::{self, Kind};
 
 use crate::config::{Sandbox, reason};
@@ -136,9 +136,18 @@ fn unit(units: &mut [Returning], index: usize) -> Option<Returning> {
     let place = units.get(index)?;
     if place.is_over() {
         let known = |unit: &Returning| units.iter().any(|other| other.is(unit));
-        let same = |unit: &Returning| unit.wanted().identity.is(&place.wanted().identity);
+        let same = |unit: &Returning| stands_in(place.wanted(), unit.wanted());
         let next = Returning::all().into_iter().find(|unit| same(unit) && !known(unit))?;
+        next.watch();
         *units.get_mut(index)? = next;
     }
     units.get(index).cloned()
+}
+
+/// Whether what the keeper tells of `before` is of `after`, too. A disk on another path is the same disk, but that path has not gone;
+/// and the keeper opens what comes back as it was told at the start.
+fn stands_in(before: &Wanted, after: &Wanted) -> bool {
+    after.identity.is(&before.identity)
+        && after.identity.address == before.identity.address
+        && (after.driver, after.allow, after.shared) == (before.driver, before.allow, before.shared)
 }

@@ -45,6 +45,24 @@ fn wanted(directory: &std::path::Path) -> Wanted {
     }
 }
 
+/// One path of a disk goes. A unit that was attached since, on another path, has not lost anything.
+#[test]
+fn only_the_same_path_opened_alike_stands_in_for_a_unit_of_the_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let before = wanted(directory.path());
+    assert!(stands_in(&before, &before.clone()));
+    let other = |change: fn(&mut Wanted)| {
+        let mut after = before.clone();
+        change(&mut after);
+        stands_in(&before, &after)
+    };
+    assert!(!other(|after| after.identity.address = "98:0:0:5".into()), "another path");
+    assert!(!other(|after| after.identity.names = vec!["600140512345678900000000000abcdf".into()]));
+    assert!(!other(|after| after.allow = Allow::ReadOnly), "the keeper would open it for writing");
+    assert!(!other(|after| after.shared = true));
+    assert!(!other(|after| after.driver = Driver::Sg));
+}
+
 fn news(machine: &UnixStream) -> Option<News> {
     let mut bytes = vec![0; message::LENGTH];
     let (len, mut given) = receive(machine, &mut bytes).unwrap();
