@@ -56,6 +56,11 @@ impl Background {
         self.stuck.load(Ordering::Acquire) >= MAX_STUCK
     }
 
+    /// Whether the host still works for commands that have left.
+    pub(crate) fn has_left_behind(&self) -> bool {
+        self.stuck.load(Ordering::Acquire) > 0
+    }
+
     /// To wait until the host may write nothing more for commands that are no more, and does not work for very many of them.
     pub(crate) fn calm(&self) -> Calm<'_> {
         Calm { background: self, ticket: None, answered: false }

@@ -156,21 +156,21 @@ async fn flush_device(io: &Io, nexus: &Nexus) -> bool {
     let mut request = request(&[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0], SgList::empty());
     let Ok(reply) = Box::pin(nexus.execute_for(io, &mut request)).await else { return false };
     match (reply.status, sense_key(&reply)) {
-        (Status::Good, _) | (Status::CheckCondition, NOT_READY) => true,
-        // Without a cache there is no such command.
-        (Status::CheckCondition, ILLEGAL_REQUEST) => is_unknown_command(&reply),
+        (Status::Good, _) => true,
+        // INITIALIZING COMMAND REQUIRED: it was stopped, and has flushed by then. FORMAT IN PROGRESS: it has nothing to keep.
+        (Status::CheckCondition, NOT_READY) => matches!(code(&reply), Some((0x04, 0x02 | 0x04))),
+        // INVALID COMMAND OPERATION CODE: without a cache there is no such command.
+        (Status::CheckCondition, ILLEGAL_REQUEST) => matches!(code(&reply), Some((0x20, _))),
         _ => false,
     }
 }
 
-/// INVALID COMMAND OPERATION CODE, in fixed or descriptor format (SPC-5, 4.4).
-fn is_unknown_command(reply: &ScsiReply) -> bool {
-    const INVALID_OPERATION_CODE: u8 = 0x20;
-    let code = reply.sense.as_ref().and_then(|sense| match sense.as_bytes() {
-        [0x72, _, code, ..] => Some(*code),
-        bytes => bytes.get(12).copied(),
-    });
-    code == Some(INVALID_OPERATION_CODE)
+/// Additional sense code and qualifier, in fixed or descriptor format (SPC-5, 4.4).
+fn code(reply: &ScsiReply) -> Option<(u8, u8)> {
+    match reply.sense.as_ref()?.as_bytes() {
+        [0x72, _, code, qualifier, ..] => Some((*code, *qualifier)),
+        bytes => Some((*bytes.get(12)?, *bytes.get(13)?)),
+    }
 }
 
 #[cfg(test)]

@@ -26,6 +26,8 @@ struct State {
     seen: Vec<u8>,
     /// Unit attention conditions that it has yet to report.
     pending: Vec<(u8, u8)>,
+    /// Sense key and code that SYNCHRONIZE CACHE ends with.
+    flush: Option<(u8, u8, u8)>,
     /// Operation codes that it does not answer.
     stopped: Option<fn(u8) -> bool>,
 }
@@ -57,6 +59,11 @@ impl Host for Fake {
                 sense[..14].copy_from_slice(&[0x70, 0, 6, 0, 0, 0, 0, 10, 0, 0, 0, 0, asc, ascq]);
                 let residual = command.data.len() as i32;
                 return Ok(Answer { status: 2, residual, sense, sense_len: 18, ..Answer::good() });
+            }
+            (0x35, _) if let Some((key, asc, ascq)) = state.flush => {
+                let mut sense = [0; MAX_SENSE];
+                sense[..14].copy_from_slice(&[0x70, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0, asc, ascq]);
+                return Ok(Answer { status: 2, sense, sense_len: 18, ..Answer::good() });
             }
             _ => data.clear(),
         }
@@ -160,6 +167,24 @@ fn a_disk_that_the_guest_only_reads_is_not_flushed() {
     let mut guest = board(&fake, Allow::ReadOnly);
     assert_eq!(guest.dcmd(CACHE_FLUSH, &[3], 0).0, 0);
     assert_eq!(fake.seen(), []);
+}
+
+/// What could not be flushed is said: a disk whose path is in transition has its cache still.
+#[test]
+fn a_flush_counts_as_done_where_it_was_or_nothing_is_to_be_done() {
+    for (says, wanted) in [
+        ((2, 0x04, 0x02), 0),
+        ((2, 0x04, 0x04), 0),
+        ((5, 0x20, 0x00), 0),
+        ((2, 0x04, 0x0a), 0x2e),
+        ((2, 0x04, 0x0c), 0x2e),
+        ((5, 0x25, 0x00), 0x2e),
+    ] {
+        let fake = Fake::new(0);
+        let mut guest = board(&fake, Allow::All);
+        fake.state.lock().unwrap().flush = Some(says);
+        assert_eq!(guest.dcmd(CACHE_FLUSH, &[3], 0).0, wanted, "{says:02x?}");
+    }
 }
 
 #[test]

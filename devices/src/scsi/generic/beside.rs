@@ -100,7 +100,8 @@ impl Generic {
                 verdict if verdict.is_good() => return Ok(()),
                 Verdict::Device { status: Status::CheckCondition, sense: Some(sense), .. } => {
                     let (key, asc, ascq) = codes(sense);
-                    if key == SenseKey::IllegalRequest as u8 {
+                    // No such command.
+                    if (key, asc) == (SenseKey::IllegalRequest as u8, 0x20) {
                         return Ok(());
                     }
                     said = format!("sense {key:x}h, {asc:02x}h, {ascq:02x}h");

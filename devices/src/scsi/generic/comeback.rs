@@ -153,7 +153,9 @@ impl Link {
             untold |= OTHER_INQUIRY;
         }
         // Where the host does not know, the guest had better look.
-        let known = self.size.is_some() && self.size == other.size;
+        let block = |link: &Self| Some(link.block.load(Ordering::Relaxed)).filter(|block| *block > 0);
+        let same_block = block(self).zip(block(other)).is_none_or(|(new, old)| new == old);
+        let known = self.size.is_some() && self.size == other.size && same_block;
         if Kind::of(self.peripheral()) == Kind::Disk && !known {
             untold |= OTHER_CAPACITY;
         }
@@ -275,27 +277,40 @@ impl Plug {
         self.replace(Link::without_device);
     }
 
-    /// Goes on with a device that is back, unless something else became of it meanwhile. One that does not answer yet, as devices do not
-    /// just after a login to the fabric, is asked again for a while.
-    fn take(&self, host: Arc<dyn Host>, config: &GenericConfig) -> Result<bool, GenericError> {
-        let (begin, number) = (Instant::now(), self.link().number);
-        let next = loop {
-            match Link::new(host.clone(), config) {
-                _ if self.link().number != number => return Ok(false),
-                Err(GenericError::Silent { .. }) if begin.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
-                made => break made?,
-            }
-        };
+    /// Goes on with a device that answers.
+    fn take(&self, next: Link, name: &str) -> Result<(), GenericError> {
         let wanted = self.link().peripheral();
         if next.peripheral() != wanted {
-            return Err(GenericError::Other { path: config.name.clone(), found: next.peripheral(), wanted });
+            return Err(GenericError::Other { path: name.to_owned(), found: next.peripheral(), wanted });
         }
         self.replace(|before| {
             next.follows(before);
             next
         });
-        Ok(true)
+        Ok(())
     }
+}
+
+/// Goes on with a device that is back; false if something else became of the unit meanwhile. A device that does not answer yet, as
+/// devices do not just after a login to the fabric, is asked again for a while. The unit may go at any time: it is not held
+/// meanwhile, and its device is let go of.
+pub(super) fn go_on(
+    plug: &Weak<Plug>,
+    host: &Arc<dyn Host>,
+    config: &GenericConfig,
+) -> Result<bool, GenericError> {
+    let number = |plug: &Weak<Plug>| plug.upgrade().map(|plug| plug.link().number);
+    let (begin, before) = (Instant::now(), number(plug));
+    let next = loop {
+        match Link::new(host.clone(), config) {
+            _ if number(plug).is_none() || number(plug) != before => return Ok(false),
+            Err(GenericError::Silent { .. }) if begin.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+            made => break made?,
+        }
+    };
+    let Some(plug) = plug.upgrade() else { return Ok(false) };
+    plug.take(next, &config.name)?;
+    Ok(true)
 }
 
 /// A unit whose device may go and come back. It does not hold the unit.
@@ -349,20 +364,21 @@ impl Returning {
     /// # Errors
     /// It does not answer, or is another one. Then the unit stays without.
     pub fn back(&self, arrival: Arrival) -> Result<(), GenericError> {
-        let Some(plug) = self.plug.upgrade() else { return Ok(()) };
+        let Some(mut config) = self.plug.upgrade().map(|plug| plug.config.clone()) else { return Ok(()) };
         let Arrival { node, found } = arrival;
-        let mut config = plug.config.clone();
+        let shown = config.name.clone();
         (config.name, config.limits) = (found.path.clone(), found.limits);
         (config.block, config.size) = (found.block, found.size);
-        if !plug.take(node.into_host(), &config)? {
+        let host: Arc<dyn Host> = node.into_host();
+        if !go_on(&self.plug, &host, &config)? {
             return Ok(());
         }
         tracing::info!(
             "\"{}\": the device is back as {} at {}, {} bytes with one command",
-            plug.config.name,
+            shown,
             found.path,
             found.address,
-            plug.link().limits.transfer()
+            config.limits.transfer()
         );
         Ok(())
     }
@@ -372,12 +388,12 @@ impl Returning {
 impl Plug {
     /// For tests: another device takes the place of this one, or none.
     pub(super) fn put(
-        &self,
+        self: &Arc<Self>,
         host: Option<Arc<dyn Host>>,
         config: &GenericConfig,
     ) -> Result<(), GenericError> {
         match host {
-            Some(host) => self.take(host, config).map(drop),
+            Some(host) => go_on(&Arc::downgrade(self), &host, config).map(drop),
             None => {
                 self.lose();
                 Ok(())

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{BUSY, Generic, kind};
+use super::{BUSY, Generic, kind, orphans};
 use crate::scsi::nexus::is_harmless;
 use crate::scsi::outcome::{Done, Outcome, Writer};
 use crate::scsi::passed::Passed;
@@ -81,7 +81,9 @@ impl Generic {
 
     /// Whether a command may have to wait for others.
     fn is_at_work(&self, unit: &Unit) -> bool {
-        self.orphans.exist() || self.is_sequential() && unit.tasks.holds(|_, _| true)
+        self.orphans.exist()
+            || unit.background.has_left_behind()
+            || self.is_sequential() && unit.tasks.holds(|_, _| true)
     }
 
     /// Waits a little for what the device works on although nobody wants it any more, and gives up where that leaves no room: what only
@@ -92,7 +94,15 @@ impl Generic {
         if !hurried && !is_harmless(cdb) {
             return Ok(());
         }
-        while let Some(left) = self.orphans.hold_up(if hurried { 1 } else { self.depth }) {
+        let begin = context.io.now();
+        // By whichever way the device has hung.
+        let hold_up = || match self.orphans.hold_up(if hurried { 1 } else { self.depth }) {
+            None if hurried && context.path.unit.background.has_left_behind() => {
+                Some(orphans::PATIENCE.saturating_sub(context.io.now() - begin))
+            }
+            held => held,
+        };
+        while let Some(left) = hold_up() {
             if left.is_zero() {
                 crate::log_limited!(
                     warn,

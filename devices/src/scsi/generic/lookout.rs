@@ -242,8 +242,8 @@ impl Lookout {
             return;
         }
         if let Some(attempt) = self.attempts.iter_mut().find(|attempt| attempt.device == device) {
-            // Perhaps it has its node now.
-            (attempt.next, attempt.pause, attempt.until) = (now, PAUSE, now + PATIENCE);
+            // Perhaps it has its node now. It is waited for no longer than before: to try is to cause such events.
+            (attempt.next, attempt.pause) = (now, PAUSE);
             return;
         }
         let identity = Identity::of(&device);
@@ -255,6 +255,8 @@ impl Lookout {
             self.wanted.get(*index).is_none_or(|wanted| wanted.identity.address != identity.address)
         };
         same.sort_by_key(elsewhere);
+        // Others may lack a device that nobody tries to open for them yet.
+        same.sort_by_key(|index| self.attempts.iter().any(|attempt| attempt.index == *index));
         for index in same {
             match self.seats.get(index) {
                 Some(seat) if seat.taken && seat.lives() => continue,
@@ -287,8 +289,11 @@ impl Lookout {
                 if let Some(place) = self.seats.get_mut(attempt.index) {
                     *place = seat;
                 }
-                self.attempts.retain(|other| other.index != attempt.index);
                 self.reports.push(Report::Back(attempt.index, Box::new(arrival)));
+                // Another unit may lack what is not needed here.
+                let spare = self.attempts.extract_if(.., |other| other.index == attempt.index);
+                let spare: Vec<_> = spare.map(|other| other.device).collect();
+                spare.into_iter().for_each(|device| self.consider(device, now));
             }
             Err(error) if now >= attempt.until => self.reports.push(Report::Failed(attempt.index, error)),
             _ => {

@@ -196,6 +196,53 @@ fn each_path_is_taken_for_itself() {
     assert_eq!(said(lookout.work(now)), ["lost 1", "back 1 /dev/sdo 9:0:0:0"]);
 }
 
+/// Both paths of a disk come back elsewhere before the first is open.
+#[test]
+fn two_units_of_one_disk_have_both_when_both_paths_come_at_once() {
+    let tree = Tree::new();
+    let other = disk(&tree, "7:0:0:1", "sdk", NAME);
+    let both = vec![wanted(&tree, "7:0:0:1", Driver::Block), wanted(&tree, "2:0:0:5", Driver::Block)];
+    let (mut lookout, _door) = lookout(&tree, both);
+    let (now, old) = (Instant::now(), format!("{RPORT}/target2:0:0/2:0:0:5"));
+    for path in [&old, &other] {
+        remove(&tree, path);
+        lookout.removed(path, now);
+    }
+    assert_eq!(said(lookout.work(now)), ["lost 1", "lost 0"]);
+    for (address, name) in [("8:0:0:0", "sdm"), ("9:0:0:0", "sdn")] {
+        let new = disk(&tree, address, name, NAME);
+        lookout.changed(&new, now);
+    }
+    let mut back = said(lookout.work(now));
+    back.sort();
+    assert_eq!(back.len(), 2, "{back:?}");
+    assert!(back[0].starts_with("back 0 /dev/sd") && back[1].starts_with("back 1 /dev/sd"), "{back:?}");
+    // One path comes twice as the other does not: it is not opened for both.
+    assert_eq!(said(lookout.work(now)), [""; 0]);
+}
+
+/// Whoever tries to open a disk for writing has the kernel say that it has changed when he closes it.
+#[test]
+fn events_that_trying_causes_do_not_have_it_tried_for_ever() {
+    let tree = Tree::new();
+    let old = format!("{RPORT}/target2:0:0/2:0:0:5");
+    let (mut lookout, door) = lookout(&tree, vec![wanted(&tree, "2:0:0:5", Driver::Block)]);
+    let begin = Instant::now();
+    remove(&tree, &old);
+    lookout.removed(&old, begin);
+    let new = disk(&tree, "7:0:0:1", "sdk", NAME);
+    door.shut(true);
+    lookout.changed(&new, begin);
+    let (mut now, mut last) = (begin, said(lookout.work(begin)));
+    while lookout.next().is_some() {
+        now += PAUSE_MAX;
+        lookout.changed(&new, now);
+        last = said(lookout.work(now));
+        assert!(now - begin <= PATIENCE + 2 * PAUSE_MAX, "for ever");
+    }
+    assert!(last[0].starts_with("failed 0 "), "{last:?}");
+}
+
 #[test]
 fn a_node_is_waited_for_and_not_for_ever() {
     let tree = Tree::new();

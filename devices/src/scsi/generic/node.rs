@@ -182,6 +182,9 @@ impl Node {
             );
         }
         let (limits, block) = limits(sysfs, &device, &routes);
+        // Of one that is not ready, or has no medium, the kernel shows blocks that it has made up.
+        let size = device.size().filter(|size| *size > 0);
+        let block = block.filter(|_| size.is_some());
         let config = GenericConfig {
             name,
             allow: options.allow,
@@ -190,7 +193,7 @@ impl Node {
             depth: if routes.driver() == Driver::Sg { device.depth().min(TABLE) } else { device.depth() },
             limits,
             block,
-            size: device.size(),
+            size,
             wanted: Wanted::new(&device, driver, routes.parts(), options),
         };
         tracing::info!(

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a command waits for what is no more before it hears BUSY, counted from when that was given up.
-const PATIENCE: Duration = Duration::from_millis(250);
+pub(super) const PATIENCE: Duration = Duration::from_millis(250);
 
 // What has become of a command; changes with the state locked.
 const LEFT: u8 = 1;

@@ -75,7 +75,7 @@ impl Routes {
     pub(super) fn guard(&mut self) {
         // It keeps no device open: what there is nothing of any more has no commands.
         self.guard = self.sg.as_ref().map(Arc::downgrade).and_then(|node| {
-            Guard::start(move || Some(sys::commands_of_sg(&*node.upgrade()?)))
+            Guard::start(move || Some(sys::commands_of_sg(&*node.upgrade()?, false)))
                 .inspect_err(|e| {
                     tracing::warn!("commands by sg are not guarded against a stop of the process: {e}")
                 })

@@ -103,34 +103,31 @@ pub(super) fn verdict(answer: &Answer, direction: Direction, asked: u64, sequent
     let said = match (answer.status, answer.host, answer.driver & driver::MASK) {
         // The kernel has looked at status and sense, and adds what it makes of them.
         (1.., host::OK | host::PASSTHROUGH | host::TARGET_FAILURE..=host::MEDIUM_ERROR, _) => None,
+        // It has given up on it, and may have reset the device over it. Initiators repeat what a reset has ended. (COMMAND TIMEOUT
+        // DURING PROCESSING, 2Eh/02h, would be the end of a duration limit: Linux has an error at once then.)
         (0, host::OK | host::PASSTHROUGH, driver::TIMEOUT) | (_, host::TIME_OUT, _) => {
-            Some(timed_out(sequential))
+            Some(Verdict::Fault(TransportFault::Reset))
         }
-        (0, host::OK | host::PASSTHROUGH, driver::BUSY) => Some(fault(host::BUS_BUSY, direction, sequential)),
+        (0, host::OK | host::PASSTHROUGH, driver::BUSY) => Some(fault(host::BUS_BUSY, direction)),
         // Some drivers say that of what they have not sent; 8 is what the kernel adds to sense data.
         (0, host::OK | host::PASSTHROUGH, 1..=7 | 9..) => Some(Verdict::Fault(TransportFault::TargetFailure)),
         (_, host::OK | host::PASSTHROUGH, _) => None,
-        (_, host, _) => Some(fault(host, direction, sequential)),
+        (_, host, _) => Some(fault(host, direction)),
     };
-    said.unwrap_or_else(|| device(answer, asked))
-}
-
-/// The host has given up on it, and may have reset the device over it. Initiators repeat what a reset has ended. (COMMAND TIMEOUT
-/// DURING PROCESSING, 2Eh/02h, would be the end of a duration limit that an initiator has set: Linux has an error at once then.)
-fn timed_out(sequential: bool) -> Verdict {
-    match sequential {
-        true => failed(SenseKey::AbortedCommand, (0, 0)),
-        false => Verdict::Fault(TransportFault::Reset),
+    match said.unwrap_or_else(|| device(answer, asked)) {
+        // What drivers of changers repeat, or take for success, when an adapter says it: they do neither with this.
+        Verdict::Fault(_) if sequential => failed(SenseKey::AbortedCommand, (0, 0)),
+        verdict => verdict,
     }
 }
 
 /// Without a status of the device.
-fn fault(host: u16, direction: Direction, sequential: bool) -> Verdict {
+fn fault(host: u16, direction: Direction) -> Verdict {
     use TransportFault as Fault;
     Verdict::Fault(match host {
         host::NO_CONNECT | host::BAD_TARGET => Fault::NoTarget,
         // Most say so of what has not gone out, some of what has.
-        host::BUS_BUSY | host::IMM_RETRY | host::REQUEUE if !sequential => Fault::Busy,
+        host::BUS_BUSY | host::IMM_RETRY | host::REQUEUE => Fault::Busy,
         host::ABORT => return failed(SenseKey::AbortedCommand, (0, 0)),
         host::RESET => Fault::Reset,
         host::TARGET_FAILURE => Fault::TargetFailure,
@@ -262,12 +259,11 @@ mod tests {
     #[test]
     fn a_sequential_device_may_have_begun_with_it() {
         let of = |host, driver| verdict(&answer(0, host, driver, 0), Direction::Out, 1, true);
-        for (host, driver) in [(0x02, 0), (0x0c, 0), (0x0d, 0), (0, 0x01)] {
-            assert_eq!(of(host, driver), Verdict::Fault(TransportFault::PathLost), "{host:02x}h");
-            assert!(of(host, driver).may_have_reset(true));
-        }
-        for (host, driver) in [(0x03, 0), (0, 0x06)] {
-            assert_eq!(of(host, driver), failed(SenseKey::AbortedCommand, (0, 0)));
+        let words = [(0x02, 0), (0x0c, 0), (0x0d, 0), (0, 0x01), (0x03, 0), (0, 0x06)];
+        for (host, driver) in
+            words.into_iter().chain([(1, 0), (4, 0), (7, 0), (8, 0), (0x0b, 0), (0x0e, 0), (0x0f, 0)])
+        {
+            assert_eq!(of(host, driver), failed(SenseKey::AbortedCommand, (0, 0)), "{host:02x}h");
             assert!(of(host, driver).may_have_reset(true));
         }
     }

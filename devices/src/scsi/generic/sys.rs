@@ -106,6 +106,15 @@ struct Info {
     unused: i32,
 }
 
+impl Info {
+    /// Whose it is; zero if it has ended and only those count that are `at_work`.
+    fn number(&self, at_work: bool) -> i32 {
+        const DONE: u8 = 2;
+        let [state, ..] = self.flags;
+        if at_work && state == DONE { 0 } else { self.pack_id }
+    }
+}
+
 const _: () = assert!(size_of::<Info>() == 24);
 const _: () = assert!(size_of::<Version3>() == 88 && size_of::<Version4>() == 160);
 
@@ -178,7 +187,7 @@ pub(super) fn send(file: &File, command: &Command, guard: Option<&Guard>) -> io:
     if result < 0 {
         let unusable = header.interface_id.into_inner() == 0;
         if unusable {
-            guard::let_end(number, || commands_of_sg(file), PAUSE);
+            guard::let_end(number, || commands_of_sg(file, true), PAUSE);
         }
         return Err(told(error, unusable));
     }
@@ -202,13 +211,14 @@ fn told(error: io::Error, unusable: bool) -> io::Error {
     }
 }
 
-/// The numbers (`pack_id`) of the commands that a node of sg has; zeros where there are less.
-pub(super) fn commands_of_sg(file: &File) -> io::Result<[i32; TABLE]> {
+/// The numbers (`pack_id`) of the commands that a node of sg has, or of those that have not ended; zeros where there are less. Of a
+/// device that was deleted older kernels go on listing what nobody fetches any more.
+pub(super) fn commands_of_sg(file: &File, at_work: bool) -> io::Result<[i32; TABLE]> {
     let mut table = [Info::default(); TABLE];
     // SAFETY: the kernel writes as many as sg has commands of one file at most, which is TABLE.
     #[allow(unsafe_code)]
     let result = unsafe { libc::ioctl(file.as_raw_fd(), SG_GET_REQUEST_TABLE, table.as_mut_ptr()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(table.map(|info| info.pack_id)) }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(table.map(|info| info.number(at_work))) }
 }
 
 /// Sends a command by a node of bsg, which takes one segment, and waits for its end.
@@ -350,7 +360,11 @@ mod tests {
         ] {
             assert_eq!(sent.unwrap_err().raw_os_error(), Some(libc::ENOTTY));
         }
-        assert!(commands_of_sg(file.as_file()).is_err());
+        assert!(commands_of_sg(file.as_file(), false).is_err());
+        let ended = Info { flags: [2, 0, 1, 0], pack_id: 7, ..Info::default() };
+        assert_eq!((ended.number(false), ended.number(true)), (7, 0), "it has ended");
+        let at_work = Info { flags: [1, 1, 1, 0], ..ended };
+        assert_eq!((at_work.number(false), at_work.number(true)), (7, 7));
         assert_eq!(reset(file.as_file()).unwrap_err().raw_os_error(), Some(libc::ENOTTY));
         assert!(!speaks_sg(file.as_file()) && queue_of_sg(file.as_file()).is_err());
         let thread = std::thread::spawn(move || {

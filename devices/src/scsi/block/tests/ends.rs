@@ -181,11 +181,13 @@ fn what_was_written_is_flushed_when_the_unit_goes() {
         // What the device says, one after the other; and how it ends, and how many were sent.
         let good = (0, (0, 0, 0));
         type Said = (u8, (u8, u8, u8));
-        let cases: [(&[Said], Option<&str>, usize); 5] = [
+        let cases: [(&[Said], Option<&str>, usize); 6] = [
             (&[good], None, 1),
             // Unit attentions come before; without the command there is no cache.
             (&[(2, (6, 0x29, 0)), (2, (6, 0x2a, 9)), good], None, 3),
             (&[(2, (5, 0x20, 0))], None, 1),
+            // The array does not show it any more.
+            (&[(2, (5, 0x25, 0))], Some("sense 5h, 25h, 00h"), 1),
             (&[(2, (3, 0x0c, 0))], Some("sense 3h, 0ch, 00h"), 1),
             (&[(0x18, (0, 0, 0))], Some("status 18h"), 1),
         ];
@@ -346,5 +348,39 @@ fn a_disk_that_answers_nothing_is_busy_and_known() {
             assert_eq!(answer.0.unwrap().status, wanted, "{cdb:02x?}");
         }
         shut.store(false, Ordering::Relaxed);
+    });
+}
+
+/// The only command that hangs is a WRITE by the ring: nothing is at the device by SG_IO.
+#[test]
+fn a_disk_that_hangs_by_the_ring_is_busy_and_known() {
+    const INQUIRY: [u8; 6] = [0x12, 0, 0, 0, 36, 0];
+    on_io_thread(|io| async move {
+        let bench = Bench::new(&io, Setup { bounce: true, ..Setup::saying(|_| None) }).await;
+        bench.nexus.hurry(true);
+        io.plot(|victim| matches!(victim, Victim::Write { .. }).then_some(Trick::Hang));
+        let write = ten(0x2a, 3, 1);
+        let mut first = Box::pin(bench.send(&io, &write, &[7; BLOCK], 0));
+        assert!(io.at_most(Duration::from_millis(30), first.as_mut()).await.is_none());
+        bench.nexus.reset();
+        assert_eq!(first.await.0.unwrap_err(), TransportFault::Reset);
+        io.plot(|_| None);
+        let (told, _) = bench.send(&io, &[0; 6], &[], 0).await;
+        assert_eq!(codes(&told.unwrap()), (6, 0x29, 0x07));
+        let asks: [(&[u8], Status); 4] = [
+            (&INQUIRY, Status::Good),
+            (&[0; 6], Status::Busy),
+            (&[0x12, 1, 0x83, 0, 36, 0], Status::Busy),
+            (&ten(0x28, 3, 1), Status::Busy),
+        ];
+        for (cdb, wanted) in asks {
+            let answer = bench.send(&io, cdb, &[], BLOCK);
+            let answer = io.at_most(Duration::from_secs(1), answer).await.expect("it waits");
+            assert_eq!(answer.0.unwrap().status, wanted, "{cdb:02x?}");
+        }
+        io.answer();
+        let ready = bench.send(&io, &[0; 6], &[], 0);
+        let ready = io.at_most(Duration::from_secs(5), ready).await.expect("it waits");
+        assert_eq!(ready.0.unwrap().status, Status::Good);
     });
 }

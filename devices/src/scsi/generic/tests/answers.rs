@@ -92,21 +92,21 @@ fn without_a_word_of_the_device_the_adapter_has_one() {
 #[test]
 fn what_a_tape_may_have_done_is_not_done_again() {
     on_io_thread(|io| async move {
-        for (host, wanted) in [
-            (0x02, Err(TransportFault::PathLost)),
-            (0x0c, Err(TransportFault::PathLost)),
-            (0x0d, Err(TransportFault::PathLost)),
-            (0x03, Ok((0xb, 0, 0))),
-            (0x05, Ok((0xb, 0, 0))),
-        ] {
-            let fake = Fake::new(move |command| match command.cdb.opcode() {
-                0x0a => Ok(Answer { host, ..Answer::good() }),
-                _ => Ok(Answer::good()),
+        let write: (u8, &[u8], &[u8]) = (1, &[0x0a, 0, 0, 2, 0, 0], &[7; 512]);
+        // EXCHANGE MEDIUM: a second one would undo the first.
+        let exchange: (u8, &[u8], &[u8]) = (8, &[0xa6, 0, 0, 0, 0, 1, 0, 2, 0, 1, 0, 0], &[]);
+        let hosts = [1, 2, 3, 5, 7, 8, 0x0b, 0x0c, 0x0d, 0x0e, 0x0f];
+        for ((kind, cdb, data), host) in hosts.into_iter().flat_map(|host| [(write, host), (exchange, host)])
+        {
+            let opcode = cdb[0];
+            let fake = Fake::new(move |command| match command.cdb.opcode() == opcode {
+                true => Ok(Answer { host, ..Answer::good() }),
+                false => Ok(Answer::good()),
             });
-            let fake = Arc::new(fake.of_type(1));
+            let fake = Arc::new(fake.of_type(kind));
             let nexus = nexus_with(&io, &fake, config()).await;
-            let (reply, _) = send(&io, &nexus, &[0x0a, 0, 0, 2, 0, 0], &[7; 512], 0).await;
-            assert_eq!(reply.map(|reply| codes(&reply)), wanted, "{host:02x}h");
+            let (reply, _) = send(&io, &nexus, cdb, data, 0).await;
+            assert_eq!(reply.map(|reply| codes(&reply)), Ok((0xb, 0, 0)), "{host:02x}h");
             let (reply, _) = send(&io, &nexus, &[0; 6], &[], 0).await;
             assert_eq!(codes(&reply.unwrap()).1, 0x29, "{host:02x}h: it may be elsewhere");
         }

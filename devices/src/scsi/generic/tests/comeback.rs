@@ -100,6 +100,35 @@ fn a_device_that_is_busy_at_first_is_asked_again() {
     });
 }
 
+/// The unit is detached while its device, which is back, does not answer.
+#[test]
+fn a_unit_that_goes_lets_go_of_a_device_that_is_about_to_return() {
+    on_io_thread(|io| async move {
+        let first = good();
+        let (nexus, target, plug) = unit(&io, &first).await;
+        let mute = Arc::new(Dazed(Fake::new(|_| Ok(Answer::good())), AtomicUsize::new(usize::MAX)));
+        let (host, again): (Arc<dyn Host>, _) = (mute.clone(), plug.clone());
+        let thread = std::thread::spawn(move || {
+            let end = crate::scsi::generic::comeback::go_on(&again, &host, &config());
+            drop(host);
+            (end, std::time::Instant::now())
+        });
+        while mute.1.load(Ordering::Relaxed) == usize::MAX {
+            std::thread::yield_now();
+        }
+        drop(nexus);
+        if let Some(unit) = target.detach(Lun::default()).await {
+            unit.close(&io).await.unwrap();
+        }
+        drop(target);
+        let gone = std::time::Instant::now();
+        assert!(plug.upgrade().is_none(), "nobody holds the unit");
+        let (end, ended) = thread.join().unwrap();
+        assert!(!end.unwrap() && ended.duration_since(gone) < std::time::Duration::from_secs(1));
+        assert_eq!(Arc::strong_count(&mute), 1, "the host has its node back");
+    });
+}
+
 /// A device that is back twice, or was never missed.
 #[test]
 fn another_node_takes_the_place_of_one_that_is_open() {
