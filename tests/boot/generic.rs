@@ -101,7 +101,7 @@ pub(crate) fn virtio_without_sandbox(bed: &Bed, vmm: Vmm) -> Result<()> {
 }
 
 /// What guests have beside the quick initramfs, and what they do with it.
-fn archives(bed: &Bed, debian: Debian) -> Result<Vec<PathBuf>> {
+pub(crate) fn archives(bed: &Bed, debian: Debian) -> Result<Vec<PathBuf>> {
     let prepared = bed.prepared();
     let mut archive = Archive::default();
     archive.file("functions", 0o644, FUNCTIONS.as_bytes());
@@ -119,13 +119,13 @@ fn archives(bed: &Bed, debian: Debian) -> Result<Vec<PathBuf>> {
 }
 
 /// A guest with these, whose shell is waited for by [`shell`].
-fn guest<'a>(bed: &'a Bed, vmm: Vmm, debian: Debian, archives: &[PathBuf]) -> Guest<'a> {
+pub(crate) fn guest<'a>(bed: &'a Bed, vmm: Vmm, debian: Debian, archives: &[PathBuf]) -> Guest<'a> {
     let guest = bed.guest().vmm(vmm).kernel(debian).cpus(2).megasas("mode", "jbod").quick_shell();
     archives.iter().fold(guest, |guest, archive| guest.archive(archive.clone()))
 }
 
 /// Waits for the guest, whose shell then knows how to find units: `sg TARGET` and `disk TARGET` print nodes.
-fn shell(vm: &mut Vm<'_>) -> Result<()> {
+pub(crate) fn shell(vm: &mut Vm<'_>) -> Result<()> {
     vm.quick_shell()?;
     vm.run(". /functions; for module in $(cat /modules.passed); do insmod $module 2>/dev/null; done")?;
     vm.run("at() { echo /sys/class/scsi_device/0:0:$1:0/device; }")?;
@@ -319,7 +319,7 @@ fn reset(vm: &mut Vm<'_>, reaches: bool, faults: &mut Vec<String>) -> Result<()>
 
 /// fio with checksums, random lengths and alignments, on all of these at once: no error in the guest, none on the host, and what
 /// the host reads is what the guest reads.
-fn verify(
+pub(crate) fn verify(
     passed: &Passed<'_>,
     vm: &mut Vm<'_>,
     units: &[(&str, u32)],

@@ -8,6 +8,7 @@ mod ends;
 mod firmware;
 mod flush;
 mod generic;
+mod generic_soak;
 mod grow;
 mod handover;
 mod hardware;
@@ -138,6 +139,13 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "hung-board-reset", run: hung_board::reset },
     Test { name: "generic-megasas", run: generic::megasas },
     Test { name: "generic-whole-virtio", run: generic::virtio_without_sandbox },
+    Test { name: "generic-limits-virtio", run: generic_soak::limits_virtio },
+    Test { name: "generic-limits-megasas", run: generic_soak::limits_megasas },
+    Test { name: "generic-gone-virtio", run: generic_soak::gone_virtio },
+    Test { name: "generic-gone-megasas", run: generic_soak::gone_megasas },
+    Test { name: "generic-stalled-virtio", run: generic_soak::stalled_virtio },
+    Test { name: "generic-stalled-megasas", run: generic_soak::stalled_megasas },
+    Test { name: "generic-refused", run: generic_soak::refused },
     Test { name: "neighbours-greedy-queue", run: neighbours::greedy_queue },
     Test { name: "scsi-bad-sectors", run: scsi_host::bad_sectors },
 ];

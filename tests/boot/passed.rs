@@ -150,6 +150,12 @@ impl<'a> Passed<'a> {
         Ok(format!("/sys/class/scsi_device/{}/device", self.unit(name)?.address))
     }
 
+    /// Has scsi_debug treat commands of a disk in a way of its own; see `error` of its debugfs.
+    pub(crate) fn inject(&self, name: &str, rule: &str) -> Result<()> {
+        let file = format!("/sys/kernel/debug/scsi_debug/{}/error", self.unit(name)?.address);
+        self.bed.host().shell(&format!("echo '{rule}' > {file}"), 30).map(|_| ())
+    }
+
     /// It, by its node of sg.
     pub(crate) fn generic(&self, name: &str) -> Result<Disk> {
         Ok(Disk::passed("generic", self.sg(name)?).set("allow", "all"))
