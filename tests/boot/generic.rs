@@ -69,7 +69,7 @@ const TAPE: &str = r#"
     t more 'head -c 100 /tmp/data | dd of=$n bs=100 2>/dev/null; mt -f $n eof'
     t fixed 'mt -f $n setblk 512; cd /tmp; tar -cf - data | dd of=$n obs=10240 conv=sync 2>/dev/null'
     t limits 'sg_read_block_limits $d'
-    t archive 'mt -f $n rewind; mt -f $n fsf 3; dd if=$n ibs=10240 2>/dev/null | tar -xOf - | md5sum'
+    t archive 'mt -f $n rewind; mt -f $n fsf 3; dd if=$n ibs=10240 of=/tmp/back 2>/dev/null; tar -xOf /tmp/back | md5sum'
     t position 'sg_raw -r 20 $d 34 00 00 00 00 00 00 00 00 00'
     t same 'mt -f $n rewind; mt -f $n setblk 0; dd if=$n bs=64k count=1 2>/dev/null | md5sum'
     t longer 'mt -f $n rewind; sg_raw -r 65536 $d 08 00 01 00 00 00'
