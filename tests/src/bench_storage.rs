@@ -22,12 +22,22 @@ const TICKS: f64 = 100.0;
 
 /// One run of one workload.
 #[derive(Clone, Copy, Debug, Default)]
-struct Sample {
-    figures: Figures,
+pub struct Sample {
+    /// What fio says.
+    pub figures: Figures,
     /// Seconds of processor time of the VMM, the guest's own not counted.
-    cpu: f64,
+    pub cpu: f64,
     /// Times that the guest left its processor.
-    exits: f64,
+    pub exits: f64,
+    /// Times that a thread of the VMM gave up its processor to wait.
+    pub waits: f64,
+}
+
+impl Sample {
+    /// Microseconds of processor time of the VMM for each operation.
+    pub fn cpu_each(&self) -> f64 {
+        self.cpu * 1e6 / self.figures.operations.max(1.0)
+    }
 }
 
 /// The medians of one workload on one VMM, or on the host itself.
@@ -83,20 +93,20 @@ pub fn measure(bed: &Bed, plan: &Plan, which: &[Vmm]) -> Result<Outcome> {
     for round in 1..=plan.rounds {
         let host = if plan.host { host_figures(bed, &fio, &jobs, plan)? } else { Vec::new() };
         for (list, figures) in limits.iter_mut().zip(host) {
-            list.push(Sample { figures, cpu: 0.0, exits: 0.0 });
+            list.push(Sample { figures, ..Sample::default() });
         }
         for (vmm, lists) in which.iter().zip(&mut samples) {
-            let mut result = guest_figures(bed, *vmm, plan, &jobs, &archive, &qemu);
+            let disk = || Disk::file(DEVICE).cache(&plan.cache).on(plan.hba);
+            let mut result = guest_figures(bed, *vmm, disk(), plan, &jobs, &archive, &qemu);
             if bed.is_emulated() && result.is_err() {
                 note(&format!("round {round}, {}: failed, once more", vmm.name()));
                 bed.clear()?;
-                result = guest_figures(bed, *vmm, plan, &jobs, &archive, &qemu);
+                result = guest_figures(bed, *vmm, disk(), plan, &jobs, &archive, &qemu);
             }
             let diagnostics = bed.take_diagnostics().join("\n");
             let result = result.with_context(|| format!("{} failed\n{diagnostics}", vmm.name()))?;
             for ((job, list), sample) in jobs.iter().zip(lists).zip(result) {
-                let Sample { figures, cpu, .. } = sample;
-                let each = cpu * 1e6 / figures.operations.max(1.0);
+                let (figures, each) = (sample.figures, sample.cpu_each());
                 note(&format!(
                     "round {round}, {:4} {:20} {:8.0} IOPS {:8.1} MB/s {each:8.1} us CPU",
                     vmm.name(),
@@ -122,14 +132,13 @@ pub fn measure(bed: &Bed, plan: &Plan, which: &[Vmm]) -> Result<Outcome> {
 
 fn row(job: Job, name: &'static str, list: &[Sample], cpu: bool) -> Row {
     let of = |value: &dyn Fn(&Sample) -> f64| median(&list.iter().map(value).collect::<Vec<_>>());
-    let each = |sample: &Sample| sample.cpu * 1e6 / sample.figures.operations.max(1.0);
     let exits = of(&|sample| sample.exits / sample.figures.operations.max(1.0));
     Row {
         job,
         name,
         iops: of(&|sample| sample.figures.iops),
         megabytes: of(&|sample| sample.figures.megabytes),
-        cpu: cpu.then(|| of(&each)),
+        cpu: cpu.then(|| of(&Sample::cpu_each)),
         exits: (cpu && exits > 0.0).then_some(exits),
         all: list.iter().map(|sample| sample.figures.iops).collect(),
     }
@@ -146,10 +155,11 @@ fn host_figures(bed: &Bed, fio: &Fio, jobs: &[Job], plan: &Plan) -> Result<Vec<F
     jobs.iter().map(|job| fio::parse(&output, job)).collect()
 }
 
-/// What a guest gets. It says on its console when each workload begins and ends, for the processor times.
-fn guest_figures(
+/// What a guest gets of this disk. It says on its console when each workload begins and ends, for the processor times.
+pub fn guest_figures(
     bed: &Bed,
     vmm: Vmm,
+    disk: Disk,
     plan: &Plan,
     jobs: &[Job],
     archive: &Path,
@@ -170,17 +180,16 @@ fn guest_figures(
         fio::OPTIONS.join(" ")
     );
     let guest = plan.guest(bed, vmm, qemu)?.archive(archive.to_path_buf());
-    let disk = Disk::file(DEVICE).cache(&plan.cache).on(plan.hba);
     let mut vm = guest.disk(disk).script(&script).spawn()?;
     let mut times = Vec::new();
     for job in jobs {
-        let mut sample = |what: &str| -> Result<(f64, f64)> {
+        let mut sample = |what: &str| -> Result<[f64; 3]> {
             vm.wait_for(&format!("BENCH {} {what}", job.name()), PATIENCE)?;
-            Ok((processor_time(bed, vm.pid())?, exits(bed)))
+            Ok([processor_time(bed, vm.pid())?, exits(bed), waits(bed, vm.pid())?])
         };
         let begin = sample("begins")?;
         let end = sample("ends")?;
-        times.push((end.0 - begin.0, end.1 - begin.1));
+        times.push([end[0] - begin[0], end[1] - begin[1], end[2] - begin[2]]);
     }
     let output = vm.wait_for("TESTBED EXIT ", PATIENCE)?;
     let code = vm.wait_for("\n", 10)?;
@@ -202,8 +211,9 @@ fn guest_figures(
     let scale = seconds / (seconds + 1.0);
     figures
         .zip(times)
-        .map(|(figures, (cpu, exits))| {
-            Ok(Sample { figures: figures?, cpu: cpu * scale, exits: exits * scale })
+        .map(|(figures, counts)| {
+            let [cpu, exits, waits] = counts.map(|count| count * scale);
+            Ok(Sample { figures: figures?, cpu, exits, waits })
         })
         .collect()
 }
@@ -212,6 +222,13 @@ fn guest_figures(
 fn exits(bed: &Bed) -> f64 {
     let count = bed.host().get("/sys/kernel/debug/kvm/exits").unwrap_or_default();
     String::from_utf8_lossy(&count).trim().parse().unwrap_or(0.0)
+}
+
+/// Voluntary switches of all threads that a process has (proc_pid_status(5)).
+fn waits(bed: &Bed, pid: u32) -> Result<f64> {
+    let counts = bed.host().shell(&format!("cat /proc/{pid}/task/*/status"), 60)?;
+    let count = |line: &str| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse::<f64>().ok();
+    Ok(counts.lines().filter_map(count).sum())
 }
 
 /// Processor time of a process so far in seconds, without what its guest used.

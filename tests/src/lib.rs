@@ -15,6 +15,7 @@ pub mod bench;
 pub mod bench_chart;
 pub mod bench_conditions;
 pub mod bench_mixed;
+pub mod bench_passed;
 pub mod bench_plan;
 pub mod bench_storage;
 pub mod cache;

@@ -15,8 +15,8 @@ use testbed::level1::Level1;
 use testbed::runner::{self, Count, Test};
 use testbed::wire::Launch;
 use testbed::{
-    agent, bench, bench_conditions, bench_mixed, bench_storage, ci, demo, fuzz, fuzz_corpus, fuzz_coverage,
-    proofs, report,
+    agent, bench, bench_conditions, bench_mixed, bench_passed, bench_storage, ci, demo, fuzz, fuzz_corpus,
+    fuzz_coverage, proofs, report,
 };
 
 #[path = "../boot/mod.rs"]
@@ -125,7 +125,7 @@ enum Cmd {
     },
 }
 
-/// What `bench storage` and `bench conditions` take besides.
+/// What `bench storage`, `bench passed` and `bench conditions` take besides.
 #[derive(clap::Args)]
 struct StorageArgs {
     /// The HBA that is measured.
@@ -186,6 +186,8 @@ enum Measure {
     Memory,
     /// Operations, bandwidth and CPU time of a disk.
     Storage,
+    /// A device of the host, as an image and passed through, and passed through by QEMU.
+    Passed,
     /// A disk under one condition after the other: guest, host, clock, QEMU, adapter.
     Conditions,
 }
@@ -194,6 +196,15 @@ enum Measure {
 enum Hba {
     VirtioScsi,
     Megasas,
+}
+
+impl Hba {
+    fn kind(self) -> HbaKind {
+        match self {
+            Self::VirtioScsi => HbaKind::Virtio,
+            Self::Megasas => HbaKind::Megasas,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Subcommand)]
@@ -237,6 +248,7 @@ fn run(command: Cmd) -> Result<ExitCode> {
                     bench_conditions::run(&bed, rounds, storage.quick, &storage.condition, &storage.only)?;
                 }
                 Measure::Storage => measure_storage(&bed, *storage, often, which)?,
+                Measure::Passed => bench_passed::run(&bed, &plan(*storage, often))?,
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -262,16 +274,19 @@ fn run(command: Cmd) -> Result<ExitCode> {
 }
 
 fn measure_storage(bed: &Bed, args: StorageArgs, rounds: u32, which: &[Vmm]) -> Result<()> {
-    let hba = match args.hba {
-        Hba::VirtioScsi => HbaKind::Virtio,
-        Hba::Megasas => HbaKind::Megasas,
-    };
     if args.mixed {
         let seconds = if args.quick { 5 } else { 10 };
-        return bench_mixed::run(bed, hba, rounds, seconds, &args.key, which);
+        return bench_mixed::run(bed, args.hba.kind(), rounds, seconds, &args.key, which);
     }
-    let plan = Plan {
-        hba,
+    let plan = plan(args, rounds);
+    let mut which = which.to_vec();
+    which.extend(plan.cloud_hypervisor.as_ref().map(|_| Vmm::CloudHypervisor));
+    bench_storage::run(bed, &plan, &which)
+}
+
+fn plan(args: StorageArgs, rounds: u32) -> Plan {
+    Plan {
+        hba: args.hba.kind(),
         rounds,
         quick: args.quick,
         cpus: args.cpus,
@@ -287,10 +302,7 @@ fn measure_storage(bed: &Bed, args: StorageArgs, rounds: u32, which: &[Vmm]) -> 
         keys: args.key,
         cloud_hypervisor: args.cloud_hypervisor,
         ..Plan::default()
-    };
-    let mut which = which.to_vec();
-    which.extend(plan.cloud_hypervisor.as_ref().map(|_| Vmm::CloudHypervisor));
-    bench_storage::run(bed, &plan, &which)
+    }
 }
 
 /// A number of nanoseconds, or what Linux has where nobody sets it.
