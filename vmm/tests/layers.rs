@@ -7,13 +7,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each crate may depend on. Development dependencies of the test bed are free.
-const CRATES: [(&str, &[&str]); 6] = [
+const CRATES: [(&str, &[&str]); 7] = [
     ("devices", &[]),
     ("hba-megasas", &["devices"]),
     ("hba-virtio-scsi", &["devices"]),
     ("boot", &["devices"]),
     ("vmm", &["boot", "devices", "hba-megasas", "hba-virtio-scsi"]),
     ("testbed", &[]),
+    ("fabric", &[]),
 ];
 
 /// What each module of `devices` may name. Every one may name itself, `log`, and in its tests `testing`.

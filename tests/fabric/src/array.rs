@@ -1,0 +1,261 @@
+//! The array: target ports, units, who is mapped what, and what initiators have yet to hear.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::frame::{HEADER, Header, f_ctl, kind, r_ctl};
+use crate::inject::Injections;
+use crate::names::{PortId, Wwn};
+use crate::outbox::{Outbox, Route};
+use crate::scsi::alua::Groups;
+use crate::scsi::disk::Disk;
+use crate::scsi::luns::Method;
+use crate::scsi::sense::Sense;
+use crate::scsi::tape::Tape;
+use crate::scsi::{Context, Kind, Nexus, Unit};
+use crate::services::aborted;
+use crate::tasks::{Key, Task};
+
+/// A target port.
+pub(crate) struct TargetPort {
+    pub(crate) wwpn: Wwn,
+    /// The fabric it is at, by its place among them.
+    pub(crate) fabric: usize,
+    pub(crate) is_up: bool,
+}
+
+/// An initiator port that is logged in to a target port.
+pub(crate) struct Session {
+    pub(crate) nexus: Nexus,
+    pub(crate) route: Route,
+    /// PRLI is done.
+    pub(crate) is_process: bool,
+}
+
+/// Whom a frame is from.
+#[derive(Clone, Copy)]
+pub(crate) struct Sender {
+    pub(crate) wwpn: Wwn,
+    pub(crate) route: Route,
+}
+
+/// What is not yet heard by an initiator, of a unit, is no more than this.
+const MOST_ATTENTIONS: usize = 16;
+
+/// The array.
+#[derive(Default)]
+pub(crate) struct Array {
+    pub(crate) units: Vec<Unit>,
+    pub(crate) ports: Vec<TargetPort>,
+    pub(crate) groups: Groups,
+    pub(crate) method: Method,
+    /// Numbers and units, for an initiator of this name, or for those that are not named.
+    pub(crate) maps: HashMap<Option<Wwn>, BTreeMap<u16, usize>>,
+    /// By target port and the initiator's address.
+    pub(crate) sessions: BTreeMap<(usize, PortId), Session>,
+    attentions: HashMap<(Nexus, usize), Vec<Sense>>,
+    /// Initiators that heard of the start.
+    known: BTreeSet<Nexus>,
+    pub(crate) injections: Injections,
+    pub(crate) tasks: BTreeMap<Key, Task>,
+}
+
+impl Array {
+    /// The name of the whole: format 5, of the same company as all others here.
+    pub(crate) const WWNN: Wwn = Wwn(0x502f_cf00_0000_0000);
+
+    /// Adds a target port at a fabric; its number.
+    pub(crate) fn add_port(&mut self, fabric: usize) -> usize {
+        let number = self.ports.len();
+        let relative = relative(number);
+        self.ports.push(TargetPort { wwpn: Wwn(Self::WWNN.0 | u64::from(relative)), fabric, is_up: true });
+        self.groups.place(relative, relative);
+        number
+    }
+
+    /// Adds a unit, unless there is one of this name.
+    pub(crate) fn add_unit(&mut self, name: &str, kind: Kind) -> Result<(), String> {
+        let unit = Unit::new(name, kind);
+        if self.units.iter().any(|other| other.name == name || other.naa() == unit.naa()) {
+            return Err(format!("there is a unit {name} already"));
+        }
+        self.units.push(unit);
+        Ok(())
+    }
+
+    pub(crate) fn add_disk(&mut self, name: &str, size: u64, block: u32) -> Result<(), String> {
+        self.add_unit(name, Kind::Disk(Disk::new(size - size % u64::from(block), block)))
+    }
+
+    pub(crate) fn add_tape(&mut self, name: &str) -> Result<(), String> {
+        self.add_unit(name, Kind::Tape(Tape::default()))
+    }
+
+    pub(crate) fn unit(&self, name: &str) -> Result<usize, String> {
+        let found = self.units.iter().position(|unit| unit.name == name);
+        found.ok_or_else(|| format!("there is no unit {name}"))
+    }
+
+    /// Numbers and units that an initiator sees.
+    pub(crate) fn map_of(&self, initiator: Wwn) -> impl Iterator<Item = (u16, usize)> {
+        let map = self.maps.get(&Some(initiator)).or_else(|| self.maps.get(&None));
+        map.into_iter().flatten().map(|(number, unit)| (*number, *unit))
+    }
+
+    /// Changes what an initiator, or all without a map of their own, is mapped. They hear of it at what they see then.
+    pub(crate) fn map(&mut self, initiator: Option<Wwn>, map: Option<BTreeMap<u16, usize>>) {
+        let before: HashMap<Nexus, Vec<_>> =
+            self.nexuses().into_iter().map(|nexus| (nexus, self.map_of(nexus.initiator).collect())).collect();
+        match map {
+            Some(map) => self.maps.insert(initiator, map),
+            None => self.maps.remove(&initiator),
+        };
+        for (nexus, before) in before {
+            let now: Vec<_> = self.map_of(nexus.initiator).collect();
+            if now != before {
+                for (_, unit) in now {
+                    self.attend(nexus, unit, Sense::REPORTED_LUNS_DATA_HAS_CHANGED);
+                }
+                // What is in the way of a unit that is no longer there is not answered.
+                let still: BTreeSet<usize> = self.map_of(nexus.initiator).map(|(_, unit)| unit).collect();
+                self.abort(|task| task.nexus == nexus && !still.contains(&task.unit));
+            }
+        }
+    }
+
+    /// All that are logged in.
+    pub(crate) fn nexuses(&self) -> BTreeSet<Nexus> {
+        self.sessions.values().filter(|session| session.is_process).map(|session| session.nexus).collect()
+    }
+
+    /// An initiator is to hear this with its next command to a unit.
+    pub(crate) fn attend(&mut self, nexus: Nexus, unit: usize, sense: Sense) {
+        let waiting = self.attentions.entry((nexus, unit)).or_default();
+        if !waiting.contains(&sense) && waiting.len() < MOST_ATTENTIONS {
+            waiting.push(sense);
+        }
+    }
+
+    /// All that are mapped a unit, but one, are to hear this.
+    pub(crate) fn attend_all(&mut self, unit: usize, sense: Sense, but: Option<Nexus>) {
+        for nexus in self.nexuses() {
+            if Some(nexus) != but && self.map_of(nexus.initiator).any(|(_, mapped)| mapped == unit) {
+                self.attend(nexus, unit, sense);
+            }
+        }
+    }
+
+    /// The next thing an initiator is to hear of a unit.
+    pub(crate) fn attention(&mut self, nexus: Nexus, unit: usize) -> Option<Sense> {
+        let waiting = self.attentions.get_mut(&(nexus, unit))?;
+        let next = (!waiting.is_empty()).then(|| waiting.remove(0));
+        if waiting.is_empty() {
+            self.attentions.remove(&(nexus, unit));
+        }
+        next
+    }
+
+    /// It asked what there is, so that it need not hear that this changed (SPC-4 6.35).
+    pub(crate) fn luns_are_known(&mut self, nexus: Nexus) {
+        for ((of, _), waiting) in &mut self.attentions {
+            if *of == nexus {
+                waiting.retain(|sense| *sense != Sense::REPORTED_LUNS_DATA_HAS_CHANGED);
+            }
+        }
+        self.attentions.retain(|_, waiting| !waiting.is_empty());
+    }
+
+    /// PRLI: the first time an initiator hears of the start, later of the loss of its nexus.
+    pub(crate) fn begin(&mut self, nexus: Nexus) {
+        let first = self.known.insert(nexus);
+        let sense = if first { Sense::POWER_ON } else { Sense::I_T_NEXUS_LOSS };
+        let units: Vec<usize> = self.map_of(nexus.initiator).map(|(_, unit)| unit).collect();
+        for unit in units {
+            self.attentions.remove(&(nexus, unit));
+            self.attend(nexus, unit, sense);
+        }
+    }
+
+    /// An initiator is logged out of a target port.
+    pub(crate) fn end_session(&mut self, port: usize, initiator: PortId) {
+        self.sessions.remove(&(port, initiator));
+        self.tasks.retain(|key, _| (key.port, key.initiator) != (port, initiator));
+    }
+
+    /// An initiator port is no longer in a fabric.
+    pub(crate) fn gone(&mut self, fabric: usize, initiator: PortId) {
+        let ports: Vec<usize> = (0..self.ports.len()).filter(|port| self.is_at(*port, fabric)).collect();
+        ports.into_iter().for_each(|port| self.end_session(port, initiator));
+    }
+
+    fn is_at(&self, port: usize, fabric: usize) -> bool {
+        self.ports.get(port).is_some_and(|port| port.fabric == fabric)
+    }
+
+    /// A target port goes or comes: whether that is a change. With it all its logins go.
+    pub(crate) fn set_up(&mut self, number: usize, is_up: bool) -> bool {
+        let Some(port) = self.ports.get_mut(number) else { return false };
+        let changes = port.is_up != is_up;
+        port.is_up = is_up;
+        if !is_up {
+            self.sessions.retain(|(port, _), _| *port != number);
+            self.tasks.retain(|key, _| key.port != number);
+        }
+        changes
+    }
+
+    /// Power goes and comes back: nothing that was not meant to persist is left.
+    pub(crate) fn lose_power(&mut self) {
+        self.tasks.clear();
+        self.units.iter_mut().for_each(|unit| unit.reservations.lose_power());
+        self.attentions.clear();
+        (0..self.units.len()).for_each(|unit| self.attend_all(unit, Sense::POWER_ON, None));
+    }
+
+    /// Ends tasks without an answer.
+    pub(crate) fn abort(&mut self, which: impl Fn(&Task) -> bool) {
+        self.tasks.retain(|_, task| !which(task));
+    }
+
+    pub(crate) fn context(&self, nexus: Nexus) -> Context<'_> {
+        let port = self.ports.get(usize::from(nexus.port).wrapping_sub(1));
+        let wwpn = port.map_or(Wwn(0), |port| port.wwpn);
+        Context { nexus, groups: &self.groups, wwpn, wwnn: Self::WWNN }
+    }
+
+    /// A frame to a target port.
+    pub(crate) fn receive(
+        &mut self,
+        port: usize,
+        from: Sender,
+        header: &Header,
+        payload: &[u8],
+        now: u64,
+        out: &mut Outbox,
+    ) {
+        match (header.r_ctl, header.kind) {
+            (r_ctl::ELS_REQUEST, kind::ELS) => self.els(port, from, header, payload, out),
+            (r_ctl::UNSOLICITED_COMMAND, kind::FCP) => self.command(port, from, header, payload, now, out),
+            (r_ctl::SOLICITED_DATA, kind::FCP) => self.data(port, header, payload, out),
+            (r_ctl::ABTS, kind::BLS) => {
+                self.tasks.remove(&Key::of(port, header));
+                out.notes.push(format!("ABTS of {} {:04x} at port {}", from.wwpn, header.ox_id, port + 1));
+                let reply = header.reply(r_ctl::BA_ACC, header.rx_id);
+                out.send(from.route, &reply, &aborted(header));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The relative target port identifier of a port's number.
+pub(crate) fn relative(number: usize) -> u16 {
+    u16::try_from(number + 1).unwrap_or(u16::MAX)
+}
+
+/// The data field of a frame, without what fills its last word.
+pub(crate) fn payload<'a>(header: &Header, fc: &'a [u8]) -> Option<&'a [u8]> {
+    let fill = usize::try_from(header.f_ctl & f_ctl::FILL).ok()?;
+    // Optional headers are for what is not spoken here.
+    (header.df_ctl == 0).then_some(())?;
+    fc.get(HEADER..fc.len().checked_sub(fill)?)
+}

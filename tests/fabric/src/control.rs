@@ -1,0 +1,360 @@
+//! Commands: what the array has, and what goes wrong. One a line, words with spaces between them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::els::Reject;
+use crate::fabric::{Fabric, Login, Place};
+use crate::inject::{Fault, Injection};
+use crate::names::Wwn;
+use crate::outbox::{HowMany, Outbox, What};
+use crate::san::San;
+use crate::scsi::alua::STATES;
+use crate::scsi::luns::{LAST, Method};
+use crate::scsi::sense::Sense;
+use crate::scsi::{Kind, status};
+
+/// All commands. Numbers of codes are hexadecimal, all others decimal; sizes may end in K, M, G or T.
+pub const HELP: &str = "\
+info                                   ports, units, sessions, counts
+disk NAME SIZE [BLOCK]                 a new disk; blocks have 512 bytes, or 4096
+tape NAME                              a new tape
+map WWPN|any LUN=NAME...               what an initiator sees at all target ports; without pairs nothing
+unmap WWPN                             the initiator sees again what any other does
+method peripheral|flat                 how LUNs below 256 are reported
+resize NAME SIZE                       a disk's size; initiators hear of it
+read NAME OFFSET LENGTH                bytes of a disk, in hexadecimal
+save NAME FILE                         a disk's bytes into a file
+alua GROUP STATE                       optimized, non-optimized, standby, unavailable, offline or transitioning
+group PORT GROUP                       the target port group that a target port is in
+port PORT down|up                      a target port
+link NAME down|up                      a network interface
+logo WWPN [PORT]                       target ports log an initiator out
+cvl [node] WWPN                        Clear Virtual Links: of one name, or of the node that it is on
+zone NAME WWPN...                      a zone; without names it is none any more
+rscn                                   everyone is to look at everything anew
+power                                  the array loses power and has it back
+inject LUN|any CODE|any COUNT WHAT [PORT]
+                                       commands that drop, hang, are busy, full, in conflict, delay=MS or sense=KEY/ASC/ASCQ
+inject off
+lose WHAT COUNT|1/N                    frames: any, cmnd, data, ready, rsp, els, ct, abts or fip
+lose off
+of one fabric, with its number before them, or of all:
+[@N] npiv on|off
+[@N] reject flogi|fdisc|plogi WWPN|any REASON EXPLANATION
+[@N] reject flogi|fdisc|plogi off
+[@N] restart MS                        all logins are forgotten, and nothing is heard for so long
+[@N] period MS                         between keep-alives, and between advertisements
+[@N] keep-alive on|off                 whether silent nodes are logged out
+";
+
+/// A number, with a unit of bytes if need be.
+fn size(word: &str) -> Result<u64, String> {
+    let (digits, shift) = match word.trim_end_matches(['K', 'M', 'G', 'T']) {
+        digits if digits.len() == word.len() => (digits, 0),
+        digits if digits.len() + 1 == word.len() => {
+            (digits, 10 * (1 + "KMGT".find(|c| word.ends_with(c)).unwrap_or_default()))
+        }
+        _ => return Err(format!("{word} is no size")),
+    };
+    let size: u64 = number(digits)?;
+    let most = 1 << 50;
+    size.checked_mul(1 << shift).filter(|size| *size <= most).ok_or_else(|| format!("{word} is too much"))
+}
+
+fn number<T: std::str::FromStr>(word: &str) -> Result<T, String> {
+    word.parse().map_err(|_| format!("{word} is no number that fits"))
+}
+
+fn hex(word: &str) -> Result<u8, String> {
+    u8::from_str_radix(word, 16).map_err(|_| format!("{word} is no hexadecimal byte"))
+}
+
+/// None for `any`.
+fn or_any<T>(word: &str, read: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, String> {
+    if word == "any" { Ok(None) } else { read(word).map(Some) }
+}
+
+fn one_of<T: Copy>(word: &str, known: &[(&str, T)]) -> Result<T, String> {
+    let found = known.iter().find(|(name, _)| *name == word);
+    let names = || known.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    found.map(|(_, value)| *value).ok_or_else(|| format!("{word} is none of {}", names()))
+}
+
+const ON: [(&str, bool); 2] = [("on", true), ("off", false)];
+const UP: [(&str, bool); 2] = [("up", true), ("down", false)];
+const FRAMES: [(&str, What); 9] = [
+    ("any", What::Any),
+    ("cmnd", What::Command),
+    ("data", What::Data),
+    ("ready", What::Ready),
+    ("rsp", What::Response),
+    ("els", What::Els),
+    ("ct", What::Services),
+    ("abts", What::Abort),
+    ("fip", What::Fip),
+];
+const LOGINS: [(&str, Login); 3] =
+    [("flogi", Login::Flogi), ("fdisc", Login::Fdisc), ("plogi", Login::Plogi)];
+
+fn fault(word: &str) -> Result<Fault, String> {
+    if let Some(time) = word.strip_prefix("delay=") {
+        return number(time).map(Fault::Delay);
+    }
+    if let Some(codes) = word.strip_prefix("sense=") {
+        let codes: Vec<u8> = codes.split('/').map(hex).collect::<Result<_, _>>()?;
+        let [key, asc, ascq] = codes[..] else { return Err(format!("{word}: sense=KEY/ASC/ASCQ")) };
+        return Ok(Fault::Sense(Sense::new(key, asc, ascq)));
+    }
+    one_of(
+        word,
+        &[
+            ("drop", Fault::Drop),
+            ("hang", Fault::Hang),
+            ("busy", Fault::Status(status::BUSY)),
+            ("full", Fault::Status(status::TASK_SET_FULL)),
+            ("conflict", Fault::Status(status::RESERVATION_CONFLICT)),
+        ],
+    )
+}
+
+impl San {
+    /// Does a command, at a time in milliseconds. Returns what it says, or what is wrong with it.
+    pub fn command(&mut self, line: &str, now: u64, out: &mut Outbox) -> Result<String, String> {
+        let mut words: Vec<&str> = line.split_whitespace().collect();
+        let mut which = None;
+        if let Some(number_of) = words.first().and_then(|word| word.strip_prefix('@')) {
+            let at = number::<usize>(number_of)?.wrapping_sub(1);
+            self.fabrics.get(at).ok_or_else(|| format!("there is no fabric {number_of}"))?;
+            which = Some(at);
+            words.remove(0);
+        }
+        let said = match &words[..] {
+            [] => Ok(String::new()),
+            [word] if word.starts_with('#') => Ok(String::new()),
+            ["#", ..] => Ok(String::new()),
+            ["help"] => Ok(HELP.to_owned()),
+            ["info"] => Ok(self.info(out)),
+            ["npiv" | "reject" | "restart" | "period" | "keep-alive", ..] => {
+                let chosen = |(at, _): &(usize, &mut Fabric)| which.is_none_or(|which| which == *at);
+                let mut fabrics = self.fabrics.iter_mut().enumerate().filter(chosen);
+                fabrics
+                    .try_for_each(|(_, fabric)| of_fabric(fabric, &words, now, out))
+                    .map(|()| String::new())
+            }
+            ["port" | "link" | "logo" | "cvl" | "zone" | "rscn", ..] => {
+                self.of_paths(&words, out).map(|()| String::new())
+            }
+            ["inject" | "lose", ..] => self.of_faults(&words, out).map(|()| String::new()),
+            _ => self.of_array(&words),
+        };
+        self.settle_after_command();
+        said
+    }
+
+    /// The number of a target port, which people count from one.
+    fn target_number(&self, word: &str) -> Result<usize, String> {
+        let at = number::<usize>(word)?.wrapping_sub(1);
+        if at < self.array.ports.len() { Ok(at) } else { Err(format!("there is no target port {word}")) }
+    }
+
+    fn of_paths(&mut self, words: &[&str], out: &mut Outbox) -> Result<(), String> {
+        match words {
+            ["port", port, state] => {
+                let (port, is_up) = (self.target_number(port)?, one_of(state, &UP)?);
+                self.set_target(port, is_up, out);
+            }
+            ["link", name, state] => {
+                let link = self.links.iter().position(|link| link.name == *name);
+                let link = link.ok_or_else(|| format!("there is no link {name}"))?;
+                let is_up = one_of(state, &UP)?;
+                out.links.push((link, is_up));
+                if !is_up {
+                    self.link_down(link, out);
+                }
+            }
+            ["logo", name, port @ ..] => {
+                let name: Wwn = name.parse()?;
+                let ports = match port {
+                    [] => (0..self.array.ports.len()).collect(),
+                    [port] => vec![self.target_number(port)?],
+                    _ => return Err("logo WWPN [PORT]".into()),
+                };
+                for port in ports {
+                    if let Some(id) = self.target_id(port) {
+                        self.array.send_logo(port, id, name, out);
+                    }
+                }
+            }
+            ["cvl", node @ .., name] if node.is_empty() || *node == ["node"] => {
+                let name: Wwn = name.parse()?;
+                let fabric = self.fabrics.iter_mut().find(|fabric| fabric.by_name(name).is_some());
+                let fabric = fabric.ok_or_else(|| format!("{name} is not logged in"))?;
+                cut_off(fabric, name, !node.is_empty(), out);
+            }
+            ["zone", name, names @ ..] => {
+                let names: BTreeSet<Wwn> = names.iter().map(|name| name.parse()).collect::<Result<_, _>>()?;
+                for fabric in &mut self.fabrics {
+                    if names.is_empty() {
+                        fabric.zones.remove(*name);
+                    } else {
+                        fabric.zones.insert((*name).to_owned(), names.clone());
+                    }
+                    fabric.announce_all(out);
+                }
+            }
+            ["rscn"] => self.fabrics.iter().for_each(|fabric| fabric.announce_all(out)),
+            _ => return Err(format!("{}: see help", words.join(" "))),
+        }
+        Ok(())
+    }
+
+    fn of_faults(&mut self, words: &[&str], out: &mut Outbox) -> Result<(), String> {
+        match words {
+            ["inject", "off"] => self.array.injections.0.clear(),
+            ["inject", lun, code, count, what, port @ ..] => {
+                let injection = Injection {
+                    lun: or_any(lun, number)?,
+                    code: or_any(code, hex)?,
+                    port: port.first().map(|port| self.target_number(port)).transpose()?,
+                    left: number(count)?,
+                    fault: fault(what)?,
+                };
+                if injection.left > 0 {
+                    self.array.injections.0.push(injection);
+                }
+            }
+            ["lose", "off"] => out.losses.clear(),
+            ["lose", what, count] => {
+                let how_many = match count.strip_prefix("1/") {
+                    Some(many) => HowMany::OneOf(number(many)?),
+                    None => HowMany::Next(number(count)?),
+                };
+                out.losses.add(one_of(what, &FRAMES)?, how_many);
+            }
+            _ => return Err(format!("{}: see help", words.join(" "))),
+        }
+        Ok(())
+    }
+
+    fn of_array(&mut self, words: &[&str]) -> Result<String, String> {
+        let array = &mut self.array;
+        match words {
+            ["disk", name, bytes] => array.add_disk(name, size(bytes)?, 512)?,
+            ["disk", name, bytes, block] => {
+                let block = one_of(block, &[("512", 512), ("4096", 4096)])?;
+                array.add_disk(name, size(bytes)?, block)?;
+            }
+            ["tape", name] => array.add_tape(name)?,
+            ["map", initiator, pairs @ ..] => {
+                let initiator = or_any(initiator, str::parse)?;
+                let mut map = BTreeMap::new();
+                for pair in pairs {
+                    let (lun, name) = pair.split_once('=').ok_or_else(|| format!("{pair}: LUN=NAME"))?;
+                    let lun = number(lun)?;
+                    if lun > LAST {
+                        return Err(format!("{lun} is more than {LAST}"));
+                    }
+                    map.insert(lun, array.unit(name)?);
+                }
+                array.map(initiator, Some(map));
+            }
+            ["unmap", initiator] => array.map(Some(initiator.parse()?), None),
+            ["method", method] => {
+                array.method = one_of(method, &[("peripheral", Method::Peripheral), ("flat", Method::Flat)])?;
+            }
+            ["alua", group, state] => {
+                let state = one_of(state, &STATES)?;
+                // By the array itself.
+                if !array.groups.set(number(group)?, state, 2) {
+                    return Err(format!("there is no target port group {group}"));
+                }
+                array.states_changed(None);
+            }
+            ["group", port, group] => {
+                let port = self.target_number(port)?;
+                self.array.groups.place(crate::array::relative(port), number(group)?);
+                self.array.states_changed(None);
+            }
+            ["power"] => array.lose_power(),
+            ["resize" | "read" | "save", name, rest @ ..] => return self.of_disk(words, name, rest),
+            _ => return Err(format!("{}: see help", words.join(" "))),
+        }
+        Ok(String::new())
+    }
+
+    fn of_disk(&mut self, words: &[&str], name: &str, rest: &[&str]) -> Result<String, String> {
+        let at = self.array.unit(name)?;
+        let Some(Kind::Disk(disk)) = self.array.units.get_mut(at).map(|unit| &mut unit.kind) else {
+            return Err(format!("{name} is no disk"));
+        };
+        match (words.first(), rest) {
+            (Some(&"resize"), [bytes]) => {
+                let (size, block) = (size(bytes)?, u64::from(disk.block()));
+                disk.memory.resize(size - size % block);
+                self.array.attend_all(at, Sense::CAPACITY_DATA_HAS_CHANGED, None);
+                Ok(String::new())
+            }
+            (Some(&"read"), [offset, length]) => {
+                let (offset, length) = (size(offset)?, size(length)?);
+                let length = usize::try_from(length).ok().filter(|length| *length <= 1 << 20);
+                let mut bytes = vec![0; length.ok_or("no more than 1M at once")?];
+                disk.memory.read(offset, &mut bytes);
+                Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n")
+            }
+            (Some(&"save"), [file]) => {
+                let save = || -> std::io::Result<()> {
+                    use std::io::Write;
+                    let mut file = std::fs::File::create(file)?;
+                    let (size, mut part) = (disk.memory.size(), vec![0; 1 << 20]);
+                    for at in (0..size).step_by(part.len()) {
+                        disk.memory.read(at, &mut part);
+                        let length =
+                            usize::try_from(size - at).map_or(part.len(), |left| left.min(part.len()));
+                        file.write_all(part.get(..length).unwrap_or_default())?;
+                    }
+                    Ok(())
+                };
+                save().map(|()| String::new()).map_err(|error| format!("{file}: {error}"))
+            }
+            _ => Err(format!("{}: see help", words.join(" "))),
+        }
+    }
+}
+
+/// Logs a name out, or its whole node, and says so to the node.
+fn cut_off(fabric: &mut Fabric, name: Wwn, whole: bool, out: &mut Outbox) {
+    let Some(port) = fabric.by_name(name) else { return };
+    let Place::Node { link, node } = port.place else { return };
+    if whole {
+        fabric.clear_virtual_links(link, node, &[], out);
+    } else {
+        fabric.clear_virtual_links(link, node, &[port], out);
+    }
+    let goes =
+        |place: Place, wwpn: Wwn| if whole { place == Place::Node { link, node } } else { wwpn == name };
+    let ids: Vec<_> =
+        fabric.ports.values().filter(|port| goes(port.place, port.wwpn)).map(|port| port.id).collect();
+    ids.into_iter().for_each(|id| fabric.remove(id, "Clear Virtual Links", out));
+}
+
+fn of_fabric(fabric: &mut Fabric, words: &[&str], now: u64, out: &mut Outbox) -> Result<(), String> {
+    match words {
+        ["npiv", state] => fabric.npiv = one_of(state, &ON)?,
+        ["reject", login, "off"] => drop(fabric.rejects.remove(&one_of(login, &LOGINS)?)),
+        ["reject", login, name, reason, explanation] => {
+            let reject = Reject(hex(reason)?, hex(explanation)?);
+            fabric.rejects.insert(one_of(login, &LOGINS)?, (or_any(name, str::parse)?, reject));
+        }
+        ["restart", time] => {
+            let time: u64 = number(time)?;
+            fabric.restart(now.saturating_add(time), out);
+        }
+        ["period", time] => {
+            fabric.period = number(time)?;
+            fabric.advertise_now();
+        }
+        ["keep-alive", state] => fabric.wants_keep_alive = one_of(state, &ON)?,
+        _ => return Err(format!("{}: see help", words.join(" "))),
+    }
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! What there is, as lines for people and for tests to look through.
+
+use std::fmt::Write;
+
+use crate::array::relative;
+use crate::fabric::Place;
+use crate::names::mac_text;
+use crate::outbox::Outbox;
+use crate::san::San;
+use crate::scsi::Kind;
+
+impl San {
+    /// A line for each fabric, port, unit and session, and counts.
+    pub(crate) fn info(&self, out: &Outbox) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = self.write_info(&mut text, out);
+        text
+    }
+
+    fn write_info(&self, text: &mut String, out: &Outbox) -> std::fmt::Result {
+        for fabric in &self.fabrics {
+            let (state, npiv) = (if fabric.off_until.is_some() { "off" } else { "on" }, fabric.npiv);
+            let npiv = if npiv { "npiv" } else { "no npiv" };
+            writeln!(
+                text,
+                "fabric {} {} {state}, {npiv}, period {}",
+                fabric.domain,
+                fabric.name(),
+                fabric.period
+            )?;
+            for (name, zone) in &fabric.zones {
+                let names: Vec<String> = zone.iter().map(ToString::to_string).collect();
+                writeln!(text, "zone {name} {}", names.join(" "))?;
+            }
+            for port in fabric.ports.values() {
+                let place = match port.place {
+                    Place::Array(number) => format!("target port {}", number + 1),
+                    Place::Node { link, node } => {
+                        let name = self.links.get(link).map_or("", |link| link.name.as_str());
+                        let kind = if port.is_virtual { "FDISC" } else { "FLOGI" };
+                        format!("{kind} at {name} of {}", mac_text(node))
+                    }
+                };
+                let hears = if port.is_registered { " RSCN" } else { "" };
+                writeln!(
+                    text,
+                    "port {} {} {} {place}{hears}: {}",
+                    port.id,
+                    port.wwpn,
+                    port.wwnn,
+                    port.entry.text()
+                )?;
+            }
+        }
+        let array = &self.array;
+        for (number, port) in array.ports.iter().enumerate() {
+            let relative = relative(number);
+            let state = if port.is_up { "up" } else { "down" };
+            let (group, access) = (array.groups.group_of(relative), array.groups.state_at(relative));
+            writeln!(text, "target {relative} {} {state} group {group} {access:?}", port.wwpn)?;
+        }
+        for unit in &array.units {
+            match &unit.kind {
+                Kind::Disk(disk) => {
+                    let (size, held) = (disk.memory.size(), disk.memory.held());
+                    writeln!(text, "disk {} {size} bytes, {held} held", unit.name)?;
+                }
+                Kind::Tape(tape) => writeln!(text, "tape {} {} bytes", unit.name, tape.used())?,
+            }
+        }
+        for ((_, id), session) in &array.sessions {
+            let tasks = array.tasks.values().filter(|task| task.nexus == session.nexus).count();
+            let kind = if session.is_process { "PRLI" } else { "PLOGI" };
+            let nexus = session.nexus;
+            writeln!(text, "session {} {id} target {} {kind}, {tasks} tasks", nexus.initiator, nexus.port)?;
+        }
+        for injection in &array.injections.0 {
+            writeln!(text, "{injection:?}")?;
+        }
+        let (received, forwarded, dropped) = (self.received, self.forwarded, self.dropped);
+        writeln!(
+            text,
+            "frames {received} received, {forwarded} forwarded, {dropped} dropped, {} sent",
+            out.sent
+        )?;
+        writeln!(text, "{}", out.losses)
+    }
+}

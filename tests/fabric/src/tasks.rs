@@ -1,0 +1,379 @@
+//! FCP exchanges at target ports: a command, its data one way or the other, its response (FCP-4 clause 4.2).
+
+use crate::array::{Array, Sender};
+use crate::bytes::Fields;
+use crate::els;
+use crate::fcp::{self, Command, Response, code, task};
+use crate::frame::{Header, f_ctl, kind, r_ctl};
+use crate::inject::Fault;
+use crate::names::PortId;
+use crate::outbox::{Outbox, Route};
+use crate::scsi::luns::{self, Lun};
+use crate::scsi::sense::{Failure, Sense};
+use crate::scsi::{self, Done, Kind, Nexus, Outcome, op, status};
+
+/// Commands that an initiator may have at a target port at once.
+const MOST_TASKS: usize = 2048;
+/// Of data that is not for the medium, what one command may send.
+const MOST_WANTED: u32 = 9 << 20;
+/// Where tasks are whose unit there is none of.
+const NO_UNIT: usize = usize::MAX;
+
+/// An exchange: a target port, and the originator's address and number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Key {
+    pub(crate) port: usize,
+    pub(crate) initiator: PortId,
+    pub(crate) ox_id: u16,
+}
+
+impl Key {
+    pub(crate) fn of(port: usize, header: &Header) -> Self {
+        Self { port, initiator: header.s_id, ox_id: header.ox_id }
+    }
+}
+
+/// What a task waits for.
+enum State {
+    /// Its time, None for ever.
+    Parked(Option<u64>),
+    /// Data for the medium, which begins there.
+    Medium(u64),
+    /// Data that it needs as a whole.
+    Buffer(Vec<u8>),
+}
+
+/// A command that is not answered yet.
+pub(crate) struct Task {
+    pub(crate) nexus: Nexus,
+    pub(crate) unit: usize,
+    pub(crate) rx_id: u16,
+    route: Route,
+    header: Header,
+    command: Command,
+    state: State,
+    /// Bytes that are awaited, and that came.
+    length: u32,
+    came: u32,
+    /// What the command would have moved, had the initiator allowed it.
+    wanted: u32,
+}
+
+impl Task {
+    pub(crate) fn awaits_data(&self) -> bool {
+        !matches!(self.state, State::Parked(_))
+    }
+
+    pub(crate) fn moved(&self) -> u32 {
+        self.came
+    }
+
+    fn respond(&self, response: &Response, out: &mut Outbox) {
+        let mut header = self.header.reply(r_ctl::COMMAND_STATUS, self.rx_id);
+        header.seq_id = 1;
+        out.send(self.route, &header, &response.payload());
+    }
+
+    fn fail(&self, failure: Failure, out: &mut Outbox) {
+        let residual = i64::from(self.command.read.max(self.command.write));
+        self.respond(&failed(failure, residual), out);
+    }
+}
+
+fn failed(failure: Failure, residual: i64) -> Response {
+    match failure {
+        Failure::Check(sense) => {
+            let sense = Some(sense.bytes());
+            Response { status: status::CHECK_CONDITION, sense, residual, code: None }
+        }
+        Failure::Status(status) => Response { status, residual, ..Response::default() },
+    }
+}
+
+impl Array {
+    /// FCP_CMND.
+    pub(crate) fn command(
+        &mut self,
+        port: usize,
+        from: Sender,
+        header: &Header,
+        payload: &[u8],
+        now: u64,
+        out: &mut Outbox,
+    ) {
+        let key = Key::of(port, header);
+        let Some(nexus) =
+            self.sessions.get(&(port, header.s_id)).filter(|session| session.is_process).map(|s| s.nexus)
+        else {
+            // Who is not logged in hears so (FCP-4 6.3.2: LOGO).
+            let Some(wwpn) = self.ports.get(port).map(|port| port.wwpn) else { return };
+            let (request, own) = (r_ctl::ELS_REQUEST, header.d_id);
+            let logo = Header::request(request, kind::ELS, own, header.s_id, out.exchange());
+            return out.send(from.route, &logo, &els::logo(own, wwpn));
+        };
+        let parsed = Command::read(payload);
+        let command =
+            parsed.clone().unwrap_or(Command { lun: [0; 8], management: 0, cdb: [0; 16], read: 0, write: 0 });
+        let number = luns::read(command.lun);
+        let unit = match number {
+            Lun::Number(number) => self.map_of(nexus.initiator).find(|(known, _)| *known == number),
+            Lun::Report | Lun::Other => None,
+        };
+        let task = Task {
+            nexus,
+            unit: unit.map_or(NO_UNIT, |(_, unit)| unit),
+            rx_id: out.exchange(),
+            route: from.route,
+            header: *header,
+            command,
+            state: State::Parked(None),
+            length: 0,
+            came: 0,
+            wanted: 0,
+        };
+        if parsed.is_none() {
+            return task.respond(&Response { code: Some(code::FIELDS_INVALID), ..Response::default() }, out);
+        }
+        if task.command.management != 0 {
+            return self.manage(&task, number, out);
+        }
+        // An exchange that begins anew ends the one before.
+        self.tasks.remove(&key);
+        let (first, last) = (Key { ox_id: 0, ..key }, Key { ox_id: u16::MAX, ..key });
+        if self.tasks.len() >= MOST_TASKS && self.tasks.range(first..=last).count() >= MOST_TASKS {
+            return task.fail(Failure::Status(status::TASK_SET_FULL), out);
+        }
+        let [operation, ..] = task.command.cdb;
+        if let Some(fault) = self.injections.take(port, number, operation) {
+            out.notes.push(format!("{fault:?}: {operation:02x} of {} to {number:?}", nexus.initiator));
+            match fault {
+                Fault::Drop => {}
+                Fault::Hang => drop(self.tasks.insert(key, task)),
+                Fault::Delay(time) => {
+                    let state = State::Parked(Some(now + time));
+                    self.tasks.insert(key, Task { state, ..task });
+                }
+                Fault::Status(status) => task.fail(Failure::Status(status), out),
+                Fault::Sense(sense) => task.fail(sense.into(), out),
+            }
+            return;
+        }
+        self.begin_task(key, task, out);
+    }
+
+    /// Tasks whose time has come. Returns when the next one's does.
+    pub(crate) fn tick(&mut self, now: u64, out: &mut Outbox) -> Option<u64> {
+        let due = |task: &Task| match task.state {
+            State::Parked(at) => at,
+            State::Medium(_) | State::Buffer(_) => None,
+        };
+        let is_due = |(key, task): (&Key, &Task)| due(task).is_some_and(|at| at <= now).then_some(*key);
+        let keys: Vec<Key> = self.tasks.iter().filter_map(is_due).collect();
+        for key in keys {
+            if let Some(task) = self.tasks.remove(&key) {
+                self.begin_task(key, task, out);
+            }
+        }
+        self.tasks.values().filter_map(due).min()
+    }
+
+    /// Does a command as far as it can be done without data of the initiator.
+    fn begin_task(&mut self, key: Key, mut task: Task, out: &mut Outbox) {
+        let outcome = match self.execute(&task) {
+            Ok(outcome) => outcome,
+            Err(failure) => return task.fail(failure, out),
+        };
+        let (state, wanted) = match outcome {
+            Outcome::Good => {
+                let residual = i64::from(task.command.read.max(task.command.write));
+                return task.respond(&Response { residual, ..Response::default() }, out);
+            }
+            Outcome::Data(data, sense) => {
+                let allowed = (task.command.read as usize).min(data.len());
+                let part = data.get(..allowed).unwrap_or_default();
+                if !part.is_empty() {
+                    out.send(task.route, &data_header(&task), part);
+                }
+                let residual = i64::from(task.command.read) - data.len() as i64;
+                let response = sense.map_or(Response::default(), |sense| failed(sense.into(), 0));
+                return task.respond(&Response { residual, ..response }, out);
+            }
+            Outcome::Read(at, length) => {
+                let allowed = task.command.read.min(length);
+                if let Some(Kind::Disk(disk)) = self.units.get(task.unit).map(|unit| &unit.kind)
+                    && allowed > 0
+                {
+                    let memory = &disk.memory;
+                    out.send_with(task.route, &data_header(&task), allowed as usize, |offset, into| {
+                        memory.read(at + offset as u64, into);
+                    });
+                }
+                let residual = i64::from(task.command.read) - i64::from(length);
+                return task.respond(&Response { residual, ..Response::default() }, out);
+            }
+            Outcome::Write(at, length) => (State::Medium(at), length),
+            Outcome::Wants(length) if length > MOST_WANTED => {
+                return task.fail(Sense::INVALID_FIELD_IN_CDB.into(), out);
+            }
+            Outcome::Wants(length) => (State::Buffer(Vec::new()), length),
+        };
+        (task.state, task.wanted, task.length) = (state, wanted, wanted.min(task.command.write));
+        if task.length == 0 {
+            return self.finish_task(&task, out);
+        }
+        let mut header = task.header.reply(r_ctl::DATA_DESCRIPTOR, task.rx_id);
+        header.f_ctl = f_ctl::RESPONDER | f_ctl::END_SEQUENCE | f_ctl::TRANSFER;
+        out.send(task.route, &header, &fcp::transfer_ready(0, task.length));
+        self.tasks.insert(key, task);
+    }
+
+    /// FCP_DATA of an initiator: in order, as the fabric keeps it.
+    pub(crate) fn data(&mut self, port: usize, header: &Header, payload: &[u8], out: &mut Outbox) {
+        let key = Key::of(port, header);
+        let Some(task) = self.tasks.get_mut(&key).filter(|task| task.rx_id == header.rx_id) else { return };
+        let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        let end = header.parameter.checked_add(length).filter(|end| *end <= task.length);
+        // A frame was lost, or there is more than was asked for: the initiator will miss its answer, and abort.
+        let Some(end) = end.filter(|_| header.parameter == task.came) else { return };
+        match &mut task.state {
+            State::Parked(_) => return,
+            State::Medium(at) => {
+                let at = *at + u64::from(task.came);
+                if let Some(Kind::Disk(disk)) = self.units.get_mut(task.unit).map(|unit| &mut unit.kind) {
+                    disk.memory.write(at, payload);
+                }
+            }
+            State::Buffer(buffer) => buffer.extend_from_slice(payload),
+        }
+        task.came = end;
+        if end == task.length
+            && let Some(task) = self.tasks.remove(&key)
+        {
+            self.finish_task(&task, out);
+        }
+    }
+
+    /// All data is here.
+    fn finish_task(&mut self, task: &Task, out: &mut Outbox) {
+        let residual = i64::from(task.command.write) - i64::from(task.wanted);
+        let done = match &task.state {
+            State::Buffer(data) => self.finish(task, data),
+            State::Medium(_) | State::Parked(_) => Ok(()),
+        };
+        match done {
+            Ok(()) => task.respond(&Response { residual, ..Response::default() }, out),
+            Err(failure) => task.respond(&failed(failure, residual), out),
+        }
+    }
+
+    fn execute(&mut self, task: &Task) -> Done {
+        let (nexus, cdb) = (task.nexus, &task.command.cdb);
+        let [operation, ..] = *cdb;
+        if operation == op::REPORT_LUNS {
+            let numbers: Vec<u16> = self.map_of(nexus.initiator).map(|(number, _)| number).collect();
+            self.luns_are_known(nexus);
+            let list = luns::report(cdb, numbers.into_iter(), self.method);
+            return Ok(Outcome::Data(list.ok_or(Sense::INVALID_FIELD_IN_CDB)?, None));
+        }
+        if self.units.get(task.unit).is_none() {
+            return match operation {
+                op::INQUIRY => scsi::missing(cdb),
+                op::REQUEST_SENSE => scsi::cut(
+                    Sense::LOGICAL_UNIT_NOT_SUPPORTED.bytes().to_vec(),
+                    cdb.byte(4).unwrap_or_default(),
+                ),
+                op::TEST_UNIT_READY if luns::read(task.command.lun) == Lun::Report => Ok(Outcome::Good),
+                _ => Err(Sense::LOGICAL_UNIT_NOT_SUPPORTED.into()),
+            };
+        }
+        // INQUIRY says nothing of what is to be heard; REQUEST SENSE says it as its data (SAM-5 5.14).
+        if operation != op::INQUIRY
+            && let Some(sense) = self.attention(nexus, task.unit)
+        {
+            return match operation {
+                op::REQUEST_SENSE => scsi::cut(sense.bytes().to_vec(), cdb.byte(4).unwrap_or_default()),
+                _ => Err(sense.into()),
+            };
+        }
+        let port = self.context(nexus);
+        let (wwpn, wwnn) = (port.wwpn, port.wwnn);
+        let context = scsi::Context { nexus, groups: &self.groups, wwpn, wwnn };
+        match self.units.get_mut(task.unit) {
+            Some(unit) => unit.execute(cdb, context),
+            None => Err(Sense::LOGICAL_UNIT_NOT_SUPPORTED.into()),
+        }
+    }
+
+    /// Does a command with its data, and tells others what they are to hear of it.
+    fn finish(&mut self, task: &Task, data: &[u8]) -> Result<(), Failure> {
+        let (nexus, cdb) = (task.nexus, &task.command.cdb);
+        if cdb.byte(0) == Some(op::MAINTENANCE_OUT) {
+            self.groups.change(data)?;
+            self.states_changed(Some(nexus));
+            return Ok(());
+        }
+        let port = self.context(nexus);
+        let (wwpn, wwnn) = (port.wwpn, port.wwnn);
+        let context = scsi::Context { nexus, groups: &self.groups, wwpn, wwnn };
+        let unit = self.units.get_mut(task.unit).ok_or(Sense::LOGICAL_UNIT_NOT_SUPPORTED)?;
+        let effects = unit.finish(cdb, data, context)?;
+        for (other, sense) in effects.attentions {
+            self.attend(other, task.unit, sense);
+        }
+        for other in effects.abort {
+            self.abort(|task_| task_.nexus == other && task_.unit == task.unit);
+        }
+        Ok(())
+    }
+
+    /// States of target port groups changed: all hear so but the one who did it.
+    pub(crate) fn states_changed(&mut self, but: Option<Nexus>) {
+        (0..self.units.len()).for_each(|unit| self.attend_all(unit, Sense::ASYMMETRIC_STATE_CHANGED, but));
+    }
+
+    /// Task management.
+    fn manage(&mut self, request: &Task, lun: Lun, out: &mut Outbox) {
+        let (nexus, unit) = (request.nexus, request.unit);
+        out.notes.push(format!(
+            "task management {:02x} of {} to {lun:?}",
+            request.command.management, nexus.initiator
+        ));
+        let reset = |array: &mut Self, unit: usize| {
+            array.abort(|task| task.unit == unit);
+            array.attend_all(unit, Sense::DEVICE_RESET, Some(nexus));
+        };
+        let answer = match request.command.management {
+            task::TARGET_RESET => {
+                (0..self.units.len()).for_each(|unit| reset(self, unit));
+                code::COMPLETE
+            }
+            _ if unit == NO_UNIT => code::INCORRECT_LUN,
+            task::ABORT_TASK_SET => {
+                self.abort(|task| task.unit == unit && task.nexus == nexus);
+                code::COMPLETE
+            }
+            task::CLEAR_TASK_SET => {
+                let others = self.tasks.values().filter(|task| task.unit == unit && task.nexus != nexus);
+                let others: Vec<Nexus> = others.map(|task| task.nexus).collect();
+                self.abort(|task| task.unit == unit);
+                others.into_iter().for_each(|other| self.attend(other, unit, Sense::COMMANDS_CLEARED));
+                code::COMPLETE
+            }
+            task::LOGICAL_UNIT_RESET => {
+                reset(self, unit);
+                code::COMPLETE
+            }
+            task::QUERY_TASK_SET => code::COMPLETE,
+            _ => code::REJECTED,
+        };
+        request.respond(&Response { code: Some(answer), ..Response::default() }, out);
+    }
+}
+
+/// The header of data for the initiator.
+fn data_header(task: &Task) -> Header {
+    let mut header = task.header.reply(r_ctl::SOLICITED_DATA, task.rx_id);
+    header.seq_id = 0;
+    header.f_ctl = f_ctl::RESPONDER | f_ctl::END_SEQUENCE | f_ctl::RELATIVE_OFFSET;
+    header
+}
