@@ -41,6 +41,9 @@ pub(crate) struct Sender {
 /// What is not yet heard by an initiator, of a unit, is no more than this.
 const MOST_ATTENTIONS: usize = 16;
 
+/// Initiators that are remembered, at all target ports together.
+const MOST_KNOWN: usize = 10_000;
+
 /// The array.
 #[derive(Default)]
 pub(crate) struct Array {
@@ -166,6 +169,11 @@ impl Array {
 
     /// PRLI: the first time an initiator hears of the start, later of the loss of its nexus.
     pub(crate) fn begin(&mut self, nexus: Nexus) {
+        if self.known.len() >= MOST_KNOWN {
+            self.known.clear();
+            let here = self.nexuses();
+            self.attentions.retain(|(nexus, _), _| here.contains(nexus));
+        }
         let first = self.known.insert(nexus);
         let sense = if first { Sense::POWER_ON } else { Sense::I_T_NEXUS_LOSS };
         let units: Vec<usize> = self.map_of(nexus.initiator).map(|(_, unit)| unit).collect();

@@ -41,6 +41,9 @@ pub(crate) enum Login {
     Plogi,
 }
 
+/// Names whose addresses are remembered, at all links together.
+const MOST_KNOWN: usize = 10_000;
+
 /// A fabric, with one switch.
 pub(crate) struct Fabric {
     pub(crate) domain: u8,
@@ -404,6 +407,9 @@ impl Fabric {
         }
         // Insufficient resources to support the login.
         let id = self.free_id(link, wwpn).ok_or(Reject(0x09, 0x29))?;
+        if self.known.len() >= MOST_KNOWN {
+            self.known.retain(|_, id| self.ports.contains_key(id));
+        }
         self.known.insert(wwpn, id);
         let is_virtual = login == Login::Fdisc;
         let entry = Entry::default();

@@ -60,6 +60,9 @@ impl Type {
 /// The mask of all types in REPORT CAPABILITIES (SPC-4 6.16.4).
 const TYPES: [u8; 2] = [0xea, 0x01];
 
+/// Registrations of a unit.
+const MOST_KEYS: usize = 1024;
+
 /// The reservation: its type, and its holder, unless all registrants are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Reservation {
@@ -188,6 +191,9 @@ impl Reservations {
         if service == action::REGISTER || service == action::REGISTER_AND_IGNORE {
             if service == action::REGISTER && own.unwrap_or_default() != asked.key {
                 return Err(CONFLICT);
+            }
+            if own.is_none() && asked.action_key != 0 && self.keys.len() >= MOST_KEYS {
+                return Err(Sense::INSUFFICIENT_REGISTRATION_RESOURCES.into());
             }
             return Ok(self.register(&asked, nexus, ports));
         }

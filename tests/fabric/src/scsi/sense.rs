@@ -31,6 +31,7 @@ impl Sense {
     pub(crate) const LOGICAL_UNIT_NOT_SUPPORTED: Self = sense(5, 0x25, 0x00);
     pub(crate) const INVALID_FIELD_IN_PARAMETER_LIST: Self = sense(5, 0x26, 0x00);
     pub(crate) const INVALID_RELEASE: Self = sense(5, 0x26, 0x04);
+    pub(crate) const INSUFFICIENT_REGISTRATION_RESOURCES: Self = sense(5, 0x55, 0x04);
     pub(crate) const POWER_ON: Self = sense(6, 0x29, 0x00);
     pub(crate) const I_T_NEXUS_LOSS: Self = sense(6, 0x29, 0x07);
     pub(crate) const DEVICE_RESET: Self = sense(6, 0x29, 0x03);
