@@ -35,19 +35,31 @@ pub struct Guarded<B> {
     goes: AtomicBool,
     private: Option<Arc<PrivateMemory>>,
     complaints: Complaints,
+    /// Who uses it says himself what went wrong.
+    quiet: bool,
 }
 
 impl<B: BlockBackend> Guarded<B> {
     /// Looks after `backend`. With `pausing`, writes that find no space wait instead of failing.
     pub fn new(backend: B, limits: Option<&Limits>, pausing: Option<Pausing>) -> Self {
         let (throttle, goes) = (limits.map(|limits| Box::new(Throttle::new(limits))), AtomicBool::new(false));
-        Self { backend, throttle, pausing, goes, private: None, complaints: Complaints::default() }
+        let complaints = Complaints::default();
+        Self { backend, throttle, pausing, goes, private: None, complaints, quiet: false }
     }
 
     /// The same, whose transfers reach no memory of the guest. What waits for a limit holds none of the private memory.
     pub(super) fn private(self) -> Self {
         let private = PrivateMemory::new(self.backend.geometry().dma_align);
         Self { private: Some(private), ..self }
+    }
+
+    /// The same, of whose errors only who uses it tells the log: to him they are not the last word.
+    pub(super) fn quiet(self) -> Self {
+        Self { quiet: true, ..self }
+    }
+
+    fn told(&self, result: Result<(), BlockError>) -> Result<(), BlockError> {
+        if self.quiet { result } else { self.complaints.heard(result) }
     }
 
     /// What a transfer of this memory has to go through.
@@ -103,7 +115,7 @@ impl<B: BlockBackend> Guarded<B> {
         if error.kind == BlockErrorKind::NoSpace && self.pausing.is_some() {
             return None;
         }
-        self.complaints.heard(Err(error)).err()
+        self.told(Err(error)).err()
     }
 
     async fn wait(&self, io: &Io, direction: Direction, bytes: u64) {
@@ -123,10 +135,10 @@ impl<B: BlockBackend> Guarded<B> {
             match (&self.pausing, &result) {
                 (Some(Pausing { parking, watch }), Err(error)) if error.kind == BlockErrorKind::NoSpace => {
                     if !parking.park(seen, &**watch, error, || self.goes.load(Ordering::Acquire)).await {
-                        return self.complaints.heard(result);
+                        return self.told(result);
                     }
                 }
-                _ => return self.complaints.heard(result),
+                _ => return self.told(result),
             }
         }
     }
@@ -145,7 +157,7 @@ impl<B: BlockBackend> BlockBackend for Guarded<B> {
 
     async fn read(&self, io: &Io, at: ByteOffset, into: ToGuest) -> Result<(), BlockError> {
         self.wait(io, Direction::Read, into.len()).await;
-        self.complaints.heard(self.fetch(io, at, into).await)
+        self.told(self.fetch(io, at, into).await)
     }
 
     async fn write(

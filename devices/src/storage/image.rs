@@ -72,6 +72,15 @@ impl Image {
         }
     }
 
+    /// The same image, of whose errors only who uses it tells the log.
+    pub fn quiet(self) -> Self {
+        match self {
+            Self::GuardedRaw(guarded) => Self::GuardedRaw(guarded.quiet()),
+            Self::GuardedQcow2(guarded) => Self::GuardedQcow2(guarded.quiet()),
+            other => other,
+        }
+    }
+
     fn guarded_at_all(self) -> Self {
         match self {
             Self::Raw(_) | Self::Qcow2(_) => self.guarded(None, None),

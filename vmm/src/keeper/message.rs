@@ -21,8 +21,13 @@ pub(super) enum News {
 }
 
 const DRIVERS: [(Driver, &str); 3] = [(Driver::Block, "block"), (Driver::Bsg, "bsg"), (Driver::Sg, "sg")];
-const PARTS: [(Part, &str); 4] =
-    [(Part::Block, "block"), (Part::Bsg, "bsg"), (Part::Sg, "sg"), (Part::Claim, "claim")];
+const PARTS: [(Part, &str); 5] = [
+    (Part::Block, "block"),
+    (Part::Bsg, "bsg"),
+    (Part::Sg, "sg"),
+    (Part::Claim, "claim"),
+    (Part::Ring, "ring"),
+];
 const BOOLS: [(bool, &str); 2] = [(false, "no"), (true, "yes")];
 
 fn word<T: PartialEq>(words: &[(T, &'static str)], value: &T) -> &'static str {

@@ -17,21 +17,17 @@
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::disk::{Extent, Image, LOOK};
-use super::generic::{Allow, Generic, GenericError, GenericOptions, HostLimits};
+use super::generic::{Blocks, Generic, GenericError, GenericOptions, HostLimits, for_unit, open_blocks};
 use super::outcome::{Done, Outcome};
 use super::sense::Failure;
 use super::unit::Context;
 use super::{Cdb, DataBuffers, Status};
 use crate::iothread::Io;
-use crate::storage::{
-    BlockBackend, BlockError, BlockErrorKind, CacheMode, Durability, OpenError, RawImage, RawOptions,
-    Sharing, Span,
-};
+use crate::storage::{BlockBackend, BlockError, BlockErrorKind, Durability, Span};
 
 /// Peripheral device types (SPC-5, 6.7.2): direct access, and host managed zoned block devices.
 const DIRECT_ACCESS: u8 = 0x00;
@@ -49,17 +45,14 @@ pub struct Block {
 struct Transfer {
     way: Way,
     span: Span,
-    image: Arc<Image>,
-    /// That of the device, see [`Generic::execute_again`].
-    number: u64,
+    blocks: Blocks,
 }
 
 /// What the ring could not do.
 struct Failed {
     error: BlockError,
+    /// That of the device, see [`Generic::execute_again`].
     number: u64,
-    /// The log has it.
-    told: bool,
 }
 
 /// Which way blocks go.
@@ -78,19 +71,12 @@ impl Block {
     pub fn open(options: &GenericOptions) -> Result<Self, GenericError> {
         let (generic, path, number) = Generic::open_block(options)?;
         check_type(&generic)?;
-        let image = open_image(&path, options).map_err(|error| explain(&error))?;
-        match image.device() {
-            Ok(found) if found == number => {
-                let image = Image::Raw(image);
-                Self::new(generic, Arc::new(if options.bounce { image.private() } else { image }))
-            }
-            _ => Err(GenericError::Image {
-                message: format!("{}: another device came to its name meanwhile; try again", path.display()),
-            }),
-        }
+        let image = open_blocks(&path, number, options)?;
+        Self::new(generic, for_unit(image, options.bounce))
     }
 
-    /// A unit of a device, and of the image that has its blocks: a private one, if data is to go through memory of the process.
+    /// A unit of a device, and of the image that has its blocks: a private one, if data is to go through memory of the process. It is one
+    /// that tells the log nothing (see [`Image::quiet`]): what becomes of its errors is known here.
     ///
     /// # Errors
     /// The device is no disk.
@@ -122,7 +108,9 @@ impl Block {
 
     pub(super) async fn execute(&self, context: Context<'_>, cdb: &Cdb, data: &mut DataBuffers) -> Outcome {
         let mut failed = None;
-        if let Some(Transfer { way, span, image, number }) = self.by_ring(cdb, data) {
+        if let Some(Transfer { way, span, blocks }) = self.by_ring(cdb, data)
+            && let Some(image) = blocks.image()
+        {
             let result = match way {
                 Way::Read => image.read(context.io, span.at, data.data_in.window(0, span.len)).await,
                 Way::Write => {
@@ -135,10 +123,7 @@ impl Block {
             match (result, way) {
                 (Ok(()), Way::Read) => return Ok(Done::sent(span.len)),
                 (Ok(()), Way::Write) => return Ok(Done::received(span.len)),
-                (Err(error), _) => {
-                    let told = matches!(*image, Image::GuardedRaw(_));
-                    failed = Some(Failed { error, number, told });
-                }
+                (Err(error), _) => failed = Some(Failed { error, number: blocks.number() }),
             }
         }
         // In its own allocation, as the unit `generic` has it: what goes by the ring is not moved about with that.
@@ -153,7 +138,8 @@ impl Block {
             Way::Read => data.data_in.len(),
             Way::Write => data.data_out.len(),
         };
-        let (image, number, block) = self.generic.blocks()?;
+        let blocks = self.generic.blocks()?;
+        let (image, block) = (blocks.image()?, blocks.block());
         let (geometry, unit) = (image.geometry(), image.ending().unit);
         let may = way == Way::Read || (self.writes_by_ring() && !geometry.read_only);
         let plain = data.protection.is_none() && unit.is_power_of_two() && block.map(u64::from) == Some(unit);
@@ -162,7 +148,7 @@ impl Block {
         }
         let shift = unit.trailing_zeros();
         let span = extent.span(shift, geometry.len >> shift).ok()?;
-        (span.len > 0 && span.len <= offered).then_some(Transfer { way, span, image, number })
+        (span.len > 0 && span.len <= offered).then_some(Transfer { way, span, blocks })
     }
 
     /// Whether the guest may write, and what is written once more comes to the same place.
@@ -194,7 +180,8 @@ impl Block {
         }
         let outcome = self.generic.execute(context, cdb, data).await;
         if asks_capacity(cdb)
-            && let Some((image, ..)) = self.generic.blocks()
+            && let Some(blocks) = self.generic.blocks()
+            && let Some(image) = blocks.image()
         {
             // The kernel may know of more blocks by now. A host that takes its time is not waited for.
             let _ = context.io.at_most(LOOK, image.refresh(context.io)).await;
@@ -202,10 +189,10 @@ impl Block {
         outcome
     }
 
-    /// Says what the ring had of a command, unless it was said already: that the device is gone, or by an image that is looked after.
-    fn tell(&self, Failed { error, told, .. }: &Failed, outcome: &Outcome) {
+    /// Says what the ring had of a command, unless it was said already that the device is gone.
+    fn tell(&self, Failed { error, .. }: &Failed, outcome: &Outcome) {
         // Somebody else has the disk, which is no fault.
-        if *told || self.generic.is_gone() || error.kind == BlockErrorKind::ReservationConflict {
+        if self.generic.is_gone() || error.kind == BlockErrorKind::ReservationConflict {
             return;
         }
         let end = match outcome {
@@ -265,31 +252,6 @@ fn check_type(generic: &Generic) -> Result<(), GenericError> {
         other => format!("a device of type {other:02x}h"),
     };
     Err(GenericError::NoBlock { path: generic.name().to_owned(), what, other: String::new() })
-}
-
-/// The blocks of a disk that the unit has taken already. A medium that is write protected is opened for reading, as the device was.
-fn open_image(path: &Path, options: &GenericOptions) -> Result<RawImage, OpenError> {
-    let open = |read_only| {
-        RawImage::open_claimed(&RawOptions {
-            path: path.into(),
-            read_only,
-            cache: CacheMode::None,
-            sharing: if options.shared { Sharing::Shared } else { Sharing::Exclusive },
-        })
-    };
-    let read_only = options.allow == Allow::ReadOnly;
-    let protected = |error: &OpenError| {
-        error.source.as_ref().is_some_and(|error| error.raw_os_error() == Some(libc::EROFS))
-    };
-    match open(read_only) {
-        Err(error) if !read_only && protected(&error) => open(true),
-        opened => opened,
-    }
-}
-
-fn explain(error: &OpenError) -> GenericError {
-    let cause = error.source.as_ref().map(|cause| format!(": {cause}")).unwrap_or_default();
-    GenericError::Image { message: format!("{error}{cause}") }
 }
 
 /// A message with its cause.

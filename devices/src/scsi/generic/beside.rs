@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::comeback::Link;
 use super::host::Direction;
 use super::node::{Node, failed, find, look};
+use super::route::Part;
 use super::status::Verdict;
 use super::sysfs::{Driver, Sysfs};
 use super::table::Class;
@@ -18,7 +19,9 @@ use crate::scsi::outcome::Outcome;
 use crate::scsi::sense::{NO_ADDITIONAL_SENSE, SenseData, SenseKey};
 use crate::scsi::unit::Context;
 use crate::scsi::{Cdb, DataBuffers, Sense, Status};
-use crate::storage::{Action, BlockError, BlockErrorKind, Image};
+use crate::storage::{
+    Action, BlockError, BlockErrorKind, CacheMode, Image, OpenError, RawImage, RawOptions, Sharing,
+};
 
 /// Unit attention conditions that a device may have at once before its cache is written.
 const ATTENTIONS: usize = 8;
@@ -31,7 +34,10 @@ impl Generic {
         let sysfs = Sysfs::default();
         let path = block_path(&sysfs, &options.place)?;
         let options = GenericOptions { place: Place::Path(path.clone()), ..options.clone() };
-        let (node, config) = Node::open(&sysfs, &options)?;
+        let (node, mut config) = Node::open(&sysfs, &options)?;
+        if let Some(wanted) = &mut config.wanted {
+            wanted.parts.push(Part::Ring);
+        }
         let found = node.routes.block().map(File::metadata).transpose().map_err(|e| failed(&path, e))?;
         Ok((Self::new(node.into_host(), config)?, path, found.map_or(0, |found| found.rdev())))
     }
@@ -42,10 +48,10 @@ impl Generic {
         self.plug.peek(|link| drop(link.blocks.set(image)));
     }
 
-    /// The blocks of what is there now, its number at this unit, and bytes of its logical block, as the kernel said when it was opened,
-    /// or the device later; `None` while they are only reached by commands.
-    pub(in crate::scsi) fn blocks(&self) -> Option<(Arc<Image>, u64, Option<u32>)> {
-        self.plug.peek(|link| Some((link.blocks.get()?.clone(), link.number(), link.block())))
+    /// The blocks of what is there now; `None` while they are only reached by commands.
+    pub(in crate::scsi) fn blocks(&self) -> Option<Blocks> {
+        let link = self.plug.link();
+        link.blocks.get().is_some().then_some(Blocks(link))
     }
 
     /// Whether its medium may become another one.
@@ -130,16 +136,88 @@ impl Generic {
     }
 }
 
+/// Blocks of a device that are read and written in another way than by commands. Who has this last does not close the device: that may
+/// take as long as a command.
+pub(in crate::scsi) struct Blocks(Arc<Link>);
+
+impl Blocks {
+    /// Where they are.
+    pub(in crate::scsi) fn image(&self) -> Option<&Image> {
+        self.0.blocks.get().map(|image| &**image)
+    }
+
+    /// The number of the device at this unit.
+    pub(in crate::scsi) fn number(&self) -> u64 {
+        self.0.number()
+    }
+
+    /// Bytes of its logical block, as the kernel said when it was opened, or the device later.
+    pub(in crate::scsi) fn block(&self) -> Option<u32> {
+        self.0.block()
+    }
+}
+
+/// Opens the blocks of a disk that the unit, or the process, has taken already. A medium that is write protected is opened for reading, as
+/// the device was.
+///
+/// # Errors
+/// It cannot be used with direct I/O, another virtual machine has it, or it is not the one with this number any more.
+pub(in crate::scsi) fn open_blocks(
+    path: &Path,
+    number: u64,
+    options: &GenericOptions,
+) -> Result<RawImage, GenericError> {
+    let open = |read_only| {
+        RawImage::open_claimed(&RawOptions {
+            path: path.into(),
+            read_only,
+            cache: CacheMode::None,
+            sharing: if options.shared { Sharing::Shared } else { Sharing::Exclusive },
+        })
+    };
+    let read_only = options.allow == Allow::ReadOnly;
+    let protected = |error: &OpenError| {
+        error.source.as_ref().is_some_and(|error| error.raw_os_error() == Some(libc::EROFS))
+    };
+    let opened = match open(read_only) {
+        Err(error) if !read_only && protected(&error) => open(true),
+        opened => opened,
+    };
+    let image = opened.map_err(|error| GenericError::Image { message: shown(&error) })?;
+    if image.device().is_ok_and(|found| found == number) {
+        return Ok(image);
+    }
+    let message = format!("{}: another device came to its name meanwhile; try again", path.display());
+    Err(GenericError::Image { message })
+}
+
+/// The blocks of a disk as its unit uses them: through memory of the process, if they shall `bounce`. What becomes of errors only the unit
+/// knows.
+pub(in crate::scsi) fn for_unit(image: RawImage, bounce: bool) -> Arc<Image> {
+    let image = Image::Raw(image);
+    Arc::new(if bounce { image.private().quiet() } else { image })
+}
+
+/// A message with its cause.
+pub(super) fn shown(error: &OpenError) -> String {
+    let cause = error.source.as_ref().map(|cause| format!(": {cause}")).unwrap_or_default();
+    format!("{error}{cause}")
+}
+
+/// Another device in the place of one, or none.
+#[cfg(test)]
+type Next = Option<Arc<dyn super::Host>>;
+
 #[cfg(test)]
 impl Generic {
     /// What puts another device in the place of this one, or none, when the unit is at work.
     pub(in crate::scsi) fn successor(
         &self,
-    ) -> impl Fn(Option<Arc<dyn super::Host>>, &super::GenericConfig) + use<> {
+    ) -> impl Fn(Next, Option<Arc<Image>>, &super::GenericConfig) + use<> {
         let plug = Arc::downgrade(&self.plug);
-        move |host, config| {
+        move |host, blocks, config| {
             if let Some(plug) = plug.upgrade() {
-                assert!(plug.put(host, config).is_ok());
+                assert!(plug.put_with(host, blocks, config).is_ok());
             }
         }
     }

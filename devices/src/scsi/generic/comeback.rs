@@ -4,22 +4,29 @@
 //! Commands that have begun keep what they began with. The first one after a return is not sent: a device that is back may have lost
 //! everything that it was told, so all initiators hear POWER ON first.
 
+use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
+use super::beside::{for_unit, shown};
 use super::inquiry::{self, Page};
 use super::kind::Kind;
-use super::lookout::{Arrival, Wanted};
+use super::lookout::{Arrival, Found, Wanted};
+use super::route::Part;
 use super::{Answer, COPIED_MAX, Command, GenericConfig, GenericError, Host, HostLimits, probe};
+use crate::iothread::PieceLimits;
 use crate::scsi::attention::Attention;
 use crate::scsi::unit::Unit;
-use crate::storage::Image;
+use crate::storage::{Image, RawImage};
+use crate::threads::{self, Kind as ThreadKind};
 
 /// How long a device that is back is asked again who it is while it does not answer, and how often.
 const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
 const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 500 });
+/// How soon it is looked whether the commands of one that is gone have ended, first and later.
+const CLOSING: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(1));
 /// Bytes of standard INQUIRY data that are looked at.
 const STANDARD: usize = 36;
 
@@ -205,12 +212,55 @@ impl Host for Nothing {
     }
 }
 
+/// Links that are no more, until the host has ended their commands. The last close of a node may take as long as a command, and is for
+/// a thread of its own: neither an I/O thread waits for it, nor who takes other devices that are back.
+#[derive(Default)]
+struct Past {
+    links: Vec<Arc<Link>>,
+    /// The thread is there.
+    closing: bool,
+}
+
+impl Past {
+    fn lock(past: &Mutex<Self>) -> MutexGuard<'_, Self> {
+        past.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(past: &Arc<Mutex<Self>>, link: Arc<Link>) {
+        let of_thread = past.clone();
+        let mut state = Self::lock(past);
+        state.links.push(link);
+        if !state.closing {
+            let close = move || Self::close(&of_thread);
+            // Without a thread they go with the next one, or with the unit.
+            state.closing = threads::spawn(ThreadKind::Returns, "return-close", close).is_ok();
+        }
+    }
+
+    fn close(past: &Mutex<Self>) {
+        let (mut pause, longest) = CLOSING;
+        loop {
+            let mut state = Self::lock(past);
+            let over: Vec<_> = state.links.extract_if(.., |link| Arc::strong_count(link) == 1).collect();
+            state.closing = !(over.is_empty() && state.links.is_empty());
+            match (state.closing, over.is_empty()) {
+                (false, _) => return,
+                (true, false) => drop((state, over)),
+                (true, true) => {
+                    drop(state);
+                    std::thread::sleep(pause);
+                    pause = longest.min(pause * 2);
+                }
+            }
+        }
+    }
+}
+
 /// Where a unit has its device.
 pub(super) struct Plug {
     config: GenericConfig,
     link: RwLock<Arc<Link>>,
-    /// Links that are no more, with commands that the host has not ended: their files are not closed where an I/O thread would wait.
-    past: Mutex<Vec<Arc<Link>>>,
+    past: Arc<Mutex<Past>>,
     /// Somebody looks for the device when it goes.
     watched: AtomicBool,
 }
@@ -228,7 +278,7 @@ impl Plug {
         let plug = Arc::new(Self {
             config,
             link: RwLock::new(Arc::new(link)),
-            past: Mutex::default(),
+            past: Arc::default(),
             watched: AtomicBool::new(false),
         });
         if findable {
@@ -261,10 +311,7 @@ impl Plug {
         let next = Arc::new(next);
         let before = std::mem::replace(&mut *link, next);
         drop(link);
-        let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
-        past.push(before);
-        // Here it may take as long as the host does.
-        past.retain(|link| Arc::strong_count(link) > 1);
+        Past::take(&self.past, before);
     }
 
     fn lose(&self) {
@@ -278,10 +325,13 @@ impl Plug {
     }
 
     /// Goes on with a device that answers.
-    fn take(&self, next: Link, name: &str) -> Result<(), GenericError> {
+    fn take(&self, mut next: Link, blocks: Option<Arc<Image>>, name: &str) -> Result<(), GenericError> {
         let wanted = self.link().peripheral();
         if next.peripheral() != wanted {
             return Err(GenericError::Other { path: name.to_owned(), found: next.peripheral(), wanted });
+        }
+        if let Some(blocks) = blocks.filter(|_| !next.is_removable()) {
+            next.blocks = OnceLock::from(blocks);
         }
         self.replace(|before| {
             next.follows(before);
@@ -297,6 +347,7 @@ impl Plug {
 pub(super) fn go_on(
     plug: &Weak<Plug>,
     host: &Arc<dyn Host>,
+    blocks: Option<Arc<Image>>,
     config: &GenericConfig,
 ) -> Result<bool, GenericError> {
     let number = |plug: &Weak<Plug>| plug.upgrade().map(|plug| plug.link().number);
@@ -309,7 +360,7 @@ pub(super) fn go_on(
         }
     };
     let Some(plug) = plug.upgrade() else { return Ok(false) };
-    plug.take(next, &config.name)?;
+    plug.take(next, blocks, &config.name)?;
     Ok(true)
 }
 
@@ -365,12 +416,14 @@ impl Returning {
     /// It does not answer, or is another one. Then the unit stays without.
     pub fn back(&self, arrival: Arrival) -> Result<(), GenericError> {
         let Some(mut config) = self.plug.upgrade().map(|plug| plug.config.clone()) else { return Ok(()) };
-        let Arrival { node, found } = arrival;
+        let Arrival { node, found, blocks } = arrival;
         let shown = config.name.clone();
         (config.name, config.limits) = (found.path.clone(), found.limits);
         (config.block, config.size) = (found.block, found.size);
+        let by_ring = self.wanted.parts.contains(&Part::Ring);
+        let blocks = by_ring.then(|| ring(blocks, &found, config.bounce)).flatten();
         let host: Arc<dyn Host> = node.into_host();
-        if !go_on(&self.plug, &host, &config)? {
+        if !go_on(&self.plug, &host, blocks, &config)? {
             return Ok(());
         }
         tracing::info!(
@@ -384,6 +437,20 @@ impl Returning {
     }
 }
 
+/// The blocks of a device that is back, where it has them open. The log says why not, if not.
+fn ring(blocks: Option<File>, found: &Found, bounce: bool) -> Option<Arc<Image>> {
+    let limits = &found.limits;
+    let most = usize::try_from(limits.max_segments).unwrap_or(usize::MAX);
+    let pieces = PieceLimits::new(limits.preferred_bytes, most);
+    let opened = match blocks.map(|file| RawImage::of_device(file, &found.path, pieces)) {
+        Some(Ok(image)) => return Some(for_unit(image, bounce)),
+        Some(Err(error)) => shown(&error),
+        None => format!("{}: the host does not know how long it is", found.path),
+    };
+    tracing::warn!("{opened}; its blocks are read and written by commands until it is attached anew");
+    None
+}
+
 #[cfg(test)]
 impl Plug {
     /// For tests: another device takes the place of this one, or none.
@@ -392,8 +459,18 @@ impl Plug {
         host: Option<Arc<dyn Host>>,
         config: &GenericConfig,
     ) -> Result<(), GenericError> {
+        self.put_with(host, None, config)
+    }
+
+    /// The same, with its blocks.
+    pub(super) fn put_with(
+        self: &Arc<Self>,
+        host: Option<Arc<dyn Host>>,
+        blocks: Option<Arc<Image>>,
+        config: &GenericConfig,
+    ) -> Result<(), GenericError> {
         match host {
-            Some(host) => go_on(&Arc::downgrade(self), &host, config).map(drop),
+            Some(host) => go_on(&Arc::downgrade(self), &host, blocks, config).map(drop),
             None => {
                 self.lose();
                 Ok(())

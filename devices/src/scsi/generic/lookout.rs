@@ -3,13 +3,15 @@
 //! Events only say where to look. What is there is known by the number that the kernel has given its directory, which is another
 //! one after each return, so that events may be lost, or come late, or twice.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::beside::open_blocks;
 use super::identity::Identity;
-use super::node::Node;
+use super::node::{Node, failed};
 use super::route::Part;
 use super::sysfs::{Device, Driver, Sysfs};
 use super::{Allow, GenericError, GenericOptions, HostLimits, Place};
@@ -84,19 +86,28 @@ pub struct Found {
 pub struct Arrival {
     pub(super) node: Node,
     pub(super) found: Found,
+    /// The block device once more, for direct I/O, where the unit has a ring for it.
+    pub(super) blocks: Option<File>,
 }
 
 impl Arrival {
     /// What is open of it, for another process.
     pub fn into_files(self) -> (Found, Vec<(Part, OwnedFd)>) {
-        let files = self.node.into_files().into_iter();
+        let ring = self.blocks.map(|file| (Part::Ring, file));
+        let files = self.node.into_files().into_iter().chain(ring);
         (self.found, files.map(|(part, file)| (part, file.into())).collect())
     }
 
     /// What another process has opened; `None` if no command can be sent by it.
     pub fn from_files(found: Found, files: Vec<(Part, OwnedFd)>) -> Option<Self> {
-        let files = files.into_iter().map(|(part, file)| (part, file.into())).collect();
-        Some(Self { node: Node::from_files(&found.address, files)?, found })
+        let files = files.into_iter().map(|(part, file)| (part, File::from(file)));
+        let (rings, files) = files.partition::<Vec<_>, _>(|(part, _)| *part == Part::Ring);
+        let blocks = rings.into_iter().next().map(|(_, file)| file);
+        Some(Self { node: Node::from_files(&found.address, files)?, found, blocks })
+    }
+
+    fn has(&self, part: Part) -> bool {
+        if part == Part::Ring { self.blocks.is_some() } else { self.node.parts().contains(&part) }
     }
 }
 
@@ -278,10 +289,8 @@ impl Lookout {
             return;
         }
         let opened = (self.open)(&self.sysfs, wanted, &attempt.device);
-        let complete = opened.as_ref().is_ok_and(|arrival| {
-            let parts = arrival.node.parts();
-            wanted.parts.iter().all(|part| parts.contains(part))
-        });
+        let complete =
+            opened.as_ref().is_ok_and(|arrival| wanted.parts.iter().all(|part| arrival.has(*part)));
         match opened {
             Ok(arrival) if complete || now >= attempt.until => {
                 // What is open keeps its number, so that this is its own.
@@ -324,6 +333,14 @@ fn open(sysfs: &Sysfs, wanted: &Wanted, device: &Device) -> Result<Arrival, Gene
     if there.is_none_or(|there| there != *device) {
         return Err(GenericError::Missing { path: path.display().to_string() });
     }
+    // Of what is not ready the kernel knows no blocks.
+    let by_ring = wanted.parts.contains(&Part::Ring) && config.size.is_some();
+    let number = node.routes.block().filter(|_| by_ring).map(File::metadata).transpose();
+    let number = number.map_err(|e| failed(&path, e))?.map(|found| found.rdev());
+    let blocks = match number.map(|number| open_blocks(&path, number, &options)).transpose()? {
+        Some(image) => Some(image.into_file().map_err(|e| failed(&path, e))?),
+        None => None,
+    };
     let found = Found {
         path: config.name,
         address: device.address.clone(),
@@ -331,7 +348,7 @@ fn open(sysfs: &Sysfs, wanted: &Wanted, device: &Device) -> Result<Arrival, Gene
         block: config.block,
         size: config.size,
     };
-    Ok(Arrival { node, found })
+    Ok(Arrival { node, found, blocks })
 }
 
 #[cfg(test)]

@@ -342,9 +342,10 @@ fn files_come_as_they_went() {
         assert_eq!(again, found);
         Some(files.into_iter().map(|(part, _)| part).collect::<Vec<_>>())
     };
-    use Part::{Block, Bsg, Claim, Sg};
+    use Part::{Block, Bsg, Claim, Ring, Sg};
     assert_eq!((of(&[]), of(&[Claim])), (None, None));
-    for parts in [&[Block, Sg][..], &[Bsg, Sg, Claim], &[Sg], &[Sg, Claim], &[Block]] {
+    assert_eq!(of(&[Ring]), None);
+    for parts in [&[Block, Sg][..], &[Bsg, Sg, Claim], &[Sg], &[Sg, Claim], &[Block], &[Block, Sg, Ring]] {
         assert_eq!(of(parts).unwrap(), parts);
     }
     assert_eq!(of(&[Claim, Sg, Bsg]).unwrap(), [Bsg, Sg, Claim]);

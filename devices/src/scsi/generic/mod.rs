@@ -43,6 +43,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+pub(in crate::scsi) use beside::{Blocks, for_unit, open_blocks};
 pub use comeback::Returning;
 pub use error::GenericError;
 pub use filter::Allow;

@@ -29,6 +29,8 @@ pub enum Part {
     Sg,
     /// Its block device, for nothing but that nobody else mounts it.
     Claim,
+    /// Its block device once more, for direct I/O by a ring.
+    Ring,
 }
 
 /// The nodes of one device.
@@ -99,7 +101,7 @@ impl Routes {
                 Part::Block => steady = Some((file, Driver::Block)),
                 Part::Bsg => steady = Some((file, Driver::Bsg)),
                 Part::Sg => sg = Some(file),
-                Part::Claim => {}
+                Part::Claim | Part::Ring => {}
             }
         }
         let routes = Self::new(steady, sg);

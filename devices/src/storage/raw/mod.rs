@@ -9,7 +9,8 @@ mod single;
 mod stable;
 mod zero;
 
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -75,9 +76,9 @@ pub struct RawImage {
     /// A block device, whose length is the host's business.
     is_device: bool,
     /// Keeps the host from using the device meanwhile.
-    _claim: Option<std::fs::File>,
+    _claim: Option<File>,
     /// And the files below it are locked as it is.
-    _below: Vec<std::fs::File>,
+    _below: Vec<File>,
     logical_block: u32,
     physical_block: u32,
     atomic: u32,
@@ -104,6 +105,31 @@ impl RawImage {
     /// As [`RawImage::open`], of a block device that the caller has taken from the host already (O_EXCL), and keeps.
     pub fn open_claimed(options: &RawOptions) -> Result<Self, OpenError> {
         Self::of(options, Host::open(options, true)?)
+    }
+
+    /// A block device, called `name`, that another process has opened with [`RawImage::open_claimed`] and direct I/O, and passed on.
+    pub fn of_device(file: File, name: &str, pieces: PieceLimits) -> Result<Self, OpenError> {
+        let flags = sys::status_flags(&file)
+            .map_err(|e| OpenError::host(format!("{name}: cannot ask how it is open"), e))?;
+        let is_device = file.metadata().is_ok_and(|found| found.file_type().is_block_device());
+        if !is_device || flags & libc::O_DIRECT == 0 {
+            return Err(OpenError::new(format!("{name}: it is no block device that is open for direct I/O")));
+        }
+        let options = RawOptions {
+            path: name.into(),
+            read_only: flags & libc::O_ACCMODE == libc::O_RDONLY,
+            cache: CacheMode::None,
+            sharing: Sharing::Unlocked,
+        };
+        Self::of(&options, Host::of_device(file, &options, pieces)?)
+    }
+
+    /// What is open of it, with its locks, for [`RawImage::of_device`] of another process.
+    ///
+    /// # Errors
+    /// This process may have no more files open.
+    pub fn into_file(self) -> std::io::Result<File> {
+        self.host.file.try_clone()
     }
 
     fn of(options: &RawOptions, host: Host) -> Result<Self, OpenError> {

@@ -85,6 +85,36 @@ fn refused(options: &RawOptions, e: io::Error) -> OpenError {
 }
 
 impl Host {
+    /// Of a block device that is open for direct I/O, locked, and its opener's alone. Nothing is looked up by a path.
+    pub(super) fn of_device(
+        file: File,
+        options: &RawOptions,
+        pieces: PieceLimits,
+    ) -> Result<Self, OpenError> {
+        let shown = options.path.display();
+        let asked = |e| OpenError::host(format!("{shown}: cannot ask the device for its block size"), e);
+        let (logical, physical) = sys::block_sizes(&file).map_err(asked)?;
+        let align = demands(&file, Some((logical, physical)), options)?;
+        Ok(Self {
+            file: Arc::new(file),
+            buffered: None,
+            is_device: true,
+            claim: None,
+            below: Vec::new(),
+            audit: None,
+            leases: Vec::new(),
+            forcing: Forcing::Flag,
+            // What only sysfs tells is not promised.
+            forces: false,
+            logical_block: logical.max(1),
+            align,
+            physical_block: if physical.is_power_of_two() { physical.max(512) } else { 512 },
+            atomic: 0,
+            discard_granularity: 0,
+            pieces,
+        })
+    }
+
     /// With `claimed`, the caller has the device for itself.
     pub(super) fn open(options: &RawOptions, claimed: bool) -> Result<Self, OpenError> {
         let path = options.path.as_path();

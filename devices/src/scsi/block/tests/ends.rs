@@ -261,6 +261,79 @@ fn what_was_begun_at_a_device_that_is_gone_does_not_come_to_the_next_one() {
     });
 }
 
+/// The host has its node open again, as it had before.
+#[test]
+fn a_disk_that_is_back_is_read_and_written_by_the_ring() {
+    for bounce in [false, true] {
+        on_io_thread(move |io| async move {
+            let bench = Bench::new(&io, Setup { bounce, ..Setup::new() }).await;
+            let disk = Arc::new(Image::Ram(RamDisk::new(BLOCKS * BLOCK)));
+            bench.replace_with(Some(disk.clone()));
+            let _ = bench.send(&io, &[0; 6], &[], 0).await;
+            bench.seen();
+            let (reply, _) = bench.send(&io, &ten(0x2a, 3, 1), &pattern(8), 0).await;
+            assert_eq!((reply.unwrap().status, bench.seen()), (Status::Good, vec![]));
+            let (reply, data) = bench.send(&io, &ten(0x28, 3, 1), &[], BLOCK).await;
+            assert_eq!((reply.unwrap().status, data, bench.seen()), (Status::Good, pattern(8), vec![]));
+            // It goes once more, for good.
+            (bench.successor)(None, None, &bench.config);
+            let until = std::time::Instant::now() + Duration::from_secs(10);
+            while Arc::strong_count(&disk) > 1 {
+                assert!(std::time::Instant::now() < until, "its node is open");
+                io.sleep(Duration::from_millis(1)).await;
+            }
+            let (reply, _) = bench.send(&io, &ten(0x28, 3, 1), &[], BLOCK).await;
+            assert_eq!(codes(&reply.unwrap()), (5, 0x25, 0));
+        });
+    }
+}
+
+/// The last close of a node may wait for the host: what is under way holds more than the blocks.
+#[test]
+fn who_transfers_last_does_not_close_the_disk() {
+    on_io_thread(|io| async move {
+        let bench = Bench::new(&io, Setup::new()).await;
+        let next = RamDisk::new(BLOCKS * BLOCK);
+        let blocks = {
+            let (path, sharing) = (bench.file.path().into(), Sharing::Unlocked);
+            let cache = CacheMode::Writeback;
+            let image = RawImage::open(&RawOptions { path, read_only: false, cache, sharing }).unwrap();
+            Arc::new(Image::Raw(image))
+        };
+        bench.replace_with(Some(blocks.clone()));
+        let alive = Arc::downgrade(&blocks);
+        drop(blocks);
+        let _ = bench.send(&io, &[0; 6], &[], 0).await;
+        io.plot(|_| Some(Trick::FailLate(Duration::from_millis(100), libc::EIO)));
+        let mut read = Box::pin(bench.send(&io, &[0x28, 0, 0, 0, 0, 3, 0, 0, 1, 0], &[], BLOCK));
+        assert!(io.at_most(Duration::from_millis(20), read.as_mut()).await.is_none());
+        assert_eq!(alive.strong_count(), 1, "the device that has them counts");
+        bench.replace_with(Some(Arc::new(Image::Ram(next))));
+        assert_eq!(codes(&read.await.0.unwrap()), (6, 0x29, 0));
+        io.plot(|_| None);
+    });
+}
+
+/// Nobody else has told the log that the guest has an error.
+#[test]
+fn what_bounces_and_ends_well_the_second_time_is_no_error_of_the_guest() {
+    on_io_thread(|io| async move {
+        let bench = Bench::new(&io, Setup { bounce: true, ..Setup::new() }).await;
+        fail(&io, libc::EIO);
+        let (mut lines, read) = (Vec::new(), ten(0x28, 3, 1));
+        let mut read = Box::pin(bench.send(&io, &read, &[], BLOCK));
+        let (reply, _) = std::future::poll_fn(|cx| {
+            let mut polled = std::task::Poll::Pending;
+            lines.extend(recorded(tracing::Level::WARN, || polled = read.as_mut().poll(cx)));
+            polled
+        })
+        .await;
+        assert_eq!(reply.unwrap().status, Status::Good);
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].ends_with("; sent once more as a SCSI command it ended well"), "{lines:?}");
+    });
+}
+
 /// One line for each thing that is wrong, and none for what is not.
 #[test]
 fn the_log_says_once_what_the_kernel_said() {

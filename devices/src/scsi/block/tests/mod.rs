@@ -135,7 +135,7 @@ struct Bench {
 }
 
 /// See [`Generic::successor`].
-type Successor = dyn Fn(Option<Arc<dyn Host>>, &GenericConfig);
+type Successor = dyn Fn(Option<Arc<dyn Host>>, Option<Arc<Image>>, &GenericConfig);
 
 impl Bench {
     async fn new(io: &Io, setup: Setup) -> Self {
@@ -146,7 +146,7 @@ impl Bench {
         };
         // As a node, where the file system has direct I/O.
         let image = Image::Raw(open(CacheMode::None).or_else(|_| open(CacheMode::Writeback)).unwrap());
-        let image = Arc::new(if setup.bounce { image.private() } else { image });
+        let image = Arc::new(if setup.bounce { image.private().quiet() } else { image });
         Self::with(io, setup, file, image).await
     }
 
@@ -199,8 +199,13 @@ impl Bench {
 
     /// The device goes and comes back.
     fn replace(&self) {
-        (self.successor)(None, &self.config);
-        (self.successor)(Some(self.device.clone()), &self.config);
+        self.replace_with(None);
+    }
+
+    /// The same, with its blocks.
+    fn replace_with(&self, blocks: Option<Arc<Image>>) {
+        (self.successor)(None, None, &self.config);
+        (self.successor)(Some(self.device.clone()), blocks, &self.config);
     }
 
     /// What came to the device since the last time.

@@ -3,10 +3,11 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
-use super::super::open_image;
 use super::*;
-use crate::scsi::generic::{GenericOptions, Place};
+use crate::iothread::PieceLimits;
+use crate::scsi::generic::{GenericOptions, Place, open_blocks};
 use crate::scsi::{Cdb, DataBuffers, Residual, ScsiRequest, Status, Tag, TaskAttribute};
+use crate::storage::BlockBackend;
 use crate::testing::conformance::Random;
 use crate::testing::{LoopDevice, allocations, on_io_thread};
 
@@ -323,15 +324,34 @@ fn a_device_that_the_unit_has_taken_is_opened_once_more() {
     };
     let exclusive = || OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(device.path());
     let _taken = exclusive().unwrap();
-    let image = open_image(device.path(), &options).unwrap();
-    assert_eq!(image.device().unwrap(), std::fs::metadata(device.path()).unwrap().rdev());
+    let number = std::fs::metadata(device.path()).unwrap().rdev();
+    let open = |options: &GenericOptions| open_blocks(device.path(), number, options);
+    let said = open_blocks(device.path(), number + 1, &options).err().unwrap().to_string();
+    assert!(said.ends_with("another device came to its name meanwhile; try again"), "{said}");
+    let image = open(&options).unwrap();
+    assert_eq!(image.device().unwrap(), number);
     assert_eq!(image.ending().unit, 4096);
     assert!(exclusive().is_err(), "nobody else has it");
     // Another machine has it as an image; who shares it says so.
-    let said = open_image(device.path(), &options).err().unwrap().to_string();
+    let said = open(&options).err().unwrap().to_string();
     assert!(said.starts_with(&device.path().display().to_string()), "{said}");
-    drop(image);
+    // As it is passed on to another process, which opens nothing: it is the same, and locked.
+    let (before, file) = (image.geometry(), image.into_file().unwrap());
+    let passed = RawImage::of_device(file, "/dev/sdz", PieceLimits::NONE).unwrap();
+    let after = passed.geometry();
+    assert_eq!((after.len, after.dma_align, after.read_only), (before.len, before.dma_align, false));
+    assert_eq!((passed.ending().unit, passed.device().unwrap()), (4096, number));
+    assert!(open(&options).is_err(), "it has the lock");
+    drop(passed);
     options.shared = true;
-    let both = [(); 2].map(|()| open_image(device.path(), &options).unwrap());
+    let both = [(); 2].map(|()| open(&options).unwrap());
     drop(both);
+    options.allow = Allow::ReadOnly;
+    let passed = open(&options).unwrap().into_file().unwrap();
+    assert!(RawImage::of_device(passed, "/dev/sdz", PieceLimits::NONE).unwrap().geometry().read_only);
+    let cached = OpenOptions::new().read(true).open(device.path()).unwrap();
+    assert!(
+        RawImage::of_device(cached, "/dev/sdz", PieceLimits::NONE).is_err(),
+        "by way of the host's cache"
+    );
 }
