@@ -109,8 +109,15 @@ pub(super) fn made_of(config: &Config) -> Result<Option<Paths>> {
 pub(super) fn of_keeper() -> Result<Option<Paths>> {
     const NODES: Rights = make_bitflags!(AccessFs::{ReadFile | WriteFile | ReadDir | IoctlDev});
     let rule = |(path, rights): (&str, _)| Rule { path: path.into(), rights, what: What::Kernel };
-    let all =
-        [("/dev", NODES), ("/sys", LOOK), ("/proc/self", LOOK), ("/proc/swaps", BOOT), ("/proc/locks", BOOT)];
+    let all = [
+        ("/dev", NODES),
+        ("/sys", LOOK),
+        ("/proc/self", LOOK),
+        ("/proc/swaps", BOOT),
+        ("/proc/locks", BOOT),
+        // What udev has done with.
+        ("/run/udev", LOOK),
+    ];
     made(&all.map(rule)).context("rules of paths")
 }
 

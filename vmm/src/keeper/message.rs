@@ -18,6 +18,8 @@ pub(super) enum News {
     Back(usize, Box<Arrival>),
     /// It is back, and cannot be opened, for this reason.
     Failed(usize, String),
+    /// It is back at this address, and the host does not come back from opening it.
+    Slow(usize, String),
 }
 
 const DRIVERS: [(Driver, &str); 3] = [(Driver::Block, "block"), (Driver::Bsg, "bsg"), (Driver::Sg, "sg")];
@@ -149,6 +151,9 @@ pub(super) fn report(report: Report) -> (Vec<u8>, Vec<OwnedFd>) {
             error.truncate(error.floor_char_boundary(LENGTH / 2));
             return (Writer::default().text("failed").text(index).text(error).0, Vec::new());
         }
+        Report::Slow(index, address) => {
+            return (Writer::default().text("slow").text(index).text(address).0, Vec::new());
+        }
         Report::Back(index, arrival) => {
             let (found, files) = arrival.into_files();
             (found, index, files)
@@ -181,6 +186,7 @@ pub(super) fn read_report(message: &[u8], files: Vec<OwnedFd>) -> Option<News> {
     let news = match kind {
         "lost" => News::Lost(index),
         "failed" => News::Failed(index, reader.string()?),
+        "slow" => News::Slow(index, reader.string()?),
         "back" => {
             let found = Found {
                 path: reader.string()?,

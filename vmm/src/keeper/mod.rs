@@ -105,7 +105,7 @@ fn serve(keeper: &UnixStream, mut units: Vec<Returning>) -> io::Error {
 }
 
 fn take(news: News, units: &mut [Returning]) {
-    let (News::Lost(index) | News::Back(index, _) | News::Failed(index, _)) = news;
+    let (News::Lost(index) | News::Back(index, _) | News::Failed(index, _) | News::Slow(index, _)) = news;
     let Some(unit) = unit(units, index) else { return };
     match news {
         News::Lost(_) => unit.lost(),
@@ -125,6 +125,10 @@ fn take(news: News, units: &mut [Returning]) {
                 );
             }
         }
+        News::Slow(_, address) => tracing::warn!(
+            "a device of the host is back at {address}, and the host's kernel does not come back from opening its node; the unit goes on \
+             with it when that ends; look what the kernel says of its adapter"
+        ),
         News::Failed(_, error) => tracing::error!(
             "a device of the host is back, and cannot be opened: {error}; then `udevadm trigger` has it tried again"
         ),

@@ -48,8 +48,9 @@ pub(super) fn live(machine: &UnixStream, events: OwnedFd, sandbox: Sandbox, pare
     if wanted.is_empty() {
         return Ok(());
     }
+    let lookout = Lookout::new(wanted)?;
     jail::confine_keeper(sandbox).map_err(io::Error::other)?;
-    serve(&mut Kernel(events), machine, Lookout::new(wanted))
+    serve(&mut Kernel(events), machine, lookout)
 }
 
 /// The list: until the machine has shut its end for writing, so that nothing comes from there ever again.
@@ -76,7 +77,7 @@ pub(super) fn serve(events: &mut dyn Events, machine: &UnixStream, mut lookout: 
             sys::send(machine, &bytes, &files)?;
         }
         let time = lookout.next().map(|next| next.saturating_duration_since(Instant::now()));
-        let (ready, wanted) = sys::wait(events.fd(), machine, time);
+        let (ready, wanted) = sys::wait([events.fd(), lookout.fd()], machine, time);
         if !wanted {
             return Ok(());
         }

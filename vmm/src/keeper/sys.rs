@@ -125,19 +125,28 @@ pub(super) fn send(to: &UnixStream, bytes: &[u8], files: &[OwnedFd]) -> io::Resu
     }
 }
 
-/// Waits for events, or for nobody to be at the other end any more: whether there are events, and whether somebody is there.
-pub(super) fn wait(events: BorrowedFd<'_>, other: &UnixStream, time: Option<Duration>) -> (bool, bool) {
+/// Waits for events, for something else that can be read, or for nobody to be at the other end any more: whether there are events, and
+/// whether somebody is there.
+pub(super) fn wait(
+    [events, other]: [BorrowedFd<'_>; 2],
+    end: &UnixStream,
+    time: Option<Duration>,
+) -> (bool, bool) {
     let watch = |fd: RawFd, events| libc::pollfd { fd, events, revents: 0 };
-    let mut both = [watch(events.as_raw_fd(), libc::POLLIN), watch(other.as_raw_fd(), 0)];
+    let mut all = [
+        watch(events.as_raw_fd(), libc::POLLIN),
+        watch(end.as_raw_fd(), 0),
+        watch(other.as_raw_fd(), libc::POLLIN),
+    ];
     // Not before its time.
     let time = time.map_or(-1, |time| {
         libc::c_int::try_from(time.as_micros().div_ceil(1000)).unwrap_or(libc::c_int::MAX)
     });
-    // SAFETY: two live structures.
+    // SAFETY: three live structures.
     #[allow(unsafe_code)]
-    let result = unsafe { libc::poll(both.as_mut_ptr(), 2, time) };
-    let [events, other] = both.map(|one| one.revents);
-    if result < 0 { (false, true) } else { (events != 0, other & (libc::POLLHUP | libc::POLLERR) == 0) }
+    let result = unsafe { libc::poll(all.as_mut_ptr(), 3, time) };
+    let [events, end, _] = all.map(|one| one.revents);
+    if result < 0 { (false, true) } else { (events != 0, end & (libc::POLLHUP | libc::POLLERR) == 0) }
 }
 
 /// A child. `None` in the child itself. To be called while the process has one thread.

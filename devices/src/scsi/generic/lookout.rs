@@ -4,20 +4,23 @@
 //! one after each return, so that events may be lost, or come late, or twice.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 use super::beside::open_blocks;
 use super::identity::Identity;
 use super::node::{Node, failed};
+use super::opening::{Done, Opener, Openings, Order};
 use super::route::Part;
 use super::sysfs::{Device, Driver, Sysfs};
+use super::udev::Udev;
 use super::{Allow, GenericError, GenericOptions, HostLimits, Place};
 
-/// How long a device that has come may take to have its node, with the rights that it shall have: udev sees to that, and looks at
-/// the device itself before.
+/// How long a device that has come may take to be done with by udev, and then to have its node, with the rights that it shall have.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How soon it is tried again; twice as long each time.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -59,6 +62,12 @@ impl Wanted {
             directory: device.directory.clone(),
             number: device.number().ok()?,
         })
+    }
+
+    /// The device is there without a node that it had.
+    pub(super) fn lacks(&self, device: &Device) -> GenericError {
+        let name = self.identity.names.first().unwrap_or(&self.identity.product).clone();
+        GenericError::NoNode { name, address: device.address.clone() }
     }
 
     fn seat(&self) -> Seat {
@@ -106,6 +115,11 @@ impl Arrival {
         Some(Self { node: Node::from_files(&found.address, files)?, found, blocks })
     }
 
+    /// Whether it has all nodes that were there before.
+    pub(super) fn is_whole(&self, wanted: &Wanted) -> bool {
+        wanted.parts.iter().all(|part| self.has(*part))
+    }
+
     fn has(&self, part: Part) -> bool {
         if part == Part::Ring { self.blocks.is_some() } else { self.node.parts().contains(&part) }
     }
@@ -120,6 +134,8 @@ pub enum Report {
     Back(usize, Box<Arrival>),
     /// It is back, and cannot be opened.
     Failed(usize, GenericError),
+    /// It is back at this address, and the host does not come back from opening its nodes. It may be back later.
+    Slow(usize, String),
 }
 
 /// A directory in sysfs.
@@ -154,18 +170,44 @@ impl Seat {
 struct Attempt {
     index: usize,
     device: Device,
+    seat: Seat,
     next: Instant,
     pause: Duration,
     until: Instant,
+    /// What udev knew before is of another one.
+    since: Option<SystemTime>,
+    /// Until when udev is waited for, once it was.
+    settles: Option<Instant>,
+    step: Step,
 }
 
-/// Opens a device as it is wanted.
-type Opener = dyn FnMut(&Sysfs, &Wanted, &Device) -> Result<Arrival, GenericError>;
+/// What becomes of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// It is tried at its time.
+    Waits,
+    /// A thread opens it.
+    Opens {
+        /// The number by which that is known.
+        number: u64,
+        /// It is the last try.
+        last: bool,
+        /// Something has happened to it meanwhile.
+        again: bool,
+        /// It was said that it takes long.
+        told: bool,
+    },
+}
 
 /// Looks for devices that have gone. It takes nothing but what the kernel tells.
 pub struct Lookout {
     sysfs: Sysfs,
-    open: Box<Opener>,
+    udev: Udev,
+    openings: Openings,
+    /// Of the next opening.
+    number: u64,
+    /// When something went last, as files have their times.
+    gone: Option<SystemTime>,
     wanted: Vec<Wanted>,
     /// Where each is, or was.
     seats: Vec<Seat>,
@@ -175,13 +217,30 @@ pub struct Lookout {
 
 impl Lookout {
     /// For these devices, which are there, or were there a moment ago.
-    pub fn new(wanted: Vec<Wanted>) -> Self {
-        Self::of(Sysfs::default(), wanted, Box::new(open))
+    ///
+    /// # Errors
+    /// The process may have no more files open.
+    pub fn new(wanted: Vec<Wanted>) -> io::Result<Self> {
+        Self::of(Sysfs::default(), Udev::default(), wanted, Arc::new(open))
     }
 
-    fn of(sysfs: Sysfs, wanted: Vec<Wanted>, open: Box<Opener>) -> Self {
-        let seats = wanted.iter().map(Wanted::seat).collect();
-        Self { sysfs, open, wanted, seats, attempts: Vec::new(), reports: Vec::new() }
+    fn of(sysfs: Sysfs, udev: Udev, wanted: Vec<Wanted>, open: Arc<Opener>) -> io::Result<Self> {
+        Ok(Self {
+            openings: Openings::new(sysfs.clone(), open)?,
+            sysfs,
+            udev,
+            number: 0,
+            gone: None,
+            seats: wanted.iter().map(Wanted::seat).collect(),
+            wanted,
+            attempts: Vec::new(),
+            reports: Vec::new(),
+        })
+    }
+
+    /// Can be read when there is something to do before [`Lookout::next`].
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.openings.fd()
     }
 
     /// Something at this path in sysfs has come or changed (`DEVPATH` of an event).
@@ -193,6 +252,7 @@ impl Lookout {
 
     /// What is at this path is about to go.
     pub fn removed(&mut self, path: &str, now: Instant) {
+        self.gone = Some(SystemTime::now());
         let Some(device) = self.sysfs.device_at(path) else { return };
         let itself = path.rsplit('/').next() == Some(&device.address);
         let is = |seat: &Seat| seat.taken && seat.directory == device.directory;
@@ -214,14 +274,38 @@ impl Lookout {
 
     /// When there is something to do without an event.
     pub fn next(&self) -> Option<Instant> {
-        self.attempts.iter().map(|attempt| attempt.next).min()
+        let due = |attempt: &Attempt| match attempt.step {
+            Step::Waits => Some(attempt.next),
+            Step::Opens { told: false, .. } => Some(attempt.until),
+            Step::Opens { .. } => None,
+        };
+        self.attempts.iter().filter_map(due).min()
     }
 
     /// Does what is due, and says what has become of devices.
     pub fn work(&mut self, now: Instant) -> Vec<Report> {
-        while let Some(place) = self.attempts.iter().position(|attempt| attempt.next <= now) {
+        for Done { number, opened } in self.openings.take() {
+            let is =
+                |attempt: &Attempt| matches!(attempt.step, Step::Opens { number: of, .. } if of == number);
+            match self.attempts.iter().position(is) {
+                Some(place) => {
+                    let attempt = self.attempts.swap_remove(place);
+                    self.conclude(attempt, opened, now);
+                }
+                None => self.openings.let_go(opened),
+            }
+        }
+        let due = |attempt: &Attempt| attempt.step == Step::Waits && attempt.next <= now;
+        while let Some(place) = self.attempts.iter().position(due) {
             let attempt = self.attempts.swap_remove(place);
             self.attempt(attempt, now);
+        }
+        for attempt in self.attempts.iter_mut().filter(|attempt| attempt.until <= now) {
+            if let Step::Opens { told, .. } = &mut attempt.step
+                && !std::mem::replace(told, true)
+            {
+                self.reports.push(Report::Slow(attempt.index, attempt.device.address.clone()));
+            }
         }
         std::mem::take(&mut self.reports)
     }
@@ -252,9 +336,12 @@ impl Lookout {
         if self.seats.iter().any(|other| other.is(&seat)) {
             return;
         }
-        if let Some(attempt) = self.attempts.iter_mut().find(|attempt| attempt.device == device) {
+        if let Some(attempt) = self.attempts.iter_mut().find(|attempt| attempt.seat.is(&seat)) {
             // Perhaps it has its node now. It is waited for no longer than before: to try is to cause such events.
             (attempt.next, attempt.pause) = (now, PAUSE);
+            if let Step::Opens { again, .. } = &mut attempt.step {
+                *again = true;
+            }
             return;
         }
         let identity = Identity::of(&device);
@@ -275,28 +362,65 @@ impl Lookout {
                 Some(seat) if seat.taken => self.leave(index),
                 _ => {}
             }
-            let until = now + PATIENCE;
-            self.attempts.push(Attempt { index, device, next: now, pause: PAUSE, until });
+            self.attempts.push(Attempt {
+                index,
+                device,
+                seat,
+                next: now,
+                pause: PAUSE,
+                until: now + PATIENCE,
+                since: self.gone,
+                settles: None,
+                step: Step::Waits,
+            });
             return;
         }
     }
 
+    /// Whether an attempt is about nothing any more: another one has come in the place of its unit's device, or it has gone again.
+    fn is_over(&self, attempt: &Attempt) -> bool {
+        self.seats.get(attempt.index).is_none_or(|seat| seat.taken)
+            || Seat::of(&attempt.device).is_none_or(|seat| !seat.is(&attempt.seat))
+    }
+
     fn attempt(&mut self, mut attempt: Attempt, now: Instant) {
         let Some(wanted) = self.wanted.get(attempt.index) else { return };
-        // Another one has come in its place; or it has gone again.
-        if self.seats.get(attempt.index).is_none_or(|seat| seat.taken) || Seat::of(&attempt.device).is_none()
-        {
+        if self.is_over(&attempt) {
             return;
         }
-        let opened = (self.open)(&self.sysfs, wanted, &attempt.device);
-        let complete =
-            opened.as_ref().is_ok_and(|arrival| wanted.parts.iter().all(|part| arrival.has(*part)));
-        match opened {
-            Ok(arrival) if complete || now >= attempt.until => {
+        if !self.udev.has_done(&attempt.device, attempt.since)
+            && now < *attempt.settles.get_or_insert(now + PATIENCE)
+        {
+            attempt.until = now + PATIENCE;
+            return self.try_later(attempt, now);
+        }
+        let (number, last) = (self.number, now >= attempt.until);
+        let order = Order { number, wanted: wanted.clone(), device: attempt.device.clone(), last };
+        if !self.openings.begin(order) {
+            return self.try_later(attempt, now);
+        }
+        self.number += 1;
+        attempt.step = Step::Opens { number, last, again: false, told: last };
+        attempt.until = attempt.until.max(now);
+        self.attempts.push(attempt);
+    }
+
+    fn try_later(&mut self, mut attempt: Attempt, now: Instant) {
+        attempt.next = now + attempt.pause;
+        attempt.pause = (attempt.pause * 2).min(PAUSE_MAX);
+        attempt.step = Step::Waits;
+        self.attempts.push(attempt);
+    }
+
+    fn conclude(&mut self, mut attempt: Attempt, opened: Result<Arrival, GenericError>, now: Instant) {
+        if self.is_over(&attempt) {
+            return self.openings.let_go(opened);
+        }
+        match (opened, attempt.step) {
+            (Ok(arrival), _) => {
                 // What is open keeps its number, so that this is its own.
-                let Some(seat) = Seat::of(&attempt.device) else { return };
                 if let Some(place) = self.seats.get_mut(attempt.index) {
-                    *place = seat;
+                    *place = attempt.seat;
                 }
                 self.reports.push(Report::Back(attempt.index, Box::new(arrival)));
                 // Another unit may lack what is not needed here.
@@ -304,23 +428,27 @@ impl Lookout {
                 let spare: Vec<_> = spare.map(|other| other.device).collect();
                 spare.into_iter().for_each(|device| self.consider(device, now));
             }
-            Err(error) if now >= attempt.until => self.reports.push(Report::Failed(attempt.index, error)),
-            _ => {
-                attempt.next = now + attempt.pause;
-                attempt.pause = (attempt.pause * 2).min(PAUSE_MAX);
+            (Err(error), Step::Opens { last: true, .. }) => {
+                self.reports.push(Report::Failed(attempt.index, error));
+            }
+            (Err(_), Step::Opens { again: true, .. }) => {
+                (attempt.step, attempt.next) = (Step::Waits, now);
                 self.attempts.push(attempt);
             }
+            (Err(_), _) => self.try_later(attempt, now),
         }
+    }
+
+    /// Whether something is being opened.
+    #[cfg(test)]
+    fn is_opening(&self) -> bool {
+        self.attempts.iter().any(|attempt| attempt.step != Step::Waits)
     }
 }
 
 /// Opens the node that a unit had, of the device that has come.
 fn open(sysfs: &Sysfs, wanted: &Wanted, device: &Device) -> Result<Arrival, GenericError> {
-    let missing = || GenericError::NoNode {
-        name: wanted.identity.names.first().unwrap_or(&wanted.identity.product).clone(),
-        address: device.address.clone(),
-    };
-    let path = sysfs.node_of(device, wanted.driver).ok_or_else(missing)?;
+    let path = sysfs.node_of(device, wanted.driver).ok_or_else(|| wanted.lacks(device))?;
     let options = GenericOptions {
         place: Place::Path(path.clone()),
         shared: wanted.shared,

@@ -1,6 +1,5 @@
-use std::cell::RefCell;
 use std::fs::{self, File};
-use std::rc::Rc;
+use std::sync::Mutex;
 
 use super::super::sysfs::tests::Tree;
 use super::*;
@@ -10,7 +9,7 @@ const NAME: &str = "naa.600140512345678900000000000abcde\n";
 
 /// What stands for the opening of nodes: what was tried, and what comes of it.
 #[derive(Clone, Default)]
-struct Door(Rc<RefCell<(Vec<String>, bool)>>);
+struct Door(Arc<Mutex<(Vec<String>, bool)>>);
 
 fn null() -> OwnedFd {
     File::open("/dev/null").unwrap().into()
@@ -18,19 +17,19 @@ fn null() -> OwnedFd {
 
 impl Door {
     fn shut(&self, shut: bool) {
-        self.0.borrow_mut().1 = shut;
+        self.0.lock().unwrap().1 = shut;
     }
 
     /// The nodes that were tried since the last time.
     fn tried(&self) -> Vec<String> {
-        std::mem::take(&mut self.0.borrow_mut().0)
+        std::mem::take(&mut self.0.lock().unwrap().0)
     }
 
     fn open(&self, sysfs: &Sysfs, wanted: &Wanted, device: &Device) -> Result<Arrival, GenericError> {
         let path = sysfs.node_of(device, wanted.driver).map(|path| path.display().to_string());
         let path = path.unwrap_or_default();
-        self.0.borrow_mut().0.push(path.clone());
-        if path.is_empty() || self.0.borrow().1 {
+        self.0.lock().unwrap().0.push(path.clone());
+        if path.is_empty() || self.0.lock().unwrap().1 {
             return Err(GenericError::Missing { path });
         }
         let found = Found {
@@ -42,6 +41,16 @@ impl Door {
         };
         Ok(Arrival::from_files(found, vec![(Part::Block, null())]).unwrap())
     }
+}
+
+/// All that is to be done now, with what threads do.
+fn work(lookout: &mut Lookout, now: Instant) -> Vec<Report> {
+    let mut reports = lookout.work(now);
+    while lookout.is_opening() {
+        std::thread::sleep(Duration::from_millis(1));
+        reports.extend(lookout.work(now));
+    }
+    reports
 }
 
 fn disk(tree: &Tree, address: &str, node: &str, name: &str) -> String {
@@ -80,7 +89,8 @@ fn lookout(tree: &Tree, wanted: Vec<Wanted>) -> (Lookout, Door) {
     let door = Door::default();
     let opener = door.clone();
     let open = move |sysfs: &Sysfs, wanted: &Wanted, device: &Device| opener.open(sysfs, wanted, device);
-    (Lookout::of(tree.sysfs(), wanted, Box::new(open)), door)
+    let udev = Udev::at(&tree.path().join("run/udev"));
+    (Lookout::of(tree.sysfs(), udev, wanted, Arc::new(open)).unwrap(), door)
 }
 
 fn said(reports: Vec<Report>) -> Vec<String> {
@@ -90,6 +100,7 @@ fn said(reports: Vec<Report>) -> Vec<String> {
             format!("back {index} {} {}", arrival.found.path, arrival.found.address)
         }
         Report::Failed(index, error) => format!("failed {index} {error}"),
+        Report::Slow(index, address) => format!("slow {index} {address}"),
     };
     reports.into_iter().map(line).collect()
 }
@@ -103,9 +114,9 @@ fn what_goes_is_not_taken_for_what_has_come() {
     // What is below it goes first, and does not count.
     lookout.removed(&format!("{old}/block/sdc"), now);
     lookout.changed(&format!("{old}/block/sdc"), now);
-    assert_eq!(said(lookout.work(now)), [""; 0]);
+    assert_eq!(said(work(&mut lookout, now)), [""; 0]);
     lookout.removed(&old, now);
-    assert_eq!(said(lookout.work(now)), ["lost 0"]);
+    assert_eq!(said(work(&mut lookout, now)), ["lost 0"]);
     assert_eq!((door.tried(), lookout.next()), (Vec::new(), None), "its directory goes last");
 }
 
@@ -118,7 +129,7 @@ fn devices_go_and_come_back() {
     let old = format!("{RPORT}/target2:0:0/2:0:0:5");
     remove(&tree, &old);
     lookout.removed(&old, now);
-    assert_eq!((said(lookout.work(now)), lookout.next()), (vec!["lost 0".to_owned()], None));
+    assert_eq!((said(work(&mut lookout, now)), lookout.next()), (vec!["lost 0".to_owned()], None));
     // Another disk, and no disk at all.
     let other = disk(&tree, "7:0:0:0", "sdx", "naa.6001405000000000\n");
     for path in [
@@ -132,14 +143,14 @@ fn devices_go_and_come_back() {
         lookout.changed(path, now);
         lookout.removed(path, now);
     }
-    assert_eq!((said(lookout.work(now)), lookout.next()), (Vec::<String>::new(), None));
+    assert_eq!((said(work(&mut lookout, now)), lookout.next()), (Vec::<String>::new(), None));
     let new = disk(&tree, "7:0:0:1", "sdk", NAME);
     lookout.changed(&format!("{new}/block/sdk"), now);
     lookout.changed(&format!("{new}/block/sdk"), now);
-    assert_eq!(said(lookout.work(now)), ["back 0 /dev/sdk 7:0:0:1"]);
+    assert_eq!(said(work(&mut lookout, now)), ["back 0 /dev/sdk 7:0:0:1"]);
     assert_eq!(door.tried(), ["/dev/sdk"]);
     lookout.changed(&new, now);
-    assert_eq!((said(lookout.work(now)), lookout.next()), (Vec::<String>::new(), None), "it is there");
+    assert_eq!((said(work(&mut lookout, now)), lookout.next()), (Vec::<String>::new(), None), "it is there");
 }
 
 /// The events of a return were all lost but one, or come before that of the removal.
@@ -152,16 +163,16 @@ fn what_is_there_counts_more_than_events() {
     remove(&tree, &old);
     let new = disk(&tree, "7:0:0:1", "sdk", NAME);
     lookout.changed(&new, now);
-    assert_eq!(said(lookout.work(now)), ["lost 0", "back 0 /dev/sdk 7:0:0:1"]);
+    assert_eq!(said(work(&mut lookout, now)), ["lost 0", "back 0 /dev/sdk 7:0:0:1"]);
     lookout.removed(&old, now);
-    assert_eq!(said(lookout.work(now)), [""; 0], "late");
+    assert_eq!(said(work(&mut lookout, now)), [""; 0], "late");
     // The same place again, with everything lost.
     fs::rename(tree.path().join(&new[1..]), tree.path().join("devices/pci0/aside")).unwrap();
     disk(&tree, "7:0:0:1", "sdl", NAME);
     lookout.look(now);
-    assert_eq!(said(lookout.work(now)), ["lost 0", "back 0 /dev/sdl 7:0:0:1"]);
+    assert_eq!(said(work(&mut lookout, now)), ["lost 0", "back 0 /dev/sdl 7:0:0:1"]);
     lookout.look(now);
-    assert_eq!(said(lookout.work(now)), [""; 0]);
+    assert_eq!(said(work(&mut lookout, now)), [""; 0]);
 }
 
 /// The other path to the disk is there all the time, and is taken when this one goes.
@@ -176,24 +187,24 @@ fn each_path_is_taken_for_itself() {
         remove(&tree, path);
         lookout.removed(path, now);
     }
-    assert_eq!(said(lookout.work(now)), ["lost 1", "lost 0"]);
+    assert_eq!(said(work(&mut lookout, now)), ["lost 1", "lost 0"]);
     let new = disk(&tree, "2:0:0:5", "sdm", NAME);
     lookout.changed(&new, now);
-    assert_eq!(said(lookout.work(now)), ["back 1 /dev/sdm 2:0:0:5"]);
+    assert_eq!(said(work(&mut lookout, now)), ["back 1 /dev/sdm 2:0:0:5"]);
     let third = disk(&tree, "8:0:0:0", "sdn", NAME);
     lookout.changed(&third, now);
-    assert_eq!(said(lookout.work(now)), ["back 0 /dev/sdn 8:0:0:0"]);
+    assert_eq!(said(work(&mut lookout, now)), ["back 0 /dev/sdn 8:0:0:0"]);
     door.tried();
     let fourth = disk(&tree, "9:0:0:0", "sdo", NAME);
     lookout.changed(&fourth, now);
     assert_eq!(
-        (said(lookout.work(now)), door.tried()),
+        (said(work(&mut lookout, now)), door.tried()),
         (Vec::<String>::new(), Vec::new()),
         "nobody lacks it"
     );
     remove(&tree, &new);
     lookout.removed(&new, now);
-    assert_eq!(said(lookout.work(now)), ["lost 1", "back 1 /dev/sdo 9:0:0:0"]);
+    assert_eq!(said(work(&mut lookout, now)), ["lost 1", "back 1 /dev/sdo 9:0:0:0"]);
 }
 
 /// Both paths of a disk come back elsewhere before the first is open.
@@ -208,17 +219,17 @@ fn two_units_of_one_disk_have_both_when_both_paths_come_at_once() {
         remove(&tree, path);
         lookout.removed(path, now);
     }
-    assert_eq!(said(lookout.work(now)), ["lost 1", "lost 0"]);
+    assert_eq!(said(work(&mut lookout, now)), ["lost 1", "lost 0"]);
     for (address, name) in [("8:0:0:0", "sdm"), ("9:0:0:0", "sdn")] {
         let new = disk(&tree, address, name, NAME);
         lookout.changed(&new, now);
     }
-    let mut back = said(lookout.work(now));
+    let mut back = said(work(&mut lookout, now));
     back.sort();
     assert_eq!(back.len(), 2, "{back:?}");
     assert!(back[0].starts_with("back 0 /dev/sd") && back[1].starts_with("back 1 /dev/sd"), "{back:?}");
     // One path comes twice as the other does not: it is not opened for both.
-    assert_eq!(said(lookout.work(now)), [""; 0]);
+    assert_eq!(said(work(&mut lookout, now)), [""; 0]);
 }
 
 /// Whoever tries to open a disk for writing has the kernel say that it has changed when he closes it.
@@ -233,11 +244,11 @@ fn events_that_trying_causes_do_not_have_it_tried_for_ever() {
     let new = disk(&tree, "7:0:0:1", "sdk", NAME);
     door.shut(true);
     lookout.changed(&new, begin);
-    let (mut now, mut last) = (begin, said(lookout.work(begin)));
+    let (mut now, mut last) = (begin, said(work(&mut lookout, begin)));
     while lookout.next().is_some() {
         now += PAUSE_MAX;
         lookout.changed(&new, now);
-        last = said(lookout.work(now));
+        last = said(work(&mut lookout, now));
         assert!(now - begin <= PATIENCE + 2 * PAUSE_MAX, "for ever");
     }
     assert!(last[0].starts_with("failed 0 "), "{last:?}");
@@ -255,11 +266,11 @@ fn a_node_is_waited_for_and_not_for_ever() {
     door.shut(true);
     lookout.changed(&new, now);
     let (begin, mut last) = (now, Vec::new());
-    said(lookout.work(now));
+    said(work(&mut lookout, now));
     while let Some(next) = lookout.next() {
         assert!(last.is_empty() && next > now, "nothing but waits");
         now = next;
-        last = said(lookout.work(now));
+        last = said(work(&mut lookout, now));
     }
     assert_eq!(
         last,
@@ -273,7 +284,7 @@ fn a_node_is_waited_for_and_not_for_ever() {
     // Somebody has put it right, and has the kernel say so.
     door.shut(false);
     lookout.changed(&new, now);
-    assert_eq!(said(lookout.work(now)), ["back 0 /dev/sdk 7:0:0:1"]);
+    assert_eq!(said(work(&mut lookout, now)), ["back 0 /dev/sdk 7:0:0:1"]);
 }
 
 /// It goes while its node is waited for.
@@ -288,11 +299,121 @@ fn what_goes_again_is_waited_for_no_more() {
     let new = disk(&tree, "7:0:0:1", "sdk", NAME);
     door.shut(true);
     lookout.changed(&new, now);
-    said(lookout.work(now));
+    said(work(&mut lookout, now));
     remove(&tree, &new);
     lookout.removed(&new, now);
     let later = lookout.next().unwrap();
-    assert_eq!((said(lookout.work(later)), lookout.next()), (Vec::<String>::new(), None));
+    assert_eq!((said(work(&mut lookout, later)), lookout.next()), (Vec::<String>::new(), None));
+}
+
+/// A device of which the kernel does not come back from opening it, and another that is there.
+#[test]
+fn a_node_that_does_not_open_holds_up_no_other() {
+    const OTHER: &str = "naa.5000000000000018\n";
+    let tree = Tree::new();
+    let (hangs, comes) =
+        (disk(&tree, "7:0:0:1", "sdk", OTHER), disk(&tree, "8:0:0:0", "sdm", "naa.5000000000000017\n"));
+    let both = vec![wanted(&tree, "7:0:0:1", Driver::Block), wanted(&tree, "8:0:0:0", Driver::Block)];
+    let (door, gate) = (Door::default(), Arc::new(Mutex::new(())));
+    let (opener, shut) = (door.clone(), gate.clone());
+    let open = move |sysfs: &Sysfs, wanted: &Wanted, device: &Device| {
+        let _gate = (device.address == "7:0:0:2").then(|| shut.lock());
+        opener.open(sysfs, wanted, device)
+    };
+    let udev = Udev::at(&tree.path().join("run/udev"));
+    let mut lookout = Lookout::of(tree.sysfs(), udev, both, Arc::new(open)).unwrap();
+    let now = Instant::now();
+    for path in [&hangs, &comes] {
+        remove(&tree, path);
+        lookout.removed(path, now);
+    }
+    let hangs = disk(&tree, "7:0:0:2", "sdl", OTHER);
+    let comes = disk(&tree, "8:0:0:1", "sdn", "naa.5000000000000017\n");
+    assert_eq!(said(lookout.work(now)), ["lost 0", "lost 1"]);
+    let closed = gate.lock().unwrap();
+    lookout.changed(&hangs, now);
+    lookout.changed(&comes, now);
+    let mut all = Vec::new();
+    let until = Instant::now() + Duration::from_secs(10);
+    while all.is_empty() {
+        all.extend(said(lookout.work(now)));
+        assert!(Instant::now() < until, "it waits for the other");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(all, ["back 1 /dev/sdn 8:0:0:1"]);
+    // It is not tried twice at a time, and the log has a line.
+    lookout.changed(&hangs, now);
+    assert_eq!((said(lookout.work(now)), lookout.next()), (vec![], Some(now + PATIENCE)));
+    assert_eq!(said(lookout.work(now + PATIENCE)), ["slow 0 7:0:0:2"]);
+    assert_eq!((said(lookout.work(now + PATIENCE)), lookout.next()), (vec![], None));
+    drop(closed);
+    assert_eq!(said(work(&mut lookout, now + PATIENCE)), ["back 0 /dev/sdl 7:0:0:2"]);
+    assert_eq!(door.tried(), ["/dev/sdn", "/dev/sdl"]);
+}
+
+/// It has gone again while the kernel opened it.
+#[test]
+fn what_opens_too_late_is_closed() {
+    let tree = Tree::new();
+    let old = format!("{RPORT}/target2:0:0/2:0:0:5");
+    let gate = Arc::new(Mutex::new(()));
+    let (shut, door) = (gate.clone(), Door::default());
+    let open = move |sysfs: &Sysfs, wanted: &Wanted, device: &Device| {
+        drop(shut.lock());
+        door.open(sysfs, wanted, device)
+    };
+    let udev = Udev::at(&tree.path().join("run/udev"));
+    let all = vec![wanted(&tree, "2:0:0:5", Driver::Block)];
+    let mut lookout = Lookout::of(tree.sysfs(), udev, all, Arc::new(open)).unwrap();
+    let now = Instant::now();
+    remove(&tree, &old);
+    lookout.removed(&old, now);
+    let closed = gate.lock().unwrap();
+    let new = disk(&tree, "9:1:0:0", "sdk", NAME);
+    lookout.changed(&new, now);
+    assert_eq!(said(lookout.work(now)), ["lost 0"]);
+    remove(&tree, &new);
+    let again = disk(&tree, "9:1:0:0", "sdq", NAME);
+    lookout.changed(&again, now);
+    drop(closed);
+    assert_eq!(said(work(&mut lookout, now)), ["back 0 /dev/sdq 9:1:0:0"]);
+}
+
+/// Who opens a node first has it alone: udev would find it busy.
+#[test]
+fn udev_is_waited_for_and_not_for_ever() {
+    let tree = Tree::new();
+    let old = format!("{RPORT}/target2:0:0/2:0:0:5");
+    let (mut lookout, door) = lookout(&tree, vec![wanted(&tree, "2:0:0:5", Driver::Block)]);
+    let mut now = Instant::now();
+    tree.file("run/udev/control", "");
+    // That which was there before had the same number.
+    tree.file("run/udev/data/b8:160", "I:1\n");
+    std::thread::sleep(Duration::from_millis(50));
+    remove(&tree, &old);
+    lookout.removed(&old, now);
+    let new = disk(&tree, "7:0:0:1", "sdk", NAME);
+    lookout.changed(&new, now);
+    assert_eq!((said(work(&mut lookout, now)), door.tried()), (vec!["lost 0".into()], vec![]));
+    tree.file("run/udev/data/b8:160", "I:2\n");
+    now = lookout.next().unwrap();
+    assert_eq!(said(work(&mut lookout, now)), ["back 0 /dev/sdk 7:0:0:1"]);
+    // One that never has done.
+    remove(&tree, &new);
+    fs::remove_file(tree.path().join("run/udev/data/b8:160")).unwrap();
+    lookout.removed(&new, now);
+    let third = disk(&tree, "8:0:0:0", "sdm", NAME);
+    lookout.changed(&third, now);
+    let begin = now;
+    assert_eq!(said(work(&mut lookout, now)), ["lost 0"]);
+    door.tried();
+    let mut last = Vec::new();
+    while let Some(next) = lookout.next() {
+        now = next;
+        last = said(work(&mut lookout, now));
+    }
+    assert_eq!(last, ["back 0 /dev/sdm 8:0:0:0"]);
+    assert!(now - begin >= PATIENCE && now - begin <= PATIENCE + PAUSE_MAX, "{:?}", now - begin);
 }
 
 /// The whole of what opens it, with a block device that takes no SCSI commands.
@@ -322,9 +443,9 @@ fn all_nodes_that_it_had_are_waited_for() {
     let new = disk(&tree, "7:0:0:1", "sdk", NAME);
     tree.file(&format!("{}/scsi_generic/sg7/dev", &new[1..]), "21:7\n");
     lookout.changed(&new, now);
-    assert_eq!(said(lookout.work(now)), ["lost 0"]);
+    assert_eq!(said(work(&mut lookout, now)), ["lost 0"]);
     // What there is in the end is better than nothing.
-    assert_eq!(said(lookout.work(now + PATIENCE)), ["back 0 /dev/sg7 7:0:0:1"]);
+    assert_eq!(said(work(&mut lookout, now + PATIENCE)), ["back 0 /dev/sg7 7:0:0:1"]);
 }
 
 #[test]

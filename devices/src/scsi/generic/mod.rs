@@ -24,6 +24,7 @@ mod known;
 mod limits;
 mod lookout;
 mod node;
+mod opening;
 mod orphans;
 mod places;
 mod request;
@@ -38,6 +39,7 @@ mod taken;
 #[cfg(test)]
 mod tests;
 mod timeouts;
+mod udev;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};

@@ -201,6 +201,19 @@ impl Device {
         read(&self.directory.join(name))
     }
 
+    /// The numbers of all nodes that the kernel has made for it, as udev keeps them: `b8:32`, `c21:2`.
+    pub(super) fn node_numbers(&self) -> Vec<String> {
+        let of = |(driver, kind): (&str, char)| {
+            let nodes = fs::read_dir(self.directory.join(driver)).into_iter().flatten().flatten();
+            let number =
+                move |entry: fs::DirEntry| Some(format!("{kind}{}", read(&entry.path().join("dev"))?));
+            nodes.filter_map(number)
+        };
+        let drivers =
+            [("block", 'b'), ("scsi_generic", 'c'), ("bsg", 'c'), ("scsi_tape", 'c'), ("scsi_changer", 'c')];
+        drivers.into_iter().flat_map(of).collect()
+    }
+
     /// The names of the logical unit, without those that are none.
     pub(super) fn names(&self) -> Vec<String> {
         let mut names = names_of(&self.directory);
