@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::beside::{for_unit, shown};
 use super::inquiry::{self, Page};
+use super::kept::Pages;
 use super::kind::Kind;
 use super::lookout::{Arrival, Found, Wanted};
 use super::route::Part;
@@ -27,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
 const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 500 });
 /// How soon it is looked whether the commands of one that is gone have ended, first and later.
 const CLOSING: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(1));
+/// VERSION of those that have vital product data for sure (SPC-5, 6.7.2).
+const SPC_2: u8 = 0x04;
 /// Bytes of standard INQUIRY data that are looked at.
 const STANDARD: usize = 36;
 
@@ -48,6 +51,7 @@ pub(super) struct Link {
     standard: [u8; STANDARD],
     /// All of that, as it said it when it came.
     kept: Vec<u8>,
+    pages: Pages,
     /// How many there were before it at this unit.
     number: u64,
     /// Its blocks, where they are read and written in another way than by commands: the host gets that node back with the others.
@@ -79,11 +83,14 @@ impl Link {
             }
         }
         let mut pages = [0; inquiry::WHOLE_LEN as usize];
-        let has_pages = Kind::of(peripheral) == Kind::Disk;
-        let page = match has_pages.then(|| probe(&*host, &[0x12, 1, 0, 1, 0, 0], &mut pages)) {
-            Some(Ok(len)) if pages.get(..len).is_some_and(inquiry::lacks_block_limits) => Page::Missing,
-            _ => Page::Own,
-        };
+        // Devices that are older than SPC-2 may take the bit for another one.
+        let [_, _, version, ..] = standard;
+        let is_disk = Kind::of(peripheral) == Kind::Disk;
+        let has_pages = is_disk || version >= SPC_2;
+        let list = has_pages.then(|| probe(&*host, &[0x12, 1, 0, 1, 0, 0], &mut pages));
+        let list = list.and_then(|len| pages.get(..len.ok()?)).unwrap_or_default();
+        let page = if is_disk && inquiry::lacks_block_limits(list) { Page::Missing } else { Page::Own };
+        let pages = Pages::ask(&*host, list, page);
         let mut limits = config.limits;
         if config.bounce {
             limits.max_bytes = limits.max_bytes.min(COPIED_MAX);
@@ -96,6 +103,7 @@ impl Link {
             size: config.size,
             standard,
             kept,
+            pages,
             number: 0,
             blocks: OnceLock::new(),
             untold: AtomicU8::new(0),
@@ -112,6 +120,11 @@ impl Link {
     /// Standard INQUIRY data, as the device said it when it came; `None` while there is none.
     pub(super) fn kept(&self) -> Option<&[u8]> {
         (!self.is_gone()).then_some(&self.kept)
+    }
+
+    /// A page of vital product data, as the device said it when it came; `None` of most.
+    pub(super) fn page_kept(&self, code: u8) -> Option<&[u8]> {
+        self.pages.get(code).filter(|_| !self.is_gone())
     }
 
     /// Its length in bytes when it came, where the host knows.
@@ -146,6 +159,7 @@ impl Link {
             size: self.size,
             standard: self.standard,
             kept: Vec::new(),
+            pages: Pages::default(),
             number: self.number,
             blocks: OnceLock::new(),
             untold: AtomicU8::new(self.untold.load(Ordering::Relaxed)),

@@ -64,7 +64,8 @@ pub(super) fn class(kind: Kind, cdb: &Cdb) -> Class {
         (0x4d, _) if bytes[1] & 1 != 0 => Class::Manage,
         // SECURITY PROTOCOL IN: answers of other protocols than the list of them are somebody's, who has asked (SPC-5, 6.40).
         (0xa2, Kind::Disk | Kind::Tape) if bytes[1] != 0 => Class::Manage,
-        (0xa3, Kind::Cd) => send_key(bytes[10]),
+        // MAINTENANCE IN has a service action where SEND KEY of CDs has nothing, and nothing where that has its format.
+        (0xa3, Kind::Cd) if bytes[1] & 0x1f == 0 || bytes[10] != 0 => send_key(bytes[10]),
         (0xa3, _) => maintenance_in(bytes[1]),
         (0x1b, Kind::Disk) => start_stop(bytes[4]),
         // ATA PASS-THROUGH (16) and (12): SAT-5, 12.2. For CDs the second is BLANK.
@@ -283,6 +284,12 @@ mod tests {
         assert_eq!(verdicts(Kind::Cd, &key), WRITES, "SEND KEY");
         key[10] = 0x86;
         assert_eq!(verdicts(Kind::Cd, &key), MANAGES, "its region");
+        key[1] = 0x0c;
+        assert_eq!(verdicts(Kind::Cd, &key), MANAGES, "a drive that knows no service action");
+        key[10] = 0;
+        assert_eq!(verdicts(Kind::Cd, &key), FREE, "REPORT SUPPORTED OPERATION CODES");
+        key[1] = 0x1f;
+        assert_eq!(verdicts(Kind::Cd, &key), MANAGES, "MAINTENANCE IN of vendors");
         assert_eq!(verdicts(Kind::Processor, &[0x0a]), MANAGES, "enclosures are told what to do so");
         assert_eq!(verdicts(Kind::Other, &[0x0a]), MANAGES);
         assert_eq!(verdicts(Kind::Other, &[0x12]), FREE);

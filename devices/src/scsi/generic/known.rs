@@ -61,8 +61,8 @@ impl Generic {
         }
     }
 
-    /// What is answered ahead of all commands that wait or are at the device: REPORT LUNS, and, while that may take its time, standard
-    /// INQUIRY, out of what the device said when it came.
+    /// What is answered ahead of all commands that wait or are at the device: REPORT LUNS, and, while that may take its time, INQUIRY by
+    /// which hosts know a device, out of what it said when it came.
     pub(in crate::scsi) fn ahead(
         &self,
         nexus: &Nexus,
@@ -74,7 +74,7 @@ impl Generic {
         const REPORT_LUNS: u8 = 0xa0;
         match cdb.opcode() {
             REPORT_LUNS => Some(absent::report_luns(nexus, kind::trim(cdb).padded(), data)),
-            INQUIRY if self.is_at_work(unit) => self.standard(&kind::trim(cdb), data).map(Ok),
+            INQUIRY if self.is_at_work(unit) => self.inquiry(&kind::trim(cdb), data).map(Ok),
             _ => None,
         }
     }
@@ -116,17 +116,19 @@ impl Generic {
         Ok(())
     }
 
-    /// Standard INQUIRY data as they are kept. For all that is not quite that command the device has to be asked.
-    fn standard(&self, cdb: &Cdb, data: &DataBuffers) -> Option<Done> {
-        // EVPD, the page code and CONTROL are zero. The LUN of SCSI-2 may be in byte 1.
-        let [_, byte, 0, high, low, 0, ..] = cdb.padded() else { return None };
-        if byte & 0x1f != 0 {
-            return None;
-        }
+    /// INQUIRY data as they are kept. For all that is not quite that command the device has to be asked.
+    fn inquiry(&self, cdb: &Cdb, data: &DataBuffers) -> Option<Done> {
+        // CONTROL is zero, and without EVPD the page code. The LUN of SCSI-2 may be in byte 1.
+        let [_, byte, page, high, low, 0, ..] = cdb.padded() else { return None };
+        let vital = match (byte & 0x1f, page) {
+            (0, 0) => false,
+            (1, _) => true,
+            _ => return None,
+        };
         let room = u64::from(u16::from_be_bytes([*high, *low])).min(data.data_in.len());
         self.plug.peek(|link| {
             let mut writer = Writer::new(&data.data_in, room);
-            writer.put(link.kept()?);
+            writer.put(if vital { link.page_kept(*page)? } else { link.kept()? });
             Some(writer.finish())
         })
     }

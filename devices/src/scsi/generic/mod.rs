@@ -19,6 +19,7 @@ mod held;
 mod host;
 mod identity;
 mod inquiry;
+mod kept;
 mod kind;
 mod known;
 mod limits;

@@ -252,6 +252,39 @@ fn a_tape_that_winds_back_holds_up_no_start() {
     });
 }
 
+/// By its serial number and its name too: what a start asks for ends at once.
+#[test]
+fn vital_product_data_is_told_while_a_tape_winds_back() {
+    on_io_thread(|io| async move {
+        let serial = [&[1, 0x80, 0, 4][..], b"1234"].concat();
+        let mut names = vec![1, 0x83, 1, 0x0c];
+        names.resize(4 + 0x10c, 7);
+        let door = Door::default();
+        let mut fake = door.fake().of_type(1);
+        fake.pages = vec![1, 0, 0, 4, 0, 0x80, 0x83, 0xb0];
+        let pages = (serial.clone(), names.clone());
+        fake.script = Box::new(move |command| match command.cdb.as_bytes()[..3] {
+            [0x12, 1, 0x80] => give(command, &pages.0),
+            [0x12, 1, 0x83] => give(command, &pages.1),
+            _ => Ok(Answer::good()),
+        });
+        let fake = Arc::new(fake);
+        let nexus = nexus_with(&io, &fake, config()).await;
+        let mut rewind = Box::pin(send(&io, &nexus, &[0x01, 0, 0, 0, 0, 0], &[], 0));
+        assert!(io.at_most(Duration::from_millis(30), rewind.as_mut()).await.is_none());
+        fake.take_seen();
+        for (page, wanted) in [(0, &fake.pages), (0x80, &serial), (0x83, &names)] {
+            let (reply, data) = soon(&io, &nexus, &[0x12, 1, page, 2, 0, 0], 512).await;
+            assert_eq!((reply.status, &data[..wanted.len()]), (Status::Good, &wanted[..]), "{page:02x}h");
+            let (reply, data) = soon(&io, &nexus, &[0x12, 1, page, 0, 5, 0], 512).await;
+            assert_eq!((reply.residual_in, &data[..5]), (Residual::Under(507), &wanted[..5]), "{page:02x}h");
+        }
+        assert_eq!(fake.take_seen(), []);
+        door.open();
+        rewind.await.0.unwrap();
+    });
+}
+
 /// All of it is kept, not just what every device has.
 #[test]
 fn who_a_device_is_is_kept_whole() {

@@ -49,7 +49,7 @@ impl Fake {
         inquiry[8..16].copy_from_slice(b"FAKE    ");
         Self {
             inquiry,
-            pages: vec![0, 0, 0, 3, 0, 0x83, 0xb0],
+            pages: vec![0, 0, 0, 3, 0, 0x85, 0xb0],
             gate: Box::new(|_| {}),
             script: Box::new(script),
             seen: Mutex::default(),
