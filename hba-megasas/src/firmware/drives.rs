@@ -98,7 +98,7 @@ impl Known {
         self.late.store(answer.is_none(), Ordering::Relaxed);
         match answer {
             Some(identity) => self.lock().insert(identity).clone(),
-            None => self.lock().clone().unwrap_or_default(),
+            None => self.lock().clone().unwrap_or_else(|| Identity::of_device(device)),
         }
     }
 }

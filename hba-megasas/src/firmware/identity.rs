@@ -67,8 +67,7 @@ pub(super) async fn identify_device(
     device: HostDevice,
     first: impl FnOnce(&Identity),
 ) -> Option<Identity> {
-    let mut identity =
-        Identity { block_size: device.block_size, sectors: device.size / 512, ..Identity::default() };
+    let mut identity = Identity::of_device(device);
     inquire(io, nexus, None, &mut identity.inquiry).await?;
     first(&identity);
     let mut names = [0; 252];
@@ -141,6 +140,14 @@ fn shortened(page: &[u8]) -> [u8; 64] {
 }
 
 impl Identity {
+    /// What the host knows of a device without its answer.
+    pub(super) fn of_device(device: HostDevice) -> Self {
+        let mut identity =
+            Self { block_size: device.block_size, sectors: device.size / 512, ..Self::default() };
+        identity.inquiry[0] = device.device_type;
+        identity
+    }
+
     /// Whether it is a drive for CDs.
     pub(crate) fn is_cd(&self) -> bool {
         self.inquiry[0] & 0x1f == CD_DVD

@@ -92,6 +92,9 @@ pub(crate) mod flag {
     pub(crate) const DONT_POST_IN_REPLY_QUEUE: u16 = 0x0001;
     pub(crate) const SGL64: u16 = 0x0002;
     pub(crate) const SENSE64: u16 = 0x0004;
+    /// Data goes to the drive, or comes from it.
+    pub(crate) const DIR_WRITE: u16 = 0x0008;
+    pub(crate) const DIR_READ: u16 = 0x0010;
     pub(crate) const IEEE: u16 = 0x0020;
 }
 

@@ -11,7 +11,7 @@ use devices::scsi::{
 use super::frame::{Body, Frame};
 use super::token::FrameToken;
 use crate::firmware::{Dcmd, Kind, Place, Reply, changes_medium, only_reads, synchronize, write_protected};
-use crate::spec::{FrameHeader, QueueInfo, Status};
+use crate::spec::{FrameHeader, QueueInfo, Status, flag};
 
 /// Byte 1 of READ and WRITE (SBC-4, 5.16): force unit access, and with it disable page out.
 const FUA: u8 = 0x08;
@@ -140,7 +140,7 @@ async fn transfer(
     cdb[1] = access & FUA_AND_DPO | if stable { FUA } else { 0 };
     let fields = lba.to_be_bytes().into_iter().chain(blocks.to_be_bytes());
     cdb.iter_mut().skip(2).zip(fields).for_each(|(to, from)| *to = from);
-    execute(token, nexus, Cdb::new(&cdb), data, Origin::Firmware).await
+    execute(token, nexus, Cdb::new(&cdb), 0, data, Origin::Firmware).await
 }
 
 /// LD SCSI and PD SCSI.
@@ -170,7 +170,7 @@ async fn pass(
         false => place.bootable(token.worker().firmware().has_driver()).ok_or(Status::DeviceNotFound)?,
     };
     let nexus = ready(token, &place, kind).await?;
-    let reply = execute(token, nexus, cdb, data, Origin::Driver).await?;
+    let reply = execute(token, nexus, cdb, header.flags.get(), data, Origin::Driver).await?;
     let write_back = token.worker().firmware().personality().write_back;
     if !physical && !write_back && reply.status == ScsiStatus::Good && changes_medium(cdb.opcode()) {
         // Linux sends no SYNCHRONIZE CACHE to logical drives: what is done has to be stable.
@@ -203,7 +203,14 @@ enum Origin {
     Firmware,
 }
 
-async fn execute(token: &FrameToken, nexus: &Nexus, cdb: Cdb, data: SgList, origin: Origin) -> Outcome {
+async fn execute(
+    token: &FrameToken,
+    nexus: &Nexus,
+    cdb: Cdb,
+    flags: u16,
+    data: SgList,
+    origin: Origin,
+) -> Outcome {
     let offered = data.len();
     if token.is_stale() {
         return Err(Trouble::Transport(TransportFault::Reset));
@@ -214,7 +221,7 @@ async fn execute(token: &FrameToken, nexus: &Nexus, cdb: Cdb, data: SgList, orig
         cdb,
         attribute: TaskAttribute::Simple,
         priority: 0,
-        data: buffers(cdb.opcode(), data),
+        data: buffers(cdb.opcode(), flags, data),
     };
     let io = token.worker().io();
     let reply = match origin {
@@ -235,9 +242,13 @@ async fn execute(token: &FrameToken, nexus: &Nexus, cdb: Cdb, data: SgList, orig
 }
 
 /// The direction is that of the command; SeaBIOS does not set the flags of the frame. Where it is not plain, the unit
-/// finds the memory both ways.
-fn buffers(opcode: u8, data: SgList) -> DataBuffers {
+/// finds the memory both ways. What vendors' commands do only the driver knows.
+fn buffers(opcode: u8, flags: u16, data: SgList) -> DataBuffers {
+    const VENDOR_SPECIFIC: u8 = 0xc0;
+    let way = (flags & flag::DIR_READ != 0, flags & flag::DIR_WRITE != 0);
     match opcode {
+        VENDOR_SPECIFIC.. if way == (true, false) => DataBuffers::to_initiator(ToGuest::new(data)),
+        VENDOR_SPECIFIC.. if way == (false, true) => DataBuffers::from_initiator(FromGuest::new(data)),
         0x08 | 0x28 | 0x88 | 0xa8 => DataBuffers::to_initiator(ToGuest::new(data)),
         0x0a | 0x2a | 0x8a | 0xaa => DataBuffers::from_initiator(FromGuest::new(data)),
         _ if data.is_empty() => DataBuffers::none(),

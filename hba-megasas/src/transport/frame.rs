@@ -147,7 +147,7 @@ fn parse(dma: &Dma, header: FrameHeader, bytes: &Bytes<'_>, list: &[u8], max_sge
 }
 
 /// The command: as long as its operation code says, whatever the frame says (SeaBIOS says 16 for all), filled with
-/// zeros where the frame says less.
+/// zeros where the frame says less. How long vendors' commands are only the frame says.
 fn cdb(len: u8, bytes: [u8; 16]) -> Option<Cdb> {
     let mut given = [0; 16];
     let sent = bytes.get(..usize::from(len))?;
@@ -157,6 +157,7 @@ fn cdb(len: u8, bytes: [u8; 16]) -> Option<Cdb> {
         0 => 6,
         1 | 2 => 10,
         5 => 12,
+        6 | 7 => sent.len(),
         _ => 16,
     };
     Some(Cdb::new(given.get(..real)?))

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use devices::mem::ToGuest;
-use devices::scsi::generic::{Answer, Command, GenericConfig, Host};
+use devices::scsi::generic::{Answer, Command, Direction, GenericConfig, Host};
 use devices::scsi::{Allow, Generic, HostLimits, LogicalUnit, Lun, MAX_SENSE, Nexus, Target};
 use hba_megasas::{Drive, Model};
 
@@ -24,6 +24,8 @@ const CHANGED: (u8, u8, u8) = (6, 0x28, 0);
 #[derive(Default)]
 struct State {
     seen: Vec<u8>,
+    /// The last command that it got: its CDB, which way its data goes, and how much that is.
+    last: Option<(Vec<u8>, Direction, u64)>,
     /// Unit attention conditions that it has yet to report.
     pending: Vec<(u8, u8)>,
     /// Sense key and code that SYNCHRONIZE CACHE ends with.
@@ -44,6 +46,7 @@ impl Host for Fake {
         let opcode = command.cdb.opcode();
         let mut state = self.state.lock().unwrap();
         state.seen.push(opcode);
+        state.last = Some((command.cdb.as_bytes().to_vec(), command.direction, command.data.len()));
         let stopped = |state: &mut State| state.stopped.is_some_and(|stops| stops(opcode));
         state = self.changed.wait_while(state, stopped).unwrap();
         let mut data = vec![0; 36];
@@ -204,6 +207,36 @@ fn a_drive_that_is_at_work_is_what_it_is() {
         assert_eq!(guest.status_of(rewind), 0xff);
         fake.go_on();
         assert_eq!(guest.wait_reply(), 3);
+    }
+}
+
+/// What vendors' commands do is not in their CDBs.
+#[test]
+fn data_of_vendors_commands_goes_as_the_frame_says() {
+    let fake = Fake::new(0);
+    let mut guest = board(&fake, Allow::All);
+    let data = guest.alloc(512);
+    for (flags, way) in
+        [(0x10, Direction::In), (0x08, Direction::Out), (0, Direction::In), (0x18, Direction::In)]
+    {
+        for cdb in [&[0xc1, 1, 2, 3, 4, 5][..], &[0xe0; 10], &[0xff; 12], &[0xd0; 16]] {
+            let frame = Frame::scsi(4, 0, cdb).flags(flags).context(3).len(512).sge(data, 512);
+            guest.poll(frame);
+            let last = fake.state.lock().unwrap().last.clone();
+            assert_eq!(last, Some((cdb.to_vec(), way, 512)), "flags {flags:#x}");
+        }
+    }
+}
+
+/// The driver would take it for a disk, and never look again.
+#[test]
+fn a_device_that_never_answered_the_board_is_what_the_host_knows() {
+    for device_type in [1, 8] {
+        let fake = Fake::new(device_type);
+        let mut guest = board(&fake, Allow::All);
+        fake.stop(|_| true);
+        assert_eq!(listed_type(&mut guest), device_type);
+        fake.go_on();
     }
 }
 
