@@ -40,8 +40,11 @@ pub(crate) struct Background {
     state: Mutex<State>,
     /// Commands that have left while the host may still write to the unit for them.
     late: AtomicUsize,
-    /// Commands that have left while the host still works for them in any way.
+    /// Commands that have left while the host still works for them in any way, at the medium that is there now. Changes with the state
+    /// locked.
     stuck: AtomicUsize,
+    /// How many media there were before.
+    medium: AtomicUsize,
 }
 
 impl Background {
@@ -75,10 +78,42 @@ impl Background {
         self.late.load(Ordering::Acquire) > 0
     }
 
-    /// One that `count` counts is over.
-    fn over(&self, count: &AtomicUsize) {
+    /// The number of the medium, for commands that begin.
+    pub(crate) fn medium(&self) -> usize {
+        self.medium.load(Ordering::Acquire)
+    }
+
+    /// Another medium has come, at which the host works for nobody yet.
+    pub(crate) fn exchange(&self) {
+        let mut state = self.lock();
+        self.medium.fetch_add(1, Ordering::AcqRel);
+        self.stuck.store(0, Ordering::Release);
+        let held = std::mem::take(&mut state.held);
+        drop(state);
+        held.into_values().for_each(Waker::wake);
+    }
+
+    /// A command has left that the host still works for.
+    fn stuck_at(&self, medium: usize) {
+        let _state = self.lock();
+        if self.medium() == medium {
+            self.stuck.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// The host has done with one.
+    fn done_at(&self, medium: usize) {
+        let state = self.lock();
+        let counts = self.medium() == medium;
+        let before = if counts { self.stuck.fetch_sub(1, Ordering::AcqRel) } else { 0 };
+        drop(state);
+        self.over(before);
+    }
+
+    /// One of so many is over.
+    fn over(&self, before: usize) {
         // Those who wait do so for the last one, or for the one that makes them few enough.
-        if !matches!(count.fetch_sub(1, Ordering::AcqRel), 1 | MAX_STUCK) {
+        if !matches!(before, 1 | MAX_STUCK) {
             return;
         }
         let held = std::mem::take(&mut self.lock().held);
@@ -162,6 +197,7 @@ pub(crate) struct Working {
     // Dropped in this order: whoever waits for the end may rely on the unit not being held any more.
     unit: Arc<Unit>,
     place: Place,
+    medium: usize,
 }
 
 struct Place(Arc<Background>);
@@ -169,9 +205,15 @@ struct Place(Arc<Background>);
 impl Working {
     /// Work on `unit` begins.
     pub(crate) fn on(unit: Arc<Unit>) -> Self {
+        let medium = unit.background.medium();
+        Self::at(unit, medium)
+    }
+
+    /// Work that began at a medium of `unit`, which may have gone.
+    pub(crate) fn at(unit: Arc<Unit>, medium: usize) -> Self {
         let background = unit.background.clone();
         background.lock().running += 1;
-        Self { unit, place: Place(background) }
+        Self { unit, place: Place(background), medium }
     }
 
     /// Whether it was told to end.
@@ -185,20 +227,20 @@ impl Working {
         if io.is_over(scope) {
             return;
         }
-        let background = self.place.0.clone();
+        let (background, medium) = (self.place.0.clone(), self.medium);
         let (late, thread) = (!io.is_settled(scope), io.clone());
         background.late.fetch_add(usize::from(late), Ordering::AcqRel);
-        background.stuck.fetch_add(1, Ordering::AcqRel);
+        background.stuck_at(medium);
         io.spawn(async move {
             thread.settled(scope).await;
             if late {
-                background.over(&background.late);
+                background.over(background.late.fetch_sub(1, Ordering::AcqRel));
             }
             // Files are held, and locked, by what reads them.
             let _ = thread.at_most(SETTLE, thread.over(scope)).await;
             drop(self);
             thread.over(scope).await;
-            background.over(&background.stuck);
+            background.done_at(medium);
         });
     }
 }
@@ -319,6 +361,30 @@ mod tests {
 
     use super::*;
 
+    /// A disc that hangs has been taken out.
+    #[test]
+    fn what_is_left_behind_at_another_medium_does_not_count() {
+        let background = Background::default();
+        let first = background.medium();
+        background.stuck_at(first);
+        assert!(background.has_left_behind());
+        let waker = Arc::new(Count::default());
+        let mut calm = background.answered();
+        assert!(calm.poll(&mut Context::from_waker(&waker.clone().into())).is_pending());
+        background.exchange();
+        assert_eq!(waker.0.load(Ordering::Relaxed), 1);
+        assert!(!background.has_left_behind() && calm.is_over());
+        background.stuck_at(first);
+        assert!(!background.has_left_behind(), "it began there, and was ended later");
+        let second = background.medium();
+        background.stuck_at(second);
+        background.done_at(first);
+        background.done_at(first);
+        assert!(background.has_left_behind(), "those are none of it");
+        background.done_at(second);
+        assert!(!background.has_left_behind());
+    }
+
     #[derive(Default)]
     struct Count(AtomicUsize);
 
@@ -342,9 +408,9 @@ mod tests {
         }
         drop(calms.split_off(50));
         assert_eq!(background.lock().held.len(), 50);
-        background.over(&background.late);
+        background.over(background.late.fetch_sub(1, Ordering::AcqRel));
         assert_eq!(count.0.load(Ordering::Relaxed), 0);
-        background.over(&background.late);
+        background.over(background.late.fetch_sub(1, Ordering::AcqRel));
         assert_eq!(count.0.load(Ordering::Relaxed), 50);
         assert!(calms.iter_mut().all(poll));
     }

@@ -160,7 +160,7 @@ impl Nexus {
             Err(Refused::Full) => Err(Failure::Status(Status::TaskSetFull)),
             Err(Refused::Detached) => absent::execute(self, &request.lun, &request.cdb, &request.data),
             Ok(task) => {
-                let scope = io.scope();
+                let (scope, medium) = (io.scope(), unit.background.medium());
                 let result = {
                     // Initiators that hear BUSY give up some time; they wait for a disk that takes its time. What waits
                     // here has nothing in the kernel, so that a task management function ends it at once.
@@ -180,13 +180,13 @@ impl Nexus {
                     Ok(outcome) => {
                         if outcome.is_err() {
                             // Perhaps it was given up, because another unit that it needed has gone.
-                            unit.leave_behind(io, scope, &request.cdb);
+                            unit.leave_behind(io, scope, &request.cdb, medium);
                         }
                         outcome
                     }
                     Err(why) => {
                         // The command's work is dropped, the kernel's part of it perhaps not yet done.
-                        unit.part(io, scope, &request.cdb).await;
+                        unit.part(io, scope, &request.cdb, medium).await;
                         drop(task);
                         ended(why)?
                     }

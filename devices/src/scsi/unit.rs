@@ -250,16 +250,16 @@ impl Unit {
 
     /// Waits until a command that was ended may leave: the host does not reach the guest's memory for it any more. Where
     /// the host may still write what the command had brought, the unit is busy until that is over.
-    pub(crate) async fn part(self: &Arc<Self>, io: &Io, scope: Scope, cdb: &Cdb) {
+    pub(crate) async fn part(self: &Arc<Self>, io: &Io, scope: Scope, cdb: &Cdb, medium: usize) {
         io.released(scope).await;
         let _ = io.at_most(SETTLE, io.settled(scope)).await;
-        self.leave_behind(io, scope, cdb);
+        self.leave_behind(io, scope, cdb, medium);
     }
 
-    /// A command is over. Where the host may still write what it had brought, the unit is busy until that is over too.
-    pub(crate) fn leave_behind(self: &Arc<Self>, io: &Io, scope: Scope, cdb: &Cdb) {
+    /// A command is over that began at `medium`. Where the host may still write what it had brought, the unit is busy until that is over too.
+    pub(crate) fn leave_behind(self: &Arc<Self>, io: &Io, scope: Scope, cdb: &Cdb, medium: usize) {
         if !self.logical.only_visits(cdb) {
-            Working::on(self.clone()).leave_behind(io, scope);
+            Working::at(self.clone(), medium).leave_behind(io, scope);
         }
     }
 
@@ -288,7 +288,9 @@ impl Unit {
 
     /// Opens the tray of the drive and takes its disc out.
     pub(crate) fn eject(&self, force: bool) -> Result<Option<Arc<Image>>, CdError> {
-        Ok(self.drive()?.remove(force)?)
+        let disc = self.drive()?.remove(force)?;
+        self.background.exchange();
+        Ok(disc)
     }
 
     /// Puts a disc into the drive. All initiators hear of it.
@@ -298,7 +300,9 @@ impl Unit {
 
     /// Puts a disc into the drive in the place of another. All initiators hear of it.
     pub(crate) fn change(&self, image: Arc<Image>, force: bool) -> Result<Option<Arc<Image>>, CdError> {
-        self.drive()?.change(image, force, || self.raise(Attention::MediumChanged, None))
+        let before = self.drive()?.change(image, force, || self.raise(Attention::MediumChanged, None))?;
+        self.background.exchange();
+        Ok(before)
     }
 
     /// How the tray of the drive is, if the unit is one.

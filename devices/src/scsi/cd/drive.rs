@@ -180,8 +180,8 @@ impl<B> Drive<B> {
         Tray { open: state.open, locked: !state.locks.is_empty() || !state.buttons.is_empty() }
     }
 
-    /// A host opens the tray. The disc stays in it.
-    pub(super) fn eject(&self, nexus: NexusId) -> Result<(), Failure> {
+    /// A host opens the tray, and the disc stays in it: whether it was closed.
+    pub(super) fn eject(&self, nexus: NexusId) -> Result<bool, Failure> {
         let mut state = self.lock();
         let others = state.buttons.iter().any(|other| *other != nexus);
         if !state.open && (!state.locks.is_empty() || others) {
@@ -189,19 +189,20 @@ impl<B> Drive<B> {
             let key = if state.disc.is_some() { SenseKey::IllegalRequest } else { SenseKey::NotReady };
             return Err(SenseData::new(key, MEDIUM_REMOVAL_PREVENTED).into());
         }
+        let moves = !state.open;
         state.open();
-        Ok(())
+        Ok(moves)
     }
 
-    /// The tray closes. If there is a disc now that could not be read before, `tell` is called first, as below: whoever reads
+    /// The tray closes: whether it was open. If there is a disc now that could not be read before, `tell` is called first, as below: whoever reads
     /// it can see that it is new.
-    pub(super) fn load(&self, tell: impl FnOnce()) {
+    pub(super) fn load(&self, tell: impl FnOnce()) -> bool {
         let mut state = self.lock();
         if state.open && state.disc.is_some() {
             tell();
             state.changes(Event::NewMedia);
         }
-        state.open = false;
+        std::mem::replace(&mut state.open, false)
     }
 
     /// The operator opens the tray and takes the disc out. With `force` locks do not matter, and end.

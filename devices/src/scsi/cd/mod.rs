@@ -199,9 +199,16 @@ impl<B: BlockBackend> Cd<B> {
         }
         let (start, load_eject) = (bits & 1 != 0, bits & 2 != 0);
         match (load_eject, start) {
-            (true, false) => self.drive.eject(context.path.nexus).map(|()| Done::good()),
+            (true, false) => {
+                if self.drive.eject(context.path.nexus)? {
+                    tell_tray(context, "opened");
+                }
+                Ok(Done::good())
+            }
             (true, true) => {
-                self.drive.load(|| context.path.unit.raise(Attention::MediumChanged, None));
+                if self.drive.load(|| context.path.unit.raise(Attention::MediumChanged, None)) {
+                    tell_tray(context, "closed");
+                }
                 Ok(Done::good())
             }
             (false, true) => self.drive.ready().map(|_| Done::good()),
@@ -228,6 +235,10 @@ impl<B: BlockBackend> Cd<B> {
     pub(super) fn gone(&self, nexus: NexusId) {
         self.drive.gone(nexus);
     }
+}
+
+fn tell_tray(context: Context<'_>, what: &str) {
+    crate::log_limited!(info, "{}: the guest has {what} the tray", context.path.unit.name());
 }
 
 impl Cd<Image> {

@@ -12,8 +12,8 @@ use crate::config::{self, Device};
 use crate::machine::closing::{Asked, close_with_deadline};
 use crate::machine::hbas;
 
-/// How often to look whether a disc that was taken out is read any more.
-const LOOK: Duration = Duration::from_millis(10);
+/// How soon to look whether a disc that was taken out is read any more; twice as long each time, to the second.
+const LOOK: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
 impl Adapter {
     /// Whether there is a CD drive at this place.
@@ -104,8 +104,10 @@ impl Adapter {
         inventory.closing.push(asked.answer());
         drop(inventory);
         let closed = close_with_deadline(&self.remote, asked, self.patience, move |io| async move {
+            let (mut pause, longest) = LOOK;
             while Arc::strong_count(&disc) > 1 {
-                io.sleep(LOOK).await;
+                io.sleep(pause).await;
+                pause = longest.min(pause * 2);
             }
             let end = disc.close(&io).await.map_err(|error| explain(&error));
             let_go(&io, disc).await;
