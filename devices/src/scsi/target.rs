@@ -197,6 +197,11 @@ impl Target {
         self.unit(lun)?.tray()
     }
 
+    /// The node of the host by which a unit is passed through now; `None` of others.
+    pub fn node(&self, lun: Lun) -> Option<String> {
+        self.unit(lun)?.node()
+    }
+
     fn unit(&self, lun: Lun) -> Option<Arc<Unit>> {
         self.read().units.get(&lun.number()?).cloned()
     }

@@ -305,6 +305,15 @@ impl Unit {
         Ok(before)
     }
 
+    /// The node of the device of the host that the unit passes through, if it is one.
+    pub(crate) fn node(&self) -> Option<String> {
+        match &self.logical {
+            LogicalUnit::Disk(_) | LogicalUnit::Cd(_) => None,
+            LogicalUnit::Generic(generic) => Some(generic.node()),
+            LogicalUnit::Block(block) => Some(block.generic().node()),
+        }
+    }
+
     /// How the tray of the drive is, if the unit is one.
     pub(crate) fn tray(&self) -> Option<Tray> {
         Some(self.drive().ok()?.tray())

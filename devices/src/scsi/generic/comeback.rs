@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
+use super::asking;
 use super::beside::{for_unit, shown};
 use super::inquiry::{self, Page};
 use super::kept::Pages;
@@ -40,6 +41,8 @@ const OTHER_CAPACITY: u8 = 4;
 
 /// What is behind a unit, from when it came until it goes.
 pub(super) struct Link {
+    /// Its node.
+    pub(super) name: String,
     pub(super) host: Arc<dyn Host>,
     /// What its queue at the host takes with one command.
     pub(super) limits: HostLimits,
@@ -61,8 +64,14 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Asks a device who it is, which may take seconds.
+    /// Asks a device who it is, which may take a minute.
     pub(super) fn new(host: Arc<dyn Host>, config: &GenericConfig) -> Result<Self, GenericError> {
+        let of_thread = config.clone();
+        asking::in_time(&config.name, move || Self::ask(host, &of_thread))
+            .unwrap_or_else(|why| Err(GenericError::Silent { path: config.name.clone(), why }))
+    }
+
+    fn ask(host: Arc<dyn Host>, config: &GenericConfig) -> Result<Self, GenericError> {
         let mut standard = [0; STANDARD];
         let silent = |why| GenericError::Silent { path: config.name.clone(), why };
         let ask = |len: u8, into: &mut [u8]| probe(&*host, &[0x12, 0, 0, 0, len, 0], into);
@@ -96,6 +105,7 @@ impl Link {
             limits.max_bytes = limits.max_bytes.min(COPIED_MAX);
         }
         Ok(Self {
+            name: config.name.clone(),
             host,
             limits,
             page,
@@ -152,6 +162,7 @@ impl Link {
     /// What is there while a device is not.
     fn without_device(&self) -> Self {
         Self {
+            name: self.name.clone(),
             host: Arc::new(Nothing),
             limits: self.limits,
             page: self.page,

@@ -33,6 +33,15 @@ pub enum GenericError {
         /// Host, channel, target and LUN of each.
         addresses: String,
     },
+    /// It is a descriptor that was passed.
+    #[error(
+        "{path}: a device of the host is not taken as a descriptor, for its other nodes are needed as well; give the path of a node, \
+         or the wwn, and let the user of this process open its nodes"
+    )]
+    Descriptor {
+        /// As it was given.
+        path: String,
+    },
     /// It has no node.
     #[error("the SCSI device \"{name}\" at {address} has no node on the host; load the module sg")]
     NoNode {

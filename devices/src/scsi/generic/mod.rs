@@ -10,6 +10,7 @@
 //! (write(2) and read(2) of /dev/sg* refuse a thread whose credentials are not those that opened the node.) So each unit has helper
 //! threads of its own, as many as the device takes commands: one that hangs holds up no I/O thread and no other unit.
 
+mod asking;
 mod beside;
 mod comeback;
 mod error;
@@ -172,6 +173,11 @@ impl Generic {
     /// What messages call it.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The node that it is reached by now: another one after a return, maybe.
+    pub(super) fn node(&self) -> String {
+        self.plug.peek(|link| link.name.clone())
     }
 
     /// Peripheral device type (SPC-5, 6.7.2).

@@ -15,7 +15,7 @@ use super::route::{Part, Routes};
 use super::sysfs::{Device, Driver, Other, Sysfs};
 use super::taken::Taken;
 use super::{Allow, Generic, GenericConfig, GenericError, HostLimits, sys};
-use crate::storage::user_of;
+use crate::storage::{fdset, user_of};
 
 /// How long a device is asked for again that is busy with nothing the host tells of, and how often: udev looks at what is new.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -298,6 +298,9 @@ fn leave_to_its_driver(tape: &Path) -> Result<(), GenericError> {
 /// The path of a node.
 pub(super) fn find(sysfs: &Sysfs, place: &Place) -> Result<PathBuf, GenericError> {
     let name = match place {
+        Place::Path(path) if fdset::number(path).is_some() => {
+            return Err(GenericError::Descriptor { path: path.display().to_string() });
+        }
         Place::Path(path) => return Ok(path.clone()),
         Place::Name(name) => name,
     };
@@ -454,6 +457,7 @@ mod tests {
             (path("/dev/sg4711"), "/dev/sg4711: there is no such device"),
             (path(&plain), "is no device, which takes no SCSI commands; set type = \"disk\""),
             (path("/"), "/ is a directory"),
+            (path("/dev/fdset/3"), "/dev/fdset/3: a device of the host is not taken as a descriptor"),
             (path("/dev/null"), "/dev/null is no SCSI device"),
             (name("0x5000000000000001"), "no SCSI device of the host is called \"0x5000000000000001\""),
         ] {

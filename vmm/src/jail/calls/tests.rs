@@ -241,6 +241,7 @@ fn a_thread_may_do_what_those_may_that_it_starts() {
         (Kind::Control, Kind::Client),
         (Kind::Client, Kind::Space),
         (Kind::Client, Kind::Loops),
+        (Kind::Client, Kind::Returns),
         (Kind::Returns, Kind::IoHelper),
         (Kind::Returns, Kind::Returns),
     ] {

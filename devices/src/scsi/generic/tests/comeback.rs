@@ -118,6 +118,42 @@ fn a_unit_goes_on_with_a_device_that_is_back_and_all_initiators_hear_of_it() {
     });
 }
 
+/// What an operator is shown.
+#[test]
+fn the_node_is_the_one_that_it_is_back_by() {
+    on_io_thread(|io| async move {
+        let (_nexus, target, plug) = unit(&io, &good()).await;
+        let plug = plug.upgrade().unwrap();
+        let node = || target.node(Lun::default()).unwrap();
+        assert_eq!(node(), "/dev/sg0");
+        plug.put(Some(good()), &GenericConfig { name: "/dev/sg7".into(), ..config() }).unwrap();
+        assert_eq!(node(), "/dev/sg7");
+        plug.put(None, &config()).unwrap();
+        assert_eq!(node(), "/dev/sg7");
+    });
+}
+
+/// The kernel looks after its adapter, for as long as that takes.
+#[test]
+fn a_device_that_does_not_answer_is_waited_for_and_not_for_ever() {
+    let gate = Arc::new(Mutex::new(()));
+    let mut fake = Fake::new(|_| Ok(Answer::good()));
+    let waits = gate.clone();
+    fake.gate = Box::new(move |_| drop(waits.lock()));
+    let (fake, closed) = (Arc::new(fake), gate.lock().unwrap());
+    let mut made = None;
+    let lines =
+        crate::log::recorded(tracing::Level::WARN, || made = Some(Generic::new(fake.clone(), config())));
+    assert_eq!(lines, ["WARN waiting for \"/dev/sg0\", which does not answer"]);
+    let said = made.unwrap().unwrap_err().to_string();
+    assert!(
+        said.starts_with("/dev/sg0: the device does not answer INQUIRY (nothing for 3 seconds)"),
+        "{said}"
+    );
+    drop(closed);
+    self::closed(&fake);
+}
+
 /// A device that is busy so many times before it answers.
 struct Dazed(Fake, AtomicUsize);
 
