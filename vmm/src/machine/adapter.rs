@@ -1,6 +1,6 @@
 //! One HBA while the machine runs: what is behind it, and units that come, go and change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,6 +21,7 @@ use crate::config::{self, HbaType};
 
 mod attached;
 mod discs;
+mod promised;
 
 pub(super) use attached::Attached;
 use attached::Behind;
@@ -104,6 +105,8 @@ struct Leave {
 #[derive(Default)]
 struct Inventory {
     targets: BTreeMap<u8, Vec<Arc<Target>>>,
+    /// Those that somebody was given as free.
+    promised: BTreeSet<u8>,
     units: BTreeMap<(u8, u16), Attached>,
     /// Units that the guest has lost and whose images are being closed, also those that nobody waits for any more.
     closing: Vec<Arc<Answer>>,
@@ -145,7 +148,7 @@ impl Adapter {
 
     /// Takes all units away at the end of the machine.
     pub fn take_units(&self) -> Taken {
-        let Inventory { targets, units, closing } = std::mem::take(&mut *self.lock());
+        let Inventory { targets, units, closing, .. } = std::mem::take(&mut *self.lock());
         let take = |((target, lun), unit): ((u8, u16), Attached)| {
             let number = Lun::from_number(u32::from(lun));
             let leaving = targets.get(&target).into_iter().flatten().filter_map(|target| target.take(number));
@@ -213,10 +216,16 @@ impl Adapter {
             let at = inventory.targets.get(&target).filter(|_| unit.drive.is_some())?;
             at.first()?.tray(Lun::from_number(u32::from(lun)))
         };
+        // Of a device of the host that has come back by another node, that one.
+        let path = |target, lun, unit: &Attached| {
+            let at = inventory.targets.get(&target).filter(|_| matches!(unit.image, Behind::Host));
+            let node = at.and_then(|all| all.first()?.node(Lun::from_number(u32::from(lun))));
+            node.map_or_else(|| unit.path.clone(), Into::into)
+        };
         let info = |(&(target, lun), unit): (&(u8, u16), &Attached)| UnitInfo {
             target,
             lun,
-            image: (!matches!(unit.image, Behind::Nothing)).then(|| unit.path.clone()),
+            image: (!matches!(unit.image, Behind::Nothing)).then(|| path(target, lun, unit)),
             kind: unit.kind(),
             tray: tray(target, lun, unit),
             size: unit.len(),
@@ -231,15 +240,6 @@ impl Adapter {
     /// The targets where something went, and the guest has not taken note of it.
     pub fn unnoticed(&self) -> Vec<u8> {
         self.device.as_ref().map(|device| device.unnoticed()).unwrap_or_default()
-    }
-
-    /// The first target without a unit; one where nothing has to wait, if there is any.
-    pub fn free_target(&self) -> Option<u8> {
-        let unnoticed = self.unnoticed();
-        let inventory = self.lock();
-        let mut free = (0..=u8::MAX).filter(|id| !inventory.targets.contains_key(id));
-        let any = free.clone().next();
-        free.find(|id| !unnoticed.contains(id)).or(any)
     }
 
     /// Attaches a logical unit. The guest is told; or else it waits until the guest has taken note that something else

@@ -201,3 +201,17 @@ fn an_image_that_the_host_does_not_let_go_holds_nobody_else_up() {
     assert!(adapter.units().is_empty());
     drop(answer);
 }
+
+/// Two operators attach at the same time, and leave the target to the machine.
+#[test]
+fn a_free_target_is_promised_once() {
+    let thread = IoThread::start("test").unwrap();
+    let (space, group) = (Space::new(Control::new(0).unwrap()), TargetGroup::default());
+    let adapter = Adapter::new("scsi0", HbaType::VirtioScsi, thread.remote(), &space, &group);
+    adapter.add_target(1, &group.target());
+    let promises = [(); 3].map(|()| adapter.free_target().unwrap());
+    assert_eq!([0, 1, 2].map(|at: usize| promises[at].target()), [0, 2, 3]);
+    let [first, ..] = promises;
+    drop(first);
+    assert_eq!(adapter.free_target().unwrap().target(), 0);
+}

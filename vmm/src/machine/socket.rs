@@ -177,6 +177,13 @@ impl Service {
             "query-hbas" => Ok(self.adapters.iter().map(describe).collect()),
             "attach" => {
                 let adapter = self.adapter(&mut arguments)?;
+                let free = match arguments.0.contains_key("target") {
+                    true => None,
+                    false => Some(adapter.free_target().context("no free target")?),
+                };
+                if let Some(free) = &free {
+                    arguments.0.insert("target".into(), free.target().into());
+                }
                 let lun = self.unit(adapter, arguments)?;
                 let state = adapter.attach(&lun)?;
                 adapter.warn(&lun);
@@ -306,11 +313,7 @@ impl Service {
     }
 
     /// The unit that the arguments describe, in the words of `[[hba.lun]]`.
-    fn unit(&self, adapter: &Adapter, mut arguments: Arguments) -> Result<config::Lun> {
-        if !arguments.0.contains_key("target") {
-            let free = adapter.free_target().context("no free target")?;
-            arguments.0.insert("target".into(), free.into());
-        }
+    fn unit(&self, adapter: &Adapter, arguments: Arguments) -> Result<config::Lun> {
         let mode = match adapter.kind {
             HbaType::Megasas if !adapter.makes_volumes() => "mode = \"jbod\"\n",
             _ => "",
