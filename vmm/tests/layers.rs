@@ -7,12 +7,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each crate may depend on. Development dependencies of the test bed are free.
-const CRATES: [(&str, &[&str]); 7] = [
+const CRATES: [(&str, &[&str]); 8] = [
     ("devices", &[]),
+    ("fc", &[]),
     ("hba-megasas", &["devices"]),
     ("hba-virtio-scsi", &["devices"]),
     ("boot", &["devices"]),
-    ("vmm", &["boot", "devices", "hba-megasas", "hba-virtio-scsi"]),
+    ("vmm", &["boot", "devices", "fc", "hba-megasas", "hba-virtio-scsi"]),
     ("testbed", &[]),
     ("fabric", &[]),
 ];
@@ -235,7 +236,7 @@ fn is_test(path: &Path) -> bool {
 #[test]
 fn threads_start_in_one_place() {
     let mut seen = 0;
-    for name in ["boot", "devices", "hba-megasas", "hba-virtio-scsi", "vmm"] {
+    for name in ["boot", "devices", "fc", "hba-megasas", "hba-virtio-scsi", "vmm"] {
         let root = workspace().join(name).join("src");
         for path in sources(&root) {
             let relative = path.strip_prefix(&root).unwrap();

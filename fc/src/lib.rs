@@ -1,0 +1,33 @@
+//! Fibre Channel ports of the host, and virtual ports (N_Port ID Virtualization) that come and go on them.
+//!
+//! ```text
+//!   vport        creates and deletes virtual ports, and waits for the fabric
+//!    |-- choose   on which port, by the rules that users of libvirt know
+//!    |-- names    which names are fit for a new port; made once, stored, and never anew
+//!    |-- state    what is stored: definitions, and whose a virtual port is
+//!   model        hosts, virtual ports, remote ports and logical units, as the kernel shows them
+//!    |-- users    who has a logical unit
+//!    |-- sysfs    files that may go at any moment
+//!   watch        what changes, from netlink
+//!   wwn, address World Wide Names; hosts, channels, targets and LUNs
+//! ```
+//! Knows sysfs and netlink, and neither SCSI commands nor PCI. What it reads is hostile: files that are missing or say nonsense are
+//! normal, for devices go while one looks.
+
+pub mod address;
+pub mod choose;
+pub mod model;
+pub mod names;
+pub mod state;
+mod sysfs;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod users;
+pub mod vport;
+pub mod watch;
+pub mod wwn;
+
+pub use address::{Address, Lun};
+pub use model::San;
+pub use sysfs::Roots;
+pub use wwn::Wwn;
