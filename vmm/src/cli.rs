@@ -8,9 +8,12 @@ use clap::{CommandFactory, Parser, ValueEnum};
 
 use crate::exit;
 
+/// Where to read of the options.
+const HELP: &str = "vmm --help";
+
 /// Runs a virtual machine on Linux KVM.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "vmm", version, after_help = exit::HELP)]
+#[command(name = "vmm", version, after_help = exit::HELP, before_help = "vmm fc --help tells of Fibre Channel ports of the host")]
 pub struct Cli {
     /// The machine's configuration, a TOML file; docs/configuration.md describes its keys
     #[arg(long, value_name = "FILE")]
@@ -98,16 +101,36 @@ pub fn parse() -> Result<Cli, Stop> {
 pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Stop> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     if let Some(word) = arguments.iter().skip(1).find_map(|argument| one_dash(argument.to_str()?)) {
-        return Err(Stop::Usage(one_line(&format!("unexpected argument '{word}' found")) + &elsewhere(word)));
+        return Err(Stop::Usage(
+            one_line(&format!("unexpected argument '{word}' found"), HELP) + &elsewhere(word),
+        ));
     }
-    Cli::try_parse_from(arguments).map_err(|error| {
-        let text = error.to_string();
-        match error.kind() {
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Told(text),
-            ErrorKind::UnknownArgument => Stop::Usage(one_line(&text) + &elsewhere(unknown(&error))),
-            _ => Stop::Usage(one_line(&text)),
+    Cli::try_parse_from(arguments).map_err(|error| match stop(&error, HELP) {
+        Stop::Usage(line) if error.kind() == ErrorKind::UnknownArgument => {
+            Stop::Usage(line + &elsewhere(unknown(&error)))
         }
+        stop => stop,
     })
+}
+
+/// Reads a command line of another kind, of which `help` tells.
+///
+/// # Errors
+/// [`Stop`] when nothing was asked for.
+pub(crate) fn read_with<P: Parser>(
+    arguments: impl IntoIterator<Item = OsString>,
+    help: &str,
+) -> Result<P, Stop> {
+    P::try_parse_from(arguments).map_err(|error| stop(&error, help))
+}
+
+fn stop(error: &clap::Error, help: &str) -> Stop {
+    let text = error.to_string();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Told(text),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Stop::Usage(format!("no command; see {help}")),
+        _ => Stop::Usage(one_line(&text, help)),
+    }
 }
 
 /// An option as QEMU has them: a word after one dash. For the parser it would be options of one letter each, of which `-h` gives
@@ -159,11 +182,11 @@ fn elsewhere(option: &str) -> String {
 }
 
 /// The message of a usage error as one line: what stands before the usage, and where to read more.
-fn one_line(text: &str) -> String {
+fn one_line(text: &str, help: &str) -> String {
     let text = text.split("\n\nUsage:").next().unwrap_or(text);
     let text = text.split("\n\nFor more").next().unwrap_or(text);
     let words: Vec<&str> = text.strip_prefix("error: ").unwrap_or(text).split_whitespace().collect();
-    format!("{}; see vmm --help", words.join(" "))
+    format!("{}; see {help}", words.join(" "))
 }
 
 #[cfg(test)]

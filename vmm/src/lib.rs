@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod console;
 pub mod exit;
+pub mod fc_command;
 pub mod jail;
 pub mod keeper;
 mod kvm;

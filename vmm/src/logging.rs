@@ -40,6 +40,7 @@ const PARTS: [(&str, &[&str]); 6] = [
             "console",
             "counters",
             "exit",
+            "fc_command",
             "jail",
             "keeper",
             "kvm",

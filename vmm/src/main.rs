@@ -1,4 +1,4 @@
-//! `vmm --config FILE`: runs a virtual machine.
+//! `vmm --config FILE`: runs a virtual machine. `vmm fc`: Fibre Channel ports of the host.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use vmm::console::{Signals, Watch, die, explain_bus_errors, let_signals_end};
 use vmm::exit::{Outcome, complain, explain, tell};
 use vmm::keeper::Keeper;
 use vmm::machine::{End, Machine, rehearse};
-use vmm::{config, jail, limits, logging, passed};
+use vmm::{config, fc_command, jail, limits, logging, passed};
 
 /// How long a signal that ends the process waits for the start, so that it ends in good order. A machine has its
 /// `shutdown_timeout` for that.
@@ -31,6 +31,9 @@ fn run() -> Outcome {
     jail::narrow_output();
     // Without it such an end has no line of its own, and that is all.
     let _ = explain_bus_errors();
+    if let Some(outcome) = fc_command::run(std::env::args_os()) {
+        return outcome;
+    }
     let cli = match cli::parse() {
         Ok(cli) => cli,
         Err(Stop::Told(text)) => {

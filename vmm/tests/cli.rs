@@ -79,6 +79,29 @@ fn a_good_configuration_is_one_line() {
     assert_eq!(check(&set), ok("x: 1 vCPU, 64MiB, 1 HBA, 2 logical units"));
 }
 
+/// Nor a configuration.
+#[test]
+fn ports_of_the_host_are_told_of_without_a_machine() {
+    let directory = TempDir::new().unwrap();
+    let fc = |arguments: &[&str]| run(vmm(directory.path()).arg("fc").args(arguments).args(["--root", "."]));
+    assert_eq!(fc(&["list"]), (Some(0), "no Fibre Channel ports\n".into(), String::new()));
+    let (code, value, errors) = fc(&["list", "--json"]);
+    assert_eq!((code, &*errors), (Some(0), ""));
+    let value: serde_json::Value = serde_json::from_str(&value).unwrap();
+    assert_eq!(value, serde_json::json!({ "ports": [], "vports": [], "definitions": [] }));
+    let error = |line: &str| (Some(1), String::new(), format!("vmm: error: {line}\n"));
+    assert_eq!(fc(&["show", "host1"]), error("there is no port host1; vmm fc list shows what there is"));
+    assert_eq!(
+        fc(&["create", "vm1"]),
+        error(
+            "this host has no Fibre Channel port: no driver of an adapter (lpfc, qla2xxx, fcoe ...) has one in /sys/class/fc_host"
+        )
+    );
+    assert_eq!(run(vmm(directory.path()).arg("fc")), error("no command; see vmm fc --help"));
+    let (code, lines, _) = fc(&["watch", "--timeout", "1"]);
+    assert_eq!((code, &*lines), (Some(0), ""));
+}
+
 /// As at the start. Blocks count, whatever is behind the last whole one.
 #[test]
 fn a_check_says_what_the_guest_will_not_see_of_an_image() {
