@@ -126,7 +126,7 @@ fn a_check_says_what_the_guest_will_not_see_of_an_image() {
     image.set_len(4095).unwrap();
     let set = ["--set", "hba.0.lun.0.block_size=4096"];
     let (code, _, errors) = run(vmm(directory.path()).args(CHECK).args(set));
-    let line = "`image` in [[hba.lun]]: disk.img is too short for a disk: it has not one whole block of 4096 bytes\n";
+    let line = "`image` in [[hba.lun]]: disk.img is too short: it has not one whole block of 4096 bytes\n";
     assert_eq!((code, errors.lines().count()), (Some(1), 1), "{errors}");
     assert!(errors.ends_with(line), "{errors}");
 }

@@ -323,7 +323,6 @@ fn device(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Er
         }
         LunType::Cd => {
             let keys = [
-                "readonly",
                 "block_size",
                 "physical_block_size",
                 "rotation_rate",
@@ -334,6 +333,10 @@ fn device(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Er
                 "protection_image",
             ];
             section.meaningless(&keys, &with, errors);
+            // What is so may be said.
+            if section.boolean("readonly") == Some(false) {
+                section.refuse("readonly", "a disc is never written: leave it out, or set true", errors);
+            }
             section.meaningless(&HOST_KEYS, &with, errors);
             cd(section, hba, directory, errors).map(Device::Cd)
         }

@@ -242,7 +242,7 @@ pub(super) fn check_ending(path: &Path, ending: Ending, block: u64) -> Result<()
     let shown = fdset::shown(path);
     if ending.shown(block) == 0 {
         let block = block.max(ending.unit);
-        return Err(format!("{shown} is too short for a disk: it has not one whole block of {block} bytes"));
+        return Err(format!("{shown} is too short: it has not one whole block of {block} bytes"));
     }
     ending.warning(shown, block).into_iter().for_each(|line| tracing::warn!("{line}"));
     Ok(())

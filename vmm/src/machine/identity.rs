@@ -147,7 +147,7 @@ impl Identities {
                 (Some(wwn), _) if other.wwn == Some(wwn) => format!("wwn \"{wwn:016x}\""),
                 _ => continue,
             };
-            return Err(format!("{what} is that of the disk at {place}; give each disk its own"));
+            return Err(format!("{what} is that of the unit at {place}; give each its own"));
         }
         taken.push(new);
         Ok(())
@@ -249,7 +249,7 @@ mod tests {
         let wwn = Some(0x5000_c500_0000_0001);
         assert_eq!(take(0, a, &named("S1", wwn), &disk_a), Ok(()));
         let b_is = b.display();
-        let place = "is that of the disk at hba scsi0, target 0, lun 0; give each disk its own";
+        let place = "is that of the unit at hba scsi0, target 0, lun 0; give each its own";
         assert_eq!(take(1, b, &named("S1", None), &disk_b), Err(format!("{b_is}: serial \"S1\" {place}")));
         assert_eq!(
             take(1, b, &named("S2", wwn), &disk_b),

@@ -305,9 +305,14 @@ impl Service {
         Ok((adapter, u8::try_from(target)?, u16::try_from(lun)?))
     }
 
-    /// A drive with the disc that the arguments describe.
+    /// A drive with the disc that the arguments describe, with `bounce` as the disc before had it.
     fn disc(&self, adapter: &Adapter, mut arguments: Arguments) -> Result<config::Lun> {
         ensure!(arguments.0.contains_key("image"), "no \"image\"");
+        if let (false, Some((target, lun))) = (arguments.0.contains_key("bounce"), place(&arguments))
+            && adapter.drive_bounces(target, lun)
+        {
+            arguments.0.insert("bounce".into(), true.into());
+        }
         arguments.0.insert("type".into(), LunType::Cd.name().into());
         self.unit(adapter, arguments)
     }
@@ -371,14 +376,15 @@ fn check_command(name: &str, arguments: &Arguments) -> Result<()> {
     }
 }
 
+/// Target and LUN; zeros where the arguments do not say.
+fn place(arguments: &Arguments) -> Option<(u8, u16)> {
+    let number = |key| arguments.0.get(key).map_or(Some(0), Value::as_u64);
+    Some((u8::try_from(number("target")?).ok()?, u16::try_from(number("lun")?).ok()?))
+}
+
 /// Whether another disc comes into a drive that stays, not another unit to its place.
 fn changes_disc(adapter: &Adapter, arguments: &Arguments) -> Result<bool> {
-    let number = |key| arguments.0.get(key).map_or(Some(0), Value::as_u64);
-    let at = |target: Option<u64>, lun: Option<u64>| {
-        Some((u8::try_from(target?).ok()?, u16::try_from(lun?).ok()?))
-    };
-    let drive =
-        at(number("target"), number("lun")).is_some_and(|(target, lun)| adapter.has_drive(target, lun));
+    let drive = place(arguments).is_some_and(|(target, lun)| adapter.has_drive(target, lun));
     let kind = arguments.0.get("type");
     if !drive || kind.is_some_and(|kind| kind != LunType::Cd.name()) {
         return Ok(false);

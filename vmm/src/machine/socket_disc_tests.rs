@@ -35,7 +35,7 @@ fn discs_come_change_and_go() {
         let image = |name: &str| bench.directory.path().join(name);
         let bounce = kind == HbaType::Megasas;
         let described = |image: Option<&Path>, size: u64, tray: &str, locked: bool| {
-            json!({"target": 5, "lun": 0, "image": image, "size": size, "readonly": true, "bounce": bounce && size > 0,
+            json!({"target": 5, "lun": 0, "image": image, "size": size, "readonly": true, "bounce": bounce,
                    "flush_failed": false, "state": "attached", "type": "cd", "tray": tray, "locked": locked})
         };
         assert_eq!(unit(&service), described(Some(&image("a.img")), 1 << 20, "closed", false));
@@ -101,6 +101,23 @@ fn discs_come_change_and_go() {
         assert_eq!(ask(&service, &request("detach", "")), json!({"return": {}}));
         assert!(!is_open(&image("b.img")));
     }
+}
+
+/// What keeps a machine from waiting for a file server stays when the disc changes, also when the drive was empty meanwhile.
+#[test]
+fn bounce_is_the_drives() {
+    let (_bench, service) = with_drive(HbaType::VirtioScsi);
+    let bounce = || unit(&service)["bounce"].clone();
+    assert_eq!(bounce(), false);
+    ask(&service, &request("change", r#", "image": "b.img", "bounce": true"#));
+    assert_eq!(bounce(), true);
+    ask(&service, &request("change", r#", "image": "a.img""#));
+    assert_eq!((bounce(), unit(&service)["size"].clone()), (json!(true), json!(1 << 20)));
+    ask(&service, &request("eject", ""));
+    ask(&service, &request("insert", r#", "image": "b.img""#));
+    assert_eq!((bounce(), unit(&service)["size"].clone()), (json!(true), json!(2 << 20)));
+    ask(&service, &request("change", r#", "image": "a.img", "bounce": false"#));
+    assert_eq!(bounce(), false);
 }
 
 #[test]
@@ -174,6 +191,6 @@ fn drives_are_called_after_their_places() {
     assert!(ask(&service, other)["return"].is_object());
     assert_eq!(
         error(&service, &third),
-        "hba scsi0, target 8: serial \"S\" is that of the disk at hba scsi0, target 7, lun 0; give each disk its own"
+        "hba scsi0, target 8: serial \"S\" is that of the unit at hba scsi0, target 7, lun 0; give each its own"
     );
 }

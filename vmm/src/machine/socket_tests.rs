@@ -149,7 +149,7 @@ fn a_disk_that_is_called_like_another_is_refused() {
     assert_eq!(attached, json!({"return": {"target": 0, "lun": 0, "state": "attached"}}));
     let b = bench.directory.path().join("b.img");
     let refused = format!(
-        "{}: serial \"S\" is that of the disk at hba scsi0, target 0, lun 0; give each disk its own",
+        "{}: serial \"S\" is that of the unit at hba scsi0, target 0, lun 0; give each its own",
         b.display()
     );
     assert_eq!(error(&service, &command("attach", "b.img", r#""serial": "S""#)), refused);

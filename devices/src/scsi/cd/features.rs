@@ -85,9 +85,10 @@ impl<B: BlockBackend> Cd<B> {
         add(0x0002, 1, true, true, &[0, 0, 0, 0]);
         // Removable medium: a tray that ejects and loads and can be locked.
         add(0x0003, 1, true, true, &[0x39, 0, 0, 0]);
-        // Random readable: a sector at a time, no recovery page beyond the one.
+        // Random readable: a sector at a time, or as many as a block of error correction of a DVD has; there is the page of
+        // error recovery.
         let [i, j, k, l] = (BLOCK as u32).to_be_bytes();
-        add(0x0010, 0, false, cd || dvd, &[i, j, k, l, 0, 1, 1, 0]);
+        add(0x0010, 0, false, cd || dvd, &[i, j, k, l, 0, if dvd { 16 } else { 1 }, 1, 0]);
         // Multi-read, CD read, DVD read.
         add(0x001d, 0, false, cd, &[]);
         add(0x001e, 2, false, cd, &[0, 0, 0, 0]);

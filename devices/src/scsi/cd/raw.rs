@@ -60,11 +60,43 @@ fn put(sector: &mut [u8; SECTOR], at: usize, bytes: &[u8]) {
 /// The error detection code (ECMA-130, 14.3): the polynomial (x^16 + x^15 + x^2 + 1)(x^16 + x^2 + x + 1), least significant bit
 /// first.
 fn detection(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0, |code, byte| {
-        (0..8)
-            .fold(code ^ u32::from(*byte), |code, _| code >> 1 ^ if code & 1 == 1 { 0xd801_8001 } else { 0 })
-    })
+    let mut code = 0;
+    let (words, rest) = bytes.as_chunks::<4>();
+    for word in words {
+        let [a, b, c, d] = (code ^ u32::from_le_bytes(*word)).to_le_bytes();
+        code = remainder(3, a) ^ remainder(2, b) ^ remainder(1, c) ^ remainder(0, d);
+    }
+    rest.iter().fold(code, |code, byte| code >> 8 ^ remainder(0, code as u8 ^ byte))
 }
+
+/// What a byte leaves that so many bytes follow.
+fn remainder(followed: usize, byte: u8) -> u32 {
+    REMAINDERS.get(followed).and_then(|table| table.get(usize::from(byte))).copied().unwrap_or(0)
+}
+
+const fn remainders() -> [[u32; 256]; 4] {
+    let mut tables = [[0; 256]; 4];
+    let (mut followed, mut byte) = (0, 0);
+    while followed < 4 {
+        let mut code = byte as u32;
+        let mut bit = 0;
+        while bit < 8 * (followed + 1) {
+            code = code >> 1 ^ if code & 1 == 1 { 0xd801_8001 } else { 0 };
+            bit += 1;
+        }
+        #[expect(clippy::indexing_slicing, reason = "evaluated by the compiler")]
+        {
+            tables[followed][byte] = code;
+        }
+        byte += 1;
+        if byte == 256 {
+            (followed, byte) = (followed + 1, 0);
+        }
+    }
+    tables
+}
+
+static REMAINDERS: [[u32; 256]; 4] = remainders();
 
 /// Times the primitive element of GF(2^8) over x^8 + x^4 + x^3 + x^2 + 1 (ECMA-130, annex A).
 const fn times_alpha(value: u8) -> u8 {
@@ -154,6 +186,20 @@ mod tests {
         assert_eq!(lba([0, 60, 0]), None);
         assert_eq!(lba([0, 2, 75]), None);
         assert_eq!(lba([79, 59, 74]), Some(359_849));
+    }
+
+    /// By the definition, bit by bit.
+    #[test]
+    fn codes_are_as_defined() {
+        let bytes: Vec<u8> = (0..2067u32).map(|i| (i * i >> 3) as u8).collect();
+        for len in [0, 1, 3, 4, 5, 2064, 2067] {
+            let slow = bytes[..len].iter().fold(0, |code, byte| {
+                (0..8).fold(code ^ u32::from(*byte), |code: u32, _| {
+                    code >> 1 ^ if code & 1 == 1 { 0xd801_8001 } else { 0 }
+                })
+            });
+            assert_eq!(detection(&bytes[..len]), slow, "{len} bytes");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::scsi::sense::{
 };
 use crate::scsi::unit::Context;
 use crate::scsi::{DataBuffers, Status};
-use crate::storage::{BlockBackend, ByteOffset};
+use crate::storage::{BlockBackend, BlockError, ByteOffset};
 
 /// Bytes of a sector, and how often they double from one.
 pub(super) const BLOCK: u64 = 2048;
@@ -24,8 +24,9 @@ const SHIFT: u32 = 11;
 const MAX_TRANSFER: u64 = 32 << 20;
 /// More than this is no CD: 80 minutes of 75 sectors a second.
 const MAX_CD: u64 = 80 * 60 * raw::FRAMES as u64;
-/// Sectors completed at a time.
+/// Sectors completed before others have their turn; with codes, each takes some microseconds.
 const AT_ONCE: u64 = 32;
+const WITH_CODES: u64 = 4;
 
 /// A disc.
 pub(super) struct Disc<B> {
@@ -71,14 +72,11 @@ impl<B: BlockBackend> Disc<B> {
         self.check(field(cdb, 2, 4), 0).map(|_| Done::good())
     }
 
-    /// Where `count` sectors are, if all of them are there.
+    /// Where `count` sectors are, if all of them are there. INFORMATION is the first that was asked for, of which nothing has come:
+    /// Linux takes what is before INFORMATION for read, also with this sense key, and also where VALID is zero.
     fn check(&self, lba: u64, count: u64) -> Result<u64, Failure> {
-        let out_of_range = |lba| Err(SenseData::illegal(LBA_OUT_OF_RANGE).with_information(lba).into());
-        if lba >= self.sectors {
-            return out_of_range(lba);
-        }
-        if count > self.sectors - lba {
-            return out_of_range(self.sectors);
+        if lba >= self.sectors || count > self.sectors - lba {
+            return Err(SenseData::illegal(LBA_OUT_OF_RANGE).with_information(lba).into());
         }
         Ok(lba << SHIFT)
     }
@@ -102,9 +100,18 @@ impl<B: BlockBackend> Disc<B> {
         let into = &mut data.data_in;
         into.truncate(len);
         if !into.is_empty() {
-            self.image.read(io, ByteOffset(at), into.take()).await?;
+            let read = self.image.read(io, ByteOffset(at), into.take()).await;
+            read.map_err(|error| unread(error, at >> SHIFT))?;
         }
         Ok(Done::sent(len))
+    }
+}
+
+/// What the guest hears where sectors from `lba` on could not be read, see [`Disc::check`].
+fn unread(error: BlockError, lba: u64) -> Failure {
+    match Failure::from(error) {
+        Failure::Check(sense) => Failure::Check(sense.with_information(lba)),
+        other => other,
     }
 }
 
@@ -203,21 +210,24 @@ impl<B: BlockBackend> Cd<B> {
         into: &ToGuest,
     ) -> Result<(), Failure> {
         let busy = Failure::Status(Status::Busy);
-        let (len, claim) = self.memory.take(count.min(AT_ONCE) * BLOCK, |_| 0, None).ok_or(busy)?;
+        // What is before the data is the same whatever the data are.
+        let with_data = parts.from + parts.len > SYNC + HEADER;
+        let with_codes = parts.from + parts.len > SYNC + HEADER + DATA;
+        let most = if with_codes { WITH_CODES } else { AT_ONCE };
+        let (len, claim) = self.memory.take(count.min(most) * BLOCK, |_| 0, None).ok_or(busy)?;
         let align = disc.image.geometry().dma_align.next_power_of_two().max(512);
         let scratch = Scratch::new(len, align as usize, claim).ok_or(busy)?;
         let at_once = scratch.len() >> SHIFT;
         let mut sector = [0; SECTOR];
-        // What is before the data is the same whatever the data are.
-        let with_data = parts.from + parts.len > SYNC + HEADER;
-        let with_codes = parts.from + parts.len > SYNC + HEADER + DATA;
         let (mut done, mut given) = (0, 0);
         while done < count && given < into.len() {
             let now = at_once.min(count - done);
             let lba = first + done as u32;
             let window = scratch.window(0, now << SHIFT);
             if with_data {
-                disc.image.read(io, ByteOffset(u64::from(lba) << SHIFT), ToGuest::new(window)).await?;
+                let read =
+                    disc.image.read(io, ByteOffset(u64::from(lba) << SHIFT), ToGuest::new(window)).await;
+                read.map_err(|error| unread(error, lba.into()))?;
             }
             let read = FromGuest::new(scratch.window(0, now << SHIFT));
             for (number, lba) in (0..now).zip(lba..) {
@@ -232,6 +242,7 @@ impl<B: BlockBackend> Cd<B> {
                 given += parts.len as u64;
             }
             done += now;
+            io.moved(now * SECTOR as u64);
             io.give_way().await;
         }
         Ok(())

@@ -125,6 +125,9 @@ fn sectors_are_read() {
     assert_eq!(host.sense(&[0x28, 0, 0, 0, 1, 44, 0, 0, 0, 0]), (5, 0x21, 0));
     assert_eq!(host.sense(&[0x2b, 0, 0, 0, 1, 43, 0, 0, 0, 0]), (0, 0, 0));
     assert_eq!(host.sense(&[0x2b, 0, 0, 0, 1, 44, 0, 0, 0, 0]), (5, 0x21, 0));
+    // INFORMATION is the first of the command: nothing of it has come.
+    let (reply, _) = host.send(&[0x28, 0, 0, 0, 1, 40, 0, 0, 9, 0], &[], 9 * 2048);
+    assert_eq!(reply.sense.unwrap().as_bytes()[..7], [0xf0, 0, 5, 0, 0, 1, 40]);
     // Nothing writes.
     assert_eq!(host.sense(&[0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0]), (5, 0x20, 0));
 }

@@ -551,8 +551,11 @@ fn unsupported_parts_are_checked() {
             ],
         ),
         (
-            "type = \"cd\"\nreadonly = true",
-            vec!["vm.toml:9: `readonly` in [[hba.lun]] has no meaning for type = \"cd\""],
+            "type = \"cd\"\nreadonly = false\nblock_size = 512",
+            vec![
+                "vm.toml:9: `readonly` in [[hba.lun]] is false, a disc is never written: leave it out, or set true",
+                "vm.toml:10: `block_size` in [[hba.lun]] has no meaning for type = \"cd\"",
+            ],
         ),
         (
             "[[hba.lun]]\ntype = \"cd\"\ncache = \"none\"\nthrottle = { iops = 1 }",
@@ -564,7 +567,7 @@ fn unsupported_parts_are_checked() {
         (
             "[[hba.lun]]\ntype = \"cd\"\nimage = \"d.qcow2\"",
             vec![
-                "vm.toml:10: `image` in [[hba.lun]]: d.qcow2 is too short for a disk: it has not one whole block of 2048 bytes",
+                "vm.toml:10: `image` in [[hba.lun]]: d.qcow2 is too short: it has not one whole block of 2048 bytes",
             ],
         ),
         (

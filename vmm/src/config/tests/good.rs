@@ -411,7 +411,7 @@ fn devices_of_the_host() {
 fn cd_drives_with_and_without_a_disc() {
     let text = format!(
         "{SMALLEST}[[hba.lun]]\ntype = \"cd\"\nserial = \"C1\"\n[[hba]]\ntype = \"megasas\"\nmode = \"jbod\"\n\
-         [[hba.lun]]\ntype = \"cd\"\nimage = \"b.img\"\ncache = \"writethrough\"\n"
+         [[hba.lun]]\ntype = \"cd\"\nimage = \"b.img\"\ncache = \"writethrough\"\nreadonly = true\n"
     );
     let (fixture, config) = good(&text, &[]);
     let identity = Identity { serial: Some("C1".into()), ..Identity::default() };

@@ -21,6 +21,11 @@ impl Adapter {
         self.lock().units.get(&(target, lun)).is_some_and(|unit| unit.drive.is_some())
     }
 
+    /// Whether the disc in the drive at this place is read by way of memory of the process, or the last that was in it.
+    pub fn drive_bounces(&self, target: u8, lun: u16) -> bool {
+        self.lock().units.get(&(target, lun)).is_some_and(|unit| unit.drive.is_some() && unit.bounce)
+    }
+
     /// Opens the tray and takes the disc out, if there is one. When this returns its image is closed, or an error says why
     /// not; it has left the drive in any case, but for a lock of the guest's without `force`.
     pub fn eject(&self, target: u8, lun: u16, force: bool) -> Result<()> {
@@ -133,7 +138,9 @@ fn find(inventory: &Inventory, target: u8, lun: u16) -> Result<Arc<Target>> {
 /// Notes what is in the drive now; returns what the disc before was called.
 fn replace(inventory: &mut Inventory, target: u8, lun: u16, disc: Option<Attached>) -> String {
     let Some(unit) = inventory.units.get_mut(&(target, lun)) else { return String::new() };
-    let new = Attached { drive: unit.drive.clone(), ..disc.unwrap_or_else(Attached::empty) };
+    // What keeps the machine from waiting for a server stays said while the drive is empty.
+    let empty = || Attached { bounce: unit.bounce, ..Attached::empty() };
+    let new = Attached { drive: unit.drive.clone(), ..disc.unwrap_or_else(empty) };
     std::mem::replace(unit, new).shown
 }
 
