@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::sense::Failure;
 use super::unit::Unit;
 use crate::iothread::{Io, Scope};
+use crate::storage::let_go;
 
 /// How long a command that was ended waits for what the host still writes, before it leaves all the same.
 pub(super) const SETTLE: Duration = Duration::from_secs(1);
@@ -197,7 +198,15 @@ pub(crate) struct Working {
     // Dropped in this order: whoever waits for the end may rely on the unit not being held any more.
     unit: Arc<Unit>,
     place: Place,
-    medium: usize,
+    medium: Medium,
+}
+
+/// The medium that a command began at.
+pub(crate) struct Medium {
+    /// How many there were before.
+    pub(crate) number: usize,
+    /// Held until the host has done with it, where it may be taken out of the unit: whoever closes it waits for that.
+    pub(crate) held: Option<Arc<dyn Send + Sync>>,
 }
 
 struct Place(Arc<Background>);
@@ -205,12 +214,12 @@ struct Place(Arc<Background>);
 impl Working {
     /// Work on `unit` begins.
     pub(crate) fn on(unit: Arc<Unit>) -> Self {
-        let medium = unit.background.medium();
+        let medium = unit.medium();
         Self::at(unit, medium)
     }
 
     /// Work that began at a medium of `unit`, which may have gone.
-    pub(crate) fn at(unit: Arc<Unit>, medium: usize) -> Self {
+    pub(crate) fn at(unit: Arc<Unit>, medium: Medium) -> Self {
         let background = unit.background.clone();
         background.lock().running += 1;
         Self { unit, place: Place(background), medium }
@@ -227,20 +236,25 @@ impl Working {
         if io.is_over(scope) {
             return;
         }
-        let (background, medium) = (self.place.0.clone(), self.medium);
+        let (background, medium) = (self.place.0.clone(), self.medium.number);
         let (late, thread) = (!io.is_settled(scope), io.clone());
         background.late.fetch_add(usize::from(late), Ordering::AcqRel);
         background.stuck_at(medium);
         io.spawn(async move {
+            let mut working = self;
             thread.settled(scope).await;
             if late {
                 background.over(background.late.fetch_sub(1, Ordering::AcqRel));
             }
             // Files are held, and locked, by what reads them.
             let _ = thread.at_most(SETTLE, thread.over(scope)).await;
-            drop(self);
+            let held = working.medium.held.take();
+            drop(working);
             thread.over(scope).await;
             background.done_at(medium);
+            if let Some(held) = held {
+                let_go(&thread, held).await;
+            }
         });
     }
 }

@@ -160,7 +160,7 @@ impl Nexus {
             Err(Refused::Full) => Err(Failure::Status(Status::TaskSetFull)),
             Err(Refused::Detached) => absent::execute(self, &request.lun, &request.cdb, &request.data),
             Ok(task) => {
-                let (scope, medium) = (io.scope(), unit.background.medium());
+                let (scope, medium) = (io.scope(), unit.medium());
                 let result = {
                     // Initiators that hear BUSY give up some time; they wait for a disk that takes its time. What waits
                     // here has nothing in the kernel, so that a task management function ends it at once.

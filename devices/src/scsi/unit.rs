@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use super::attention::{Attention, Attentions};
-use super::background::{Background, SETTLE, Working};
+use super::background::{Background, Medium, SETTLE, Working};
 use super::block::Block;
 use super::cd::{self, Cd, CdError, Tray};
 use super::disk::{self, Disk, Image};
@@ -248,16 +248,25 @@ impl Unit {
         mark
     }
 
+    /// The medium, for a command that begins.
+    pub(crate) fn medium(&self) -> Medium {
+        let held = match &self.logical {
+            LogicalUnit::Cd(cd) => cd.held(),
+            LogicalUnit::Disk(_) | LogicalUnit::Generic(_) | LogicalUnit::Block(_) => None,
+        };
+        Medium { number: self.background.medium(), held }
+    }
+
     /// Waits until a command that was ended may leave: the host does not reach the guest's memory for it any more. Where
     /// the host may still write what the command had brought, the unit is busy until that is over.
-    pub(crate) async fn part(self: &Arc<Self>, io: &Io, scope: Scope, cdb: &Cdb, medium: usize) {
+    pub(crate) async fn part(self: &Arc<Self>, io: &Io, scope: Scope, cdb: &Cdb, medium: Medium) {
         io.released(scope).await;
         let _ = io.at_most(SETTLE, io.settled(scope)).await;
         self.leave_behind(io, scope, cdb, medium);
     }
 
     /// A command is over that began at `medium`. Where the host may still write what it had brought, the unit is busy until that is over too.
-    pub(crate) fn leave_behind(self: &Arc<Self>, io: &Io, scope: Scope, cdb: &Cdb, medium: usize) {
+    pub(crate) fn leave_behind(self: &Arc<Self>, io: &Io, scope: Scope, cdb: &Cdb, medium: Medium) {
         if !self.logical.only_visits(cdb) {
             Working::at(self.clone(), medium).leave_behind(io, scope);
         }

@@ -242,6 +242,11 @@ fn tell_tray(context: Context<'_>, what: &str) {
 }
 
 impl Cd<Image> {
+    /// The image of the disc, for as long as the host works on it.
+    pub(super) fn held(&self) -> Option<Arc<dyn Send + Sync>> {
+        self.drive.inserted().map(|disc| disc.image().clone() as Arc<dyn Send + Sync>)
+    }
+
     /// What the host calls the disc.
     pub(super) fn name(&self) -> String {
         self.drive.inserted().map_or_else(|| "an empty drive".into(), |disc| disc.image().name().to_owned())

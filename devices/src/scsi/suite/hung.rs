@@ -13,8 +13,8 @@ use crate::iothread::mischief::{Trick, Victim};
 use crate::mem::{Dma, GuestRam};
 use crate::scsi::suite::Request;
 use crate::scsi::{
-    Cdb, DataBuffers, Disk, LogicalUnit, Lun, Nexus, ScsiReply, ScsiRequest, Status, Tag, Target,
-    TaskAttribute, TaskManagement, TaskManagementReply, TransportFault,
+    Cd, CdConfig, Cdb, DataBuffers, Disk, LogicalUnit, Lun, Nexus, ScsiReply, ScsiRequest, Status, Tag,
+    Target, TaskAttribute, TaskManagement, TaskManagementReply, TransportFault,
 };
 use crate::storage::{CacheMode, Image, OpenError, RawImage, RawOptions, Sharing};
 use crate::testing::{on_io_thread, temp_file};
@@ -341,4 +341,35 @@ pub(super) async fn both<A, B>(a: impl Future<Output = A>, b: impl Future<Output
     })
     .await;
     (first.unwrap(), second.unwrap())
+}
+
+/// Whoever takes a disc out waits for its image until nobody has it: also the host, for a command that the guest has given up.
+#[test]
+fn a_disc_is_held_until_the_host_has_done_with_it() {
+    on_io_thread(|io| async move {
+        let file = temp_file();
+        file.as_file().set_len(1 << 20).unwrap();
+        let image = Arc::new(Image::Raw(open(file.path()).unwrap()));
+        let target = Target::new();
+        let drive = Cd::new(Some(image.clone()), CdConfig::default()).unwrap();
+        target.attach(LUN_0, LogicalUnit::Cd(drive)).unwrap();
+        let nexus = Nexus::new(target.clone(), None);
+        settle(&nexus, &io).await;
+        plot(&io);
+        let dma = memory();
+        let mut far = Box::pin(nexus.execute(&io, far_read(&dma, LUN_0)));
+        begun(&io, far.as_mut()).await;
+        let mut abort = Box::pin(nexus.manage(&io, TaskManagement::AbortTask(LUN_0, Tag(7))));
+        begun(&io, abort.as_mut()).await;
+        begun(&io, far.as_mut()).await;
+        drop(target.eject(LUN_0, true).unwrap());
+        io.sleep(Duration::from_millis(50)).await;
+        assert_eq!(Arc::strong_count(&image), 2, "the host reads it");
+        io.answer();
+        assert_eq!(far.await.unwrap_err(), TransportFault::Aborted);
+        assert_eq!(abort.await, TaskManagementReply::Complete);
+        while Arc::strong_count(&image) > 1 {
+            io.sleep(Duration::from_millis(1)).await;
+        }
+    });
 }
