@@ -106,7 +106,11 @@ fn serve(keeper: &UnixStream, mut units: Vec<Returning>) -> io::Error {
 
 fn take(news: News, units: &mut [Returning]) {
     let (News::Lost(index) | News::Back(index, _) | News::Failed(index, _) | News::Slow(index, _)) = news;
-    let Some(unit) = unit(units, index) else { return };
+    let Some(unit) = unit(units, index) else {
+        // Nobody wants it any more. Others do not wait for its node to close.
+        let _ = threads::spawn(Kind::Returns, "return-close", move || drop(news));
+        return;
+    };
     match news {
         News::Lost(_) => unit.lost(),
         News::Back(_, arrival) => {

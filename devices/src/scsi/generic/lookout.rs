@@ -246,7 +246,7 @@ impl Lookout {
     /// Something at this path in sysfs has come or changed (`DEVPATH` of an event).
     pub fn changed(&mut self, path: &str, now: Instant) {
         if let Some(device) = self.sysfs.device_at(path) {
-            self.consider(device, now);
+            self.consider(device, self.gone, now);
         }
     }
 
@@ -324,13 +324,14 @@ impl Lookout {
     }
 
     fn look_at_all(&mut self, now: Instant) {
+        // Some have been there for long, and udev has known them since.
         for device in self.sysfs.all() {
-            self.consider(device, now);
+            self.consider(device, None, now);
         }
     }
 
-    /// A device has come, or not: whether one that is gone is this one.
-    fn consider(&mut self, device: Device, now: Instant) {
+    /// A device has come, or not: whether one that is gone is this one. What udev knew before `since` is of another.
+    fn consider(&mut self, device: Device, since: Option<SystemTime>, now: Instant) {
         let Some(seat) = Seat::of(&device) else { return };
         // It is there already; or it goes, and its directory is the last that does.
         if self.seats.iter().any(|other| other.is(&seat)) {
@@ -369,7 +370,7 @@ impl Lookout {
                 next: now,
                 pause: PAUSE,
                 until: now + PATIENCE,
-                since: self.gone,
+                since,
                 settles: None,
                 step: Step::Waits,
             });
@@ -400,8 +401,11 @@ impl Lookout {
             return self.try_later(attempt, now);
         }
         self.number += 1;
-        attempt.step = Step::Opens { number, last, again: false, told: last };
-        attempt.until = attempt.until.max(now);
+        if last {
+            // For this one to end.
+            attempt.until = now + PATIENCE;
+        }
+        attempt.step = Step::Opens { number, last, again: false, told: false };
         self.attempts.push(attempt);
     }
 
@@ -425,8 +429,8 @@ impl Lookout {
                 self.reports.push(Report::Back(attempt.index, Box::new(arrival)));
                 // Another unit may lack what is not needed here.
                 let spare = self.attempts.extract_if(.., |other| other.index == attempt.index);
-                let spare: Vec<_> = spare.map(|other| other.device).collect();
-                spare.into_iter().for_each(|device| self.consider(device, now));
+                let spare: Vec<_> = spare.map(|other| (other.device, other.since)).collect();
+                spare.into_iter().for_each(|(device, since)| self.consider(device, since, now));
             }
             (Err(error), Step::Opens { last: true, .. }) => {
                 self.reports.push(Report::Failed(attempt.index, error));

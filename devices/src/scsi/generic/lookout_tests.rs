@@ -379,6 +379,21 @@ fn what_opens_too_late_is_closed() {
     assert_eq!(said(work(&mut lookout, now)), ["back 0 /dev/sdq 9:1:0:0"]);
 }
 
+/// It has been there, and udev has known it, since long before the first one went.
+#[test]
+fn another_path_is_taken_without_waiting_for_udev() {
+    let tree = Tree::new();
+    let (mut lookout, _door) = lookout(&tree, vec![wanted(&tree, "2:0:0:5", Driver::Block)]);
+    disk(&tree, "7:0:0:1", "sdk", NAME);
+    tree.file("run/udev/control", "");
+    tree.file("run/udev/data/b8:160", "I:1\n");
+    std::thread::sleep(Duration::from_millis(50));
+    let (now, old) = (Instant::now(), format!("{RPORT}/target2:0:0/2:0:0:5"));
+    remove(&tree, &old);
+    lookout.removed(&old, now);
+    assert_eq!(said(work(&mut lookout, now)), ["lost 0", "back 0 /dev/sdk 7:0:0:1"]);
+}
+
 /// Who opens a node first has it alone: udev would find it busy.
 #[test]
 fn udev_is_waited_for_and_not_for_ever() {
