@@ -5,6 +5,7 @@ use testbed::bed::Bed;
 use testbed::extras;
 use testbed::guest::{Disk, HbaKind, Vmm};
 use testbed::kernel::Debian;
+use testbed::report::note;
 use testbed::vm::Vm;
 
 use super::hotplug::{ask, ask_all};
@@ -13,7 +14,7 @@ use super::messages;
 /// Bytes of a sector.
 const SECTOR: usize = 2048;
 
-/// A disc of so many sectors with an ISO 9660 file system (ECMA-119) that has one file, `text`.
+/// The beginning of a disc of so many sectors with an ISO 9660 file system (ECMA-119) that has one file, `text`. The rest is zeros.
 fn iso(sectors: u32, text: &str) -> Vec<u8> {
     let both_16 = |value: u16| [value.to_le_bytes(), value.to_be_bytes()].concat();
     let both_32 = |value: u32| [value.to_le_bytes(), value.to_be_bytes()].concat();
@@ -29,7 +30,7 @@ fn iso(sectors: u32, text: &str) -> Vec<u8> {
         record.resize(whole, 0);
         record
     };
-    let mut disc = vec![0; sectors as usize * SECTOR];
+    let mut disc = vec![0; 20 * SECTOR];
     let mut put = |sector: usize, at: usize, bytes: &[u8]| {
         disc.iter_mut().skip(sector * SECTOR + at).zip(bytes).for_each(|(to, from)| *to = *from);
     };
@@ -65,16 +66,20 @@ const MOUNT: &str = "mount -t iso9660 -o ro $d /mnt && cat /mnt/text && cat /sys
 const FIRST: &str = "the first disc\n1200";
 const SECOND: &str = "the second disc\n1600";
 
+/// Puts a disc where guests run.
+fn burn(bed: &Bed, file: &str, sectors: u32, text: &str) -> Result<()> {
+    bed.host().put(file, &iso(sectors, text))?;
+    bed.host().shell(&format!("truncate -s {} {file}", u64::from(sectors) * SECTOR as u64), 30).map(|_| ())
+}
+
 fn run(bed: &Bed, vmm: Vmm, debian: Debian, hba: HbaKind) -> Result<()> {
-    if vmm == Vmm::Qemu {
-        return Ok(());
-    }
     let dir = bed.new_dir()?;
-    let [first, second] = ["first", "second"].map(|name| format!("{dir}/{name}.iso"));
-    bed.host().put(&first, &iso(300, "the first disc\n"))?;
-    bed.host().put(&second, &iso(400, "the second disc\n"))?;
+    let [first, second, third] = ["first", "second", "third"].map(|name| format!("{dir}/{name}.iso"));
+    burn(bed, &first, 300, "the first disc\n")?;
+    burn(bed, &second, 400, "the second disc\n")?;
+    burn(bed, &third, 600_000, "the third disc\n")?;
     let prepared = bed.prepared();
-    let guest = bed
+    let mut guest = bed
         .guest()
         .vmm(vmm)
         .kernel(debian)
@@ -82,17 +87,25 @@ fn run(bed: &Bed, vmm: Vmm, debian: Debian, hba: HbaKind) -> Result<()> {
         .disk(Disk::empty("64M").on(hba))
         .disk(Disk::file(&first).cd().on(hba).set("target", 5))
         .archive(extras::discs(prepared.kernel(debian)?, prepared.tools())?)
-        .option("--set=control.path=control.sock")
-        .option(&format!("--set=security.readonly_directories=['{dir}']"))
         .quick_shell();
+    for archive in extras::disc_programs()? {
+        guest = guest.archive(archive);
+    }
+    if vmm == Vmm::Ours {
+        guest = guest.option("--set=control.path=control.sock");
+        guest = guest.option(&format!("--set=security.readonly_directories=['{dir}']"));
+    }
     let mut vm = guest.spawn()?;
     vm.quick_shell()?;
     vm.run("for module in $(cat /modules.disc); do insmod $module 2>/dev/null; done; d=$(readlink -f /dev/at/0:0:5:0)")?;
+    programs(&mut vm, 300, "CD-ROM")?;
+    // QEMU's drive tells of no features of reading.
+    if vmm == Vmm::Qemu {
+        vm.send("poweroff -f\n")?;
+        return vm.expect_exit(0, 120);
+    }
     expect(&vm.run("sg_inq $d")?, &["PDT=5", "RMB=1", "VIRTUAL DVD-ROM"])?;
-    expect(
-        &vm.run("sg_get_config $d")?,
-        &["Current profile: CD-ROM", "Removable media feature", "DVD read feature"],
-    )?;
+    expect(&vm.run("sg_get_config $d")?, &["CD read feature", "DVD read feature"])?;
     // What is read is what is on it.
     let sums = [vm.run("md5sum < $d")?, bed.host().shell(&format!("md5sum < {first}"), 30)?];
     ensure!(sums[0].trim() == sums[1].trim(), "{sums:?}");
@@ -119,6 +132,12 @@ fn run(bed: &Bed, vmm: Vmm, debian: Debian, hba: HbaKind) -> Result<()> {
     heard(&mut vm, "DISK_MEDIA_CHANGE=1")?;
     expect(&vm.run(MOUNT)?, &[FIRST])?;
     vm.run("umount /mnt")?;
+    // One of the size of a DVD is a DVD.
+    ask(bed, &vm, "change", &format!("\"target\": 5, \"image\": \"{third}\""))?;
+    heard(&mut vm, "DISK_MEDIA_CHANGE=1")?;
+    programs(&mut vm, 600_000, "DVD-ROM")?;
+    ask(bed, &vm, "change", &format!("\"target\": 5, \"image\": \"{first}\""))?;
+    heard(&mut vm, "DISK_MEDIA_CHANGE=1")?;
     // The guest opens the tray and closes it again; the disc has stayed in it.
     vm.run("sg_start --eject $d")?;
     state(bed, &vm, "open", false)?;
@@ -131,6 +150,37 @@ fn run(bed: &Bed, vmm: Vmm, debian: Debian, hba: HbaKind) -> Result<()> {
     messages::check(&vm.run(messages::SHOW)?)?;
     vm.send("poweroff -f\n")?;
     vm.expect_exit(0, 120)
+}
+
+/// What programs for discs say of the one that is in the drive, and of the drive. What they ask goes by SCSI commands of their own.
+fn programs(vm: &mut Vm<'_>, sectors: u32, profile: &str) -> Result<()> {
+    let said = vm.run("isoinfo -d dev=$d && isoinfo -l dev=$d")?;
+    note(&format!("isoinfo: {}", said.trim()));
+    let size = format!("Volume size is: {sectors}");
+    expect(&said, &["Volume id: DISC", "Logical block size is: 2048", &size, "TEXT.;1"])?;
+    let said = vm.run("sg_get_config $d")?;
+    note(&format!("sg_get_config: {}", said.trim()));
+    expect(&said, &[&format!("Current profile: {profile}"), "Removable media feature"])?;
+    let said = vm.run("sg_readcap $d && sg_raw -r 64 $d 43 00 00 00 00 00 00 00 40 00 2>&1")?;
+    expect(&said, &[&format!("Number of logical blocks={sectors}"), "Logical block length=2048 bytes"])?;
+    // It runs with real-time priority, of which the kernel would complain where a processor is emulated.
+    let said = vm.run("echo -1 > /proc/sys/kernel/sched_rt_runtime_us; wodim -prcap dev=$d 2>&1")?;
+    note(&format!("wodim -prcap: {}", said.trim()));
+    expect(
+        &said,
+        &[
+            "Removable CD-ROM",
+            "Does read DVD-ROM media",
+            "Does not write CD-R media",
+            "Does not write DVD-R media",
+            "Does allow media to be locked in the drive via PREVENT/ALLOW command",
+            "Does support ejection of CD via START/STOP command",
+            "Loading mechanism type: tray",
+        ],
+    )?;
+    let (said, code) = vm.run_code("wodim -atip dev=$d 2>&1; wodim -toc dev=$d 2>&1", 60)?;
+    note(&format!("wodim -atip, -toc: {code}: {}", said.trim()));
+    expect(&said, &["first: 1 last 1", &format!("lout lba: {sectors:>9}")])
 }
 
 fn expect(output: &str, texts: &[&str]) -> Result<()> {

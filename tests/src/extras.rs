@@ -61,6 +61,11 @@ pub fn smartctl() -> Result<PathBuf> {
     program("smartctl", "smartmontools")
 }
 
+/// `isoinfo` and `wodim`, as Debian 13 ships them.
+pub fn disc_programs() -> Result<[PathBuf; 2]> {
+    Ok([program("isoinfo", "genisoimage")?, program("wodim", "wodim")?])
+}
+
 /// What mounts discs, and what asks their drives: modules, listed in `/modules.disc` in an order in which they can be loaded,
 /// and `sg_get_config`.
 pub fn discs(kernel: &Kernel, tools: &Tools) -> Result<PathBuf> {
