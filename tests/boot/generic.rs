@@ -84,9 +84,36 @@ const TAPE: &str = r#"
     t density 'sg_modes -a $d'
 "#;
 
-/// Where the kinds of devices are in the guest.
-const TARGETS: [(&str, u32, &str); 4] =
-    [("debug0", 0, DISK), ("disk", 2, DISK), ("enclosure", 3, ENCLOSURE), ("tape", 4, TAPE)];
+/// A changer, which is afterwards as it was: what it has, where that can go, and what cannot be done.
+const CHANGER: &str = r#"
+    t elements 'sg_raw -r 4096 $d b8 10 00 00 ff ff 00 00 10 00 00 00'
+    t drives 'sg_raw -r 4096 $d b8 04 00 00 00 08 01 00 10 00 00 00'
+    t modes 'sg_modes -a $d; sg_raw -r 24 $d 1a 08 1d 00 18 00'
+    t initialize 'sg_raw $d 07 00 00 00 00 00'
+    t status 'mtx -f $d inquiry; mtx -f $d status'
+    t load 'mtx -f $d load 2 0; mtx -f $d status'
+    t occupied 'sg_raw $d a5 00 00 00 00 10 00 30 00 00 00 00'
+    t empty 'sg_raw $d a5 00 00 00 00 11 00 13 00 00 00 00'
+    t unload 'mtx -f $d unload 2 0; mtx -f $d status'
+    t transfer 'mtx -f $d transfer 1 5; mtx -f $d status; mtx -f $d transfer 5 1'
+    t exchange 'sg_raw $d a6 00 00 00 00 10 00 11 00 10 00 00; mtx -f $d status; sg_raw $d a6 00 00 00 00 10 00 11 00 10 00 00'
+    t locked 'sg_raw $d 1e 00 00 00 01 00; mtx -f $d transfer 1 5; sg_raw $d 1e 00 00 00 00 00'
+    t nowhere 'sg_raw $d a5 00 00 00 00 10 00 77 00 00 00 00'
+    t after 'mtx -f $d status'
+"#;
+
+/// The devices, with the type of unit, where they are in the guest, and what is asked of them.
+const UNITS: [(&str, &str, u32, &str); 7] = [
+    ("debug0", "generic", 0, DISK),
+    ("debug1", "block", 1, DISK),
+    ("disk", "generic", 2, DISK),
+    ("enclosure", "generic", 3, ENCLOSURE),
+    ("tape", "generic", 4, TAPE),
+    ("other", "block", 5, DISK),
+    ("changer", "generic", 6, CHANGER),
+];
+/// Those of them that the host asks meanwhile.
+const SHARED: [&str; 4] = ["disk", "other", "enclosure", "changer"];
 
 pub(crate) fn virtio(bed: &Bed, vmm: Vmm) -> Result<()> {
     run(bed, vmm, Debian::Trixie, HbaKind::Virtio, "on")
@@ -105,7 +132,7 @@ pub(crate) fn archives(bed: &Bed, debian: Debian) -> Result<Vec<PathBuf>> {
     let prepared = bed.prepared();
     let mut archive = Archive::default();
     archive.file("functions", 0o644, FUNCTIONS.as_bytes());
-    for (name, _, tour) in TARGETS {
+    for (name, _, _, tour) in UNITS {
         archive.file(&format!("tour-{name}"), 0o644, format!("{ANY}{tour}").as_bytes());
     }
     let file = format!("{}/tours", bed.new_dir()?);
@@ -113,6 +140,8 @@ pub(crate) fn archives(bed: &Bed, debian: Debian) -> Result<Vec<PathBuf>> {
     Ok(vec![
         extras::passed(prepared.kernel(debian)?, prepared.tools())?,
         extras::smartctl()?,
+        extras::mtx()?,
+        extras::odd()?,
         Fio::prepare()?.archive()?,
         file.into(),
     ])
@@ -133,46 +162,54 @@ pub(crate) fn shell(vm: &mut Vm<'_>) -> Result<()> {
     Ok(())
 }
 
-/// All that is quick. In the sandbox most commands go by sg, since the kernel filters what goes by block devices; without it all go by
+/// All that is quick, with units of both types. In the sandbox most commands go by sg, since the kernel filters what goes by block devices; without it all go by
 /// those, where there is one.
 fn run(bed: &Bed, vmm: Vmm, debian: Debian, hba: HbaKind, sandbox: &str) -> Result<()> {
     let archives = archives(bed, debian)?;
     let passed = Passed::new(bed, &archives)?;
     let random = "dd if=/dev/urandom of=NODE bs=1M count=16 oflag=direct 2>/dev/null; ";
-    let nodes = [passed.block("debug0")?, passed.block("disk")?].map(|node| random.replace("NODE", node));
-    bed.host().shell(&nodes.concat(), 60)?;
+    for (name, _, _, _) in UNITS.iter().filter(|(_, _, _, tour)| *tour == DISK) {
+        bed.host().shell(&random.replace("NODE", passed.block(name)?), 60)?;
+    }
     let said = Said::of(&passed, hba)?;
-    let wwn = bed.host().shell(&format!("cat {}/wwid", passed.sysfs("disk")?), 30)?;
     let mut guest = guest(bed, vmm, debian, &archives);
-    let mut named = passed.generic("disk")?;
     if vmm == Vmm::Ours {
-        named = Disk::passed("generic", "").set("wwn", wwn.trim()).set("allow", "all");
         guest = guest.option(&format!("--set=security.sandbox={sandbox}"));
     }
-    // What is shared can be asked on the host meanwhile.
-    let guest = guest
-        .disk(passed.generic("debug0")?.on(hba))
-        .disk(passed.generic("debug1")?.on(hba))
-        .disk(named.set("shared", true).on(hba))
-        .disk(passed.generic("enclosure")?.set("shared", true).on(hba))
-        .disk(passed.generic("tape")?.on(hba));
+    for (name, kind, _, _) in UNITS {
+        let mut disk = passed.unit_of(kind, name)?;
+        if vmm == Vmm::Ours && ["disk", "other"].contains(&name) {
+            let wwn = bed.host().shell(&format!("cat {}/wwid", passed.sysfs(name)?), 30)?;
+            disk = Disk::passed(kind, "").set("wwn", wwn.trim()).set("allow", "all");
+        }
+        if SHARED.contains(&name) {
+            disk = disk.set("shared", true);
+        }
+        guest = guest.disk(disk.on(hba));
+    }
     let mut vm = guest.spawn()?;
     shell(&mut vm)?;
     let mut faults = Vec::new();
-    for (name, target, _) in TARGETS {
+    for (name, _, target, _) in UNITS {
         if let Err(error) = compare(&mut vm, &said, name, target, &mut faults) {
             faults.push(format!("{name}: {error:#}"));
         }
     }
-    for (name, target) in [("debug0", 0), ("disk", 2)] {
-        limits(&said, &mut vm, name, target, &mut faults)?;
+    for (name, _, target, _) in UNITS.iter().filter(|(_, _, _, tour)| *tour == DISK) {
+        limits(&said, &mut vm, name, *target, &mut faults)?;
     }
     note(&format!("REPORT LUNS in the guest: {}", vm.run("sg_luns -H $(sg 0)")?.trim()));
-    if let Err(error) = reservations(&passed, &mut vm).and_then(|()| lamps(&passed, &mut vm)) {
-        faults.push(format!("{error:#}"));
-    }
+    let seen = [
+        reservations(&passed, &mut vm, "disk", 2),
+        reservations(&passed, &mut vm, "other", 5),
+        lamps(&passed, &mut vm),
+        cartridges(&passed, &mut vm),
+    ];
+    faults.extend(seen.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")));
     if hba == HbaKind::Virtio {
-        reset(&mut vm, sandbox == "off", &mut faults)?;
+        for target in [0, 1] {
+            reset(&mut vm, target, sandbox == "off", &mut faults)?;
+        }
     }
     verify(&passed, &mut vm, &[("debug0", 0), ("debug1", 1)], "--size=4m --bsrange=512-256k", &mut faults)?;
     ensure!(faults.is_empty(), "{}\nthe log:\n{}", faults.join("\n"), vm.errors());
@@ -195,7 +232,7 @@ struct Said {
 impl Said {
     fn of(passed: &Passed<'_>, hba: HbaKind) -> Result<Self> {
         let mut said = Self { sums: BTreeMap::new(), limits: BTreeMap::new(), hba };
-        for (name, _, tour) in TARGETS {
+        for (name, _, _, tour) in UNITS {
             let node = passed.sg(name)?;
             let script = format!(". /functions; unit {node}; . /tour-{name}; sums");
             said.sums.insert(name.into(), sums(&passed.host(&script, 120)?));
@@ -221,7 +258,7 @@ fn sums(output: &str) -> BTreeMap<String, String> {
 
 /// Answers that are shorter than what was asked for: the driver of MegaRAID SAS boards tells nobody the residual, so that programs
 /// take all of their memory for the answer.
-const RESIDUALS: [&str; 4] = ["short", "requests", "longer", "silent"];
+const RESIDUALS: [&str; 6] = ["short", "requests", "longer", "silent", "elements", "drives"];
 
 /// Asks a device in the guest, and notes what is not as on the host.
 fn compare(vm: &mut Vm<'_>, said: &Said, name: &str, target: u32, faults: &mut Vec<String>) -> Result<()> {
@@ -281,13 +318,13 @@ fn bytes(hex: &str) -> Result<Vec<u8>> {
 }
 
 /// A reservation of the guest is one for the host.
-fn reservations(passed: &Passed<'_>, vm: &mut Vm<'_>) -> Result<()> {
-    vm.run("sg_persist --out --register --param-sark=0xabc $(sg 2)")?;
-    vm.run("sg_persist --out --reserve --param-rk=0xabc --prout-type=5 $(sg 2)")?;
-    let node = passed.sg("disk")?;
+fn reservations(passed: &Passed<'_>, vm: &mut Vm<'_>, name: &str, target: u32) -> Result<()> {
+    vm.run(&format!("sg_persist --out --register --param-sark=0xabc $(sg {target})"))?;
+    vm.run(&format!("sg_persist --out --reserve --param-rk=0xabc --prout-type=5 $(sg {target})"))?;
+    let node = passed.sg(name)?;
     let said = passed.host(&format!("sg_persist -k {node}; sg_persist -r {node}"), 60)?;
     ensure!(said.contains("0xabc") && said.contains("Write Exclusive, registrants only"), "{said}");
-    vm.run("sg_persist --out --clear --param-rk=0xabc $(sg 2)")?;
+    vm.run(&format!("sg_persist --out --clear --param-rk=0xabc $(sg {target})"))?;
     let said = passed.host(&format!("sg_persist -k {node}"), 60)?;
     ensure!(said.contains("NO registered reservation keys"), "the guest's clear left {said}");
     Ok(())
@@ -304,17 +341,39 @@ fn lamps(passed: &Passed<'_>, vm: &mut Vm<'_>) -> Result<()> {
     Ok(())
 }
 
+/// What the guest moves the host sees moved, and the other way round. The guest's own driver of changers has it as well.
+fn cartridges(passed: &Passed<'_>, vm: &mut Vm<'_>) -> Result<()> {
+    let node = passed.sg("changer")?;
+    let loaded = "Data Transfer Element 0:Full (Storage Element 3 Loaded):VolumeTag = BED003L8";
+    vm.run("mtx -f $(sg 6) load 3 0")?;
+    let said = passed.host(&format!("mtx -f {node} status; mtx -f {node} unload 4 0"), 60)?;
+    ensure!(said.contains(loaded), "the guest's load is for the host {said}");
+    let said = vm.run("mtx -f $(sg 6) status; mtx -f $(sg 6) transfer 4 3; ls $(at 6)/scsi_changer")?;
+    ensure!(
+        said.contains("Storage Element 4:Full :VolumeTag=BED003L8"),
+        "the host's unload is for the guest {said}"
+    );
+    ensure!(said.contains("sch0"), "the guest has no driver for it: {said}");
+    let said = passed.host(&format!("mtx -f {node} status"), 60)?;
+    ensure!(
+        said.contains("Storage Element 3:Full :VolumeTag=BED003L8"),
+        "the guest's transfer is for the host {said}"
+    );
+    Ok(())
+}
+
 /// A reset of the unit is answered, and the guest hears that it was one. It reaches the device if the process has the right to do so;
 /// else the log says that it does not.
-fn reset(vm: &mut Vm<'_>, reaches: bool, faults: &mut Vec<String>) -> Result<()> {
-    vm.run("sg_raw $(sg 0) 00 00 00 00 00 00")?;
-    let (said, code) = vm.run_code("sg_reset -N -d $(sg 0) && sg_raw $(sg 0) 00 00 00 00 00 00", 60)?;
+fn reset(vm: &mut Vm<'_>, target: u32, reaches: bool, faults: &mut Vec<String>) -> Result<()> {
+    let ready = format!("sg_raw $(sg {target}) 00 00 00 00 00 00");
+    vm.run(&ready)?;
+    let (said, code) = vm.run_code(&format!("sg_reset -N -d $(sg {target}) && {ready}"), 60)?;
     let heard = code == 6 && said.contains("Sense key: Unit Attention") && said.contains("reset");
     if !heard || vm.errors().contains("the device is not reset") == reaches {
-        faults.push(format!("after a reset: {code}: {said}"));
+        faults.push(format!("after a reset of {target}: {code}: {said}"));
     }
     // The device may have to say so as well.
-    vm.run_code("sg_raw $(sg 0) 00 00 00 00 00 00", 60).map(|_| ())
+    vm.run_code(&ready, 60).map(|_| ())
 }
 
 /// fio with checksums, random lengths and alignments, on all of these at once: no error in the guest, none on the host, and what

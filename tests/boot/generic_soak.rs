@@ -1,9 +1,10 @@
-//! Devices of the host that guests get whole, when the host's queue takes less than the guest sends, when they go, when they do not
-//! answer, and when the guest may not do all.
+//! Devices of the host that guests get whole, as units of either type, when the host's queue takes less than the guest sends, when they go,
+//! when they do not answer, and when the guest may not do all.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use testbed::bed::Bed;
 use testbed::guest::{Disk, HbaKind, Vmm};
 use testbed::kernel::Debian;
@@ -26,84 +27,127 @@ const RATE: &str = "now() { tr -d . < /proc/uptime | cut -d' ' -f1; }
         echo \"RATE $best.\"
     }";
 
-pub(crate) fn limits_virtio(bed: &Bed, vmm: Vmm) -> Result<()> {
-    limits(bed, vmm, HbaKind::Virtio)
+/// What a guest has: devices of the host as units of this type on this adapter, at targets 0, 1, ...
+#[derive(Clone, Copy)]
+pub(crate) struct Units {
+    kind: &'static str,
+    hba: HbaKind,
 }
 
-pub(crate) fn limits_megasas(bed: &Bed, vmm: Vmm) -> Result<()> {
-    limits(bed, vmm, HbaKind::Megasas)
+pub(crate) const GENERIC_VIRTIO: Units = Units { kind: "generic", hba: HbaKind::Virtio };
+pub(crate) const GENERIC_MEGASAS: Units = Units { kind: "generic", hba: HbaKind::Megasas };
+pub(crate) const BLOCK_VIRTIO: Units = Units { kind: "block", hba: HbaKind::Virtio };
+pub(crate) const BLOCK_MEGASAS: Units = Units { kind: "block", hba: HbaKind::Megasas };
+
+impl Units {
+    /// The guest, whose shell is ready.
+    fn start<'a>(
+        self,
+        bed: &'a Bed,
+        vmm: Vmm,
+        archives: &[PathBuf],
+        passed: &Passed<'_>,
+        names: &[&str],
+    ) -> Result<Vm<'a>> {
+        let mut guest = guest(bed, vmm, Debian::Trixie, archives);
+        for name in names {
+            guest = guest.disk(passed.unit_of(self.kind, name)?.on(self.hba));
+        }
+        let mut vm = guest.spawn()?;
+        shell(&mut vm)?;
+        vm.run(RATE)?;
+        Ok(vm)
+    }
 }
 
-/// Queues that take 64 KiB at once, and 256 pages; the guest sends what it is told, and by a bare command more.
-fn limits(bed: &Bed, vmm: Vmm, hba: HbaKind) -> Result<()> {
+/// Queues that take 64 KiB at once, and 256 pages.
+pub(crate) fn limits(bed: &Bed, vmm: Vmm, units: Units) -> Result<()> {
     let archives = archives(bed, Debian::Trixie)?;
     let passed = Passed::new(bed, &archives)?;
-    let script = |name: &str| -> Result<String> {
+    little(bed, vmm, units, &archives, &passed, &["debug0", "disk"])
+}
+
+/// Adapters that take little: of level 1, which has their hardware.
+pub(crate) fn adapters(bed: &Bed, vmm: Vmm, units: Units) -> Result<()> {
+    if !bed.is_emulated() {
+        println!("SKIPPED: adapters that take little are hardware of level 1");
+        return Ok(());
+    }
+    let archives = archives(bed, Debian::Trixie)?;
+    let mut passed = Passed::new(bed, &archives)?;
+    passed.add_adapters()?;
+    little(bed, vmm, units, &archives, &passed, &["few", "sata", "usb"])
+}
+
+/// The guest sends what it is told, and by a bare command more.
+fn little(
+    bed: &Bed,
+    vmm: Vmm,
+    units: Units,
+    archives: &[PathBuf],
+    passed: &Passed<'_>,
+    names: &[&str],
+) -> Result<()> {
+    for name in names {
         let node = passed.block(name)?;
-        Ok(format!(
-            "dd if=/dev/urandom of={node} bs=1M count=64 oflag=direct 2>/dev/null; cd /sys/block/{}/queue;
-             echo $(cat max_sectors_kb max_hw_sectors_kb max_segments max_segment_size dma_alignment);",
+        let script = format!(
+            "dd if=/dev/urandom of={node} bs=1M count=64 oflag=direct 2>/dev/null; cd /sys/block/{}/queue
+             [ {name} = disk ] || [ $(cat max_sectors_kb) -le 64 ] || echo 64 > max_sectors_kb
+             grep . max_sectors_kb max_hw_sectors_kb max_segments max_segment_size dma_alignment virt_boundary_mask",
             node.trim_start_matches("/dev/")
-        ))
-    };
-    let small = format!("{} echo 64 > max_sectors_kb; {}", script("debug0")?, script("disk")?);
-    note(&format!("queues: {}", bed.host().shell(&small, 60)?.trim().replace('\n', "; ")));
-    let disks = [passed.generic("debug0")?, passed.generic("disk")?];
-    let mut vm = disks
-        .into_iter()
-        .fold(guest(bed, vmm, Debian::Trixie, &archives), |guest, disk| guest.disk(disk.on(hba)))
-        .spawn()?;
-    shell(&mut vm)?;
+        );
+        let queue = bed.host().shell(&script, 60)?;
+        note(&format!("the queue of {name}: {}", queue.trim().replace('\n', ", ")));
+    }
+    let mut vm = units.start(bed, vmm, archives, passed, names)?;
     let mut faults = Vec::new();
-    for target in 0..2 {
+    for target in 0..names.len() {
         let queue = vm.run(&format!("cd /sys/block/$(ls $(at {target})/block)/queue; echo $(cat max_sectors_kb max_hw_sectors_kb max_segments)"))?;
         note(&format!("the guest's queue {target}: {}", queue.trim()));
     }
-    for (name, target) in [("debug0", 0), ("disk", 1)] {
-        // READ(16) of 1 MiB, unless the guest's driver was told that this is too much.
+    let numbered: Vec<(&str, u32)> = names.iter().copied().zip(0..).collect();
+    for (name, target) in &numbered {
+        // READ(16) of 1 MiB, or as much as the guest's driver was told at most.
         let read = format!(
-            "[ $(cat /sys/block/$(ls $(at {target})/block)/queue/max_hw_sectors_kb) -ge 1024 ] || echo TOO LONG; rm -f /tmp/long;
-             sg_raw -r 1048576 -o /tmp/long $(sg {target}) 88 00 00 00 00 00 00 00 00 07 00 00 08 00 00 00; md5sum < /tmp/long"
+            "kib=$(cat /sys/block/$(ls $(at {target})/block)/queue/max_hw_sectors_kb); [ $kib -le 1024 ] || kib=1024; rm -f /tmp/long
+             sg_raw -r $((kib * 1024)) -o /tmp/long $(sg {target}) 88 00 00 00 00 00 00 00 00 07 00 00 $(printf '%02x %02x' $((kib * 2 / 256)) $((kib * 2 % 256))) 00 00
+             echo \"LONG $kib.\"; md5sum < /tmp/long"
         );
         let here = vm.run(&read)?;
-        let host = format!("dd if={} bs=512 skip=7 count=2048 2>/dev/null | md5sum", passed.block(name)?);
+        let kib =
+            here.lines().find_map(|line| line.trim().strip_prefix("LONG ")?.strip_suffix('.')?.parse().ok());
+        let kib: u32 = kib.with_context(|| format!("{name}: {here}"))?;
+        let count = kib * 2;
+        let host = format!("dd if={} bs=512 skip=7 count={count} 2>/dev/null | md5sum", passed.block(name)?);
         let there = passed.host(&host, 60)?;
-        if here.contains("TOO LONG") {
-            note(&format!("{name}: the guest's driver sends no 1 MiB"));
-        } else if !here.contains(there.trim()) {
-            faults.push(format!("{name}: 1 MiB by one command are {here}, on the host {there}"));
+        note(&format!("{name}: {kib} KiB were read by one command"));
+        if !here.contains(there.trim()) {
+            faults.push(format!("{name}: {kib} KiB by one command are {here}, on the host {there}"));
         }
     }
-    let units = [("debug0", 0), ("disk", 1)];
-    verify(&passed, &mut vm, &units, "--size=24m --bsrange=512-2m", &mut faults)?;
-    verify(&passed, &mut vm, &units, "--size=8m --bsrange=512-16k --iodepth=64", &mut faults)?;
+    for (name, target) in &numbered {
+        // Memory that begins anywhere, in more and smaller pieces than the host's adapter takes.
+        let (said, code) = vm.run_code(&format!("odd $(disk {target}) 2>&1"), 300)?;
+        note(&format!("{name}: {}", said.trim()));
+        if code != 0 {
+            faults.push(format!("{name}: {said}"));
+        }
+    }
+    let [long, short] = if names.len() > 2 { [8, 3] } else { [24, 8] };
+    verify(passed, &mut vm, &numbered, &format!("--size={long}m --bsrange=512-2m"), &mut faults)?;
+    let options = format!("--size={short}m --bsrange=512-16k --iodepth=64");
+    verify(passed, &mut vm, &numbered, &options, &mut faults)?;
     ensure!(faults.is_empty(), "{}\nthe log:\n{}", faults.join("\n"), vm.errors());
     vm.send("poweroff -f\n")?;
     vm.expect_exit(0, 120)
 }
 
-pub(crate) fn gone_virtio(bed: &Bed, vmm: Vmm) -> Result<()> {
-    gone(bed, vmm, HbaKind::Virtio)
-}
-
-pub(crate) fn gone_megasas(bed: &Bed, vmm: Vmm) -> Result<()> {
-    gone(bed, vmm, HbaKind::Megasas)
-}
-
-/// Whether a device that the host finds again is one for the guest as well.
-const COMES_BACK: bool = true;
-
-/// The host loses a device while the guest writes to it: the guest hears so, and the other disk goes on.
-fn gone(bed: &Bed, vmm: Vmm, hba: HbaKind) -> Result<()> {
+/// The host loses a device while the guest writes to it: the guest hears so, and the other disk goes on. Then the host finds it again,
+/// and so does the guest.
+pub(crate) fn gone(bed: &Bed, vmm: Vmm, units: Units) -> Result<()> {
     let archives = archives(bed, Debian::Trixie)?;
     let passed = Passed::new(bed, &archives)?;
-    let disks = [passed.generic("debug0")?, passed.generic("debug1")?];
-    let mut vm = disks
-        .into_iter()
-        .fold(guest(bed, vmm, Debian::Trixie, &archives), |guest, disk| guest.disk(disk.on(hba)))
-        .spawn()?;
-    shell(&mut vm)?;
-    vm.run(RATE)?;
+    let mut vm = units.start(bed, vmm, &archives, &passed, &["debug0", "debug1"])?;
     vm.run(
         "fio --name=w --filename=$(disk 0) --size=32m --direct=1 --rw=randwrite --bs=4k --iodepth=16 --ioengine=libaio --thread \
          --time_based --runtime=300 > /tmp/fio 2>&1 & fio=$!; sleep 3",
@@ -130,43 +174,38 @@ fn gone(bed: &Bed, vmm: Vmm, hba: HbaKind) -> Result<()> {
         ),
         60,
     )?;
-    if COMES_BACK {
-        let begin = Instant::now();
-        let script = "for turn in $(seq 60); do dd if=$(disk 0) of=/dev/null bs=4k count=1 iflag=direct 2>/dev/null && break; sleep 1; done
-             cat $(at 0)/state; dd if=$(disk 0) of=/dev/null bs=4k count=1 iflag=direct";
-        let (said, code) = vm.run_code(script, 200)?;
-        note(&format!(
-            "after {:.1} s: {code}: {}",
-            begin.elapsed().as_secs_f64(),
-            said.trim().replace('\n', "; ")
-        ));
-        note(&format!("the log:\n{}", vm.errors().trim()));
-        ensure!(code == 0, "the device is back on the host, not in the guest: {said}");
-    }
+    let begin = Instant::now();
+    let script = "for turn in $(seq 60); do dd if=$(disk 0) of=/dev/null bs=4k count=1 iflag=direct 2>/dev/null && break; sleep 1; done
+         cat $(at 0)/state; dd if=$(disk 0) of=/dev/null bs=4k count=1 iflag=direct";
+    let (said, code) = vm.run_code(script, 200)?;
+    note(&format!(
+        "after {:.1} s: {code}: {}",
+        begin.elapsed().as_secs_f64(),
+        said.trim().replace('\n', "; ")
+    ));
+    note(&format!("the log:\n{}", vm.errors().trim()));
+    ensure!(code == 0, "the device is back on the host, not in the guest: {said}");
+    // Both ways, and it is the device that is read and written.
+    let written = vm.run(
+        "dd if=/dev/urandom of=/tmp/new bs=64k count=4 2>/dev/null; dd if=/tmp/new of=$(disk 0) bs=64k seek=3 oflag=direct 2>/dev/null
+         md5sum < /tmp/new; dd if=$(disk 0) bs=64k skip=3 count=4 iflag=direct 2>/dev/null | md5sum",
+    )?;
+    let node = bed.host().shell(&format!("ls {device}/block"), 30)?;
+    let script =
+        format!("dd if=/dev/{} bs=64k skip=3 count=4 iflag=direct 2>/dev/null | md5sum", node.trim());
+    let there = passed.host(&script, 60)?;
+    let same = written.lines().filter(|line| line.trim() == there.trim()).count();
+    ensure!(same == 2, "the guest wrote and read {written}, the host {there}");
     vm.send("poweroff -f\n")?;
     vm.expect_exit(0, 120)
 }
 
-pub(crate) fn stalled_virtio(bed: &Bed, vmm: Vmm) -> Result<()> {
-    stalled(bed, vmm, HbaKind::Virtio)
-}
-
-pub(crate) fn stalled_megasas(bed: &Bed, vmm: Vmm) -> Result<()> {
-    stalled(bed, vmm, HbaKind::Megasas)
-}
-
 /// A device does not answer four reads: another disk is as quick as before, the guest gives up on them and is answered, and the device
 /// goes on.
-fn stalled(bed: &Bed, vmm: Vmm, hba: HbaKind) -> Result<()> {
+pub(crate) fn stalled(bed: &Bed, vmm: Vmm, units: Units) -> Result<()> {
     let archives = archives(bed, Debian::Trixie)?;
     let passed = Passed::new(bed, &archives)?;
-    let disks = [passed.generic("debug0")?, passed.generic("debug1")?];
-    let mut vm = disks
-        .into_iter()
-        .fold(guest(bed, vmm, Debian::Trixie, &archives), |guest, disk| guest.disk(disk.on(hba)))
-        .spawn()?;
-    shell(&mut vm)?;
-    vm.run(RATE)?;
+    let mut vm = units.start(bed, vmm, &archives, &passed, &["debug0", "debug1"])?;
     let before = rate(&mut vm)?;
     // scsi_debug, `error`: 0 for a command that is not answered, how often, and the operation code.
     passed.inject("debug0", "0 -4 0x28")?;
@@ -177,7 +216,7 @@ fn stalled(bed: &Bed, vmm: Vmm, hba: HbaKind) -> Result<()> {
     let beside = rate(&mut vm)?;
     note(&format!("4 MiB of the other disk, 1/100 s: {before}, beside the stalled one {beside}"));
     ensure!(beside <= 10 * before + 200, "the other disk: {before} became {beside}");
-    if hba == HbaKind::Virtio {
+    if units.hba == HbaKind::Virtio {
         let (said, code) = vm.run_code(
             "begin=$(now); sg_reset -N -d $(sg 0); echo \"$? after $(($(now) - begin))/100 s\"",
             200,

@@ -30,6 +30,8 @@ mod virtio_soak;
 
 use testbed::runner::Test;
 
+use generic_soak::{self as soak, BLOCK_MEGASAS, BLOCK_VIRTIO, GENERIC_MEGASAS, GENERIC_VIRTIO};
+
 /// All boot tests, in the order in which they run: the quick ones first.
 pub(crate) const TESTS: &[Test] = &[
     Test { name: "hardware-12-1cpu-512m", run: hardware::kernel12_one_cpu },
@@ -139,13 +141,23 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "hung-board-reset", run: hung_board::reset },
     Test { name: "generic-megasas", run: generic::megasas },
     Test { name: "generic-whole-virtio", run: generic::virtio_without_sandbox },
-    Test { name: "generic-limits-virtio", run: generic_soak::limits_virtio },
-    Test { name: "generic-limits-megasas", run: generic_soak::limits_megasas },
-    Test { name: "generic-gone-virtio", run: generic_soak::gone_virtio },
-    Test { name: "generic-gone-megasas", run: generic_soak::gone_megasas },
-    Test { name: "generic-stalled-virtio", run: generic_soak::stalled_virtio },
-    Test { name: "generic-stalled-megasas", run: generic_soak::stalled_megasas },
-    Test { name: "generic-refused", run: generic_soak::refused },
+    Test { name: "generic-limits-virtio", run: |bed, vmm| soak::limits(bed, vmm, GENERIC_VIRTIO) },
+    Test { name: "generic-limits-megasas", run: |bed, vmm| soak::limits(bed, vmm, GENERIC_MEGASAS) },
+    Test { name: "block-limits-virtio", run: |bed, vmm| soak::limits(bed, vmm, BLOCK_VIRTIO) },
+    Test { name: "block-limits-megasas", run: |bed, vmm| soak::limits(bed, vmm, BLOCK_MEGASAS) },
+    Test { name: "generic-adapters-virtio", run: |bed, vmm| soak::adapters(bed, vmm, GENERIC_VIRTIO) },
+    Test { name: "generic-adapters-megasas", run: |bed, vmm| soak::adapters(bed, vmm, GENERIC_MEGASAS) },
+    Test { name: "block-adapters-virtio", run: |bed, vmm| soak::adapters(bed, vmm, BLOCK_VIRTIO) },
+    Test { name: "block-adapters-megasas", run: |bed, vmm| soak::adapters(bed, vmm, BLOCK_MEGASAS) },
+    Test { name: "generic-gone-virtio", run: |bed, vmm| soak::gone(bed, vmm, GENERIC_VIRTIO) },
+    Test { name: "generic-gone-megasas", run: |bed, vmm| soak::gone(bed, vmm, GENERIC_MEGASAS) },
+    Test { name: "block-gone-virtio", run: |bed, vmm| soak::gone(bed, vmm, BLOCK_VIRTIO) },
+    Test { name: "block-gone-megasas", run: |bed, vmm| soak::gone(bed, vmm, BLOCK_MEGASAS) },
+    Test { name: "generic-stalled-virtio", run: |bed, vmm| soak::stalled(bed, vmm, GENERIC_VIRTIO) },
+    Test { name: "generic-stalled-megasas", run: |bed, vmm| soak::stalled(bed, vmm, GENERIC_MEGASAS) },
+    Test { name: "block-stalled-virtio", run: |bed, vmm| soak::stalled(bed, vmm, BLOCK_VIRTIO) },
+    Test { name: "block-stalled-megasas", run: |bed, vmm| soak::stalled(bed, vmm, BLOCK_MEGASAS) },
+    Test { name: "generic-refused", run: soak::refused },
     Test { name: "neighbours-greedy-queue", run: neighbours::greedy_queue },
     Test { name: "scsi-bad-sectors", run: scsi_host::bad_sectors },
 ];

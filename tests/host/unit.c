@@ -1,5 +1,5 @@
-// A tape or an enclosure that is a process: Linux hands it the commands of a SCSI device through target_core_user
-// (linux/target_core_user.h). unit tape|enclosure NAME; it says READY once it serves the device user_*/NAME.
+// A tape, an enclosure or a changer that is a process: Linux hands it the commands of a SCSI device through target_core_user
+// (linux/target_core_user.h). unit tape|enclosure|changer NAME; it says READY once it serves the device user_*/NAME.
 // A record may be up to 1 MiB, and all that is written stays in memory. Commands: SSC-4 and SES-3; sense data: SPC-5, 4.4.
 #include <dirent.h>
 #include <fcntl.h>
@@ -19,6 +19,7 @@
 #define GOOD 0
 #define CHECK 2
 
+static enum kind { TAPE, ENCLOSURE, CHANGER } kind;
 static struct record {
     uint32_t len; // or MARK
     uint8_t *data;
@@ -59,12 +60,17 @@ static int answer(const void *bytes, uint32_t len, uint32_t allocation) {
     return GOOD;
 }
 
-static int inquiry(const uint8_t *cdb, bool enclosure) {
+#include "changer.h"
+
+static int inquiry(const uint8_t *cdb) {
+    static const uint8_t types[] = {1, 0x0d, 8};
+    static const char *const names[] = {"TAPE", "SES ", "SMC "};
     uint32_t allocation = cdb[3] << 8 | cdb[4];
-    uint8_t type = enclosure ? 0x0d : 1;
+    uint8_t type = types[kind];
     uint8_t standard[36] = {type, 0x80, 6, 2, 31};
-    if (enclosure) standard[1] = 0, standard[6] = 0x40;
-    memcpy(standard + 8, enclosure ? "BED     PROCESS SES     0001" : "BED     PROCESS TAPE    0001", 28);
+    if (kind == ENCLOSURE) standard[1] = 0, standard[6] = 0x40;
+    memcpy(standard + 8, "BED     PROCESS SES     0001", 28);
+    memcpy(standard + 24, names[kind], 4);
     if (!(cdb[1] & 1)) return cdb[2] ? invalid_field() : answer(standard, 36, allocation);
     switch (cdb[2]) {
     case 0: return answer((uint8_t[]){type, 0, 0, 3, 0, 0x80, 0x83}, 7, allocation);
@@ -225,13 +231,13 @@ static int enclosure_command(const uint8_t *cdb) {
     return fail(5, 0x2000, 0);
 }
 
-static int command(const uint8_t *cdb, bool enclosure) {
+static int command(const uint8_t *cdb) {
     switch (cdb[0]) {
     case 0x00: return GOOD;
     case 0x03: return answer((uint8_t[18]){0x70, 0, 0, 0, 0, 0, 0, 10}, 18, cdb[4]);
-    case 0x12: return inquiry(cdb, enclosure);
+    case 0x12: return inquiry(cdb);
     }
-    return enclosure ? enclosure_command(cdb) : tape_command(cdb);
+    return kind == ENCLOSURE ? enclosure_command(cdb) : kind == CHANGER ? changer_command(cdb) : tape_command(cdb);
 }
 
 // The number of the user space I/O device that has commands for `name`, and the size of its memory.
@@ -273,7 +279,7 @@ static uint32_t move(struct tcmu_cmd_entry *entry, uint8_t *area, bool out) {
 
 int main(int count, char **words) {
     if (count != 3) return 1;
-    bool enclosure = !strcmp(words[1], "enclosure");
+    kind = !strcmp(words[1], "enclosure") ? ENCLOSURE : !strcmp(words[1], "changer") ? CHANGER : TAPE;
     size_t size;
     char path[32];
     snprintf(path, sizeof path, "/dev/uio%d", find(words[2], &size));
@@ -290,12 +296,12 @@ int main(int count, char **words) {
                 uint8_t cdb[16];
                 memcpy(cdb, area + entry->req.cdb_off, 16);
                 bool in = cdb[0] == 0x08 || cdb[0] == 0x12 || cdb[0] == 0x03 || cdb[0] == 0x05 || cdb[0] == 0x1a ||
-                          cdb[0] == 0x1c || cdb[0] == 0x34;
+                          cdb[0] == 0x1c || cdb[0] == 0x34 || cdb[0] == 0xb8;
                 given = 0;
                 room = 0;
                 for (uint32_t n = 0; n < entry->req.iov_cnt; n++) room += entry->req.iov[n].iov_len;
                 if (!in) room = move(entry, area, false);
-                int status = command(cdb, enclosure);
+                int status = command(cdb);
                 if (in) move(entry, area, true);
                 memset(&entry->rsp, 0, sizeof entry->rsp);
                 entry->rsp.scsi_status = status;

@@ -17,6 +17,12 @@ pub fn mfi() -> Result<PathBuf> {
     archive("mfi", &format!("mfi 1 {source}"), |dir, archive| compile("mfi", source, dir, archive))
 }
 
+/// `odd`, see `tests/guest/odd.c`: direct I/O with memory of all kinds.
+pub fn odd() -> Result<PathBuf> {
+    let source = include_str!("../guest/odd.c");
+    archive("odd", &format!("odd 1 {source}"), |dir, archive| compile("odd", source, dir, archive))
+}
+
 /// `kexec`, see `tests/guest/kexec.c`, and a kernel for it: `/vmlinuz`.
 pub fn kexec(kernel: &Path) -> Result<PathBuf> {
     let source = include_str!("../guest/kexec.c");
@@ -36,11 +42,13 @@ pub fn scan() -> Result<PathBuf> {
     })
 }
 
-/// A tape or an enclosure of the host, see `tests/host/unit.c`: the program.
+/// A tape, an enclosure or a changer of the host, see `tests/host/unit.c`: the program.
 pub fn unit() -> Result<PathBuf> {
-    let source = include_str!("../host/unit.c");
-    let dir =
-        cache::build("unit", &format!("unit 1 {source}"), |dir| compiled("unit", source, dir).map(|_| ()))?;
+    let (source, changer) = (include_str!("../host/unit.c"), include_str!("../host/changer.h"));
+    let dir = cache::build("unit", &format!("unit 1 {source}{changer}"), |dir| {
+        std::fs::write(dir.join("changer.h"), changer)?;
+        compiled("unit", source, dir).map(|_| ())
+    })?;
     Ok(dir.join("unit"))
 }
 
@@ -61,6 +69,11 @@ pub fn smartctl() -> Result<PathBuf> {
     program("smartctl", "smartmontools")
 }
 
+/// `mtx`, as Debian 13 ships it: what operators ask changers with.
+pub fn mtx() -> Result<PathBuf> {
+    program("mtx", "mtx")
+}
+
 /// `isoinfo` and `wodim`, as Debian 13 ships them.
 pub fn disc_programs() -> Result<[PathBuf; 2]> {
     Ok([program("isoinfo", "genisoimage")?, program("wodim", "wodim")?])
@@ -77,11 +90,11 @@ pub fn discs(kernel: &Kernel, tools: &Tools) -> Result<PathBuf> {
     })
 }
 
-/// Drivers of tapes and enclosures, listed in `/modules.passed`, and what asks the devices.
+/// Drivers of tapes, enclosures and changers, listed in `/modules.passed`, and what asks the devices.
 pub fn passed(kernel: &Kernel, tools: &Tools) -> Result<PathBuf> {
-    let recipe = format!("passed 1 {} {}", kernel.dir().display(), tools.dir().display());
+    let recipe = format!("passed 2 {} {}", kernel.dir().display(), tools.dir().display());
     archive("passed", &recipe, |_, archive| {
-        add_modules(archive, kernel, tools, &["st", "ses"], "modules.passed")?;
+        add_modules(archive, kernel, tools, &["st", "ses", "ch"], "modules.passed")?;
         for program in ["sg_ses", "sg_read_block_limits"] {
             archive.copy(&format!("bin/{program}"), 0o755, &tools.file(program)?)?;
         }

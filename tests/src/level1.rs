@@ -36,6 +36,13 @@ const MODULES: &[&str] = &[
 /// Four levels of page tables instead of five: the emulated processor walks them anew after each VM exit, two of them at a
 /// time. Protection keys and the virtual GIF only add work to each entry.
 const LEVEL1_CPU: &str = "max,+svm,-la57,-pku,-vgif";
+/// Disks behind adapters whose queues take little: four pieces of memory (two fewer than the ring has places, which only a packed one may have
+/// six of) and 64 KiB; memory aligned to 512 bytes; packets of USB. Tests that pass them through to guests load the drivers.
+const SMALL: [&[&str]; 3] = [
+    &["virtio-scsi-pci,id=few,packed=on,virtqueue_size=6,max_sectors=128", "scsi-hd,bus=few.0,DRIVE"],
+    &["ide-hd,bus=ide.0,DRIVE"],
+    &["qemu-xhci,id=usb", "usb-storage,bus=usb.0,DRIVE"],
+];
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
 /// What level 1 is made of.
@@ -242,6 +249,19 @@ fn command(parts: &Parts<'_>, socket: &Path, log: &Path, stay: bool) -> Result<C
         parts.scratch.display()
     ));
     command.args(["-device", "virtio-blk-pci,drive=scratch", "-device", "virtio-rng-pci"]);
+    let empty =
+        cache::build("empty", "empty 1 64M", |dir| Ok(File::create(dir.join("disk"))?.set_len(64 << 20)?))?;
+    let empty = empty.join("disk");
+    for (index, devices) in SMALL.iter().enumerate() {
+        let drive = format!("if=none,id=small{index},file={},format=raw,snapshot=on", empty.display());
+        command.args(["-drive", &drive]);
+        for device in *devices {
+            command.args([
+                "-device",
+                &device.replace("DRIVE", &format!("drive=small{index},serial=SMALL{index}")),
+            ]);
+        }
+    }
     // What guests leave free goes back to this machine.
     command.args(["-device", "virtio-balloon-pci,free-page-reporting=on"]);
     command.arg("-chardev").arg(format!("socket,id=agent,path={},server=on,wait=off", socket.display()));
