@@ -14,6 +14,18 @@ use testbed::vm::Vm;
 use super::hotplug::ask;
 use super::messages::is_allowed;
 
+/// How the guest's kernel looks for what is stuck: after seconds, and how long it is let look.
+#[derive(Clone, Copy)]
+struct Watch {
+    stall: Option<u64>,
+    look: u64,
+}
+
+/// As Linux does by itself: watchdogs look every few seconds, and for a stall after 21.
+const PATIENT: Watch = Watch { stall: None, look: 25 };
+/// In more of a hurry: a pause of six seconds that is time for the guest is a stall.
+const HASTY: Watch = Watch { stall: Some(5), look: 8 };
+
 /// Shell functions: `clocks` prints the time since the start, that of the guest's system clock and that of the RTC, in
 /// seconds; `busy` begins work on both processors and the disk; `complaints N` prints what the kernel has said since message N.
 const FUNCTIONS: &str = r#"
@@ -29,20 +41,20 @@ const FUNCTIONS: &str = r#"
 /// Clock sources of Linux that this is about; the last is the power management timer.
 const SOURCES: [&str; 3] = ["kvm-clock", "tsc", "acpi_pm"];
 
-pub(crate) fn pause_5(bed: &Bed, vmm: Vmm) -> Result<()> {
-    pause(bed, vmm, Debian::Trixie, 5)
+pub(crate) fn pause_6(bed: &Bed, vmm: Vmm) -> Result<()> {
+    pause(bed, vmm, Debian::Trixie, 6, HASTY)
 }
 
 pub(crate) fn pause_60(bed: &Bed, vmm: Vmm) -> Result<()> {
-    pause(bed, vmm, Debian::Trixie, 60)
+    pause(bed, vmm, Debian::Trixie, 60, PATIENT)
 }
 
 pub(crate) fn pause_60_kernel12(bed: &Bed, vmm: Vmm) -> Result<()> {
-    pause(bed, vmm, Debian::Bookworm, 60)
+    pause(bed, vmm, Debian::Bookworm, 60, PATIENT)
 }
 
 pub(crate) fn pause_300(bed: &Bed, vmm: Vmm) -> Result<()> {
-    pause(bed, vmm, Debian::Trixie, 300)
+    pause(bed, vmm, Debian::Trixie, 300, PATIENT)
 }
 
 /// The three clocks of the guest, in seconds.
@@ -69,13 +81,16 @@ impl Clocks {
     }
 }
 
-fn pause(bed: &Bed, vmm: Vmm, debian: Debian, seconds: u64) -> Result<()> {
+fn pause(bed: &Bed, vmm: Vmm, debian: Debian, seconds: u64, watch: Watch) -> Result<()> {
     let guest = bed.guest().vmm(vmm).kernel(debian).cpus(2).disk(Disk::empty("64M").on(HbaKind::Megasas));
     let mut vm = guest.option("--set=control.path=control.sock").quick_shell().spawn()?;
     vm.quick_shell()?;
     vm.run(FUNCTIONS)?;
     let available = vm.run("cat $source/available_clocksource")?;
     note(&format!("available: {}", available.trim()));
+    if let Some(stall) = watch.stall {
+        vm.run(&format!("echo {stall} > /sys/module/rcupdate/parameters/rcu_cpu_stall_timeout"))?;
+    }
     vm.run("busy")?;
     let mut faults = Vec::new();
     for source in SOURCES {
@@ -96,8 +111,7 @@ fn pause(bed: &Bed, vmm: Vmm, debian: Debian, seconds: u64) -> Result<()> {
         note(&format!(
             "{source}: paused for {paused:.1} s, awake for {awake:.1} s, for the guest {passed:?}"
         ));
-        // Watchdogs look every few seconds, and for a stall after 21.
-        vm.run_for("sleep 25", 300)?;
+        vm.run_for(&format!("sleep {}", watch.look), 300)?;
         let complaints = vm.run(&format!("complaints {}", said.trim()))?;
         let complaints: Vec<&str> =
             complaints.lines().filter(|line| !line.trim().is_empty() && !is_allowed(line)).collect();

@@ -9,7 +9,7 @@ use testbed::kernel::Debian;
 use testbed::report::note;
 use testbed::vm::Vm;
 
-use super::messages;
+use super::{debian, messages};
 
 /// Waits are for an emulated processor on a busy machine.
 const PATIENCE: u64 = 180;
@@ -17,23 +17,41 @@ const PATIENCE: u64 = 180;
 const ROUNDS: u32 = 20;
 
 pub(crate) fn trixie(bed: &Bed, vmm: Vmm) -> Result<()> {
-    grub(bed, vmm, Debian::Trixie, Terminal::Serial)
+    grub(bed, vmm, Debian::Trixie, Terminal::Serial, Second::Menu)
 }
 
 pub(crate) fn bookworm(bed: &Bed, vmm: Vmm) -> Result<()> {
-    grub(bed, vmm, Debian::Bookworm, Terminal::Bios)
+    grub(bed, vmm, Debian::Bookworm, Terminal::Bios, Second::Login)
 }
 
-/// A whole Debian through GRUB: to the login, once more after a reboot from inside, and off from inside.
-fn grub(bed: &Bed, vmm: Vmm, debian: Debian, terminal: Terminal) -> Result<()> {
-    let mut vm = guest(bed, vmm, debian).disk(Disk::debian_grub(debian, terminal)).spawn()?;
+/// How far the second start goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Second {
+    /// To GRUB's menu, which takes the firmware's whole way.
+    Menu,
+    /// To the login, and off from inside.
+    Login,
+}
+
+/// A whole Debian through GRUB: to the login, where it works, and once more after a reboot from inside.
+fn grub(bed: &Bed, vmm: Vmm, release: Debian, terminal: Terminal, second: Second) -> Result<()> {
+    let mut vm = guest(bed, vmm, release).disk(Disk::debian_grub(release, terminal)).spawn()?;
     login(&mut vm)?;
+    debian::works(&mut vm, release, "sda1")?;
     let messages = vm.run(messages::SHOW)?;
     let tables = vm.run_for(TABLES, 300)?;
     vm.send("reboot\n")?;
-    login(&mut vm)?;
-    vm.send("poweroff\n")?;
-    vm.expect_exit(0, 180)?;
+    match second {
+        Second::Menu => {
+            menu(&mut vm)?;
+            vm.kill()?;
+        }
+        Second::Login => {
+            login(&mut vm)?;
+            vm.send("poweroff\n")?;
+            vm.expect_exit(0, 180)?;
+        }
+    }
     messages::check(&messages)?;
     check_tables(&tables)
 }
@@ -82,12 +100,17 @@ fn guest(bed: &Bed, vmm: Vmm, debian: Debian) -> Guest<'_> {
     bed.guest().vmm(vmm).kernel(debian).seabios().cpus(2).memory("1GiB")
 }
 
-/// From the BIOS by way of GRUB's menu to a shell.
-fn login(vm: &mut Vm<'_>) -> Result<()> {
+/// From the BIOS to GRUB's menu.
+fn menu(vm: &mut Vm<'_>) -> Result<()> {
     // SeaBIOS draws what changed on its screen since it last looked, in pieces.
     vm.wait_for_drawn("Booting from Hard Disk...", PATIENCE)?;
     vm.wait_for_drawn("GNU GRUB", PATIENCE)?;
-    vm.wait_for_drawn("Debian GNU/Linux", PATIENCE)?;
+    vm.wait_for_drawn("Debian GNU/Linux", PATIENCE)
+}
+
+/// From the BIOS by way of GRUB's menu to a shell.
+fn login(vm: &mut Vm<'_>) -> Result<()> {
+    menu(vm)?;
     vm.wait_for_boot("login: ")?;
     vm.login("root")
 }

@@ -300,7 +300,7 @@ pub(crate) fn kill_writeback(bed: &Bed, vmm: Vmm) -> Result<()> {
 }
 
 pub(crate) fn reload(bed: &Bed, vmm: Vmm) -> Result<()> {
-    reload_times(bed, vmm, 3)
+    reload_times(bed, vmm, 2)
 }
 
 pub(crate) fn reload_50(bed: &Bed, vmm: Vmm) -> Result<()> {
