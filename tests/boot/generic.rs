@@ -67,7 +67,7 @@ const TAPE: &str = r#"
     seq 1 2000 | head -c 3000 > /tmp/data; touch -d '2026-01-01 00:00:00' /tmp/data
     t variable 'mt -f $n rewind; mt -f $n setblk 0; dd if=/tmp/data of=$n bs=3000 2>/dev/null'
     t more 'head -c 100 /tmp/data | dd of=$n bs=100 2>/dev/null; mt -f $n eof'
-    t fixed 'mt -f $n setblk 512; cd /tmp; tar -cf - data | dd of=$n obs=10240 conv=sync 2>/dev/null'
+    t fixed 'mt -f $n setblk 512; cd /tmp; tar -cf whole data; dd if=whole of=$n obs=10240 conv=sync 2>/dev/null'
     t limits 'sg_read_block_limits $d'
     t archive 'mt -f $n rewind; mt -f $n fsf 3; dd if=$n ibs=10240 of=/tmp/back 2>/dev/null; tar -xOf /tmp/back | md5sum'
     t position 'sg_raw -r 20 $d 34 00 00 00 00 00 00 00 00 00'
