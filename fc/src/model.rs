@@ -293,6 +293,10 @@ impl Host {
         let own = number_after(name, "host")?;
         let directory = fs::canonicalize(at.join("device")).ok()?;
         let word = |file: &str| text(&at.join(file)).unwrap_or_default();
+        // What the kernel says of what the driver does not tell.
+        let speed = |file: &str| {
+            Some(word(file)).filter(|word| !word.eq_ignore_ascii_case("unknown")).unwrap_or_default()
+        };
         let npiv = at.join("vport_create").exists().then(|| Npiv {
             max: number(&at.join("max_npiv_vports")).unwrap_or(0),
             in_use: number(&at.join("npiv_vports_inuse")).unwrap_or(0),
@@ -309,8 +313,8 @@ impl Host {
             port_id: port_id(&at.join("port_id")),
             state: word("port_state"),
             kind: word("port_type"),
-            speed: word("speed"),
-            supported_speeds: word("supported_speeds"),
+            speed: speed("speed"),
+            supported_speeds: speed("supported_speeds"),
             symbolic_name: word("symbolic_name"),
             dev_loss_tmo: number(&at.join("dev_loss_tmo")),
             npiv,

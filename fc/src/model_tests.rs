@@ -100,8 +100,11 @@ fn ports_of_other_drivers() {
         [("qla2xxx", Npiv { max: 254, in_use: 254 }), ("qla2xxx", Npiv { max: 254, in_use: 0 })]
     );
 
-    let san = San::read(&Tree::fcoe().roots());
+    let tree = Tree::fcoe();
+    tree.file("sys/class/fc_host/host1/supported_speeds", "unknown\n");
+    let san = San::read(&tree.roots());
     let host = &san.hosts[0];
+    assert_eq!((&*host.speed, &*host.supported_speeds), ("16 Gbit", ""));
     assert_eq!((&*host.driver, host.parent.as_deref(), host.npiv.is_some()), ("fcoe", Some("fi0"), true));
 
     let san = San::read(&Tree::zfcp().roots());

@@ -7,10 +7,10 @@ mod watching;
 
 use std::ffi::OsString;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use fc::choose::Rules;
+use fc::choose::{NoPort, Rules};
 use fc::model::{Host, San, Unit, Vport};
 use fc::names::{Names, random};
 use fc::state::{Definition, StateError, Store};
@@ -22,6 +22,9 @@ use self::options::{Given, Options, What};
 use crate::cli::Stop;
 use crate::console::{Request as Signal, Signals};
 use crate::exit::{Outcome, complain, explain, tell};
+
+/// When to look again for a port that has not come yet.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// Does what a command line asks for that begins with `fc`; `None` if it asks for something else.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Option<Outcome> {
@@ -109,18 +112,26 @@ impl Tool {
         Ok(())
     }
 
+    /// What a user means: the name of a definition stands for its virtual port.
+    fn meant(&self, what: &str) -> String {
+        match self.store.definition(what) {
+            Ok(definition) => definition.wwpn.to_string(),
+            Err(_) => what.to_owned(),
+        }
+    }
+
     /// The number of the host that a user means: a port, or a virtual one.
     fn host(&self, san: &San, what: &str) -> Result<u32> {
-        match find(san, what)? {
+        match find(san, &self.meant(what))? {
             (_, Some(vport)) => vport.host.with_context(|| format!("{} has no host yet", vport.name)),
             (Some(host), None) => Ok(host.number),
-            (None, None) => bail!("there is no port {what}; vmm fc list shows what there is"),
+            (None, None) => bail!(no_port(what)),
         }
     }
 
     fn show(&self, what: &str) -> Result<()> {
         let view = self.view();
-        let (host, vport) = find(&view.san, what)?;
+        let (host, vport) = find(&view.san, &self.meant(what))?;
         let users = Users::read(&self.roots);
         let units = units(&view.san, host.map(|host| host.number), &users);
         self.say(table::show(&view, host, vport, &units), || json::show(&view, host, vport, &units));
@@ -207,7 +218,7 @@ impl Tool {
         };
         let wanted = rules.wanted();
         let request = Request { wanted, names, any_oui, deadline: Duration::from_secs(timeout), owner: None };
-        let vport = self.make(&request)?;
+        let vport = self.make(&request, interruptible()?)?;
         let host = vport.host.map(|host| format!("host{host}")).unwrap_or_default();
         self.say(
             format!("{} on host{} is active: {host}, WWPN {}\n", vport.name, vport.parent, names.wwpn),
@@ -216,20 +227,34 @@ impl Tool {
         Ok(())
     }
 
-    fn make(&self, request: &Request<'_>) -> Result<Vport> {
-        let signals = Signals::block().context("blocking signals")?;
-        let wait = |time| {
-            thread::sleep(time);
-            match signals.next() {
-                Ok(Some(Signal::Terminate(_))) => Pause::Interrupted,
-                _ => Pause::Over,
+    fn make(&self, request: &Request<'_>, wait: impl FnMut(Duration) -> Pause) -> Result<Vport, CreateError> {
+        Ports::new(&self.roots, &self.store, Live::new(wait)).create(request)
+    }
+
+    /// The same, of what is defined: when the host starts, its ports come one after the other, and their links later.
+    fn start(
+        &self,
+        request: &Request<'_>,
+        wait: &mut impl FnMut(Duration) -> Pause,
+    ) -> Result<Vport, CreateError> {
+        let begin = Instant::now();
+        loop {
+            match self.make(request, &mut *wait) {
+                Err(CreateError::Port(NoPort::NoHosts | NoPort::Unknown { .. } | NoPort::None { .. }))
+                    if begin.elapsed() < request.deadline =>
+                {
+                    if wait(AGAIN) == Pause::Interrupted {
+                        return Err(CreateError::Interrupted { wwpn: request.names.wwpn });
+                    }
+                }
+                result => return result,
             }
-        };
-        Ok(Ports::new(&self.roots, &self.store, Live::new(wait)).create(request)?)
+        }
     }
 
     fn delete(&self, what: &str, force: bool) -> Result<()> {
-        let vport = Ports::new(&self.roots, &self.store, Live::new(sleep)).delete(what, force)?;
+        let vport =
+            Ports::new(&self.roots, &self.store, Live::new(sleep)).delete(&self.meant(what), force)?;
         self.say(format!("{} is deleted\n", vport.name), || serde_json::json!({ "deleted": vport.name }));
         Ok(())
     }
@@ -254,6 +279,7 @@ impl Tool {
             self.store.definition(name)?;
         }
         let mut done = Vec::new();
+        let mut wait = interruptible()?;
         for (name, definition) in wanted {
             let there = San::read(&self.roots).vport(definition.wwpn).cloned();
             let request = Request {
@@ -263,14 +289,12 @@ impl Tool {
                 deadline: Duration::from_secs(timeout),
                 owner: None,
             };
-            match there.map_or_else(|| self.make(&request), Ok) {
+            match there.map_or_else(|| self.start(&request, &mut wait), Ok) {
                 Ok(vport) => done.push((name, vport)),
-                Err(error) if matches!(error.downcast_ref(), Some(CreateError::Interrupted { .. })) => {
-                    return Err(error);
-                }
+                Err(error @ CreateError::Interrupted { .. }) => return Err(error.into()),
                 Err(error) => {
                     failed += 1;
-                    complain(format!("{name}: {}", explain(&error)));
+                    complain(format!("{name}: {error}"));
                 }
             }
         }
@@ -311,6 +335,22 @@ impl Tool {
     }
 }
 
+/// Waits, until a signal wants an end.
+fn interruptible() -> Result<impl FnMut(Duration) -> Pause> {
+    let signals = Signals::block().context("blocking signals")?;
+    Ok(move |time| {
+        thread::sleep(time);
+        match signals.next() {
+            Ok(Some(Signal::Terminate(_))) => Pause::Interrupted,
+            _ => Pause::Over,
+        }
+    })
+}
+
+fn no_port(what: &str) -> String {
+    format!("there is no port {what}; vmm fc list shows what there is")
+}
+
 fn sleep(time: Duration) -> Pause {
     thread::sleep(time);
     Pause::Over
@@ -332,7 +372,7 @@ fn find<'a>(san: &'a San, what: &str) -> Result<(Option<&'a Host>, Option<&'a Vp
         .iter()
         .find(|vport| is_vport(vport) || host.is_some_and(|host| host.vport.as_ref() == Some(&vport.name)));
     match (host, vport) {
-        (None, None) => bail!("there is no port {what}; vmm fc list shows what there is"),
+        (None, None) => bail!(no_port(what)),
         (host, vport) => {
             let own = vport.and_then(|vport| vport.host).and_then(|number| san.host(number));
             Ok((own.or(host), vport))

@@ -34,7 +34,7 @@ pub(super) enum What {
         #[arg(long)]
         capable: bool,
     },
-    /// All of a port or virtual port: by name (host5, vport-5:0-0), WWPN, or bus address
+    /// All of a port or virtual port: by name (host5, vport-5:0-0), WWPN, bus address or definition
     Show {
         #[arg(value_name = "PORT")]
         what: String,
@@ -58,7 +58,7 @@ pub(super) enum What {
         #[arg(long, value_name = "SECONDS", default_value_t = 30)]
         timeout: u64,
     },
-    /// Delete a virtual port: by name, WWPN or host
+    /// Delete a virtual port: by name, WWPN, host or definition
     Delete {
         #[arg(value_name = "VPORT")]
         vport: String,
@@ -85,7 +85,7 @@ pub(super) enum What {
     StartDefined {
         #[arg(value_name = "NAME")]
         names: Vec<String>,
-        /// How long the fabric may take for each
+        /// How long the port and the fabric may take for each
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         timeout: u64,
     },

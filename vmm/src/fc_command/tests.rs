@@ -239,8 +239,12 @@ fn a_virtual_port_is_created_and_what_is_defined_is_started() {
     let stat = fs::read_to_string("/proc/self/stat").unwrap();
     tree.file(&format!("proc/{pid}/stat"), &stat);
     does(&tree, &[&["define", "web"], &NAMES[..]].concat()).unwrap();
+    // The link comes up a moment later.
+    tree.file("sys/class/fc_host/host5/port_state", "Linkdown\n");
     std::thread::scope(|scope| {
         let kernel = scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(100));
+            tree.file("sys/class/fc_host/host5/port_state", "Online\n");
             let file = tree.path("sys/class/fc_host/host5/vport_create");
             while fs::read_to_string(&file).unwrap() != "210002123456789a:200002123456789a" {
                 std::thread::sleep(Duration::from_millis(5));
@@ -261,4 +265,13 @@ fn a_virtual_port_is_created_and_what_is_defined_is_started() {
     );
     assert!(table::list(&view).contains("definition web"));
     assert!(view.records.is_empty(), "it belongs to nobody");
+    // A definition stands for its port.
+    let (host, vport) = find(&view.san, &tool(&tree).meant("web")).unwrap();
+    assert_eq!((host.unwrap().number, vport.unwrap().name.as_str()), (9, "vport-5:0-1"));
+    // One that does not come, in time.
+    does(&tree, &["define", "db", "--parent", "host7"]).unwrap();
+    assert_eq!(
+        does(&tree, &["start-defined", "--timeout", "0"]).unwrap_err(),
+        "1 of the definitions could not be started"
+    );
 }
