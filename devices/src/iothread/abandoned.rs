@@ -102,21 +102,10 @@ impl Abandoned {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicU32, Ordering};
-    use std::task::Wake;
     use std::time::{Duration, Instant};
 
     use super::*;
-
-    #[derive(Default)]
-    struct Count(AtomicU32);
-
-    impl Wake for Count {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
+    use crate::testing::Count;
 
     #[test]
     fn who_waits_is_woken_when_nothing_can_reach_so_far_any_more() {
@@ -127,15 +116,14 @@ mod tests {
         let waits: Vec<_> =
             [(Some(1), Reach::Guest), (Some(1), Reach::Nothing), (Some(2), Reach::File), (None, Reach::File)]
                 .map(|(scope, least)| {
-                    let count = Arc::new(Count::default());
-                    let waker = Waker::from(count.clone());
+                    let (count, waker) = Count::waker();
                     // Twice, as a task that is woken by something else.
                     assert!(abandoned.poll_quiet(scope, least, &waker).is_pending());
                     assert!(abandoned.poll_quiet(scope, least, &waker).is_pending());
                     count
                 })
                 .into();
-        let woken = || waits.iter().map(|count| count.0.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        let woken = || waits.iter().map(|count| count.get()).collect::<Vec<_>>();
         assert!(abandoned.is_quiet(Some(2), Reach::Guest) && abandoned.is_quiet(Some(3), Reach::Nothing));
         let mut wakers = Vec::new();
         let mut remove = |abandoned: &mut Abandoned, scope, reach| {
@@ -159,7 +147,7 @@ mod tests {
         let (mut abandoned, mut wakers) = (Abandoned::default(), Vec::new());
         for scope in 0..MANY {
             abandoned.add(scope, Reach::Guest);
-            let waker = Waker::from(Arc::new(Count::default()));
+            let (_, waker) = Count::waker();
             assert!(abandoned.poll_quiet(Some(scope), Reach::Guest, &waker).is_pending());
         }
         for scope in (0..MANY).rev() {

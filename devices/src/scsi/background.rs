@@ -371,9 +371,8 @@ impl<T> Drop for Lasting<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::task::Wake;
-
     use super::*;
+    use crate::testing::Count;
 
     /// A disc that hangs has been taken out.
     #[test]
@@ -382,11 +381,11 @@ mod tests {
         let first = background.medium();
         background.stuck_at(first);
         assert!(background.has_left_behind());
-        let waker = Arc::new(Count::default());
+        let (count, waker) = Count::waker();
         let mut calm = background.answered();
-        assert!(calm.poll(&mut Context::from_waker(&waker.clone().into())).is_pending());
+        assert!(calm.poll(&mut Context::from_waker(&waker)).is_pending());
         background.exchange();
-        assert_eq!(waker.0.load(Ordering::Relaxed), 1);
+        assert_eq!(count.get(), 1);
         assert!(!background.has_left_behind() && calm.is_over());
         background.stuck_at(first);
         assert!(!background.has_left_behind(), "it began there, and was ended later");
@@ -399,22 +398,12 @@ mod tests {
         assert!(!background.has_left_behind());
     }
 
-    #[derive(Default)]
-    struct Count(AtomicUsize);
-
-    impl Wake for Count {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
     /// Each command that waits is woken once, when all has landed, and leaves nothing when it is ended.
     #[test]
     fn what_waits_is_woken_when_all_has_landed() {
         let background = Background::default();
         background.late.store(2, Ordering::Release);
-        let count = Arc::new(Count::default());
-        let waker = Waker::from(count.clone());
+        let (count, waker) = Count::waker();
         let mut calms: Vec<_> = (0..100).map(|_| background.calm()).collect();
         let poll = |calm: &mut Calm<'_>| calm.poll(&mut Context::from_waker(&waker)).is_ready();
         for calm in calms.iter_mut().chain([&mut background.calm()]) {
@@ -423,9 +412,9 @@ mod tests {
         drop(calms.split_off(50));
         assert_eq!(background.lock().held.len(), 50);
         background.over(background.late.fetch_sub(1, Ordering::AcqRel));
-        assert_eq!(count.0.load(Ordering::Relaxed), 0);
+        assert_eq!(count.get(), 0);
         background.over(background.late.fetch_sub(1, Ordering::AcqRel));
-        assert_eq!(count.0.load(Ordering::Relaxed), 50);
+        assert_eq!(count.get(), 50);
         assert!(calms.iter_mut().all(poll));
     }
 }

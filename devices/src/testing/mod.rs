@@ -5,6 +5,8 @@ mod allocations;
 #[cfg(test)]
 mod block_device;
 pub mod conformance;
+#[cfg(test)]
+mod count;
 mod fault_disk;
 #[cfg(test)]
 mod file_server;
@@ -21,6 +23,8 @@ mod seccomp;
 pub(crate) use allocations::{allocated_bytes, allocations};
 #[cfg(test)]
 pub(crate) use block_device::LoopDevice;
+#[cfg(test)]
+pub(crate) use count::Count;
 pub use fault_disk::{Effect, Fault, FaultDisk};
 #[cfg(test)]
 pub(crate) use file_server::FileServer;

@@ -154,20 +154,10 @@ impl Drop for Place<'_> {
 #[cfg(test)]
 mod tests {
     use std::pin::Pin;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::{Context, Wake};
+    use std::task::Context;
 
     use super::*;
-
-    /// Counts how often somebody is woken.
-    #[derive(Default)]
-    struct Count(AtomicUsize);
-
-    impl Wake for Count {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
+    use crate::testing::Count;
 
     type Waits = Pin<Box<dyn Future<Output = Turn>>>;
 
@@ -231,7 +221,7 @@ mod tests {
         assert!(waiting.iter_mut().zip(&counts).all(|(waits, count)| poll(waits, count).is_none()));
         drop(first);
         for waits in &mut waiting {
-            let woken = counts.iter().map(|count| count.0.swap(0, Ordering::Relaxed)).sum::<usize>();
+            let woken = counts.iter().map(|count| count.take()).sum::<usize>();
             assert_eq!(woken, 1);
             assert!(poll(waits, &count).is_some());
         }

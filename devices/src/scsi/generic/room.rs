@@ -109,24 +109,14 @@ impl Drop for Part {
 #[cfg(test)]
 mod tests {
     use std::pin::pin;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::{Context, Wake};
+    use std::task::Context;
 
     use super::*;
-
-    #[derive(Default)]
-    struct Count(AtomicUsize);
-
-    impl Wake for Count {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
+    use crate::testing::Count;
 
     #[test]
     fn who_comes_later_waits_in_order() {
-        let (room, count) = (Room::new(100), Arc::new(Count::default()));
-        let waker = Waker::from(count.clone());
+        let (room, (count, waker)) = (Room::new(100), Count::waker());
         let mut cx = Context::from_waker(&waker);
         macro_rules! poll {
             ($future:expr) => {
@@ -142,7 +132,7 @@ mod tests {
             (Box::pin(room.take(60)), Box::pin(room.take(60)), Box::pin(room.take(10)));
         assert!(poll!(first).is_none() && poll!(second).is_none() && poll!(third).is_none());
         drop(all);
-        assert_eq!(count.0.load(Ordering::Relaxed), 1);
+        assert_eq!(count.get(), 1);
         assert!(poll!(third).is_none(), "not before the others");
         let part = poll!(first).unwrap();
         assert!(poll!(second).is_none() && poll!(third).is_none());
