@@ -3,59 +3,134 @@
 //! Each job has an owner, such as an image. A call that never returns holds up what else its owner has to do, and nobody
 //! else: an owner with something to do gets a helper of its own.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::future::{Future, poll_fn};
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Waker};
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
 
-use super::{Io, UNTRIED_PAUSE, UNTRIED_TRIES};
+#[cfg(test)]
+use super::Io;
+use super::Remote;
 use crate::threads::{self, Kind};
 
 /// A helper without work for this long ends.
 const IDLE: Duration = Duration::from_secs(10);
-/// How often a helper is asked for again where the host could not start one.
-const AGAIN: Duration = Duration::from_millis(100);
+/// How long one waits for its turn that was chosen for it at that very moment, before it looks again.
+const MOMENT: Duration = Duration::from_millis(1);
 
-type Job = Box<dyn FnOnce() + Send>;
+/// What is to be done on a helper thread.
+pub(super) trait Job: Send + Sync {
+    /// Does it, for `owner`. It does not panic.
+    fn run(&self, owner: &Owner);
+}
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whose jobs wait for each other, and for nobody else's. Kept by what they are about; any I/O thread may give it some.
 #[derive(Clone)]
-pub struct Owner(Arc<Mutex<Line>>);
+pub struct Owner(Arc<Shared>);
+
+struct Shared {
+    line: Mutex<Line>,
+    /// Jobs under way that nobody waits for any more.
+    orphans: AtomicUsize,
+}
 
 /// The jobs of an owner.
-struct Line {
+pub(super) struct Line {
     /// Those that have not begun, in the order of their numbers.
-    jobs: BTreeMap<u64, Job>,
+    jobs: VecDeque<Queued>,
     next: u64,
     /// Helpers that work for it, or are about to: each goes on until there is no job left.
     helpers: usize,
+    /// Those of them that have not taken a job yet.
+    coming: usize,
     helpers_max: usize,
+    /// When the last of the orphans became one.
+    since: Option<Instant>,
+}
+
+struct Queued {
+    number: u64,
+    job: Arc<dyn Job>,
+    /// Those of the I/O thread that waits for it.
+    helpers: Arc<Helpers>,
 }
 
 impl Owner {
     /// One whose jobs are done side by side, so many of them at once.
     pub fn with_helpers(helpers_max: usize) -> Self {
-        Self(Arc::new(Mutex::new(Line { jobs: BTreeMap::new(), next: 0, helpers: 0, helpers_max })))
+        let (jobs, since) = (VecDeque::new(), None);
+        let line = Line { jobs, next: 0, helpers: 0, coming: 0, helpers_max, since };
+        Self(Arc::new(Shared { line: Mutex::new(line), orphans: AtomicUsize::new(0) }))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Line> {
+        lock(&self.0.line)
+    }
+
+    /// How many of its jobs are under way although nobody waits for them any more.
+    pub(crate) fn orphans(&self) -> usize {
+        self.0.orphans.load(Ordering::Acquire)
+    }
+
+    /// How long ago the last of those became one; not at all if there never was any.
+    pub(crate) fn orphaned(&self) -> Duration {
+        self.lock().since.map_or(Duration::MAX, |since| since.elapsed())
+    }
+
+    /// Nobody waits for one any more that is under way. With its lock held, so that it does not end before.
+    pub(super) fn add_orphan(&self, line: &mut Line) {
+        line.since = Some(Instant::now());
+        self.0.orphans.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// One of those is over.
+    pub(super) fn remove_orphan(&self) {
+        self.0.orphans.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Works for it until there is nothing left to do.
     fn serve(&self) {
+        let mut coming = 1;
         loop {
-            let mut line = lock(&self.0);
-            let Some((_, job)) = line.jobs.pop_first() else {
+            let mut line = self.lock();
+            line.coming -= coming;
+            let Some(Queued { job, .. }) = line.jobs.pop_front() else {
                 line.helpers -= 1;
                 return;
             };
+            let more = if coming == 1 { self.more(&mut line) } else { None };
             drop(line);
-            // A job that panics reports through its delivery; the helper itself goes on.
-            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
+            coming = 0;
+            drop(more);
+            job.run(self);
         }
+    }
+
+    /// Who has come sees to it that two more come where that is not enough: so there are soon as many as there are jobs, and none is woken
+    /// for those that are done by then. It starts no thread itself.
+    fn more(&self, line: &mut Line) -> Option<[Option<Call>; 2]> {
+        if !line.needs_more() {
+            return None;
+        }
+        let helpers = line.jobs.front()?.helpers.clone();
+        let mut calls = [None, None];
+        for call in &mut calls {
+            if line.needs_more() {
+                *call = helpers.send_idle(self, line);
+                if call.is_none() {
+                    helpers.thread.see_to(self);
+                    break;
+                }
+            }
+        }
+        Some(calls)
     }
 }
 
@@ -66,12 +141,26 @@ impl Default for Owner {
     }
 }
 
+impl Line {
+    /// Takes a job back; false if it has begun.
+    pub(super) fn withdraw(&mut self, number: u64) -> bool {
+        let place = self.jobs.binary_search_by_key(&number, |queued| queued.number);
+        place.is_ok_and(|place| self.jobs.remove(place).is_some())
+    }
+
+    /// Whether one more helper is wanted: there are more jobs than helpers on their way, and no more are on their way than have come.
+    /// While there are jobs, either one is on its way, or all are at work that there may be.
+    fn needs_more(&self) -> bool {
+        let here = self.helpers - self.coming;
+        self.jobs.len() > self.coming && self.coming <= here && self.helpers < self.helpers_max
+    }
+}
+
 #[derive(Default)]
 struct State {
-    /// Owners that an idle helper is to work for.
-    turns: VecDeque<Owner>,
+    /// Those that have nothing to do; the last one has been at work most recently.
+    idle: Vec<Arc<Seat>>,
     threads: usize,
-    idle: usize,
     closed: bool,
     /// The host starts none.
     #[cfg(test)]
@@ -80,70 +169,133 @@ struct State {
     refused: usize,
 }
 
+impl State {
+    /// Chooses an idle one.
+    fn call(&mut self, owner: &Owner) -> Option<Call> {
+        Some(Call { seat: self.idle.pop()?, owner: owner.clone() })
+    }
+}
+
 /// The helper threads of one I/O thread, started when needed.
-#[derive(Default)]
 pub(super) struct Helpers {
     state: Mutex<State>,
-    work: Condvar,
+    /// It starts them: no other thread may in the sandbox.
+    thread: Remote,
 }
 
-/// A job that was given to an owner; one that has not begun goes with this.
-struct Queued<'a> {
-    owner: &'a Owner,
-    number: u64,
-    /// There is a helper that comes to it.
-    served: bool,
+/// Where a helper waits.
+struct Seat {
+    thread: Thread,
+    turn: Mutex<Option<Owner>>,
 }
 
-impl Drop for Queued<'_> {
+/// A helper that was chosen to work for an owner. It is told so when this is dropped, which is to be without any lock.
+pub(super) struct Call {
+    seat: Arc<Seat>,
+    owner: Owner,
+}
+
+impl Drop for Call {
     fn drop(&mut self) {
-        let job = lock(&self.owner.0).jobs.remove(&self.number);
-        drop(job);
+        *lock(&self.seat.turn) = Some(self.owner.clone());
+        self.seat.thread.unpark();
+    }
+}
+
+/// Owners that an I/O thread has given jobs in this round, and the helpers that were chosen for them. These are woken at its end, as the ring
+/// gets then what is for it: to wake a thread takes longer than a short job, and one may do many.
+#[derive(Default)]
+pub(super) struct Given(RefCell<Vec<(Owner, Option<Call>)>>);
+
+impl Given {
+    /// Gives `owner` a job: its number, and whether there is a helper that comes to it; fails when the I/O thread ends.
+    pub(super) fn queue(
+        &self,
+        helpers: &Arc<Helpers>,
+        owner: &Owner,
+        job: Arc<dyn Job>,
+    ) -> io::Result<(u64, bool)> {
+        let mut given = self.0.borrow_mut();
+        let known = given.iter().any(|(other, _)| Arc::ptr_eq(&other.0, &owner.0));
+        let (number, served, call) = helpers.queue(owner, job, !known)?;
+        if !known || call.is_some() {
+            given.push((owner.clone(), call));
+        }
+        Ok((number, served))
+    }
+
+    /// The round is over.
+    pub(super) fn call(&self, helpers: &Arc<Helpers>) {
+        for (owner, call) in self.0.borrow_mut().drain(..) {
+            drop(call);
+            helpers.see_to(&owner);
+        }
     }
 }
 
 impl Helpers {
-    /// Gives `owner` a job; fails when the I/O thread ends.
-    fn queue<'a>(self: &Arc<Self>, owner: &'a Owner, job: Job) -> io::Result<Queued<'a>> {
-        let mut line = lock(&owner.0);
+    /// See [`Given::queue`]. Without `now`, and with a helper for that owner, another is asked for later.
+    fn queue(
+        self: &Arc<Self>,
+        owner: &Owner,
+        job: Arc<dyn Job>,
+        now: bool,
+    ) -> io::Result<(u64, bool, Option<Call>)> {
+        let mut line = owner.lock();
         let number = line.next;
         line.next += 1;
-        line.jobs.insert(number, job);
-        let mut queued = Queued { owner, number, served: true };
-        let helped = self.ask(owner, number, &mut line);
-        queued.served = line.helpers > 0;
+        line.jobs.push_back(Queued { number, job, helpers: self.clone() });
+        let asked = if now || line.helpers == 0 { self.ask(owner, number, &mut line) } else { Ok(None) };
+        let served = line.helpers > 0;
         drop(line);
-        match helped {
-            Err(e) if !queued.served && lock(&self.state).closed => Err(e),
-            _ => Ok(queued),
+        match asked {
+            Err(e) if !served && lock(&self.state).closed => {
+                owner.lock().withdraw(number);
+                Err(e)
+            }
+            asked => Ok((number, served, asked.ok().flatten())),
         }
     }
 
-    /// Looks again for a helper for a job that has none; fails where there is no thread at all.
-    fn look_again(self: &Arc<Self>, queued: &mut Queued<'_>) -> io::Result<()> {
-        let mut line = lock(&queued.owner.0);
-        let helped = self.ask(queued.owner, queued.number, &mut line);
-        queued.served = line.helpers > 0;
+    /// Those of the thread behind `thread`.
+    pub(super) fn new(thread: Remote) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), thread })
+    }
+
+    /// Sends `owner` one more helper where that has too few. To be called on the I/O thread.
+    pub(super) fn see_to(self: &Arc<Self>, owner: &Owner) {
+        let mut line = owner.lock();
+        let call = if line.needs_more() { self.send(owner, &mut line).ok().flatten() } else { None };
         drop(line);
-        match helped {
-            Err(e) if !queued.served && lock(&self.state).threads == 0 => Err(e),
-            _ => Ok(()),
+        drop(call);
+    }
+
+    /// Looks again for a helper for job `number` that has none: whether there is one; fails where there is no thread at all.
+    pub(super) fn look_again(self: &Arc<Self>, owner: &Owner, number: u64) -> io::Result<bool> {
+        let mut line = owner.lock();
+        let asked = self.ask(owner, number, &mut line);
+        let served = line.helpers > 0;
+        drop(line);
+        match asked {
+            Err(e) if !served && lock(&self.state).threads == 0 => Err(e),
+            // Who was found is called here.
+            _ => Ok(served),
         }
     }
 
     /// Asks for a helper for job `number`. Where there is none only the first of a line asks the host: each time costs it.
-    fn ask(self: &Arc<Self>, owner: &Owner, number: u64, line: &mut Line) -> io::Result<()> {
-        if line.helpers == 0 && line.jobs.first_key_value().is_none_or(|(first, _)| *first != number) {
+    fn ask(self: &Arc<Self>, owner: &Owner, number: u64, line: &mut Line) -> io::Result<Option<Call>> {
+        if line.helpers == 0 && line.jobs.front().is_none_or(|first| first.number != number) {
             return Err(io::Error::from_raw_os_error(libc::EAGAIN));
         }
-        self.help(owner, line)
+        if !line.needs_more() {
+            return Ok(None);
+        }
+        self.send(owner, line)
     }
 
-    /// Sends `owner` a helper, if it may have one more: an idle one or a new one.
-    fn help(self: &Arc<Self>, owner: &Owner, line: &mut Line) -> io::Result<()> {
-        if line.helpers >= line.helpers_max {
-            return Ok(());
-        }
+    /// Sends `owner` one more helper: an idle one, which is to be called, or a new one.
+    fn send(self: &Arc<Self>, owner: &Owner, line: &mut Line) -> io::Result<Option<Call>> {
         let mut state = lock(&self.state);
         #[cfg(test)]
         if state.no_threads {
@@ -153,128 +305,69 @@ impl Helpers {
         if state.closed {
             return Err(io::Error::other("the I/O thread is ending"));
         }
-        if state.idle > state.turns.len() {
-            state.turns.push_back(owner.clone());
-            self.work.notify_one();
-        } else {
+        let call = state.call(owner);
+        if call.is_none() {
             let (helpers, first) = (self.clone(), owner.clone());
             threads::spawn(Kind::IoHelper, "io-helper", move || helpers.serve(first))?;
             state.threads += 1;
         }
         line.helpers += 1;
-        Ok(())
+        line.coming += 1;
+        Ok(call)
+    }
+
+    /// Sends `owner` one more helper, if one is idle.
+    fn send_idle(&self, owner: &Owner, line: &mut Line) -> Option<Call> {
+        let call = lock(&self.state).call(owner)?;
+        line.helpers += 1;
+        line.coming += 1;
+        Some(call)
     }
 
     /// Lets idle helpers end. Running jobs finish on their own; what has not begun goes with its future.
     pub(super) fn close(&self) {
-        lock(&self.state).closed = true;
-        self.work.notify_all();
+        let mut state = lock(&self.state);
+        state.closed = true;
+        state.idle.iter().for_each(|seat| seat.thread.unpark());
     }
 
     fn serve(&self, first: Owner) {
+        let seat = Arc::new(Seat { thread: std::thread::current(), turn: Mutex::default() });
         let mut next = Some(first);
         while let Some(owner) = next {
             owner.serve();
             drop(owner);
-            next = self.next_turn();
+            next = self.next_turn(&seat);
         }
     }
 
-    /// The next owner that wants a helper; `None` when this one is to end.
-    fn next_turn(&self) -> Option<Owner> {
+    /// The next owner that wants the helper of this seat; `None` when it is to end.
+    fn next_turn(&self, seat: &Arc<Seat>) -> Option<Owner> {
+        let begin = Instant::now();
         let mut state = lock(&self.state);
-        let mut waited = false;
+        if state.closed {
+            state.threads -= 1;
+            return None;
+        }
+        state.idle.push(seat.clone());
+        drop(state);
         loop {
-            if let Some(owner) = state.turns.pop_front() {
+            std::thread::park_timeout(IDLE.saturating_sub(begin.elapsed()).max(MOMENT));
+            if let Some(owner) = lock(&seat.turn).take() {
                 return Some(owner);
             }
-            if state.closed || waited {
+            let mut state = lock(&self.state);
+            if !state.closed && begin.elapsed() < IDLE {
+                continue;
+            }
+            // One that is not there any more was chosen, and is about to be called.
+            if let Some(place) = state.idle.iter().position(|other| Arc::ptr_eq(other, seat)) {
+                state.idle.remove(place);
                 state.threads -= 1;
                 return None;
             }
-            state.idle += 1;
-            let (back, timeout) = self.work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
-            state = back;
-            state.idle -= 1;
-            waited = timeout.timed_out();
         }
     }
-}
-
-/// Where a helper leaves its result.
-struct Parcel<T> {
-    content: Option<io::Result<T>>,
-    waker: Option<Waker>,
-}
-
-/// Puts something into the parcel even when the work panics or is never run.
-struct Delivery<T> {
-    parcel: Arc<Mutex<Parcel<T>>>,
-    put: bool,
-}
-
-impl<T> Delivery<T> {
-    fn put(&mut self, result: io::Result<T>) {
-        if std::mem::replace(&mut self.put, true) {
-            return;
-        }
-        let mut parcel = lock(&self.parcel);
-        parcel.content = Some(result);
-        let waker = parcel.waker.take();
-        drop(parcel);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-}
-
-impl<T> Drop for Delivery<T> {
-    fn drop(&mut self) {
-        self.put(Err(io::Error::other("the work of a helper thread did not finish")));
-    }
-}
-
-/// Runs `work` for `owner` on a helper thread.
-pub(super) async fn run<T: Send + 'static>(
-    io: &Io,
-    owner: &Owner,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> io::Result<T> {
-    let helpers = &io.core.helpers;
-    let parcel = Arc::new(Mutex::new(Parcel { content: None, waker: None }));
-    let mut delivery = Delivery { parcel: parcel.clone(), put: false };
-    let mut queued = helpers.queue(
-        owner,
-        Box::new(move || {
-            let result = work();
-            delivery.put(Ok(result));
-        }),
-    )?;
-    let mut tries = 0;
-    while !queued.served {
-        // Threads that others have may become free; where there is none at all, it is as with operations of the kernel.
-        let pause = if tries < UNTRIED_TRIES { UNTRIED_PAUSE } else { AGAIN };
-        if let Some(result) = io.at_most(pause, arrival(&parcel)).await {
-            return result;
-        }
-        tries += 1;
-        match helpers.look_again(&mut queued) {
-            Err(e) if tries >= UNTRIED_TRIES => return Err(e),
-            _ => {}
-        }
-    }
-    arrival(&parcel).await
-}
-
-fn arrival<T>(parcel: &Mutex<Parcel<T>>) -> impl Future<Output = io::Result<T>> {
-    poll_fn(|cx| {
-        let mut parcel = lock(parcel);
-        if let Some(result) = parcel.content.take() {
-            return Poll::Ready(result);
-        }
-        parcel.waker = Some(cx.waker().clone());
-        Poll::Pending
-    })
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::blocking::Helpers;
+use super::blocking::{Given, Helpers, Job, Owner};
 use super::clock::Clock;
 use super::copies::Copies;
 use super::op::Op;
@@ -18,7 +18,7 @@ use super::polling::{Poller, Polling, Window};
 use super::ring::{BYTES_PER_ENTER, Reaped, Ring};
 use super::slots::Key;
 use super::wake::{Inbox, Shared, TaskWaker};
-use super::{Io, RING_ENTRIES};
+use super::{Io, RING_ENTRIES, Remote};
 
 /// Tasks polled before the thread looks at the ring and at the queues again: a task that always wakes itself starves nobody,
 /// and what is done goes back before long.
@@ -53,6 +53,7 @@ pub(super) struct Core {
     pub(super) shared: Arc<Shared>,
     pub(super) ring: RefCell<Ring>,
     pub(super) helpers: Arc<Helpers>,
+    given: Given,
     ready: RefCell<VecDeque<u32>>,
     /// Tasks that were ready when a round ended early; behind what becomes ready until the next.
     postponed: RefCell<VecDeque<u32>>,
@@ -65,6 +66,8 @@ pub(super) struct Core {
     first: Cell<usize>,
     window: RefCell<Window>,
     pub(super) clock: Clock,
+    /// Its rounds go on; without them what is left for the end of one is done at once.
+    is_running: Cell<bool>,
     closing: Cell<bool>,
     /// The scope of what is polled now, and the newest.
     pub(super) scope: Cell<u64>,
@@ -82,10 +85,12 @@ struct Tasks {
 impl Core {
     /// Of the calling thread. The kernel's threads for it are restricted to the CPUs `workers`, see [`super::setup::make`].
     pub(super) fn new(shared: Arc<Shared>, polling: Polling, workers: &[usize]) -> io::Result<Rc<Self>> {
+        let helpers = Helpers::new(Remote { shared: shared.clone() });
         Ok(Rc::new(Self {
             shared,
             ring: RefCell::new(Ring::new(RING_ENTRIES, workers)?),
-            helpers: Arc::default(),
+            helpers,
+            given: Given::default(),
             ready: RefCell::default(),
             postponed: RefCell::default(),
             copies: Copies::default(),
@@ -95,6 +100,7 @@ impl Core {
             first: Cell::new(0),
             window: RefCell::new(Window::new(polling)),
             clock: Clock::new(Instant::now),
+            is_running: Cell::new(false),
             closing: Cell::new(false),
             scope: Cell::new(0),
             scopes: Cell::new(0),
@@ -144,6 +150,15 @@ impl Core {
         self.ready.borrow_mut().push_back(index);
     }
 
+    /// Gives `owner` a job: its number, and whether there is a helper that comes to it; fails when the thread ends.
+    pub(super) fn give(&self, owner: &Owner, job: Arc<dyn Job>) -> io::Result<(u64, bool)> {
+        let queued = self.given.queue(&self.helpers, owner, job);
+        if !self.is_running.get() {
+            self.given.call(&self.helpers);
+        }
+        queued
+    }
+
     pub(super) fn add_hook(&self, hook: Weak<dyn Fn()>) {
         self.hooks.borrow_mut().push(hook);
     }
@@ -173,6 +188,7 @@ impl Core {
     /// Serves tasks until another thread asks to stop.
     pub(super) fn run(self: &Rc<Self>) -> io::Result<()> {
         CURRENT.set(Some(self.clone()));
+        self.is_running.set(true);
         let io = Io { core: self.clone() };
         // Other threads ring this bell; the task only has to make the ring return.
         let bell = io.clone();
@@ -188,6 +204,7 @@ impl Core {
                 inbox.starts.drain(..).for_each(|start| start(&io));
             }
             self.run_ready();
+            self.given.call(&self.helpers);
             self.run_hooks();
             let busy = self.is_busy();
             self.ring.borrow_mut().copies_wait(!self.copies.is_empty());
@@ -283,8 +300,10 @@ impl Core {
     /// Drops all tasks and waits until the kernel has let go of their memory.
     pub(super) fn shut_down(&self) {
         self.closing.set(true);
+        self.is_running.set(false);
         drop(self.shared.close());
         self.helpers.close();
+        self.given.call(&self.helpers);
         loop {
             let tasks = std::mem::take(&mut *self.tasks.borrow_mut());
             if tasks.slots.is_empty() {

@@ -18,6 +18,7 @@ mod abandoned;
 mod blocking;
 mod clock;
 mod copies;
+mod errand;
 mod event;
 mod executor;
 mod hold;
@@ -62,6 +63,7 @@ use slots::Key;
 use wake::Shared;
 
 pub use blocking::Owner;
+pub(crate) use errand::{Doing, Errands, Work};
 pub use event::Watch;
 pub use hold::{Claims, Hold};
 pub(crate) use outside::Touches;
@@ -107,6 +109,12 @@ impl Remote {
         F: Future<Output = ()> + 'static,
     {
         self.shared.post(|inbox| inbox.starts.push(Box::new(move |io: &Io| io.spawn(make(io.clone())))));
+    }
+
+    /// Has the thread look whether `owner` needs another helper.
+    fn see_to(&self, owner: &Owner) {
+        let owner = owner.clone();
+        self.shared.post(|inbox| inbox.starts.push(Box::new(move |io: &Io| io.core.helpers.see_to(&owner))));
     }
 }
 
@@ -262,16 +270,6 @@ impl Io {
             Poll::Pending => late.as_mut().poll(cx).map(|()| None),
         })
         .await
-    }
-
-    /// Runs `work`, which may block, on a helper thread, after what `owner` has to do already and beside all that others
-    /// have. When the future is dropped, `work` is dropped too if it has not begun; else it goes on.
-    pub async fn blocking_on<T: Send + 'static>(
-        &self,
-        owner: &Owner,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> io::Result<T> {
-        blocking::run(self, owner, work).await
     }
 
     /// This thread has copied so much itself: that holds the others up as a transfer does that the kernel copies.

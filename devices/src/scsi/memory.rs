@@ -188,6 +188,11 @@ impl Scratch {
         Some(Self { list, claim })
     }
 
+    /// A list over all of it.
+    pub(crate) fn all(&self) -> SgList {
+        self.list.window(0, u64::MAX)
+    }
+
     /// From now on another unit holds it.
     pub(crate) fn pass_to(&self, share: &Share) {
         self.claim.pass_to(share);

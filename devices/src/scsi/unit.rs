@@ -109,8 +109,7 @@ impl LogicalUnit {
         match self {
             Self::Disk(disk) => disk.execute(context, cdb, data).await,
             Self::Cd(cd) => cd.execute(context, cdb, data).await,
-            // In its own allocation: futures of disks are not larger for it.
-            Self::Generic(generic) => Box::pin(generic.execute(context, cdb, data)).await,
+            Self::Generic(generic) => generic.execute(context, cdb, data).await,
             Self::Block(block) => block.execute(context, cdb, data).await,
         }
     }

@@ -54,6 +54,7 @@ pub use in_use::user_of;
 pub use let_go::{let_go, settle_left};
 pub use lock::Sharing;
 pub use no_space::{Parking, SpaceWatch};
+pub(crate) use private::{PIECE, PrivateMemory};
 pub use probe::Content;
 pub use qcow2::{Qcow2Image, Qcow2Options};
 pub use raw::{RawImage, RawOptions};

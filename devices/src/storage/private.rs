@@ -33,7 +33,7 @@ const KEPT: u64 = 4 << 20;
 /// And for how long after the last one.
 const IDLE: Duration = Duration::from_secs(5);
 /// Longer transfers go in pieces of this many bytes: the largest buffer.
-pub(super) const PIECE: u64 = 1 << 20;
+pub(crate) const PIECE: u64 = 1 << 20;
 /// The smallest buffer, in bytes.
 const SMALLEST: u64 = 4096;
 /// Sizes of buffers: powers of two.
@@ -99,7 +99,7 @@ struct Waiting {
 }
 
 /// The private memory of an image.
-pub(super) struct PrivateMemory {
+pub(crate) struct PrivateMemory {
     /// What direct I/O demands of addresses, and no less than a page.
     align: usize,
     common: &'static Common,
@@ -116,6 +116,11 @@ struct Place<'a> {
 }
 
 impl PrivateMemory {
+    /// For a device of the host, whose commands are to be aligned so; as many bytes for short ones and for long ones at most.
+    pub(crate) fn of_device(align: u32, short: u64, long: u64) -> Arc<Self> {
+        Self::with_budgets(align, (short, long), &COMMON_MEMORY)
+    }
+
     /// For an image whose transfers are to be aligned so.
     pub(super) fn new(dma_align: u32) -> Arc<Self> {
         // Direct I/O demands more.
@@ -146,7 +151,7 @@ impl PrivateMemory {
     }
 
     /// Waits for a buffer of `len` bytes, [`PIECE`] at most. Who does not wait any more leaves nothing behind.
-    pub(super) async fn lend(self: &Arc<Self>, len: u64) -> Result<SgList, BlockError> {
+    pub(crate) async fn lend(self: &Arc<Self>, len: u64) -> Result<SgList, BlockError> {
         let none = || BlockError::new(BlockErrorKind::HostResources, "no host memory for a transfer");
         let size = size_for(len).ok_or_else(none)?;
         let place = self.queue(size);
@@ -224,7 +229,7 @@ impl PrivateMemory {
     }
 
     /// Has what is kept go back some time after it was used last.
-    pub(super) fn age(self: &Arc<Self>, io: &Io) {
+    pub(crate) fn age(self: &Arc<Self>, io: &Io) {
         if self.ageing.load(Ordering::Relaxed) || self.ageing.swap(true, Ordering::Relaxed) {
             return;
         }

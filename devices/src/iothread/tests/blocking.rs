@@ -200,3 +200,24 @@ fn a_moment_without_threads_is_passed_by() {
         assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
     });
 }
+
+/// Each hangs until all have begun: who has come wakes others, and the I/O thread starts them where there are none.
+#[test]
+fn jobs_that_hang_hold_up_none_that_came_with_them() {
+    on_thread(|io| async move {
+        let (owner, all) = (Owner::with_helpers(32), Arc::new(std::sync::Barrier::new(32)));
+        for round in 0..20 {
+            let job = |_| {
+                let all = all.clone();
+                Box::pin(io.blocking_on(&owner, move || all.wait().is_leader()))
+            };
+            let mut jobs: Vec<_> = (0..32).map(job).collect();
+            let ended = poll_fn(|cx| {
+                jobs.retain_mut(|job| job.as_mut().poll(cx).is_pending());
+                if jobs.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+            });
+            assert!(io.at_most(LONG, ended).await.is_some(), "round {round}");
+        }
+        assert!(io.core.helpers.threads() <= 32);
+    });
+}

@@ -98,10 +98,8 @@ impl Generic {
         let mut said = String::new();
         let link = self.plug.link();
         for _ in 0..ATTENTIONS {
-            let verdict = match self.transfer(io, &link, cdb, Direction::None, SgList::empty()).await {
-                Ok((verdict, _)) => verdict,
-                Err(failure) => Verdict::Failed(failure),
-            };
+            let command = self.command(cdb, Direction::None, SgList::empty());
+            let verdict = self.hand_over(io, &link, command, None).await;
             match &verdict {
                 verdict if verdict.is_good() => return Ok(()),
                 Verdict::Device { status: Status::CheckCondition, sense: Some(sense), .. } => {

@@ -32,6 +32,8 @@ unsafe impl Send for Interface {}
 struct State {
     /// Commands that the kernel may not have begun, by their numbers.
     waiting: Vec<(i32, Interface)>,
+    /// The thread has to be woken: that costs more than to look.
+    sleeps: bool,
     closed: bool,
 }
 
@@ -53,6 +55,7 @@ impl Shared {
         loop {
             let mut state = self.lock();
             while state.waiting.is_empty() && !state.closed {
+                state.sleeps = true;
                 state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
                 pause = PAUSE;
             }
@@ -138,8 +141,13 @@ impl Guard {
     /// The header must live that long.
     #[allow(unsafe_code)]
     pub(super) unsafe fn watch(&self, number: i32, interface: *const AtomicI32) -> Watched<'_> {
-        self.0.lock().waiting.push((number, Interface(interface)));
-        self.0.work.notify_one();
+        let mut state = self.0.lock();
+        state.waiting.push((number, Interface(interface)));
+        let sleeps = std::mem::take(&mut state.sleeps);
+        drop(state);
+        if sleeps {
+            self.0.work.notify_one();
+        }
         Watched { shared: &self.0, number }
     }
 }

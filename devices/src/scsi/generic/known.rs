@@ -1,6 +1,7 @@
 //! What is known of a device without asking it: who it is, and what it said to somebody else than the guest.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,7 +33,11 @@ pub struct HostDevice {
 
 /// Unit attention conditions of the device that none of the initiator's commands has heard of: it reports each once.
 #[derive(Debug, Default)]
-pub(super) struct Unheard(Mutex<VecDeque<Box<Sense>>>);
+pub(super) struct Unheard {
+    kept: Mutex<VecDeque<Box<Sense>>>,
+    /// How many there are: nearly always none, and each command looks.
+    count: AtomicUsize,
+}
 
 impl Unheard {
     fn keep(&self, sense: Box<Sense>) {
@@ -40,10 +45,21 @@ impl Unheard {
         if kept.len() < ATTENTIONS {
             kept.push_back(sense);
         }
+        self.count.store(kept.len(), Ordering::Release);
+    }
+
+    fn take(&self) -> Option<Box<Sense>> {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let mut kept = self.lock();
+        let first = kept.pop_front();
+        self.count.store(kept.len(), Ordering::Release);
+        first
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Box<Sense>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -81,7 +97,7 @@ impl Generic {
 
     /// Whether a command may have to wait for others.
     fn is_at_work(&self, unit: &Unit) -> bool {
-        self.orphans.exist()
+        self.has_orphans()
             || unit.background.has_left_behind()
             || self.is_sequential() && unit.tasks.holds(|_, _| true)
     }
@@ -96,7 +112,7 @@ impl Generic {
         }
         let begin = context.io.now();
         // By whichever way the device has hung.
-        let hold_up = || match self.orphans.hold_up(if hurried { 1 } else { self.depth }) {
+        let hold_up = || match self.hold_up(if hurried { 1 } else { self.depth }) {
             None if hurried && context.path.unit.background.has_left_behind() => {
                 Some(orphans::PATIENCE.saturating_sub(context.io.now() - begin))
             }
@@ -160,7 +176,7 @@ impl Generic {
 
     /// What the device said to a command that the initiator has not sent.
     pub(in crate::scsi) fn take_unheard(&self) -> Option<Failure> {
-        let sense = Some(self.unheard.lock().pop_front()?);
+        let sense = Some(self.unheard.take()?);
         let said = Passed::Reply { status: Status::CheckCondition, sense, data_out: 0, data_in: 0 };
         Some(Failure::Passed(self.words.leave(said)))
     }

@@ -65,23 +65,27 @@ use self::held::Held;
 use self::inquiry::Look;
 use self::kind::Kind;
 use self::known::Unheard;
-use self::orphans::Orphans;
+use self::request::{Order, whole};
 use self::room::Room;
+use self::status::Verdict;
 use super::attention::Attention;
 use super::memory::Share;
-use super::outcome::Outcome;
+use super::outcome::{Done, Outcome};
 use super::passed::Words;
-use super::sense::{INVALID_FIELD_IN_CDB, INVALID_OPERATION_CODE, SenseData};
+use super::sense::{Failure, INVALID_FIELD_IN_CDB, INVALID_OPERATION_CODE, SenseData};
 use super::unit::Context;
 use super::{Cdb, DataBuffers, Status, TaskAttribute, absent};
-use crate::iothread::{Io, Owner};
+use crate::iothread::{Errands, Io, Owner};
 use crate::mem::{FromGuest, SgList};
+use crate::storage::{PIECE, PrivateMemory};
 
 /// Commands of one unit that are at the host at a time, at most: each has a thread.
 const DEPTH_MAX: usize = 32;
-/// Bytes of one command, and of all commands of a unit at a time, that go through memory of the process, at most: a part of what
-/// all units have.
+/// Bytes of one command that go through memory of the process, at most; and of all that are longer than the longest buffer there, of a unit
+/// at a time: a part of what all units have.
 const COPIED_MAX: u64 = 4 << 20;
+/// Bytes of others of a unit at a time, for those of less than 64 KiB and for longer ones.
+const COPIED: (u64, u64) = (1 << 20, 4 << 20);
 /// How long the device is waited for when the unit is made.
 const PROBE: Duration = Duration::from_secs(10);
 /// How long a LOGICAL UNIT RESET is waited for.
@@ -124,18 +128,31 @@ pub struct Generic {
     resetting: Arc<AtomicBool>,
     held: Held,
     unheard: Unheard,
-    orphans: Orphans,
     /// Commands that are at the device at a time, at most.
     depth: usize,
-    /// Whose commands, and whose resets, wait for each other.
-    commands: Owner,
+    /// Those commands.
+    commands: Errands<Order>,
+    /// Whose resets wait for each other.
     resets: Owner,
-    /// For data that goes through memory of the process.
+    /// For data that goes through memory of the process; and for what is longer than the longest buffer of that.
+    private: Arc<PrivateMemory>,
     room: Room,
     /// What the device said to commands that are about to end.
     pub(super) words: Words,
     /// What commands hold of the host's memory.
     pub(super) memory: Share,
+}
+
+/// Which way a command goes that has come.
+enum Way {
+    /// It needs nothing of the device.
+    Answered(Done),
+    /// To the device, with the memory that it came with.
+    AsItIs(Command),
+    /// To the device, through memory of the process.
+    Copied(Command),
+    /// To the device, when that is not held up; in pieces, if need be. Its answer is looked at.
+    InTime(Command, Look),
 }
 
 impl Generic {
@@ -160,10 +177,10 @@ impl Generic {
             plug: Plug::new(link, config),
             held: Held::default(),
             unheard: Unheard::default(),
-            orphans: Orphans::new(),
             depth,
-            commands: Owner::with_helpers(depth),
+            commands: Errands::new(Owner::with_helpers(depth)),
             resets: Owner::default(),
+            private: PrivateMemory::of_device(request::ALIGN as u32, COPIED.0, COPIED.1),
             room: Room::new(COPIED_MAX),
             words: Words::default(),
             memory: Share::default(),
@@ -200,26 +217,76 @@ impl Generic {
         if self.kind.is_sequential() { TaskAttribute::Ordered } else { asked }
     }
 
-    pub(super) async fn execute(&self, context: Context<'_>, cdb: &Cdb, data: &mut DataBuffers) -> Outcome {
-        self.execute_by(self.plug.link(), context, cdb, data, true).await
+    pub(super) fn execute<'a>(
+        &'a self,
+        context: Context<'a>,
+        cdb: &'a Cdb,
+        data: &'a mut DataBuffers,
+    ) -> impl Future<Output = Outcome> + 'a {
+        self.execute_by(self.plug.link(), context, cdb, data, true)
     }
 
-    /// Without `attentive` the initiator has not sent it.
-    async fn execute_by(
-        &self,
+    /// Without `attentive` the initiator has not sent it. What few commands need has allocations of its own: the future of all others,
+    /// those of disks among them, is not larger for it.
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "arguments of an async function have two places in its future"
+    )]
+    fn execute_by<'a>(
+        &'a self,
         link: Arc<Link>,
+        context: Context<'a>,
+        cdb: &'a Cdb,
+        data: &'a mut DataBuffers,
+        attentive: bool,
+    ) -> impl Future<Output = Outcome> + 'a {
+        async move {
+            let (direction, way) = self.prepare(&link, &context, cdb, data, attentive)?;
+            let (verdict, moved) = match way {
+                Way::Answered(done) => return Ok(done),
+                Way::AsItIs(command) => whole(self.hand_over(context.io, &link, command, None).await),
+                Way::Copied(command) => whole(self.copied(context.io, &link, command).await?),
+                Way::InTime(command, look) => Box::pin(self.in_time(context, &link, command, look)).await?,
+            };
+            if verdict.may_have_reset(self.kind.is_sequential()) {
+                context.path.unit.raise(Attention::UnitReset, None);
+            }
+            verdict.outcome(direction, moved, &self.words)
+        }
+    }
+
+    /// What has to wait, to be divided or to be looked at.
+    async fn in_time(
+        &self,
         context: Context<'_>,
+        link: &Arc<Link>,
+        command: Command,
+        look: Look,
+    ) -> Result<(Verdict, u64), Failure> {
+        self.wait_for_orphans(&context, &command.cdb).await?;
+        match look {
+            Look::Not => self.transfer(context.io, link, command).await,
+            look => self.examine(context.io, link, command, look).await,
+        }
+    }
+
+    /// Which way a command goes that has come, and its data.
+    fn prepare(
+        &self,
+        link: &Link,
+        context: &Context<'_>,
         cdb: &Cdb,
         data: &mut DataBuffers,
         attentive: bool,
-    ) -> Outcome {
+    ) -> Result<(Direction, Way), Failure> {
         const REQUEST_SENSE: u8 = 0x03;
         const INQUIRY: u8 = 0x12;
         const REPORT_LUNS: u8 = 0xa0;
         let cdb = kind::trim(cdb);
         if cdb.opcode() == REPORT_LUNS {
             // What is at the guest's target, not at the host's.
-            return absent::report_luns(context.nexus, cdb.padded(), data);
+            let done = absent::report_luns(context.nexus, cdb.padded(), data)?;
+            return Ok((Direction::None, Way::Answered(done)));
         }
         if link.is_untold() && !matches!(cdb.opcode(), REQUEST_SENSE | INQUIRY) {
             link.tell(&context.path.unit);
@@ -235,7 +302,6 @@ impl Generic {
             return Err(SenseData::cdb_field(byte, Some(bit)).into());
         }
         self.permit(&cdb)?;
-        self.wait_for_orphans(&context, &cdb).await?;
         if data.protection_in() > 0 || data.protection_out() > 0 {
             // The kernel takes none apart from the data.
             return Err(SenseData::cdb_field(1, Some(7)).into());
@@ -244,18 +310,29 @@ impl Generic {
             return Err(SenseData::illegal(INVALID_OPERATION_CODE).into());
         }
         let (direction, data) = self.direct(&cdb, data.take());
-        self.agree(&link, &cdb, direction, data.len())?;
-        let look = inquiry::look(self.kind, link.page, self.allow == Allow::ReadOnly, &cdb);
-        let (verdict, moved) = match (look, direction) {
-            (Look::Not, _) | (_, Direction::None | Direction::Out) => {
-                self.transfer(context.io, &link, cdb, direction, data).await?
-            }
-            (look, Direction::In) => self.examine(context.io, &link, cdb, data, look).await?,
+        self.agree(link, &cdb, direction, data.len())?;
+        let look = match direction {
+            Direction::In => inquiry::look(self.kind, link.page, self.allow == Allow::ReadOnly, &cdb),
+            Direction::None | Direction::Out => Look::Not,
         };
-        if verdict.may_have_reset(self.kind.is_sequential()) {
-            context.path.unit.raise(Attention::UnitReset, None);
+        Ok((direction, self.way(link, context, self.command(cdb, direction, data), look)))
+    }
+
+    fn way(&self, link: &Link, context: &Context<'_>, command: Command, look: Look) -> Way {
+        if look != Look::Not || self.may_be_held_up(context, &command.cdb) {
+            Way::InTime(command, look)
+        } else if self.goes_as_it_is(link, &command.data) {
+            Way::AsItIs(command)
+        } else if command.data.len() <= link.most().min(PIECE) {
+            Way::Copied(command)
+        } else {
+            Way::InTime(command, look)
         }
-        verdict.outcome(direction, moved, &self.words)
+    }
+
+    /// A command for the device.
+    fn command(&self, cdb: Cdb, direction: Direction, data: SgList) -> Command {
+        Command { cdb, direction, data, timeout: timeouts::of(self.kind, &cdb) }
     }
 
     fn permit(&self, cdb: &Cdb) -> Result<(), SenseData> {
@@ -371,4 +448,4 @@ impl std::fmt::Debug for Generic {
 }
 
 /// Nothing was done, and there is no memory to do it with.
-const BUSY: super::sense::Failure = super::sense::Failure::Status(Status::Busy);
+const BUSY: Failure = Failure::Status(Status::Busy);

@@ -1,104 +1,82 @@
 //! Commands that a device works on although nobody waits for them any more: they were ended, or whoever asked has gone. Linux has
 //! no way to abort them.
 
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use super::Generic;
+use crate::iothread::Owner;
+use crate::scsi::Cdb;
+use crate::scsi::nexus::is_harmless;
+use crate::scsi::unit::Context;
 
 /// How long a command waits for what is no more before it hears BUSY, counted from when that was given up.
 pub(super) const PATIENCE: Duration = Duration::from_millis(250);
 
-// What has become of a command; changes with the state locked.
-const LEFT: u8 = 1;
-const OVER: u8 = 2;
-
-#[derive(Debug)]
-struct State {
-    count: usize,
-    /// When the last one was given up.
-    since: Instant,
-}
-
-/// How many there are.
-#[derive(Clone, Debug)]
-pub(super) struct Orphans(Arc<Mutex<State>>);
-
-/// Goes with the work on a command: it has been done, or will never begin.
-pub(super) struct Work(Command);
-
-/// Goes with who waits for it.
-pub(super) struct Wait(Command);
-
-struct Command {
-    orphans: Orphans,
-    fate: Arc<AtomicU8>,
-}
-
-impl Orphans {
-    pub(super) fn new() -> Self {
-        Self(Arc::new(Mutex::new(State { count: 0, since: Instant::now() })))
-    }
-
-    /// A command is handed over. The second part is dropped before the first when it is given up.
-    pub(super) fn hand_over(&self) -> (Wait, Work) {
-        let fate = Arc::new(AtomicU8::new(0));
-        let command = || Command { orphans: self.clone(), fate: fate.clone() };
-        (Wait(command()), Work(command()))
-    }
-
+impl Generic {
     /// Whether there are any.
-    pub(super) fn exist(&self) -> bool {
-        self.lock().count > 0
+    pub(super) fn has_orphans(&self) -> bool {
+        self.commands.owner().orphans() > 0
+    }
+
+    /// Whether [`Self::wait_for_orphans`] has anything to do.
+    pub(super) fn may_be_held_up(&self, context: &Context<'_>, cdb: &Cdb) -> bool {
+        let hurried = context.nexus.is_hurried();
+        (hurried && context.path.unit.background.has_left_behind())
+            || self.has_orphans() && (hurried || is_harmless(cdb))
     }
 
     /// If there are `most` or more: how long one who comes has to wait before he hears BUSY.
     pub(super) fn hold_up(&self, most: usize) -> Option<Duration> {
-        let state = self.lock();
-        (state.count >= most).then(|| PATIENCE.saturating_sub(state.since.elapsed()))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        hold_up(self.commands.owner(), most)
     }
 }
 
-impl Drop for Wait {
-    fn drop(&mut self) {
-        let mut state = self.0.orphans.lock();
-        if self.0.fate.swap(LEFT, Ordering::Relaxed) != OVER {
-            (state.count, state.since) = (state.count + 1, Instant::now());
-        }
-    }
-}
-
-impl Drop for Work {
-    fn drop(&mut self) {
-        let mut state = self.0.orphans.lock();
-        if self.0.fate.swap(OVER, Ordering::Relaxed) == LEFT {
-            state.count -= 1;
-        }
-    }
+fn hold_up(commands: &Owner, most: usize) -> Option<Duration> {
+    (commands.orphans() >= most).then(|| PATIENCE.saturating_sub(commands.orphaned()))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::sync::mpsc;
+
     use super::*;
+    use crate::iothread::Io;
+    use crate::testing::on_io_thread;
 
     #[test]
     fn what_is_given_up_counts_until_it_is_over() {
-        let orphans = Orphans::new();
-        let (wait, work) = orphans.hand_over();
-        drop((work, wait));
-        assert!(!orphans.exist(), "it was over, or never began");
-        let (first, second) = (orphans.hand_over(), orphans.hand_over());
-        assert!(!orphans.exist());
-        drop(first.0);
-        drop(second.0);
-        assert!(orphans.hold_up(1).is_some_and(|left| left <= PATIENCE));
-        assert!(orphans.hold_up(2).is_some() && orphans.hold_up(3).is_none());
-        drop(second.1);
-        assert!(orphans.exist() && orphans.hold_up(2).is_none());
-        drop(first.1);
-        assert!(!orphans.exist());
+        on_io_thread(|io| async move {
+            let commands = Owner::with_helpers(2);
+            let begin = async |io: &Io, release: mpsc::Receiver<()>| {
+                let (tell, told) = mpsc::channel();
+                let work = move || {
+                    tell.send(()).unwrap();
+                    let _ = release.recv();
+                };
+                let mut work = pin!(io.blocking_on(&commands, work));
+                while told.try_recv().is_err() {
+                    assert!(io.at_most(Duration::from_millis(1), work.as_mut()).await.is_none());
+                }
+                assert!(hold_up(&commands, 2).is_none());
+            };
+            io.blocking_on(&commands, || ()).await.unwrap();
+            assert_eq!(commands.orphans(), 0, "it was over");
+            let ((first, one), (second, two)) = (mpsc::channel(), mpsc::channel());
+            begin(&io, one).await;
+            assert!(hold_up(&commands, 1).is_some_and(|left| left <= PATIENCE));
+            begin(&io, two).await;
+            assert!(hold_up(&commands, 2).is_some() && hold_up(&commands, 3).is_none());
+            // One that waits for a helper never begins.
+            assert!(io.at_most(Duration::from_millis(5), io.blocking_on(&commands, || ())).await.is_none());
+            assert!(hold_up(&commands, 3).is_none());
+            for (end, left) in [(first, 1), (second, 0)] {
+                drop(end);
+                while commands.orphans() != left {
+                    io.sleep(Duration::from_millis(1)).await;
+                }
+            }
+            assert!(hold_up(&commands, 1).is_none());
+        });
     }
 }

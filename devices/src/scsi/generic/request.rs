@@ -1,8 +1,11 @@
 //! One command on its way to the device: with memory of the guest where the kernel takes it as it is, else through memory of the
 //! process, else in pieces.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+use std::{io, mem};
 
 use super::comeback::Link;
 use super::host::{Command, Direction};
@@ -11,37 +14,81 @@ use super::room::Part;
 use super::split::Blocks;
 use super::status::{Verdict, refused, verdict};
 use super::table::Class;
-use super::{BUSY, COPIED_MAX, Generic, filter, timeouts};
-use crate::iothread::{Io, Touches};
+use super::{BUSY, COPIED_MAX, Generic, filter};
+use crate::iothread::{Doing, Io, Touches, Work};
 use crate::mem::{FromGuest, SgList, ToGuest};
 use crate::scsi::memory::Scratch;
 use crate::scsi::sense::{Failure, INVALID_FIELD_IN_CDB, LBA_OUT_OF_RANGE, SenseData};
 use crate::scsi::{Cdb, Status};
+use crate::storage::PIECE;
 
 /// What memory of the process is aligned to: no queue wants more.
-const ALIGN: usize = 4096;
+pub(super) const ALIGN: usize = 4096;
 /// Bytes of a logical block that a device may have.
 const BLOCK_MAX: u32 = 64 << 10;
 /// What page B0h is written for where nobody knows.
 pub(super) const BLOCK: u32 = 512;
 
+/// How a command ended that was sent as it is, and how many bytes were moved.
+pub(super) fn whole(verdict: Verdict) -> (Verdict, u64) {
+    let moved = verdict.moved();
+    (verdict, moved)
+}
+
+/// A command on its way through a helper thread.
+pub(super) struct Order {
+    link: Arc<Link>,
+    command: Command,
+    sequential: bool,
+    /// Of the room for its data, until the device has let go of that.
+    _part: Option<Part>,
+}
+
+impl Work for Order {
+    type Result = io::Result<Verdict>;
+
+    fn run(&mut self) -> io::Result<Verdict> {
+        let Self { link, command, sequential, .. } = self;
+        let answer = link.host.execute(command)?;
+        Ok(verdict(&answer, command.direction, command.data.len(), *sequential))
+    }
+}
+
+/// A command that was handed over: the future of its end, with little in it.
+pub(super) struct Sent<'a> {
+    unit: &'a Generic,
+    link: &'a Link,
+    opcode: u8,
+    doing: Doing<'a, Order>,
+}
+
+impl Future for Sent<'_> {
+    type Output = Verdict;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Verdict> {
+        let result = ready!(Pin::new(&mut self.doing).poll(cx));
+        Poll::Ready(self.unit.ended(self.link, self.opcode, result))
+    }
+}
+
 impl Generic {
-    /// Carries out a command with `data`, all of which goes one way. How it ended, and how many bytes were moved.
+    /// Whether the kernel takes the memory of a command as it is.
+    pub(super) fn goes_as_it_is(&self, link: &Link, data: &SgList) -> bool {
+        data.is_empty() || (!self.bounce && link.limits.admit(data))
+    }
+
+    /// Carries out a command, all data of which goes one way. How it ended, and how many bytes were moved.
     pub(super) async fn transfer(
         &self,
         io: &Io,
         link: &Arc<Link>,
-        cdb: Cdb,
-        direction: Direction,
-        data: SgList,
+        command: Command,
     ) -> Result<(Verdict, u64), Failure> {
-        if data.len() <= link.most() || (!self.bounce && link.limits.admit(&data)) {
-            let verdict = self.go(io, link, cdb, direction, data).await?;
-            let moved = verdict.moved();
-            return Ok((verdict, moved));
+        if self.goes_as_it_is(link, &command.data) || command.data.len() <= link.most() {
+            return Ok(whole(self.go(io, link, command).await?));
         }
-        let Some(blocks) = Blocks::of(self.kind, &cdb) else {
-            return Err(self.too_long(link, &cdb, data.len()));
+        let Some(blocks) = Blocks::of(self.kind, &command.cdb) else {
+            return Err(self.too_long(link, &command.cdb, command.data.len()));
         };
         let block = match link.block() {
             Some(block) => block,
@@ -51,7 +98,7 @@ impl Generic {
                 Err(verdict) => return Ok((verdict, 0)),
             },
         };
-        self.pieces(io, link, blocks, u64::from(block), direction, data).await
+        self.pieces(io, link, blocks, u64::from(block), command).await
     }
 
     /// A command in pieces. The first that does not end well is the last.
@@ -61,9 +108,9 @@ impl Generic {
         link: &Arc<Link>,
         blocks: Blocks,
         block: u64,
-        direction: Direction,
-        mut data: SgList,
+        mut command: Command,
     ) -> Result<(Verdict, u64), Failure> {
+        let (direction, data) = (command.direction, &mut command.data);
         let (each, count) = (link.most() / block, blocks.count());
         let len = count.saturating_mul(block);
         // Less memory than the command is about, or other data than its blocks (raw sectors of CDs): what would come where is not
@@ -73,15 +120,14 @@ impl Generic {
         }
         data.truncate(len);
         if count <= each {
-            let verdict = self.go(io, link, *blocks.cdb(), direction, data).await?;
-            let moved = verdict.moved();
-            return Ok((verdict, moved));
+            return Ok(whole(self.go(io, link, command).await?));
         }
         let (mut first, mut moved) = (0, 0);
         loop {
             let part = each.min(count - first);
             let cdb = blocks.part(self.kind, first, part).ok_or(SenseData::illegal(LBA_OUT_OF_RANGE))?;
-            let verdict = self.go(io, link, cdb, direction, data.window(first * block, part * block)).await?;
+            let piece = self.command(cdb, direction, data.window(first * block, part * block));
+            let verdict = self.go(io, link, piece).await?;
             moved += verdict.moved();
             first += part;
             if first >= count || !verdict.is_good() || verdict.moved() < part * block {
@@ -102,84 +148,82 @@ impl Generic {
         SenseData::illegal(INVALID_FIELD_IN_CDB).into()
     }
 
-    /// One command as it is, through memory of the process where the kernel would not take the guest's.
-    async fn go(
-        &self,
-        io: &Io,
-        link: &Arc<Link>,
-        cdb: Cdb,
-        direction: Direction,
-        data: SgList,
-    ) -> Result<Verdict, Failure> {
-        if data.is_empty() || (!self.bounce && link.limits.admit(&data)) {
-            return Ok(self.send(io, link, cdb, direction, data, None).await);
+    /// One command, through memory of the process where the kernel would not take the guest's.
+    async fn go(&self, io: &Io, link: &Arc<Link>, command: Command) -> Result<Verdict, Failure> {
+        if self.goes_as_it_is(link, &command.data) {
+            return Ok(self.hand_over(io, link, command, None).await);
         }
-        let part = self.room.take(data.len()).await;
-        let scratch = self.scratch(data.len())?;
-        if direction == Direction::Out {
-            io.copy(&data, &ToGuest::new(scratch.window(0, u64::MAX))).await;
-        }
-        let verdict = self.send(io, link, cdb, direction, scratch.window(0, u64::MAX), Some(part)).await;
-        if direction == Direction::In {
-            io.copy(&scratch.window(0, verdict.moved()), &ToGuest::new(data)).await;
-        }
-        Ok(verdict)
+        self.copied(io, link, command).await
     }
 
-    /// Hands one command to a helper thread, with memory that the kernel takes. It is sent once: nothing here repeats it.
-    /// `part` is of the room for its data, until the device has let go of that.
-    async fn send(
-        &self,
-        io: &Io,
-        link: &Arc<Link>,
-        cdb: Cdb,
-        direction: Direction,
-        data: SgList,
-        part: Option<Part>,
-    ) -> Verdict {
-        let command = Command { cdb, direction, data, timeout: timeouts::of(self.kind, &cdb) };
-        self.hand_over(io, link, command, part).await
+    /// One command, through memory of the process.
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "arguments of an async function have two places in its future"
+    )]
+    pub(super) fn copied<'a>(
+        &'a self,
+        io: &'a Io,
+        link: &'a Arc<Link>,
+        mut command: Command,
+    ) -> impl Future<Output = Result<Verdict, Failure>> + 'a {
+        async move {
+            let (buffer, part) = if command.data.len() <= PIECE {
+                self.private.age(io);
+                (self.private.lend(command.data.len()).await.map_err(|_| BUSY)?, None)
+            } else {
+                let part = Box::pin(self.room.take(command.data.len())).await;
+                (self.scratch(command.data.len())?.all(), Some(part))
+            };
+            let data = ToGuest::new(mem::replace(&mut command.data, buffer.window(0, u64::MAX)));
+            if command.direction == Direction::Out {
+                io.copy(&data, &ToGuest::new(buffer)).await;
+                return Ok(self.hand_over(io, link, command, part).await);
+            }
+            let verdict = self.hand_over(io, link, command, part).await;
+            io.copy(&buffer.window(0, verdict.moved()), &data).await;
+            Ok(verdict)
+        }
     }
 
-    /// The same for a command that is made.
-    pub(super) async fn hand_over(
-        &self,
-        io: &Io,
-        link: &Arc<Link>,
+    /// Hands one command to a helper thread, with memory that the kernel takes. It is sent once: nothing here repeats it. `part` is of the
+    /// room for its data, until the device has let go of that.
+    pub(super) fn hand_over<'a>(
+        &'a self,
+        io: &'a Io,
+        link: &'a Arc<Link>,
         command: Command,
         part: Option<Part>,
-    ) -> Verdict {
-        let (cdb, direction, asked) = (command.cdb, command.direction, command.data.len());
-        let changes = filter::class(self.kind, &cdb) != Class::Read || self.kind.is_sequential();
+    ) -> Sent<'a> {
+        let (sequential, opcode) = (self.kind.is_sequential(), command.cdb.opcode());
+        let changes = filter::class(self.kind, &command.cdb) != Class::Read || sequential;
         let touches = Touches::of(&command.data, changes);
-        let sent = link.clone();
-        // In this order: work that has not begun is over before it is given up.
-        let (_wait, at_work) = self.orphans.hand_over();
-        let work = move || {
-            let (_part, _at_work) = (part, at_work);
-            sent.host.execute(&command)
-        };
-        match io.blocking_for(&self.commands, touches, work).await.and_then(|answer| answer) {
-            Ok(answer) => {
+        let order = Order { link: link.clone(), command, sequential, _part: part };
+        Sent { unit: self, link, opcode, doing: self.commands.run(io, touches, order) }
+    }
+
+    /// A command was sent, or was not.
+    fn ended(&self, link: &Link, opcode: u8, result: io::Result<(Order, io::Result<Verdict>)>) -> Verdict {
+        match result.and_then(|(order, result)| Ok((order, result?))) {
+            Ok((order, verdict)) => {
                 if link.answers_again() {
                     tracing::info!("\"{}\": the device is back", self.name);
                 }
-                let verdict = verdict(&answer, direction, asked, self.kind.is_sequential());
                 if verdict.is_good() {
-                    self.held.note(&cdb);
+                    self.held.note(&order.command.cdb);
                 }
                 verdict
             }
             Err(e) => {
-                self.tell(link, &cdb, &e);
+                self.tell(link, opcode, &e);
                 refused(&e)
             }
         }
     }
 
     /// Says why the kernel has not sent a command.
-    fn tell(&self, link: &Link, cdb: &Cdb, error: &std::io::Error) {
-        let (name, opcode) = (&self.name, cdb.opcode());
+    fn tell(&self, link: &Link, opcode: u8, error: &io::Error) {
+        let name = &self.name;
         match error.raw_os_error() {
             Some(libc::ENODEV) => {
                 if link.lost() {
@@ -220,10 +264,10 @@ impl Generic {
         &self,
         io: &Io,
         link: &Arc<Link>,
-        cdb: Cdb,
-        data: SgList,
+        command: Command,
         look: Look,
     ) -> Result<(Verdict, u64), Failure> {
+        let Command { cdb, data, .. } = command;
         let data = ToGuest::new(data);
         let give = |bytes: &[u8]| data.write_at(0, bytes) as u64;
         if look == Look::MakeBlockLimits {
@@ -236,9 +280,10 @@ impl Generic {
             _ => (cdb, data.len().min(LONGEST).min(link.most())),
         };
         let scratch = self.scratch(room)?;
-        let verdict = self.send(io, link, sent, Direction::In, scratch.window(0, u64::MAX), None).await;
+        let sent = self.command(sent, Direction::In, scratch.all());
+        let verdict = self.hand_over(io, link, sent, None).await;
         let mut bytes = vec![0; verdict.moved() as usize];
-        FromGuest::new(scratch.window(0, u64::MAX)).read_at(0, &mut bytes);
+        FromGuest::new(scratch.all()).read_at(0, &mut bytes);
         if verdict.is_good() {
             link.edit(&mut bytes, look);
         }
@@ -253,7 +298,8 @@ impl Generic {
     async fn ask_block(&self, io: &Io, link: &Arc<Link>) -> Result<Result<u32, Verdict>, Failure> {
         let scratch = self.scratch(8)?;
         let cdb = Cdb::new(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-        let verdict = self.send(io, link, cdb, Direction::In, scratch.window(0, u64::MAX), None).await;
+        let command = self.command(cdb, Direction::In, scratch.all());
+        let verdict = self.hand_over(io, link, command, None).await;
         if !verdict.is_good() {
             return Ok(Err(verdict));
         }
@@ -267,7 +313,7 @@ impl Generic {
 
 impl Link {
     /// Bytes of a command that can always be sent, if need be through memory of the process.
-    fn most(&self) -> u64 {
+    pub(super) fn most(&self) -> u64 {
         self.limits.transfer().min(COPIED_MAX)
     }
 

@@ -154,7 +154,8 @@ impl Host for Routes {
         {
             let sent = match driver {
                 Driver::Bsg => sys::send_bsg(file, command),
-                Driver::Sg | Driver::Block => sys::send(file, command, None),
+                Driver::Block => sys::send_block(file, command),
+                Driver::Sg => sys::send_sg(file, command, None),
             };
             match sent {
                 // The kernel has looked at the operation code and not sent it.
@@ -165,7 +166,7 @@ impl Host for Routes {
             }
         }
         match &self.sg {
-            Some(sg) => self.places.within(|| sys::send(sg, command, self.guard.as_ref())),
+            Some(sg) => self.places.within(|| sys::send_sg(sg, command, self.guard.as_ref())),
             None => Err(io::Error::from_raw_os_error(libc::ENODEV)),
         }
     }

@@ -130,11 +130,24 @@ fn timeout(command: &Command) -> u32 {
     u32::try_from(command.timeout.as_millis()).unwrap_or(u32::MAX).clamp(1, i32::MAX as u32)
 }
 
-/// Sends a command by a block device, or with a guard by a node of sg, and waits for its end.
+/// Sends a command by a node of sg, and waits for its end.
 ///
 /// # Errors
 /// EINTR: the process was stopped meanwhile, and the command was carried out or not; it is over. All others: it was not sent.
-pub(super) fn send(file: &File, command: &Command, guard: Option<&Guard>) -> io::Result<Answer> {
+pub(super) fn send_sg(file: &File, command: &Command, guard: Option<&Guard>) -> io::Result<Answer> {
+    let _undisturbed = Undisturbed::begin();
+    send(file, command, guard)
+}
+
+/// Sends a command by a block device, and waits for its end, whatever signals come.
+///
+/// # Errors
+/// It was not sent.
+pub(super) fn send_block(file: &File, command: &Command) -> io::Result<Answer> {
+    send(file, command, None)
+}
+
+fn send(file: &File, command: &Command, guard: Option<&Guard>) -> io::Result<Answer> {
     let (cdb, parts) = (command.cdb.as_bytes(), command.data.iovecs());
     let (mut sense, len) = ([0; MAX_SENSE], u32::try_from(command.data.len()).map_err(|_| too_long())?);
     let (memory, count) = match parts {
@@ -177,7 +190,6 @@ pub(super) fn send(file: &File, command: &Command, guard: Option<&Guard>) -> io:
     // SAFETY: `interface_id` is the first field. The header is there when this function ends, before which the guard lets go of it.
     #[allow(unsafe_code)]
     let watched = guard.map(|guard| unsafe { guard.watch(number, place.cast()) });
-    let _undisturbed = Undisturbed::begin();
     // SAFETY: the header is as the kernel knows it. It points to the CDB, to as much room for sense data as it says, and to
     // memory that `command.data` keeps; all of that outlives the call, at the end of which the kernel has let go of it.
     #[allow(unsafe_code)]
@@ -221,7 +233,7 @@ pub(super) fn commands_of_sg(file: &File, at_work: bool) -> io::Result<[i32; TAB
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(table.map(|info| info.number(at_work))) }
 }
 
-/// Sends a command by a node of bsg, which takes one segment, and waits for its end.
+/// Sends a command by a node of bsg, which takes one segment, and waits for its end, whatever signals come.
 pub(super) fn send_bsg(file: &File, command: &Command) -> io::Result<Answer> {
     let cdb = command.cdb.as_bytes();
     let (mut sense, len) = ([0; MAX_SENSE], u32::try_from(command.data.len()).map_err(|_| too_long())?);
@@ -245,7 +257,6 @@ pub(super) fn send_bsg(file: &File, command: &Command) -> io::Result<Answer> {
         flags: SG_FLAG_Q_AT_TAIL,
         ..Version4::default()
     };
-    let _undisturbed = Undisturbed::begin();
     // SAFETY: as in `send`; its pointers are numbers here.
     #[allow(unsafe_code)]
     let result = unsafe { libc::ioctl(file.as_raw_fd(), SG_IO, &raw mut header) };
@@ -354,8 +365,8 @@ mod tests {
         let file = temp_file();
         let guard = Guard::start(|| Some(Ok([0; TABLE]))).unwrap();
         for sent in [
-            send(file.as_file(), &inquiry(), None),
-            send(file.as_file(), &inquiry(), Some(&guard)),
+            send_block(file.as_file(), &inquiry()),
+            send_sg(file.as_file(), &inquiry(), Some(&guard)),
             send_bsg(file.as_file(), &inquiry()),
         ] {
             assert_eq!(sent.unwrap_err().raw_os_error(), Some(libc::ENOTTY));
@@ -369,7 +380,7 @@ mod tests {
         assert!(!speaks_sg(file.as_file()) && queue_of_sg(file.as_file()).is_err());
         let thread = std::thread::spawn(move || {
             answer_system_call(libc::SYS_ioctl, libc::ENODEV);
-            send(file.as_file(), &inquiry(), None).unwrap_err().raw_os_error()
+            send_sg(file.as_file(), &inquiry(), None).unwrap_err().raw_os_error()
         });
         assert_eq!(thread.join().unwrap(), Some(libc::ENODEV));
     }

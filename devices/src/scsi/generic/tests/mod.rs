@@ -6,6 +6,8 @@ mod ends;
 mod order;
 mod pieces;
 mod seen;
+mod speed;
+mod warm;
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
