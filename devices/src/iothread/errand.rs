@@ -270,22 +270,22 @@ impl Io {
 #[cfg(test)]
 mod tests {
     use std::pin::pin;
-    use std::sync::mpsc::{self, Receiver};
+    use std::sync::mpsc::{self, Receiver, Sender};
 
     use super::*;
     use crate::mem::SgList;
     use crate::testing::{allocations, on_io_thread};
 
     /// Waits to be released, if it is to; and what it has meanwhile.
-    struct Waits(Option<Receiver<()>>, Option<Arc<()>>);
+    struct Waits(Option<(Sender<()>, Receiver<()>)>, Option<Arc<()>>);
 
     impl Work for Waits {
         type Result = u64;
 
         fn run(&mut self) -> u64 {
             let Self(release, _has) = self;
-            if let Some(release) = release {
-                let _ = release.recv();
+            if let Some((begun, release)) = release {
+                let _ = (begun.send(()), release.recv());
             }
             allocations()
         }
@@ -320,11 +320,13 @@ mod tests {
     fn what_goes_on_alone_is_not_used_again() {
         on_io_thread(|io| async move {
             let (errands, claim) = (Errands::new(Owner::with_helpers(2)), Arc::new(()));
-            let (release, released) = mpsc::channel();
+            let ((begin, begun), (release, released)) = (mpsc::channel(), mpsc::channel());
             {
-                let hangs = Waits(Some(released), Some(claim.clone()));
+                let hangs = Waits(Some((begin.clone(), released)), Some(claim.clone()));
                 let mut hangs = pin!(errands.run(&io, touches(), hangs));
-                assert!(io.at_most(Duration::from_millis(20), hangs.as_mut()).await.is_none());
+                while begun.try_recv().is_err() {
+                    assert!(io.at_most(Duration::from_millis(1), hangs.as_mut()).await.is_none());
+                }
             }
             assert_eq!((lock(&errands.spare).len(), errands.owner().orphans()), (0, 1));
             errands.run(&io, touches(), Waits(None, None)).await.unwrap();
@@ -340,7 +342,7 @@ mod tests {
             }
             io.sleep(Duration::from_millis(20)).await;
             drop(both);
-            let one = errands.run(&io, touches(), Waits(Some(released), None));
+            let one = errands.run(&io, touches(), Waits(Some((begin, released)), None));
             drop((one, release));
             while errands.owner().orphans() > 0 {
                 io.sleep(Duration::from_millis(1)).await;
