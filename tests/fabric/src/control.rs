@@ -328,7 +328,7 @@ fn cut_off(fabric: &mut Fabric, name: Wwn, whole: bool, out: &mut Outbox) {
     if whole {
         fabric.clear_virtual_links(link, node, &[], out);
     } else {
-        fabric.clear_virtual_links(link, node, &[port], out);
+        fabric.clear_virtual_links(link, node, &[(port.id, port.wwpn)], out);
     }
     let goes =
         |place: Place, wwpn: Wwn| if whole { place == Place::Node { link, node } } else { wwpn == name };

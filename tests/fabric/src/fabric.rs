@@ -279,12 +279,18 @@ impl Fabric {
     }
 
     /// Clear Virtual Links: of these ports, or without any of the whole node.
-    pub(crate) fn clear_virtual_links(&self, link: usize, node: Mac, ports: &[&NPort], out: &mut Outbox) {
+    pub(crate) fn clear_virtual_links(
+        &self,
+        link: usize,
+        node: Mac,
+        ports: &[(PortId, Wwn)],
+        out: &mut Outbox,
+    ) {
         let mut list = List::default()
             .with(descriptor::MAC_ADDRESS, &[&self.mac()])
             .with(descriptor::NAME_IDENTIFIER, &[&[0, 0], &self.name().0.to_be_bytes()]);
-        for port in ports {
-            let body: [&[u8]; 4] = [&port.id.mac(), &[0], &port.id.bytes(), &port.wwpn.0.to_be_bytes()];
+        for (id, wwpn) in ports {
+            let body: [&[u8]; 4] = [&id.mac(), &[0], &id.bytes(), &wwpn.0.to_be_bytes()];
             list = list.with(descriptor::VN_PORT, &body);
         }
         out.fip(link, node, self.mac(), &list.operation(fip::CLEAR_VIRTUAL_LINKS, fip::FP));
@@ -316,16 +322,25 @@ impl Fabric {
         }
     }
 
-    /// A node, or one of its ports, is there. What is not logged in hears so.
-    fn keep_alive(&mut self, link: usize, node: Mac, operation: &Operation<'_>, now: u64, out: &mut Outbox) {
+    /// A node, or one of its ports, is there. What is not logged in hears so. Those of ports come from the port's address; the
+    /// node's is in its descriptor (FC-BB-5, table of FIP operations and their descriptors).
+    fn keep_alive(&mut self, link: usize, from: Mac, operation: &Operation<'_>, now: u64, out: &mut Outbox) {
+        let node =
+            operation.descriptor(descriptor::MAC_ADDRESS).and_then(|body| body.chunk(0)).unwrap_or(from);
         let here = Place::Node { link, node };
         let mut is_known = false;
         for port in self.ports.values_mut().filter(|port| port.place == here) {
             (port.heard, is_known) = (now, true);
         }
-        let id = operation.descriptor(descriptor::VN_PORT).and_then(|body| body.be24(7)).map(PortId);
-        if !is_known || id.is_some_and(|id| self.ports.get(&id).is_none_or(|port| port.place != here)) {
-            self.clear_virtual_links(link, node, &[], out);
+        if !is_known {
+            return self.clear_virtual_links(link, node, &[], out);
+        }
+        let port = operation.descriptor(descriptor::VN_PORT);
+        let port = port.and_then(|body| Some((PortId(body.be24(7)?), Wwn(body.be64(10)?))));
+        if let Some((id, wwpn)) = port
+            && self.ports.get(&id).is_none_or(|port| port.place != here)
+        {
+            self.clear_virtual_links(link, node, &[(id, wwpn)], out);
         }
     }
 

@@ -231,21 +231,34 @@ fn nodes_that_fall_silent_are_logged_out() {
     let one = bed.log_in(0, ONE, true).unwrap();
     bed.now += 2000;
     bed.fip(0, NODE, 3, 1, &[2, 2, 2, 0xaa, 0, 0, 0, 1]);
+    // That of a port is from the port's own address, and no less one of the node.
+    let [a, b, c] = one.bytes();
+    let list = [&[2, 2, 2, 0xaa, 0, 0, 0, 1, 11, 5][..], &one.mac(), &[0, a, b, c], &ONE.to_be_bytes()];
+    let mut list = list.concat();
     bed.out.clear();
+    bed.now += 1000;
+    bed.fip(0, one.mac(), 3, 1, &list);
+    assert_eq!(bed.take_fip(), []);
     bed.now += 2000;
     bed.san.tick(bed.now, &mut bed.out);
     assert!(bed.tell("info").contains("FDISC at sw0 of 02:aa:00:00:00:01"));
     bed.now += 1001;
     bed.san.tick(bed.now, &mut bed.out);
     assert!(!bed.tell("info").contains("FDISC"));
-    // Who is not logged in and sends keep-alives all the same is told.
+    // Who is not logged in and sends keep-alives all the same is told: the node, or for a port of it that is not there.
     bed.out.clear();
-    let [a, b, c] = one.bytes();
-    let mac = one.mac();
-    let list = [&[2, 2, 2, 0xaa, 0, 0, 0, 1, 11, 5][..], &mac, &[0, a, b, c], &ONE.to_be_bytes()];
-    bed.fip(0, NODE, 3, 1, &list.concat());
+    bed.fip(0, one.mac(), 3, 1, &list);
     let cleared = bed.take_fip();
-    assert_eq!((cleared.len(), cleared[0].0, cleared[0].1), (1, 3, 2));
+    assert_eq!((cleared.len(), cleared[0].0, cleared[0].1, cleared[0].2.len()), (1, 3, 2, 36));
+    bed.log_in(0, BASE, false).unwrap();
+    bed.out.clear();
+    list[19] = 0x77;
+    bed.fip(0, one.mac(), 3, 1, &list);
+    let cleared = bed.take_fip();
+    assert_eq!(
+        (cleared.len(), &cleared[0].2[20..32]),
+        (1, &[11, 5, 0x0e, 0xfc, 0, 1, 1, 0x77, 0, 1, 1, 0x77][..])
+    );
     bed.tell("keep-alive off");
     bed.log_in(0, BASE, false).unwrap();
     bed.now += 100_000;
