@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::sense::Failure;
 use super::unit::Unit;
 use crate::iothread::{Io, Scope};
-use crate::storage::let_go;
+use crate::storage::{Image, let_go};
 
 /// How long a command that was ended waits for what the host still writes, before it leaves all the same.
 pub(super) const SETTLE: Duration = Duration::from_secs(1);
@@ -206,7 +206,7 @@ pub(crate) struct Medium {
     /// How many there were before.
     pub(crate) number: usize,
     /// Held until the host has done with it, where it may be taken out of the unit: whoever closes it waits for that.
-    pub(crate) held: Option<Arc<dyn Send + Sync>>,
+    pub(crate) held: Option<Arc<Image>>,
 }
 
 struct Place(Arc<Background>);

@@ -243,8 +243,8 @@ fn tell_tray(context: Context<'_>, what: &str) {
 
 impl Cd<Image> {
     /// The image of the disc, for as long as the host works on it.
-    pub(super) fn held(&self) -> Option<Arc<dyn Send + Sync>> {
-        self.drive.inserted().map(|disc| disc.image().clone() as Arc<dyn Send + Sync>)
+    pub(super) fn held(&self) -> Option<Arc<Image>> {
+        self.drive.inserted().map(|disc| disc.image().clone())
     }
 
     /// What the host calls the disc.
