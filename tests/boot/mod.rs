@@ -5,6 +5,8 @@ mod debian;
 mod discs;
 mod disk;
 mod ends;
+mod fabric;
+mod fabric_host;
 mod firmware;
 mod flush;
 mod generic;
@@ -158,6 +160,8 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "block-stalled-virtio", run: |bed, vmm| soak::stalled(bed, vmm, BLOCK_VIRTIO) },
     Test { name: "block-stalled-megasas", run: |bed, vmm| soak::stalled(bed, vmm, BLOCK_MEGASAS) },
     Test { name: "generic-refused", run: soak::refused },
+    Test { name: "fabric-host", run: fabric_host::host },
+    Test { name: "fabric-lio", run: fabric_host::lio },
     Test { name: "neighbours-greedy-queue", run: neighbours::greedy_queue },
     Test { name: "scsi-bad-sectors", run: scsi_host::bad_sectors },
 ];

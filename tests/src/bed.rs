@@ -272,28 +272,34 @@ pub fn build_vmm() -> Result<PathBuf> {
         let file = PathBuf::from(file);
         return file.canonicalize().with_context(|| format!("VMM_BIN: {}", file.display()));
     }
-    build_release("the release vmm", &[], paths::target()?)
+    build_release("the release vmm", "vmm", &[], paths::target()?)
 }
 
 /// Builds a VMM whose host misbehaves: see the feature `mischief` of the package.
 pub fn build_mischievous_vmm() -> Result<PathBuf> {
     build_release(
         "a vmm whose host misbehaves",
+        "vmm",
         &["--features", "mischief"],
         paths::target()?.join("mischief"),
     )
 }
 
-fn build_release(name: &str, options: &[&str], target: PathBuf) -> Result<PathBuf> {
+/// Builds the Fibre Channel fabric.
+pub fn build_fabric() -> Result<PathBuf> {
+    build_release("the fabric", "fabric", &[], paths::target()?)
+}
+
+fn build_release(name: &str, package: &str, options: &[&str], target: PathBuf) -> Result<PathBuf> {
     report::step(&format!("building {name}"), || {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut build = Command::new(cargo);
-        build.current_dir(paths::workspace()).args(["build", "--quiet", "--release", "--package", "vmm"]);
+        build.current_dir(paths::workspace()).args(["build", "--quiet", "--release", "--package", package]);
         let status = build.args(options).arg("--target-dir").arg(&target).status()?;
         ensure!(status.success(), "{name} does not build");
         Ok(())
     })?;
-    Ok(target.join("release/vmm"))
+    Ok(target.join("release").join(package))
 }
 
 /// Builds the tests of the target `name`, as `cargo test --workspace` does, and returns their program.
