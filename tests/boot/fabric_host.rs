@@ -21,7 +21,8 @@ disk d1 64M
 disk d2 64M
 disk d3 64M
 disk d4 64M
-map 2100000000000a01 0=d0 5=d1 27=d2 513=d3
+tape t0
+map 2100000000000a01 0=d0 5=d1 27=d2 513=d3 600=t0
 map 2100000000000a02 0=d1
 ";
 
@@ -40,6 +41,7 @@ pub(crate) fn host(bed: &Bed, _: Vmm) -> Result<()> {
     let mut faults = Vec::new();
     let done =
         move_data(&san, find(&luns, PORTS[0], 5)?.node.as_str(), find(&luns, PORTS[1], 5)?.node.as_str())
+            .and_then(|()| tape(&san))
             .and_then(|()| changes(&san, &vport))
             .and_then(|()| fences(&san, &find(&luns, PORTS[0], 5)?.node))
             .and_then(|()| breaks(&san, &vport, &mut faults));
@@ -84,16 +86,31 @@ fn move_data(san: &San<'_>, one: &str, other: &str) -> Result<()> {
     Ok(())
 }
 
+/// An archive goes to the tape by one path and is compared by the other; closing the device rewinds.
+fn tape(san: &San<'_>) -> Result<()> {
+    let said = san.shell(
+        "set -e; modprobe st; wait_for 10 '[ -e /dev/st0 -a -e /dev/st1 ]'; cd /usr/share
+         tar -cf /dev/st0 common-licenses; tar -df /dev/st1; tar -tf /dev/st0 | wc -l",
+        120,
+    )?;
+    note(&format!(
+        "files on the tape: {}; {}",
+        said.trim(),
+        san.tell("info")?.lines().filter(|line| line.starts_with("tape")).collect::<String>()
+    ));
+    Ok(())
+}
+
 /// What the array changes.
 fn changes(san: &San<'_>, vport: &str) -> Result<()> {
     let scan = format!("echo '- - -' > /sys/class/scsi_host/{vport}/scan");
-    san.tell(&format!("map {ONE} 0=d0 5=d1 9=d4 27=d2 513=d3"))?;
+    san.tell(&format!("map {ONE} 0=d0 5=d1 9=d4 27=d2 513=d3 600=t0"))?;
     san.shell(&scan, 60)?;
     let mut more = LUNS.to_vec();
     more.push(9);
     let luns = san.wait_for_luns(vport, &PORTS, &more)?;
     // One that is no longer there fails, and goes by hand; the others stay.
-    san.tell(&format!("map {ONE} 0=d0 5=d1 27=d2 513=d3"))?;
+    san.tell(&format!("map {ONE} 0=d0 5=d1 27=d2 513=d3 600=t0"))?;
     for port in PORTS {
         let gone = find(&luns, port, 9)?;
         san.shell(
