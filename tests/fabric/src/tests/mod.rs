@@ -168,7 +168,7 @@ impl Bed {
     }
 
     pub(crate) fn request(&mut self, r_ctl: u8, kind: u8, from: PortId, to: PortId) -> Header {
-        self.exchange += 1;
+        self.exchange = self.exchange.wrapping_add(1);
         Header::request(r_ctl, kind, from, to, self.exchange)
     }
 
