@@ -1,5 +1,5 @@
-//! What the process gives up that looks for devices of the host (`crate::keeper`). It has one thread, opens nodes as who started the
-//! machine, and runs as long as the machine.
+//! What the process gives up that looks for devices of the host (`crate::keeper`). It has a thread that listens to the
+//! kernel, and one for each node that it opens. It opens them as who started the machine, and runs as long as that.
 
 use anyhow::Result;
 

@@ -20,6 +20,8 @@ pub(super) enum News {
     Failed(usize, String),
     /// It is back at this address, and the host does not come back from opening it.
     Slow(usize, String),
+    /// It is back at this address, and waits for the host to come back from others.
+    Queued(usize, String),
 }
 
 const DRIVERS: [(Driver, &str); 3] = [(Driver::Block, "block"), (Driver::Bsg, "bsg"), (Driver::Sg, "sg")];
@@ -154,6 +156,9 @@ pub(super) fn report(report: Report) -> (Vec<u8>, Vec<OwnedFd>) {
         Report::Slow(index, address) => {
             return (Writer::default().text("slow").text(index).text(address).0, Vec::new());
         }
+        Report::Queued(index, address) => {
+            return (Writer::default().text("queued").text(index).text(address).0, Vec::new());
+        }
         Report::Back(index, arrival) => {
             let (found, files) = arrival.into_files();
             (found, index, files)
@@ -187,6 +192,7 @@ pub(super) fn read_report(message: &[u8], files: Vec<OwnedFd>) -> Option<News> {
         "lost" => News::Lost(index),
         "failed" => News::Failed(index, reader.string()?),
         "slow" => News::Slow(index, reader.string()?),
+        "queued" => News::Queued(index, reader.string()?),
         "back" => {
             let found = Found {
                 path: reader.string()?,
@@ -273,6 +279,10 @@ mod tests {
         assert_eq!(report(Report::Back(3, arrival)).0, bytes);
         let (bytes, _) = report(Report::Lost(0));
         assert!(matches!(read_report(&bytes, Vec::new()), Some(News::Lost(0))));
+        let place = || "7:0:0:1".to_owned();
+        let read = |report| read_report(&self::report(report).0, Vec::new());
+        assert!(matches!(read(Report::Slow(2, place())), Some(News::Slow(2, said)) if said == place()));
+        assert!(matches!(read(Report::Queued(2, place())), Some(News::Queued(2, said)) if said == place()));
         let long = GenericError::Missing { path: "ä".repeat(LENGTH) };
         let (bytes, _) = report(Report::Failed(7, long));
         assert!(bytes.len() < LENGTH);

@@ -105,7 +105,11 @@ fn serve(keeper: &UnixStream, mut units: Vec<Returning>) -> io::Error {
 }
 
 fn take(news: News, units: &mut [Returning]) {
-    let (News::Lost(index) | News::Back(index, _) | News::Failed(index, _) | News::Slow(index, _)) = news;
+    let (News::Lost(index)
+    | News::Back(index, _)
+    | News::Failed(index, _)
+    | News::Slow(index, _)
+    | News::Queued(index, _)) = news;
     let Some(unit) = unit(units, index) else {
         // Nobody wants it any more. Others do not wait for its node to close.
         let _ = threads::spawn(Kind::Returns, "return-close", move || drop(news));
@@ -133,8 +137,12 @@ fn take(news: News, units: &mut [Returning]) {
             "a device of the host is back at {address}, and the host's kernel does not come back from opening its node; the unit goes on \
              with it when that ends; look what the kernel says of its adapter"
         ),
+        News::Queued(_, address) => tracing::warn!(
+            "a device of the host is back at {address}, and is not opened yet: the host's kernel does not come back from opening the nodes of \
+             many others, or has no thread for this one; the unit goes on with it after them; look what the kernel says of their adapters"
+        ),
         News::Failed(_, error) => tracing::error!(
-            "a device of the host is back, and cannot be opened: {error}; then `udevadm trigger` has it tried again"
+            "a device of the host is back, and cannot be opened: {error}; then `udevadm trigger` has it tried again, within a minute"
         ),
     }
 }

@@ -69,8 +69,9 @@ fn list(mut machine: &UnixStream) -> io::Result<Vec<Wanted>> {
 /// Looks for devices until nobody is there who wants them.
 pub(super) fn serve(events: &mut dyn Events, machine: &UnixStream, mut lookout: Lookout) -> io::Result<()> {
     let mut bytes = vec![0; EVENT];
-    // What has happened since they were opened.
+    // What has happened since they were opened, by what is there, and then by what the kernel has said.
     lookout.look(Instant::now());
+    read(events, &mut bytes, &mut lookout)?;
     loop {
         for report in lookout.work(Instant::now()) {
             let (bytes, files) = message::report(report);
@@ -95,7 +96,7 @@ fn read(events: &mut dyn Events, bytes: &mut [u8], lookout: &mut Lookout) -> io:
             Ok(len) => {
                 if let Some(event) = bytes.get(..len).and_then(uevent::parse) {
                     if event.goes {
-                        lookout.removed(event.path, now)
+                        lookout.removed(event.path, event.node, now)
                     } else {
                         lookout.changed(event.path, now)
                     }
@@ -104,7 +105,7 @@ fn read(events: &mut dyn Events, bytes: &mut [u8], lookout: &mut Lookout) -> io:
             Err(error) => match (error.kind(), error.raw_os_error()) {
                 (io::ErrorKind::WouldBlock, _) => return Ok(()),
                 (io::ErrorKind::Interrupted, _) => {}
-                (_, Some(libc::ENOBUFS)) => lookout.look(now),
+                (_, Some(libc::ENOBUFS)) => lookout.missed(now),
                 _ => return Err(error),
             },
         }

@@ -9,13 +9,14 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::beside::open_blocks;
 use super::identity::Identity;
 use super::node::{Node, failed};
 use super::opening::{Done, Opener, Openings, Order};
 use super::route::Part;
+use super::seat::{Failures, Seat};
 use super::sysfs::{Device, Driver, Sysfs};
 use super::udev::Udev;
 use super::{Allow, GenericError, GenericOptions, HostLimits, Place};
@@ -71,7 +72,8 @@ impl Wanted {
     }
 
     fn seat(&self) -> Seat {
-        Seat { directory: self.directory.clone(), number: self.number, taken: true }
+        let (address, directory) = (self.identity.address.clone(), self.directory.clone());
+        Seat::had_by(&Device { address, directory }, self.number)
     }
 }
 
@@ -132,37 +134,12 @@ pub enum Report {
     Lost(usize),
     /// It is back.
     Back(usize, Box<Arrival>),
-    /// It is back, and cannot be opened.
+    /// It is back, and cannot be opened. That is said once, and it is tried again when something happens to it, once in a minute.
     Failed(usize, GenericError),
     /// It is back at this address, and the host does not come back from opening its nodes. It may be back later.
     Slow(usize, String),
-}
-
-/// A directory in sysfs.
-#[derive(Clone, Debug)]
-struct Seat {
-    directory: PathBuf,
-    number: u64,
-    /// The device has not gone.
-    taken: bool,
-}
-
-impl Seat {
-    fn of(device: &Device) -> Option<Self> {
-        Some(Self { directory: device.directory.clone(), number: device.number().ok()?, taken: true })
-    }
-
-    fn is(&self, other: &Self) -> bool {
-        self.number == other.number && self.directory == other.directory
-    }
-
-    /// Whether the same directory is still there. Where nobody can say, it is.
-    fn lives(&self) -> bool {
-        match std::fs::metadata(&self.directory) {
-            Ok(found) => found.ino() == self.number,
-            Err(error) => error.kind() != std::io::ErrorKind::NotFound,
-        }
-    }
+    /// It is back at this address, and its nodes are opened when the host has come back from others, of which there are too many.
+    Queued(usize, String),
 }
 
 /// A device that one of the list may be.
@@ -174,10 +151,10 @@ struct Attempt {
     next: Instant,
     pause: Duration,
     until: Instant,
-    /// What udev knew before is of another one.
-    since: Option<SystemTime>,
     /// Until when udev is waited for, once it was.
     settles: Option<Instant>,
+    /// It was said that others are waited for.
+    queued: bool,
     step: Step,
 }
 
@@ -206,12 +183,11 @@ pub struct Lookout {
     openings: Openings,
     /// Of the next opening.
     number: u64,
-    /// When something went last, as files have their times.
-    gone: Option<SystemTime>,
     wanted: Vec<Wanted>,
     /// Where each is, or was.
     seats: Vec<Seat>,
     attempts: Vec<Attempt>,
+    failures: Failures,
     reports: Vec<Report>,
 }
 
@@ -230,10 +206,10 @@ impl Lookout {
             sysfs,
             udev,
             number: 0,
-            gone: None,
             seats: wanted.iter().map(Wanted::seat).collect(),
             wanted,
             attempts: Vec::new(),
+            failures: Failures::default(),
             reports: Vec::new(),
         })
     }
@@ -246,13 +222,13 @@ impl Lookout {
     /// Something at this path in sysfs has come or changed (`DEVPATH` of an event).
     pub fn changed(&mut self, path: &str, now: Instant) {
         if let Some(device) = self.sysfs.device_at(path) {
-            self.consider(device, self.gone, now);
+            self.consider(device, now);
         }
     }
 
-    /// What is at this path is about to go.
-    pub fn removed(&mut self, path: &str, now: Instant) {
-        self.gone = Some(SystemTime::now());
+    /// What is at this path is about to go, with the node of this number, as udev keeps it: `b8:32`.
+    pub fn removed(&mut self, path: &str, node: Option<String>, now: Instant) {
+        self.udev.went(node);
         let Some(device) = self.sysfs.device_at(path) else { return };
         let itself = path.rsplit('/').next() == Some(&device.address);
         let is = |seat: &Seat| seat.taken && seat.directory == device.directory;
@@ -262,6 +238,12 @@ impl Lookout {
     }
 
     /// Events were lost: anything may have changed.
+    pub fn missed(&mut self, now: Instant) {
+        self.udev.any_went();
+        self.look(now);
+    }
+
+    /// Looks what is there now, without an event.
     pub fn look(&mut self, now: Instant) {
         let dead = |seat: &Seat| seat.taken && !seat.lives();
         while let Some(index) = self.seats.iter().position(dead) {
@@ -319,27 +301,33 @@ impl Lookout {
     fn leave(&mut self, index: usize) {
         if let Some(seat) = self.seats.get_mut(index) {
             seat.taken = false;
+            // What comes may have their numbers already.
+            match seat.take_nodes() {
+                nodes if nodes.is_empty() => self.udev.any_went(),
+                nodes => self.udev.went(nodes),
+            }
             self.reports.push(Report::Lost(index));
         }
     }
 
     fn look_at_all(&mut self, now: Instant) {
-        // Some have been there for long, and udev has known them since.
         for device in self.sysfs.all() {
-            self.consider(device, None, now);
+            self.consider(device, now);
         }
     }
 
-    /// A device has come, or not: whether one that is gone is this one. What udev knew before `since` is of another.
-    fn consider(&mut self, device: Device, since: Option<SystemTime>, now: Instant) {
+    /// A device has come, or has been there for long: whether one that is gone is this one.
+    fn consider(&mut self, device: Device, now: Instant) {
         let Some(seat) = Seat::of(&device) else { return };
         // It is there already; or it goes, and its directory is the last that does.
         if self.seats.iter().any(|other| other.is(&seat)) {
             return;
         }
+        let again = self.failures.again(&seat);
+        let next = again.unwrap_or(now).max(now);
         if let Some(attempt) = self.attempts.iter_mut().find(|attempt| attempt.seat.is(&seat)) {
             // Perhaps it has its node now. It is waited for no longer than before: to try is to cause such events.
-            (attempt.next, attempt.pause) = (now, PAUSE);
+            (attempt.next, attempt.pause) = (next, PAUSE);
             if let Step::Opens { again, .. } = &mut attempt.step {
                 *again = true;
             }
@@ -367,11 +355,11 @@ impl Lookout {
                 index,
                 device,
                 seat,
-                next: now,
+                next,
                 pause: PAUSE,
-                until: now + PATIENCE,
-                since,
+                until: if again.is_some() { next } else { now + PATIENCE },
                 settles: None,
+                queued: false,
                 step: Step::Waits,
             });
             return;
@@ -380,8 +368,7 @@ impl Lookout {
 
     /// Whether an attempt is about nothing any more: another one has come in the place of its unit's device, or it has gone again.
     fn is_over(&self, attempt: &Attempt) -> bool {
-        self.seats.get(attempt.index).is_none_or(|seat| seat.taken)
-            || Seat::of(&attempt.device).is_none_or(|seat| !seat.is(&attempt.seat))
+        self.seats.get(attempt.index).is_none_or(|seat| seat.taken) || !attempt.seat.is_of(&attempt.device)
     }
 
     fn attempt(&mut self, mut attempt: Attempt, now: Instant) {
@@ -389,15 +376,16 @@ impl Lookout {
         if self.is_over(&attempt) {
             return;
         }
-        if !self.udev.has_done(&attempt.device, attempt.since)
-            && now < *attempt.settles.get_or_insert(now + PATIENCE)
-        {
+        if !self.udev.has_done(&attempt.device) && now < *attempt.settles.get_or_insert(now + PATIENCE) {
             attempt.until = now + PATIENCE;
             return self.try_later(attempt, now);
         }
         let (number, last) = (self.number, now >= attempt.until);
         let order = Order { number, wanted: wanted.clone(), device: attempt.device.clone(), last };
         if !self.openings.begin(order) {
+            if last && !std::mem::replace(&mut attempt.queued, true) {
+                self.reports.push(Report::Queued(attempt.index, attempt.device.address.clone()));
+            }
             return self.try_later(attempt, now);
         }
         self.number += 1;
@@ -422,18 +410,25 @@ impl Lookout {
         }
         match (opened, attempt.step) {
             (Ok(arrival), _) => {
+                self.failures.forget(attempt.index, &attempt.seat);
                 // What is open keeps its number, so that this is its own.
+                attempt.seat.learn(&attempt.device);
                 if let Some(place) = self.seats.get_mut(attempt.index) {
                     *place = attempt.seat;
                 }
                 self.reports.push(Report::Back(attempt.index, Box::new(arrival)));
                 // Another unit may lack what is not needed here.
                 let spare = self.attempts.extract_if(.., |other| other.index == attempt.index);
-                let spare: Vec<_> = spare.map(|other| (other.device, other.since)).collect();
-                spare.into_iter().for_each(|(device, since)| self.consider(device, since, now));
+                let spare: Vec<_> = spare.map(|other| other.device).collect();
+                spare.into_iter().for_each(|device| self.consider(device, now));
             }
-            (Err(error), Step::Opens { last: true, .. }) => {
-                self.reports.push(Report::Failed(attempt.index, error));
+            (Err(error), Step::Opens { last: true, again, .. }) => {
+                if self.failures.add(attempt.index, &attempt.seat, &error, now) {
+                    self.reports.push(Report::Failed(attempt.index, error));
+                }
+                if again {
+                    self.consider(attempt.device, now);
+                }
             }
             (Err(_), Step::Opens { again: true, .. }) => {
                 (attempt.step, attempt.next) = (Step::Waits, now);
@@ -459,7 +454,7 @@ fn open(sysfs: &Sysfs, wanted: &Wanted, device: &Device) -> Result<Arrival, Gene
         allow: wanted.allow,
         bounce: false,
     };
-    let (node, config) = Node::open(sysfs, &options)?;
+    let (node, config) = Node::open_for_another(sysfs, &options)?;
     // Its number is nobody else's while it is open: what sysfs says of it now holds.
     let there = node.device(sysfs).filter(|there| wanted.identity.is(&Identity::of(there)));
     if there.is_none_or(|there| there != *device) {

@@ -2,7 +2,11 @@ use std::fs::{self, File};
 use std::sync::Mutex;
 
 use super::super::sysfs::tests::Tree;
+use super::super::taken::Taken;
 use super::*;
+
+#[path = "lookout_waiting_tests.rs"]
+mod waiting;
 
 const RPORT: &str = "/devices/pci0/host2/rport-2:0-2";
 const NAME: &str = "naa.600140512345678900000000000abcde\n";
@@ -101,6 +105,7 @@ fn said(reports: Vec<Report>) -> Vec<String> {
         }
         Report::Failed(index, error) => format!("failed {index} {error}"),
         Report::Slow(index, address) => format!("slow {index} {address}"),
+        Report::Queued(index, address) => format!("queued {index} {address}"),
     };
     reports.into_iter().map(line).collect()
 }
@@ -112,10 +117,10 @@ fn what_goes_is_not_taken_for_what_has_come() {
     let now = Instant::now();
     let old = format!("{RPORT}/target2:0:0/2:0:0:5");
     // What is below it goes first, and does not count.
-    lookout.removed(&format!("{old}/block/sdc"), now);
+    lookout.removed(&format!("{old}/block/sdc"), None, now);
     lookout.changed(&format!("{old}/block/sdc"), now);
     assert_eq!(said(work(&mut lookout, now)), [""; 0]);
-    lookout.removed(&old, now);
+    lookout.removed(&old, None, now);
     assert_eq!(said(work(&mut lookout, now)), ["lost 0"]);
     assert_eq!((door.tried(), lookout.next()), (Vec::new(), None), "its directory goes last");
 }
@@ -128,7 +133,7 @@ fn devices_go_and_come_back() {
     let now = Instant::now();
     let old = format!("{RPORT}/target2:0:0/2:0:0:5");
     remove(&tree, &old);
-    lookout.removed(&old, now);
+    lookout.removed(&old, None, now);
     assert_eq!((said(work(&mut lookout, now)), lookout.next()), (vec!["lost 0".to_owned()], None));
     // Another disk, and no disk at all.
     let other = disk(&tree, "7:0:0:0", "sdx", "naa.6001405000000000\n");
@@ -141,7 +146,7 @@ fn devices_go_and_come_back() {
         "/devices/9:9:9:9",
     ] {
         lookout.changed(path, now);
-        lookout.removed(path, now);
+        lookout.removed(path, None, now);
     }
     assert_eq!((said(work(&mut lookout, now)), lookout.next()), (Vec::<String>::new(), None));
     let new = disk(&tree, "7:0:0:1", "sdk", NAME);
@@ -164,7 +169,7 @@ fn what_is_there_counts_more_than_events() {
     let new = disk(&tree, "7:0:0:1", "sdk", NAME);
     lookout.changed(&new, now);
     assert_eq!(said(work(&mut lookout, now)), ["lost 0", "back 0 /dev/sdk 7:0:0:1"]);
-    lookout.removed(&old, now);
+    lookout.removed(&old, None, now);
     assert_eq!(said(work(&mut lookout, now)), [""; 0], "late");
     // The same place again, with everything lost.
     fs::rename(tree.path().join(&new[1..]), tree.path().join("devices/pci0/aside")).unwrap();
@@ -185,7 +190,7 @@ fn each_path_is_taken_for_itself() {
     let (now, old) = (Instant::now(), format!("{RPORT}/target2:0:0/2:0:0:5"));
     for path in [&old, &other] {
         remove(&tree, path);
-        lookout.removed(path, now);
+        lookout.removed(path, None, now);
     }
     assert_eq!(said(work(&mut lookout, now)), ["lost 1", "lost 0"]);
     let new = disk(&tree, "2:0:0:5", "sdm", NAME);
@@ -203,7 +208,7 @@ fn each_path_is_taken_for_itself() {
         "nobody lacks it"
     );
     remove(&tree, &new);
-    lookout.removed(&new, now);
+    lookout.removed(&new, None, now);
     assert_eq!(said(work(&mut lookout, now)), ["lost 1", "back 1 /dev/sdo 9:0:0:0"]);
 }
 
@@ -217,7 +222,7 @@ fn two_units_of_one_disk_have_both_when_both_paths_come_at_once() {
     let (now, old) = (Instant::now(), format!("{RPORT}/target2:0:0/2:0:0:5"));
     for path in [&old, &other] {
         remove(&tree, path);
-        lookout.removed(path, now);
+        lookout.removed(path, None, now);
     }
     assert_eq!(said(work(&mut lookout, now)), ["lost 1", "lost 0"]);
     for (address, name) in [("8:0:0:0", "sdm"), ("9:0:0:0", "sdn")] {
@@ -232,61 +237,6 @@ fn two_units_of_one_disk_have_both_when_both_paths_come_at_once() {
     assert_eq!(said(work(&mut lookout, now)), [""; 0]);
 }
 
-/// Whoever tries to open a disk for writing has the kernel say that it has changed when he closes it.
-#[test]
-fn events_that_trying_causes_do_not_have_it_tried_for_ever() {
-    let tree = Tree::new();
-    let old = format!("{RPORT}/target2:0:0/2:0:0:5");
-    let (mut lookout, door) = lookout(&tree, vec![wanted(&tree, "2:0:0:5", Driver::Block)]);
-    let begin = Instant::now();
-    remove(&tree, &old);
-    lookout.removed(&old, begin);
-    let new = disk(&tree, "7:0:0:1", "sdk", NAME);
-    door.shut(true);
-    lookout.changed(&new, begin);
-    let (mut now, mut last) = (begin, said(work(&mut lookout, begin)));
-    while lookout.next().is_some() {
-        now += PAUSE_MAX;
-        lookout.changed(&new, now);
-        last = said(work(&mut lookout, now));
-        assert!(now - begin <= PATIENCE + 2 * PAUSE_MAX, "for ever");
-    }
-    assert!(last[0].starts_with("failed 0 "), "{last:?}");
-}
-
-#[test]
-fn a_node_is_waited_for_and_not_for_ever() {
-    let tree = Tree::new();
-    let old = format!("{RPORT}/target2:0:0/2:0:0:5");
-    let (mut lookout, door) = lookout(&tree, vec![wanted(&tree, "2:0:0:5", Driver::Block)]);
-    let mut now = Instant::now();
-    remove(&tree, &old);
-    lookout.removed(&old, now);
-    let new = disk(&tree, "7:0:0:1", "sdk", NAME);
-    door.shut(true);
-    lookout.changed(&new, now);
-    let (begin, mut last) = (now, Vec::new());
-    said(work(&mut lookout, now));
-    while let Some(next) = lookout.next() {
-        assert!(last.is_empty() && next > now, "nothing but waits");
-        now = next;
-        last = said(work(&mut lookout, now));
-    }
-    assert_eq!(
-        last,
-        [
-            "failed 0 /dev/sdk: there is no such device on the host; look for it with `lsscsi -g`, or call it by its wwn, which stays the same"
-        ]
-    );
-    let took = now - begin;
-    assert!(took >= PATIENCE && took <= PATIENCE + PAUSE_MAX, "{took:?}");
-    assert!(door.tried().len() < 25);
-    // Somebody has put it right, and has the kernel say so.
-    door.shut(false);
-    lookout.changed(&new, now);
-    assert_eq!(said(work(&mut lookout, now)), ["back 0 /dev/sdk 7:0:0:1"]);
-}
-
 /// It goes while its node is waited for.
 #[test]
 fn what_goes_again_is_waited_for_no_more() {
@@ -295,13 +245,13 @@ fn what_goes_again_is_waited_for_no_more() {
     let (mut lookout, door) = lookout(&tree, vec![wanted(&tree, "2:0:0:5", Driver::Block)]);
     let now = Instant::now();
     remove(&tree, &old);
-    lookout.removed(&old, now);
+    lookout.removed(&old, None, now);
     let new = disk(&tree, "7:0:0:1", "sdk", NAME);
     door.shut(true);
     lookout.changed(&new, now);
     said(work(&mut lookout, now));
     remove(&tree, &new);
-    lookout.removed(&new, now);
+    lookout.removed(&new, None, now);
     let later = lookout.next().unwrap();
     assert_eq!((said(work(&mut lookout, later)), lookout.next()), (Vec::<String>::new(), None));
 }
@@ -325,7 +275,7 @@ fn a_node_that_does_not_open_holds_up_no_other() {
     let now = Instant::now();
     for path in [&hangs, &comes] {
         remove(&tree, path);
-        lookout.removed(path, now);
+        lookout.removed(path, None, now);
     }
     let hangs = disk(&tree, "7:0:0:2", "sdl", OTHER);
     let comes = disk(&tree, "8:0:0:1", "sdn", "naa.5000000000000017\n");
@@ -367,7 +317,7 @@ fn what_opens_too_late_is_closed() {
     let mut lookout = Lookout::of(tree.sysfs(), udev, all, Arc::new(open)).unwrap();
     let now = Instant::now();
     remove(&tree, &old);
-    lookout.removed(&old, now);
+    lookout.removed(&old, None, now);
     let closed = gate.lock().unwrap();
     let new = disk(&tree, "9:1:0:0", "sdk", NAME);
     lookout.changed(&new, now);
@@ -377,58 +327,6 @@ fn what_opens_too_late_is_closed() {
     lookout.changed(&again, now);
     drop(closed);
     assert_eq!(said(work(&mut lookout, now)), ["back 0 /dev/sdq 9:1:0:0"]);
-}
-
-/// It has been there, and udev has known it, since long before the first one went.
-#[test]
-fn another_path_is_taken_without_waiting_for_udev() {
-    let tree = Tree::new();
-    let (mut lookout, _door) = lookout(&tree, vec![wanted(&tree, "2:0:0:5", Driver::Block)]);
-    disk(&tree, "7:0:0:1", "sdk", NAME);
-    tree.file("run/udev/control", "");
-    tree.file("run/udev/data/b8:160", "I:1\n");
-    std::thread::sleep(Duration::from_millis(50));
-    let (now, old) = (Instant::now(), format!("{RPORT}/target2:0:0/2:0:0:5"));
-    remove(&tree, &old);
-    lookout.removed(&old, now);
-    assert_eq!(said(work(&mut lookout, now)), ["lost 0", "back 0 /dev/sdk 7:0:0:1"]);
-}
-
-/// Who opens a node first has it alone: udev would find it busy.
-#[test]
-fn udev_is_waited_for_and_not_for_ever() {
-    let tree = Tree::new();
-    let old = format!("{RPORT}/target2:0:0/2:0:0:5");
-    let (mut lookout, door) = lookout(&tree, vec![wanted(&tree, "2:0:0:5", Driver::Block)]);
-    let mut now = Instant::now();
-    tree.file("run/udev/control", "");
-    // That which was there before had the same number.
-    tree.file("run/udev/data/b8:160", "I:1\n");
-    std::thread::sleep(Duration::from_millis(50));
-    remove(&tree, &old);
-    lookout.removed(&old, now);
-    let new = disk(&tree, "7:0:0:1", "sdk", NAME);
-    lookout.changed(&new, now);
-    assert_eq!((said(work(&mut lookout, now)), door.tried()), (vec!["lost 0".into()], vec![]));
-    tree.file("run/udev/data/b8:160", "I:2\n");
-    now = lookout.next().unwrap();
-    assert_eq!(said(work(&mut lookout, now)), ["back 0 /dev/sdk 7:0:0:1"]);
-    // One that never has done.
-    remove(&tree, &new);
-    fs::remove_file(tree.path().join("run/udev/data/b8:160")).unwrap();
-    lookout.removed(&new, now);
-    let third = disk(&tree, "8:0:0:0", "sdm", NAME);
-    lookout.changed(&third, now);
-    let begin = now;
-    assert_eq!(said(work(&mut lookout, now)), ["lost 0"]);
-    door.tried();
-    let mut last = Vec::new();
-    while let Some(next) = lookout.next() {
-        now = next;
-        last = said(work(&mut lookout, now));
-    }
-    assert_eq!(last, ["back 0 /dev/sdm 8:0:0:0"]);
-    assert!(now - begin >= PATIENCE && now - begin <= PATIENCE + PAUSE_MAX, "{:?}", now - begin);
 }
 
 /// The whole of what opens it, with a block device that takes no SCSI commands.
@@ -445,22 +343,17 @@ fn a_node_is_opened_as_at_the_start() {
     assert!(said.contains("at 2:0:0:5 has no node"), "{said}");
 }
 
-/// Its node of sg is there before its block device.
+/// One that hangs while it is opened may have gone, and another come to its address. The tree takes /dev/zero for a node of sg.
 #[test]
-fn all_nodes_that_it_had_are_waited_for() {
+fn an_address_is_nobodys_while_a_node_is_opened_for_another_process() {
     let tree = Tree::new();
-    let mut wanted = wanted(&tree, "2:0:0:5", Driver::Sg);
-    wanted.parts = vec![Part::Block, Part::Sg];
-    let (mut lookout, _door) = lookout(&tree, vec![wanted]);
-    let (now, old) = (Instant::now(), format!("{RPORT}/target2:0:0/2:0:0:5"));
-    remove(&tree, &old);
-    lookout.removed(&old, now);
-    let new = disk(&tree, "7:0:0:1", "sdk", NAME);
-    tree.file(&format!("{}/scsi_generic/sg7/dev", &new[1..]), "21:7\n");
-    lookout.changed(&new, now);
-    assert_eq!(said(work(&mut lookout, now)), ["lost 0"]);
-    // What there is in the end is better than nothing.
-    assert_eq!(said(work(&mut lookout, now + PATIENCE)), ["back 0 /dev/sg7 7:0:0:1"]);
+    let directory = "devices/pci0/host9/target96:0:0/96:0:0:7";
+    tree.node(&format!("{directory}/scsi_generic/zero"), "char", "1:5");
+    tree.link("class/scsi_device/96:0:0:7/device", directory);
+    let (wanted, _hangs) = (wanted(&tree, "96:0:0:7", Driver::Sg), Taken::new("96:0:0:7").unwrap());
+    let device = tree.sysfs().all().into_iter().find(|device| device.address == "96:0:0:7").unwrap();
+    let said = open(&tree.sysfs(), &wanted, &device).unwrap_err().to_string();
+    assert!(said.contains("whose driver takes no commands (SG_IO)"), "{said}");
 }
 
 #[test]

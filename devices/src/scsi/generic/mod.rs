@@ -32,6 +32,7 @@ mod places;
 mod request;
 mod room;
 mod route;
+mod seat;
 mod split;
 mod status;
 mod sys;

@@ -71,7 +71,8 @@ pub(super) struct Node {
     pub(super) routes: Routes,
     /// The device as a block device, which the host cannot mount meanwhile.
     claim: Option<File>,
-    _taken: Taken,
+    /// `None` while it is another process that has units.
+    _taken: Option<Taken>,
 }
 
 impl Host for Node {
@@ -95,7 +96,7 @@ impl Node {
     pub(super) fn from_files(address: &str, files: Vec<(Part, File)>) -> Option<Self> {
         let (claims, files) = files.into_iter().partition::<Vec<_>, _>(|(part, _)| *part == Part::Claim);
         let claim = claims.into_iter().next().map(|(_, file)| file);
-        Some(Self { routes: Routes::from_files(files)?, claim, _taken: Taken::again(address) })
+        Some(Self { routes: Routes::from_files(files)?, claim, _taken: Some(Taken::again(address)) })
     }
 
     /// For a unit of this process: nobody else has a command sent by it.
@@ -120,12 +121,29 @@ impl Node {
         sysfs: &Sysfs,
         options: &GenericOptions,
     ) -> Result<(Self, GenericConfig), GenericError> {
+        Self::open_for(sysfs, options, true)
+    }
+
+    /// For another process: what hangs while it is opened keeps its address from none that comes there.
+    pub(super) fn open_for_another(
+        sysfs: &Sysfs,
+        options: &GenericOptions,
+    ) -> Result<(Self, GenericConfig), GenericError> {
+        Self::open_for(sysfs, options, false)
+    }
+
+    fn open_for(
+        sysfs: &Sysfs,
+        options: &GenericOptions,
+        is_unit: bool,
+    ) -> Result<(Self, GenericConfig), GenericError> {
         let path = find(sysfs, &options.place)?;
         let (device, driver, number) = look(sysfs, &path)?;
         let name = path.display().to_string();
-        let Some(taken) = Taken::new(&device.address) else {
+        let taken = is_unit.then(|| Taken::new(&device.address));
+        if matches!(taken, Some(None)) {
             return Err(GenericError::Twice { path: name, address: device.address });
-        };
+        }
         let block = if driver == Driver::Block { Some(path.clone()) } else { sysfs.block_node(&device) };
         let user = block.as_deref().filter(|_| !options.shared).and_then(user_of);
         if let Some(user) = user {
@@ -203,7 +221,7 @@ impl Node {
             device.address,
             limits.transfer()
         );
-        Ok((Self { routes, claim, _taken: taken }, config))
+        Ok((Self { routes, claim, _taken: taken.flatten() }, config))
     }
 }
 

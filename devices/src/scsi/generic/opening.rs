@@ -104,6 +104,12 @@ impl Openings {
         done
     }
 
+    /// So many others are under way.
+    #[cfg(test)]
+    pub(super) fn hang(&self, count: usize) {
+        self.count.store(count, Ordering::Relaxed);
+    }
+
     /// Closes what nobody wants any more.
     pub(super) fn let_go(&self, opened: Result<Arrival, GenericError>) {
         if let Ok(arrival) = opened {
