@@ -161,7 +161,8 @@ fn unit(units: &mut [Returning], index: usize) -> Option<Returning> {
 }
 
 /// Whether what the keeper tells of `before` is of `after`, too. A disk on another path is the same disk, but that path has not gone;
-/// and the keeper opens what comes back as it was told at the start.
+/// and the keeper opens what comes back as it was told at the start. Blocks that it was not told to open for the ring are no reason: then
+/// they go by commands.
 fn stands_in(before: &Wanted, after: &Wanted) -> bool {
     after.identity.is(&before.identity)
         && after.identity.address == before.identity.address

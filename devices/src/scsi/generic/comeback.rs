@@ -16,19 +16,19 @@ use super::inquiry::{self, Page};
 use super::kept::Pages;
 use super::kind::Kind;
 use super::lookout::{Arrival, Found, Wanted};
+use super::past::Past;
 use super::route::Part;
 use super::{Answer, COPIED_MAX, Command, GenericConfig, GenericError, Host, HostLimits, probe};
 use crate::iothread::PieceLimits;
 use crate::scsi::attention::Attention;
 use crate::scsi::unit::Unit;
 use crate::storage::{Image, RawImage};
-use crate::threads::{self, Kind as ThreadKind};
 
-/// How long a device that is back is asked again who it is while it does not answer, and how often.
+/// How long a device that is back is asked again who it is while it does not answer, and how often: some times at least, for the kernel
+/// may take longer than that to give up on one command.
 const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
+const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 500 });
-/// How soon it is looked whether the commands of one that is gone have ended, first and later.
-const CLOSING: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(1));
 /// VERSION of those that have vital product data for sure (SPC-5, 6.7.2).
 const SPC_2: u8 = 0x04;
 /// Bytes of standard INQUIRY data that are looked at.
@@ -68,6 +68,13 @@ impl Link {
     pub(super) fn new(host: Arc<dyn Host>, config: &GenericConfig) -> Result<Self, GenericError> {
         let of_thread = config.clone();
         asking::in_time(&config.name, move || Self::ask(host, &of_thread))
+            .unwrap_or_else(|why| Err(GenericError::Silent { path: config.name.clone(), why }))
+    }
+
+    /// The same of one that is back, for which nobody waits.
+    fn of_returned(host: Arc<dyn Host>, config: &GenericConfig) -> Result<Self, GenericError> {
+        let of_thread = config.clone();
+        asking::in_its_time(&config.name, move || Self::ask(host, &of_thread))
             .unwrap_or_else(|why| Err(GenericError::Silent { path: config.name.clone(), why }))
     }
 
@@ -237,55 +244,11 @@ impl Host for Nothing {
     }
 }
 
-/// Links that are no more, until the host has ended their commands. The last close of a node may take as long as a command, and is for
-/// a thread of its own: neither an I/O thread waits for it, nor who takes other devices that are back.
-#[derive(Default)]
-struct Past {
-    links: Vec<Arc<Link>>,
-    /// The thread is there.
-    closing: bool,
-}
-
-impl Past {
-    fn lock(past: &Mutex<Self>) -> MutexGuard<'_, Self> {
-        past.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take(past: &Arc<Mutex<Self>>, link: Arc<Link>) {
-        let of_thread = past.clone();
-        let mut state = Self::lock(past);
-        state.links.push(link);
-        if !state.closing {
-            let close = move || Self::close(&of_thread);
-            // Without a thread they go with the next one, or with the unit.
-            state.closing = threads::spawn(ThreadKind::Returns, "return-close", close).is_ok();
-        }
-    }
-
-    fn close(past: &Mutex<Self>) {
-        let (mut pause, longest) = CLOSING;
-        loop {
-            let mut state = Self::lock(past);
-            let over: Vec<_> = state.links.extract_if(.., |link| Arc::strong_count(link) == 1).collect();
-            state.closing = !(over.is_empty() && state.links.is_empty());
-            match (state.closing, over.is_empty()) {
-                (false, _) => return,
-                (true, false) => drop((state, over)),
-                (true, true) => {
-                    drop(state);
-                    std::thread::sleep(pause);
-                    pause = longest.min(pause * 2);
-                }
-            }
-        }
-    }
-}
-
 /// Where a unit has its device.
 pub(super) struct Plug {
     config: GenericConfig,
     link: RwLock<Arc<Link>>,
-    past: Arc<Mutex<Past>>,
+    past: Arc<Mutex<Past<Link>>>,
     /// Somebody looks for the device when it goes.
     watched: AtomicBool,
 }
@@ -329,14 +292,16 @@ impl Plug {
         self.watched.load(Ordering::Relaxed)
     }
 
-    fn replace(&self, make: impl FnOnce(&Link) -> Link) {
+    /// Puts what is made in the place of what is there; false if nothing is.
+    fn replace(&self, make: impl FnOnce(&Link) -> Option<Link>) -> bool {
         let mut link = self.link.write().unwrap_or_else(PoisonError::into_inner);
-        let mut next = make(&link);
+        let Some(mut next) = make(&link) else { return false };
         next.number = link.number.wrapping_add(1);
         let next = Arc::new(next);
         let before = std::mem::replace(&mut *link, next);
         drop(link);
         Past::take(&self.past, before);
+        true
     }
 
     fn lose(&self) {
@@ -346,23 +311,30 @@ impl Plug {
                 self.config.name
             );
         }
-        self.replace(Link::without_device);
+        self.replace(|link| Some(link.without_device()));
     }
 
-    /// Goes on with a device that answers.
-    fn take(&self, mut next: Link, blocks: Option<Arc<Image>>, name: &str) -> Result<(), GenericError> {
+    /// Goes on with a device that answers; false if what is there now is not what had the number `before`.
+    pub(super) fn take(
+        &self,
+        before: u64,
+        mut next: Link,
+        blocks: Option<Arc<Image>>,
+    ) -> Result<bool, GenericError> {
         let wanted = self.link().peripheral();
         if next.peripheral() != wanted {
-            return Err(GenericError::Other { path: name.to_owned(), found: next.peripheral(), wanted });
+            return Err(GenericError::Other { found: next.peripheral(), path: next.name, wanted });
         }
         if let Some(blocks) = blocks.filter(|_| !next.is_removable()) {
             next.blocks = OnceLock::from(blocks);
         }
-        self.replace(|before| {
-            next.follows(before);
-            next
-        });
-        Ok(())
+        let mut next = Some(next);
+        // What is not taken is closed after that, not while others wait for the link.
+        Ok(self.replace(|link| {
+            let next = next.take_if(|_| link.number == before)?;
+            next.follows(link);
+            Some(next)
+        }))
     }
 }
 
@@ -375,18 +347,21 @@ pub(super) fn go_on(
     blocks: Option<Arc<Image>>,
     config: &GenericConfig,
 ) -> Result<bool, GenericError> {
-    let number = |plug: &Weak<Plug>| plug.upgrade().map(|plug| plug.link().number);
-    let (begin, before) = (Instant::now(), number(plug));
+    let number = || plug.upgrade().map(|plug| plug.peek(Link::number));
+    let Some(before) = number() else { return Ok(false) };
+    let (begin, mut tries) = (Instant::now(), 0);
     let next = loop {
-        match Link::new(host.clone(), config) {
-            _ if number(plug).is_none() || number(plug) != before => return Ok(false),
-            Err(GenericError::Silent { .. }) if begin.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+        let made = Link::of_returned(host.clone(), config);
+        tries += 1;
+        match made {
+            _ if number() != Some(before) => return Ok(false),
+            Err(GenericError::Silent { .. }) if begin.elapsed() < PATIENCE || tries < TRIES => {
+                std::thread::sleep(PAUSE);
+            }
             made => break made?,
         }
     };
-    let Some(plug) = plug.upgrade() else { return Ok(false) };
-    plug.take(next, blocks, &config.name)?;
-    Ok(true)
+    plug.upgrade().map_or(Ok(false), |plug| plug.take(before, next, blocks))
 }
 
 /// A unit whose device may go and come back. It does not hold the unit.
@@ -435,7 +410,7 @@ impl Returning {
         }
     }
 
-    /// The device is back: it is asked who it is, which may take a minute, and the unit goes on with it.
+    /// The device is back: it is asked who it is, which may take as long as the host waits for it, and the unit goes on with it.
     ///
     /// # Errors
     /// It does not answer, or is another one. Then the unit stays without.
@@ -463,13 +438,18 @@ impl Returning {
 }
 
 /// The blocks of a device that is back, where it has them open. The log says why not, if not.
-fn ring(blocks: Option<File>, found: &Found, bounce: bool) -> Option<Arc<Image>> {
+pub(super) fn ring(blocks: Option<File>, found: &Found, bounce: bool) -> Option<Arc<Image>> {
     let limits = &found.limits;
     let most = usize::try_from(limits.max_segments).unwrap_or(usize::MAX);
     let pieces = PieceLimits::new(limits.preferred_bytes, most);
     let opened = match blocks.map(|file| RawImage::of_device(file, &found.path, pieces)) {
         Some(Ok(image)) => return Some(for_unit(image, bounce)),
         Some(Err(error)) => shown(&error),
+        // It was attached in the place of a unit of another type.
+        None if found.size.is_some() => format!(
+            "{}: the process that finds it has known it since the start as one of type = \"generic\"",
+            found.path
+        ),
         None => format!("{}: the host does not know how long it is", found.path),
     };
     tracing::warn!("{opened}; its blocks are read and written by commands until it is attached anew");

@@ -28,6 +28,7 @@ mod lookout;
 mod node;
 mod opening;
 mod orphans;
+mod past;
 mod places;
 mod request;
 mod room;

@@ -5,7 +5,8 @@ use std::sync::atomic::AtomicBool;
 
 use super::*;
 use crate::iothread::Io;
-use crate::scsi::generic::comeback::Plug;
+use crate::scsi::generic::Found;
+use crate::scsi::generic::comeback::{Link, Plug, ring};
 use crate::scsi::{Status, TaskManagement};
 use crate::testing::on_io_thread;
 
@@ -152,6 +153,86 @@ fn a_device_that_does_not_answer_is_waited_for_and_not_for_ever() {
     );
     drop(closed);
     self::closed(&fake);
+}
+
+/// The same of one that is back, for which nobody waits: a late answer is one.
+#[test]
+fn a_device_that_is_back_is_waited_for_as_long_as_the_host_does() {
+    on_io_thread(|io| async move {
+        let (nexus, _target, plug) = unit(&io, &good()).await;
+        let plug = plug.upgrade().unwrap();
+        plug.put(None, &config()).unwrap();
+        let begin = std::time::Instant::now();
+        let mut fake = Fake::new(|_| Ok(Answer::good()));
+        // Longer than the start waits, and than one is asked that does not answer.
+        let slow = begin + Duration::from_millis(3200);
+        fake.gate =
+            Box::new(move |_| std::thread::sleep(slow.saturating_duration_since(std::time::Instant::now())));
+        let (fake, mut end) = (Arc::new(fake), None);
+        let lines = crate::log::recorded(tracing::Level::WARN, || {
+            end = Some(plug.put(Some(fake), &config()));
+        });
+        assert_eq!(lines, ["WARN waiting for \"/dev/sg0\", which does not answer"]);
+        end.unwrap().unwrap();
+        heard(&io, &nexus, &[(0x29, 0x00)]).await;
+        // The host has given up on the first command, after a while.
+        plug.put(None, &config()).unwrap();
+        let (count, begin) = (AtomicUsize::new(0), std::time::Instant::now());
+        let slow = Gives(Fake::new(|_| Ok(Answer::good())), move || {
+            let first = count.fetch_add(1, Ordering::Relaxed) == 0;
+            let until = begin + Duration::from_millis(if first { 2100 } else { 0 });
+            std::thread::sleep(until.saturating_duration_since(std::time::Instant::now()));
+            first
+        });
+        plug.put(Some(Arc::new(slow)), &config()).unwrap();
+        heard(&io, &nexus, &[(0x29, 0x00)]).await;
+    });
+}
+
+/// A device of which the host gives up on commands.
+struct Gives<F>(Fake, F);
+
+impl<F: Fn() -> bool + Send + Sync> Host for Gives<F> {
+    fn execute(&self, command: &Command) -> std::io::Result<Answer> {
+        if (self.1)() { Ok(Answer { host: 3, ..Answer::good() }) } else { self.0.execute(command) }
+    }
+    fn reset(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// It goes again just as the unit would go on with it.
+#[test]
+fn what_has_come_meanwhile_stays() {
+    on_io_thread(|io| async move {
+        let (nexus, _target, plug) = unit(&io, &good()).await;
+        let plug = plug.upgrade().unwrap();
+        let before = plug.link().number();
+        let late = Link::new(good(), &config()).unwrap();
+        let newer = good();
+        plug.put(Some(newer.clone()), &config()).unwrap();
+        assert!(!plug.take(before, late, None).unwrap());
+        newer.take_seen();
+        heard(&io, &nexus, &[(0x29, 0x00)]).await;
+        assert_eq!(newer.take_seen().len(), 1, "it is that which is there");
+    });
+}
+
+/// Who attaches a unit of type "block" in the place of one of type "generic".
+#[test]
+fn blocks_that_were_not_opened_are_missed_for_their_own_reason() {
+    let said = |size| {
+        let found = Found {
+            path: "/dev/sdk".into(),
+            address: "7:0:0:1".into(),
+            limits: HostLimits::default(),
+            block: None,
+            size,
+        };
+        crate::log::recorded(tracing::Level::WARN, || assert!(ring(None, &found, false).is_none()))
+    };
+    assert!(said(Some(512))[0].contains("as one of type = \"generic\"; its blocks"), "{:?}", said(Some(512)));
+    assert!(said(None)[0].contains("the host does not know how long it is; its blocks"), "{:?}", said(None));
 }
 
 /// A device that is busy so many times before it answers.
