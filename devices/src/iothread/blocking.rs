@@ -18,6 +18,8 @@ use crate::threads::{self, Kind};
 
 /// A helper without work for this long ends.
 const IDLE: Duration = Duration::from_secs(10);
+/// How long until the host is asked again for a thread that it could not start.
+pub(super) const AGAIN: Duration = Duration::from_millis(100);
 /// How long one waits for its turn that was chosen for it at that very moment, before it looks again.
 const MOMENT: Duration = Duration::from_millis(1);
 
@@ -95,8 +97,8 @@ impl Owner {
         self.0.orphans.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Works for it until there is nothing left to do.
-    fn serve(&self) {
+    /// Works for it until there is nothing left to do, on a helper of `own`.
+    fn serve(&self, own: &Helpers) {
         let mut coming = 1;
         loop {
             let mut line = self.lock();
@@ -105,32 +107,42 @@ impl Owner {
                 line.helpers -= 1;
                 return;
             };
-            let more = if coming == 1 { self.more(&mut line) } else { None };
+            let (calls, asked) = if coming == 1 { self.more(own, &mut line) } else { Default::default() };
             drop(line);
             coming = 0;
-            drop(more);
+            drop(calls);
+            if let Some(asked) = asked {
+                asked.thread.see_to_short();
+            }
             job.run(self);
         }
     }
 
     /// Who has come sees to it that two more come where that is not enough: so there are soon as many as there are jobs, and none is woken
-    /// for those that are done by then. It starts no thread itself.
-    fn more(&self, line: &mut Line) -> Option<[Option<Call>; 2]> {
-        if !line.needs_more() {
-            return None;
-        }
-        let helpers = line.jobs.front()?.helpers.clone();
+    /// for those that are done by then. It starts no thread itself: where too few are idle, the I/O thread that it gives back is to be told.
+    fn more(&self, own: &Helpers, line: &mut Line) -> ([Option<Call>; 2], Option<Arc<Helpers>>) {
         let mut calls = [None, None];
         for call in &mut calls {
-            if line.needs_more() {
-                *call = helpers.send_idle(self, line);
-                if call.is_none() {
-                    helpers.thread.see_to(self);
-                    break;
-                }
+            if !line.needs_more() {
+                break;
             }
+            *call = own.call_idle(self).or_else(|| line.call_idle(self));
+            if call.is_none() {
+                return (calls, line.ask(self));
+            }
+            line.add_coming();
         }
-        Some(calls)
+        (calls, None)
+    }
+
+    /// Has another I/O thread do what one was to do for it that ends.
+    fn pass_on(&self) {
+        let line = self.lock();
+        let asked = if line.needs_more() { line.ask(self) } else { None };
+        drop(line);
+        if let Some(asked) = asked {
+            asked.thread.see_to_short();
+        }
     }
 }
 
@@ -149,10 +161,31 @@ impl Line {
     }
 
     /// Whether one more helper is wanted: there are more jobs than helpers on their way, and no more are on their way than have come.
-    /// While there are jobs, either one is on its way, or all are at work that there may be.
+    /// While there are jobs and helpers, one is on its way, or all are at work that there may be, or an I/O thread is to send one. While
+    /// there are jobs and none, who waits for them looks for one.
     fn needs_more(&self) -> bool {
         let here = self.helpers - self.coming;
         self.jobs.len() > self.coming && self.coming <= here && self.helpers < self.helpers_max
+    }
+
+    fn add_coming(&mut self) {
+        self.helpers += 1;
+        self.coming += 1;
+    }
+
+    /// Chooses an idle helper for `owner`, of an I/O thread that waits for one of its jobs.
+    fn call_idle(&self, owner: &Owner) -> Option<Call> {
+        let mut last = None;
+        self.jobs.iter().map(|queued| &queued.helpers).find_map(|helpers| {
+            // Mostly they come in a row, or all from one.
+            let seen = last.replace(helpers).is_some_and(|last| Arc::ptr_eq(last, helpers));
+            if seen { None } else { helpers.call_idle(owner) }
+        })
+    }
+
+    /// An I/O thread that waits for one of the jobs of `owner`, and is to send one more helper from now on. It is still to be told so.
+    fn ask(&self, owner: &Owner) -> Option<Arc<Helpers>> {
+        self.jobs.iter().map(|queued| &queued.helpers).find(|helpers| helpers.keep(owner)).cloned()
     }
 }
 
@@ -161,6 +194,8 @@ struct State {
     /// Those that have nothing to do; the last one has been at work most recently.
     idle: Vec<Arc<Seat>>,
     threads: usize,
+    /// Owners that are to have one more as soon as the host starts it.
+    short: Vec<Owner>,
     closed: bool,
     /// The host starts none.
     #[cfg(test)]
@@ -224,12 +259,14 @@ impl Given {
         Ok((number, served))
     }
 
-    /// The round is over.
-    pub(super) fn call(&self, helpers: &Arc<Helpers>) {
+    /// The round is over: whether an owner stays short of helpers.
+    pub(super) fn call(&self, helpers: &Arc<Helpers>) -> bool {
+        let mut short = false;
         for (owner, call) in self.0.borrow_mut().drain(..) {
             drop(call);
-            helpers.see_to(&owner);
+            short |= helpers.see_to(&owner);
         }
+        short
     }
 }
 
@@ -247,12 +284,9 @@ impl Helpers {
         line.jobs.push_back(Queued { number, job, helpers: self.clone() });
         let asked = if now || line.helpers == 0 { self.ask(owner, number, &mut line) } else { Ok(None) };
         let served = line.helpers > 0;
-        drop(line);
         match asked {
-            Err(e) if !served && lock(&self.state).closed => {
-                owner.lock().withdraw(number);
-                Err(e)
-            }
+            Err(e) if !served && lock(&self.state).closed && line.withdraw(number) => Err(e),
+            // One that could not be started for an owner that has others is asked for again at the end of the round.
             asked => Ok((number, served, asked.ok().flatten())),
         }
     }
@@ -262,80 +296,119 @@ impl Helpers {
         Arc::new(Self { state: Mutex::default(), thread })
     }
 
-    /// Sends `owner` one more helper where that has too few. To be called on the I/O thread.
-    pub(super) fn see_to(self: &Arc<Self>, owner: &Owner) {
+    /// Sends `owner` one more helper where that has too few: whether it has too few all the same, and [`Self::see_to_short`] is to be called
+    /// later. To be called on the I/O thread.
+    fn see_to(self: &Arc<Self>, owner: &Owner) -> bool {
         let mut line = owner.lock();
-        let call = if line.needs_more() { self.send(owner, &mut line).ok().flatten() } else { None };
+        // Where there is none at all the first who waits asks the host.
+        let has_some = line.helpers > 0;
+        let sent = if line.needs_more() { self.send(owner, &mut line, has_some) } else { Ok(None) };
         drop(line);
-        drop(call);
+        let short = sent.is_err() && has_some;
+        drop(sent);
+        if short && !self.keep(owner) {
+            owner.pass_on();
+        }
+        short
     }
 
-    /// Looks again for a helper for job `number` that has none: whether there is one; fails where there is no thread at all.
-    pub(super) fn look_again(self: &Arc<Self>, owner: &Owner, number: u64) -> io::Result<bool> {
+    /// As [`Self::see_to`], for all owners that have too few.
+    pub(super) fn see_to_short(self: &Arc<Self>) -> bool {
+        let owners = std::mem::take(&mut lock(&self.state).short);
+        owners.iter().fold(false, |short, owner| self.see_to(owner) | short)
+    }
+
+    /// Keeps `owner` for [`Self::see_to_short`]; false when the I/O thread ends.
+    fn keep(&self, owner: &Owner) -> bool {
+        let mut state = lock(&self.state);
+        if !state.closed && !state.short.iter().any(|other| Arc::ptr_eq(&other.0, &owner.0)) {
+            state.short.push(owner.clone());
+        }
+        !state.closed
+    }
+
+    /// Looks again for a helper for job `number` that has none: whether there is one. Fails, if it is the `last` time, where there is no
+    /// thread at all: then the job is not done any more.
+    pub(super) fn look_again(self: &Arc<Self>, owner: &Owner, number: u64, last: bool) -> io::Result<bool> {
         let mut line = owner.lock();
-        let asked = self.ask(owner, number, &mut line);
+        let asked = if line.helpers == 0 { self.ask(owner, number, &mut line) } else { Ok(None) };
         let served = line.helpers > 0;
-        drop(line);
         match asked {
-            Err(e) if !served && lock(&self.state).threads == 0 => Err(e),
-            // Who was found is called here.
-            _ => Ok(served),
+            Err(e) if last && lock(&self.state).threads == 0 && line.withdraw(number) => Err(e),
+            asked => {
+                drop(line);
+                // Who was found is called.
+                drop(asked);
+                Ok(served)
+            }
         }
     }
 
     /// Asks for a helper for job `number`. Where there is none only the first of a line asks the host: each time costs it.
     fn ask(self: &Arc<Self>, owner: &Owner, number: u64, line: &mut Line) -> io::Result<Option<Call>> {
-        if line.helpers == 0 && line.jobs.front().is_none_or(|first| first.number != number) {
-            return Err(io::Error::from_raw_os_error(libc::EAGAIN));
-        }
         if !line.needs_more() {
             return Ok(None);
         }
-        self.send(owner, line)
+        let may_start = line.helpers > 0 || line.jobs.front().is_some_and(|first| first.number == number);
+        self.send(owner, line, may_start)
     }
 
-    /// Sends `owner` one more helper: an idle one, which is to be called, or a new one.
-    fn send(self: &Arc<Self>, owner: &Owner, line: &mut Line) -> io::Result<Option<Call>> {
+    /// Sends `owner` one more helper: an idle one, which is to be called, or a new one if it `may_start` one.
+    fn send(self: &Arc<Self>, owner: &Owner, line: &mut Line, may_start: bool) -> io::Result<Option<Call>> {
         let mut state = lock(&self.state);
         #[cfg(test)]
         if state.no_threads {
-            state.refused += 1;
+            state.refused += usize::from(may_start);
             return Err(io::Error::from_raw_os_error(libc::EAGAIN));
         }
         if state.closed {
             return Err(io::Error::other("the I/O thread is ending"));
         }
-        let call = state.call(owner);
+        let mut call = state.call(owner);
+        drop(state);
         if call.is_none() {
-            let (helpers, first) = (self.clone(), owner.clone());
-            threads::spawn(Kind::IoHelper, "io-helper", move || helpers.serve(first))?;
-            state.threads += 1;
+            if !may_start {
+                return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+            }
+            call = line.call_idle(owner);
         }
-        line.helpers += 1;
-        line.coming += 1;
+        if call.is_none() {
+            self.start(owner.clone())?;
+        }
+        line.add_coming();
         Ok(call)
     }
 
-    /// Sends `owner` one more helper, if one is idle.
-    fn send_idle(&self, owner: &Owner, line: &mut Line) -> Option<Call> {
-        let call = lock(&self.state).call(owner)?;
-        line.helpers += 1;
-        line.coming += 1;
-        Some(call)
+    /// Starts one more, for `first`.
+    fn start(self: &Arc<Self>, first: Owner) -> io::Result<()> {
+        // Before it may end.
+        lock(&self.state).threads += 1;
+        let helpers = self.clone();
+        let started = threads::spawn(Kind::IoHelper, "io-helper", move || helpers.serve(first));
+        started.map(drop).inspect_err(|_| lock(&self.state).threads -= 1)
     }
 
-    /// Lets idle helpers end. Running jobs finish on their own; what has not begun goes with its future.
+    /// Chooses an idle one for `owner`.
+    fn call_idle(&self, owner: &Owner) -> Option<Call> {
+        lock(&self.state).call(owner)
+    }
+
+    /// The I/O thread ends. Lets idle helpers end, and other threads do what was asked of this one. Running jobs finish on their own; what
+    /// has not begun goes with its future.
     pub(super) fn close(&self) {
         let mut state = lock(&self.state);
         state.closed = true;
         state.idle.iter().for_each(|seat| seat.thread.unpark());
+        let short = std::mem::take(&mut state.short);
+        drop(state);
+        short.iter().for_each(Owner::pass_on);
     }
 
     fn serve(&self, first: Owner) {
         let seat = Arc::new(Seat { thread: std::thread::current(), turn: Mutex::default() });
         let mut next = Some(first);
         while let Some(owner) = next {
-            owner.serve();
+            owner.serve(self);
             drop(owner);
             next = self.next_turn(&seat);
         }
@@ -387,6 +460,10 @@ impl Helpers {
 
     pub(super) fn threads(&self) -> usize {
         lock(&self.state).threads
+    }
+
+    pub(super) fn idle(&self) -> usize {
+        lock(&self.state).idle.len()
     }
 
     /// How often one was asked for in vain.

@@ -11,14 +11,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Duration;
 
-use super::blocking::{Job, Owner, lock};
+use super::blocking::{AGAIN, Job, Owner, lock};
 use super::outside::Touches;
 use super::{Io, Scope, UNTRIED_PAUSE, UNTRIED_TRIES};
 
-/// How often a helper is asked for again where the host could not start one.
-const AGAIN: Duration = Duration::from_millis(100);
 /// So many errands are kept for the next ones.
 const SPARE: usize = 256;
 
@@ -103,7 +100,8 @@ impl<W: Work> Job for Errand<W> {
         let mut state = lock(&self.0);
         if state.orphan {
             drop(state);
-            drop((work, result));
+            // A panic of what it has shall not end the helper, which is counted as the work is.
+            let _ = catch_unwind(AssertUnwindSafe(|| drop((work, result))));
             owner.remove_orphan();
             state = lock(&self.0);
             state.over = true;
@@ -174,10 +172,8 @@ async fn search<W: Work>(io: &Io, owner: &Owner, number: u64, errand: Arc<Errand
             return Ok(());
         }
         tries += 1;
-        match io.core.helpers.look_again(owner, number) {
-            Ok(true) => return Ok(()),
-            Err(e) if tries >= UNTRIED_TRIES => return Err(e),
-            Ok(false) | Err(_) => {}
+        if io.core.helpers.look_again(owner, number, tries >= UNTRIED_TRIES)? {
+            return Ok(());
         }
     }
 }
@@ -271,6 +267,7 @@ impl Io {
 mod tests {
     use std::pin::pin;
     use std::sync::mpsc::{self, Receiver, Sender};
+    use std::time::Duration;
 
     use super::*;
     use crate::mem::SgList;
@@ -352,6 +349,43 @@ mod tests {
             for _ in 0..3 {
                 errands.run(&io, touches(), Waits(None, None)).await.unwrap();
             }
+        });
+    }
+
+    /// Waits to be released, and panics when it goes.
+    struct Fails(Sender<()>, Receiver<()>);
+
+    impl Work for Fails {
+        type Result = ();
+
+        fn run(&mut self) {
+            let _ = (self.0.send(()), self.1.recv());
+        }
+    }
+
+    impl Drop for Fails {
+        fn drop(&mut self) {
+            panic!("on purpose");
+        }
+    }
+
+    #[test]
+    fn what_goes_on_alone_is_over_also_when_it_panics() {
+        on_io_thread(|io| async move {
+            let errands = Errands::new(Owner::default());
+            let ((begin, begun), (release, released)) = (mpsc::channel(), mpsc::channel());
+            {
+                let mut hangs = pin!(errands.run(&io, touches(), Fails(begin, released)));
+                while begun.try_recv().is_err() {
+                    assert!(io.at_most(Duration::from_millis(1), hangs.as_mut()).await.is_none());
+                }
+            }
+            drop(release);
+            let next = io.blocking_on(errands.owner(), || 7);
+            let next = io.at_most(Duration::from_secs(10), next).await;
+            assert_eq!(next.expect("its helper is still waited for").unwrap(), 7);
+            assert_eq!(errands.owner().orphans(), 0);
+            io.at_most(Duration::from_secs(10), io.quiesce()).await.expect("it is still waited for");
         });
     }
 }

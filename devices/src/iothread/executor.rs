@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::blocking::{Given, Helpers, Job, Owner};
+use super::blocking::{AGAIN, Given, Helpers, Job, Owner};
 use super::clock::Clock;
 use super::copies::Copies;
 use super::op::Op;
@@ -54,6 +54,8 @@ pub(super) struct Core {
     pub(super) ring: RefCell<Ring>,
     pub(super) helpers: Arc<Helpers>,
     given: Given,
+    /// Owners that have too few helpers are seen to before long.
+    sees_to_short: Cell<bool>,
     ready: RefCell<VecDeque<u32>>,
     /// Tasks that were ready when a round ended early; behind what becomes ready until the next.
     postponed: RefCell<VecDeque<u32>>,
@@ -91,6 +93,7 @@ impl Core {
             ring: RefCell::new(Ring::new(RING_ENTRIES, workers)?),
             helpers,
             given: Given::default(),
+            sees_to_short: Cell::new(false),
             ready: RefCell::default(),
             postponed: RefCell::default(),
             copies: Copies::default(),
@@ -151,12 +154,38 @@ impl Core {
     }
 
     /// Gives `owner` a job: its number, and whether there is a helper that comes to it; fails when the thread ends.
-    pub(super) fn give(&self, owner: &Owner, job: Arc<dyn Job>) -> io::Result<(u64, bool)> {
+    pub(super) fn give(self: &Rc<Self>, owner: &Owner, job: Arc<dyn Job>) -> io::Result<(u64, bool)> {
         let queued = self.given.queue(&self.helpers, owner, job);
         if !self.is_running.get() {
-            self.given.call(&self.helpers);
+            self.call_helpers();
         }
         queued
+    }
+
+    /// Calls the helpers that were chosen in this round.
+    fn call_helpers(self: &Rc<Self>) {
+        if self.given.call(&self.helpers) {
+            self.see_to_short_later();
+        }
+    }
+
+    /// Sends helpers to owners that have too few, now and until they have enough.
+    pub(super) fn see_to_short(self: &Rc<Self>) {
+        if self.helpers.see_to_short() {
+            self.see_to_short_later();
+        }
+    }
+
+    fn see_to_short_later(self: &Rc<Self>) {
+        if self.sees_to_short.replace(true) {
+            return;
+        }
+        let io = Io { core: self.clone() };
+        self.spawn(async move {
+            io.sleep(AGAIN).await;
+            io.core.sees_to_short.set(false);
+            io.core.see_to_short();
+        });
     }
 
     pub(super) fn add_hook(&self, hook: Weak<dyn Fn()>) {
@@ -204,7 +233,7 @@ impl Core {
                 inbox.starts.drain(..).for_each(|start| start(&io));
             }
             self.run_ready();
-            self.given.call(&self.helpers);
+            self.call_helpers();
             self.run_hooks();
             let busy = self.is_busy();
             self.ring.borrow_mut().copies_wait(!self.copies.is_empty());

@@ -111,10 +111,9 @@ impl Remote {
         self.shared.post(|inbox| inbox.starts.push(Box::new(move |io: &Io| io.spawn(make(io.clone())))));
     }
 
-    /// Has the thread look whether `owner` needs another helper.
-    fn see_to(&self, owner: &Owner) {
-        let owner = owner.clone();
-        self.shared.post(|inbox| inbox.starts.push(Box::new(move |io: &Io| io.core.helpers.see_to(&owner))));
+    /// Has the thread start helpers for owners that have too few.
+    fn see_to_short(&self) {
+        self.shared.post(|inbox| inbox.starts.push(Box::new(|io: &Io| io.core.see_to_short())));
     }
 }
 

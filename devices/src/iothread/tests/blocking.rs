@@ -3,6 +3,7 @@
 use std::sync::mpsc::Sender;
 
 use super::*;
+use crate::iothread::blocking::Job;
 
 const LONG: Duration = Duration::from_secs(20);
 /// Enough for a job that nothing holds up to begin.
@@ -24,6 +25,14 @@ async fn hang(io: &Io, owner: &Owner) -> Sender<()> {
         io.sleep(Duration::from_millis(1)).await;
     }
     release
+}
+
+/// Until a helper has nothing to do.
+async fn have_idle(io: &Io) {
+    io.blocking_on(&Owner::default(), || ()).await.unwrap();
+    while io.core.helpers.idle() == 0 {
+        io.sleep(Duration::from_millis(1)).await;
+    }
 }
 
 #[test]
@@ -219,5 +228,130 @@ fn jobs_that_hang_hold_up_none_that_came_with_them() {
             assert!(io.at_most(LONG, ended).await.is_some(), "round {round}");
         }
         assert!(io.core.helpers.threads() <= 32);
+    });
+}
+
+/// Beside one that hangs it is wanted all the same.
+#[test]
+fn a_helper_beside_others_that_could_not_start_is_asked_for_again() {
+    on_thread(|io| async move {
+        let owner = Owner::with_helpers(2);
+        let _hung = hang(&io, &owner).await;
+        io.set_no_threads(true);
+        let mut waits = Box::pin(io.blocking_on(&owner, || 3));
+        assert!(io.at_most(Duration::from_millis(350), waits.as_mut()).await.is_none());
+        let refused = io.core.helpers.refused();
+        assert!(refused <= 10, "{refused}");
+        io.set_no_threads(false);
+        assert_eq!(io.at_most(LONG, waits).await.expect("it is not asked for again").unwrap(), 3);
+    });
+}
+
+/// That thread starts no helper, and ends or not: one that is idle elsewhere comes, or another thread starts one.
+#[test]
+fn a_job_behind_one_of_another_thread_waits_for_nothing_of_that_thread() {
+    for ends in [false, true] {
+        let (first, second) = (IoThread::start("test").unwrap(), IoThread::start("test").unwrap());
+        let owner = Owner::with_helpers(2);
+        let (told, tells) = mpsc::channel();
+        let expect = |what| assert_eq!(tells.recv_timeout(LONG), Ok(what), "ends: {ends}");
+        let ((go, goes), (_release, released)) = (mpsc::channel::<()>(), mpsc::channel::<()>());
+        let ((begin, begun), (tell, of_first)) = (mpsc::channel(), (told.clone(), owner.clone()));
+        first.remote().spawn(move |io| async move {
+            have_idle(&io).await;
+            // That is chosen, and called when the round is over.
+            let hangs = move || begin.send(()).is_ok() && released.recv().is_ok();
+            let mut hangs = Box::pin(io.blocking_on(&of_first, hangs));
+            let mut waits = Box::pin(io.blocking_on(&of_first, || ()));
+            let wait = poll_fn(|cx| {
+                Poll::Ready(hangs.as_mut().poll(cx).is_pending() && waits.as_mut().poll(cx).is_pending())
+            });
+            assert!(wait.await);
+            tell.send("given").unwrap();
+            goes.recv().unwrap();
+            io.set_no_threads(true);
+            std::future::pending().await
+        });
+        expect("given");
+        second.remote().spawn(move |io| async move {
+            if !ends {
+                have_idle(&io).await;
+            }
+            let mut behind = Box::pin(io.blocking_on(&owner, || ()));
+            assert!(io.at_most(SHORT, behind.as_mut()).await.is_none());
+            told.send("queued").unwrap();
+            behind.await.unwrap();
+            told.send("done").unwrap();
+        });
+        expect("queued");
+        go.send(()).unwrap();
+        begun.recv_timeout(LONG).unwrap();
+        // Or it ends here.
+        let first = (!ends).then_some(first);
+        expect("done");
+        drop(first);
+    }
+}
+
+/// Who is not the first of a line does not ask the host, but may have one that is idle.
+#[test]
+fn an_idle_helper_comes_to_whoever_waits() {
+    let (owner, other) = (Owner::default(), IoThread::start("test").unwrap());
+    let (told, tells) = mpsc::channel();
+    let of_other = owner.clone();
+    other.remote().spawn(move |io| async move {
+        // So it goes on asking.
+        let _hung = hang(&io, &Owner::default()).await;
+        io.set_no_threads(true);
+        let mut first = Box::pin(io.blocking_on(&of_other, || ()));
+        assert!(io.at_most(SHORT, first.as_mut()).await.is_none());
+        told.send("queued").unwrap();
+        first.await.unwrap();
+        told.send("done").unwrap();
+    });
+    assert_eq!(tells.recv_timeout(LONG), Ok("queued"));
+    on_thread(move |io| async move {
+        let release = hang(&io, &Owner::default()).await;
+        io.set_no_threads(true);
+        let mut waits = Box::pin(io.blocking_on(&owner, || 5));
+        assert!(io.at_most(SHORT, waits.as_mut()).await.is_none());
+        drop(release);
+        while io.core.helpers.idle() == 0 {
+            io.sleep(Duration::from_millis(1)).await;
+        }
+        io.set_no_threads(false);
+        assert_eq!(io.at_most(LONG, waits).await.expect("it stays idle").unwrap(), 5);
+    });
+    assert_eq!(tells.recv_timeout(LONG), Ok("done"));
+}
+
+#[derive(Default)]
+struct Counts(AtomicU64);
+
+impl Job for Counts {
+    fn run(&self, _: &Owner) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// Its command is answered as not sent, and is sent again.
+#[test]
+fn a_job_that_was_given_up_is_not_done() {
+    on_thread(|io| async move {
+        let (owner, job) = (Owner::default(), Arc::new(Counts::default()));
+        io.set_no_threads(true);
+        let (number, served) = io.core.give(&owner, job.clone()).unwrap();
+        assert!(!served);
+        io.core.helpers.look_again(&owner, number, true).unwrap_err();
+        io.set_no_threads(false);
+        io.blocking_on(&owner, || ()).await.unwrap();
+        assert_eq!(job.0.load(Ordering::Acquire), 0, "it is done all the same");
+        // One that is done is not given up.
+        let (number, served) = io.core.give(&owner, job.clone()).unwrap();
+        assert!(served);
+        io.blocking_on(&owner, || ()).await.unwrap();
+        io.set_no_threads(true);
+        assert!(io.core.helpers.look_again(&owner, number, true).is_ok());
+        assert_eq!(job.0.load(Ordering::Acquire), 1);
     });
 }
