@@ -222,6 +222,7 @@ pub(crate) fn stalled(bed: &Bed, vmm: Vmm, units: Units) -> Result<()> {
             200,
         )?;
         note(&format!("a reset of the stalled disk: {code}: {}", said.trim().replace('\n', "; ")));
+        ensure!(code == 0 && said.trim().starts_with("0 after"), "the reset is not answered: {said}");
     }
     let said = vm.run_for("wait; cat /tmp/reads; cat /tmp/dd0", 400)?;
     note(&format!(

@@ -202,6 +202,11 @@ impl Target {
         self.unit(lun)?.node()
     }
 
+    /// Whether a device of the host that is passed through is not there.
+    pub fn is_away(&self, lun: Lun) -> bool {
+        self.unit(lun).is_some_and(|unit| unit.is_away())
+    }
+
     fn unit(&self, lun: Lun) -> Option<Arc<Unit>> {
         self.read().units.get(&lun.number()?).cloned()
     }

@@ -322,6 +322,11 @@ impl Unit {
         }
     }
 
+    /// Whether it passes a device of the host through that is not there.
+    pub(crate) fn is_away(&self) -> bool {
+        self.logical.generic().is_some_and(Generic::is_gone)
+    }
+
     /// How the tray of the drive is, if the unit is one.
     pub(crate) fn tray(&self) -> Option<Tray> {
         Some(self.drive().ok()?.tray())

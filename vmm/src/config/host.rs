@@ -270,7 +270,10 @@ pub(super) fn device_name(wwn: u128) -> String {
 pub(super) fn check_device(path: &Path) -> Result<(), String> {
     match kind(path)? {
         "character device" | "block device" => Ok(()),
-        kind => Err(format!("{} is a {kind}, expected a device", path.display())),
+        kind => Err(format!(
+            "{} is a {kind}, expected a device; type = \"disk\" and \"cd\" take images",
+            path.display()
+        )),
     }
 }
 

@@ -199,6 +199,11 @@ impl Adapter {
         self.lock().units.insert((lun.target, lun.lun), unit);
     }
 
+    /// Whether a device of the host is passed through at this place.
+    pub fn passes(&self, target: u8, lun: u16) -> bool {
+        self.lock().units.get(&(target, lun)).is_some_and(|unit| unit.host.is_some())
+    }
+
     /// All logical units, by target and number.
     pub fn units(&self) -> Vec<UnitInfo> {
         let unnoticed = self.unnoticed();
@@ -207,9 +212,14 @@ impl Adapter {
             let lun = Lun::from_number(u32::from(lun));
             inventory.targets.get(&target).is_some_and(|all| all.iter().any(|target| target.has_failed(lun)))
         };
-        let state = |target: u8, unit: &Attached| match unit.is_leaving() {
+        let away = |target, lun| {
+            let lun = Lun::from_number(u32::from(lun));
+            inventory.targets.get(&target).is_some_and(|all| all.iter().any(|target| target.is_away(lun)))
+        };
+        let state = |target: u8, lun, unit: &Attached| match unit.is_leaving() {
             true => UnitState::Detaching,
             false if unnoticed.contains(&target) => UnitState::Waiting,
+            false if away(target, lun) => UnitState::Away,
             false => UnitState::Attached,
         };
         let tray = |target, lun, unit: &Attached| {
@@ -232,7 +242,7 @@ impl Adapter {
             read_only: unit.read_only,
             bounce: unit.bounce,
             flush_failed: failed(target, lun),
-            state: state(target, unit),
+            state: state(target, lun, unit),
         };
         inventory.units.iter().map(info).collect()
     }

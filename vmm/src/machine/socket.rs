@@ -205,6 +205,11 @@ impl Service {
                     return Ok(json!({ "target": lun.target, "lun": lun.lun, "state": state }));
                 }
                 ensure!(!force, "\"force\" is for the disc of a CD drive");
+                let passes = place(&arguments).is_some_and(|(target, lun)| adapter.passes(target, lun));
+                ensure!(
+                    !passes || arguments.0.contains_key("type"),
+                    "a device of the host is passed through there; say with \"type\" what is to come in its place"
+                );
                 let lun = self.unit(adapter, arguments)?;
                 let state = adapter.change(&lun)?;
                 adapter.warn(&lun);

@@ -48,6 +48,8 @@ pub enum UnitState {
     Attached,
     /// Nothing yet: the guest has not taken note that the unit before it has gone.
     Waiting,
+    /// A unit whose device the host has lost: it goes on when that is back.
+    Away,
     /// Nothing any more: its image is being closed.
     Detaching,
 }
@@ -58,6 +60,7 @@ impl UnitState {
         match self {
             Self::Attached => "attached",
             Self::Waiting => "waiting for the guest to notice the removal",
+            Self::Away => "away",
             Self::Detaching => "detaching",
         }
     }

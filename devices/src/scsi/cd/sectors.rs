@@ -15,7 +15,7 @@ use crate::scsi::sense::{
 };
 use crate::scsi::unit::Context;
 use crate::scsi::{DataBuffers, Status};
-use crate::storage::{BlockBackend, BlockError, ByteOffset};
+use crate::storage::{BlockBackend, ByteOffset};
 
 /// Bytes of a sector, and how often they double from one.
 pub(super) const BLOCK: u64 = 2048;
@@ -100,18 +100,10 @@ impl<B: BlockBackend> Disc<B> {
         let into = &mut data.data_in;
         into.truncate(len);
         if !into.is_empty() {
-            let read = self.image.read(io, ByteOffset(at), into.take()).await;
-            read.map_err(|error| unread(error, at >> SHIFT))?;
+            // Without INFORMATION: Linux takes what that says for the end of the disc, where it is near it.
+            self.image.read(io, ByteOffset(at), into.take()).await?;
         }
         Ok(Done::sent(len))
-    }
-}
-
-/// What the guest hears where sectors from `lba` on could not be read, see [`Disc::check`].
-fn unread(error: BlockError, lba: u64) -> Failure {
-    match Failure::from(error) {
-        Failure::Check(sense) => Failure::Check(sense.with_information(lba)),
-        other => other,
     }
 }
 
@@ -225,9 +217,7 @@ impl<B: BlockBackend> Cd<B> {
             let lba = first + done as u32;
             let window = scratch.window(0, now << SHIFT);
             if with_data {
-                let read =
-                    disc.image.read(io, ByteOffset(u64::from(lba) << SHIFT), ToGuest::new(window)).await;
-                read.map_err(|error| unread(error, lba.into()))?;
+                disc.image.read(io, ByteOffset(u64::from(lba) << SHIFT), ToGuest::new(window)).await?;
             }
             let read = FromGuest::new(scratch.window(0, now << SHIFT));
             for (number, lba) in (0..now).zip(lba..) {

@@ -48,10 +48,11 @@ impl Generic {
         self.plug.peek(|link| drop(link.blocks.set(image)));
     }
 
-    /// The blocks of what is there now; `None` while they are only reached by commands.
+    /// The blocks of what is there now; `None` while they are only reached by commands, as of a device that is back: the initiator hears
+    /// of that first, before anything is read or written there.
     pub(in crate::scsi) fn blocks(&self) -> Option<Blocks> {
         let link = self.plug.link();
-        link.blocks.get().is_some().then_some(Blocks(link))
+        (link.blocks.get().is_some() && !link.is_untold()).then_some(Blocks(link))
     }
 
     /// Whether its medium may become another one.

@@ -31,6 +31,8 @@ const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 500 });
 /// VERSION of those that have vital product data for sure (SPC-5, 6.7.2).
 const SPC_2: u8 = 0x04;
+/// ALLOCATION LENGTH that these take: SPC-2 has one byte for it.
+const SPC_2_MOST: u8 = 0xfc;
 /// Bytes of standard INQUIRY data that are looked at.
 const STANDARD: usize = 36;
 
@@ -103,7 +105,7 @@ impl Link {
         let [_, _, version, ..] = standard;
         let is_disk = Kind::of(peripheral) == Kind::Disk;
         let has_pages = is_disk || version >= SPC_2;
-        let list = has_pages.then(|| probe(&*host, &[0x12, 1, 0, 1, 0, 0], &mut pages));
+        let list = has_pages.then(|| probe(&*host, &[0x12, 1, 0, 0, SPC_2_MOST, 0], &mut pages));
         let list = list.and_then(|len| pages.get(..len.ok()?)).unwrap_or_default();
         let page = if is_disk && inquiry::lacks_block_limits(list) { Page::Missing } else { Page::Own };
         let pages = Pages::ask(&*host, list, page);
@@ -426,7 +428,8 @@ impl Returning {
         if !go_on(&self.plug, &host, blocks, &config)? {
             return Ok(());
         }
-        tracing::info!(
+        // As loud as its loss.
+        tracing::warn!(
             "\"{}\": the device is back as {} at {}, {} bytes with one command",
             shown,
             found.path,

@@ -51,14 +51,12 @@ pub enum GenericError {
         address: String,
     },
     /// The process may not open it.
-    #[error(
-        "{path}: this process may not open it; add its user to the group {group}, or give it CAP_DAC_OVERRIDE"
-    )]
+    #[error("{path}: this process may not open it; {remedy}, or give it CAP_DAC_OVERRIDE")]
     Forbidden {
         /// As it was given.
         path: String,
-        /// The group that the node is of.
-        group: String,
+        /// What to do.
+        remedy: String,
     },
     /// The sandbox of the process does not let it open it.
     #[error("{path}: {why}")]

@@ -57,6 +57,7 @@ impl Shared {
             while state.waiting.is_empty() && !state.closed {
                 state.sleeps = true;
                 state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.sleeps = false;
                 pause = PAUSE;
             }
             if state.closed {
@@ -143,7 +144,8 @@ impl Guard {
     pub(super) unsafe fn watch(&self, number: i32, interface: *const AtomicI32) -> Watched<'_> {
         let mut state = self.0.lock();
         state.waiting.push((number, Interface(interface)));
-        let sleeps = std::mem::take(&mut state.sleeps);
+        // Not taken back before it is awake: who comes until then must not go on before it was woken for him, either.
+        let sleeps = state.sleeps;
         drop(state);
         if sleeps {
             self.0.work.notify_one();

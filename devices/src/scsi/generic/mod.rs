@@ -128,6 +128,7 @@ pub struct Generic {
     bounce: bool,
     may_reset: bool,
     resetting: Arc<AtomicBool>,
+    told_no_reset: AtomicBool,
     held: Held,
     unheard: Unheard,
     /// Commands that are at the device at a time, at most.
@@ -176,6 +177,7 @@ impl Generic {
             // On an array others would lose their commands and reservations.
             may_reset: !config.shared && config.allow == Allow::All,
             resetting: Arc::default(),
+            told_no_reset: AtomicBool::new(false),
             plug: Plug::new(link, config),
             held: Held::default(),
             unheard: Unheard::default(),
@@ -379,7 +381,17 @@ impl Generic {
     /// To have the device reset, for LOGICAL UNIT RESET: commands that it does not answer come back so. Not where others use
     /// it, and not while a reset is under way.
     pub(super) fn reset_device(&self) -> Option<Reset> {
-        if !self.may_reset || self.resetting.swap(true, Ordering::AcqRel) {
+        if !self.may_reset {
+            if !self.told_no_reset.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    "\"{}\": a reset of the guest's ends its commands when the host answers or gives up on them: the device is not reset, which \
+                     takes allow = \"all\" without shared, for others lose their commands with it",
+                    self.name
+                );
+            }
+            return None;
+        }
+        if self.resetting.swap(true, Ordering::AcqRel) {
             return None;
         }
         Some(Reset {
@@ -409,6 +421,11 @@ impl Reset {
         });
         let why = match io.at_most(RESET, reset).await {
             Some(Ok(Ok(()))) => return,
+            Some(Ok(Err(e))) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+                format!(
+                    "{e}: it takes CAP_SYS_ADMIN and CAP_SYS_RAWIO, which threads in the sandbox do not have"
+                )
+            }
             Some(Ok(Err(e)) | Err(e)) => e.to_string(),
             None => "the kernel does not come back".into(),
         };

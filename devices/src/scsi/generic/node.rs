@@ -409,17 +409,31 @@ pub(super) fn failed(path: &Path, error: io::Error) -> GenericError {
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => GenericError::Missing { path: path_name },
         Some(libc::EACCES | libc::EPERM) => match crate::sandbox::explain(path, true, &error) {
             Some(why) => GenericError::Confined { path: path_name, why },
-            None => GenericError::Forbidden { path: path_name, group: group_of(path) },
+            None => GenericError::Forbidden { path: path_name, remedy: remedy(path) },
         },
         _ => GenericError::Host { path: path_name, error },
     }
 }
 
-/// The group that a node is of, by its name if it has one.
-fn group_of(path: &Path) -> String {
-    let Ok(found) = fs::metadata(path) else { return "that has the node".into() };
+/// What lets this process open a node.
+fn remedy(path: &Path) -> String {
+    let Ok(found) = fs::metadata(path) else {
+        return "add its user to the group that has the node".into();
+    };
     let groups = fs::read_to_string("/etc/group").unwrap_or_default();
-    group_named(&groups, found.gid()).unwrap_or_else(|| format!("with number {}", found.gid()))
+    let group = group_named(&groups, found.gid()).unwrap_or_else(|| format!("with number {}", found.gid()));
+    remedy_for(found.mode(), &group)
+}
+
+/// For a node with this mode of this group: udev has those of disks, tapes and CDs for groups, and leaves others to root.
+fn remedy_for(mode: u32, group: &str) -> String {
+    const READ_WRITE: u32 = 0o060;
+    if mode & READ_WRITE == READ_WRITE {
+        return format!("add its user to the group {group}");
+    }
+    "its owner alone may: have udev give the node to a group of this user's, for enclosures (type 13) by the rule \
+     SUBSYSTEM==\"scsi_generic\", ATTRS{type}==\"13\", GROUP=\"...\", MODE=\"0660\""
+        .into()
 }
 
 /// The name of a group in the text of /etc/group (group(5)).

@@ -178,4 +178,10 @@ fn a_group_has_a_name() {
     fs::set_permissions(file.path(), fs::Permissions::from_mode(0o000)).unwrap();
     let said = failed(file.path(), io::Error::from_raw_os_error(libc::EACCES)).to_string();
     assert!(said.contains("group") && said.contains("CAP_DAC_OVERRIDE"), "{said}");
+    // It is no use to be of root's group.
+    assert_eq!(remedy_for(0o020_660, "disk"), "add its user to the group disk");
+    for mode in [0o020_600, 0o020_640] {
+        let said = remedy_for(mode, "root");
+        assert!(said.contains("ATTRS{type}==\"13\"") && !said.contains("group root"), "{said}");
+    }
 }

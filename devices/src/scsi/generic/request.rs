@@ -54,6 +54,16 @@ impl Work for Order {
     }
 }
 
+/// Empties memory that was used before: some adapters of hosts do not say how much they have brought, and the rest of an answer is to be as
+/// on the host, and no other command's data.
+fn blank(data: &ToGuest) {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let mut at = 0;
+    while at < data.len() {
+        at += (data.write_at(at, &ZEROS) as u64).max(1);
+    }
+}
+
 /// A command that was handed over: the future of its end, with little in it.
 pub(super) struct Sent<'a> {
     unit: &'a Generic,
@@ -176,6 +186,9 @@ impl Generic {
                 (self.scratch(command.data.len())?.all(), Some(part))
             };
             let data = ToGuest::new(mem::replace(&mut command.data, buffer.window(0, u64::MAX)));
+            if command.direction == Direction::In && Blocks::of(self.kind, &command.cdb).is_none() {
+                blank(&ToGuest::new(command.data.window(0, u64::MAX)));
+            }
             if command.direction == Direction::Out {
                 io.copy(&data, &ToGuest::new(buffer)).await;
                 return Ok(self.hand_over(io, link, command, part).await);

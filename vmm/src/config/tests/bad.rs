@@ -546,7 +546,7 @@ fn unsupported_parts_are_checked() {
         (
             "type = \"block\"\ncache = \"none\"",
             vec![
-                "vm.toml:7: `image` in [[hba.lun]]: a.img is a file, expected a device",
+                "vm.toml:7: `image` in [[hba.lun]]: a.img is a file, expected a device; type = \"disk\" and \"cd\" take images",
                 "vm.toml:9: `cache` in [[hba.lun]] has no meaning for type = \"block\"",
             ],
         ),

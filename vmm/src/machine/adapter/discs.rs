@@ -127,6 +127,10 @@ fn find(inventory: &Inventory, target: u8, lun: u16) -> Result<Arc<Target>> {
     let unit = inventory.units.get(&(target, lun));
     let unit = unit.with_context(|| format!("nothing at target {target} lun {lun}"))?;
     ensure!(
+        unit.host.is_none(),
+        "target {target} lun {lun} is a device of the host: if it has a tray, open that in the guest; or detach it, and open it on the host"
+    );
+    ensure!(
         unit.drive.is_some(),
         "target {target} lun {lun} is a disk, which has no tray: detach it, or change it for another one"
     );

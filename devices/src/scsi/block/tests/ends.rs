@@ -268,9 +268,16 @@ fn a_disk_that_is_back_is_read_and_written_by_the_ring() {
         on_io_thread(move |io| async move {
             let bench = Bench::new(&io, Setup { bounce, ..Setup::new() }).await;
             let disk = Arc::new(Image::Ram(RamDisk::new(BLOCKS * BLOCK)));
-            bench.replace_with(Some(disk.clone()));
-            let _ = bench.send(&io, &[0; 6], &[], 0).await;
-            bench.seen();
+            // What comes first hears that it is back, whatever it is.
+            for (cdb, out, room) in [(ten(0x28, 3, 1), vec![], BLOCK), (ten(0x2a, 3, 1), pattern(9), 0)] {
+                bench.replace_with(Some(disk.clone()));
+                bench.seen();
+                let (reply, _) = bench.send(&io, &cdb, &out, room).await;
+                assert_eq!((codes(&reply.unwrap()), bench.seen()), ((6, 0x29, 0), vec![]));
+            }
+            assert!(!bench.target.is_away(Lun::default()));
+            let (reply, data) = bench.send(&io, &ten(0x28, 3, 1), &[], BLOCK).await;
+            assert_eq!((reply.unwrap().status, data), (Status::Good, vec![0; BLOCK]), "nothing was written");
             let (reply, _) = bench.send(&io, &ten(0x2a, 3, 1), &pattern(8), 0).await;
             assert_eq!((reply.unwrap().status, bench.seen()), (Status::Good, vec![]));
             let (reply, data) = bench.send(&io, &ten(0x28, 3, 1), &[], BLOCK).await;
@@ -284,6 +291,7 @@ fn a_disk_that_is_back_is_read_and_written_by_the_ring() {
             }
             let (reply, _) = bench.send(&io, &ten(0x28, 3, 1), &[], BLOCK).await;
             assert_eq!(codes(&reply.unwrap()), (5, 0x25, 0));
+            assert!(bench.target.is_away(Lun::default()));
         });
     }
 }

@@ -250,3 +250,22 @@ fn answers_that_cannot_be_cost_their_command_only() {
         }
     });
 }
+
+/// Some adapters of hosts say that all has come where it has not: the rest is nothing, as on the host, and not what the memory had before.
+#[test]
+fn what_did_not_come_is_nothing() {
+    on_io_thread(|io| async move {
+        let fake = Arc::new(Fake::new(|command| {
+            if command.direction == Direction::In {
+                ToGuest::new(command.data.window(0, u64::MAX)).write_at(0, &[7; 36]);
+            }
+            Ok(Answer::good())
+        }));
+        let nexus = nexus_with(&io, &fake, GenericConfig { bounce: true, ..config() }).await;
+        let (reply, _) = send(&io, &nexus, &[0xc5, 0, 0, 0, 0, 0], &[0xaa; 252], 0).await;
+        assert_eq!(reply.unwrap().status, Status::Good);
+        let (reply, data) = send(&io, &nexus, &[0x4d, 0, 0, 0, 0, 0, 0, 0, 252, 0], &[], 252).await;
+        assert_eq!(reply.unwrap().status, Status::Good);
+        assert_eq!((&data[..36], &data[36..]), (&[7; 36][..], &[0; 216][..]));
+    });
+}
