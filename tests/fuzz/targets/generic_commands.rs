@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
@@ -160,16 +160,22 @@ impl Host for Fake {
     }
 }
 
-/// INQUIRY for the unit that is made: then the fuzzer has the word.
-struct Polite(Arc<Fake>, AtomicUsize);
+/// INQUIRY for the unit, until it is made: then the fuzzer has the word.
+struct Polite {
+    fake: Arc<Fake>,
+    made: Arc<AtomicBool>,
+}
 
 impl Host for Polite {
     fn execute(&self, command: &Command) -> io::Result<Answer> {
-        let asked = self.1.fetch_add(1, Ordering::SeqCst);
-        if asked >= if self.0.kind == 0 { 2 } else { 1 } {
-            return self.0.execute(command);
-        }
-        let bytes = if asked == 0 { vec![self.0.kind, 0, 6, 2, 31] } else { vec![0, 0, 0, 2, 0, 0x83] };
+        let kind = self.fake.kind;
+        let bytes = match command.cdb.padded() {
+            _ if self.made.load(Ordering::SeqCst) => return self.fake.execute(command),
+            [0x12, 0, ..] => vec![kind, 0, 6, 2, 31],
+            [0x12, 1, 0, ..] => vec![kind, 0, 0, 2, 0, 0x83],
+            [0x12, 1, page, ..] => vec![kind, *page, 0, 4, 1, 3, 0, 0],
+            _ => panic!("{:02x?} before the unit is there", command.cdb),
+        };
         let mut all = vec![0; command.data.len() as usize];
         all[..bytes.len()].copy_from_slice(&bytes);
         ToGuest::new(command.data.window(0, u64::MAX)).write_at(0, &all);
@@ -177,7 +183,7 @@ impl Host for Polite {
     }
 
     fn reset(&self) -> io::Result<()> {
-        self.0.reset()
+        self.fake.reset()
     }
 }
 
@@ -255,7 +261,9 @@ fuzz::target!(|input: &[u8]| {
         let memory: Vec<u8> = (0..used).map(before).collect();
         let all = [(0, used as u32)];
         dma.to_guest(all).unwrap().write_at(0, &memory);
-        let unit = Generic::new(Arc::new(Polite(host.clone(), AtomicUsize::new(0))), config).unwrap();
+        let made = Arc::new(AtomicBool::new(false));
+        let unit = Generic::new(Arc::new(Polite { fake: host.clone(), made: made.clone() }), config).unwrap();
+        made.store(true, Ordering::SeqCst);
         let target = Target::new();
         target.attach(Lun::default(), LogicalUnit::Generic(unit)).unwrap();
         let nexus = Nexus::new(target.clone(), None);

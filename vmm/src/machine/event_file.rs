@@ -275,19 +275,35 @@ fn read_block(file: &File, at: u64) -> Option<Block> {
     (block.get(CHECKSUM..) == Some(&checksum(&block).to_le_bytes())).then_some(block)
 }
 
+/// The record in a slot, if it is one of that slot.
+fn read_record(file: &File, slot: usize) -> Option<EventRecord> {
+    let block = read_block(file, at(slot))?;
+    let record: &EventRecord = block.first_chunk()?;
+    (word(&block, 0) as usize % EVENT_RECORDS == slot).then_some(*record)
+}
+
+/// Whether a file has nothing in the place of a header, records of ours, and no more than an event log has. An empty disk has no records.
+fn is_beheaded(file: &File) -> io::Result<bool> {
+    let mut first = [0; BLOCK];
+    file.read_exact_at(&mut first, 0)?;
+    let fits = file.metadata()?.len() <= at(EVENT_RECORDS + PARTS);
+    Ok(fits && first == [0; BLOCK] && (0..EVENT_RECORDS).any(|slot| read_record(file, slot).is_some()))
+}
+
 fn read(file: &File) -> io::Result<KeptEvents> {
-    let header = read_block(file, 0).filter(|header| header.starts_with(MAGIC));
-    let header = header.ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidData, "it is no event log of this program; choose another path")
-    })?;
+    let found = read_block(file, 0).filter(|header| header.starts_with(MAGIC));
+    let header = match found {
+        Some(header) => header,
+        // Somebody emptied it, and the process was killed when it had written records and no header yet.
+        None if is_beheaded(file)? => header(EventMarks::default(), 0),
+        None => {
+            let message = "it is no event log of this program; choose another path";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+    };
     let marks = EventMarks { clear: word(&header, 8), shutdown: word(&header, 12), boot: word(&header, 16) };
-    let mut records: Vec<EventRecord> = (0..EVENT_RECORDS)
-        .filter_map(|slot| {
-            let block = read_block(file, at(slot))?;
-            let record: &EventRecord = block.first_chunk()?;
-            (word(&block, 0) as usize % EVENT_RECORDS == slot).then_some(*record)
-        })
-        .collect();
+    let mut records: Vec<EventRecord> =
+        (0..EVENT_RECORDS).filter_map(|slot| read_record(file, slot)).collect();
     let number = |record: &EventRecord| record.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
     let newest = records.iter().map(number).max().unwrap_or(0).max(marks.clear).max(marks.boot);
     records.retain(|record| newest - number(record) < EVENT_RECORDS as u32);
@@ -326,6 +342,29 @@ mod tests {
         let mut file = EventFile::open(path).unwrap();
         numbers.for_each(|number| file.keep(number, &record(number)));
         file.keep_marks(marks);
+    }
+
+    /// Emptied by somebody else; and killed before the header was there again.
+    #[test]
+    fn records_without_a_header_are_those_of_a_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events");
+        fill(&path, 1..=3, EventMarks::default());
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        file.write_all_at(&[0; BLOCK], 0).unwrap();
+        EventFile::check(&path).unwrap();
+        assert_eq!(numbers(&EventFile::open(&path).unwrap().load()), [1, 2, 3]);
+        // An empty disk is none, and neither is what is longer.
+        for len in [BLOCK as u64, 1 << 20] {
+            file.set_len(0).unwrap();
+            file.set_len(len).unwrap();
+            assert!(EventFile::check(&path).is_err(), "{len} zeros");
+        }
+        file.set_len(0).unwrap();
+        fill(&path, 1..=3, EventMarks::default());
+        file.write_all_at(&[0; BLOCK], 0).unwrap();
+        file.set_len(1 << 20).unwrap();
+        assert!(EventFile::check(&path).is_err());
     }
 
     #[test]
