@@ -6,6 +6,7 @@ use testbed::extras;
 use testbed::guest::{Disk, HbaKind, Vmm};
 use testbed::kernel::Debian;
 use testbed::report::note;
+use testbed::tools::Tools;
 use testbed::vm::Vm;
 
 use super::hotplug::{ask, ask_all};
@@ -72,11 +73,23 @@ fn burn(bed: &Bed, file: &str, sectors: u32, text: &str) -> Result<()> {
     bed.host().shell(&format!("truncate -s {} {file}", u64::from(sectors) * SECTOR as u64), 30).map(|_| ())
 }
 
+/// The same by Debian's xorriso, with Rock Ridge and Joliet.
+fn author(bed: &Bed, file: &str, sectors: u32, text: &str) -> Result<()> {
+    let words = Tools::of("xorriso", &["xorriso"])?.words("xorriso", "xorriso", None)?.join(" ");
+    let script = format!(
+        "set -e; mkdir -p {file}.d; printf '%s' '{text}' > {file}.d/text
+         {words} -as mkisofs -quiet -no-pad -V DISC -R -J -o {file} {file}.d
+         [ $(wc -c < {file}) -le {length} ]; truncate -s {length} {file}",
+        length = u64::from(sectors) * SECTOR as u64
+    );
+    bed.host().shell(&script, 60).map(|_| ())
+}
+
 fn run(bed: &Bed, vmm: Vmm, debian: Debian, hba: HbaKind) -> Result<()> {
     let dir = bed.new_dir()?;
     let [first, second, third] = ["first", "second", "third"].map(|name| format!("{dir}/{name}.iso"));
     burn(bed, &first, 300, "the first disc\n")?;
-    burn(bed, &second, 400, "the second disc\n")?;
+    author(bed, &second, 400, "the second disc\n")?;
     burn(bed, &third, 600_000, "the third disc\n")?;
     let prepared = bed.prepared();
     let mut guest = bed
