@@ -23,6 +23,8 @@ use super::{Allow, GenericError, GenericOptions, HostLimits, Place};
 
 /// How long a device that has come may take to be done with by udev, and then to have its node, with the rights that it shall have.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The same, of a device that could not be opened once.
+const GRACE: Duration = Duration::from_secs(3);
 /// How soon it is tried again; twice as long each time.
 const PAUSE: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -357,7 +359,8 @@ impl Lookout {
                 seat,
                 next,
                 pause: PAUSE,
-                until: if again.is_some() { next } else { now + PATIENCE },
+                // Who has udev change its nodes has the kernel tell of it at the same moment: so not once.
+                until: next + if again.is_some() { GRACE } else { PATIENCE },
                 settles: None,
                 queued: false,
                 step: Step::Waits,
