@@ -175,8 +175,6 @@ pub(super) fn report(report: Report) -> (Vec<u8>, Vec<OwnedFd>) {
         .text(limits.preferred_bytes)
         .text(limits.max_segments)
         .text(limits.max_segment_bytes)
-        .text(limits.alignment)
-        .text(limits.boundary)
         .text(word(&BOOLS, &limits.lists))
         .maybe(block.map(u64::from))
         .maybe(size)
@@ -202,8 +200,6 @@ pub(super) fn read_report(message: &[u8], files: Vec<OwnedFd>) -> Option<News> {
                     preferred_bytes: reader.number()?,
                     max_segments: reader.number()?,
                     max_segment_bytes: reader.number()?,
-                    alignment: reader.number()?,
-                    boundary: reader.number()?,
                     lists: reader.one_of(&BOOLS)?,
                 },
                 block: reader.maybe()?,

@@ -8,7 +8,8 @@ const PAGE: u64 = 4096;
 const LIST_MAX: usize = 1024;
 
 /// What the queue of a device of the host takes with one command. Longer or more scattered ones are split or copied before they
-/// get there; an initiator that keeps to these has neither.
+/// get there; an initiator that keeps to these has neither. Memory that is not aligned as the queue wants it (`dma_alignment`,
+/// `virt_boundary_mask`) the kernel copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostLimits {
     /// Bytes of one command at most (`max_hw_sectors_kb`).
@@ -19,11 +20,6 @@ pub struct HostLimits {
     pub max_segments: u64,
     /// Bytes of one segment at most (`max_segment_size`).
     pub max_segment_bytes: u64,
-    /// What addresses and lengths of segments must be multiples of, or the kernel copies (`dma_alignment` and one).
-    pub alignment: u64,
-    /// Segments but the first begin, and but the last end, at multiples of this, or the kernel copies (`virt_boundary_mask` and
-    /// one); 1 for anywhere.
-    pub boundary: u64,
     /// Whether the kernel takes lists of segments (not for nodes of bsg).
     pub lists: bool,
 }
@@ -36,8 +32,6 @@ impl Default for HostLimits {
             preferred_bytes: 512 << 10,
             max_segments: 128,
             max_segment_bytes: 64 << 10,
-            alignment: 512,
-            boundary: 1,
             lists: true,
         }
     }
@@ -63,8 +57,6 @@ impl HostLimits {
             preferred_bytes: self.preferred_bytes.min(other.preferred_bytes),
             max_segments: self.max_segments.min(other.max_segments),
             max_segment_bytes: self.max_segment_bytes.min(other.max_segment_bytes),
-            alignment: self.alignment.max(other.alignment),
-            boundary: self.boundary.max(other.boundary),
             lists: self.lists && other.lists,
         }
     }
@@ -108,18 +100,11 @@ mod tests {
         assert_eq!(limits(64 << 10, 128).transfer(), 64 << 10);
         let small = HostLimits { max_segment_bytes: 1024, ..limits(64 << 10, 4) };
         assert_eq!(small.transfer(), 4096);
-        let both = limits(64 << 10, 128).and(HostLimits {
-            alignment: 4096,
-            boundary: 4096,
-            lists: false,
-            ..limits(1 << 20, 4)
-        });
+        let both = limits(64 << 10, 128).and(HostLimits { lists: false, ..limits(1 << 20, 4) });
         let wanted = HostLimits {
             max_bytes: 64 << 10,
             preferred_bytes: 512 << 10,
             max_segments: 4,
-            alignment: 4096,
-            boundary: 4096,
             lists: false,
             ..HostLimits::default()
         };

@@ -274,7 +274,6 @@ impl Device {
         let bytes =
             |name: &str| number(name).and_then(|kib| kib.checked_mul(1024)).filter(|bytes| *bytes > 0);
         let max_bytes = bytes("max_hw_sectors_kb").unwrap_or(unknown.max_bytes);
-        let mask = |name: &str| number(name).and_then(|mask| mask.checked_add(1));
         let limits = HostLimits {
             max_bytes,
             preferred_bytes: bytes("max_sectors_kb").unwrap_or(max_bytes).min(max_bytes),
@@ -282,8 +281,6 @@ impl Device {
             max_segment_bytes: number("max_segment_size")
                 .filter(|len| *len > 0)
                 .unwrap_or(unknown.max_segment_bytes),
-            alignment: mask("dma_alignment").unwrap_or(unknown.alignment),
-            boundary: mask("virt_boundary_mask").unwrap_or(unknown.boundary),
             lists: true,
         };
         let length = number("logical_block_size").and_then(|length| u32::try_from(length).ok());
@@ -363,8 +360,6 @@ pub(super) mod tests {
                 ("max_sectors_kb", "1280"),
                 ("max_segments", "128"),
                 ("max_segment_size", "65536"),
-                ("dma_alignment", "511"),
-                ("virt_boundary_mask", "4095"),
                 ("logical_block_size", "4096"),
             ] {
                 tree.file(&format!("{queue}/{name}"), &format!("{value}\n"));
@@ -481,17 +476,13 @@ pub(super) mod tests {
             preferred_bytes: 1280 << 10,
             max_segments: 128,
             max_segment_bytes: 64 << 10,
-            alignment: 512,
-            boundary: 4096,
             lists: true,
         };
         assert_eq!(device("21:2").queue(), Some((limits, Some(4096))));
         assert_eq!(device("21:3").queue(), None, "a tape is no block device");
         // Older kernels have not all of it; what cannot be is as if it were not there.
         let queue = "devices/pci0/host2/rport-2:0-2/target2:0:0/2:0:0:5/block/sdc/queue";
-        for name in ["dma_alignment", "virt_boundary_mask"] {
-            fs::remove_file(tree.path().join(queue).join(name)).unwrap();
-        }
+        fs::remove_file(tree.path().join(queue).join("max_segment_size")).unwrap();
         tree.file(&format!("{queue}/max_hw_sectors_kb"), "0");
         tree.file(&format!("{queue}/max_segments"), "18446744073709551616");
         tree.file(&format!("{queue}/logical_block_size"), "0");
