@@ -14,6 +14,7 @@ mod config;
 mod control;
 mod directory;
 mod event;
+pub mod fc;
 mod function;
 mod hba;
 mod lun;

@@ -7,6 +7,7 @@ pub mod config;
 pub mod console;
 pub mod exit;
 pub mod fc_command;
+pub mod fc_port;
 pub mod jail;
 pub mod keeper;
 mod kvm;

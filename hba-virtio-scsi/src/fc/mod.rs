@@ -1,0 +1,128 @@
+//! The Fibre Channel face of the HBA: the port that the guest has on a fabric, and the ports that it sees there.
+//!
+//! Who serves a real adapter, or emulates a fabric, is a [`San`]; the HBA shows what that says, and asks it to look anew.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Names of a port (FC-FS-5, 14): 0 is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// World Wide Node Name.
+    pub wwnn: u64,
+    /// World Wide Port Name.
+    pub wwpn: u64,
+}
+
+/// The states of a local port that guests are told of, by the numbers of Linux' scsi_transport_fc (FC_PORTSTATE).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum PortState {
+    /// Nobody knows.
+    #[default]
+    Unknown = 0,
+    /// There is no such port.
+    NotPresent = 1,
+    /// Logged in at the fabric.
+    Online = 2,
+    /// Taken offline.
+    Offline = 3,
+    /// Waits for its link.
+    Blocked = 4,
+    /// No link, or no fabric at its end.
+    LinkDown = 6,
+    /// It failed.
+    Error = 7,
+}
+
+/// Which of its names a port is logged in with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Active {
+    /// With none.
+    #[default]
+    None = 0,
+    /// With the first.
+    Primary = 1,
+    /// With the second.
+    Secondary = 2,
+}
+
+/// The port of the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LocalPort {
+    /// Its names.
+    pub primary: Names,
+    /// Other names that it may change to; none where they are zero.
+    pub secondary: Names,
+    /// Which are in use.
+    pub active: Active,
+    /// Its state.
+    pub state: PortState,
+    /// N_Port_ID, 24 bits; 0 when it is not logged in.
+    pub port_id: u32,
+    /// Name of the fabric; 0 when there is none.
+    pub fabric: u64,
+    /// Speed of its link in Mbit/s; 0 when unknown.
+    pub speed: u32,
+    /// Classes of service as Linux writes them: bit 3 is class 3 (FC_COS_CLASS3).
+    pub classes: u32,
+    /// Largest frame in bytes; 0 when unknown.
+    pub max_frame: u32,
+}
+
+/// How a remote port is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemoteState {
+    /// Logged in: commands reach it.
+    Online,
+    /// Lost a moment ago: it may be back within `fast_io_fail_tmo`, and commands wait for that.
+    Blocked,
+    /// Lost for longer: commands fail at once.
+    Lost,
+}
+
+/// A port that the guest's port sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemotePort {
+    /// Its names.
+    pub names: Names,
+    /// N_Port_ID, 24 bits; the last that it had.
+    pub port_id: u32,
+    /// How it is.
+    pub state: RemoteState,
+    /// SPC-5's protocol identifier (7.6.1) of the way there: 0 FCP, 15 none in particular.
+    pub transport: u8,
+}
+
+/// What the fabric looks like at some moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// The port of the guest.
+    pub local: LocalPort,
+    /// Ports that it sees or has seen, by target number. The number of a port, known by its WWPN, stays the same for as long as the
+    /// machine lives.
+    pub remotes: BTreeMap<u8, RemotePort>,
+}
+
+/// A fabric, as the port of the guest sees it. Nothing here waits for the host.
+pub trait San: Send + Sync {
+    /// What it looks like now.
+    fn view(&self) -> Arc<View>;
+
+    /// Asks the host to look at the fabric, and for logical units. `done` is called, or dropped, when [`San::view`] shows what was found,
+    /// and units have come and gone accordingly.
+    fn rescan(&self, done: Box<dyn FnOnce() + Send>);
+
+    /// Who is to be told of changes, instead of whoever was before.
+    fn set_listener(&self, listener: Option<Arc<dyn SanListener>>);
+}
+
+/// Who shows a fabric to the guest.
+pub trait SanListener: Send + Sync {
+    /// [`San::view`] says something else than before. On any thread.
+    fn changed(&self);
+
+    /// Logical units of this target have come or gone at the array. On any thread.
+    fn units_changed(&self, target: u8);
+}

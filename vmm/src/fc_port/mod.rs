@@ -1,0 +1,59 @@
+//! The virtual ports of the machine, and a process of its own that has them: it creates them before the guest runs, looks for the ports and
+//! logical units behind them, opens those, and deletes the ports when the machine has ended, however that ended.
+//!
+//! ```text
+//!   sysfs, netlink, /dev ── process ── news, descriptors ──> machine (in its sandbox)
+//!                                  <── "look anew" ──
+//! ```
+
+mod news;
+
+pub use news::{Lun, News, UnitNews};
+
+use fc::Wwn;
+use fc::choose::Rules;
+use hba_virtio_scsi::fc::Names;
+
+/// How logical units behind a port are shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Passthrough {
+    /// Disks by `type = "block"`, all others by `"generic"`.
+    #[default]
+    Block,
+    /// All by `type = "generic"`.
+    Generic,
+}
+
+/// A virtual port that an HBA of the machine wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// What messages call the HBA.
+    pub hba: String,
+    /// Owner of the port in its record, and key of what is stored: `<vm name>.<hba id>`.
+    pub owner: String,
+    /// On which port of the host.
+    pub rules: Rules,
+    /// Its names; those stored under `owner`, or made and stored there, where there are none.
+    pub names: Option<(Wwn, Wwn)>,
+    /// Names of a company whose hardware has such are fine.
+    pub any_oui: bool,
+    /// Other names, that it does not log in with.
+    pub secondary: Names,
+    /// Seconds until a remote port that is lost is given up; the driver's own where there are none.
+    pub dev_loss_tmo: Option<u32>,
+    /// Seconds until commands to a remote port that is lost fail.
+    pub fast_io_fail_tmo: u32,
+    /// Numbers of the units to show, from and to, as the array numbers them (the value of the flat or peripheral address; others by
+    /// their 8 bytes as a big-endian number); all where there are none.
+    pub luns: Vec<(u64, u64)>,
+    /// How they are shown.
+    pub passthrough: Passthrough,
+    /// What the guest may send to them.
+    pub allow: devices::scsi::generic::Allow,
+    /// Data goes through memory of the process.
+    pub bounce: bool,
+    /// Others of the host use the units, too.
+    pub shared: bool,
+    /// How long the start waits for the fabric, in seconds.
+    pub timeout: u32,
+}
