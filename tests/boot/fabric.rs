@@ -200,8 +200,14 @@ impl<'a> San<'a> {
 
     /// Waits until an adapter or a vport sees these LUNs at each of these ports, and no others.
     pub(crate) fn wait_for_luns(&self, host: &str, ports: &[&str], luns: &[u64]) -> Result<Vec<Lun>> {
-        let wanted: BTreeSet<(&str, u64)> =
+        let wanted: Vec<(&str, u64)> =
             ports.iter().flat_map(|port| luns.iter().map(|lun| (*port, *lun))).collect();
+        self.wait_for_disks(host, &wanted)
+    }
+
+    /// Waits until an adapter or a vport sees these disks, by port and LUN, and no others.
+    pub(crate) fn wait_for_disks(&self, host: &str, disks: &[(&str, u64)]) -> Result<Vec<Lun>> {
+        let wanted: BTreeSet<(&str, u64)> = disks.iter().copied().collect();
         let end = Instant::now() + Duration::from_secs(60);
         loop {
             let found = self.luns(host)?;

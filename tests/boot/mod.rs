@@ -7,6 +7,9 @@ mod disk;
 mod ends;
 mod fabric;
 mod fabric_host;
+mod fc_command;
+mod fc_errors;
+mod fc_tool;
 mod firmware;
 mod flush;
 mod generic;
@@ -65,6 +68,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "hung-virtio", run: hung::virtio },
     Test { name: "hung-board-timeout", run: hung_board::timeout },
     Test { name: "generic-virtio", run: generic::virtio },
+    Test { name: "fc-command", run: fc_command::command },
     Test { name: "virtio-hotplug-13", run: virtio::hotplug_kernel13 },
     Test { name: "virtio-protection", run: virtio::protection },
     Test { name: "megasas-kexec", run: handover::kexec },
@@ -162,6 +166,7 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "generic-refused", run: soak::refused },
     Test { name: "fabric-host", run: fabric_host::host },
     Test { name: "fabric-lio", run: fabric_host::lio },
+    Test { name: "fc-vports", run: fc_command::vports },
     Test { name: "neighbours-greedy-queue", run: neighbours::greedy_queue },
     Test { name: "scsi-bad-sectors", run: scsi_host::bad_sectors },
 ];
