@@ -21,7 +21,16 @@ pub(crate) struct TargetPort {
     /// The fabric it is at, by its place among them.
     pub(crate) fabric: usize,
     pub(crate) is_up: bool,
+    /// Nothing is heard at it, and nothing said.
+    pub(crate) is_silent: bool,
+    /// Commands that it took, and frames that it did not hear.
+    pub(crate) commands: u64,
+    pub(crate) unheard: u64,
 }
+
+/// Whom a map is for: an initiator of this name, or without one all that have none of their own; at a target port, by its place
+/// among them, or at all of them.
+pub(crate) type Whom = (Option<Wwn>, Option<usize>);
 
 /// An initiator port that is logged in to a target port.
 pub(crate) struct Session {
@@ -29,6 +38,8 @@ pub(crate) struct Session {
     pub(crate) route: Route,
     /// PRLI is done.
     pub(crate) is_process: bool,
+    /// Commands that it sent.
+    pub(crate) commands: u64,
 }
 
 /// Whom a frame is from.
@@ -51,8 +62,10 @@ pub(crate) struct Array {
     pub(crate) ports: Vec<TargetPort>,
     pub(crate) groups: Groups,
     pub(crate) method: Method,
-    /// Numbers and units, for an initiator of this name, or for those that are not named.
-    pub(crate) maps: HashMap<Option<Wwn>, BTreeMap<u16, usize>>,
+    /// Numbers and units.
+    pub(crate) maps: HashMap<Whom, BTreeMap<u16, usize>>,
+    /// REC is not supported.
+    pub(crate) has_no_rec: bool,
     /// By target port and the initiator's address.
     pub(crate) sessions: BTreeMap<(usize, PortId), Session>,
     attentions: HashMap<(Nexus, usize), Vec<Sense>>,
@@ -70,7 +83,9 @@ impl Array {
     pub(crate) fn add_port(&mut self, fabric: usize) -> usize {
         let number = self.ports.len();
         let relative = relative(number);
-        self.ports.push(TargetPort { wwpn: Wwn(Self::WWNN.0 | u64::from(relative)), fabric, is_up: true });
+        let wwpn = Wwn(Self::WWNN.0 | u64::from(relative));
+        let (is_up, is_silent, commands, unheard) = (true, false, 0, 0);
+        self.ports.push(TargetPort { wwpn, fabric, is_up, is_silent, commands, unheard });
         self.groups.place(relative, relative);
         number
     }
@@ -98,28 +113,30 @@ impl Array {
         found.ok_or_else(|| format!("there is no unit {name}"))
     }
 
-    /// Numbers and units that an initiator sees.
-    pub(crate) fn map_of(&self, initiator: Wwn) -> impl Iterator<Item = (u16, usize)> {
-        let map = self.maps.get(&Some(initiator)).or_else(|| self.maps.get(&None));
+    /// Numbers and units that an initiator sees at a target port. Its name goes before the port.
+    pub(crate) fn map_of(&self, nexus: Nexus) -> impl Iterator<Item = (u16, usize)> {
+        let (name, port) = (Some(nexus.initiator), Some(usize::from(nexus.port).wrapping_sub(1)));
+        let whom: [Whom; 4] = [(name, port), (name, None), (None, port), (None, None)];
+        let map = whom.iter().find_map(|whom| self.maps.get(whom));
         map.into_iter().flatten().map(|(number, unit)| (*number, *unit))
     }
 
-    /// Changes what an initiator, or all without a map of their own, is mapped. They hear of it at what they see then.
-    pub(crate) fn map(&mut self, initiator: Option<Wwn>, map: Option<BTreeMap<u16, usize>>) {
+    /// Changes a map. Those that it is for hear of it at what they see then.
+    pub(crate) fn map(&mut self, whom: Whom, map: Option<BTreeMap<u16, usize>>) {
         let before: HashMap<Nexus, Vec<_>> =
-            self.nexuses().into_iter().map(|nexus| (nexus, self.map_of(nexus.initiator).collect())).collect();
+            self.nexuses().into_iter().map(|nexus| (nexus, self.map_of(nexus).collect())).collect();
         match map {
-            Some(map) => self.maps.insert(initiator, map),
-            None => self.maps.remove(&initiator),
+            Some(map) => self.maps.insert(whom, map),
+            None => self.maps.remove(&whom),
         };
         for (nexus, before) in before {
-            let now: Vec<_> = self.map_of(nexus.initiator).collect();
+            let now: Vec<_> = self.map_of(nexus).collect();
             if now != before {
                 for (_, unit) in now {
                     self.attend(nexus, unit, Sense::REPORTED_LUNS_DATA_HAS_CHANGED);
                 }
                 // What is in the way of a unit that is no longer there is not answered.
-                let still: BTreeSet<usize> = self.map_of(nexus.initiator).map(|(_, unit)| unit).collect();
+                let still: BTreeSet<usize> = self.map_of(nexus).map(|(_, unit)| unit).collect();
                 self.abort(|task| task.nexus == nexus && !still.contains(&task.unit));
             }
         }
@@ -141,7 +158,7 @@ impl Array {
     /// All that are mapped a unit, but one, are to hear this.
     pub(crate) fn attend_all(&mut self, unit: usize, sense: Sense, but: Option<Nexus>) {
         for nexus in self.nexuses() {
-            if Some(nexus) != but && self.map_of(nexus.initiator).any(|(_, mapped)| mapped == unit) {
+            if Some(nexus) != but && self.map_of(nexus).any(|(_, mapped)| mapped == unit) {
                 self.attend(nexus, unit, sense);
             }
         }
@@ -176,7 +193,7 @@ impl Array {
         }
         let first = self.known.insert(nexus);
         let sense = if first { Sense::POWER_ON } else { Sense::I_T_NEXUS_LOSS };
-        let units: Vec<usize> = self.map_of(nexus.initiator).map(|(_, unit)| unit).collect();
+        let units: Vec<usize> = self.map_of(nexus).map(|(_, unit)| unit).collect();
         for unit in units {
             self.attentions.remove(&(nexus, unit));
             self.attend(nexus, unit, sense);
@@ -193,6 +210,10 @@ impl Array {
     pub(crate) fn gone(&mut self, fabric: usize, initiator: PortId) {
         let ports: Vec<usize> = (0..self.ports.len()).filter(|port| self.is_at(*port, fabric)).collect();
         ports.into_iter().for_each(|port| self.end_session(port, initiator));
+    }
+
+    pub(crate) fn is_silent(&self, port: usize) -> bool {
+        self.ports.get(port).is_some_and(|port| port.is_silent)
     }
 
     fn is_at(&self, port: usize, fabric: usize) -> bool {
@@ -230,7 +251,7 @@ impl Array {
         Context { nexus, groups: &self.groups, wwpn, wwnn: Self::WWNN }
     }
 
-    /// A frame to a target port.
+    /// A frame to a target port. One that is silent does not hear it.
     pub(crate) fn receive(
         &mut self,
         port: usize,
@@ -240,6 +261,10 @@ impl Array {
         now: u64,
         out: &mut Outbox,
     ) {
+        if let Some(silent) = self.ports.get_mut(port).filter(|port| port.is_silent) {
+            silent.unheard += 1;
+            return;
+        }
         match (header.r_ctl, header.kind) {
             (r_ctl::ELS_REQUEST, kind::ELS) => self.els(port, from, header, payload, out),
             (r_ctl::UNSOLICITED_COMMAND, kind::FCP) => self.command(port, from, header, payload, now, out),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::array::Whom;
 use crate::els::Reject;
 use crate::fabric::{Fabric, Login, Place};
 use crate::inject::{Fault, Injection};
@@ -18,8 +19,8 @@ pub const HELP: &str = "\
 info                                   ports, units, sessions, counts
 disk NAME SIZE [BLOCK]                 a new disk; blocks have 512 bytes, or 4096
 tape NAME                              a new tape
-map WWPN|any LUN=NAME...               what an initiator sees at all target ports; without pairs nothing
-unmap WWPN                             the initiator sees again what any other does
+map WWPN|any[@PORT] LUN=NAME...        what an initiator sees at all target ports, or at one; without pairs nothing
+unmap WWPN|any[@PORT]                  it sees again what is mapped to its name, to any at the port, or to any
 method peripheral|flat                 how LUNs below 256 are reported
 resize NAME SIZE                       a disk's size; initiators hear of it
 read NAME OFFSET LENGTH                bytes of a disk, in hexadecimal
@@ -27,6 +28,8 @@ save NAME FILE                         a disk's bytes into a file
 alua GROUP STATE                       optimized, non-optimized, standby, unavailable, offline or transitioning
 group PORT GROUP                       the target port group that a target port is in
 port PORT down|up                      a target port
+port PORT silent|heard                 a target port that hears and says nothing, of which nobody is told
+rec on|off                             whether target ports know of REC; without it, drivers wait for what is lost
 link NAME down|up                      a network interface
 logo WWPN [PORT]                       target ports log an initiator out
 cvl [node] WWPN                        Clear Virtual Links: of one name, or of the node that it is on
@@ -157,8 +160,20 @@ impl San {
         if at < self.array.ports.len() { Ok(at) } else { Err(format!("there is no target port {word}")) }
     }
 
+    /// Whom a map is for: a name or any, and a target port after an at sign.
+    fn whom(&self, word: &str) -> Result<Whom, String> {
+        let (name, port) = word.split_once('@').map_or((word, None), |(name, port)| (name, Some(port)));
+        Ok((or_any(name, str::parse)?, port.map(|port| self.target_number(port)).transpose()?))
+    }
+
     fn of_paths(&mut self, words: &[&str], out: &mut Outbox) -> Result<(), String> {
         match words {
+            ["port", port, state @ ("silent" | "heard")] => {
+                let port = self.target_number(port)?;
+                if let Some(port) = self.array.ports.get_mut(port) {
+                    port.is_silent = *state == "silent";
+                }
+            }
             ["port", port, state] => {
                 let (port, is_up) = (self.target_number(port)?, one_of(state, &UP)?);
                 self.set_target(port, is_up, out);
@@ -210,7 +225,7 @@ impl San {
 
     fn of_faults(&mut self, words: &[&str], out: &mut Outbox) -> Result<(), String> {
         match words {
-            ["inject", "off"] => self.array.injections.0.clear(),
+            ["inject", "off"] => self.array.injections.rules.clear(),
             ["inject", lun, code, count, what, port @ ..] => {
                 let injection = Injection {
                     lun: or_any(lun, number)?,
@@ -220,7 +235,7 @@ impl San {
                     fault: fault(what)?,
                 };
                 if injection.left > 0 {
-                    self.array.injections.0.push(injection);
+                    self.array.injections.rules.push(injection);
                 }
             }
             ["lose", "off"] => out.losses.clear(),
@@ -237,6 +252,10 @@ impl San {
     }
 
     fn of_array(&mut self, words: &[&str]) -> Result<String, String> {
+        let whom = match words {
+            ["map" | "unmap", whom, ..] => self.whom(whom)?,
+            _ => (None, None),
+        };
         let array = &mut self.array;
         match words {
             ["disk", name, bytes] => array.add_disk(name, size(bytes)?, 512)?,
@@ -245,8 +264,7 @@ impl San {
                 array.add_disk(name, size(bytes)?, block)?;
             }
             ["tape", name] => array.add_tape(name)?,
-            ["map", initiator, pairs @ ..] => {
-                let initiator = or_any(initiator, str::parse)?;
+            ["map", _, pairs @ ..] => {
                 let mut map = BTreeMap::new();
                 for pair in pairs {
                     let (lun, name) = pair.split_once('=').ok_or_else(|| format!("{pair}: LUN=NAME"))?;
@@ -256,9 +274,11 @@ impl San {
                     }
                     map.insert(lun, array.unit(name)?);
                 }
-                array.map(initiator, Some(map));
+                array.map(whom, Some(map));
             }
-            ["unmap", initiator] => array.map(Some(initiator.parse()?), None),
+            ["unmap", "any"] => return Err("any: map any, without pairs".into()),
+            ["unmap", _] => array.map(whom, None),
+            ["rec", state] => array.has_no_rec = !one_of(state, &ON)?,
             ["method", method] => {
                 array.method = one_of(method, &[("peripheral", Method::Peripheral), ("flat", Method::Flat)])?;
             }

@@ -7,7 +7,7 @@ use crate::fabric::Place;
 use crate::names::mac_text;
 use crate::outbox::Outbox;
 use crate::san::San;
-use crate::scsi::Kind;
+use crate::scsi::{Kind, Nexus};
 
 impl San {
     /// A line for each fabric, port, unit and session, and counts.
@@ -56,9 +56,17 @@ impl San {
         let array = &self.array;
         for (number, port) in array.ports.iter().enumerate() {
             let relative = relative(number);
-            let state = if port.is_up { "up" } else { "down" };
+            let state = match (port.is_up, port.is_silent) {
+                (false, _) => "down",
+                (true, true) => "silent",
+                (true, false) => "up",
+            };
             let (group, access) = (array.groups.group_of(relative), array.groups.state_at(relative));
-            writeln!(text, "target {relative} {} {state} group {group} {access:?}", port.wwpn)?;
+            let (name, unheard, commands) = (port.wwpn, port.unheard, port.commands);
+            writeln!(
+                text,
+                "target {relative} {name} {state} group {group} {access:?}, {unheard} not heard, {commands} commands"
+            )?;
         }
         for unit in &array.units {
             match &unit.kind {
@@ -72,12 +80,13 @@ impl San {
         for ((_, id), session) in &array.sessions {
             let tasks = array.tasks.values().filter(|task| task.nexus == session.nexus).count();
             let kind = if session.is_process { "PRLI" } else { "PLOGI" };
-            let nexus = session.nexus;
-            writeln!(text, "session {} {id} target {} {kind}, {tasks} tasks", nexus.initiator, nexus.port)?;
+            let (Nexus { initiator, port }, commands) = (session.nexus, session.commands);
+            writeln!(
+                text,
+                "session {initiator} {id} target {port} {kind}, {commands} commands, {tasks} tasks"
+            )?;
         }
-        for injection in &array.injections.0 {
-            writeln!(text, "{injection:?}")?;
-        }
+        writeln!(text, "{}", array.injections)?;
         let (received, forwarded, dropped) = (self.received, self.forwarded, self.dropped);
         writeln!(
             text,

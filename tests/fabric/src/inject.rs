@@ -1,5 +1,7 @@
 //! Faults of commands.
 
+use std::fmt;
+
 use crate::scsi::luns::Lun;
 use crate::scsi::sense::Sense;
 
@@ -29,9 +31,30 @@ pub(crate) struct Injection {
     pub(crate) fault: Fault,
 }
 
+impl fmt::Display for Injection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let any = || "any".to_owned();
+        let lun = self.lun.map_or_else(any, |lun| lun.to_string());
+        let code = self.code.map_or_else(any, |code| format!("{code:02x}"));
+        write!(f, "{lun} {code} {} {:?}", self.left, self.fault)?;
+        self.port.map_or(Ok(()), |port| write!(f, " {}", port + 1))
+    }
+}
+
 /// All of them, in the order in which they were made.
 #[derive(Debug, Default)]
-pub(crate) struct Injections(pub(crate) Vec<Injection>);
+pub(crate) struct Injections {
+    pub(crate) rules: Vec<Injection>,
+    /// Commands that had a fault.
+    count: u64,
+}
+
+impl fmt::Display for Injections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "injected: {}", self.count)?;
+        self.rules.iter().try_for_each(|rule| write!(f, "; {rule}"))
+    }
+}
 
 impl Injections {
     /// The fault of this command; it is used up then.
@@ -41,10 +64,11 @@ impl Injections {
                 && injection.code.is_none_or(|wanted| wanted == code)
                 && injection.port.is_none_or(|wanted| wanted == port)
         };
-        let found = self.0.iter_mut().find(fits)?;
+        let found = self.rules.iter_mut().find(fits)?;
         found.left = found.left.saturating_sub(1);
         let fault = found.fault;
-        self.0.retain(|injection| injection.left > 0);
+        self.rules.retain(|injection| injection.left > 0);
+        self.count += 1;
         Some(fault)
     }
 }

@@ -45,7 +45,8 @@ impl Array {
                 // It ends what there was.
                 self.end_session(port, header.s_id);
                 let nexus = Nexus { initiator: from.wwpn, port: relative(port) };
-                self.sessions.insert(key, Session { nexus, route: from.route, is_process: false });
+                self.sessions
+                    .insert(key, Session { nexus, route: from.route, is_process: false, commands: 0 });
                 els::login(Answers::Port, wwpn, Self::WWNN)
             }
             command::PDISC | command::ADISC if !self.sessions.contains_key(&key) => {
@@ -64,6 +65,7 @@ impl Array {
             }
             command::RTV => els::timeouts(),
             command::RRQ => els::ACCEPT.to_vec(),
+            command::REC if self.has_no_rec => Reject::NOT_SUPPORTED.payload().to_vec(),
             command::REC => self.exchange(port, header, payload),
             _ => Reject::NOT_SUPPORTED.payload().to_vec(),
         };
@@ -120,9 +122,10 @@ impl Array {
         reply
     }
 
-    /// A target port logs initiators out: all of a name.
+    /// A target port logs initiators out: all of a name. One that is silent does not.
     pub(crate) fn send_logo(&mut self, port: usize, id: PortId, initiator: Wwn, out: &mut Outbox) {
-        let Some(wwpn) = self.ports.get(port).map(|port| port.wwpn) else { return };
+        let speaks = self.ports.get(port).filter(|port| !port.is_silent);
+        let Some(wwpn) = speaks.map(|port| port.wwpn) else { return };
         let named = self
             .sessions
             .iter()

@@ -102,21 +102,26 @@ impl Array {
         out: &mut Outbox,
     ) {
         let key = Key::of(port, header);
-        let Some(nexus) =
-            self.sessions.get(&(port, header.s_id)).filter(|session| session.is_process).map(|s| s.nexus)
-        else {
+        let session = self.sessions.get_mut(&(port, header.s_id)).filter(|session| session.is_process);
+        let Some(nexus) = session.map(|session| {
+            session.commands += 1;
+            session.nexus
+        }) else {
             // Who is not logged in hears so (FCP-4 6.3.2: LOGO).
             let Some(wwpn) = self.ports.get(port).map(|port| port.wwpn) else { return };
             let (request, own) = (r_ctl::ELS_REQUEST, header.d_id);
             let logo = Header::request(request, kind::ELS, own, header.s_id, out.exchange());
             return out.send(from.route, &logo, &els::logo(own, wwpn));
         };
+        if let Some(port) = self.ports.get_mut(port) {
+            port.commands += 1;
+        }
         let parsed = Command::read(payload);
         let command =
             parsed.clone().unwrap_or(Command { lun: [0; 8], management: 0, cdb: [0; 16], read: 0, write: 0 });
         let number = luns::read(command.lun);
         let unit = match number {
-            Lun::Number(number) => self.map_of(nexus.initiator).find(|(known, _)| *known == number),
+            Lun::Number(number) => self.map_of(nexus).find(|(known, _)| *known == number),
             Lun::Report | Lun::Other => None,
         };
         let task = Task {
@@ -170,7 +175,8 @@ impl Array {
         let is_due = |(key, task): (&Key, &Task)| due(task).is_some_and(|at| at <= now).then_some(*key);
         let keys: Vec<Key> = self.tasks.iter().filter_map(is_due).collect();
         for key in keys {
-            if let Some(task) = self.tasks.remove(&key) {
+            // A port that is silent ends it without an answer.
+            if let Some(task) = self.tasks.remove(&key).filter(|_| !self.is_silent(key.port)) {
                 self.begin_task(key, task, out);
             }
         }
@@ -269,8 +275,12 @@ impl Array {
     fn execute(&mut self, task: &Task) -> Done {
         let (nexus, cdb) = (task.nexus, &task.command.cdb);
         let [operation, ..] = *cdb;
-        if operation == op::REPORT_LUNS {
-            let numbers: Vec<u16> = self.map_of(nexus.initiator).map(|(number, _)| number).collect();
+        let number = luns::read(task.command.lun);
+        // Where no unit is, number 0 and the well-known unit alone give the list (SPC-4 6.35).
+        if operation == op::REPORT_LUNS
+            && (task.unit != NO_UNIT || matches!(number, Lun::Number(0) | Lun::Report))
+        {
+            let numbers: Vec<u16> = self.map_of(nexus).map(|(number, _)| number).collect();
             self.luns_are_known(nexus);
             let list = luns::report(cdb, numbers.into_iter(), self.method);
             return Ok(Outcome::Data(list.ok_or(Sense::INVALID_FIELD_IN_CDB)?, None));
@@ -282,7 +292,7 @@ impl Array {
                     Sense::LOGICAL_UNIT_NOT_SUPPORTED.bytes().to_vec(),
                     cdb.byte(4).unwrap_or_default(),
                 ),
-                op::TEST_UNIT_READY if luns::read(task.command.lun) == Lun::Report => Ok(Outcome::Good),
+                op::TEST_UNIT_READY if number == Lun::Report => Ok(Outcome::Good),
                 _ => Err(Sense::LOGICAL_UNIT_NOT_SUPPORTED.into()),
             };
         }
@@ -298,10 +308,14 @@ impl Array {
         let port = self.context(nexus);
         let (wwpn, wwnn) = (port.wwpn, port.wwnn);
         let context = scsi::Context { nexus, groups: &self.groups, wwpn, wwnn };
-        match self.units.get_mut(task.unit) {
-            Some(unit) => unit.execute(cdb, context),
-            None => Err(Sense::LOGICAL_UNIT_NOT_SUPPORTED.into()),
+        let unit = self.units.get_mut(task.unit).ok_or(Sense::LOGICAL_UNIT_NOT_SUPPORTED)?;
+        let done = unit.execute(cdb, context);
+        if let Kind::Tape(tape) = &mut unit.kind
+            && tape.take_came()
+        {
+            self.attend_all(task.unit, Sense::MEDIUM_MAY_HAVE_CHANGED, Some(nexus));
         }
+        done
     }
 
     /// Does a command with its data, and tells others what they are to hear of it.

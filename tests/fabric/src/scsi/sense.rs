@@ -19,6 +19,7 @@ const fn sense(key: u8, asc: u8, ascq: u8) -> Sense {
 impl Sense {
     pub(crate) const NONE: Self = sense(0, 0, 0);
     pub(crate) const NONE_FILEMARK: Self = sense(0, 0x00, 0x01);
+    pub(crate) const END_OF_PARTITION: Self = sense(0, 0x00, 0x02);
     pub(crate) const BEGINNING_OF_PARTITION: Self = sense(0, 0x00, 0x04);
     pub(crate) const ASYMMETRIC_TRANSITION: Self = sense(2, 0x04, 0x0a);
     pub(crate) const TARGET_PORT_IN_STANDBY_STATE: Self = sense(2, 0x04, 0x0b);
@@ -32,6 +33,7 @@ impl Sense {
     pub(crate) const INVALID_FIELD_IN_PARAMETER_LIST: Self = sense(5, 0x26, 0x00);
     pub(crate) const INVALID_RELEASE: Self = sense(5, 0x26, 0x04);
     pub(crate) const INSUFFICIENT_REGISTRATION_RESOURCES: Self = sense(5, 0x55, 0x04);
+    pub(crate) const MEDIUM_MAY_HAVE_CHANGED: Self = sense(6, 0x28, 0x00);
     pub(crate) const POWER_ON: Self = sense(6, 0x29, 0x00);
     pub(crate) const I_T_NEXUS_LOSS: Self = sense(6, 0x29, 0x07);
     pub(crate) const DEVICE_RESET: Self = sense(6, 0x29, 0x03);

@@ -14,6 +14,8 @@ enum Mark {
 
 /// Where tapes end, in bytes of data.
 const CAPACITY: usize = 256 << 20;
+/// Early warning: what is written past here is, and the end is said to be near (SSC-4 4.2.5).
+const EARLY: usize = CAPACITY - (1 << 20);
 /// Blocks and file marks on it.
 const MOST_MARKS: usize = 1 << 20;
 /// The longest block.
@@ -29,12 +31,25 @@ pub(crate) struct Tape {
     block: u32,
     used: usize,
     is_ejected: bool,
+    /// It was loaded, of which others have yet to hear.
+    came: bool,
 }
 
 impl Tape {
     /// Bytes of data on it.
     pub(crate) fn used(&self) -> usize {
         self.used
+    }
+
+    /// Whether the tape came since the last time that this was asked.
+    pub(crate) fn take_came(&mut self) -> bool {
+        std::mem::take(&mut self.came)
+    }
+
+    /// What is said of a write that is done.
+    fn written(&self) -> Result<(), Failure> {
+        let is_near = self.used > EARLY;
+        if is_near { Err(Sense::END_OF_PARTITION.with(Sense::EOM, 0).into()) } else { Ok(()) }
     }
 
     pub(super) fn execute(&mut self, cdb: &[u8; 16]) -> Done {
@@ -62,7 +77,8 @@ impl Tape {
                 let length = self.length(second, count)?;
                 Ok(if length == 0 { Outcome::Good } else { Outcome::Wants(length) })
             }
-            // WRITE FILEMARKS.
+            // WRITE FILEMARKS. Without any it asks for what is buffered to be written, which all is.
+            0x10 if count == 0 => Ok(Outcome::Good),
             0x10 => {
                 self.truncate();
                 if self.marks.len() + count as usize > MOST_MARKS {
@@ -70,7 +86,7 @@ impl Tape {
                 }
                 self.marks.extend((0..count).map(|_| Mark::File));
                 self.at = self.marks.len();
-                Ok(Outcome::Good)
+                self.written().map(|()| Outcome::Good)
             }
             0x11 => self.space(second & 0x0f, i64::from((count << 8).cast_signed() >> 8)),
             // ERASE.
@@ -80,7 +96,9 @@ impl Tape {
             }
             // LOAD UNLOAD.
             0x1b => {
-                (self.at, self.is_ejected) = (0, fifth & 1 == 0);
+                let loads = fifth & 1 == 1;
+                self.came |= loads && self.is_ejected;
+                (self.at, self.is_ejected) = (0, !loads);
                 Ok(Outcome::Good)
             }
             0x15 if fifth == 0 => Ok(Outcome::Good),
@@ -204,13 +222,66 @@ impl Tape {
             return Ok(());
         }
         self.truncate();
-        let unit = if cdb[1] & 1 == 1 { self.block as usize } else { data.len() }.max(1);
+        let is_fixed = cdb[1] & 1 == 1;
+        let unit = if is_fixed { self.block as usize } else { data.len() }.max(1);
         if self.used + data.len() > CAPACITY || self.marks.len() + data.len() / unit > MOST_MARKS {
-            return Err(Sense::VOLUME_OVERFLOW.with(Sense::EOM, data.len() as i64).into());
+            let rest = if is_fixed { data.len() / unit } else { data.len() };
+            return Err(Sense::VOLUME_OVERFLOW.with(Sense::EOM, rest as i64).into());
         }
         self.marks.extend(data.chunks(unit).map(|bytes| Mark::Block(bytes.to_vec())));
         self.used += data.len();
         self.at = self.marks.len();
-        Ok(())
+        self.written()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WRITE: [u8; 16] = [0x0a, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+    fn six(bytes: [u8; 6]) -> [u8; 16] {
+        let mut cdb = [0; 16];
+        cdb[..6].copy_from_slice(&bytes);
+        cdb
+    }
+
+    #[test]
+    fn no_file_marks_cut_nothing() {
+        let mut tape = Tape::default();
+        tape.finish(&WRITE, &[1; 1000]).unwrap();
+        tape.finish(&WRITE, &[2; 1000]).unwrap();
+        tape.execute(&six([1, 0, 0, 0, 0, 0])).unwrap();
+        // WRITE FILEMARKS of none is how a host asks for what is buffered to be written.
+        assert_eq!(tape.execute(&six([0x10, 0, 0, 0, 0, 0])), Ok(Outcome::Good));
+        assert_eq!((tape.used(), tape.at), (2000, 0));
+        assert_eq!(tape.execute(&six([0x10, 0, 0, 0, 1, 0])), Ok(Outcome::Good));
+        assert_eq!((tape.used(), tape.at), (0, 1));
+    }
+
+    #[test]
+    fn the_end_is_said_before_it_comes() {
+        let mut tape = Tape::default();
+        let block = vec![7; 1 << 20];
+        for _ in 0..255 {
+            assert_eq!(tape.finish(&WRITE, &block), Ok(()));
+        }
+        // Done, and early warning; a file mark as well.
+        let early = |rest| Sense::END_OF_PARTITION.with(Sense::EOM, rest);
+        assert_eq!(tape.finish(&WRITE, &[7; 512]), Err(early(0).into()));
+        assert_eq!(tape.execute(&six([0x10, 0, 0, 0, 1, 0])), Err(early(0).into()));
+        assert_eq!((tape.used(), tape.at), ((255 << 20) + 512, 257));
+        let bytes = early(0).bytes();
+        assert_eq!((bytes[0], bytes[2], bytes[12], bytes[13]), (0xf0, 0x40, 0, 2));
+        // What does not fit is not written, and is counted in blocks where they are fixed.
+        let full = |rest| Err(Sense::VOLUME_OVERFLOW.with(Sense::EOM, rest).into());
+        assert_eq!(tape.finish(&WRITE, &block), full(1 << 20));
+        tape.block = 512;
+        assert_eq!(tape.finish(&six([0x0a, 1, 0, 8, 0, 0]), &block), full(2048));
+        assert_eq!((tape.used(), tape.at), ((255 << 20) + 512, 257));
+        // Elsewhere nothing is said.
+        tape.execute(&six([1, 0, 0, 0, 0, 0])).unwrap();
+        assert_eq!(tape.execute(&six([0x10, 0, 0, 0, 1, 0])), Ok(Outcome::Good));
     }
 }

@@ -172,6 +172,78 @@ fn target_ports_go_and_come() {
 }
 
 #[test]
+fn target_ports_fall_silent() {
+    let mut bed = Bed::new();
+    let (one, to) = bed.ready();
+    bed.register(one);
+    bed.take();
+    bed.tell("inject 0 any 1 delay=500");
+    let late = bed.command(one, to, 0, &[0], 0, 0);
+    bed.tell("port 1 silent");
+    // Nobody is told, and the directory has it still.
+    assert_eq!(bed.take().len(), 0);
+    assert_eq!(bed.ct(one, 0x112, &[0, 1, 0xf0, 0]).0, 0x8002);
+    // No command, task management, ABTS or link service is answered, and no answer comes that was still to come.
+    let lost = bed.command(one, to, 0, &[0], 0, 0);
+    assert!(bed.answer(lost).is_none());
+    let abort = Header { r_ctl: 0x81, kind: 0, ..lost };
+    bed.send(abort, &[]);
+    let mut reset = vec![0; 32];
+    reset[10] = 0x10;
+    let header = bed.request(6, 8, one, to);
+    bed.send(header, &reset);
+    assert_eq!(bed.els(one, to, &[0x52; 28]), []);
+    assert_eq!(bed.els(one, to, &[&[3][..], &[0; 115]].concat()), []);
+    bed.tell(&format!("logo {ONE:016x} 1"));
+    bed.now += 500;
+    bed.san.tick(bed.now, &mut bed.out);
+    assert!(bed.answer(late).is_none());
+    assert_eq!(bed.take().len(), 0);
+    let info = bed.tell("info");
+    assert!(info.contains("target 1 502fcf0000000001 silent") && info.contains("5 not heard"), "{info}");
+    // The other port goes on. This one does when it is heard again, with the logins that it had.
+    let other = bed.target(2);
+    bed.session(one, other);
+    bed.tell("port 1 heard");
+    assert_eq!(bed.scsi(one, to, 0, &[0], 0, &[]).status, 0);
+    assert!(bed.tell("info").contains("target 1 502fcf0000000001 up"));
+}
+
+#[test]
+fn rec_is_answered_or_not() {
+    let mut bed = Bed::new();
+    let (one, to) = bed.ready();
+    let [a, b, c] = one.bytes();
+    let rec = [0x13, 0, 0, 0, 0, a, b, c, 0x77, 0x77, 0xff, 0xff];
+    assert_eq!(bed.els(one, to, &rec), [1, 0, 0, 0, 0, 3, 0x17, 0]);
+    bed.tell("rec off");
+    assert_eq!(bed.els(one, to, &rec), [1, 0, 0, 0, 0, 0x0b, 0, 0]);
+    bed.tell("rec on");
+    assert_eq!(bed.els(one, to, &rec), [1, 0, 0, 0, 0, 3, 0x17, 0]);
+}
+
+#[test]
+fn what_happened_is_counted() {
+    let mut bed = Bed::new();
+    let (one, to) = bed.ready();
+    bed.tell("inject any 00 2 busy");
+    bed.tell("inject 5 28 1 drop 2");
+    bed.tell("lose rsp 2");
+    let info = bed.tell("info");
+    assert!(info.contains("injected: 0; any 00 2 Status(8); 5 28 1 Drop 2\n"), "{info}");
+    assert!(info.contains("lost on purpose: 0; Response Next(2)"), "{info}");
+    let lost = bed.command(one, to, 0, &[0], 0, 0);
+    assert!(bed.answer(lost).is_none());
+    let info = bed.tell("info");
+    assert!(info.contains("injected: 1; any 00 1 Status(8); 5 28 1 Drop 2\n"), "{info}");
+    assert!(info.contains("lost on purpose: 1; Response Next(1)"), "{info}");
+    // The count outlives the rules.
+    bed.tell("inject off");
+    bed.tell("lose off");
+    assert!(bed.tell("info").contains("injected: 1\n"));
+}
+
+#[test]
 fn virtual_links_are_cleared() {
     let mut bed = Bed::new();
     let (one, _) = bed.ready();
@@ -263,6 +335,10 @@ fn commands_that_are_wrong_change_nothing() {
         "map any 0",
         "map any 16384=d0",
         "map 21 0=d0",
+        "map 2100000000000a01@3 0=d0",
+        "map any@x 0=d0",
+        "unmap 2100000000000a01@0",
+        "rec maybe",
         "unmap any",
         "method odd",
         "resize zz 1M",

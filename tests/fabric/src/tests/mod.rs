@@ -238,7 +238,7 @@ impl Bed {
         (one, to)
     }
 
-    /// An FCP_CMND; its exchange.
+    /// An FCP_CMND; its exchange. LUNs from 256 to 16383 are numbers; others are the two bytes that they have.
     pub(crate) fn command(
         &mut self,
         from: PortId,
@@ -249,7 +249,8 @@ impl Bed {
         write: u32,
     ) -> Header {
         let mut payload = vec![0; 32];
-        payload[..2].copy_from_slice(&if lun > 255 { 0x4000 | lun } else { lun }.to_be_bytes());
+        let lun = if (256..0x4000).contains(&lun) { 0x4000 | lun } else { lun };
+        payload[..2].copy_from_slice(&lun.to_be_bytes());
         payload[11] = u8::from(write > 0) | u8::from(read > 0) << 1;
         payload[12..12 + cdb.len()].copy_from_slice(cdb);
         payload[28..].copy_from_slice(&read.max(write).to_be_bytes());

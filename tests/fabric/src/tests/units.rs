@@ -100,9 +100,79 @@ fn units_say_what_they_are() {
     bed.session(base, to);
     assert_eq!(bed.scsi(base, to, 0, &[0xa0, 0, 0, 0, 0, 0, 0, 0, 0, 64], 64, &[]).good(), [0; 8]);
     assert_eq!(bed.scsi(base, to, 0, &rw16(0x88, 0, 1), 512, &[]).sense, Some((5, 0x25, 0)));
+    // The list is given by units that are there, by number 0 and the well-known one, and by no other.
+    let report = [0xa0, 0, 0, 0, 0, 0, 0, 0, 0, 64];
+    assert_eq!(bed.scsi(one, to, 513, &report, 64, &[]).good().len(), 40);
+    assert_eq!(bed.scsi(one, to, 1, &report, 64, &[]).sense, Some((5, 0x25, 0)));
+    assert_eq!(bed.scsi(one, to, 0xc101, &report, 64, &[]).good().len(), 40);
     bed.tell("method flat");
     let luns = bed.scsi(one, to, 0, &[0xa0, 0, 0, 0, 0, 0, 0, 0, 0, 64], 64, &[]).good();
     assert_eq!(luns[16..18], [0x40, 5]);
+}
+
+#[test]
+fn target_ports_show_what_is_mapped_there() {
+    let mut bed = Bed::new();
+    let (one, to) = bed.ready();
+    let other = bed.target(2);
+    bed.session(one, other);
+    while bed.scsi(one, other, 5, &[0], 0, &[]).sense.is_some() {}
+    // Number 5 is another disk at the second port; who is mapped at that port sees nothing of the common map there.
+    bed.tell("map 2100000000000a01@2 0=d0 5=d2");
+    assert_eq!(bed.scsi(one, to, 5, &[0], 0, &[]).status, 0);
+    assert_eq!(bed.scsi(one, other, 5, &[0], 0, &[]).sense, Some((6, 0x29, 0)));
+    while bed.scsi(one, other, 5, &[0], 0, &[]).sense.is_some() {}
+    let serial =
+        |bed: &mut Bed, to| bed.scsi(one, to, 5, &[0x12, 1, 0x80, 1, 0, 0], 256, &[]).good()[4..].to_vec();
+    assert_eq!((serial(&mut bed, to), serial(&mut bed, other)), (b"d1".to_vec(), b"d2".to_vec()));
+    bed.scsi(one, to, 5, &rw16(0x8a, 0, 1), 0, &[1; 512]).good();
+    bed.scsi(one, other, 5, &rw16(0x8a, 0, 1), 0, &[2; 512]).good();
+    assert_eq!((bed.tell("read d1 0 1").trim(), bed.tell("read d2 0 1").trim()), ("01", "02"));
+    let report = [0xa0, 0, 0, 0, 0, 0, 0, 0, 0, 64];
+    assert_eq!(bed.scsi(one, other, 0, &report, 64, &[]).good().len(), 24);
+    assert_eq!(bed.scsi(one, to, 0, &report, 64, &[]).good().len(), 40);
+    // A resize is heard where the disk is, and nowhere else.
+    bed.tell("resize d1 128M");
+    assert_eq!(bed.scsi(one, other, 5, &[0], 0, &[]).status, 0);
+    assert_eq!(bed.scsi(one, to, 5, &[0], 0, &[]).sense, Some((6, 0x2a, 9)));
+    bed.tell("unmap 2100000000000a01@2");
+    assert_eq!(serial(&mut bed, other), b"d1");
+    // The nearest wins: a name at a port, a name, a port, all.
+    let common = |bed: &mut Bed, to| bed.scsi(one, to, 9, &[0x12, 1, 0x80, 1, 0, 0], 256, &[]).data;
+    bed.tell("unmap 2100000000000a01");
+    bed.tell("map any 9=d0");
+    bed.tell("map any@1 9=d1");
+    assert_eq!((&common(&mut bed, to)[4..], &common(&mut bed, other)[4..]), (&b"d1"[..], &b"d0"[..]));
+    bed.tell("map 2100000000000a01 9=d3");
+    assert_eq!((&common(&mut bed, to)[4..], &common(&mut bed, other)[4..]), (&b"d3"[..], &b"d3"[..]));
+    bed.tell("unmap 2100000000000a01");
+    bed.tell("unmap any@1");
+    assert_eq!(&common(&mut bed, to)[4..], b"d0");
+}
+
+#[test]
+fn commands_are_counted_by_session_and_port() {
+    let mut bed = Bed::new();
+    let (one, to) = bed.ready();
+    let other = bed.target(2);
+    bed.session(one, other);
+    (0..3).for_each(|_| drop(bed.scsi(one, other, 0, &[0], 0, &[])));
+    let line = |bed: &mut Bed, of: &str| {
+        let info = bed.tell("info");
+        info.lines().find(|line| line.starts_with(of)).unwrap_or_default().to_owned()
+    };
+    // Four each that heard of the start.
+    assert!(line(&mut bed, "target 1").ends_with(", 4 commands"), "{}", bed.tell("info"));
+    assert!(line(&mut bed, "target 2").ends_with(", 3 commands"));
+    let session = format!("session {ONE:016x} {one} target 2 PRLI, 3 commands, 0 tasks");
+    assert_eq!(line(&mut bed, &session), session);
+    // A session that begins anew has none yet; the port goes on counting.
+    bed.session(one, other);
+    bed.scsi(one, other, 0, &[0], 0, &[]);
+    assert!(line(&mut bed, "target 2").ends_with(", 4 commands"));
+    assert!(bed.tell("info").contains("target 2 PRLI, 1 commands, 0 tasks"));
+    bed.scsi(one, to, 0, &[0], 0, &[]);
+    assert!(bed.tell("info").contains("target 1 PRLI, 5 commands, 0 tasks"));
 }
 
 #[test]
@@ -247,4 +317,28 @@ fn a_tape_keeps_blocks_and_marks() {
     assert_eq!(tape(&[0], 0, &[]).sense, Some((2, 0x3a, 0)));
     tape(&[0x1b, 0, 0, 0, 1], 0, &[]).good();
     assert_eq!(tape(&[0], 0, &[]).status, 0);
+}
+
+#[test]
+fn a_load_is_heard_by_the_others() {
+    let mut bed = Bed::new();
+    bed.tell("tape t0");
+    bed.tell("map any 0=t0");
+    bed.tell("unmap 2100000000000a01");
+    bed.log_in(0, BASE, false).unwrap();
+    let to = bed.target(1);
+    let ids = [ONE, TWO].map(|name| {
+        let id = bed.log_in(0, name, true).unwrap();
+        bed.session(id, to);
+        assert_eq!(bed.scsi(id, to, 0, &[0], 0, &[]).sense, Some((6, 0x29, 0)));
+        id
+    });
+    bed.scsi(ids[0], to, 0, &[0x1b, 0, 0, 0, 0], 0, &[]).good();
+    assert_eq!(bed.scsi(ids[1], to, 0, &[0], 0, &[]).sense, Some((2, 0x3a, 0)));
+    bed.scsi(ids[0], to, 0, &[0x1b, 0, 0, 0, 1], 0, &[]).good();
+    assert_eq!(bed.scsi(ids[1], to, 0, &[0], 0, &[]).sense, Some((6, 0x28, 0)));
+    assert_eq!(bed.scsi(ids[1], to, 0, &[0], 0, &[]).status, 0);
+    // A tape that is there already is only wound back.
+    bed.scsi(ids[0], to, 0, &[0x1b, 0, 0, 0, 1], 0, &[]).good();
+    assert_eq!(bed.scsi(ids[1], to, 0, &[0], 0, &[]).status, 0);
 }
