@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use crate::attentions::Attentions;
+use crate::els::Reject;
 use crate::frame::{HEADER, Header, f_ctl, kind, r_ctl};
 use crate::inject::Injections;
 use crate::names::{PortId, Wwn};
@@ -21,6 +23,8 @@ pub(crate) struct TargetPort {
     /// The fabric it is at, by its place among them.
     pub(crate) fabric: usize,
     pub(crate) is_up: bool,
+    /// It was up when the array lost its power.
+    pub(crate) has_power_cut: bool,
     /// Nothing is heard at it, and nothing said.
     pub(crate) is_silent: bool,
     /// Commands that it took, and frames that it did not hear.
@@ -49,9 +53,6 @@ pub(crate) struct Sender {
     pub(crate) route: Route,
 }
 
-/// What is not yet heard by an initiator, of a unit, is no more than this.
-const MOST_ATTENTIONS: usize = 16;
-
 /// Initiators that are remembered, at all target ports together.
 const MOST_KNOWN: usize = 10_000;
 
@@ -68,7 +69,9 @@ pub(crate) struct Array {
     pub(crate) has_no_rec: bool,
     /// By target port and the initiator's address.
     pub(crate) sessions: BTreeMap<(usize, PortId), Session>,
-    attentions: HashMap<(Nexus, usize), Vec<Sense>>,
+    pub(crate) attentions: Attentions,
+    /// By the request's code, PLOGI or PRLI: the initiator's name, the target port, and why. None of the first two is any.
+    pub(crate) rejects: BTreeMap<u8, (Option<Wwn>, Option<usize>, Reject)>,
     /// Initiators that heard of the start.
     known: BTreeSet<Nexus>,
     pub(crate) injections: Injections,
@@ -84,8 +87,8 @@ impl Array {
         let number = self.ports.len();
         let relative = relative(number);
         let wwpn = Wwn(Self::WWNN.0 | u64::from(relative));
-        let (is_up, is_silent, commands, unheard) = (true, false, 0, 0);
-        self.ports.push(TargetPort { wwpn, fabric, is_up, is_silent, commands, unheard });
+        let (is_up, has_power_cut, is_silent, commands, unheard) = (true, false, false, 0, 0);
+        self.ports.push(TargetPort { wwpn, fabric, is_up, has_power_cut, is_silent, commands, unheard });
         self.groups.place(relative, relative);
         number
     }
@@ -123,18 +126,16 @@ impl Array {
 
     /// Changes a map. Those that it is for hear of it at what they see then.
     pub(crate) fn map(&mut self, whom: Whom, map: Option<BTreeMap<u16, usize>>) {
-        let before: HashMap<Nexus, Vec<_>> =
+        let before: HashMap<Nexus, BTreeMap<u16, usize>> =
             self.nexuses().into_iter().map(|nexus| (nexus, self.map_of(nexus).collect())).collect();
         match map {
             Some(map) => self.maps.insert(whom, map),
             None => self.maps.remove(&whom),
         };
         for (nexus, before) in before {
-            let now: Vec<_> = self.map_of(nexus).collect();
+            let now: BTreeMap<u16, usize> = self.map_of(nexus).collect();
             if now != before {
-                for (_, unit) in now {
-                    self.attend(nexus, unit, Sense::REPORTED_LUNS_DATA_HAS_CHANGED);
-                }
+                self.map_changed(nexus, &before);
                 // What is in the way of a unit that is no longer there is not answered.
                 let still: BTreeSet<usize> = self.map_of(nexus).map(|(_, unit)| unit).collect();
                 self.abort(|task| task.nexus == nexus && !still.contains(&task.unit));
@@ -147,56 +148,19 @@ impl Array {
         self.sessions.values().filter(|session| session.is_process).map(|session| session.nexus).collect()
     }
 
-    /// An initiator is to hear this with its next command to a unit.
-    pub(crate) fn attend(&mut self, nexus: Nexus, unit: usize, sense: Sense) {
-        let waiting = self.attentions.entry((nexus, unit)).or_default();
-        if !waiting.contains(&sense) && waiting.len() < MOST_ATTENTIONS {
-            waiting.push(sense);
-        }
-    }
-
-    /// All that are mapped a unit, but one, are to hear this.
-    pub(crate) fn attend_all(&mut self, unit: usize, sense: Sense, but: Option<Nexus>) {
-        for nexus in self.nexuses() {
-            if Some(nexus) != but && self.map_of(nexus).any(|(_, mapped)| mapped == unit) {
-                self.attend(nexus, unit, sense);
-            }
-        }
-    }
-
-    /// The next thing an initiator is to hear of a unit.
-    pub(crate) fn attention(&mut self, nexus: Nexus, unit: usize) -> Option<Sense> {
-        let waiting = self.attentions.get_mut(&(nexus, unit))?;
-        let next = (!waiting.is_empty()).then(|| waiting.remove(0));
-        if waiting.is_empty() {
-            self.attentions.remove(&(nexus, unit));
-        }
-        next
-    }
-
-    /// It asked what there is, so that it need not hear that this changed (SPC-4 6.35).
-    pub(crate) fn luns_are_known(&mut self, nexus: Nexus) {
-        for ((of, _), waiting) in &mut self.attentions {
-            if *of == nexus {
-                waiting.retain(|sense| *sense != Sense::REPORTED_LUNS_DATA_HAS_CHANGED);
-            }
-        }
-        self.attentions.retain(|_, waiting| !waiting.is_empty());
-    }
-
     /// PRLI: the first time an initiator hears of the start, later of the loss of its nexus.
     pub(crate) fn begin(&mut self, nexus: Nexus) {
         if self.known.len() >= MOST_KNOWN {
             self.known.clear();
             let here = self.nexuses();
-            self.attentions.retain(|(nexus, _), _| here.contains(nexus));
+            self.attentions.retain(|nexus, _| here.contains(&nexus));
         }
         let first = self.known.insert(nexus);
         let sense = if first { Sense::POWER_ON } else { Sense::I_T_NEXUS_LOSS };
         let units: Vec<usize> = self.map_of(nexus).map(|(_, unit)| unit).collect();
         for unit in units {
-            self.attentions.remove(&(nexus, unit));
-            self.attend(nexus, unit, sense);
+            self.attentions.retain(|of, at| (of, at) != (nexus, unit));
+            self.attentions.add(nexus, unit, sense);
         }
     }
 
@@ -232,12 +196,12 @@ impl Array {
         changes
     }
 
-    /// Power goes and comes back: nothing that was not meant to persist is left.
+    /// Power goes: nothing that was not meant to persist is left. Who logs in later hears of a start.
     pub(crate) fn lose_power(&mut self) {
         self.tasks.clear();
-        self.units.iter_mut().for_each(|unit| unit.reservations.lose_power());
-        self.attentions.clear();
-        (0..self.units.len()).for_each(|unit| self.attend_all(unit, Sense::POWER_ON, None));
+        self.units.iter_mut().for_each(Unit::lose_power);
+        self.attentions.retain(|_, _| false);
+        self.known.clear();
     }
 
     /// Ends tasks without an answer.

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::array::Whom;
-use crate::els::Reject;
+use crate::attentions::{CHANGES, LOUDNESS};
+use crate::els::{Reject, command};
 use crate::fabric::{Fabric, Login, Place};
-use crate::inject::{Fault, Injection};
+use crate::fcp::code;
+use crate::inject::{Fault, Injection, Of};
 use crate::names::Wwn;
 use crate::outbox::{HowMany, Outbox, What};
 use crate::san::San;
@@ -35,15 +37,21 @@ logo WWPN [PORT]                       target ports log an initiator out
 cvl [node] WWPN                        Clear Virtual Links: of one name, or of the node that it is on
 zone NAME WWPN...                      a zone; without names it is none any more
 rscn                                   everyone is to look at everything anew
-power                                  the array loses power and has it back
+attentions CODE|all off|first|all      who hears of a change: CODE is 3f/0e (LUNs), 3f/03 (another unit at a number), 2a/09 (size)
+                                       or 2a/06 (ALUA); first is each initiator at its first unit, of the last two the first initiator
+power [off|on]                         the array loses power and has it back: all logins go, and who logs in hears of a start
+reject target-plogi|prli WWPN|any REASON EXPLANATION [PORT]
+reject target-plogi|prli off           logins to target ports
 inject LUN|any CODE|any COUNT WHAT [PORT]
                                        commands that drop, hang, are busy, full, in conflict, delay=MS or sense=KEY/ASC/ASCQ
+inject LUN|any tmf COUNT WHAT [PORT]   task management that drops, or that is not done: reject (RSP_CODE 04h), fail (05h)
 inject off
 lose WHAT COUNT|1/N                    frames: any, cmnd, data, ready, rsp, els, ct, abts or fip
 lose off
 of one fabric, with its number before them, or of all:
 [@N] npiv on|off
 [@N] reject flogi|fdisc|plogi WWPN|any REASON EXPLANATION
+                                       plogi is to the directory and the fabric controller
 [@N] reject flogi|fdisc|plogi off
 [@N] restart MS                        all logins are forgotten, and nothing is heard for so long
 [@N] period MS                         between keep-alives, and between advertisements
@@ -99,6 +107,9 @@ const FRAMES: [(&str, What); 9] = [
 const LOGINS: [(&str, Login); 3] =
     [("flogi", Login::Flogi), ("fdisc", Login::Fdisc), ("plogi", Login::Plogi)];
 
+const OF_MANAGEMENT: [(&str, Fault); 3] =
+    [("drop", Fault::Drop), ("reject", Fault::Code(code::REJECTED)), ("fail", Fault::Code(code::FAILED))];
+
 fn fault(word: &str) -> Result<Fault, String> {
     if let Some(time) = word.strip_prefix("delay=") {
         return number(time).map(Fault::Delay);
@@ -137,6 +148,9 @@ impl San {
             ["#", ..] => Ok(String::new()),
             ["help"] => Ok(HELP.to_owned()),
             ["info"] => Ok(self.info(out)),
+            ["reject", login @ ("target-plogi" | "prli"), rest @ ..] => {
+                self.reject(login, rest).map(|()| String::new())
+            }
             ["npiv" | "reject" | "restart" | "period" | "keep-alive", ..] => {
                 let chosen = |(at, _): &(usize, &mut Fabric)| which.is_none_or(|which| which == *at);
                 let mut fabrics = self.fabrics.iter_mut().enumerate().filter(chosen);
@@ -144,7 +158,7 @@ impl San {
                     .try_for_each(|(_, fabric)| of_fabric(fabric, &words, now, out))
                     .map(|()| String::new())
             }
-            ["port" | "link" | "logo" | "cvl" | "zone" | "rscn", ..] => {
+            ["port" | "link" | "logo" | "cvl" | "zone" | "rscn" | "power", ..] => {
                 self.of_paths(&words, out).map(|()| String::new())
             }
             ["inject" | "lose", ..] => self.of_faults(&words, out).map(|()| String::new()),
@@ -217,8 +231,28 @@ impl San {
                     fabric.announce_all(out);
                 }
             }
+            ["power"] => self.power(true, true, out),
+            ["power", state] => {
+                let is_on = one_of(state, &ON)?;
+                self.power(!is_on, is_on, out);
+            }
             ["rscn"] => self.fabrics.iter().for_each(|fabric| fabric.announce_all(out)),
             _ => return Err(format!("{}: see help", words.join(" "))),
+        }
+        Ok(())
+    }
+
+    /// Logins to target ports that are rejected.
+    fn reject(&mut self, login: &str, words: &[&str]) -> Result<(), String> {
+        let request = if login == "prli" { command::PRLI } else { command::PLOGI };
+        match words {
+            ["off"] => drop(self.array.rejects.remove(&request)),
+            [name, reason, explanation, port @ ..] if port.len() < 2 => {
+                let port = port.first().map(|port| self.target_number(port)).transpose()?;
+                let reject = Reject(hex(reason)?, hex(explanation)?);
+                self.array.rejects.insert(request, (or_any(name, str::parse)?, port, reject));
+            }
+            _ => return Err(format!("reject {login}: see help")),
         }
         Ok(())
     }
@@ -227,12 +261,16 @@ impl San {
         match words {
             ["inject", "off"] => self.array.injections.rules.clear(),
             ["inject", lun, code, count, what, port @ ..] => {
+                let (of, fault) = match *code {
+                    "tmf" => (Of::Management, one_of(what, &OF_MANAGEMENT)?),
+                    code => (or_any(code, hex)?.map_or(Of::Any, Of::Operation), fault(what)?),
+                };
                 let injection = Injection {
+                    of,
                     lun: or_any(lun, number)?,
-                    code: or_any(code, hex)?,
                     port: port.first().map(|port| self.target_number(port)).transpose()?,
                     left: number(count)?,
-                    fault: fault(what)?,
+                    fault,
                 };
                 if injection.left > 0 {
                     self.array.injections.rules.push(injection);
@@ -295,7 +333,13 @@ impl San {
                 self.array.groups.place(crate::array::relative(port), number(group)?);
                 self.array.states_changed(None);
             }
-            ["power"] => array.lose_power(),
+            ["attentions", change, loudness] => {
+                let loudness = one_of(loudness, &LOUDNESS)?;
+                match *change {
+                    "all" => CHANGES.iter().for_each(|(_, change)| array.attentions.set(*change, loudness)),
+                    change => array.attentions.set(one_of(change, &CHANGES)?, loudness),
+                }
+            }
             ["resize" | "read" | "save", name, rest @ ..] => return self.of_disk(words, name, rest),
             _ => return Err(format!("{}: see help", words.join(" "))),
         }

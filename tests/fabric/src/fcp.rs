@@ -16,6 +16,7 @@ pub(crate) mod code {
     pub(crate) const COMPLETE: u8 = 0x00;
     pub(crate) const FIELDS_INVALID: u8 = 0x02;
     pub(crate) const REJECTED: u8 = 0x04;
+    pub(crate) const FAILED: u8 = 0x05;
     pub(crate) const INCORRECT_LUN: u8 = 0x09;
 }
 

@@ -86,6 +86,7 @@ impl San {
                 "session {initiator} {id} target {port} {kind}, {commands} commands, {tasks} tasks"
             )?;
         }
+        write!(text, "{}", array.attentions)?;
         writeln!(text, "{}", array.injections)?;
         let (received, forwarded, dropped) = (self.received, self.forwarded, self.dropped);
         writeln!(

@@ -18,14 +18,30 @@ pub(crate) enum Fault {
     Status(u8),
     /// It ends with this sense data.
     Sense(Sense),
+    /// Of task management: it ends with this RSP_CODE, and is not done.
+    Code(u8),
+}
+
+/// What can have a fault: commands with an operation code, or with any; or task management.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Of {
+    Any,
+    Operation(u8),
+    Management,
+}
+
+impl Of {
+    fn is(self, wanted: Self) -> bool {
+        self == wanted || (wanted == Self::Any && self != Self::Management)
+    }
 }
 
 /// Commands that have a fault.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Injection {
-    /// None of these three is any.
+    pub(crate) of: Of,
+    /// None of these two is any.
     pub(crate) lun: Option<u16>,
-    pub(crate) code: Option<u8>,
     pub(crate) port: Option<usize>,
     pub(crate) left: u32,
     pub(crate) fault: Fault,
@@ -35,8 +51,12 @@ impl fmt::Display for Injection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let any = || "any".to_owned();
         let lun = self.lun.map_or_else(any, |lun| lun.to_string());
-        let code = self.code.map_or_else(any, |code| format!("{code:02x}"));
-        write!(f, "{lun} {code} {} {:?}", self.left, self.fault)?;
+        let of = match self.of {
+            Of::Any => any(),
+            Of::Operation(code) => format!("{code:02x}"),
+            Of::Management => "tmf".to_owned(),
+        };
+        write!(f, "{lun} {of} {} {:?}", self.left, self.fault)?;
         self.port.map_or(Ok(()), |port| write!(f, " {}", port + 1))
     }
 }
@@ -45,7 +65,7 @@ impl fmt::Display for Injection {
 #[derive(Debug, Default)]
 pub(crate) struct Injections {
     pub(crate) rules: Vec<Injection>,
-    /// Commands that had a fault.
+    /// How many there were that had a fault.
     count: u64,
 }
 
@@ -57,11 +77,11 @@ impl fmt::Display for Injections {
 }
 
 impl Injections {
-    /// The fault of this command; it is used up then.
-    pub(crate) fn take(&mut self, port: usize, lun: Lun, code: u8) -> Option<Fault> {
+    /// The fault of what this is; it is used up then.
+    pub(crate) fn take(&mut self, port: usize, lun: Lun, of: Of) -> Option<Fault> {
         let fits = |injection: &&mut Injection| {
             injection.lun.is_none_or(|number| lun == Lun::Number(number))
-                && injection.code.is_none_or(|wanted| wanted == code)
+                && of.is(injection.of)
                 && injection.port.is_none_or(|wanted| wanted == port)
         };
         let found = self.rules.iter_mut().find(fits)?;

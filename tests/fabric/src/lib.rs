@@ -5,7 +5,7 @@
 //! ```text
 //! san ── frames in, frames out, time and commands; no socket
 //!  ├── fabric ── FIP and logins      services ── well-known addresses      directory ── the name server, zones
-//!  ├── array ── target ports, what each initiator is mapped, unit attentions, faults
+//!  ├── array ── target ports, what each initiator is mapped, faults      attentions ── what initiators have yet to hear
 //!  │     └── login ── PLOGI, PRLI ...      tasks ── FCP: commands, data, responses
 //!  │           └── scsi ── disk, tape, inquiry, reservations, target port groups
 //!  ├── control ── the commands
@@ -17,6 +17,7 @@
 //! All that comes by a frame is checked where it is read: a bad frame costs itself.
 
 mod array;
+mod attentions;
 mod bytes;
 mod control;
 mod crc;

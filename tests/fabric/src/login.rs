@@ -39,7 +39,15 @@ impl Array {
     ) {
         let key = (port, header.s_id);
         let Some(wwpn) = self.ports.get(port).map(|port| port.wwpn) else { return };
-        let reply = match payload.byte(0).unwrap_or_default() {
+        let request = payload.byte(0).unwrap_or_default();
+        let reply = match request {
+            _ if let Some(reject) = self.reject(request, from.wwpn, port) => {
+                out.notes.push(format!("{} at port {}: {reject:?}", from.wwpn, port + 1));
+                if request == command::PLOGI {
+                    self.end_session(port, header.s_id);
+                }
+                reject.payload().to_vec()
+            }
             command::PLOGI if payload.len() < els::LOGIN => Reject::LENGTH.payload().to_vec(),
             command::PLOGI => {
                 // It ends what there was.
@@ -71,6 +79,12 @@ impl Array {
         };
         let header = header.reply(r_ctl::ELS_REPLY, out.exchange());
         out.send(from.route, &header, &reply);
+    }
+
+    /// The reject for this login, if a test wants one.
+    fn reject(&self, request: u8, initiator: Wwn, port: usize) -> Option<Reject> {
+        let (name, at, reject) = self.rejects.get(&request)?;
+        (name.is_none_or(|name| name == initiator) && at.is_none_or(|at| at == port)).then_some(*reject)
     }
 
     fn log_in_process(&mut self, port: usize, id: PortId, payload: &[u8], out: &mut Outbox) -> Vec<u8> {

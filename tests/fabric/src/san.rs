@@ -171,6 +171,26 @@ impl San {
         self.settle();
     }
 
+    /// The array loses power, and has it back or not. Its ports go, and with them all logins; those come that were up.
+    pub(crate) fn power(&mut self, goes: bool, comes: bool, out: &mut Outbox) {
+        if goes {
+            for port in 0..self.array.ports.len() {
+                let was_up = self.array.ports.get(port).is_some_and(|port| port.is_up);
+                self.set_target(port, false, out);
+                if was_up && let Some(port) = self.array.ports.get_mut(port) {
+                    port.has_power_cut = true;
+                }
+            }
+            self.array.lose_power();
+        }
+        for port in 0..self.array.ports.len() {
+            let target = self.array.ports.get_mut(port);
+            if comes && target.is_some_and(|port| std::mem::take(&mut port.has_power_cut)) {
+                self.set_target(port, true, out);
+            }
+        }
+    }
+
     /// A target port's address.
     pub(crate) fn target_id(&self, port: usize) -> Option<crate::names::PortId> {
         let target = self.array.ports.get(port)?;

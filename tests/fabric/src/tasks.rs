@@ -1,11 +1,13 @@
 //! FCP exchanges at target ports: a command, its data one way or the other, its response (FCP-4 clause 4.2).
 
+use std::collections::BTreeSet;
+
 use crate::array::{Array, Sender};
 use crate::bytes::Fields;
 use crate::els;
 use crate::fcp::{self, Command, Response, code, task};
 use crate::frame::{Header, f_ctl, kind, r_ctl};
-use crate::inject::Fault;
+use crate::inject::{Fault, Of};
 use crate::names::PortId;
 use crate::outbox::{Outbox, Route};
 use crate::scsi::luns::{self, Lun};
@@ -140,7 +142,17 @@ impl Array {
             return task.respond(&Response { code: Some(code::FIELDS_INVALID), ..Response::default() }, out);
         }
         if task.command.management != 0 {
-            return self.manage(&task, number, out);
+            return match self.injections.take(port, number, Of::Management) {
+                None => self.manage(&task, number, out),
+                Some(Fault::Code(code)) => {
+                    out.notes
+                        .push(format!("task management of {} to {number:?}: {code:02x}", nexus.initiator));
+                    task.respond(&Response { code: Some(code), ..Response::default() }, out);
+                }
+                Some(_) => {
+                    out.notes.push(format!("task management of {} to {number:?}: lost", nexus.initiator))
+                }
+            };
         }
         // An exchange that begins anew ends the one before.
         self.tasks.remove(&key);
@@ -149,10 +161,10 @@ impl Array {
             return task.fail(Failure::Status(status::TASK_SET_FULL), out);
         }
         let [operation, ..] = task.command.cdb;
-        if let Some(fault) = self.injections.take(port, number, operation) {
+        if let Some(fault) = self.injections.take(port, number, Of::Operation(operation)) {
             out.notes.push(format!("{fault:?}: {operation:02x} of {} to {number:?}", nexus.initiator));
             match fault {
-                Fault::Drop => {}
+                Fault::Drop | Fault::Code(_) => {}
                 Fault::Hang => drop(self.tasks.insert(key, task)),
                 Fault::Delay(time) => {
                     let state = State::Parked(Some(now + time));
@@ -281,7 +293,7 @@ impl Array {
             && (task.unit != NO_UNIT || matches!(number, Lun::Number(0) | Lun::Report))
         {
             let numbers: Vec<u16> = self.map_of(nexus).map(|(number, _)| number).collect();
-            self.luns_are_known(nexus);
+            self.attentions.luns_are_known(nexus);
             let list = luns::report(cdb, numbers.into_iter(), self.method);
             return Ok(Outcome::Data(list.ok_or(Sense::INVALID_FIELD_IN_CDB)?, None));
         }
@@ -298,7 +310,7 @@ impl Array {
         }
         // INQUIRY says nothing of what is to be heard; REQUEST SENSE says it as its data (SAM-5 5.14).
         if operation != op::INQUIRY
-            && let Some(sense) = self.attention(nexus, task.unit)
+            && let Some(sense) = self.attentions.take(nexus, task.unit)
         {
             return match operation {
                 op::REQUEST_SENSE => scsi::cut(sense.bytes().to_vec(), cdb.byte(4).unwrap_or_default()),
@@ -332,7 +344,7 @@ impl Array {
         let unit = self.units.get_mut(task.unit).ok_or(Sense::LOGICAL_UNIT_NOT_SUPPORTED)?;
         let effects = unit.finish(cdb, data, context)?;
         for (other, sense) in effects.attentions {
-            self.attend(other, task.unit, sense);
+            self.attentions.add(other, task.unit, sense);
         }
         for other in effects.abort {
             self.abort(|task_| task_.nexus == other && task_.unit == task.unit);
@@ -352,13 +364,15 @@ impl Array {
             "task management {:02x} of {} to {lun:?}",
             request.command.management, nexus.initiator
         ));
+        // All hear of a reset, who asked for it as well (SAM-5 6.3.3).
         let reset = |array: &mut Self, unit: usize| {
             array.abort(|task| task.unit == unit);
-            array.attend_all(unit, Sense::DEVICE_RESET, Some(nexus));
+            array.attend_all(unit, Sense::DEVICE_RESET, None);
         };
         let answer = match request.command.management {
             task::TARGET_RESET => {
-                (0..self.units.len()).for_each(|unit| reset(self, unit));
+                let units: BTreeSet<usize> = self.map_of(nexus).map(|(_, unit)| unit).collect();
+                units.into_iter().for_each(|unit| reset(self, unit));
                 code::COMPLETE
             }
             _ if unit == NO_UNIT => code::INCORRECT_LUN,
@@ -370,7 +384,9 @@ impl Array {
                 let others = self.tasks.values().filter(|task| task.unit == unit && task.nexus != nexus);
                 let others: Vec<Nexus> = others.map(|task| task.nexus).collect();
                 self.abort(|task| task.unit == unit);
-                others.into_iter().for_each(|other| self.attend(other, unit, Sense::COMMANDS_CLEARED));
+                others
+                    .into_iter()
+                    .for_each(|other| self.attentions.add(other, unit, Sense::COMMANDS_CLEARED));
                 code::COMPLETE
             }
             task::LOGICAL_UNIT_RESET => {

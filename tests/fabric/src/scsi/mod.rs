@@ -128,6 +128,13 @@ impl Unit {
         Self { name: name.to_owned(), kind, reservations: Reservations::default() }
     }
 
+    pub(crate) fn lose_power(&mut self) {
+        self.reservations.lose_power();
+        if let Kind::Tape(tape) = &mut self.kind {
+            tape.lose_power();
+        }
+    }
+
     /// Names of format 6, with the array's company and a number made of the unit's name.
     pub(crate) fn naa(&self) -> [u8; 16] {
         // FNV-1a.

@@ -43,6 +43,7 @@ impl Sense {
     pub(crate) const ASYMMETRIC_STATE_CHANGED: Self = sense(6, 0x2a, 0x06);
     pub(crate) const CAPACITY_DATA_HAS_CHANGED: Self = sense(6, 0x2a, 0x09);
     pub(crate) const COMMANDS_CLEARED: Self = sense(6, 0x2f, 0x00);
+    pub(crate) const INQUIRY_DATA_HAS_CHANGED: Self = sense(6, 0x3f, 0x03);
     pub(crate) const REPORTED_LUNS_DATA_HAS_CHANGED: Self = sense(6, 0x3f, 0x0e);
     pub(crate) const BLANK_CHECK: Self = sense(8, 0x00, 0x05);
     pub(crate) const VOLUME_OVERFLOW: Self = sense(0xd, 0x00, 0x02);

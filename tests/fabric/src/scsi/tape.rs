@@ -46,6 +46,11 @@ impl Tape {
         std::mem::take(&mut self.came)
     }
 
+    /// The drive begins anew, with the tape that is in it.
+    pub(super) fn lose_power(&mut self) {
+        (self.at, self.block, self.came) = (0, 0, false);
+    }
+
     /// What is said of a write that is done.
     fn written(&self) -> Result<(), Failure> {
         let is_near = self.used > EARLY;

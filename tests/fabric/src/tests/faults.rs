@@ -100,10 +100,52 @@ fn task_management_ends_tasks() {
     assert_eq!(bed.scsi(two, to, 0, &[0], 0, &[]).sense, Some((6, 0x2f, 0)));
     hang(&mut bed, two);
     assert_eq!((manage(&mut bed, 0, 0x10), tasks(&mut bed)), (Some(0), 0));
+    // All hear of it, who wanted it too.
     assert_eq!(bed.scsi(two, to, 0, &[0], 0, &[]).sense, Some((6, 0x29, 3)));
+    assert_eq!(bed.scsi(one, to, 0, &[0], 0, &[]).sense, Some((6, 0x29, 3)));
     assert_eq!(manage(&mut bed, 0, 0x40), Some(4));
     assert_eq!(manage(&mut bed, 1, 0x10), Some(9));
+    // A target is what the initiator sees of it: others' units are not reset.
+    bed.tell("disk d9 1M");
+    bed.tell("map 2100000000000a02 0=d0 9=d9");
+    for lun in [0, 9] {
+        while bed.scsi(two, to, lun, &[0], 0, &[]).sense.is_some() {}
+    }
     assert_eq!(manage(&mut bed, 0, 0x20), Some(0));
+    assert_eq!(bed.scsi(two, to, 9, &[0], 0, &[]).sense, None);
+    assert_eq!(bed.scsi(two, to, 0, &[0], 0, &[]).sense, Some((6, 0x29, 3)));
+    assert_eq!(bed.scsi(one, to, 513, &[0], 0, &[]).sense, Some((6, 0x29, 3)));
+}
+
+#[test]
+fn task_management_fails() {
+    let mut bed = Bed::new();
+    let (one, to) = bed.ready();
+    let manage = |bed: &mut Bed, flags: u8| {
+        let mut payload = vec![0; 32];
+        payload[10] = flags;
+        let header = bed.request(6, 8, one, to);
+        bed.out.clear();
+        bed.send(header, &payload);
+        bed.answer(header).map(|answer| answer.code)
+    };
+    bed.tell("inject 0 any 1 hang");
+    bed.command(one, to, 0, &[0], 0, 0);
+    for (fault, answer) in [("drop", None), ("reject", Some(Some(4))), ("fail", Some(Some(5)))] {
+        bed.tell(&format!("inject any tmf 1 {fault}"));
+        assert_eq!(manage(&mut bed, 0x10), answer, "{fault}");
+        assert!(bed.tell("info").contains(", 1 tasks"), "it was done: {fault}");
+    }
+    assert!(bed.tell("info").contains("injected: 4\n"), "{}", bed.tell("info"));
+    // What is for any command is not for these.
+    bed.tell("inject any any 1 busy");
+    assert_eq!(manage(&mut bed, 0x10), Some(Some(0)));
+    assert!(!bed.tell("info").contains(", 1 tasks"));
+    for line in
+        ["inject any tmf 1 busy", "inject any tmf 1 hang", "inject any 28 1 reject", "inject any any 1 fail"]
+    {
+        assert!(bed.san.command(line, 0, &mut bed.out).is_err(), "{line}");
+    }
 }
 
 #[test]
@@ -207,6 +249,50 @@ fn target_ports_fall_silent() {
     bed.tell("port 1 heard");
     assert_eq!(bed.scsi(one, to, 0, &[0], 0, &[]).status, 0);
     assert!(bed.tell("info").contains("target 1 502fcf0000000001 up"));
+}
+
+#[test]
+fn target_ports_reject_logins() {
+    let mut bed = Bed::new();
+    let (one, to) = bed.ready();
+    let other = bed.target(2);
+    let plogi = [&[3][..], &[0; 115]].concat();
+    let prli = [0x20, 16, 0, 20, 8, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x22];
+    bed.tell(&format!("reject target-plogi {ONE:016x} 9 29 1"));
+    // The login that was there ends with it. Not at the other port, nor at the directory.
+    assert_eq!(bed.els(one, to, &plogi), [1, 0, 0, 0, 0, 9, 0x29, 0]);
+    assert!(!bed.tell("info").contains("session"));
+    bed.session(one, other);
+    assert_eq!(bed.els(one, PortId::DIRECTORY, &plogi)[0], 2);
+    bed.tell("reject target-plogi off");
+    // PRLI: the ports are logged in to each other, the processes are not.
+    bed.tell("reject prli any 3 0");
+    assert_eq!((bed.els(one, to, &plogi)[0], bed.els(one, to, &prli)), (2, vec![1, 0, 0, 0, 0, 3, 0, 0]));
+    assert_eq!(bed.els(one, other, &prli)[0], 1);
+    assert!(bed.tell("info").contains("target 1 PLOGI") && bed.tell("info").contains("target 2 PRLI"));
+    bed.tell("reject prli off");
+    assert_eq!(bed.els(one, to, &prli)[0], 2);
+    // Of another name.
+    bed.tell(&format!("reject prli {TWO:016x} 3 0"));
+    bed.session(one, to);
+}
+
+#[test]
+fn power_goes_and_comes() {
+    let mut bed = Bed::new();
+    let (one, to) = bed.ready();
+    bed.tell("power off");
+    let info = bed.tell("info");
+    assert!(info.contains("target 1 502fcf0000000001 down") && !info.contains("session"), "{info}");
+    assert_eq!(bed.ct(one, 0x172, &[0, 0, 0, 8]).3, []);
+    bed.tell("power on");
+    bed.session(one, to);
+    assert_eq!(bed.scsi(one, to, 0, &[0], 0, &[]).sense, Some((6, 0x29, 0)));
+    assert_eq!(bed.scsi(one, to, 0, &[0], 0, &[]).sense, None);
+    // A port that was taken down before stays so.
+    bed.tell("port 2 down");
+    bed.tell("power");
+    assert!(bed.tell("info").contains("target 2 502fcf0000000002 down"));
 }
 
 #[test]
@@ -339,6 +425,13 @@ fn commands_that_are_wrong_change_nothing() {
         "map any@x 0=d0",
         "unmap 2100000000000a01@0",
         "rec maybe",
+        "power maybe",
+        "attentions 3f/0e",
+        "attentions 3f/ff off",
+        "attentions 3f/0e odd",
+        "reject prli any 1",
+        "reject target-plogi any 1 2 9",
+        "reject odd any 1 2",
         "unmap any",
         "method odd",
         "resize zz 1M",

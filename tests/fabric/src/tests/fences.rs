@@ -42,6 +42,16 @@ impl Two {
         (read, self.bed.scsi(id, to, 0, &rw16(0x8a, 0, 1), 0, &[1; 512]).status)
     }
 
+    /// The array loses power, and with it all logins; they log in anew and hear of its start as if it was the first.
+    fn lose_power(&mut self) {
+        self.bed.tell("power");
+        for id in self.ids {
+            assert_eq!(self.bed.els(id, self.to, &[0x52; 28]), [1, 0, 0, 0, 0, 9, 0x1e, 0]);
+            self.bed.session(id, self.to);
+        }
+        assert_eq!([self.hears(0), self.hears(1)], [Some((6, 0x29, 0)); 2]);
+    }
+
     /// What one of them hears with its next command.
     fn hears(&mut self, who: usize) -> Option<(u8, u8, u8)> {
         self.bed.scsi(self.ids[who], self.to, 0, &[0], 0, &[]).sense
@@ -138,15 +148,13 @@ fn preempt_and_abort_fences() {
     assert_eq!(two.report(1, 0)[4..], [0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0xb]);
     // The fence holds through a new login of the same name, and the loss of the array's power if it was told so.
     two.out(1, 0, 0, 0xb, 0xb, 1);
-    two.bed.tell("power");
     two.ids[0] = two.bed.log_in(0, ONE, true).unwrap();
     two.bed.session(two.ids[0], to);
-    two.hears(0);
-    two.hears(1);
+    assert_eq!(two.hears(0), Some((6, 0x29, 7)));
+    two.lose_power();
     assert_eq!((two.access(0), two.access(1)), ((0, CONFLICT), (0, 0)));
     two.out(1, 0, 0, 0xb, 0xb, 0);
-    two.bed.tell("power");
-    two.hears(0);
+    two.lose_power();
     assert_eq!(two.access(0), (0, 0));
 }
 

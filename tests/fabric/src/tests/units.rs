@@ -227,8 +227,6 @@ fn changes_are_heard_once() {
     let sense = bed.scsi(one, to, 5, &[3, 0, 0, 0, 18], 18, &[]).good();
     assert_eq!((sense[2], sense[12], sense[13]), (6, 0x2a, 9));
     assert_eq!(bed.scsi(one, to, 5, &[0], 0, &[]).status, 0);
-    bed.tell("power");
-    assert_eq!(bed.scsi(one, to, 5, &[0], 0, &[]).sense, Some((6, 0x29, 0)));
     // Logging in anew is the loss of the nexus before.
     bed.session(one, to);
     assert_eq!(bed.scsi(one, to, 5, &[0], 0, &[]).sense, Some((6, 0x29, 7)));
@@ -236,6 +234,49 @@ fn changes_are_heard_once() {
     bed.tell("map any 3=d3");
     bed.tell("unmap 2100000000000a01");
     assert_eq!(bed.scsi(one, to, 3, &[0], 0, &[]).sense, Some((6, 0x3f, 0x0e)));
+}
+
+#[test]
+fn changes_are_heard_as_loudly_as_is_wanted() {
+    let mut bed = Bed::new();
+    bed.tell("map 2100000000000a02 0=d0 5=d1 27=d2 513=d3");
+    let (one, to) = bed.ready();
+    let two = bed.log_in(0, TWO, true).unwrap();
+    bed.session(two, to);
+    let hears = |bed: &mut Bed, who, lun| bed.scsi(who, to, lun, &[0], 0, &[]).sense;
+    [0, 5, 27, 513].iter().for_each(|lun| assert_eq!(hears(&mut bed, two, *lun), Some((6, 0x29, 0))));
+    let luns = Some((6, 0x3f, 0x0e));
+    // At the first number alone, and nowhere.
+    bed.tell("attentions 3f/0e first");
+    bed.tell("map 2100000000000a01 0=d0 5=d1 27=d2");
+    assert_eq!([5, 27, 0, 0].map(|lun| hears(&mut bed, one, lun)), [None, None, luns, None]);
+    bed.tell("attentions 3f/0e off");
+    bed.tell("map 2100000000000a01 0=d0 5=d1 27=d2 513=d3");
+    assert_eq!([0, 5, 27, 513].map(|lun| hears(&mut bed, one, lun)), [None; 4]);
+    // Another disk at a number that stays: what is known of the unit is no longer so.
+    bed.tell("map 2100000000000a01 0=d0 5=d2 27=d1 513=d3");
+    let data = Some((6, 0x3f, 3));
+    assert_eq!([0, 5, 5, 27, 513].map(|lun| hears(&mut bed, one, lun)), [None, data, None, data, None]);
+    bed.tell("attentions 3f/03 off");
+    bed.tell("map 2100000000000a01 0=d0 5=d1 27=d2 513=d3");
+    assert_eq!([0, 5, 27].map(|lun| hears(&mut bed, one, lun)), [None; 3]);
+    // Of a unit itself: one initiator, or none.
+    bed.tell("attentions 2a/09 first");
+    bed.tell("resize d1 128M");
+    assert_eq!([one, two].map(|who| hears(&mut bed, who, 5)), [Some((6, 0x2a, 9)), None]);
+    assert!(
+        bed.tell("info").contains("attentions 2a/09 first, 3f/03 off, 3f/0e off\n"),
+        "{}",
+        bed.tell("info")
+    );
+    bed.tell("attentions all off");
+    bed.tell("resize d1 64M");
+    bed.tell("alua 1 non-optimized");
+    assert_eq!([one, two].map(|who| hears(&mut bed, who, 5)), [None, None]);
+    bed.tell("attentions all all");
+    bed.tell("resize d1 128M");
+    assert_eq!([one, two].map(|who| hears(&mut bed, who, 5)), [Some((6, 0x2a, 9)); 2]);
+    assert!(!bed.tell("info").contains("attentions"));
 }
 
 #[test]
