@@ -5,9 +5,15 @@
 //!   sysfs, netlink, /dev ── process ── news, descriptors ──> machine (in its sandbox)
 //!                                  <── "look anew" ──
 //! ```
+//! [`FcPorts::start`] before the first thread and the sandbox; [`FcPorts::begin`] on the main thread, before the guest runs; then each
+//! [`Port`] is its HBA's; [`Process::close`] at the machine's regular end.
 
+mod machine;
+mod message;
 mod news;
+mod process;
 
+pub use machine::{FcPorts, Look, Port, Process};
 pub use news::{Lun, News, UnitNews};
 
 use fc::Wwn;

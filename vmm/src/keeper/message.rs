@@ -2,9 +2,10 @@
 //! becomes of devices goes the other way.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
-use devices::scsi::generic::{Allow, Arrival, Driver, Found, HostLimits, Identity, Part, Report, Wanted};
+use devices::scsi::generic::{Arrival, Report, Wanted};
+
+use super::text::{self, Reader, Writer};
 
 /// Bytes of a message at most.
 pub(super) const LENGTH: usize = 16 << 10;
@@ -24,162 +25,35 @@ pub(super) enum News {
     Queued(usize, String),
 }
 
-const DRIVERS: [(Driver, &str); 3] = [(Driver::Block, "block"), (Driver::Bsg, "bsg"), (Driver::Sg, "sg")];
-const PARTS: [(Part, &str); 5] = [
-    (Part::Block, "block"),
-    (Part::Bsg, "bsg"),
-    (Part::Sg, "sg"),
-    (Part::Claim, "claim"),
-    (Part::Ring, "ring"),
-];
-const BOOLS: [(bool, &str); 2] = [(false, "no"), (true, "yes")];
-
-fn word<T: PartialEq>(words: &[(T, &'static str)], value: &T) -> &'static str {
-    words.iter().find(|(other, _)| other == value).map_or("", |(_, word)| word)
-}
-
-/// A message that is written.
-#[derive(Default)]
-struct Writer(Vec<u8>);
-
-impl Writer {
-    fn text(mut self, text: impl ToString) -> Self {
-        // What has zeros would be two; no device needs one to be known.
-        self.0.extend(text.to_string().bytes().filter(|byte| *byte != 0));
-        self.0.push(0);
-        self
-    }
-
-    fn each<T>(self, all: &[T], text: impl Fn(&T) -> String) -> Self {
-        all.iter().fold(self.text(all.len()), |writer, one| writer.text(text(one)))
-    }
-
-    fn maybe(self, number: Option<u64>) -> Self {
-        self.text(number.map(|number| number.to_string()).unwrap_or_default())
-    }
-}
-
-/// A message that is read.
-struct Reader<'a>(std::str::Split<'a, char>);
-
-impl<'a> Reader<'a> {
-    fn new(message: &'a [u8]) -> Option<Self> {
-        Some(Self(std::str::from_utf8(message).ok()?.strip_suffix('\0')?.split('\0')))
-    }
-
-    fn text(&mut self) -> Option<&'a str> {
-        self.0.next()
-    }
-
-    fn string(&mut self) -> Option<String> {
-        self.text().map(str::to_owned)
-    }
-
-    fn number<T: std::str::FromStr>(&mut self) -> Option<T> {
-        self.text()?.parse().ok()
-    }
-
-    fn maybe<T: std::str::FromStr>(&mut self) -> Option<Option<T>> {
-        let text = self.text()?;
-        if text.is_empty() { Some(None) } else { text.parse().ok().map(Some) }
-    }
-
-    fn one_of<T: Copy>(&mut self, words: &[(T, &str)]) -> Option<T> {
-        let text = self.text()?;
-        words.iter().find(|(_, word)| *word == text).map(|(value, _)| *value)
-    }
-
-    fn each<T>(&mut self, one: impl Fn(&mut Self) -> Option<T>) -> Option<Vec<T>> {
-        let count: usize = self.number()?;
-        // No more than there is text for.
-        (0..count).map(|_| one(self)).collect()
-    }
-
-    fn end(mut self) -> Option<()> {
-        self.text().is_none().then_some(())
-    }
-}
-
 /// One device of the list.
 pub(super) fn wanted(wanted: &Wanted) -> Option<Vec<u8>> {
-    let Wanted { identity, driver, parts, allow, shared, directory, number } = wanted;
-    let Identity { address, device_type, names, vendor, product, serial } = identity;
-    let writer = Writer::default()
-        .text(address)
-        .text(device_type)
-        .each(names, Clone::clone)
-        .text(vendor)
-        .text(product)
-        .text(serial)
-        .text(word(&DRIVERS, driver))
-        .each(parts, |part| word(&PARTS, part).to_owned())
-        .text(allow.name())
-        .text(word(&BOOLS, shared))
-        .text(directory.to_str()?)
-        .text(number);
-    Some(writer.0)
+    text::wanted(Writer::default(), wanted).map(|writer| writer.0)
 }
 
 /// The same, read.
 pub(super) fn read_wanted(message: &[u8]) -> Option<Wanted> {
     let mut reader = Reader::new(message)?;
-    let reader_ref = &mut reader;
-    let identity = Identity {
-        address: reader_ref.string()?,
-        device_type: reader_ref.number()?,
-        names: reader_ref.each(Reader::string)?,
-        vendor: reader_ref.string()?,
-        product: reader_ref.string()?,
-        serial: reader_ref.string()?,
-    };
-    let wanted = Wanted {
-        identity,
-        driver: reader.one_of(&DRIVERS)?,
-        parts: reader.each(|reader| reader.one_of(&PARTS))?,
-        allow: Allow::named(reader.text()?)?,
-        shared: reader.one_of(&BOOLS)?,
-        directory: PathBuf::from(reader.text()?),
-        number: reader.number()?,
-    };
+    let wanted = text::read_wanted(&mut reader)?;
     reader.end().map(|()| wanted)
 }
 
 /// What has become of a device, with the files that go with it.
 pub(super) fn report(report: Report) -> (Vec<u8>, Vec<OwnedFd>) {
-    let (found, index, files) = match report {
+    let (kind, index, said) = match report {
+        Report::Back(index, arrival) => {
+            let (writer, files) = text::arrival(Writer::default().text("back").text(index), *arrival);
+            return (writer.0, files);
+        }
         Report::Lost(index) => return (Writer::default().text("lost").text(index).0, Vec::new()),
         Report::Failed(index, error) => {
             let mut error = error.to_string();
             error.truncate(error.floor_char_boundary(LENGTH / 2));
-            return (Writer::default().text("failed").text(index).text(error).0, Vec::new());
+            ("failed", index, error)
         }
-        Report::Slow(index, address) => {
-            return (Writer::default().text("slow").text(index).text(address).0, Vec::new());
-        }
-        Report::Queued(index, address) => {
-            return (Writer::default().text("queued").text(index).text(address).0, Vec::new());
-        }
-        Report::Back(index, arrival) => {
-            let (found, files) = arrival.into_files();
-            (found, index, files)
-        }
+        Report::Slow(index, address) => ("slow", index, address),
+        Report::Queued(index, address) => ("queued", index, address),
     };
-    let Found { path, address, limits, block, size } = found;
-    let (parts, files): (Vec<_>, Vec<_>) = files.into_iter().unzip();
-    let writer = Writer::default()
-        .text("back")
-        .text(index)
-        .text(path)
-        .text(address)
-        .text(limits.max_bytes)
-        .text(limits.preferred_bytes)
-        .text(limits.max_segments)
-        .text(limits.max_segment_bytes)
-        .text(word(&BOOLS, &limits.lists))
-        .maybe(block.map(u64::from))
-        .maybe(size)
-        .each(&parts, |part| word(&PARTS, part).to_owned());
-    (writer.0, files)
+    (Writer::default().text(kind).text(index).text(said).0, Vec::new())
 }
 
 /// The same, read; `None` of what is no such message, or has other files.
@@ -191,27 +65,7 @@ pub(super) fn read_report(message: &[u8], files: Vec<OwnedFd>) -> Option<News> {
         "failed" => News::Failed(index, reader.string()?),
         "slow" => News::Slow(index, reader.string()?),
         "queued" => News::Queued(index, reader.string()?),
-        "back" => {
-            let found = Found {
-                path: reader.string()?,
-                address: reader.string()?,
-                limits: HostLimits {
-                    max_bytes: reader.number()?,
-                    preferred_bytes: reader.number()?,
-                    max_segments: reader.number()?,
-                    max_segment_bytes: reader.number()?,
-                    lists: reader.one_of(&BOOLS)?,
-                },
-                block: reader.maybe()?,
-                size: reader.maybe()?,
-            };
-            let parts = reader.each(|reader| reader.one_of(&PARTS))?;
-            if parts.len() != files.len() {
-                return None;
-            }
-            let files = parts.into_iter().zip(files).collect();
-            News::Back(index, Box::new(Arrival::from_files(found, files)?))
-        }
+        "back" => News::Back(index, Box::new(text::read_arrival(&mut reader, files)?)),
         _ => return None,
     };
     reader.end().map(|()| news)
@@ -221,7 +75,7 @@ pub(super) fn read_report(message: &[u8], files: Vec<OwnedFd>) -> Option<News> {
 mod tests {
     use std::fs::File;
 
-    use devices::scsi::generic::GenericError;
+    use devices::scsi::generic::{Allow, Driver, Found, GenericError, HostLimits, Identity, Part};
 
     use super::*;
 
@@ -255,6 +109,7 @@ mod tests {
             limits: HostLimits { max_bytes: 1 << 40, lists: false, ..HostLimits::default() },
             block: None,
             size: Some(0),
+            depth: 32,
         };
         let files = vec![(Part::Block, null()), (Part::Sg, null())];
         report(Report::Back(3, Box::new(Arrival::from_files(found, files).unwrap())))

@@ -10,9 +10,10 @@
 
 mod message;
 mod process;
-mod sys;
+pub(crate) mod sys;
 #[cfg(test)]
 mod tests;
+pub(crate) mod text;
 mod uevent;
 
 use std::io;

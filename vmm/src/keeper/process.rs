@@ -8,6 +8,7 @@ use std::time::Instant;
 use devices::scsi::generic::{Lookout, Wanted};
 
 use super::message::{self, LENGTH};
+use super::sys::Ends;
 use super::{sys, uevent};
 use crate::config::Sandbox;
 use crate::jail;
@@ -39,7 +40,7 @@ impl Events for Kernel {
 
 /// The whole life of the child.
 pub(super) fn live(machine: &UnixStream, events: OwnedFd, sandbox: Sandbox, parent: u32) -> io::Result<()> {
-    sys::begin_alone([machine.as_fd(), events.as_fd()])?;
+    sys::begin_alone(c"vmm-keeper", Ends::WithParent, &[machine.as_fd(), events.as_fd()])?;
     // It may have ended before it was asked to take this process along.
     if u32::try_from(sys::parent()) != Ok(parent) {
         return Ok(());

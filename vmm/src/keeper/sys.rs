@@ -1,5 +1,6 @@
 //! System calls of both processes: the kernel's events, the two ends between them, and what the new one leaves behind.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -75,7 +76,7 @@ pub(super) fn receive_event(socket: &OwnedFd, into: &mut [u8]) -> io::Result<usi
 }
 
 /// Two ends, which keep messages apart.
-pub(super) fn pair() -> io::Result<(UnixStream, UnixStream)> {
+pub(crate) fn pair() -> io::Result<(UnixStream, UnixStream)> {
     let mut ends = [0; 2];
     let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
     // SAFETY: the kernel writes two ints.
@@ -86,7 +87,7 @@ pub(super) fn pair() -> io::Result<(UnixStream, UnixStream)> {
 }
 
 /// Sends a message with files.
-pub(super) fn send(to: &UnixStream, bytes: &[u8], files: &[OwnedFd]) -> io::Result<()> {
+pub(crate) fn send(to: &UnixStream, bytes: &[u8], files: &[OwnedFd]) -> io::Result<()> {
     const HEADER: usize = size_of::<libc::cmsghdr>() / size_of::<u64>();
     let mut control = [0_u64; HEADER + FILES * size_of::<RawFd>() / size_of::<u64>()];
     if files.len() > FILES {
@@ -150,7 +151,7 @@ pub(super) fn wait(
 }
 
 /// A child. `None` in the child itself. To be called while the process has one thread.
-pub(super) fn fork() -> io::Result<Option<libc::pid_t>> {
+pub(crate) fn fork() -> io::Result<Option<libc::pid_t>> {
     // SAFETY: no other thread holds a lock that the child would wait for.
     #[allow(unsafe_code)]
     let number = check(unsafe { libc::fork() })?;
@@ -158,7 +159,7 @@ pub(super) fn fork() -> io::Result<Option<libc::pid_t>> {
 }
 
 /// What its parent is.
-pub(super) fn parent() -> libc::pid_t {
+pub(crate) fn parent() -> libc::pid_t {
     // SAFETY: no arguments, cannot fail.
     #[allow(unsafe_code)]
     unsafe {
@@ -166,21 +167,35 @@ pub(super) fn parent() -> libc::pid_t {
     }
 }
 
-/// The child keeps nothing of its parent but these, and ends with it.
-pub(super) fn begin_alone(kept: [BorrowedFd<'_>; 2]) -> io::Result<()> {
+/// What ends a child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ends {
+    /// The end of its parent.
+    WithParent,
+    /// It alone, whatever is sent to the session or the group of its parent.
+    ByItself,
+}
+
+/// The child keeps nothing of its parent but these.
+pub(crate) fn begin_alone(name: &CStr, ends: Ends, kept: &[BorrowedFd<'_>]) -> io::Result<()> {
     let none: libc::c_ulong = 0;
     let option = |option, value: libc::c_ulong| {
         // SAFETY: no pointers.
         #[allow(unsafe_code)]
         check(unsafe { libc::prctl(option, value, none, none, none) })
     };
-    option(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong)?;
+    match ends {
+        Ends::WithParent => drop(option(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong)?),
+        // SAFETY: no arguments. It fails only for the first of a group, which a child is not.
+        #[allow(unsafe_code)]
+        Ends::ByItself => drop(check(unsafe { libc::setsid() })?),
+    }
     // Nobody looks into it, the machine neither.
     option(libc::PR_SET_DUMPABLE, 0)?;
     // SAFETY: a text with its final zero.
     #[allow(unsafe_code)]
-    check(unsafe { libc::prctl(libc::PR_SET_NAME, c"vmm-keeper".as_ptr(), none, none, none) })?;
-    // What a terminal or a service manager sends to all of a group is for the machine, with which this process ends.
+    check(unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), none, none, none) })?;
+    // What a terminal or a service manager sends to all of a group is for the machine, of whose end this process hears.
     let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: it fills in the set.
     #[allow(unsafe_code)]
@@ -199,11 +214,11 @@ pub(super) fn begin_alone(kept: [BorrowedFd<'_>; 2]) -> io::Result<()> {
         check(unsafe { libc::dup2(nothing.as_raw_fd(), fd) })?;
     }
     drop(nothing);
-    close_all_but(kept.map(|fd| fd.as_raw_fd()))
+    close_all_but(&kept.iter().map(AsRawFd::as_raw_fd).collect::<Vec<_>>())
 }
 
 /// Closes what else is open: images that were passed, and locks that others go by as long as the machine lives.
-fn close_all_but(kept: [RawFd; 2]) -> io::Result<()> {
+fn close_all_but(kept: &[RawFd]) -> io::Result<()> {
     let entries = std::fs::read_dir("/proc/self/fd");
     let listed: Vec<RawFd> = match entries {
         Ok(entries) => {
@@ -222,7 +237,7 @@ fn close_all_but(kept: [RawFd; 2]) -> io::Result<()> {
 }
 
 /// Ends the child, and nothing of its parent.
-pub(super) fn end() -> ! {
+pub(crate) fn end() -> ! {
     // SAFETY: no pointers.
     #[allow(unsafe_code)]
     unsafe {

@@ -81,8 +81,13 @@ impl Block {
     /// # Errors
     /// The device is no disk.
     pub fn new(generic: Generic, image: Arc<Image>) -> Result<Self, GenericError> {
+        Self::of(generic, Some(image))
+    }
+
+    /// The same; without an image all goes by commands until the device is back with one.
+    pub(super) fn of(generic: Generic, image: Option<Arc<Image>>) -> Result<Self, GenericError> {
         check_type(&generic)?;
-        generic.set_blocks(image);
+        image.into_iter().for_each(|image| generic.set_blocks(image));
         Ok(Self { generic, written: AtomicBool::new(false) })
     }
 

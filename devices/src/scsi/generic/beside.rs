@@ -236,7 +236,7 @@ fn block_path(sysfs: &Sysfs, place: &Place) -> Result<PathBuf, GenericError> {
 }
 
 /// Sense key, ASC and ASCQ of sense data in either format (SPC-5, 4.4.2 and 4.4.3).
-fn codes(sense: &Sense) -> (u8, u8, u8) {
+pub(super) fn codes(sense: &Sense) -> (u8, u8, u8) {
     const DESCRIPTOR: u8 = 0x72;
     let byte = |at: usize| sense.as_bytes().get(at).copied().unwrap_or(0);
     match byte(0) & 0x7f {

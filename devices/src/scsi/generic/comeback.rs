@@ -374,7 +374,12 @@ pub struct Returning {
 }
 
 impl Returning {
-    /// All that live.
+    /// Of a unit whose device only `wanted` is looked for as.
+    pub(super) fn new(wanted: Wanted, plug: &Arc<Plug>) -> Self {
+        Self { wanted, plug: Arc::downgrade(plug) }
+    }
+
+    /// All that live and that the process finds which looks for devices of the configuration.
     pub fn all() -> Vec<Self> {
         let returning = |plug: &Weak<Plug>| {
             let wanted = plug.upgrade()?.config.wanted.clone()?;

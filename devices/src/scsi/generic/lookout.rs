@@ -92,6 +92,8 @@ pub struct Found {
     pub block: Option<u32>,
     /// Its length in bytes, where the host knows.
     pub size: Option<u64>,
+    /// Commands that it takes at a time.
+    pub depth: usize,
 }
 
 /// A device that has come, with its node open.
@@ -449,7 +451,7 @@ impl Lookout {
 }
 
 /// Opens the node that a unit had, of the device that has come.
-fn open(sysfs: &Sysfs, wanted: &Wanted, device: &Device) -> Result<Arrival, GenericError> {
+pub(super) fn open(sysfs: &Sysfs, wanted: &Wanted, device: &Device) -> Result<Arrival, GenericError> {
     let path = sysfs.node_of(device, wanted.driver).ok_or_else(|| wanted.lacks(device))?;
     let options = GenericOptions {
         place: Place::Path(path.clone()),
@@ -477,6 +479,7 @@ fn open(sysfs: &Sysfs, wanted: &Wanted, device: &Device) -> Result<Arrival, Gene
         limits: config.limits,
         block: config.block,
         size: config.size,
+        depth: config.depth,
     };
     Ok(Arrival { node, found, blocks })
 }

@@ -42,6 +42,7 @@ impl Door {
             limits: HostLimits::default(),
             block: None,
             size: None,
+            depth: 1,
         };
         Ok(Arrival::from_files(found, vec![(Part::Block, null())]).unwrap())
     }
@@ -364,6 +365,7 @@ fn files_come_as_they_went() {
         limits: HostLimits::default(),
         block: Some(512),
         size: Some(4096),
+        depth: 1,
     };
     let of = |parts: &[Part]| {
         let files = parts.iter().map(|part| (*part, null())).collect();

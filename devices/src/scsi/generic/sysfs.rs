@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::GenericError;
 use super::kind::Kind;
 use super::limits::HostLimits;
 
@@ -181,6 +182,15 @@ impl Sysfs {
         Some((block.file_name().to_string_lossy().into_owned(), pause))
     }
 
+    /// The device at an address: host, channel, target and LUN.
+    pub(super) fn device_of(&self, address: &str) -> Result<Device, GenericError> {
+        let missing = || GenericError::Missing { path: address.to_owned() };
+        let place = self.root.join("class/scsi_device").join(address).join("device");
+        let place = is_address(address).then_some(place).ok_or_else(missing)?;
+        let directory = fs::canonicalize(place).map_err(|_| missing())?;
+        Ok(Device { address: address.to_owned(), directory })
+    }
+
     /// The device that a path in sysfs, as the kernel names it in its events, is of or below.
     pub(super) fn device_at(&self, path: &str) -> Option<Device> {
         let below = path.strip_prefix("/devices/")?;
@@ -241,6 +251,12 @@ impl Device {
     /// Whether its commands depend on where the one before has left the medium.
     pub(super) fn is_sequential(&self) -> bool {
         self.device_type().is_some_and(|device_type| Kind::of(device_type).is_sequential())
+    }
+
+    /// Whether its medium may become another one, as its block device says.
+    pub(super) fn is_removable(&self) -> bool {
+        let block = fs::read_dir(self.directory.join("block")).into_iter().flatten().flatten().next();
+        block.and_then(|block| read(&block.path().join("removable"))).is_some_and(|text| text == "1")
     }
 
     /// The number by which the kernel has its directory: another one when the device is taken away and comes back.

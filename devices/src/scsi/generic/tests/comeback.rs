@@ -228,6 +228,7 @@ fn blocks_that_were_not_opened_are_missed_for_their_own_reason() {
             limits: HostLimits::default(),
             block: None,
             size,
+            depth: 1,
         };
         crate::log::recorded(tracing::Level::WARN, || assert!(ring(None, &found, false).is_none()))
     };

@@ -1,0 +1,250 @@
+//! What the two processes tell each other: texts with zeros between them (`crate::keeper::text`). The list goes to the process, once,
+//! before the guest runs; after it nothing but that it shall look, and that it shall end.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+
+use devices::scsi::generic::Allow;
+use fc::Wwn;
+use fc::choose::Rules;
+use hba_virtio_scsi::fc::{Active, LocalPort, Names, PortState, RemotePort, RemoteState, View};
+
+use super::{Lun, News, Passthrough, UnitNews, Wanted};
+use crate::keeper::text::{self, BOOLS, Reader, Writer, word};
+
+/// Bytes of a message at most.
+pub(super) const LENGTH: usize = 64 << 10;
+/// Bytes of a line for people at most.
+const LINE: usize = 4 << 10;
+
+/// What the process hears.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// One more of the list.
+    Wanted(Box<Wanted>),
+    /// The list is at its end.
+    Go,
+    /// To look at what is behind the port of this HBA.
+    Look(usize, u64),
+    /// The machine ends.
+    End,
+}
+
+const PASSTHROUGHS: [(Passthrough, &str); 2] =
+    [(Passthrough::Block, "block"), (Passthrough::Generic, "generic")];
+const ACTIVES: [(Active, &str); 3] =
+    [(Active::None, "none"), (Active::Primary, "primary"), (Active::Secondary, "secondary")];
+const STATES: [(PortState, &str); 7] = [
+    (PortState::Unknown, "unknown"),
+    (PortState::NotPresent, "not present"),
+    (PortState::Online, "online"),
+    (PortState::Offline, "offline"),
+    (PortState::Blocked, "blocked"),
+    (PortState::LinkDown, "link down"),
+    (PortState::Error, "error"),
+];
+const REMOTES: [(RemoteState, &str); 3] =
+    [(RemoteState::Online, "online"), (RemoteState::Blocked, "blocked"), (RemoteState::Lost, "lost")];
+
+/// One HBA of the list; `None` if there is no room for it.
+pub(super) fn wanted(wanted: &Wanted) -> Option<Vec<u8>> {
+    let Rules { parent, parent_wwnn, parent_wwpn, parent_fabric } = &wanted.rules;
+    let bits = |wwn: &Option<Wwn>| wwn.map(Wwn::bits);
+    let writer = Writer::default()
+        .text("wanted")
+        .text(&wanted.hba)
+        .text(&wanted.owner)
+        .text(word(&BOOLS, &parent.is_some()))
+        .text(parent.as_deref().unwrap_or_default())
+        .maybe(bits(parent_wwnn))
+        .maybe(bits(parent_wwpn))
+        .maybe(bits(parent_fabric))
+        .maybe(wanted.names.map(|(wwnn, _)| wwnn.bits()))
+        .maybe(wanted.names.map(|(_, wwpn)| wwpn.bits()))
+        .text(word(&BOOLS, &wanted.any_oui))
+        .text(wanted.secondary.wwnn)
+        .text(wanted.secondary.wwpn)
+        .maybe(wanted.dev_loss_tmo.map(u64::from))
+        .text(wanted.fast_io_fail_tmo)
+        .each(&wanted.luns, |(from, to)| format!("{from}-{to}"))
+        .text(word(&PASSTHROUGHS, &wanted.passthrough))
+        .text(wanted.allow.name())
+        .text(word(&BOOLS, &wanted.bounce))
+        .text(word(&BOOLS, &wanted.shared))
+        .text(wanted.timeout);
+    Some(writer.0).filter(|message| message.len() <= LENGTH)
+}
+
+/// The list is at its end.
+pub(super) fn go() -> Vec<u8> {
+    Writer::default().text("go").0
+}
+
+/// To look.
+pub(super) fn look(hba: usize, number: u64) -> Vec<u8> {
+    Writer::default().text("look").text(hba).text(number).0
+}
+
+/// The machine ends.
+pub(super) fn end() -> Vec<u8> {
+    Writer::default().text("end").0
+}
+
+/// What the machine sends, read; `None` of what is no such message.
+pub(super) fn read_order(message: &[u8]) -> Option<Order> {
+    let mut reader = Reader::new(message)?;
+    let order = match reader.text()? {
+        "wanted" => Order::Wanted(Box::new(read_wanted(&mut reader)?)),
+        "go" => Order::Go,
+        "look" => Order::Look(reader.number()?, reader.number()?),
+        "end" => Order::End,
+        _ => return None,
+    };
+    reader.end().map(|()| order)
+}
+
+fn read_wanted(reader: &mut Reader<'_>) -> Option<Wanted> {
+    let wwn = |reader: &mut Reader<'_>| Some(reader.maybe::<u64>()?.map(Wwn::new));
+    let (hba, owner) = (reader.string()?, reader.string()?);
+    let (has_parent, parent) = (reader.one_of(&BOOLS)?, reader.string()?);
+    let rules = Rules {
+        parent: has_parent.then_some(parent),
+        parent_wwnn: wwn(reader)?,
+        parent_wwpn: wwn(reader)?,
+        parent_fabric: wwn(reader)?,
+    };
+    let (wwnn, wwpn) = (wwn(reader)?, wwn(reader)?);
+    Some(Wanted {
+        hba,
+        owner,
+        rules,
+        names: wwnn.zip(wwpn),
+        any_oui: reader.one_of(&BOOLS)?,
+        secondary: Names { wwnn: reader.number()?, wwpn: reader.number()? },
+        dev_loss_tmo: reader.maybe()?,
+        fast_io_fail_tmo: reader.number()?,
+        luns: reader.each(|reader| {
+            let (from, to) = reader.text()?.split_once('-')?;
+            Some((from.parse().ok()?, to.parse().ok()?))
+        })?,
+        passthrough: reader.one_of(&PASSTHROUGHS)?,
+        allow: Allow::named(reader.text()?)?,
+        bounce: reader.one_of(&BOOLS)?,
+        shared: reader.one_of(&BOOLS)?,
+        timeout: reader.number()?,
+    })
+}
+
+/// What the process tells of an HBA, with the files that go with it.
+pub(super) fn news(hba: usize, news: News) -> (Vec<u8>, Vec<OwnedFd>) {
+    let writer = |kind: &str| Writer::default().text(kind).text(hba);
+    let line = |kind: &str, mut text: String| {
+        text.truncate(text.floor_char_boundary(LINE));
+        writer(kind).text(text).0
+    };
+    let unit = |kind: &str, target: u8, lun: Lun| writer(kind).text(target).text(u64::from_be_bytes(lun));
+    let message = match news {
+        News::View(view) => self::view(writer("view"), &view).0,
+        News::Looked(number) => writer("looked").text(number).0,
+        News::Warning(text) => line("warning", text),
+        News::Failed(text) => line("failed", text),
+        News::Unit(target, lun, UnitNews::Lost) => unit("lost", target, lun).0,
+        News::Unit(target, lun, UnitNews::Gone) => unit("gone", target, lun).0,
+        News::Unit(target, lun, UnitNews::Resized) => unit("resized", target, lun).0,
+        News::Unit(target, lun, UnitNews::Back(arrival)) => {
+            let (writer, files) = text::arrival(unit("back", target, lun), *arrival);
+            return (writer.0, files);
+        }
+        News::Unit(target, lun, UnitNews::Came(wanted, arrival)) => {
+            // The kernel's paths are texts.
+            let writer = text::wanted(unit("came", target, lun), &wanted).unwrap_or_default();
+            let (writer, files) = text::arrival(writer, *arrival);
+            return (writer.0, files);
+        }
+    };
+    (message, Vec::new())
+}
+
+/// The same, read; `None` of what is no such message, or has other files.
+pub(super) fn read_news(message: &[u8], files: Vec<OwnedFd>) -> Option<(usize, News)> {
+    let mut reader = Reader::new(message)?;
+    let (kind, hba) = (reader.text()?, reader.number()?);
+    let reader_ref = &mut reader;
+    let mut unit = |news: &dyn Fn(&mut Reader<'_>) -> Option<UnitNews>| {
+        let (target, lun) = (reader_ref.number()?, reader_ref.number::<u64>()?);
+        Some(News::Unit(target, lun.to_be_bytes(), news(reader_ref)?))
+    };
+    let news = match kind {
+        "view" => News::View(read_view(&mut reader)?),
+        "looked" => News::Looked(reader.number()?),
+        "warning" => News::Warning(reader.string()?),
+        "failed" => News::Failed(reader.string()?),
+        "lost" => unit(&|_| Some(UnitNews::Lost))?,
+        "gone" => unit(&|_| Some(UnitNews::Gone))?,
+        "resized" => unit(&|_| Some(UnitNews::Resized))?,
+        "back" | "came" => {
+            let (target, lun) = (reader.number()?, reader.number::<u64>()?.to_be_bytes());
+            let wanted = if kind == "came" { Some(text::read_wanted(&mut reader)?) } else { None };
+            let arrival = Box::new(text::read_arrival(&mut reader, files)?);
+            let news = match wanted {
+                Some(wanted) => UnitNews::Came(Box::new(wanted), arrival),
+                None => UnitNews::Back(arrival),
+            };
+            News::Unit(target, lun, news)
+        }
+        _ => return None,
+    };
+    reader.end().map(|()| (hba, news))
+}
+
+fn view(writer: Writer, view: &View) -> Writer {
+    let local = &view.local;
+    let writer = writer
+        .text(local.primary.wwnn)
+        .text(local.primary.wwpn)
+        .text(local.secondary.wwnn)
+        .text(local.secondary.wwpn)
+        .text(word(&ACTIVES, &local.active))
+        .text(word(&STATES, &local.state))
+        .text(local.port_id)
+        .text(local.fabric)
+        .text(local.speed)
+        .text(local.classes)
+        .text(local.max_frame)
+        .text(view.remotes.len());
+    view.remotes.iter().fold(writer, |writer, (target, remote)| {
+        writer
+            .text(target)
+            .text(remote.names.wwnn)
+            .text(remote.names.wwpn)
+            .text(remote.port_id)
+            .text(word(&REMOTES, &remote.state))
+            .text(remote.transport)
+    })
+}
+
+fn read_view(reader: &mut Reader<'_>) -> Option<View> {
+    let names = |reader: &mut Reader<'_>| Some(Names { wwnn: reader.number()?, wwpn: reader.number()? });
+    let local = LocalPort {
+        primary: names(reader)?,
+        secondary: names(reader)?,
+        active: reader.one_of(&ACTIVES)?,
+        state: reader.one_of(&STATES)?,
+        port_id: reader.number()?,
+        fabric: reader.number()?,
+        speed: reader.number()?,
+        classes: reader.number()?,
+        max_frame: reader.number()?,
+    };
+    let remotes = reader.each(|reader| {
+        let target: u8 = reader.number()?;
+        let names = Names { wwnn: reader.number()?, wwpn: reader.number()? };
+        let (port_id, state) = (reader.number()?, reader.one_of(&REMOTES)?);
+        Some((target, RemotePort { names, port_id, state, transport: reader.number()? }))
+    })?;
+    Some(View { local, remotes: remotes.into_iter().collect::<BTreeMap<_, _>>() })
+}
+
+#[cfg(test)]
+#[path = "message_tests.rs"]
+mod tests;
