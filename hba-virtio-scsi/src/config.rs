@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use devices::scsi::TransferLimits;
 use zerocopy::IntoBytes;
 
+use crate::fc::wire::FcConfig;
 use crate::spec::{DEFAULT_CDB_SIZE, DEFAULT_SENSE_SIZE, Event, ScsiConfig, config_offset};
 
 /// Largest `sense_size` taken from a driver, in bytes. Sense data has at most 252; the rest of the area stays unused.
@@ -72,8 +73,8 @@ impl Config {
         self.cdb_size.store(DEFAULT_CDB_SIZE, Ordering::Relaxed);
     }
 
-    /// Reads at any offset and width; bytes after the structure read as zero.
-    pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
+    /// Reads at any offset and width; `more` follows the structure, and bytes after that read as zero.
+    pub(crate) fn read(&self, offset: u64, data: &mut [u8], more: Option<FcConfig>) {
         let Layout { cdb_size, sense_size } = self.layout();
         let image = ScsiConfig {
             num_queues: u32::from(self.request_queues).into(),
@@ -87,7 +88,13 @@ impl Config {
             max_target: MAX_TARGET.into(),
             max_lun: MAX_LUN.into(),
         };
-        copy_image(image.as_bytes(), offset, data);
+        let mut whole = [0; size_of::<ScsiConfig>() + size_of::<FcConfig>()];
+        let (standard, rest) = whole.split_at_mut(size_of::<ScsiConfig>());
+        standard.copy_from_slice(image.as_bytes());
+        if let Some(more) = more {
+            rest.copy_from_slice(more.as_bytes());
+        }
+        copy_image(&whole, offset, data);
     }
 
     /// Writes. Only whole, aligned writes of `sense_size` and `cdb_size` within bounds have an effect.
@@ -122,7 +129,7 @@ mod tests {
 
     fn le32(config: &Config, offset: u64) -> u32 {
         let mut data = [0xee; 4];
-        config.read(offset, &mut data);
+        config.read(offset, &mut data, None);
         u32::from_le_bytes(data)
     }
 
@@ -141,7 +148,7 @@ mod tests {
         assert_eq!(le32(&config, 36), 0);
         assert_eq!(le32(&config, u64::MAX), 0);
         let mut two = [0; 2];
-        config.read(30, &mut two);
+        config.read(30, &mut two, None);
         assert_eq!(two, [255, 0]);
     }
 
@@ -150,7 +157,7 @@ mod tests {
     fn transfers_are_limited_by_the_host_and_by_the_queue() {
         let bytes = |queue_size, bytes, segments| {
             let mut data = [0xee; 12];
-            Config::new(1, queue_size, TransferLimits::new(bytes, segments)).read(4, &mut data);
+            Config::new(1, queue_size, TransferLimits::new(bytes, segments)).read(4, &mut data, None);
             data
         };
         assert_eq!(bytes(256, u64::MAX, u32::MAX), [254, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 1, 0, 0]);

@@ -5,11 +5,15 @@ use std::time::{Duration, Instant};
 
 use devices::iothread::Io;
 use devices::mem::Dma;
-use devices::scsi::{Nexus, Tag, TaskManagement, TaskManagementReply};
-use zerocopy::FromBytes;
+use devices::scsi::{Nexus, Tag, TaskManagement, TaskManagementReply, TransportFault};
 use zerocopy::little_endian::U32;
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::directory::Directory;
+use crate::fc::gate::Gate;
+use crate::fc::port::Port;
+use crate::fc::rescan;
+use crate::fc::wire::{self as fc, RescanRequest, RescanResponse};
 use crate::lun::{self, Address};
 use crate::queue::{Queue, TaskId, TaskMark};
 use crate::request::read_start;
@@ -21,8 +25,8 @@ use crate::worker::Parsed;
 
 /// Longest control request in bytes: a task management function.
 const MAX_REQUEST: usize = 24;
-/// Longest control response in bytes: an asynchronous notification.
-const MAX_RESPONSE: u64 = 5;
+/// Longest control response in bytes: RESCAN.
+const MAX_RESPONSE: u64 = size_of::<RescanResponse>() as u64;
 /// How long to wait between looks at the request queues.
 const POLL: Duration = Duration::from_micros(50);
 /// How long no chain of a queue is taken, before a function that waits for that fails: the sum of the times between looks at
@@ -41,17 +45,43 @@ pub(crate) enum Control {
     Answer(Response),
     /// Asynchronous notification query or subscription of a target: no events are on offer.
     Notification(u8),
+    /// The target with the smallest number from this one on; all ones: after a look at the fabric.
+    Rescan(u32),
+}
+
+/// What the driver and the device agreed on, as far as control requests are concerned.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Format {
+    /// VIRTIO_SCSI_F_RESCAN
+    rescan: bool,
+    /// VIRTIO_SCSI_F_NATIVE_LUN
+    native: bool,
+}
+
+impl Format {
+    pub(crate) fn new(transport: &Transport) -> Self {
+        Self { rescan: transport.has(fc::feature::RESCAN), native: transport.has(fc::feature::NATIVE_LUN) }
+    }
 }
 
 /// Looks at a chain of the control queue. A body of `None` is a request that can only be answered with FAILURE.
-pub(crate) fn parse(dma: &Dma, chain: &Chain, shape: Result<(), ChainError>) -> Parsed<Option<Control>> {
+pub(crate) fn parse(
+    dma: &Dma,
+    format: Format,
+    chain: &Chain,
+    shape: Result<(), ChainError>,
+) -> Parsed<Option<Control>> {
     let response = ResponseArea::of(&chain.writable, MAX_RESPONSE);
     let body = match shape {
-        Ok(()) => request(dma, chain),
+        Ok(()) => request(dma, format, chain),
         Err(error) => Err(error.to_string()),
     };
     let (response_at, body) = match body {
-        Ok((at, body)) if response.len() > at as u64 => (at, Some(body)),
+        // The whole of it: a driver looks at more than the response byte.
+        Ok((at, body @ Control::Rescan(_))) if response.len() >= MAX_RESPONSE => (at, Some(body)),
+        Ok((at, body)) if response.len() > at as u64 && !matches!(body, Control::Rescan(_)) => {
+            (at, Some(body))
+        }
         Ok((at, _)) => {
             devices::log_limited!(warn, "virtio-scsi: a control request without room for its response");
             (at, None)
@@ -65,7 +95,7 @@ pub(crate) fn parse(dma: &Dma, chain: &Chain, shape: Result<(), ChainError>) -> 
 }
 
 /// The request, and where its response byte goes.
-fn request(dma: &Dma, chain: &Chain) -> Result<(usize, Control), String> {
+fn request(dma: &Dma, format: Format, chain: &Chain) -> Result<(usize, Control), String> {
     let mut bytes = [0; MAX_REQUEST];
     let given: u64 = chain.readable.iter().map(|&(_, len)| u64::from(len)).sum();
     let given = bytes.get_mut(..given.min(MAX_REQUEST as u64) as usize).unwrap_or_default();
@@ -75,22 +105,26 @@ fn request(dma: &Dma, chain: &Chain) -> Result<(usize, Control), String> {
         control::TMF => {
             let (tmf, _) =
                 TmfRequest::read_from_prefix(rest).map_err(|_| "a short task management request")?;
-            Ok((0, manage(&tmf)))
+            Ok((0, manage(&tmf, format)))
         }
         control::AN_QUERY | control::AN_SUBSCRIBE => {
             let (an, _) = AnRequest::read_from_prefix(rest).map_err(|_| "a short notification request")?;
-            let body = match lun::decode(an.lun) {
+            let body = match lun::decode(an.lun, format.native) {
                 Some(Address::Unit { target, .. }) => Control::Notification(target),
                 _ => Control::Answer(Response::BadTarget),
             };
             Ok((4, body))
         }
+        fc::CONTROL_RESCAN if format.rescan => {
+            let (asked, _) = RescanRequest::read_from_prefix(rest).map_err(|_| "a short rescan request")?;
+            Ok((fc::RESCAN_RESPONSE_AT, Control::Rescan(asked.next_id.get())))
+        }
         other => Err(format!("type {other}")),
     }
 }
 
-fn manage(request: &TmfRequest) -> Control {
-    let Some(Address::Unit { target, lun }) = lun::decode(request.lun) else {
+fn manage(request: &TmfRequest, format: Format) -> Control {
+    let Some(Address::Unit { target, lun }) = lun::decode(request.lun, format.native) else {
         return Control::Answer(Response::BadTarget);
     };
     let tag = Tag(request.id.get());
@@ -109,19 +143,38 @@ fn manage(request: &TmfRequest) -> Control {
 }
 
 /// Carries a control request out and answers it.
-pub(crate) async fn run(directory: Arc<Directory>, token: ChainToken, body: Option<Control>) {
-    let response = match body {
-        None => return token.fail(),
-        Some(Control::Answer(response)) => response,
-        Some(Control::Notification(target)) if directory.get(target).is_some() => Response::Ok,
-        Some(Control::Notification(_)) => Response::BadTarget,
-        Some(Control::Manage(target, function)) => match directory.get(target) {
+pub(crate) async fn run(
+    directory: Arc<Directory>,
+    port: Option<Arc<Port>>,
+    token: ChainToken,
+    body: Option<Control>,
+) {
+    let port = port.as_deref();
+    let nexus = |target| match port {
+        Some(port) if port.gate.knows(target) => directory.get(target).or_else(|| Some(port.nobody.clone())),
+        Some(_) => None,
+        None => directory.get(target),
+    };
+    let response = match (body, port) {
+        (None, _) | (Some(Control::Rescan(_)), None) => return token.fail(),
+        (Some(Control::Answer(response)), _) => response,
+        (Some(Control::Notification(target)), _) if nexus(target).is_some() => Response::Ok,
+        (Some(Control::Notification(_)), _) => Response::BadTarget,
+        (Some(Control::Manage(target, function)), _) => match nexus(target) {
             Some(nexus) => {
                 let worker = token.worker().clone();
-                carry_out(worker.io(), worker.transport(), target, &nexus, function).await
+                let way = Way { target, nexus: &nexus, gate: port.map(|port| &port.gate) };
+                carry_out(worker.io(), worker.transport(), way, function).await
             }
             None => Response::BadTarget,
         },
+        (Some(Control::Rescan(next_id)), Some(port)) => {
+            let answer = rescan::next(token.worker().io(), port, next_id).await;
+            if !token.worker().queue().is_running() {
+                return token.abandon();
+            }
+            return token.complete(answer.as_bytes(), MAX_RESPONSE as u32);
+        }
     };
     if !token.worker().queue().is_running() {
         return token.abandon();
@@ -129,16 +182,51 @@ pub(crate) async fn run(directory: Arc<Directory>, token: ChainToken, body: Opti
     token.answer(response);
 }
 
+/// The way to a target: the gate before it, where there is a fabric, and the nexus.
+struct Way<'a> {
+    target: u8,
+    nexus: &'a Nexus,
+    gate: Option<&'a Gate>,
+}
+
+impl Way<'_> {
+    async fn manage(&self, io: &Io, function: TaskManagement) -> TaskManagementReply {
+        let held = self.gate.is_some_and(|gate| self.manage_held(gate, function));
+        match self.nexus.manage(io, function).await {
+            TaskManagementReply::Complete if held && is_query(function) => TaskManagementReply::Succeeded,
+            // There may be no unit yet to which they were sent.
+            TaskManagementReply::IncorrectLun if held => TaskManagementReply::Complete,
+            reply => reply,
+        }
+    }
+
+    /// Ends the commands that a function ends and that wait before the gate, or finds those that it asks for; returns whether there are any.
+    fn manage_held(&self, gate: &Gate, function: TaskManagement) -> bool {
+        if let Some(ends) = ends(self.target, function) {
+            let resets = matches!(function, TaskManagement::NexusReset | TaskManagement::LogicalUnitReset(_));
+            let fault = if resets { TransportFault::Reset } else { TransportFault::Aborted };
+            return gate.end(ends, fault) > 0;
+        }
+        let (lun, tag) = match function {
+            TaskManagement::QueryTask(lun, tag) => (lun, Some(tag)),
+            TaskManagement::QueryTaskSet(lun) => (lun, None),
+            _ => return false,
+        };
+        gate.holds(|task| {
+            task.target == self.target && task.lun == lun && tag.is_none_or(|tag| tag == task.tag)
+        })
+    }
+}
+
+fn is_query(function: TaskManagement) -> bool {
+    matches!(function, TaskManagement::QueryTask(..) | TaskManagement::QueryTaskSet(_))
+}
+
 /// Carries out a function. Commands that it ends are back with the driver before it is answered (5.6.6.2), however long
 /// the host takes for them: a driver that hears of a failure gives their memory to others.
-async fn carry_out(
-    io: &Io,
-    transport: &Transport,
-    target: u8,
-    nexus: &Nexus,
-    function: TaskManagement,
-) -> Response {
-    let Some(ends) = ends(target, function) else { return response(nexus.manage(io, function).await) };
+async fn carry_out(io: &Io, transport: &Transport, way: Way<'_>, function: TaskManagement) -> Response {
+    let target = way.target;
+    let Some(ends) = ends(target, function) else { return response(way.manage(io, function).await) };
     if !take_backlog(io, transport).await {
         devices::log_limited!(
             warn,
@@ -150,7 +238,7 @@ async fn carry_out(
     let marks: Vec<Vec<TaskMark>> = queues.iter().map(|queue| queue.tasks(&ends)).collect();
     let is_held = || queues.iter().zip(&marks).any(|(queue, marks)| queue.holds_any(marks));
     loop {
-        let reply = nexus.manage(io, function).await;
+        let reply = way.manage(io, function).await;
         if !matches!(reply, TaskManagementReply::Complete | TaskManagementReply::Succeeded) {
             return response(reply);
         }
@@ -238,7 +326,13 @@ mod tests {
         fn features(&self) -> u64 {
             0
         }
-        fn read_config(&self, _: u64, _: &mut [u8]) {}
+        fn negotiate(&self, _: u64) -> bool {
+            true
+        }
+        fn read_config(&self, _: u64, _: &mut [u8], _: u64) {}
+        fn config_generation(&self) -> u8 {
+            0
+        }
         fn write_config(&self, _: u64, _: &[u8]) {}
         fn abort(&self, _: Arc<Transport>) {}
         fn reset(&self) {}

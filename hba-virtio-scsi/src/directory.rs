@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::scsi::Nexus;
 
+use crate::fc::port::Port;
+
 type Map = BTreeMap<u8, Arc<Nexus>>;
 
 /// The targets of one HBA; changes when targets come and go.
@@ -47,6 +49,8 @@ impl Directory {
 
 /// A copy of the directory that one worker uses without locks and without counting references across threads.
 pub(crate) struct Snapshot {
+    /// The port on a fabric, where there is one.
+    pub(crate) fc: Option<Arc<Port>>,
     version: u64,
     targets: Box<[Option<Arc<Nexus>>; 256]>,
     first: Option<u8>,
@@ -58,12 +62,14 @@ impl Snapshot {
         self.targets.get(usize::from(target))?.as_ref()
     }
 
-    /// The target with the smallest number.
-    pub(crate) fn first(&self) -> Option<&Arc<Nexus>> {
-        self.get(self.first?)
+    /// The target with the smallest number to which commands go on at once; without a fabric, the first.
+    pub(crate) fn reachable(&self) -> Option<u8> {
+        let Some(fc) = &self.fc else { return self.first };
+        let there = |id: &u8| self.get(*id).is_some() && fc.gate.is_open(*id);
+        (0..=u8::MAX).find(there).or(self.first)
     }
 
-    fn of(directory: &Directory) -> Rc<Self> {
+    fn of(directory: &Directory, fc: Option<Arc<Port>>) -> Rc<Self> {
         let version = directory.version.load(Ordering::Acquire);
         let map = directory.all();
         let mut targets = Box::new([const { None }; 256]);
@@ -72,7 +78,7 @@ impl Snapshot {
                 *slot = Some(nexus.clone());
             }
         }
-        Rc::new(Self { version, targets, first: map.keys().next().copied() })
+        Rc::new(Self { fc, version, targets, first: map.keys().next().copied() })
     }
 }
 
@@ -83,8 +89,8 @@ pub(crate) struct View {
 }
 
 impl View {
-    pub(crate) fn new(directory: Arc<Directory>) -> Self {
-        let snapshot = RefCell::new(Snapshot::of(&directory));
+    pub(crate) fn new(directory: Arc<Directory>, fc: Option<Arc<Port>>) -> Self {
+        let snapshot = RefCell::new(Snapshot::of(&directory, fc));
         Self { directory, snapshot }
     }
 
@@ -92,7 +98,7 @@ impl View {
     pub(crate) fn current(&self) -> Rc<Snapshot> {
         let mut snapshot = self.snapshot.borrow_mut();
         if snapshot.version != self.directory.version.load(Ordering::Acquire) {
-            *snapshot = Snapshot::of(&self.directory);
+            *snapshot = Snapshot::of(&self.directory, snapshot.fc.clone());
         }
         snapshot.clone()
     }

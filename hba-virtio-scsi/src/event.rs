@@ -5,11 +5,13 @@
 
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use devices::scsi::{Lun, Nexus, PortEvents};
 use zerocopy::IntoBytes;
 
+use crate::fc::wire as fc;
 use crate::lun;
 use crate::ring::Chain;
 use crate::spec::{Event, event, feature, queue};
@@ -46,6 +48,14 @@ impl Events {
         }
     }
 
+    /// Adds an event, unless it is the last that waits for its target.
+    fn push_once(&self, event: Event) {
+        let of_target = |waiting: &&Event| waiting.lun.get(1) == event.lun.get(1);
+        if self.lock().waiting.iter().rev().find(of_target) != Some(&event) {
+            self.push(event);
+        }
+    }
+
     /// The next event to deliver.
     pub(crate) fn pop(&self) -> Option<Event> {
         let mut state = self.lock();
@@ -69,7 +79,17 @@ impl Events {
     fn keep(&self, has: impl Fn(u64) -> bool) {
         let mut state = self.lock();
         state.waiting.retain(|event| has(feature_of(event)));
-        state.missed &= has(feature::SCSI_HOTPLUG) || has(feature::SCSI_CHANGE);
+        state.missed &=
+            has(feature::SCSI_HOTPLUG) || has(feature::SCSI_CHANGE) || has(fc::feature::RPORT_EVENTS);
+    }
+
+    /// Tells the driver of a target, if it wants to hear of it and is not about to. A driver that is yet to come, or that sleeps, hears of
+    /// it when it is there.
+    pub(crate) fn tell(&self, transport: &Transport, event: Event) {
+        if transport.has(feature_of(&event)) || !transport.has_driver() {
+            self.push_once(event);
+            ring(transport);
+        }
     }
 
     /// Whether something of `target` has yet to be told, or may have.
@@ -90,7 +110,29 @@ impl Events {
 
 /// The feature that an event belongs to.
 fn feature_of(event: &Event) -> u64 {
-    if event.event.get() == event::PARAM_CHANGE { feature::SCSI_CHANGE } else { feature::SCSI_HOTPLUG }
+    match event.event.get() {
+        event::PARAM_CHANGE => feature::SCSI_CHANGE,
+        fc::event::RPORT => fc::feature::RPORT_EVENTS,
+        _ => feature::SCSI_HOTPLUG,
+    }
+}
+
+fn ring(transport: &Transport) {
+    if let Some(queue) = transport.queues().get(usize::from(queue::EVENT)) {
+        queue.ring_doorbell();
+    }
+}
+
+/// The event that says of a target: look again (docs/virtio-scsi-fc.md, section 5).
+pub(crate) fn look_again(target: u8) -> Event {
+    let lun = lun::encode(target, Lun([0; 8]));
+    Event { event: event::TRANSPORT_RESET.into(), lun, reason: event::RESET_RESCAN.into() }
+}
+
+/// The event of a remote port (docs/virtio-scsi-fc.md, section 5).
+pub(crate) fn rport(target: u8, reason: u32) -> Event {
+    let lun = lun::encode(target, Lun([0; 8]));
+    Event { event: fc::event::RPORT.into(), lun, reason: reason.into() }
 }
 
 /// Serves the event queue: its buffers are taken only when there is something to say.
@@ -131,6 +173,8 @@ pub(crate) struct EventPort {
     known: Mutex<Vec<Lun>>,
     /// Units that the driver has found absent once and was told of again: see [`PortEvents::introduce`].
     again: Mutex<Vec<Lun>>,
+    /// The driver was told of units since somebody last said that there are others.
+    told: AtomicBool,
 }
 
 impl EventPort {
@@ -148,6 +192,7 @@ impl EventPort {
             nexus: Arc::downgrade(nexus),
             known,
             again: Mutex::default(),
+            told: AtomicBool::new(false),
         })
     }
 
@@ -156,16 +201,44 @@ impl EventPort {
         self.again().clear();
     }
 
+    /// A driver has come that addresses units in another way: it knows what it can address.
+    pub(crate) fn addressed_anew(&self) {
+        if let Some(nexus) = self.nexus.upgrade() {
+            *self.known() = nexus.luns();
+        }
+    }
+
+    /// The array says that it has other units. Those that a driver can find it has been told of.
+    pub(crate) fn units_changed(&self) {
+        if !self.told.swap(false, Ordering::Relaxed)
+            && let Some(transport) = self.transport.upgrade()
+        {
+            self.events.tell(&transport, look_again(self.target));
+        }
+    }
+
+    /// The driver knows LUNs as the target has them: for all that comes it needs one event (docs/virtio-scsi-fc.md, section 5).
+    fn looks_at_targets(&self) -> bool {
+        self.transport.upgrade().is_some_and(|transport| transport.has(fc::feature::NATIVE_LUN))
+    }
+
+    /// Tells a driver of units that came.
+    fn units_came(&self, luns: &[Lun]) {
+        if luns.is_empty() {
+            return;
+        }
+        if let Some(transport) = self.transport.upgrade().filter(|_| self.looks_at_targets()) {
+            return self.events.tell(&transport, look_again(self.target));
+        }
+        luns.iter().for_each(|&lun| self.transport_reset(lun, event::RESET_RESCAN));
+    }
+
     /// The target is new: with LUN 0 the event stands for all of it (virtio 1.3, 5.6.6.3). FreeBSD, and Linux before 5.10, look
     /// at the unit alone that an event names, so the others have one each.
     pub(crate) fn target_came(&self) {
-        let first = Lun([0; 8]);
-        self.transport_reset(first, event::RESET_RESCAN);
-        let units = self.known().clone();
-        units
-            .into_iter()
-            .filter(|&lun| lun != first)
-            .for_each(|lun| self.transport_reset(lun, event::RESET_RESCAN));
+        let mut units = vec![Lun([0; 8])];
+        units.extend(self.known().iter().filter(|lun| lun.0 != [0; 8]));
+        self.units_came(&units);
     }
 
     /// The target is gone. Drivers remove the unit that an event names and no other.
@@ -185,9 +258,7 @@ impl EventPort {
         let Some(transport) = self.transport.upgrade().filter(hears) else { return };
         let lun = lun::encode(self.target, lun);
         self.events.push(Event { event: event.into(), lun, reason: reason.into() });
-        if let Some(queue) = transport.queues().get(usize::from(queue::EVENT)) {
-            queue.ring_doorbell();
-        }
+        ring(&transport);
     }
 
     fn again(&self) -> MutexGuard<'_, Vec<Lun>> {
@@ -201,7 +272,8 @@ impl EventPort {
 
 impl PortEvents for EventPort {
     fn unit_attention(&self, lun: Lun, (asc, ascq): (u8, u8)) {
-        if asc == PARAMETERS_CHANGED {
+        // Of what a driver cannot address it would take the first level for the whole.
+        if asc == PARAMETERS_CHANGED && self.known().contains(&lun) {
             let reason = u32::from(asc) | u32::from(ascq) << 8;
             self.raise(feature::SCSI_CHANGE, event::PARAM_CHANGE, lun, reason);
         }
@@ -231,11 +303,13 @@ impl PortEvents for EventPort {
         let Some(nexus) = self.nexus.upgrade() else { return };
         let now = nexus.luns();
         let before = std::mem::replace(&mut *self.known(), now.clone());
+        if before != now {
+            self.told.store(true, Ordering::Relaxed);
+        }
         for &lun in before.iter().filter(|lun| !now.contains(lun)) {
             self.transport_reset(lun, event::RESET_REMOVED);
         }
-        for &lun in now.iter().filter(|lun| !before.contains(lun)) {
-            self.transport_reset(lun, event::RESET_RESCAN);
-        }
+        let came: Vec<_> = now.into_iter().filter(|lun| !before.contains(lun)).collect();
+        self.units_came(&came);
     }
 }

@@ -3,18 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use devices::iothread::Remote;
 use devices::mem::Dma;
 use devices::pci::{PciError, PciFunction, PciSeat};
-use devices::scsi::{Nexus, TransferLimits};
+use devices::scsi::{Nexus, TransferLimits, TransportFault};
 use thiserror::Error;
 
 use crate::config::Config;
 use crate::directory::{Directory, View};
 use crate::event::{EventPort, Events};
+use crate::fc::port::Port;
+use crate::fc::{San, SanListener, wire};
 use crate::function::{Function, Interface, vectors};
 use crate::queue::Queue;
 use crate::ring::MAX_CHAIN;
@@ -107,6 +110,10 @@ struct Shared {
     past: Mutex<BTreeSet<u8>>,
     /// The thread of the control queue.
     remote: Remote,
+    /// The port on a fabric.
+    fc: Option<Arc<Port>>,
+    /// The driver addresses units as targets call them.
+    native: AtomicBool,
 }
 
 impl VirtioScsi {
@@ -119,6 +126,29 @@ impl VirtioScsi {
         io: Vec<Remote>,
         options: Options,
     ) -> Result<Arc<Self>, Error> {
+        Self::build(seat, targets, io, options, None)
+    }
+
+    /// As [`Self::new`], with a port on a fabric: the driver can ask for the targets that `san` has, hears of them, and knows units by the
+    /// LUNs that they were attached with ([`devices::scsi::Target::attach_native`]). A target number that `san` never had has no target,
+    /// whatever is attached there; one that it has and nothing is attached at has no units. Becomes the listener of `san`.
+    pub fn with_san(
+        seat: PciSeat,
+        targets: BTreeMap<u8, Arc<Nexus>>,
+        io: Vec<Remote>,
+        options: Options,
+        san: Arc<dyn San>,
+    ) -> Result<Arc<Self>, Error> {
+        Self::build(seat, targets, io, options, Some(san))
+    }
+
+    fn build(
+        seat: PciSeat,
+        targets: BTreeMap<u8, Arc<Nexus>>,
+        io: Vec<Remote>,
+        options: Options,
+        san: Option<Arc<dyn San>>,
+    ) -> Result<Arc<Self>, Error> {
         let Options { request_queues, queue_size, access_platform, protection, interface, transfer } =
             options;
         if !(1..=MAX_REQUEST_QUEUES).contains(&request_queues) {
@@ -128,20 +158,26 @@ impl VirtioScsi {
             return Err(Error::QueueSize(queue_size));
         }
         let remote = io.first().ok_or(Error::NoIoThread)?.clone();
+        let events = Arc::<Events>::default();
         let shared = Arc::new(Shared {
             config: Config::new(request_queues, queue_size, transfer),
             protection,
             directory: Arc::new(Directory::new(BTreeMap::new())),
-            events: Arc::default(),
+            fc: san.clone().map(|san| Arc::new(Port::new(san, events.clone()))),
+            events,
             ports: Mutex::default(),
             past: Mutex::default(),
             remote,
+            native: AtomicBool::new(false),
         });
         let count = queue::FIRST_REQUEST + request_queues;
         let new_queue = |_| Queue::new(seat.dma.clone()).map(Arc::new);
         let queues = (0..count).map(new_queue).collect::<Result<_, _>>()?;
         let limits = Limits { queue_size, vectors: vectors(count), access_platform };
         let transport = Transport::new(shared.clone(), queues, limits);
+        if let Some(fc) = &shared.fc {
+            fc.connect(&transport);
+        }
         let dma = seat.dma.clone();
         let function = Function::new(seat, transport.clone(), interface)?;
         let hba = Self { function, transport, shared };
@@ -149,6 +185,11 @@ impl VirtioScsi {
             hba.connect(id, nexus);
         }
         hba.start(&io, &dma);
+        if let Some(fc) = &hba.shared.fc {
+            fc.san().set_listener(Some(Arc::new(Listener(Arc::downgrade(&hba.shared)))));
+            // What has changed since the first look.
+            fc.changed();
+        }
         Ok(Arc::new(hba))
     }
 
@@ -159,7 +200,14 @@ impl VirtioScsi {
 
     /// Takes the HBA out of service for good, at the end of the machine: no request is taken or given back any more.
     pub fn shut_down(&self) {
+        if let Some(fc) = &self.shared.fc {
+            fc.san().set_listener(None);
+        }
         self.transport.close();
+        if let Some(fc) = &self.shared.fc {
+            fc.gate.close();
+            fc.looks.end();
+        }
     }
 
     /// Puts a target at `id` and tells the driver. What was there before goes as by [`Self::detach_target`].
@@ -189,10 +237,12 @@ impl VirtioScsi {
     }
 
     fn connect(&self, id: u8, nexus: Arc<Nexus>) {
+        let mut ports = self.shared.ports();
+        nexus.address_natively(self.shared.native.load(Ordering::Relaxed));
         let port = EventPort::new(id, &nexus, self.shared.events.clone(), &self.transport);
         nexus.set_events(Some(port.clone()));
         self.shared.directory.set(id, Some(nexus));
-        self.shared.ports().insert(id, port);
+        ports.insert(id, port);
     }
 
     fn start(&self, io: &[Remote], dma: &Dma) {
@@ -211,13 +261,15 @@ async fn serve_queue(worker: Rc<Worker>, shared: Arc<Shared>) {
     let dma = worker.dma().clone();
     match worker.index() {
         queue::CONTROL => {
-            let parse = |chain: &mut _, shape| control::parse(&dma, chain, shape);
-            let run = |token, body| control::run(shared.directory.clone(), token, body);
+            let transport = worker.transport().clone();
+            let parse =
+                |chain: &mut _, shape| control::parse(&dma, control::Format::new(&transport), chain, shape);
+            let run = |token, body| control::run(shared.directory.clone(), shared.fc.clone(), token, body);
             serve(worker, parse, run).await;
         }
         queue::EVENT => event_queue::serve(worker, shared.events.clone()).await,
         _ => {
-            let view = View::new(shared.directory.clone());
+            let view = View::new(shared.directory.clone(), shared.fc.clone());
             let transport = worker.transport().clone();
             let parse = |chain: &mut _, shape| {
                 let format = request::Format::new(shared.config.layout(), &transport);
@@ -247,14 +299,52 @@ impl Shared {
     }
 }
 
+/// Hears of changes of the fabric.
+struct Listener(Weak<Shared>);
+
+impl SanListener for Listener {
+    fn changed(&self) {
+        if let Some(fc) = self.0.upgrade().and_then(|shared| shared.fc.clone()) {
+            fc.changed();
+        }
+    }
+
+    fn units_changed(&self, target: u8) {
+        let Some(shared) = self.0.upgrade() else { return };
+        let port = shared.ports().get(&target).cloned();
+        if let Some(port) = port {
+            port.units_changed();
+        }
+    }
+}
+
 impl Device for Shared {
     fn features(&self) -> u64 {
         let protection = if self.protection { feature::SCSI_T10_PI } else { 0 };
-        feature::SCSI_INOUT | feature::SCSI_HOTPLUG | feature::SCSI_CHANGE | protection
+        let fabric = if self.fc.is_some() { wire::feature::ALL } else { 0 };
+        feature::SCSI_INOUT | feature::SCSI_HOTPLUG | feature::SCSI_CHANGE | protection | fabric
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        self.config.read(offset, data);
+    fn negotiate(&self, features: u64) -> bool {
+        if !wire::is_consistent(features) {
+            return false;
+        }
+        let native = features & wire::feature::NATIVE_LUN != 0;
+        let ports = self.ports();
+        if self.native.swap(native, Ordering::Relaxed) != native {
+            self.directory.all().values().for_each(|nexus| nexus.address_natively(native));
+            ports.values().for_each(|port| port.addressed_anew());
+        }
+        true
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8], features: u64) {
+        let fc = self.fc.as_ref().filter(|_| features & wire::feature::FC_HOST != 0);
+        self.config.read(offset, data, fc.map(|fc| fc.config()));
+    }
+
+    fn config_generation(&self) -> u8 {
+        self.fc.as_ref().map_or(0, |fc| fc.generation())
     }
 
     fn write_config(&self, offset: u64, data: &[u8]) {
@@ -262,10 +352,14 @@ impl Device for Shared {
     }
 
     fn abort(&self, transport: Arc<Transport>) {
-        let targets = self.directory.all();
+        let (targets, fc) = (self.directory.all(), self.fc.clone());
         self.remote.spawn(move |io| async move {
             let mut pause = ABORT_POLL;
             loop {
+                if let Some(fc) = &fc {
+                    fc.gate.end(|_| true, TransportFault::Reset);
+                    fc.looks.end();
+                }
                 targets.values().for_each(|nexus| nexus.reset());
                 // Commands that were on their way to a target have arrived by the next time.
                 io.sleep(pause).await;

@@ -14,6 +14,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::config::Layout;
 use crate::directory::Snapshot;
+use crate::fc::wire as fc;
 use crate::lun::{self, Address};
 use crate::queue::TaskId;
 use crate::ring::{Chain, ChainError};
@@ -39,12 +40,15 @@ pub(crate) struct Format {
     protection: bool,
     /// VIRTIO_SCSI_F_INOUT
     both_ways: bool,
+    /// VIRTIO_SCSI_F_NATIVE_LUN
+    native: bool,
 }
 
 impl Format {
     pub(crate) fn new(layout: Layout, transport: &Transport) -> Self {
         let protection = transport.has(feature::SCSI_T10_PI);
-        Self { layout, protection, both_ways: transport.has(feature::SCSI_INOUT) }
+        let native = transport.has(fc::feature::NATIVE_LUN);
+        Self { layout, protection, both_ways: transport.has(feature::SCSI_INOUT), native }
     }
 }
 
@@ -120,7 +124,7 @@ fn command(dma: &Dma, format: Format, chain: &Chain, response_len: usize) -> Res
     if !format.both_ways && !data_out.is_empty() && !data_in.is_empty() {
         return Err("data in both directions without VIRTIO_SCSI_F_INOUT".to_owned());
     }
-    let address = lun::decode(fixed.lun);
+    let address = lun::decode(fixed.lun, format.native);
     let lun = match address {
         Some(Address::Unit { lun, .. }) => lun,
         _ => lun::REPORT_LUNS,
@@ -210,15 +214,35 @@ pub(crate) fn run(
 
 async fn carry_out(targets: &Snapshot, token: ChainToken, command: &mut Command) {
     let Command { address, ref mut request, offered_out, offered_in, response_len, protected } = *command;
-    let nexus = match address {
-        Some(Address::Unit { target, .. }) => targets.get(target),
+    let target = match address {
+        Some(Address::Unit { target, .. }) => Some(target),
         // Any target can tell; the first does.
-        Some(Address::ReportLuns) => targets.first(),
+        Some(Address::ReportLuns) => targets.reachable(),
         None => None,
     };
-    let result = match nexus {
-        Some(nexus) => nexus.execute_at(token.worker().io(), request).await,
-        None => Err(TransportFault::NoTarget),
+    let way = match (&targets.fc, target) {
+        // The way in which nearly all go is one look.
+        (Some(fc), Some(target)) if !fc.gate.is_open(target) => {
+            let patient = matches!(address, Some(Address::Unit { .. }))
+                && !token.worker().transport().has(fc::feature::RPORT_EVENTS);
+            match fc.gate.verdict(target, patient) {
+                Some(verdict) => verdict,
+                None => {
+                    let task = TaskId { target, lun: request.lun, tag: request.tag };
+                    Box::pin(fc.gate.pass(task, patient)).await
+                }
+            }
+        }
+        _ => Ok(()),
+    };
+    let nobody = || targets.fc.as_ref().map(|fc| &fc.nobody);
+    let result = match (way, target) {
+        (Err(fault), _) => Err(fault),
+        (Ok(()), Some(target)) => match targets.get(target).or_else(nobody) {
+            Some(nexus) => nexus.execute_at(token.worker().io(), request).await,
+            None => Err(TransportFault::NoTarget),
+        },
+        (Ok(()), None) => Err(TransportFault::NoTarget),
     };
     if !token.worker().queue().is_running() {
         return token.abandon();

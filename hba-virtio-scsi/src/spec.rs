@@ -20,6 +20,7 @@ pub(crate) mod feature {
     pub(crate) const SCSI_HOTPLUG: u64 = 1 << 1;
     pub(crate) const SCSI_CHANGE: u64 = 1 << 2;
     pub(crate) const SCSI_T10_PI: u64 = 1 << 3;
+    // Bits 4 to 7: see `fc::wire`.
     /// Legacy drivers only (6.3).
     pub(crate) const ANY_LAYOUT: u64 = 1 << 27;
     pub(crate) const RING_INDIRECT_DESC: u64 = 1 << 28;

@@ -134,7 +134,7 @@ impl ChainToken {
     }
 
     fn finish_with(&mut self, response: Response) {
-        let mut bytes = [0; 16];
+        let mut bytes = [0; 32];
         let end = self.response_at + 1;
         if let Some(byte) = bytes.get_mut(self.response_at) {
             *byte = response as u8;

@@ -358,7 +358,13 @@ mod tests {
         fn features(&self) -> u64 {
             0
         }
-        fn read_config(&self, _: u64, _: &mut [u8]) {}
+        fn negotiate(&self, _: u64) -> bool {
+            true
+        }
+        fn read_config(&self, _: u64, _: &mut [u8], _: u64) {}
+        fn config_generation(&self) -> u8 {
+            0
+        }
         fn write_config(&self, _: u64, _: &[u8]) {}
         fn abort(&self, _: Arc<Transport>) {}
         fn reset(&self) {}

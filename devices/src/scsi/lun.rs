@@ -40,6 +40,29 @@ impl Lun {
         }
     }
 
+    /// Whether this can be the LUN of a logical unit that an adapter reaches by the first three levels: bytes 6 and 7 are zero (SAM-6,
+    /// 4.7.5), and it is no well known unit's and not the one that stands for none (SAM-6, 4.7.7.5).
+    pub(crate) fn is_native(&self) -> bool {
+        matches!(self.0, [first, .., 0, 0] if !matches!(first, 0xc1 | 0xff))
+    }
+
+    /// Whether an initiator with single-level LUNs of 14 bits knows the unit by this one: in the peripheral (bus 0) or the flat space
+    /// addressing method.
+    pub(crate) fn is_classic(&self) -> bool {
+        matches!(self.0, [0 | 0x40..=0x7f, _, 0, 0, 0, 0, 0, 0])
+    }
+
+    /// What a single-level LUN may also be called: each of the three methods that hold its number, the shortest first.
+    pub(crate) fn synonyms(&self) -> impl Iterator<Item = Self> {
+        let number = self.number();
+        let [_, high, middle, low] = number.unwrap_or(0).to_be_bytes();
+        let flat = Self([0x40 | middle, low, 0, 0, 0, 0, 0, 0]);
+        let extended = Self([0xd2, high, middle, low, 0, 0, 0, 0]);
+        let all =
+            [number.map(Self::from_number), (high == 0 && middle < 0x40).then_some(flat), Some(extended)];
+        all.into_iter().flatten().filter(move |_| number.is_some())
+    }
+
     pub(crate) fn address(&self) -> Address {
         if *self == Self::REPORT_LUNS {
             return Address::ReportLuns;
@@ -71,6 +94,29 @@ mod tests {
         }
         assert_eq!(lun(&[0x7f, 0xff]).number(), Some(16383));
         assert_eq!(lun(&[0xd2, 0x01, 0, 0]).number(), Some(65536));
+    }
+
+    #[test]
+    fn a_number_has_up_to_three_names() {
+        let names = |bytes: &[u8]| lun(bytes).synonyms().collect::<Vec<_>>();
+        let five = [lun(&[0, 5]), lun(&[0x40, 5]), lun(&[0xd2, 0, 0, 5])];
+        assert_eq!((names(&[0, 5]), names(&[0x40, 5])), (five.to_vec(), five.to_vec()));
+        let flat = lun(&[0x42, 0x01]);
+        assert_eq!(names(&[0x42, 0x01]), [flat, flat, lun(&[0xd2, 0, 0x02, 0x01])]);
+        let long = lun(&[0xd2, 1, 0, 0]);
+        assert_eq!(names(&[0xd2, 1, 0, 0]), [long, long]);
+        assert_eq!(names(&[0, 5, 1, 2]), []);
+        assert_eq!(names(&[0xc1, 1]), []);
+    }
+
+    #[test]
+    fn levels_one_to_three_are_native() {
+        for bytes in [&[0, 5][..], &[0x42, 1], &[0, 5, 1, 2], &[0x80, 1, 0x40, 2, 0, 3], &[0xd2, 0, 0, 5]] {
+            assert!(lun(bytes).is_native(), "{bytes:x?}");
+        }
+        for bytes in [&[0, 5, 0, 0, 0, 0, 0, 1][..], &[0xc1, 1], &[0xc1, 3], &[0xff; 6]] {
+            assert!(!lun(bytes).is_native(), "{bytes:x?}");
+        }
     }
 
     #[test]

@@ -34,9 +34,12 @@ const HURRY: Duration = Duration::from_millis(250);
 pub struct Nexus {
     id: NexusId,
     target: Arc<Target>,
-    paths: RwLock<BTreeMap<u32, Arc<Path>>>,
-    /// Numbers at which there were units that the initiator may still take to be there.
-    past: Mutex<BTreeSet<u32>>,
+    /// By the LUNs that REPORT LUNS has.
+    paths: RwLock<Paths>,
+    /// LUNs at which there were units that the initiator may still take to be there.
+    past: Mutex<BTreeSet<Lun>>,
+    /// The initiator knows of LUNs of more than one level.
+    native: AtomicBool,
     /// Whether the initiator has sent anything: else it knows of no unit here.
     used: AtomicBool,
     hurried: AtomicBool,
@@ -53,6 +56,7 @@ impl Nexus {
             target,
             paths: RwLock::default(),
             past: Mutex::default(),
+            native: AtomicBool::new(false),
             used: AtomicBool::new(false),
             hurried: AtomicBool::new(false),
             events: sink,
@@ -105,9 +109,18 @@ impl Nexus {
         self.read().values().any(|path| path.is_strange())
     }
 
-    /// The LUNs that have a logical unit, ascending.
+    /// Whether the initiator uses LUNs as REPORT LUNS has them, of up to three levels. Without that, which is how a nexus begins, it has
+    /// single-level ones of 14 bits, and what it cannot address by that is not in REPORT LUNS: units of more levels or with longer
+    /// numbers, and of two units whose LUNs are one number the one with the longer method.
+    pub fn address_natively(&self, native: bool) {
+        self.native.store(native, Ordering::Relaxed);
+    }
+
+    /// The LUNs that have a logical unit which the initiator can address, ascending.
     pub fn luns(&self) -> Vec<Lun> {
-        self.read().values().map(|path| path.unit.lun).collect()
+        let mut all = Vec::new();
+        self.for_each_lun(|lun| all.push(lun));
+        all
     }
 
     /// Executes a command to its end: exactly one result for each call.
@@ -290,10 +303,15 @@ impl Nexus {
         }
     }
 
-    /// Calls `each` for the LUN of every logical unit, ascending.
+    /// Calls `each` for the LUN of every logical unit that the initiator can address, ascending.
     pub(crate) fn for_each_lun(&self, mut each: impl FnMut(Lun)) {
-        for path in self.read().values() {
-            each(path.unit.lun);
+        let (paths, native) = (self.read(), self.is_native());
+        for lun in paths.keys() {
+            if native
+                || lun.is_classic() && find(&paths, *lun, false).is_some_and(|path| path.unit.lun == *lun)
+            {
+                each(*lun);
+            }
         }
     }
 
@@ -423,20 +441,25 @@ impl Nexus {
         Mark::of(&path.unit, mark)
     }
 
-    pub(crate) fn connect(&self, number: u32, unit: &Arc<Unit>) {
+    pub(crate) fn connect(&self, unit: &Arc<Unit>) {
         let path = unit.connect(self.id, &self.events);
-        path.set_strange(self.past().contains(&number));
-        self.write().insert(number, path);
+        let mut paths = self.write();
+        let is_past = |lun: &Lun| self.past().contains(lun);
+        // Also what another unit was called, or is still.
+        let mixes_up = self.is_used() && !self.is_native();
+        let mixed_up = |lun: Lun| is_past(&lun) || mixes_up && paths.contains_key(&lun);
+        path.set_strange(is_past(&unit.lun) || unit.lun.synonyms().any(mixed_up));
+        paths.insert(unit.lun, path);
     }
 
-    pub(crate) fn disconnect(&self, number: u32) {
+    pub(crate) fn disconnect(&self, lun: Lun) {
         if self.is_used() {
-            self.past().insert(number);
+            self.past().insert(lun);
         }
-        self.write().remove(&number);
+        self.write().remove(&lun);
     }
 
-    fn past(&self) -> MutexGuard<'_, BTreeSet<u32>> {
+    fn past(&self) -> MutexGuard<'_, BTreeSet<Lun>> {
         self.past.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -445,19 +468,29 @@ impl Nexus {
     }
 
     fn path(&self, lun: &Lun) -> Option<Arc<Path>> {
-        match lun.address() {
-            Address::Unit(number) => self.read().get(&number).cloned(),
-            _ => None,
-        }
+        find(&self.read(), *lun, self.is_native()).cloned()
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<u32, Arc<Path>>> {
+    fn is_native(&self) -> bool {
+        self.native.load(Ordering::Relaxed)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Paths> {
         self.paths.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<u32, Arc<Path>>> {
+    fn write(&self) -> RwLockWriteGuard<'_, Paths> {
         self.paths.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Units by the LUNs that REPORT LUNS has.
+type Paths = BTreeMap<Lun, Arc<Path>>;
+
+/// What `lun` leads to. Initiators that have single-level LUNs have one unit for each number, whichever method they use.
+fn find(paths: &Paths, lun: Lun, native: bool) -> Option<&Arc<Path>> {
+    let exact = || paths.get(&lun).filter(|_| native);
+    exact().or_else(|| lun.synonyms().find_map(|lun| paths.get(&lun)))
 }
 
 /// A command that waits for what the host does for commands that are no more.

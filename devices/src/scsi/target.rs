@@ -70,6 +70,11 @@ pub enum AttachError {
     /// Not a single-level LUN below 16384.
     #[error("not a logical unit number that a target can have")]
     BadLun,
+    /// Bytes 6 and 7 are not zero: the fourth of the levels of SAM-6, 4.7.5.
+    #[error(
+        "the logical unit number has four levels, and virtio-scsi carries three: map the unit to a number of fewer levels at the array"
+    )]
+    FourLevels,
     /// There is one already.
     #[error("the logical unit number is in use")]
     InUse,
@@ -112,13 +117,26 @@ pub struct Target {
 
 #[derive(Default)]
 struct Inventory {
-    units: BTreeMap<u32, Arc<Unit>>,
+    /// By the LUNs that REPORT LUNS has.
+    units: BTreeMap<Lun, Arc<Unit>>,
+    /// Units have the LUNs that somebody else gave them: two may differ in the method alone.
+    native: bool,
     nexuses: Vec<Weak<Nexus>>,
 }
 
 impl Inventory {
     fn nexuses(&self) -> impl Iterator<Item = Arc<Nexus>> {
         self.nexuses.iter().filter_map(Weak::upgrade)
+    }
+
+    /// The LUN by which a unit is known here that the owner of the target calls `lun`.
+    fn name(&self, lun: Lun) -> Option<Lun> {
+        let known = |lun: &Lun| self.units.contains_key(lun);
+        if self.native { Some(lun).filter(known) } else { lun.synonyms().find(known) }
+    }
+
+    fn get(&self, lun: Lun) -> Option<&Arc<Unit>> {
+        self.units.get(&self.name(lun)?)
     }
 }
 
@@ -133,21 +151,46 @@ impl Target {
     /// CHANGED on the other units, POWER ON on the new one.
     pub fn attach(&self, lun: Lun, logical: LogicalUnit) -> Result<(), AttachError> {
         let number = lun.number().filter(|number| *number < MAX_LUNS).ok_or(AttachError::BadLun)?;
-        let mut inventory = self.write();
-        if inventory.units.contains_key(&number) {
+        let inventory = self.write();
+        if lun.synonyms().any(|lun| inventory.units.contains_key(&lun)) {
             return Err(AttachError::InUse);
         }
+        self.add(inventory, Lun::from_number(number), logical);
+        Ok(())
+    }
+
+    /// As [`Target::attach`], for a logical unit of which another target says that its LUN is `lun`: of one to three levels, in any
+    /// method. REPORT LUNS has it unaltered. From then on the functions here know units by exactly the LUNs that they were attached with;
+    /// initiators reach one of a single level by any method, unless there is a unit at just the LUN that they use. What has more levels is
+    /// for initiators that were told of LUNs as they are: see [`Nexus::address_natively`].
+    ///
+    /// # Errors
+    /// There is a unit with this LUN, or it has four levels, or is no unit's.
+    pub fn attach_native(&self, lun: Lun, logical: LogicalUnit) -> Result<(), AttachError> {
+        if !lun.is_native() {
+            let [.., a, b] = lun.0;
+            return Err(if (a, b) == (0, 0) { AttachError::BadLun } else { AttachError::FourLevels });
+        }
+        let mut inventory = self.write();
+        if inventory.units.contains_key(&lun) {
+            return Err(AttachError::InUse);
+        }
+        inventory.native = true;
+        self.add(inventory, lun, logical);
+        Ok(())
+    }
+
+    fn add(&self, mut inventory: RwLockWriteGuard<'_, Inventory>, lun: Lun, logical: LogicalUnit) {
         logical.join(&self.group.memory);
-        let unit = Unit::new(Lun::from_number(number), logical);
+        let unit = Unit::new(lun, logical);
         let nexuses: Vec<_> = inventory.nexuses().collect();
         for nexus in &nexuses {
-            nexus.connect(number, &unit);
+            nexus.connect(&unit);
         }
         let others: Vec<_> = inventory.units.values().cloned().collect();
-        inventory.units.insert(number, unit);
+        inventory.units.insert(lun, unit);
         drop(inventory);
         announce(&others, &nexuses);
-        Ok(())
     }
 
     /// Takes a logical unit away; `None` when there was none. Its commands end with LOGICAL UNIT NOT SUPPORTED. When
@@ -208,17 +251,17 @@ impl Target {
     }
 
     fn unit(&self, lun: Lun) -> Option<Arc<Unit>> {
-        self.read().units.get(&lun.number()?).cloned()
+        self.read().get(lun).cloned()
     }
 
     #[expect(clippy::type_complexity, reason = "one caller takes it apart at once")]
     fn remove(&self, lun: Lun) -> Option<(Arc<Unit>, Vec<Arc<Unit>>, Vec<Arc<Nexus>>)> {
-        let number = lun.number()?;
         let mut inventory = self.write();
-        let unit = inventory.units.remove(&number)?;
+        let lun = inventory.name(lun)?;
+        let unit = inventory.units.remove(&lun)?;
         let nexuses: Vec<_> = inventory.nexuses().collect();
         for nexus in &nexuses {
-            nexus.disconnect(number);
+            nexus.disconnect(lun);
         }
         Some((unit, inventory.units.values().cloned().collect(), nexuses))
     }
@@ -254,16 +297,13 @@ impl Target {
 
     /// Whether a unit's medium could not be made stable: then it cannot be again before its image is opened anew.
     pub fn has_failed(&self, lun: Lun) -> bool {
-        lun.number().is_some_and(|number| {
-            self.read().units.get(&number).is_some_and(|unit| unit.logical.has_failed())
-        })
+        self.read().get(lun).is_some_and(|unit| unit.logical.has_failed())
     }
 
     /// Looks whether a unit's size changed and tells the initiators. Every command looks too; this is for the one
     /// that made the change.
     pub fn refresh(&self, lun: Lun) {
-        let unit = lun.number().and_then(|number| self.read().units.get(&number).cloned());
-        if let Some(unit) = unit {
+        if let Some(unit) = self.unit(lun) {
             unit.refresh();
         }
     }
@@ -271,7 +311,7 @@ impl Target {
     /// How many copies write to a unit.
     #[cfg(test)]
     pub(crate) fn copies_writing(&self, lun: Lun) -> usize {
-        let LogicalUnit::Disk(disk) = &self.read().units[&lun.number().expect("a number")].logical else {
+        let LogicalUnit::Disk(disk) = &self.unit(lun).expect("a unit").logical else {
             return 0;
         };
         disk.copies_writing()
@@ -295,9 +335,7 @@ impl Target {
         let mut inventory = self.write();
         inventory.nexuses.retain(|nexus| nexus.strong_count() > 0);
         inventory.nexuses.push(Arc::downgrade(nexus));
-        for (number, unit) in &inventory.units {
-            nexus.connect(*number, unit);
-        }
+        inventory.units.values().for_each(|unit| nexus.connect(unit));
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Inventory> {

@@ -1,9 +1,24 @@
 //! The Fibre Channel face of the HBA: the port that the guest has on a fabric, and the ports that it sees there.
 //!
-//! Who serves a real adapter, or emulates a fabric, is a [`San`]; the HBA shows what that says, and asks it to look anew.
+//! Who serves a real adapter, or emulates a fabric, is a [`San`]; the HBA shows what that says, and asks it to look anew. What goes over
+//! the wire is in `docs/virtio-scsi-fc.md`; sections cited here are of that page.
+//!
+//! - `wire`: feature bits, configuration space, requests and events of the extension.
+//! - `port`: what the guest was shown last, and what follows from a change.
+//! - `gate`: commands to a port that is lost wait, or fail.
+//! - `rescan`: the control request by which the guest looks at the fabric.
+//! - [`Emulated`]: a fabric over nothing.
+
+mod emulated;
+pub(crate) mod gate;
+pub(crate) mod port;
+pub(crate) mod rescan;
+pub(crate) mod wire;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+pub use emulated::Emulated;
 
 /// Names of a port (FC-FS-5, 14): 0 is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,9 +45,9 @@ pub enum PortState {
     /// Waits for its link.
     Blocked = 4,
     /// No link, or no fabric at its end.
-    LinkDown = 6,
+    LinkDown = 7,
     /// It failed.
-    Error = 7,
+    Error = 8,
 }
 
 /// Which of its names a port is logged in with.

@@ -64,7 +64,7 @@ impl Transport {
                     *byte = self.isr.take();
                 }
             }
-            Some((Window::Device, at)) => self.device.read_config(at, data),
+            Some((Window::Device, at)) => self.device.read_config(at, data, self.shown()),
             Some(_) => {}
             None => data.fill(0xff),
         }

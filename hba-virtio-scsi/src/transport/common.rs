@@ -112,6 +112,7 @@ impl Transport {
             config_msix_vector: registers.config_vector.into(),
             num_queues: (self.queues.len() as u16).into(),
             device_status: registers.status,
+            config_generation: self.device.config_generation(),
             queue_select: registers.queue_select.into(),
             queue_msix_vector: NO_VECTOR.into(),
             ..CommonCfg::default()
@@ -250,7 +251,8 @@ impl Transport {
     }
 
     fn accept_features(&self, wanted: u64) -> bool {
-        let accepted = wanted & !self.offered() == 0 && wanted & feature::VERSION_1 != 0;
+        let offered = wanted & !self.offered() == 0 && wanted & feature::VERSION_1 != 0;
+        let accepted = offered && self.device.negotiate(wanted);
         if accepted {
             self.negotiated.store(wanted, std::sync::atomic::Ordering::Relaxed);
         } else {

@@ -8,6 +8,7 @@ use std::sync::MutexGuard;
 use super::Transport;
 use super::common::Registers;
 use crate::config::copy_image;
+use crate::fc::wire as fc;
 use crate::ring::RingAddress;
 use crate::spec::{LegacyCfg, NO_VECTOR, feature, legacy, status};
 
@@ -16,7 +17,7 @@ impl Transport {
     pub(crate) fn read_legacy(&self, offset: u64, data: &mut [u8]) {
         let header = self.legacy_header();
         if let Some(at) = offset.checked_sub(header) {
-            return self.device.read_config(at, data);
+            return self.device.read_config(at, data, self.offered_legacy().into());
         }
         let end = offset + data.len() as u64;
         let isr = (offset..end).contains(&legacy::ISR).then(|| self.isr.take());
@@ -40,7 +41,7 @@ impl Transport {
         // An access across the end of the header: drivers make none.
         let inside = usize::try_from(header - offset).unwrap_or(usize::MAX);
         if let Some(rest) = data.get_mut(inside..) {
-            self.device.read_config(0, rest);
+            self.device.read_config(0, rest, self.offered_legacy().into());
         }
     }
 
@@ -56,6 +57,8 @@ impl Transport {
                 // FEATURES_OK is not known here (3.1.2).
                 let mut registers = self.lock();
                 if !registers.resetting {
+                    // A driver may accept nothing at all, and then never says so.
+                    self.device.negotiate(registers.driver_features());
                     registers.status |= value & status::DRIVER_BITS & !status::FEATURES_OK;
                 }
             }
@@ -64,6 +67,7 @@ impl Transport {
                 let mut registers = self.lock();
                 if registers.status & status::DRIVER_OK == 0 && !registers.resetting {
                     registers.set_driver_features(features.into());
+                    self.device.negotiate(features.into());
                     self.negotiated.store(features.into(), std::sync::atomic::Ordering::Relaxed);
                 }
             }
@@ -90,16 +94,17 @@ impl Transport {
         if self.isr.has_messages() { legacy::HEADER_WITH_VECTORS } else { legacy::HEADER }
     }
 
-    /// Feature bits on offer: the low half, and that descriptors may be laid out in any way (6.3).
+    /// Feature bits on offer: the low half, and that descriptors may be laid out in any way (6.3). Not what came later than these
+    /// registers: no driver for them knows it, and its configuration has no room in the BAR.
     fn offered_legacy(&self) -> u32 {
-        (self.offered() | feature::ANY_LAYOUT) as u32
+        (self.offered() & !fc::feature::ALL | feature::ANY_LAYOUT) as u32
     }
 
     /// Legacy drivers write fields byte by byte; the device takes them whole.
     fn write_config_bytes(&self, offset: u64, data: &[u8]) {
         for (at, &byte) in (offset..).zip(data) {
             let mut dword = [0; 4];
-            self.device.read_config(at & !3, &mut dword);
+            self.device.read_config(at & !3, &mut dword, self.offered_legacy().into());
             if let Some(to) = dword.get_mut((at & 3) as usize) {
                 *to = byte;
             }

@@ -33,8 +33,12 @@ use isr::Isr;
 pub(crate) trait Device: Send + Sync {
     /// Feature bits of the device type on offer.
     fn features(&self) -> u64;
-    /// Reads the device configuration.
-    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Takes the features that a driver accepts, or says that they make no sense together.
+    fn negotiate(&self, features: u64) -> bool;
+    /// Reads the device configuration, as far as it belongs to `features`.
+    fn read_config(&self, offset: u64, data: &mut [u8], features: u64);
+    /// Another one after each change of the configuration.
+    fn config_generation(&self) -> u8;
     /// Writes the device configuration.
     fn write_config(&self, offset: u64, data: &[u8]);
     /// A reset has begun with commands in flight, or bus mastering was taken away: end them. Returns at once;
@@ -119,6 +123,22 @@ impl Transport {
     /// Whether a driver has accepted features: none of the legacy interface may be.
     pub(crate) fn has_driver(&self) -> bool {
         self.negotiated.load(Ordering::Relaxed) != 0
+    }
+
+    /// The features of which the modern interface shows the configuration: until a driver has accepted some, all (2.5.1).
+    fn shown(&self) -> u64 {
+        match self.negotiated.load(Ordering::Relaxed) {
+            0 => self.offered(),
+            negotiated => negotiated,
+        }
+    }
+
+    /// The device configuration has changed: tells the driver.
+    pub(crate) fn config_changed(&self) {
+        let registers = self.lock();
+        if registers.status & status::DRIVER_OK != 0 && !registers.resetting {
+            self.isr.config(registers.config_vector);
+        }
     }
 
     /// Whether the device waits for a reset after an error.

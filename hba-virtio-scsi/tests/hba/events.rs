@@ -12,7 +12,7 @@ use crate::guest::{CHANGE, EVENT_IDX, Guest, HOTPLUG, VERSION_1, into};
 const LUN3: Lun = Lun([0, 3, 0, 0, 0, 0, 0, 0]);
 
 /// Gives the device a buffer for one event.
-fn offer(guest: &mut Guest, len: u32) -> u64 {
+pub fn offer(guest: &mut Guest, len: u32) -> u64 {
     let buffer = guest.alloc_with(&[0xee; 16]);
     guest.add(1, &[into(buffer, len)]);
     guest.kick(1);
@@ -20,7 +20,7 @@ fn offer(guest: &mut Guest, len: u32) -> u64 {
 }
 
 /// The next event: type, address, reason.
-fn event(guest: &mut Guest, buffer: u64) -> (u32, [u8; 8], u32) {
+pub fn event(guest: &mut Guest, buffer: u64) -> (u32, [u8; 8], u32) {
     assert_eq!(guest.wait_used(1).1, 16);
     let bytes = guest.peek(buffer, 16);
     let le32 = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());

@@ -9,6 +9,7 @@ use devices::bus::{Doorbell, Space};
 use devices::iothread::{IoThread, Remote};
 use devices::scsi::Nexus;
 use devices::testing::pci::{TestSeat, config_dword, find_capability, set_config_dword, set_config_word};
+use hba_virtio_scsi::fc::San;
 use hba_virtio_scsi::{Options, VirtioScsi};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -23,6 +24,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Feature bits (virtio 1.3, 6 and 5.6.3).
 pub const HOTPLUG: u64 = 1 << 1;
 pub const CHANGE: u64 = 1 << 2;
+/// Of docs/virtio-scsi-fc.md, section 1.
+pub const RESCAN: u64 = 1 << 4;
+pub const NATIVE: u64 = 1 << 5;
+pub const FC_HOST: u64 = 1 << 6;
+pub const RPORT_EVENTS: u64 = 1 << 7;
 pub const INDIRECT: u64 = 1 << 28;
 pub const EVENT_IDX: u64 = 1 << 29;
 pub const VERSION_1: u64 = 1 << 32;
@@ -128,7 +134,25 @@ impl Guest {
         targets: BTreeMap<u8, Arc<Nexus>>,
     ) -> Self {
         let remotes: Vec<_> = threads.iter().map(IoThread::remote).collect();
-        let hba = VirtioScsi::new(seat.seat.clone(), targets, remotes.clone(), options).unwrap();
+        let hba = VirtioScsi::new(seat.seat.clone(), targets, remotes, options).unwrap();
+        Self::around(seat, threads, hba)
+    }
+
+    /// As [`Self::new`], with a port on a fabric.
+    pub fn with_san(
+        options: Options,
+        threads: usize,
+        targets: BTreeMap<u8, Arc<Nexus>>,
+        san: Arc<dyn San>,
+    ) -> Self {
+        let threads: Vec<_> = (0..threads).map(|i| IoThread::start(&format!("io{i}")).unwrap()).collect();
+        let (seat, remotes) = (TestSeat::new(RAM), threads.iter().map(IoThread::remote).collect());
+        let hba = VirtioScsi::with_san(seat.seat.clone(), targets, remotes, options, san).unwrap();
+        Self::around(seat, threads, hba)
+    }
+
+    fn around(seat: TestSeat, threads: Vec<IoThread>, hba: Arc<VirtioScsi>) -> Self {
+        let remotes: Vec<_> = threads.iter().map(IoThread::remote).collect();
         let mut guest = Self {
             seat,
             hba,

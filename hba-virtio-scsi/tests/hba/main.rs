@@ -14,6 +14,8 @@ mod conformance;
 mod cves;
 mod disks;
 mod events;
+mod fabric;
+mod gate;
 mod guest;
 mod hostile;
 mod hung;

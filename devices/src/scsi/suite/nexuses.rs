@@ -361,3 +361,62 @@ fn identity_is_what_was_configured() {
     let (_target, _, mut b, _) = rig(DiskConfig { wwn: None, ..config() });
     assert_eq!(good(&mut b, &[0x12, 1, 0x83, 0, 255, 0], &[], 255), data);
 }
+
+fn lun(bytes: &[u8]) -> Lun {
+    let mut all = [0; 8];
+    all[..bytes.len()].copy_from_slice(bytes);
+    Lun(all)
+}
+
+/// The LUNs that REPORT LUNS has.
+fn reported(i: &mut Local) -> Vec<Lun> {
+    let list = good(i, &[0xa0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], &[], 256);
+    let len = u32::from_be_bytes(list[..4].try_into().unwrap()) as usize;
+    list[8..8 + len].chunks(8).map(|lun| Lun(lun.try_into().unwrap())).collect()
+}
+
+#[test]
+fn native_luns_are_reported_unaltered_and_to_those_who_can_use_them() {
+    let target = target_of(small_disk());
+    let native = [&[0, 5][..], &[0, 5, 1, 2], &[0x40, 5], &[0x42, 1], &[0x80, 3], &[0xd2, 0, 0, 5]].map(lun);
+    for lun in native {
+        target.attach_native(lun, small_disk()).unwrap();
+        assert_eq!(target.attach_native(lun, small_disk()), Err(AttachError::InUse));
+    }
+    assert_eq!(
+        target.attach_native(lun(&[0, 1, 0, 1, 0, 1, 0, 1]), small_disk()),
+        Err(AttachError::FourLevels)
+    );
+    assert_eq!(target.attach_native(Lun::REPORT_LUNS, small_disk()), Err(AttachError::BadLun));
+    assert_eq!(target.attach(lun(&[0x42, 1]), small_disk()), Err(AttachError::InUse));
+    let mut a = Local::new(&target);
+    // LUN 0 goes by any method; of those called 5, the one with the shortest is 5.
+    assert_eq!(reported(&mut a), [LUN_0, lun(&[0, 5]), lun(&[0x42, 1])]);
+    assert_eq!(a.nexus.luns(), reported(&mut a));
+    a.nexus.address_natively(true);
+    let mut all = vec![LUN_0];
+    all.extend(native);
+    all.sort();
+    assert_eq!(reported(&mut a), all);
+    a.nexus.address_natively(false);
+    // What was hidden shows when it is alone.
+    assert!(block_on(target.detach(lun(&[0, 5]))).is_some());
+    assert_eq!(reported(&mut a), [LUN_0, lun(&[0x40, 5]), lun(&[0x42, 1])]);
+    // The owner of the target means what it says.
+    assert!(block_on(target.detach(lun(&[0, 5]))).is_none());
+    assert_eq!(target.node(lun(&[0x40, 5])), None);
+    assert!(target.take(lun(&[0x40, 5])).is_some());
+}
+
+#[test]
+fn a_unit_with_the_number_of_another_is_not_taken_for_it() {
+    let target = target_of(small_disk());
+    target.attach_native(lun(&[0x40, 5]), small_disk()).unwrap();
+    let mut a = Local::new(&target);
+    settle(&mut a);
+    // An initiator that knows the unit as 5 would send this one what is meant for that.
+    target.attach_native(lun(&[0, 5]), small_disk()).unwrap();
+    assert!(a.nexus.is_distrusted());
+    let fresh = Local::new(&target);
+    assert!(!fresh.nexus.is_distrusted());
+}
