@@ -10,7 +10,7 @@ use crate::names::{PortId, Wwn};
 use crate::outbox::{Outbox, Route};
 use crate::scsi::alua::Groups;
 use crate::scsi::disk::Disk;
-use crate::scsi::luns::Method;
+use crate::scsi::luns::{Lun, Method};
 use crate::scsi::sense::Sense;
 use crate::scsi::tape::Tape;
 use crate::scsi::{Context, Kind, Nexus, Unit};
@@ -35,6 +35,9 @@ pub(crate) struct TargetPort {
 /// Whom a map is for: an initiator of this name, or without one all that have none of their own; at a target port, by its place
 /// among them, or at all of them.
 pub(crate) type Whom = (Option<Wwn>, Option<usize>);
+
+/// Which unit is where.
+pub(crate) type Map = BTreeMap<Lun, usize>;
 
 /// An initiator port that is logged in to a target port.
 pub(crate) struct Session {
@@ -63,8 +66,11 @@ pub(crate) struct Array {
     pub(crate) ports: Vec<TargetPort>,
     pub(crate) groups: Groups,
     pub(crate) method: Method,
-    /// Numbers and units.
-    pub(crate) maps: HashMap<Whom, BTreeMap<u16, usize>>,
+    /// Numbers are taken by that method alone.
+    pub(crate) is_strict: bool,
+    /// At number 0 there is something that is not connected, where no unit is.
+    pub(crate) has_lunz: bool,
+    pub(crate) maps: HashMap<Whom, Map>,
     /// REC is not supported.
     pub(crate) has_no_rec: bool,
     /// By target port and the initiator's address.
@@ -116,24 +122,32 @@ impl Array {
         found.ok_or_else(|| format!("there is no unit {name}"))
     }
 
-    /// Numbers and units that an initiator sees at a target port. Its name goes before the port.
-    pub(crate) fn map_of(&self, nexus: Nexus) -> impl Iterator<Item = (u16, usize)> {
+    /// What an initiator sees at a target port. Its name goes before the port.
+    pub(crate) fn map_of(&self, nexus: Nexus) -> impl Iterator<Item = (Lun, usize)> {
         let (name, port) = (Some(nexus.initiator), Some(usize::from(nexus.port).wrapping_sub(1)));
         let whom: [Whom; 4] = [(name, port), (name, None), (None, port), (None, None)];
         let map = whom.iter().find_map(|whom| self.maps.get(whom));
-        map.into_iter().flatten().map(|(number, unit)| (*number, *unit))
+        map.into_iter().flatten().map(|(lun, unit)| (*lun, *unit))
+    }
+
+    /// The unit that a command of an initiator is for. What is mapped at this very LUN goes first.
+    pub(crate) fn unit_at(&self, nexus: Nexus, lun: [u8; 8]) -> Option<usize> {
+        let is_it = |known: Lun| known.is_named_by(lun, self.method, self.is_strict);
+        let is_very = |(known, _): &(Lun, usize)| *known == Lun::Other(lun);
+        let found = self.map_of(nexus).find(is_very).or_else(|| self.map_of(nexus).find(|at| is_it(at.0)));
+        found.map(|(_, unit)| unit)
     }
 
     /// Changes a map. Those that it is for hear of it at what they see then.
-    pub(crate) fn map(&mut self, whom: Whom, map: Option<BTreeMap<u16, usize>>) {
-        let before: HashMap<Nexus, BTreeMap<u16, usize>> =
+    pub(crate) fn map(&mut self, whom: Whom, map: Option<Map>) {
+        let before: HashMap<Nexus, Map> =
             self.nexuses().into_iter().map(|nexus| (nexus, self.map_of(nexus).collect())).collect();
         match map {
             Some(map) => self.maps.insert(whom, map),
             None => self.maps.remove(&whom),
         };
         for (nexus, before) in before {
-            let now: BTreeMap<u16, usize> = self.map_of(nexus).collect();
+            let now: Map = self.map_of(nexus).collect();
             if now != before {
                 self.map_changed(nexus, &before);
                 // What is in the way of a unit that is no longer there is not answered.

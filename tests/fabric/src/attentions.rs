@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-use crate::array::Array;
+use crate::array::{Array, Map};
 use crate::scsi::Nexus;
+use crate::scsi::luns::Lun;
 use crate::scsi::sense::Sense;
 
 /// What is not yet heard by an initiator, of a unit, is no more than this.
@@ -116,9 +117,9 @@ impl Array {
     }
 
     /// An initiator's map is another one now: it hears so at what it sees, and that a number has another unit there.
-    pub(crate) fn map_changed(&mut self, nexus: Nexus, before: &BTreeMap<u16, usize>) {
-        let now: BTreeMap<u16, usize> = self.map_of(nexus).collect();
-        let is_other = |(number, unit): &(&u16, &usize)| before.get(number).is_some_and(|was| was != *unit);
+    pub(crate) fn map_changed(&mut self, nexus: Nexus, before: &Map) {
+        let now: Map = self.map_of(nexus).collect();
+        let is_other = |(lun, unit): &(&Lun, &usize)| before.get(lun).is_some_and(|was| was != *unit);
         let others = now.iter().filter(is_other).map(|(_, unit)| *unit).collect();
         for unit in self.attentions.heard_by(Sense::INQUIRY_DATA_HAS_CHANGED, others) {
             self.attentions.add(nexus, unit, Sense::INQUIRY_DATA_HAS_CHANGED);

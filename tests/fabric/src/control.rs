@@ -1,20 +1,22 @@
 //! Commands: what the array has, and what goes wrong. One a line, words with spaces between them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use crate::array::Whom;
+use crate::array::{Array, Map, Whom};
 use crate::attentions::{CHANGES, LOUDNESS};
 use crate::els::{Reject, command};
-use crate::fabric::{Fabric, Login, Place};
-use crate::fcp::code;
-use crate::inject::{Fault, Injection, Of};
+use crate::fabric::{Fabric, Place};
+use crate::inject::{Injection, Of};
 use crate::names::Wwn;
-use crate::outbox::{HowMany, Outbox, What};
+use crate::outbox::{HowMany, Outbox};
 use crate::san::San;
-use crate::scsi::alua::STATES;
-use crate::scsi::luns::{LAST, Method};
+use crate::scsi::Kind;
+use crate::scsi::alua::{Access, STATES};
+use crate::scsi::luns::Method;
 use crate::scsi::sense::Sense;
-use crate::scsi::{Kind, status};
+use crate::words::{
+    FRAMES, LOGINS, OF_MANAGEMENT, ON, UP, fault, hex, number, of_command, one_of, or_any, size,
+};
 
 /// All commands. Numbers of codes are hexadecimal, all others decimal; sizes may end in K, M, G or T.
 pub const HELP: &str = "\
@@ -23,11 +25,15 @@ disk NAME SIZE [BLOCK]                 a new disk; blocks have 512 bytes, or 409
 tape NAME                              a new tape
 map WWPN|any[@PORT] LUN=NAME...        what an initiator sees at all target ports, or at one; without pairs nothing
 unmap WWPN|any[@PORT]                  it sees again what is mapped to its name, to any at the port, or to any
-method peripheral|flat                 how LUNs below 256 are reported
+                                       LUN is a number up to 16383, or all eight bytes: 4010400a00000000
+method peripheral|flat [strict]        how LUNs below 256 are reported; strict takes them in no other form
+lun0 absent|z                          what is at number 0 where no unit is; z says that a disk could be (LUNZ)
 resize NAME SIZE                       a disk's size; initiators hear of it
 read NAME OFFSET LENGTH                bytes of a disk, in hexadecimal
 save NAME FILE                         a disk's bytes into a file
-alua GROUP STATE                       optimized, non-optimized, standby, unavailable, offline or transitioning
+alua GROUP STATE [UNIT]                optimized, non-optimized, standby, unavailable, offline or transitioning; of one unit alone,
+                                       which common makes as all others
+pref GROUP on|off                      the preferred group
 group PORT GROUP                       the target port group that a target port is in
 port PORT down|up                      a target port
 port PORT silent|heard                 a target port that hears and says nothing, of which nobody is told
@@ -58,77 +64,23 @@ of one fabric, with its number before them, or of all:
 [@N] keep-alive on|off                 whether silent nodes are logged out
 ";
 
-/// A number, with a unit of bytes if need be.
-fn size(word: &str) -> Result<u64, String> {
-    let (digits, shift) = match word.trim_end_matches(['K', 'M', 'G', 'T']) {
-        digits if digits.len() == word.len() => (digits, 0),
-        digits if digits.len() + 1 == word.len() => {
-            (digits, 10 * (1 + "KMGT".find(|c| word.ends_with(c)).unwrap_or_default()))
+impl Array {
+    /// A target port group that there is.
+    fn group(&self, word: &str) -> Result<u16, String> {
+        let group = number(word)?;
+        if self.groups.has(group) { Ok(group) } else { Err(format!("there is no target port group {word}")) }
+    }
+
+    /// A unit's own state of a group, or none of its own.
+    fn set_access(&mut self, unit: usize, group: u16, access: Option<Access>) {
+        if let Some(unit) = self.units.get_mut(unit) {
+            match access {
+                Some(access) => drop(unit.access.insert(group, access)),
+                None => drop(unit.access.remove(&group)),
+            }
         }
-        _ => return Err(format!("{word} is no size")),
-    };
-    let size: u64 = number(digits)?;
-    let most = 1 << 50;
-    size.checked_mul(1 << shift).filter(|size| *size <= most).ok_or_else(|| format!("{word} is too much"))
-}
-
-fn number<T: std::str::FromStr>(word: &str) -> Result<T, String> {
-    word.parse().map_err(|_| format!("{word} is no number that fits"))
-}
-
-fn hex(word: &str) -> Result<u8, String> {
-    u8::from_str_radix(word, 16).map_err(|_| format!("{word} is no hexadecimal byte"))
-}
-
-/// None for `any`.
-fn or_any<T>(word: &str, read: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, String> {
-    if word == "any" { Ok(None) } else { read(word).map(Some) }
-}
-
-fn one_of<T: Copy>(word: &str, known: &[(&str, T)]) -> Result<T, String> {
-    let found = known.iter().find(|(name, _)| *name == word);
-    let names = || known.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-    found.map(|(_, value)| *value).ok_or_else(|| format!("{word} is none of {}", names()))
-}
-
-const ON: [(&str, bool); 2] = [("on", true), ("off", false)];
-const UP: [(&str, bool); 2] = [("up", true), ("down", false)];
-const FRAMES: [(&str, What); 9] = [
-    ("any", What::Any),
-    ("cmnd", What::Command),
-    ("data", What::Data),
-    ("ready", What::Ready),
-    ("rsp", What::Response),
-    ("els", What::Els),
-    ("ct", What::Services),
-    ("abts", What::Abort),
-    ("fip", What::Fip),
-];
-const LOGINS: [(&str, Login); 3] =
-    [("flogi", Login::Flogi), ("fdisc", Login::Fdisc), ("plogi", Login::Plogi)];
-
-const OF_MANAGEMENT: [(&str, Fault); 3] =
-    [("drop", Fault::Drop), ("reject", Fault::Code(code::REJECTED)), ("fail", Fault::Code(code::FAILED))];
-
-fn fault(word: &str) -> Result<Fault, String> {
-    if let Some(time) = word.strip_prefix("delay=") {
-        return number(time).map(Fault::Delay);
+        self.attend_all(unit, Sense::ASYMMETRIC_STATE_CHANGED, None);
     }
-    if let Some(codes) = word.strip_prefix("sense=") {
-        let codes: Vec<u8> = codes.split('/').map(hex).collect::<Result<_, _>>()?;
-        let [key, asc, ascq] = codes[..] else { return Err(format!("{word}: sense=KEY/ASC/ASCQ")) };
-        return Ok(Fault::Sense(Sense::new(key, asc, ascq)));
-    }
-    one_of(
-        word,
-        &[
-            ("drop", Fault::Drop),
-            ("hang", Fault::Hang),
-            ("busy", Fault::Status(status::BUSY)),
-            ("full", Fault::Status(status::TASK_SET_FULL)),
-            ("conflict", Fault::Status(status::RESERVATION_CONFLICT)),
-        ],
-    )
 }
 
 impl San {
@@ -267,7 +219,7 @@ impl San {
                 };
                 let injection = Injection {
                     of,
-                    lun: or_any(lun, number)?,
+                    lun: or_any(lun, of_command)?,
                     port: port.first().map(|port| self.target_number(port)).transpose()?,
                     left: number(count)?,
                     fault,
@@ -303,30 +255,40 @@ impl San {
             }
             ["tape", name] => array.add_tape(name)?,
             ["map", _, pairs @ ..] => {
-                let mut map = BTreeMap::new();
+                let mut map = Map::new();
                 for pair in pairs {
                     let (lun, name) = pair.split_once('=').ok_or_else(|| format!("{pair}: LUN=NAME"))?;
-                    let lun = number(lun)?;
-                    if lun > LAST {
-                        return Err(format!("{lun} is more than {LAST}"));
-                    }
-                    map.insert(lun, array.unit(name)?);
+                    map.insert(lun.parse()?, array.unit(name)?);
                 }
                 array.map(whom, Some(map));
             }
             ["unmap", "any"] => return Err("any: map any, without pairs".into()),
             ["unmap", _] => array.map(whom, None),
             ["rec", state] => array.has_no_rec = !one_of(state, &ON)?,
-            ["method", method] => {
+            ["method", method, strict @ ..] if matches!(strict, [] | ["strict"]) => {
                 array.method = one_of(method, &[("peripheral", Method::Peripheral), ("flat", Method::Flat)])?;
+                array.is_strict = !strict.is_empty();
             }
-            ["alua", group, state] => {
-                let state = one_of(state, &STATES)?;
+            ["lun0", what] => array.has_lunz = one_of(what, &[("absent", false), ("z", true)])?,
+            ["alua", group, "common", unit] => {
+                let (group, unit) = (array.group(group)?, array.unit(unit)?);
+                array.set_access(unit, group, None);
+            }
+            ["alua", group, state, unit @ ..] if unit.len() < 2 => {
+                let (group, state) = (array.group(group)?, one_of(state, &STATES)?);
                 // By the array itself.
-                if !array.groups.set(number(group)?, state, 2) {
-                    return Err(format!("there is no target port group {group}"));
+                let access = Access { state, cause: 2 };
+                match unit.first().map(|unit| array.unit(unit)).transpose()? {
+                    Some(unit) => array.set_access(unit, group, Some(access)),
+                    None => {
+                        array.groups.set(group, access);
+                        array.states_changed(None);
+                    }
                 }
-                array.states_changed(None);
+            }
+            ["pref", group, state] => {
+                let group = array.group(group)?;
+                array.groups.prefer(group, one_of(state, &ON)?);
             }
             ["group", port, group] => {
                 let port = self.target_number(port)?;

@@ -7,6 +7,7 @@ use crate::fabric::Place;
 use crate::names::mac_text;
 use crate::outbox::Outbox;
 use crate::san::San;
+use crate::scsi::alua::Own;
 use crate::scsi::{Kind, Nexus};
 
 impl San {
@@ -61,7 +62,8 @@ impl San {
                 (true, true) => "silent",
                 (true, false) => "up",
             };
-            let (group, access) = (array.groups.group_of(relative), array.groups.state_at(relative));
+            let (group, access) =
+                (array.groups.group_of(relative), array.groups.state_at(relative, &Own::new()));
             let (name, unheard, commands) = (port.wwpn, port.unheard, port.commands);
             writeln!(
                 text,
@@ -69,12 +71,14 @@ impl San {
             )?;
         }
         for unit in &array.units {
+            let own = unit.access.iter().map(|(group, access)| format!(", group {group} {:?}", access.state));
+            let own: String = own.collect();
             match &unit.kind {
                 Kind::Disk(disk) => {
                     let (size, held) = (disk.memory.size(), disk.memory.held());
-                    writeln!(text, "disk {} {size} bytes, {held} held", unit.name)?;
+                    writeln!(text, "disk {} {size} bytes, {held} held{own}", unit.name)?;
                 }
-                Kind::Tape(tape) => writeln!(text, "tape {} {} bytes", unit.name, tape.used())?,
+                Kind::Tape(tape) => writeln!(text, "tape {} {} bytes{own}", unit.name, tape.used())?,
             }
         }
         for ((_, id), session) in &array.sessions {

@@ -41,7 +41,7 @@ impl Of {
 pub(crate) struct Injection {
     pub(crate) of: Of,
     /// None of these two is any.
-    pub(crate) lun: Option<u16>,
+    pub(crate) lun: Option<Lun>,
     pub(crate) port: Option<usize>,
     pub(crate) left: u32,
     pub(crate) fault: Fault,
@@ -80,7 +80,7 @@ impl Injections {
     /// The fault of what this is; it is used up then.
     pub(crate) fn take(&mut self, port: usize, lun: Lun, of: Of) -> Option<Fault> {
         let fits = |injection: &&mut Injection| {
-            injection.lun.is_none_or(|number| lun == Lun::Number(number))
+            injection.lun.is_none_or(|wanted| wanted == lun)
                 && of.is(injection.of)
                 && injection.port.is_none_or(|wanted| wanted == port)
         };

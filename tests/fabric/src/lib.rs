@@ -6,9 +6,9 @@
 //! san ── frames in, frames out, time and commands; no socket
 //!  ├── fabric ── FIP and logins      services ── well-known addresses      directory ── the name server, zones
 //!  ├── array ── target ports, what each initiator is mapped, faults      attentions ── what initiators have yet to hear
-//!  │     └── login ── PLOGI, PRLI ...      tasks ── FCP: commands, data, responses
+//!  │     └── login ── PLOGI, PRLI ...      tasks ── FCP: commands, data, responses      management ── of tasks
 //!  │           └── scsi ── disk, tape, inquiry, reservations, target port groups
-//!  ├── control ── the commands
+//!  ├── control ── the commands      words ── what they are made of
 //!  └── outbox ── frames that are to be sent, and those that are lost on purpose
 //! frame, fip, els, fcp, names, crc, bytes ── what is on the wire
 //! socket ── packet sockets, for the binary alone
@@ -30,6 +30,7 @@ mod frame;
 mod info;
 mod inject;
 mod login;
+mod management;
 mod names;
 mod outbox;
 mod san;
@@ -39,6 +40,7 @@ pub mod socket;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod words;
 
 pub use control::HELP;
 pub use frame::{ETHERTYPE_FCOE, ETHERTYPE_FIP};

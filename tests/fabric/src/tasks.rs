@@ -1,11 +1,9 @@
 //! FCP exchanges at target ports: a command, its data one way or the other, its response (FCP-4 clause 4.2).
 
-use std::collections::BTreeSet;
-
 use crate::array::{Array, Sender};
 use crate::bytes::Fields;
 use crate::els;
-use crate::fcp::{self, Command, Response, code, task};
+use crate::fcp::{self, Command, Response, code};
 use crate::frame::{Header, f_ctl, kind, r_ctl};
 use crate::inject::{Fault, Of};
 use crate::names::PortId;
@@ -19,7 +17,7 @@ const MOST_TASKS: usize = 2048;
 /// Of data that is not for the medium, what one command may send.
 const MOST_WANTED: u32 = 9 << 20;
 /// Where tasks are whose unit there is none of.
-const NO_UNIT: usize = usize::MAX;
+pub(crate) const NO_UNIT: usize = usize::MAX;
 
 /// An exchange: a target port, and the originator's address and number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,7 +50,7 @@ pub(crate) struct Task {
     pub(crate) rx_id: u16,
     route: Route,
     header: Header,
-    command: Command,
+    pub(crate) command: Command,
     state: State,
     /// Bytes that are awaited, and that came.
     length: u32,
@@ -70,7 +68,7 @@ impl Task {
         self.came
     }
 
-    fn respond(&self, response: &Response, out: &mut Outbox) {
+    pub(crate) fn respond(&self, response: &Response, out: &mut Outbox) {
         let mut header = self.header.reply(r_ctl::COMMAND_STATUS, self.rx_id);
         header.seq_id = 1;
         out.send(self.route, &header, &response.payload());
@@ -122,13 +120,9 @@ impl Array {
         let command =
             parsed.clone().unwrap_or(Command { lun: [0; 8], management: 0, cdb: [0; 16], read: 0, write: 0 });
         let number = luns::read(command.lun);
-        let unit = match number {
-            Lun::Number(number) => self.map_of(nexus).find(|(known, _)| *known == number),
-            Lun::Report | Lun::Other => None,
-        };
         let task = Task {
             nexus,
-            unit: unit.map_or(NO_UNIT, |(_, unit)| unit),
+            unit: self.unit_at(nexus, command.lun).unwrap_or(NO_UNIT),
             rx_id: out.exchange(),
             route: from.route,
             header: *header,
@@ -142,17 +136,7 @@ impl Array {
             return task.respond(&Response { code: Some(code::FIELDS_INVALID), ..Response::default() }, out);
         }
         if task.command.management != 0 {
-            return match self.injections.take(port, number, Of::Management) {
-                None => self.manage(&task, number, out),
-                Some(Fault::Code(code)) => {
-                    out.notes
-                        .push(format!("task management of {} to {number:?}: {code:02x}", nexus.initiator));
-                    task.respond(&Response { code: Some(code), ..Response::default() }, out);
-                }
-                Some(_) => {
-                    out.notes.push(format!("task management of {} to {number:?}: lost", nexus.initiator))
-                }
-            };
+            return self.manage(&task, port, number, out);
         }
         // An exchange that begins anew ends the one before.
         self.tasks.remove(&key);
@@ -292,14 +276,14 @@ impl Array {
         if operation == op::REPORT_LUNS
             && (task.unit != NO_UNIT || matches!(number, Lun::Number(0) | Lun::Report))
         {
-            let numbers: Vec<u16> = self.map_of(nexus).map(|(number, _)| number).collect();
+            let mapped: Vec<Lun> = self.map_of(nexus).map(|(lun, _)| lun).collect();
             self.attentions.luns_are_known(nexus);
-            let list = luns::report(cdb, numbers.into_iter(), self.method);
+            let list = luns::report(cdb, mapped.into_iter(), self.method);
             return Ok(Outcome::Data(list.ok_or(Sense::INVALID_FIELD_IN_CDB)?, None));
         }
         if self.units.get(task.unit).is_none() {
             return match operation {
-                op::INQUIRY => scsi::missing(cdb),
+                op::INQUIRY => scsi::missing(cdb, self.has_lunz && number == Lun::Number(0)),
                 op::REQUEST_SENSE => scsi::cut(
                     Sense::LOGICAL_UNIT_NOT_SUPPORTED.bytes().to_vec(),
                     cdb.byte(4).unwrap_or_default(),
@@ -334,9 +318,7 @@ impl Array {
     fn finish(&mut self, task: &Task, data: &[u8]) -> Result<(), Failure> {
         let (nexus, cdb) = (task.nexus, &task.command.cdb);
         if cdb.byte(0) == Some(op::MAINTENANCE_OUT) {
-            self.groups.change(data)?;
-            self.states_changed(Some(nexus));
-            return Ok(());
+            return self.set_groups(task, data);
         }
         let port = self.context(nexus);
         let (wwpn, wwnn) = (port.wwpn, port.wwnn);
@@ -352,51 +334,23 @@ impl Array {
         Ok(())
     }
 
+    /// SET TARGET PORT GROUPS: of the unit alone where that has states of its own, else of the array.
+    fn set_groups(&mut self, task: &Task, data: &[u8]) -> Result<(), Failure> {
+        let unit = self.units.get_mut(task.unit).ok_or(Sense::LOGICAL_UNIT_NOT_SUPPORTED)?;
+        let asked = self.groups.asked(data, &unit.access)?;
+        if unit.access.is_empty() {
+            asked.into_iter().for_each(|(group, access)| self.groups.set(group, access));
+            self.states_changed(Some(task.nexus));
+        } else {
+            unit.access.extend(asked);
+            self.attend_all(task.unit, Sense::ASYMMETRIC_STATE_CHANGED, Some(task.nexus));
+        }
+        Ok(())
+    }
+
     /// States of target port groups changed: all hear so but the one who did it.
     pub(crate) fn states_changed(&mut self, but: Option<Nexus>) {
         (0..self.units.len()).for_each(|unit| self.attend_all(unit, Sense::ASYMMETRIC_STATE_CHANGED, but));
-    }
-
-    /// Task management.
-    fn manage(&mut self, request: &Task, lun: Lun, out: &mut Outbox) {
-        let (nexus, unit) = (request.nexus, request.unit);
-        out.notes.push(format!(
-            "task management {:02x} of {} to {lun:?}",
-            request.command.management, nexus.initiator
-        ));
-        // All hear of a reset, who asked for it as well (SAM-5 6.3.3).
-        let reset = |array: &mut Self, unit: usize| {
-            array.abort(|task| task.unit == unit);
-            array.attend_all(unit, Sense::DEVICE_RESET, None);
-        };
-        let answer = match request.command.management {
-            task::TARGET_RESET => {
-                let units: BTreeSet<usize> = self.map_of(nexus).map(|(_, unit)| unit).collect();
-                units.into_iter().for_each(|unit| reset(self, unit));
-                code::COMPLETE
-            }
-            _ if unit == NO_UNIT => code::INCORRECT_LUN,
-            task::ABORT_TASK_SET => {
-                self.abort(|task| task.unit == unit && task.nexus == nexus);
-                code::COMPLETE
-            }
-            task::CLEAR_TASK_SET => {
-                let others = self.tasks.values().filter(|task| task.unit == unit && task.nexus != nexus);
-                let others: Vec<Nexus> = others.map(|task| task.nexus).collect();
-                self.abort(|task| task.unit == unit);
-                others
-                    .into_iter()
-                    .for_each(|other| self.attentions.add(other, unit, Sense::COMMANDS_CLEARED));
-                code::COMPLETE
-            }
-            task::LOGICAL_UNIT_RESET => {
-                reset(self, unit);
-                code::COMPLETE
-            }
-            task::QUERY_TASK_SET => code::COMPLETE,
-            _ => code::REJECTED,
-        };
-        request.respond(&Response { code: Some(answer), ..Response::default() }, out);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::op;
 use super::sense::Sense;
 use crate::bytes::Fields;
 
@@ -31,23 +32,41 @@ pub(crate) const STATES: [(&str, State); 6] = [
 ];
 
 impl State {
-    /// What commands that need the medium hear.
-    pub(crate) fn refuses(self) -> Option<Sense> {
-        match self {
-            Self::Optimized | Self::NonOptimized => None,
-            Self::Standby => Some(Sense::TARGET_PORT_IN_STANDBY_STATE),
-            Self::Unavailable | Self::Offline => Some(Sense::TARGET_PORT_IN_UNAVAILABLE_STATE),
-            Self::Transitioning => Some(Sense::ASYMMETRIC_TRANSITION),
-        }
+    /// What a command hears in this state, if that is not done in it (SPC-4 5.11.2.4 to 5.11.2.7, what is done in each).
+    pub(crate) fn refuses(self, code: u8) -> Option<Sense> {
+        // PERSISTENT RESERVE IN and OUT, MODE SENSE, MODE SELECT, LOG SENSE.
+        let is_of_port = matches!(code, op::PERSISTENT_RESERVE_IN | op::PERSISTENT_RESERVE_OUT)
+            || matches!(code, 0x1a | 0x5a | 0x15 | 0x55 | 0x4d);
+        let sense = match self {
+            Self::Optimized | Self::NonOptimized => return None,
+            Self::Standby if is_of_port => return None,
+            Self::Standby => Sense::TARGET_PORT_IN_STANDBY_STATE,
+            Self::Unavailable => Sense::TARGET_PORT_IN_UNAVAILABLE_STATE,
+            Self::Offline => Sense::LOGICAL_UNIT_NOT_READY_OFFLINE,
+            Self::Transitioning => Sense::ASYMMETRIC_TRANSITION,
+        };
+        let is_free = matches!(code, op::INQUIRY | op::REQUEST_SENSE | op::MAINTENANCE_IN)
+            || (code == op::MAINTENANCE_OUT && self != Self::Transitioning);
+        (!is_free).then_some(sense)
     }
 }
 
-/// A group.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Group {
+/// A state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Access {
     pub(crate) state: State,
     /// How it came to that: 0 not at all, 1 by SET TARGET PORT GROUPS, 2 by the array itself.
     pub(crate) cause: u8,
+}
+
+/// States of groups that a unit has of its own, where they are not those of the whole array.
+pub(crate) type Own = BTreeMap<u16, Access>;
+
+/// A group.
+#[derive(Clone, Debug, Default)]
+struct Group {
+    access: Access,
+    is_preferred: bool,
     /// Relative target port identifiers.
     ports: Vec<u16>,
 }
@@ -64,27 +83,44 @@ impl Groups {
         self.0.retain(|_, group| !group.ports.is_empty());
     }
 
+    pub(crate) fn has(&self, group: u16) -> bool {
+        self.0.contains_key(&group)
+    }
+
     /// The group of a port.
     pub(crate) fn group_of(&self, port: u16) -> u16 {
         self.0.iter().find(|(_, group)| group.ports.contains(&port)).map_or(0, |(number, _)| *number)
     }
 
-    pub(crate) fn state_at(&self, port: u16) -> State {
-        self.0.get(&self.group_of(port)).map(|group| group.state).unwrap_or_default()
+    /// The state in which a port has a unit.
+    pub(crate) fn state_at(&self, port: u16, own: &Own) -> State {
+        self.access(self.group_of(port), own).state
+    }
+
+    fn access(&self, group: u16, own: &Own) -> Access {
+        let access = own.get(&group).or_else(|| self.0.get(&group).map(|group| &group.access));
+        access.copied().unwrap_or_default()
     }
 
     pub(crate) fn ports(&self) -> Vec<u16> {
         self.0.values().flat_map(|group| group.ports.iter().copied()).collect()
     }
 
-    /// Changes a group's state; whether there is one of this number.
-    pub(crate) fn set(&mut self, group: u16, state: State, cause: u8) -> bool {
-        let found = self.0.get_mut(&group);
-        found.map(|group| (group.state, group.cause) = (state, cause)).is_some()
+    /// Changes a group's state at all units without one of their own.
+    pub(crate) fn set(&mut self, group: u16, access: Access) {
+        if let Some(group) = self.0.get_mut(&group) {
+            group.access = access;
+        }
+    }
+
+    pub(crate) fn prefer(&mut self, group: u16, is_preferred: bool) {
+        if let Some(group) = self.0.get_mut(&group) {
+            group.is_preferred = is_preferred;
+        }
     }
 
     /// REPORT TARGET PORT GROUPS, in one of the two formats of its parameter data (SPC-4 6.37).
-    pub(crate) fn report(&self, format: u8) -> Result<Vec<u8>, Sense> {
+    pub(crate) fn report(&self, format: u8, own: &Own) -> Result<Vec<u8>, Sense> {
         let mut list = match format {
             0 => Vec::new(),
             // With a header that says how long transitions take, in seconds.
@@ -92,10 +128,11 @@ impl Groups {
             _ => return Err(Sense::INVALID_FIELD_IN_CDB),
         };
         for (number, group) in &self.0 {
+            let access = self.access(*number, own);
             // All states but the one that depends on block addresses are supported.
-            list.extend([group.state as u8, 0xcf]);
+            list.extend([access.state as u8 | u8::from(group.is_preferred) << 7, 0xcf]);
             list.extend(number.to_be_bytes());
-            list.extend([0, group.cause, 0, u8::try_from(group.ports.len()).unwrap_or(u8::MAX)]);
+            list.extend([0, access.cause, 0, u8::try_from(group.ports.len()).unwrap_or(u8::MAX)]);
             for port in &group.ports {
                 list.extend([0, 0]);
                 list.extend(port.to_be_bytes());
@@ -105,10 +142,11 @@ impl Groups {
         Ok([&length[..], &list].concat())
     }
 
-    /// SET TARGET PORT GROUPS (SPC-4 6.45). All of it is looked at first.
-    pub(crate) fn change(&mut self, data: &[u8]) -> Result<(), Sense> {
+    /// What SET TARGET PORT GROUPS (SPC-4 6.45) changes: all of it is looked at first. When a group becomes optimized, the array
+    /// takes the others that were out of that state: a failover.
+    pub(crate) fn asked(&self, data: &[u8], own: &Own) -> Result<Own, Sense> {
         let invalid = Sense::INVALID_FIELD_IN_PARAMETER_LIST;
-        let mut wanted = Vec::new();
+        let mut asked = Own::new();
         for row in data.get(4..).unwrap_or_default().chunks_exact(4) {
             let state = match row.byte(0).unwrap_or_default() & 0xf {
                 0 => State::Optimized,
@@ -117,12 +155,16 @@ impl Groups {
                 3 => State::Unavailable,
                 _ => return Err(invalid),
             };
-            let number = row.be16(2).filter(|number| self.0.contains_key(number)).ok_or(invalid)?;
-            wanted.push((number, state));
+            let number = row.be16(2).filter(|number| self.has(*number)).ok_or(invalid)?;
+            asked.insert(number, Access { state, cause: 1 });
         }
-        for (number, state) in wanted {
-            self.set(number, state, 1);
+        if asked.values().any(|access| access.state == State::Optimized) {
+            for number in self.0.keys() {
+                if self.access(*number, own).state == State::Optimized {
+                    asked.entry(*number).or_insert(Access { state: State::NonOptimized, cause: 2 });
+                }
+            }
         }
-        Ok(())
+        Ok(asked)
     }
 }

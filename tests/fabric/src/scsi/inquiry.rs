@@ -13,12 +13,13 @@ const BLOCK_LIMITS: u8 = 0xb0;
 const BLOCK_DEVICE_CHARACTERISTICS: u8 = 0xb1;
 const LOGICAL_BLOCK_PROVISIONING: u8 = 0xb2;
 
-/// What a LUN answers at which there is no unit: peripheral qualifier 011b, device type 1Fh.
-pub(crate) fn missing(cdb: &[u8; 16]) -> Done {
+/// What a LUN answers at which there is no unit: peripheral qualifier 011b, device type 1Fh. Or, by some arrays at number 0 (LUNZ),
+/// that a disk could be there and is not: 001b and 00h (SPC-4 6.4.2, table of peripheral qualifiers).
+pub(crate) fn missing(cdb: &[u8; 16], is_lunz: bool) -> Done {
     if cdb[1] & 1 != 0 || cdb[2] != 0 {
         return Err(Sense::INVALID_FIELD_IN_CDB.into());
     }
-    cut(standard(0x7f, ""), cdb.be16(3).unwrap_or_default())
+    cut(standard(if is_lunz { 0x20 } else { 0x7f }, ""), cdb.be16(3).unwrap_or_default())
 }
 
 fn standard(kind: u8, product: &str) -> Vec<u8> {

@@ -19,7 +19,7 @@ pub(crate) mod tape;
 
 use crate::bytes::Fields;
 use crate::names::Wwn;
-use alua::Groups;
+use alua::{Groups, Own};
 use disk::Disk;
 use reserve::{Effects, Reservations};
 use sense::{Failure, Sense};
@@ -88,6 +88,7 @@ pub(crate) struct Unit {
     pub(crate) name: String,
     pub(crate) kind: Kind,
     pub(crate) reservations: Reservations,
+    pub(crate) access: Own,
 }
 
 /// Whom a command is from, and the array's ports.
@@ -125,7 +126,7 @@ fn access(cdb: &[u8; 16]) -> Access {
 
 impl Unit {
     pub(crate) fn new(name: &str, kind: Kind) -> Self {
-        Self { name: name.to_owned(), kind, reservations: Reservations::default() }
+        Self { name: name.to_owned(), kind, reservations: Reservations::default(), access: Own::new() }
     }
 
     pub(crate) fn lose_power(&mut self) {
@@ -154,12 +155,7 @@ impl Unit {
         if !allowed {
             return Err(Failure::Status(status::RESERVATION_CONFLICT));
         }
-        let state = context.groups.state_at(context.nexus.port);
-        // What is done in all states (SPC-4 5.11.2.7); the rest only while the port can reach the medium.
-        let is_free =
-            matches!(code, op::INQUIRY | op::REQUEST_SENSE | op::MAINTENANCE_IN | op::MAINTENANCE_OUT)
-                || matches!(code, op::PERSISTENT_RESERVE_IN | op::PERSISTENT_RESERVE_OUT);
-        if let Some(sense) = state.refuses().filter(|_| !is_free) {
+        if let Some(sense) = context.groups.state_at(context.nexus.port, &self.access).refuses(code) {
             return Err(sense.into());
         }
         match (code, second & 0x1f) {
@@ -170,7 +166,7 @@ impl Unit {
             }
             (op::PERSISTENT_RESERVE_OUT, _) => Ok(Outcome::Wants(cdb.be32(5).unwrap_or_default())),
             (op::MAINTENANCE_IN, alua::TARGET_PORT_GROUPS) => {
-                cut(context.groups.report(second >> 5)?, cdb.be32(6).unwrap_or_default())
+                cut(context.groups.report(second >> 5, &self.access)?, cdb.be32(6).unwrap_or_default())
             }
             (op::MAINTENANCE_OUT, alua::TARGET_PORT_GROUPS) => {
                 Ok(Outcome::Wants(cdb.be32(6).unwrap_or_default()))

@@ -24,6 +24,7 @@ impl Sense {
     pub(crate) const ASYMMETRIC_TRANSITION: Self = sense(2, 0x04, 0x0a);
     pub(crate) const TARGET_PORT_IN_STANDBY_STATE: Self = sense(2, 0x04, 0x0b);
     pub(crate) const TARGET_PORT_IN_UNAVAILABLE_STATE: Self = sense(2, 0x04, 0x0c);
+    pub(crate) const LOGICAL_UNIT_NOT_READY_OFFLINE: Self = sense(2, 0x04, 0x12);
     pub(crate) const MEDIUM_NOT_PRESENT: Self = sense(2, 0x3a, 0x00);
     pub(crate) const PARAMETER_LIST_LENGTH_ERROR: Self = sense(5, 0x1a, 0x00);
     pub(crate) const INVALID_COMMAND_OPERATION_CODE: Self = sense(5, 0x20, 0x00);

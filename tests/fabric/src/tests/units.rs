@@ -314,6 +314,136 @@ fn ports_have_access_states() {
 }
 
 #[test]
+fn a_failover_moves_the_other_group_away() {
+    let mut bed = Bed::new();
+    bed.tell("map 2100000000000a02 0=d0");
+    let (one, to) = bed.ready();
+    let groups = |bed: &mut Bed, lun: u16| {
+        let list = bed.scsi(one, to, lun, &[0xa3, 0x0a, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], 256, &[]).good();
+        let row = |at: usize| (list[at], list[at + 5]);
+        (row(4), row(16))
+    };
+    let set = |bed: &mut Bed, lun: u16, group: u8, state: u8| {
+        let list = [0, 0, 0, 0, state, 0, 0, group];
+        bed.scsi(one, to, lun, &[0xa4, 0x0a, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0], 0, &list).good();
+    };
+    // Both are optimized at first. One is asked for: the other is not any more, by the array itself.
+    set(&mut bed, 0, 2, 0);
+    assert_eq!(groups(&mut bed, 0), ((1, 2), (0, 1)));
+    set(&mut bed, 0, 1, 0);
+    assert_eq!(groups(&mut bed, 5), ((0, 1), (1, 2)));
+    // One that is in standby stays there, and another state moves nothing.
+    bed.tell("alua 2 standby");
+    while bed.scsi(one, to, 0, &[0], 0, &[]).sense.is_some() {}
+    set(&mut bed, 0, 1, 0);
+    assert_eq!(groups(&mut bed, 0), ((0, 1), (2, 2)));
+    set(&mut bed, 0, 1, 1);
+    assert_eq!(groups(&mut bed, 0), ((1, 1), (2, 2)));
+    // A unit with states of its own: what is set there is set there alone.
+    bed.tell("alua 1 standby d1");
+    bed.tell("alua 2 optimized d1");
+    assert_eq!(bed.scsi(one, to, 5, &[0], 0, &[]).sense, Some((6, 0x2a, 6)));
+    assert_eq!(bed.scsi(one, to, 5, &[0], 0, &[]).sense, Some((2, 4, 0x0b)));
+    assert_eq!(bed.scsi(one, to, 0, &[0], 0, &[]).sense, None);
+    assert_eq!((groups(&mut bed, 0), groups(&mut bed, 5)), (((1, 1), (2, 2)), ((2, 2), (0, 2))));
+    set(&mut bed, 5, 1, 0);
+    assert_eq!((groups(&mut bed, 0), groups(&mut bed, 5)), (((1, 1), (2, 2)), ((0, 1), (1, 2))));
+    assert!(
+        bed.tell("info").contains("disk d1 67108864 bytes, 0 held, group 1 Optimized, group 2 NonOptimized")
+    );
+    bed.tell("alua 1 common d1");
+    bed.tell("alua 2 common d1");
+    while bed.scsi(one, to, 5, &[0], 0, &[]).sense.is_some() {}
+    assert_eq!(groups(&mut bed, 5), ((1, 1), (2, 2)));
+    // The preferred one has its bit.
+    bed.tell("pref 2 on");
+    assert_eq!(groups(&mut bed, 0), ((1, 1), (0x82, 2)));
+    bed.tell("pref 2 off");
+    assert_eq!(groups(&mut bed, 0), ((1, 1), (2, 2)));
+}
+
+#[test]
+fn each_state_does_what_it_may() {
+    let mut bed = Bed::new();
+    let (one, to) = bed.ready();
+    let answers = |bed: &mut Bed, state: &str| {
+        bed.tell(&format!("alua 1 {state}"));
+        assert_eq!(bed.scsi(one, to, 0, &[0], 0, &[]).sense, Some((6, 0x2a, 6)));
+        let mut refused = Vec::new();
+        for cdb in [
+            &[0x00][..],
+            &[0x12, 0, 0, 0, 36],
+            &[0x03, 0, 0, 0, 18],
+            &[0x1a, 0, 0x3f, 0, 0xff],
+            &[0x5a, 0, 0x3f, 0, 0, 0, 0, 0, 0xff],
+            &[0x25],
+            &[0x5e, 0, 0, 0, 0, 0, 0, 0, 8],
+            &[0xa3, 0x0a, 0, 0, 0, 0, 0, 0, 0, 64],
+            &[0xa4, 0x0a],
+        ] {
+            let sense = bed.scsi(one, to, 0, cdb, 255, &[]).sense;
+            if sense.is_some_and(|(key, asc, _)| (key, asc) == (2, 4)) {
+                refused.push((cdb[0], sense.unwrap_or_default().2));
+            }
+        }
+        refused
+    };
+    assert_eq!(answers(&mut bed, "non-optimized"), []);
+    assert_eq!(answers(&mut bed, "standby"), [(0, 0x0b), (0x25, 0x0b)]);
+    let all = |qualifier| [0, 0x1a, 0x5a, 0x25, 0x5e].map(|code| (code, qualifier));
+    assert_eq!(answers(&mut bed, "unavailable"), all(0x0c));
+    assert_eq!(answers(&mut bed, "offline"), all(0x12));
+    assert_eq!(answers(&mut bed, "transitioning"), [&all(0x0a)[..], &[(0xa4, 0x0a)]].concat());
+}
+
+#[test]
+fn units_have_any_number() {
+    let mut bed = Bed::new();
+    let (one, to) = bed.ready();
+    bed.tell("map 2100000000000a01 5=d1 4010400a00000000=d2 d205000700000000=d3");
+    let command = |bed: &mut Bed, lun: [u8; 8], cdb: &[u8], read: u8| {
+        let mut payload = [&lun[..], &[0, 0, 0, 2], cdb].concat();
+        payload.resize(31, 0);
+        payload.push(read);
+        let header = bed.request(6, 8, one, to);
+        bed.out.clear();
+        bed.send(header, &payload);
+        bed.answer(header).unwrap()
+    };
+    let serial = |bed: &mut Bed, lun| {
+        let mut data = command(bed, lun, &[0x12, 1, 0x80, 1, 0, 0], 255).data;
+        String::from_utf8(data.split_off(data.len().min(4))).unwrap()
+    };
+    let list = command(&mut bed, [0; 8], &[0xa0, 0, 0, 0, 0, 0, 0, 0, 0, 64], 64).good();
+    let luns = [[0, 5, 0, 0, 0, 0, 0, 0], [0x40, 0x10, 0x40, 0x0a, 0, 0, 0, 0], [0xd2, 5, 0, 7, 0, 0, 0, 0]];
+    assert_eq!(list[8..], luns.concat());
+    assert_eq!(luns.map(|lun| serial(&mut bed, lun)), ["d1", "d2", "d3"]);
+    // Less of it is nothing; the number alone is there in both methods, unless one alone is taken.
+    assert_eq!(serial(&mut bed, [0x40, 0x10, 0, 0, 0, 0, 0, 0]), "");
+    let flat = [0x40, 5, 0, 0, 0, 0, 0, 0];
+    assert_eq!(serial(&mut bed, flat), "d1");
+    bed.tell("method peripheral strict");
+    assert_eq!([flat, luns[0], luns[1]].map(|lun| serial(&mut bed, lun)), ["", "d1", "d2"]);
+    bed.tell("method flat strict");
+    assert_eq!([flat, luns[0], luns[1]].map(|lun| serial(&mut bed, lun)), ["d1", "", "d2"]);
+    bed.tell("method peripheral");
+    // Faults of such a unit.
+    bed.tell("inject 4010400a00000000 12 1 busy");
+    assert!(bed.tell("info").contains("; 4010400a00000000 12 1 Status(8)"));
+    assert_eq!(serial(&mut bed, luns[0]), "d1");
+    assert_eq!(command(&mut bed, luns[1], &[0x12, 0, 0, 0, 36], 36).status, 8);
+    // Number 0 without a unit: not there, or one that is never there.
+    let inquiry = |bed: &mut Bed| command(bed, [0; 8], &[0x12, 0, 0, 0, 36], 36).good()[0];
+    assert_eq!(inquiry(&mut bed), 0x7f);
+    bed.tell("lun0 z");
+    assert_eq!(inquiry(&mut bed), 0x20);
+    assert_eq!(command(&mut bed, [0, 1, 0, 0, 0, 0, 0, 0], &[0x12, 0, 0, 0, 36], 36).good()[0], 0x7f);
+    assert_eq!(command(&mut bed, [0; 8], &[0], 0).sense, Some((5, 0x25, 0)));
+    bed.tell("lun0 absent");
+    assert_eq!(inquiry(&mut bed), 0x7f);
+}
+
+#[test]
 fn a_tape_keeps_blocks_and_marks() {
     let mut bed = Bed::new();
     bed.tell("tape t0");
