@@ -71,6 +71,8 @@ pub(crate) struct Array {
     /// At number 0 there is something that is not connected, where no unit is.
     pub(crate) has_lunz: bool,
     pub(crate) maps: HashMap<Whom, Map>,
+    /// Of data that are written, no more than this is asked for at once.
+    pub(crate) burst: Option<u32>,
     /// REC is not supported.
     pub(crate) has_no_rec: bool,
     /// By target port and the initiator's address.

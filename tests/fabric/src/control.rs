@@ -7,7 +7,7 @@ use crate::attentions::{CHANGES, LOUDNESS};
 use crate::els::{Reject, command};
 use crate::fabric::{Fabric, Place};
 use crate::inject::{Injection, Of};
-use crate::names::Wwn;
+use crate::names::{PortId, Wwn};
 use crate::outbox::{HowMany, Outbox};
 use crate::san::San;
 use crate::scsi::Kind;
@@ -37,6 +37,7 @@ pref GROUP on|off                      the preferred group
 group PORT GROUP                       the target port group that a target port is in
 port PORT down|up                      a target port
 port PORT silent|heard                 a target port that hears and says nothing, of which nobody is told
+burst BYTES|off                        writes are asked for in parts of so many bytes, of 512 at least
 rec on|off                             whether target ports know of REC; without it, drivers wait for what is lost
 link NAME down|up                      a network interface
 logo WWPN [PORT]                       target ports log an initiator out
@@ -49,16 +50,19 @@ power [off|on]                         the array loses power and has it back: al
 reject target-plogi|prli WWPN|any REASON EXPLANATION [PORT]
 reject target-plogi|prli off           logins to target ports
 inject LUN|any CODE|any COUNT WHAT [PORT]
-                                       commands that drop, hang, are busy, full, in conflict, delay=MS or sense=KEY/ASC/ASCQ
+                                       commands that drop, hang, are busy, full, in conflict, delay=MS, delay=MS-MS (in any order)
+                                       or sense=KEY/ASC/ASCQ[@LBA][+d]: with information, in descriptor format
 inject LUN|any tmf COUNT WHAT [PORT]   task management that drops, or that is not done: reject (RSP_CODE 04h), fail (05h)
 inject off
 lose WHAT COUNT|1/N                    frames: any, cmnd, data, ready, rsp, els, ct, abts or fip
 lose off
+address WWPN ID                        what a name gets with its next login, if that is free: a target port 01fxxx, a host's name 0101xx
 of one fabric, with its number before them, or of all:
 [@N] npiv on|off
 [@N] reject flogi|fdisc|plogi WWPN|any REASON EXPLANATION
                                        plogi is to the directory and the fabric controller
 [@N] reject flogi|fdisc|plogi off
+[@N] addresses sticky|fresh            whether a name that comes back has the address that it had
 [@N] restart MS                        all logins are forgotten, and nothing is heard for so long
 [@N] period MS                         between keep-alives, and between advertisements
 [@N] keep-alive on|off                 whether silent nodes are logged out
@@ -103,14 +107,14 @@ impl San {
             ["reject", login @ ("target-plogi" | "prli"), rest @ ..] => {
                 self.reject(login, rest).map(|()| String::new())
             }
-            ["npiv" | "reject" | "restart" | "period" | "keep-alive", ..] => {
+            ["npiv" | "reject" | "addresses" | "restart" | "period" | "keep-alive", ..] => {
                 let chosen = |(at, _): &(usize, &mut Fabric)| which.is_none_or(|which| which == *at);
                 let mut fabrics = self.fabrics.iter_mut().enumerate().filter(chosen);
                 fabrics
                     .try_for_each(|(_, fabric)| of_fabric(fabric, &words, now, out))
                     .map(|()| String::new())
             }
-            ["port" | "link" | "logo" | "cvl" | "zone" | "rscn" | "power", ..] => {
+            ["port" | "link" | "logo" | "cvl" | "zone" | "rscn" | "power" | "address", ..] => {
                 self.of_paths(&words, out).map(|()| String::new())
             }
             ["inject" | "lose", ..] => self.of_faults(&words, out).map(|()| String::new()),
@@ -182,6 +186,15 @@ impl San {
                     }
                     fabric.announce_all(out);
                 }
+            }
+            ["address", name, id] => {
+                let (name, id) = (
+                    name.parse()?,
+                    u32::from_str_radix(id, 16).map_err(|_| format!("{id} is no N_Port_ID"))?,
+                );
+                let fabric = self.fabrics.iter_mut().find(|fabric| u32::from(fabric.domain) == id >> 16);
+                let fabric = fabric.ok_or_else(|| format!("{id:06x} is of no fabric here"))?;
+                fabric.addresses.want(name, PortId(id));
             }
             ["power"] => self.power(true, true, out),
             ["power", state] => {
@@ -264,6 +277,11 @@ impl San {
             }
             ["unmap", "any"] => return Err("any: map any, without pairs".into()),
             ["unmap", _] => array.map(whom, None),
+            ["burst", "off"] => array.burst = None,
+            ["burst", bytes] => {
+                let burst = u32::try_from(size(bytes)?).ok().filter(|burst| *burst > 0 && *burst % 512 == 0);
+                array.burst = Some(burst.ok_or_else(|| format!("{bytes}: a multiple of 512"))?);
+            }
             ["rec", state] => array.has_no_rec = !one_of(state, &ON)?,
             ["method", method, strict @ ..] if matches!(strict, [] | ["strict"]) => {
                 array.method = one_of(method, &[("peripheral", Method::Peripheral), ("flat", Method::Flat)])?;
@@ -370,6 +388,9 @@ fn of_fabric(fabric: &mut Fabric, words: &[&str], now: u64, out: &mut Outbox) ->
         ["reject", login, name, reason, explanation] => {
             let reject = Reject(hex(reason)?, hex(explanation)?);
             fabric.rejects.insert(one_of(login, &LOGINS)?, (or_any(name, str::parse)?, reject));
+        }
+        ["addresses", state] => {
+            fabric.addresses.are_fresh = one_of(state, &[("sticky", false), ("fresh", true)])?;
         }
         ["restart", time] => {
             let time: u64 = number(time)?;

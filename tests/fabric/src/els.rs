@@ -1,6 +1,6 @@
 //! Extended Link Services (FC-LS-3): commands and payloads.
 
-use crate::frame::RECEIVE_SIZE;
+use crate::frame::{RECEIVE_SIZE, kind};
 use crate::names::{PortId, Wwn};
 
 /// Command codes (FC-LS-3, table of ELS commands).
@@ -111,6 +111,11 @@ pub(crate) fn rscn(about: Option<PortId>) -> [u8; 8] {
 /// Logout by the port of these names.
 pub(crate) fn logo(id: PortId, port: Wwn) -> Vec<u8> {
     [&[command::LOGO, 0, 0, 0][..], &id.0.to_be_bytes(), &port.0.to_be_bytes()].concat()
+}
+
+/// Process logout: one page, of FCP.
+pub(crate) fn prlo() -> Vec<u8> {
+    [&[command::PRLO, 16, 0, 20, kind::FCP][..], &[0; 15]].concat()
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use crate::addresses::Addresses;
 use crate::bytes::Fields;
 use crate::directory::Entry;
 use crate::els::{self, Answers, Reject};
@@ -41,16 +42,12 @@ pub(crate) enum Login {
     Plogi,
 }
 
-/// Names whose addresses are remembered, at all links together.
-const MOST_KNOWN: usize = 10_000;
-
 /// A fabric, with one switch.
 pub(crate) struct Fabric {
     pub(crate) domain: u8,
     pub(crate) links: Vec<usize>,
     pub(crate) ports: BTreeMap<PortId, NPort>,
-    /// The address a name had last, so that it gets it again.
-    known: HashMap<Wwn, PortId>,
+    pub(crate) addresses: Addresses,
     pub(crate) zones: BTreeMap<String, BTreeSet<Wwn>>,
     pub(crate) npiv: bool,
     pub(crate) rejects: BTreeMap<Login, (Option<Wwn>, Reject)>,
@@ -73,7 +70,7 @@ impl Fabric {
             domain,
             links,
             ports: BTreeMap::new(),
-            known: HashMap::new(),
+            addresses: Addresses::default(),
             zones: BTreeMap::new(),
             npiv: true,
             rejects: BTreeMap::new(),
@@ -133,24 +130,18 @@ impl Fabric {
         })
     }
 
-    /// The next address that is free on a link; the one that the name had before, if that is.
-    fn free_id(&self, link: usize, wwpn: Wwn) -> Option<PortId> {
+    /// An address for a name, on a link.
+    fn free_id(&mut self, link: usize, wwpn: Wwn) -> Option<PortId> {
         let base = u32::from(self.domain) << 16 | u32::from(self.area(link)) << 8;
-        let is_free = |id: &PortId| !self.ports.contains_key(id);
-        let known = self.known.get(&wwpn).copied().filter(|id| id.0 & !0xff == base).filter(is_free);
-        let taken: BTreeSet<PortId> = self.known.values().copied().collect();
-        let ids = || (1..=254).map(|port| PortId(base | port)).filter(is_free);
-        known.or_else(|| ids().find(|id| !taken.contains(id))).or_else(|| ids().next())
+        self.addresses
+            .choose(wwpn, (1..=254).map(|port| PortId(base | port)), |id| !self.ports.contains_key(&id))
     }
 
     /// A port of the array comes.
     pub(crate) fn add_target(&mut self, number: usize, wwpn: Wwn, wwnn: Wwn, out: &mut Outbox) {
-        let number_here = self.ports.values().filter(|port| matches!(port.place, Place::Array(_))).count();
-        let id = self.known.get(&wwpn).copied().unwrap_or_else(|| {
-            let base = u32::from(self.domain) << 16 | 0xf000;
-            PortId(base | u32::try_from(number_here & 0xff).unwrap_or_default())
-        });
-        self.known.insert(wwpn, id);
+        let base = u32::from(self.domain) << 16 | 0xf000;
+        let ids = (0..=254).map(|port| PortId(base | port));
+        let Some(id) = self.addresses.choose(wwpn, ids, |id| !self.ports.contains_key(&id)) else { return };
         let place = Place::Array(number);
         let (is_virtual, is_registered, entry) = (false, false, Entry::target());
         self.ports.insert(id, NPort { id, wwpn, wwnn, place, is_virtual, is_registered, entry, heard: 0 });
@@ -422,10 +413,6 @@ impl Fabric {
         }
         // Insufficient resources to support the login.
         let id = self.free_id(link, wwpn).ok_or(Reject(0x09, 0x29))?;
-        if self.known.len() >= MOST_KNOWN {
-            self.known.retain(|_, id| self.ports.contains_key(id));
-        }
-        self.known.insert(wwpn, id);
         let is_virtual = login == Login::Fdisc;
         let entry = Entry::default();
         self.ports.insert(

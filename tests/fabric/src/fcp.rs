@@ -58,7 +58,7 @@ pub(crate) fn transfer_ready(offset: u32, length: u32) -> Vec<u8> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Response {
     pub(crate) status: u8,
-    pub(crate) sense: Option<[u8; 18]>,
+    pub(crate) sense: Option<Vec<u8>>,
     /// What the initiator allows less what there is to move: positive for an underrun.
     pub(crate) residual: i64,
     pub(crate) code: Option<u8>,
@@ -74,7 +74,7 @@ impl Response {
         let residual = u32::try_from(self.residual.unsigned_abs()).unwrap_or(u32::MAX);
         let information = self.code.map(|code| [0, 0, 0, code, 0, 0, 0, 0]);
         let information = information.as_ref().map_or(&[][..], |bytes| bytes);
-        let sense = self.sense.as_ref().map_or(&[][..], |bytes| bytes);
+        let sense = self.sense.as_deref().unwrap_or_default();
         let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or_default().to_be_bytes();
         let mut payload = vec![0; 10];
         payload.extend([flags, self.status]);
@@ -120,7 +120,8 @@ mod tests {
         let busy = Response { status: 8, residual: 512, ..Response::default() }.payload();
         assert_eq!(busy[8..24], [0, 0, 0x08, 8, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         let sense = [0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x25, 0, 0, 0, 0, 0];
-        let check = Response { status: 2, sense: Some(sense), residual: -4, code: Some(0) }.payload();
+        let check =
+            Response { status: 2, sense: Some(sense.to_vec()), residual: -4, code: Some(0) }.payload();
         assert_eq!(check[10..24], [0x07, 2, 0, 0, 0, 4, 0, 0, 0, 18, 0, 0, 0, 8]);
         assert_eq!(check[24..32], [0; 8]);
         assert_eq!(check[32..], sense);

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::random::Random;
 use crate::scsi::luns::Lun;
 use crate::scsi::sense::Sense;
 
@@ -12,8 +13,8 @@ pub(crate) enum Fault {
     Drop,
     /// It is known, and never answered.
     Hang,
-    /// It is done so many milliseconds later.
-    Delay(u64),
+    /// It is done so many milliseconds later: between these two, so that commands overtake each other.
+    Delay(u64, u64),
     /// It ends with this status.
     Status(u8),
     /// It ends with this sense data.
@@ -67,6 +68,7 @@ pub(crate) struct Injections {
     pub(crate) rules: Vec<Injection>,
     /// How many there were that had a fault.
     count: u64,
+    random: Random,
 }
 
 impl fmt::Display for Injections {
@@ -86,7 +88,13 @@ impl Injections {
         };
         let found = self.rules.iter_mut().find(fits)?;
         found.left = found.left.saturating_sub(1);
-        let fault = found.fault;
+        let fault = match found.fault {
+            Fault::Delay(least, most) => {
+                let time = least + self.random.next() % (most - least + 1);
+                Fault::Delay(time, time)
+            }
+            fault => fault,
+        };
         self.rules.retain(|injection| injection.left > 0);
         self.count += 1;
         Some(fault)

@@ -5,17 +5,19 @@
 //! ```text
 //! san ── frames in, frames out, time and commands; no socket
 //!  ├── fabric ── FIP and logins      services ── well-known addresses      directory ── the name server, zones
+//!  │     └── addresses ── which name gets which
 //!  ├── array ── target ports, what each initiator is mapped, faults      attentions ── what initiators have yet to hear
 //!  │     └── login ── PLOGI, PRLI ...      tasks ── FCP: commands, data, responses      management ── of tasks
 //!  │           └── scsi ── disk, tape, inquiry, reservations, target port groups
 //!  ├── control ── the commands      words ── what they are made of
 //!  └── outbox ── frames that are to be sent, and those that are lost on purpose
-//! frame, fip, els, fcp, names, crc, bytes ── what is on the wire
+//! frame, fip, els, fcp, names, crc, bytes ── what is on the wire      random ── what looks so
 //! socket ── packet sockets, for the binary alone
 //! ```
 //!
 //! All that comes by a frame is checked where it is read: a bad frame costs itself.
 
+mod addresses;
 mod array;
 mod attentions;
 mod bytes;
@@ -33,6 +35,7 @@ mod login;
 mod management;
 mod names;
 mod outbox;
+mod random;
 mod san;
 mod scsi;
 mod services;

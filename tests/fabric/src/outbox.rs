@@ -7,6 +7,7 @@ use crate::frame::{
     EOF_N, EOF_T, ETHERTYPE_FCOE, ETHERTYPE_FIP, Header, PAYLOAD, SOF_I3, SOF_N3, f_ctl, kind, r_ctl,
 };
 use crate::names::Mac;
+use crate::random::Random;
 
 /// The way to an N_Port: what frames to it need on Ethernet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +61,7 @@ pub(crate) enum HowMany {
 #[derive(Default)]
 pub(crate) struct Losses {
     rules: Vec<(What, HowMany)>,
-    random: u64,
+    random: Random,
     pub(crate) count: u64,
 }
 
@@ -79,12 +80,7 @@ impl Losses {
     }
 
     pub(crate) fn take_kind(&mut self, kind: What) -> bool {
-        // The same numbers in each run (xorshift).
-        self.random = if self.random == 0 { 0x2545_f491_4f6c_dd1d } else { self.random };
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        let random = self.random;
+        let random = self.random.next();
         let rule = self.rules.iter_mut().find_map(|(what, how_many)| {
             let fits = *what == kind || (*what == What::Any && kind != What::Fip);
             let takes = match how_many {

@@ -52,8 +52,9 @@ pub(crate) struct Task {
     header: Header,
     pub(crate) command: Command,
     state: State,
-    /// Bytes that are awaited, and that came.
+    /// Bytes that are awaited in all, that were asked for so far, and that came.
     length: u32,
+    asked: u32,
     came: u32,
     /// What the command would have moved, had the initiator allowed it.
     wanted: u32,
@@ -72,6 +73,15 @@ impl Task {
         let mut header = self.header.reply(r_ctl::COMMAND_STATUS, self.rx_id);
         header.seq_id = 1;
         out.send(self.route, &header, &response.payload());
+    }
+
+    /// Asks for the next data, or all of them: FCP_XFER_RDY.
+    fn ask(&mut self, burst: Option<u32>, out: &mut Outbox) {
+        let length = (self.length - self.asked).min(burst.unwrap_or(u32::MAX));
+        let mut header = self.header.reply(r_ctl::DATA_DESCRIPTOR, self.rx_id);
+        header.f_ctl = f_ctl::RESPONDER | f_ctl::END_SEQUENCE | f_ctl::TRANSFER;
+        out.send(self.route, &header, &fcp::transfer_ready(self.asked, length));
+        self.asked += length;
     }
 
     fn fail(&self, failure: Failure, out: &mut Outbox) {
@@ -107,11 +117,13 @@ impl Array {
             session.commands += 1;
             session.nexus
         }) else {
-            // Who is not logged in hears so (FCP-4 6.3.2: LOGO).
+            // Who is not logged in hears so (FCP-4 6.3.2: LOGO); or who is, but not as a process: PRLO.
             let Some(wwpn) = self.ports.get(port).map(|port| port.wwpn) else { return };
             let (request, own) = (r_ctl::ELS_REQUEST, header.d_id);
+            let is_known = self.sessions.contains_key(&(port, header.s_id));
+            let said = if is_known { els::prlo() } else { els::logo(own, wwpn) };
             let logo = Header::request(request, kind::ELS, own, header.s_id, out.exchange());
-            return out.send(from.route, &logo, &els::logo(own, wwpn));
+            return out.send(from.route, &logo, &said);
         };
         if let Some(port) = self.ports.get_mut(port) {
             port.commands += 1;
@@ -129,6 +141,7 @@ impl Array {
             command,
             state: State::Parked(None),
             length: 0,
+            asked: 0,
             came: 0,
             wanted: 0,
         };
@@ -150,7 +163,7 @@ impl Array {
             match fault {
                 Fault::Drop | Fault::Code(_) => {}
                 Fault::Hang => drop(self.tasks.insert(key, task)),
-                Fault::Delay(time) => {
+                Fault::Delay(time, _) => {
                     let state = State::Parked(Some(now + time));
                     self.tasks.insert(key, Task { state, ..task });
                 }
@@ -223,9 +236,7 @@ impl Array {
         if task.length == 0 {
             return self.finish_task(&task, out);
         }
-        let mut header = task.header.reply(r_ctl::DATA_DESCRIPTOR, task.rx_id);
-        header.f_ctl = f_ctl::RESPONDER | f_ctl::END_SEQUENCE | f_ctl::TRANSFER;
-        out.send(task.route, &header, &fcp::transfer_ready(0, task.length));
+        task.ask(self.burst, out);
         self.tasks.insert(key, task);
     }
 
@@ -234,7 +245,7 @@ impl Array {
         let key = Key::of(port, header);
         let Some(task) = self.tasks.get_mut(&key).filter(|task| task.rx_id == header.rx_id) else { return };
         let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-        let end = header.parameter.checked_add(length).filter(|end| *end <= task.length);
+        let end = header.parameter.checked_add(length).filter(|end| *end <= task.asked);
         // A frame was lost, or there is more than was asked for: the initiator will miss its answer, and abort.
         let Some(end) = end.filter(|_| header.parameter == task.came) else { return };
         match &mut task.state {
@@ -248,6 +259,9 @@ impl Array {
             State::Buffer(buffer) => buffer.extend_from_slice(payload),
         }
         task.came = end;
+        if end == task.asked && end < task.length {
+            return task.ask(self.burst, out);
+        }
         if end == task.length
             && let Some(task) = self.tasks.remove(&key)
         {
@@ -284,10 +298,9 @@ impl Array {
         if self.units.get(task.unit).is_none() {
             return match operation {
                 op::INQUIRY => scsi::missing(cdb, self.has_lunz && number == Lun::Number(0)),
-                op::REQUEST_SENSE => scsi::cut(
-                    Sense::LOGICAL_UNIT_NOT_SUPPORTED.bytes().to_vec(),
-                    cdb.byte(4).unwrap_or_default(),
-                ),
+                op::REQUEST_SENSE => {
+                    scsi::cut(Sense::LOGICAL_UNIT_NOT_SUPPORTED.bytes(), cdb.byte(4).unwrap_or_default())
+                }
                 op::TEST_UNIT_READY if number == Lun::Report => Ok(Outcome::Good),
                 _ => Err(Sense::LOGICAL_UNIT_NOT_SUPPORTED.into()),
             };
@@ -297,7 +310,7 @@ impl Array {
             && let Some(sense) = self.attentions.take(nexus, task.unit)
         {
             return match operation {
-                op::REQUEST_SENSE => scsi::cut(sense.bytes().to_vec(), cdb.byte(4).unwrap_or_default()),
+                op::REQUEST_SENSE => scsi::cut(sense.bytes(), cdb.byte(4).unwrap_or_default()),
                 _ => Err(sense.into()),
             };
         }

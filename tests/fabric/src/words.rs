@@ -62,12 +62,27 @@ pub(crate) const OF_MANAGEMENT: [(&str, Fault); 3] =
 
 pub(crate) fn fault(word: &str) -> Result<Fault, String> {
     if let Some(time) = word.strip_prefix("delay=") {
-        return number(time).map(Fault::Delay);
+        let (least, most) = time.split_once('-').unwrap_or((time, time));
+        // A day is long enough.
+        let (least, most): (u64, u64) = (number(least)?, number(most)?);
+        let fits = least <= most && most <= 86_400_000;
+        return if fits {
+            Ok(Fault::Delay(least, most))
+        } else {
+            Err(format!("{word}: delay=MS or delay=MS-MS"))
+        };
     }
     if let Some(codes) = word.strip_prefix("sense=") {
+        let (codes, is_descriptor) = codes.strip_suffix("+d").map_or((codes, false), |codes| (codes, true));
+        let (codes, block) =
+            codes.split_once('@').map_or((codes, None), |(codes, block)| (codes, Some(block)));
         let codes: Vec<u8> = codes.split('/').map(hex).collect::<Result<_, _>>()?;
-        let [key, asc, ascq] = codes[..] else { return Err(format!("{word}: sense=KEY/ASC/ASCQ")) };
-        return Ok(Fault::Sense(Sense::new(key, asc, ascq)));
+        let [key, asc, ascq] = codes[..] else { return Err(format!("{word}: sense=KEY/ASC/ASCQ[@LBA][+d]")) };
+        let mut sense = Sense::new(key, asc, ascq);
+        if let Some(block) = block {
+            sense = sense.about(number(block)?);
+        }
+        return Ok(Fault::Sense(if is_descriptor { sense.in_descriptors() } else { sense }));
     }
     one_of(
         word,

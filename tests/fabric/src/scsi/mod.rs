@@ -160,7 +160,7 @@ impl Unit {
         }
         match (code, second & 0x1f) {
             (op::INQUIRY, _) => self.inquiry(cdb, context),
-            (op::REQUEST_SENSE, _) => cut(Sense::NONE.bytes().to_vec(), cdb[4]),
+            (op::REQUEST_SENSE, _) => cut(Sense::NONE.bytes(), cdb[4]),
             (op::PERSISTENT_RESERVE_IN, action) => {
                 cut(self.reservations.report(action)?, cdb.be16(7).unwrap_or_default())
             }

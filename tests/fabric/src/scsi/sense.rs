@@ -1,4 +1,4 @@
-//! Sense data, in fixed format (SPC-4 4.5.3).
+//! Sense data, in fixed format (SPC-4 4.5.3), or in descriptor format (SPC-4 4.5.2) where a test wants that.
 
 /// What a command's failure, or a unit attention, says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -8,11 +8,12 @@ pub(crate) struct Sense {
     pub(crate) ascq: u8,
     /// FILEMARK, EOM and ILI, as in the byte with the key.
     flags: u8,
-    information: Option<u32>,
+    information: Option<u64>,
+    is_descriptor: bool,
 }
 
 const fn sense(key: u8, asc: u8, ascq: u8) -> Sense {
-    Sense { key, asc, ascq, flags: 0, information: None }
+    Sense { key, asc, ascq, flags: 0, information: None, is_descriptor: false }
 }
 
 /// With the names of SPC-4, annex of additional sense codes.
@@ -62,15 +63,37 @@ impl Sense {
     pub(crate) fn with(mut self, flags: u8, information: i64) -> Self {
         self.flags = flags;
         // Two's complement, as SSC has it.
-        self.information = Some(information as u32);
+        self.information = Some((information as u32).into());
         self
     }
 
-    pub(crate) fn bytes(&self) -> [u8; 18] {
-        let valid = u8::from(self.information.is_some()) << 7;
-        let [a, b, c, d] = self.information.unwrap_or_default().to_be_bytes();
+    /// About this block.
+    pub(crate) fn about(mut self, block: u64) -> Self {
+        self.information = Some(block);
+        self
+    }
+
+    /// In descriptor format.
+    pub(crate) fn in_descriptors(mut self) -> Self {
+        self.is_descriptor = true;
+        self
+    }
+
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        if self.is_descriptor {
+            // The information descriptor, if there is information.
+            let information = self.information.map(|block| block.to_be_bytes());
+            let length = if information.is_some() { 12 } else { 0 };
+            let mut bytes = vec![0x72, self.key, self.asc, self.ascq, 0, 0, 0, length];
+            bytes.extend(information.iter().flat_map(|block| [&[0, 10, 0x80, 0], &block[..]].concat()));
+            return bytes;
+        }
+        // An address that does not fit is not valid.
+        let information = self.information.and_then(|block| u32::try_from(block).ok());
+        let valid = u8::from(information.is_some()) << 7;
+        let [a, b, c, d] = information.unwrap_or_default().to_be_bytes();
         let key = self.flags | self.key;
-        [valid | 0x70, 0, key, a, b, c, d, 10, 0, 0, 0, 0, self.asc, self.ascq, 0, 0, 0, 0]
+        vec![valid | 0x70, 0, key, a, b, c, d, 10, 0, 0, 0, 0, self.asc, self.ascq, 0, 0, 0, 0]
     }
 }
 

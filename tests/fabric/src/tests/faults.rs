@@ -184,128 +184,84 @@ fn a_write_that_lost_a_frame_is_not_done() {
 }
 
 #[test]
-fn target_ports_go_and_come() {
+fn writes_go_in_bursts() {
     let mut bed = Bed::new();
     let (one, to) = bed.ready();
-    bed.tell("port 1 down");
-    bed.take();
-    let header = bed.command(one, to, 0, &[0], 0, 0);
-    assert!(bed.answer(header).is_none());
-    assert_eq!(bed.els(one, to, &[&[3][..], &[0; 115]].concat()), []);
-    bed.tell("port 1 up");
-    assert_eq!(bed.target(1), to);
-    // Who does not log in anew is told that it is logged out.
-    bed.take();
-    let header = bed.command(one, to, 0, &[0], 0, 0);
-    let frames = bed.take();
-    assert!(frames.iter().any(|frame| frame.header.r_ctl == 0x22 && frame.payload[0] == 5), "{header:?}");
-    bed.session(one, to);
-    assert_eq!(bed.scsi(one, to, 0, &[0], 0, &[]).sense, Some((6, 0x29, 7)));
-    // LOGO by the target, of one name.
-    bed.take();
-    bed.tell(&format!("logo {ONE:016x} 1"));
-    let frames = bed.take();
-    assert_eq!((frames.len(), frames[0].header.d_id, frames[0].header.s_id), (1, one, to));
+    bed.tell("burst 4096");
+    let data = pattern(10240, 3);
+    bed.out.clear();
+    let write = bed.command(one, to, 0, &rw16(0x8a, 0, 20), 0, 10240);
+    let mut ids = Vec::new();
+    for (begin, length) in [(0, 4096), (4096, 4096), (8192, 2048)] {
+        let frames = bed.take();
+        assert_eq!((frames.len(), frames[0].header.r_ctl, frames[0].header.f_ctl), (1, 5, 0x89_0000));
+        assert_eq!((frames[0].payload.be32(0), frames[0].payload.be32(4)), (Some(begin), Some(length)));
+        ids.push(frames[0].header.rx_id);
+        let send = |bed: &mut Bed, at: u32, length: u32| {
+            let header = Header { r_ctl: 1, rx_id: ids[0], f_ctl: 8, parameter: at, ..write };
+            bed.send(header, &data[at as usize..(at + length) as usize]);
+        };
+        // No more is asked for before all of it is here, and no more is taken.
+        for at in (begin..begin + length - 512).step_by(512) {
+            send(&mut bed, at, 512);
+        }
+        if begin < 8192 {
+            send(&mut bed, begin + length - 512, 1024);
+        }
+        assert!(bed.out.is_empty());
+        send(&mut bed, begin + length - 512, 512);
+    }
+    assert_eq!(ids, [ids[0]; 3]);
+    assert_eq!(bed.answer(write).map(|answer| (answer.status, answer.residual)), Some((0, 0)));
+    assert_eq!(bed.scsi(one, to, 0, &rw16(0x88, 0, 20), 10240, &[]).good(), data);
+    bed.tell("burst off");
+    bed.scsi(one, to, 0, &rw16(0x8a, 0, 20), 0, &data).good();
+}
+
+#[test]
+fn sense_data_have_their_forms() {
+    let mut bed = Bed::new();
+    let (one, to) = bed.ready();
+    let sense = |bed: &mut Bed, what: &str| {
+        bed.tell(&format!("inject 0 any 1 {what}"));
+        bed.out.clear();
+        bed.command(one, to, 0, &[0], 0, 0);
+        let frame = bed.take().remove(0);
+        assert_eq!(frame.payload.be32(16).map(|length| length as usize), Some(frame.payload.len() - 24));
+        frame.payload[24..].to_vec()
+    };
+    // The information field of both formats; an address that does not fit the shorter one is not valid there.
+    let fixed = |valid: u8, at: [u8; 4]| {
+        [&[valid | 0x70, 0, 3][..], &at, &[10, 0, 0, 0, 0, 0x11, 0, 0, 0, 0, 0]].concat()
+    };
+    assert_eq!(sense(&mut bed, "sense=3/11/0"), fixed(0, [0; 4]));
+    assert_eq!(sense(&mut bed, "sense=3/11/0@4660"), fixed(0x80, [0, 0, 0x12, 0x34]));
+    assert_eq!(sense(&mut bed, "sense=3/11/0@4294967296"), fixed(0, [0; 4]));
+    assert_eq!(sense(&mut bed, "sense=3/11/0+d"), [0x72, 3, 0x11, 0, 0, 0, 0, 0]);
     assert_eq!(
-        frames[0].payload,
-        [&[5, 0, 0, 0, 0, 1, 0xf0, 0][..], &0x502f_cf00_0000_0001_u64.to_be_bytes()].concat()
+        sense(&mut bed, "sense=3/11/0@4294967296+d"),
+        [0x72, 3, 0x11, 0, 0, 0, 0, 12, 0, 10, 0x80, 0, 0, 0, 0, 1, 0, 0, 0, 0]
     );
-    assert!(!bed.tell("info").contains("session"));
 }
 
 #[test]
-fn target_ports_fall_silent() {
+fn commands_overtake_each_other() {
     let mut bed = Bed::new();
     let (one, to) = bed.ready();
-    bed.register(one);
-    bed.take();
-    bed.tell("inject 0 any 1 delay=500");
-    let late = bed.command(one, to, 0, &[0], 0, 0);
-    bed.tell("port 1 silent");
-    // Nobody is told, and the directory has it still.
+    bed.tell("inject any any 20 delay=100-1000");
+    let commands: Vec<u16> = (0..20).map(|_| bed.command(one, to, 0, &[0], 0, 0).ox_id).collect();
+    bed.san.tick(bed.now + 99, &mut bed.out);
     assert_eq!(bed.take().len(), 0);
-    assert_eq!(bed.ct(one, 0x112, &[0, 1, 0xf0, 0]).0, 0x8002);
-    // No command, task management, ABTS or link service is answered, and no answer comes that was still to come.
-    let lost = bed.command(one, to, 0, &[0], 0, 0);
-    assert!(bed.answer(lost).is_none());
-    let abort = Header { r_ctl: 0x81, kind: 0, ..lost };
-    bed.send(abort, &[]);
-    let mut reset = vec![0; 32];
-    reset[10] = 0x10;
-    let header = bed.request(6, 8, one, to);
-    bed.send(header, &reset);
-    assert_eq!(bed.els(one, to, &[0x52; 28]), []);
-    assert_eq!(bed.els(one, to, &[&[3][..], &[0; 115]].concat()), []);
-    bed.tell(&format!("logo {ONE:016x} 1"));
-    bed.now += 500;
-    bed.san.tick(bed.now, &mut bed.out);
-    assert!(bed.answer(late).is_none());
-    assert_eq!(bed.take().len(), 0);
-    let info = bed.tell("info");
-    assert!(info.contains("target 1 502fcf0000000001 silent") && info.contains("5 not heard"), "{info}");
-    // The other port goes on. This one does when it is heard again, with the logins that it had.
-    let other = bed.target(2);
-    bed.session(one, other);
-    bed.tell("port 1 heard");
-    assert_eq!(bed.scsi(one, to, 0, &[0], 0, &[]).status, 0);
-    assert!(bed.tell("info").contains("target 1 502fcf0000000001 up"));
-}
-
-#[test]
-fn target_ports_reject_logins() {
-    let mut bed = Bed::new();
-    let (one, to) = bed.ready();
-    let other = bed.target(2);
-    let plogi = [&[3][..], &[0; 115]].concat();
-    let prli = [0x20, 16, 0, 20, 8, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x22];
-    bed.tell(&format!("reject target-plogi {ONE:016x} 9 29 1"));
-    // The login that was there ends with it. Not at the other port, nor at the directory.
-    assert_eq!(bed.els(one, to, &plogi), [1, 0, 0, 0, 0, 9, 0x29, 0]);
-    assert!(!bed.tell("info").contains("session"));
-    bed.session(one, other);
-    assert_eq!(bed.els(one, PortId::DIRECTORY, &plogi)[0], 2);
-    bed.tell("reject target-plogi off");
-    // PRLI: the ports are logged in to each other, the processes are not.
-    bed.tell("reject prli any 3 0");
-    assert_eq!((bed.els(one, to, &plogi)[0], bed.els(one, to, &prli)), (2, vec![1, 0, 0, 0, 0, 3, 0, 0]));
-    assert_eq!(bed.els(one, other, &prli)[0], 1);
-    assert!(bed.tell("info").contains("target 1 PLOGI") && bed.tell("info").contains("target 2 PRLI"));
-    bed.tell("reject prli off");
-    assert_eq!(bed.els(one, to, &prli)[0], 2);
-    // Of another name.
-    bed.tell(&format!("reject prli {TWO:016x} 3 0"));
-    bed.session(one, to);
-}
-
-#[test]
-fn power_goes_and_comes() {
-    let mut bed = Bed::new();
-    let (one, to) = bed.ready();
-    bed.tell("power off");
-    let info = bed.tell("info");
-    assert!(info.contains("target 1 502fcf0000000001 down") && !info.contains("session"), "{info}");
-    assert_eq!(bed.ct(one, 0x172, &[0, 0, 0, 8]).3, []);
-    bed.tell("power on");
-    bed.session(one, to);
-    assert_eq!(bed.scsi(one, to, 0, &[0], 0, &[]).sense, Some((6, 0x29, 0)));
-    assert_eq!(bed.scsi(one, to, 0, &[0], 0, &[]).sense, None);
-    // A port that was taken down before stays so.
-    bed.tell("port 2 down");
-    bed.tell("power");
-    assert!(bed.tell("info").contains("target 2 502fcf0000000002 down"));
-}
-
-#[test]
-fn rec_is_answered_or_not() {
-    let mut bed = Bed::new();
-    let (one, to) = bed.ready();
-    let [a, b, c] = one.bytes();
-    let rec = [0x13, 0, 0, 0, 0, a, b, c, 0x77, 0x77, 0xff, 0xff];
-    assert_eq!(bed.els(one, to, &rec), [1, 0, 0, 0, 0, 3, 0x17, 0]);
-    bed.tell("rec off");
-    assert_eq!(bed.els(one, to, &rec), [1, 0, 0, 0, 0, 0x0b, 0, 0]);
-    bed.tell("rec on");
-    assert_eq!(bed.els(one, to, &rec), [1, 0, 0, 0, 0, 3, 0x17, 0]);
+    let mut order = Vec::new();
+    for time in 100..=1000 {
+        bed.san.tick(bed.now + time, &mut bed.out);
+        order.extend(
+            bed.take().into_iter().filter(|frame| frame.header.r_ctl == 7).map(|frame| frame.header.ox_id),
+        );
+    }
+    assert_ne!(order, commands);
+    order.sort_unstable();
+    assert_eq!(order, commands);
 }
 
 #[test]
@@ -426,6 +382,16 @@ fn commands_that_are_wrong_change_nothing() {
         "unmap 2100000000000a01@0",
         "rec maybe",
         "power maybe",
+        "address 2100000000000a01 090101",
+        "address 2100000000000a01 x",
+        "address any 010101",
+        "addresses maybe",
+        "burst 0",
+        "burst 100",
+        "inject any any 1 delay=5-1",
+        "inject any any 1 delay=1-2-3",
+        "inject any any 1 sense=1/2/3@",
+        "inject any any 1 sense=1/2/3@x+d",
         "map any 4010400a0000000=d0",
         "map any xx10400a00000000=d0",
         "method flat odd",

@@ -1,9 +1,12 @@
 //! A host with an FCoE adapter that logs in and does SCSI, frame by frame, and what it finds.
 
+mod access;
 mod faults;
 mod fences;
 mod hostile;
 mod logins;
+mod maps;
+mod ports;
 mod units;
 
 use crate::bytes::{Fields, three};
