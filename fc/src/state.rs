@@ -259,7 +259,8 @@ fn boot(roots: &Roots) -> String {
     text(&roots.proc.join("sys/kernel/random/boot_id")).unwrap_or_default()
 }
 
-fn is_name(name: &str) -> bool {
+/// Whether a definition may have this name.
+pub fn is_name(name: &str) -> bool {
     let fine = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     (1..=64).contains(&name.len())
         && name.chars().all(fine)

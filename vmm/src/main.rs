@@ -8,6 +8,7 @@ use vmm::cli::{self, LogLevel, Stop};
 use vmm::config::{Restart, Sandbox, Source};
 use vmm::console::{Signals, Watch, die, explain_bus_errors, let_signals_end};
 use vmm::exit::{Outcome, complain, explain, tell};
+use vmm::fc_port::FcPorts;
 use vmm::keeper::Keeper;
 use vmm::machine::{End, Machine, rehearse};
 use vmm::{config, fc_command, jail, limits, logging, passed};
@@ -50,6 +51,8 @@ fn run() -> Outcome {
     let source = Source::read(&cli.config, &cli.set);
     // A process with one thread has a child that is whole, and it hears the kernel in the host's namespaces only.
     let keeper = (!cli.check && source.has_host_devices()).then(|| Keeper::start(source.sandbox()));
+    // The same of the process that has the virtual ports of Fibre Channel.
+    let ports = (!cli.check && source.has_virtual_ports()).then(|| FcPorts::start(source.sandbox()));
     // The kernel lets only a process with one thread have namespaces of its own.
     if source.sandbox() == Sandbox::On {
         if cli.check {
@@ -114,7 +117,7 @@ fn run() -> Outcome {
         tracing::warn!("the limit of open files stays as it is: {error}");
     }
     let shutdown = config.vm.shutdown_timeout;
-    let machine = match Machine::build(config, signals, keeper, start) {
+    let machine = match Machine::build(config, signals, keeper, ports, start) {
         Ok(machine) => machine,
         Err(error) => {
             complain(explain(&error));

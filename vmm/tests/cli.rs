@@ -132,6 +132,20 @@ fn a_check_says_what_the_guest_will_not_see_of_an_image() {
 }
 
 #[test]
+fn a_check_says_that_there_is_no_port_for_a_virtual_one() {
+    let directory = machine();
+    let config = format!("{CONFIG}[[hba]]\nid = \"fc0\"\n[hba.fc]\nparent = \"host4711\"\n");
+    fs::write(directory.path().join("vm.toml"), config).unwrap();
+    let (code, _, errors) = run(vmm(directory.path()).args(CHECK));
+    let lines: Vec<_> = errors.lines().filter(|line| line.contains("hba fc0: ")).collect();
+    let [line] = lines[..] else { panic!("{errors}") };
+    let none = "vmm: error: hba fc0: this host has no Fibre Channel port: no driver of an adapter";
+    let other = "vmm: error: hba fc0: there is no Fibre Channel port host4711; there are ";
+    assert!(line.starts_with(none) || line.starts_with(other), "{line}");
+    assert_eq!(code, Some(1));
+}
+
+#[test]
 fn a_check_says_which_guests_cannot_read_a_volume() {
     if !hypervisor() {
         return;

@@ -308,6 +308,14 @@ impl Target {
         }
     }
 
+    /// Somebody knows that the capacity of a unit has changed which does not notice that itself, as those that are passed through. Tells the
+    /// initiators.
+    pub fn capacity_changed(&self, lun: Lun) {
+        if let Some(unit) = self.unit(lun) {
+            unit.raise(Attention::CapacityChanged, None);
+        }
+    }
+
     /// How many copies write to a unit.
     #[cfg(test)]
     pub(crate) fn copies_writing(&self, lun: Lun) -> usize {

@@ -6,6 +6,7 @@ use devices::storage::fdset;
 use hba_megasas::Difference;
 
 use super::error::{Errors, Origin};
+use super::fc;
 use super::host;
 use super::image::ImageOf;
 use super::machine::path;
@@ -151,7 +152,8 @@ fn hba(section: &Section<'_>, id: String, directory: &Path, cpus: u8, errors: &m
         }
     };
     let threads = threads(section, &controller, errors);
-    Some(Hba { id, controller, threads, luns: luns? })
+    let fc = fc::fc(section, kind?, errors);
+    Some(Hba { id, controller, threads, fc, luns: luns? })
 }
 
 fn threads(section: &Section<'_>, controller: &Controller, errors: &mut Errors) -> IoThreads {

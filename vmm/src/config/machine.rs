@@ -214,7 +214,9 @@ fn boot_device(text: &str, hbas: Option<&[Hba]>) -> Result<BootDevice, String> {
             false => format!("\"{text}\" names no [[hba]], expected {}", spell::any_of(&ids, '`')),
         });
     };
-    if !adapter.luns.iter().any(|unit| unit.target == target && unit.lun == lun) {
+    // What is behind a virtual port is not known yet.
+    let may_come = adapter.virtual_port().is_some();
+    if !may_come && !adapter.luns.iter().any(|unit| unit.target == target && unit.lun == lun) {
         return Err(format!("\"{text}\" names no [[hba.lun]] of `{}`", device.hba));
     }
     Ok(device)

@@ -11,6 +11,7 @@
 //! table, [`schema`].
 
 mod error;
+mod fc;
 mod hba;
 mod host;
 mod image;
@@ -34,6 +35,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub use error::{ConfigError, Origin};
+pub use fc::owner as fc_owner;
 pub use hba::volume_warning;
 pub use host::{Host, Medium, huge_page_pool, medium, reason};
 pub(crate) use host::{files_below, parent};
@@ -75,23 +77,34 @@ impl Source {
         }
     }
 
-    /// Whether there are devices of the host, before anything is checked.
+    /// Whether an HBA has a virtual Fibre Channel port of the host, before anything is checked.
+    pub fn has_virtual_ports(&self) -> bool {
+        let Ok((tree, _)) = &self.read else { return false };
+        tables(tree, "hba").any(|hba| {
+            let Some(Value::Table(fc)) = hba.get("fc").map(|entry| &entry.node.value) else { return false };
+            let emulated = fc.get("emulated").map(|entry| &entry.node.value);
+            !matches!(emulated, Some(Value::Bool(true)))
+        })
+    }
+
+    /// Whether there are devices of the host by name, before anything is checked.
     pub fn has_host_devices(&self) -> bool {
         let Ok((tree, _)) = &self.read else { return false };
-        fn tables<'a>(table: &'a Table, name: &str) -> impl Iterator<Item = &'a Table> {
-            let all = match table.get(name).map(|entry| &entry.node.value) {
-                Some(Value::Array(all)) => all.as_slice(),
-                _ => &[],
-            };
-            all.iter()
-                .filter_map(|node| if let Value::Table(table) = &node.value { Some(table) } else { None })
-        }
         let host = [LunType::Generic.name(), LunType::Block.name()];
         tables(tree, "hba").flat_map(|hba| tables(hba, "lun")).any(|lun| {
             let kind = lun.get("type").map(|entry| &entry.node.value);
             matches!(kind, Some(Value::Text(kind)) if host.contains(&kind.as_str()))
         })
     }
+}
+
+/// The tables of an array.
+fn tables<'a>(table: &'a Table, name: &str) -> impl Iterator<Item = &'a Table> {
+    let all = match table.get(name).map(|entry| &entry.node.value) {
+        Some(Value::Array(all)) => all.as_slice(),
+        _ => &[],
+    };
+    all.iter().filter_map(|node| if let Value::Table(table) = &node.value { Some(table) } else { None })
 }
 
 /// Checks everything against the host. The file `log`, which takes the log, is compared with all that the machine uses.
@@ -222,6 +235,8 @@ fn build(
     paths.hbas(root.sections("hba"), directory);
     let hbas = hba::hbas(root, directory, vm.as_ref().map_or(1, |vm| vm.cpus), errors);
     paths.below(root.sections("hba"), hbas.as_deref().unwrap_or_default());
+    let name = vm.as_ref().map(|vm| &*vm.name);
+    fc::check(root.sections("hba"), hbas.as_deref().unwrap_or_default(), name, errors);
     hba::warn(hbas.as_deref().unwrap_or_default());
     let section = root.take("boot");
     let boot = machine::boot(&section, directory, hbas.as_deref(), errors);

@@ -6,8 +6,8 @@
 use devices::storage::Backing;
 
 use super::types::{
-    Allow, Cache, Discard, Format, HbaType, LunType, MegasasMode, MegasasModel, NoSpace, Polling, Restart,
-    RtcBase, Sandbox, SerialMode, VirtioInterface, WritePolicy,
+    Allow, Cache, Discard, Format, HbaType, LunType, MegasasMode, MegasasModel, NoSpace, Passthrough,
+    Polling, Restart, RtcBase, Sandbox, SerialMode, VirtioInterface, WritePolicy,
 };
 
 /// Whether this version builds what a key asks for.
@@ -53,6 +53,8 @@ pub enum Kind {
     Uuid,
     /// A world wide name of 16 hexadecimal digits.
     Wwn,
+    /// A World Wide Name of a port or its node, in all forms that people write.
+    PortName,
     /// A path, relative to the file.
     Path,
     /// One of a set of names.
@@ -208,7 +210,30 @@ const HBA: &[Key] = &[
     key("event_log", Kind::Path, Built),
     key("qemu_answers", Kind::Strings, Built),
     key("lun", Kind::Tables(LUN), Built),
-    key("fc", Kind::Later, NotYet),
+    key("fc", Kind::Table(FC), Built),
+];
+
+const FC: &[Key] = &[
+    key("emulated", Kind::Bool, Built),
+    key("ports", Kind::Integer(1, 255), Built),
+    key("parent", Kind::Text(1), Built),
+    key("parent_wwnn", Kind::PortName, Built),
+    key("parent_wwpn", Kind::PortName, Built),
+    key("parent_fabric", Kind::PortName, Built),
+    key("wwnn", Kind::PortName, Built),
+    key("wwpn", Kind::PortName, Built),
+    key("secondary_wwnn", Kind::PortName, Built),
+    key("secondary_wwpn", Kind::PortName, Built),
+    key("any_oui", Kind::Bool, Built),
+    // The most that scsi_transport_fc of Linux has ("infinity"), and SCSI_DEVICE_BLOCK_MAX_TIMEOUT.
+    key("dev_loss_tmo", Kind::Integer(1, 0x7fff_ffff), Built),
+    key("fast_io_fail_tmo", Kind::Integer(0, 600), Built),
+    key("luns", Kind::Text(1), Built),
+    key("passthrough", choice(Passthrough::NAMES, &[]), Built),
+    key("allow", choice(Allow::NAMES, &[]), Built),
+    key("shared", Kind::Bool, Built),
+    key("bounce", Kind::Bool, Built),
+    key("timeout", Kind::Integer(1, 3600), Built),
 ];
 
 const LUN: &[Key] = &[

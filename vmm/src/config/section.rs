@@ -339,6 +339,13 @@ fn scalar<'a>(kind: &Kind, node: &Node) -> Result<Typed<'a>, String> {
             "expected 16 hexadecimal digits such as \"5000c500a1b2c3d4\", or 32 of a device of the host"
                 .into()
         }),
+        (Kind::PortName, _) => text
+            .and_then(|text| text.parse::<fc::Wwn>().ok())
+            .map(|name| Typed::Wide(name.bits().into()))
+            .ok_or_else(|| {
+                "expected 16 hexadecimal digits such as \"2100001b32a9da4e\" or \"21:00:00:1b:32:a9:da:4e\""
+                    .into()
+            }),
         (Kind::Choice(choices), _) => choice(text, choices, ""),
         (Kind::BoolOrChoice(choices), _) => choice(text, choices, "true, false, "),
         (Kind::Strings | Kind::ChoiceOrStrings(_), Value::Array(items)) => items

@@ -27,11 +27,14 @@ pub(super) fn security(
         Some(text) => Some(user(section, text, host, errors)?),
         None => None,
     };
-    let mut luns = hbas.unwrap_or_default().iter().flat_map(|hba| &hba.luns);
-    let there = luns.any(|lun| lun.device.host().is_some());
-    let host_devices = section.boolean("host_devices").unwrap_or(there);
+    let hbas = hbas.unwrap_or_default();
+    let there = hbas.iter().flat_map(|hba| &hba.luns).any(|lun| lun.device.host().is_some());
+    let ports = hbas.iter().any(|hba| hba.virtual_port().is_some());
+    let host_devices = section.boolean("host_devices").unwrap_or(there || ports);
     if there && !host_devices {
         section.refuse("host_devices", "but there is a [[hba.lun]] with a device of the host", errors);
+    } else if ports && !host_devices {
+        section.refuse("host_devices", "but there is a [hba.fc] with a virtual port of the host", errors);
     }
     Some(Security {
         sandbox: sandbox?,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -13,18 +13,22 @@ use hba_megasas::Arrival;
 use hba_virtio_scsi::VirtioScsi;
 
 use super::closing::{Answer, Asked, close_with_deadline};
-use super::hbas::{self, Opened};
+use super::hbas::{self, HostUnit, Opened};
 use super::identity::Identities;
 use super::space::Space;
+use super::units;
 pub use super::units::{Taken, UnitInfo, UnitState};
 use crate::config::{self, HbaType};
 
 mod attached;
 mod discs;
+mod fabric;
+mod native;
 mod promised;
 
 pub(super) use attached::Attached;
 use attached::Behind;
+pub(super) use fabric::{Fabric, port_state, state_named};
 
 /// How long the host may take to end a unit's commands and to close its image before whoever asked hears that it does
 /// not answer.
@@ -107,9 +111,11 @@ struct Inventory {
     targets: BTreeMap<u8, Vec<Arc<Target>>>,
     /// Those that somebody was given as free.
     promised: BTreeSet<u8>,
-    units: BTreeMap<(u8, u16), Attached>,
+    units: BTreeMap<(u8, Lun), Attached>,
     /// Units that the guest has lost and whose images are being closed, also those that nobody waits for any more.
     closing: Vec<Arc<Answer>>,
+    /// The machine ends: nothing comes any more.
+    over: bool,
 }
 
 /// An HBA with what is behind it.
@@ -118,8 +124,10 @@ pub struct Adapter {
     pub id: String,
     /// What the guest sees.
     pub kind: HbaType,
-    /// None for an HBA that cannot take targets at run time.
-    device: Option<Arc<dyn HotPlug>>,
+    /// None for an HBA that cannot take targets at run time, or not yet.
+    device: OnceLock<Arc<dyn HotPlug>>,
+    /// The fabric that its port is on.
+    fabric: OnceLock<Fabric>,
     /// The thread on which units end their commands.
     remote: Remote,
     /// Where writes of units that come wait when the host has no space.
@@ -137,8 +145,9 @@ impl Adapter {
     /// An HBA with nothing behind it.
     pub fn new(id: &str, kind: HbaType, remote: Remote, space: &Arc<Space>, group: &TargetGroup) -> Self {
         let (space, group, identities) = (space.clone(), group.clone(), Arc::default());
+        let (device, fabric) = (OnceLock::new(), OnceLock::new());
         let (inventory, patience) = (Mutex::default(), DETACH);
-        Self { id: id.into(), kind, device: None, remote, space, group, identities, patience, inventory }
+        Self { id: id.into(), kind, device, fabric, remote, space, group, identities, patience, inventory }
     }
 
     /// The thread on which units end their commands and images are closed.
@@ -148,10 +157,10 @@ impl Adapter {
 
     /// Takes all units away at the end of the machine.
     pub fn take_units(&self) -> Taken {
-        let Inventory { targets, units, closing, .. } = std::mem::take(&mut *self.lock());
-        let take = |((target, lun), unit): ((u8, u16), Attached)| {
-            let number = Lun::from_number(u32::from(lun));
-            let leaving = targets.get(&target).into_iter().flatten().filter_map(|target| target.take(number));
+        let over = Inventory { over: true, ..Inventory::default() };
+        let Inventory { targets, units, closing, .. } = std::mem::replace(&mut *self.lock(), over);
+        let take = |((target, lun), unit): ((u8, Lun), Attached)| {
+            let leaving = targets.get(&target).into_iter().flatten().filter_map(|target| target.take(lun));
             (self.name(target, lun, &unit.shown), leaving.collect())
         };
         let stays = units.into_iter().filter(|(_, unit)| !unit.is_leaving());
@@ -159,13 +168,8 @@ impl Adapter {
     }
 
     /// What a unit is called in messages.
-    fn name(&self, target: u8, lun: u16, image: &str) -> String {
-        format!("hba {}, target {target} lun {lun}, {image}", self.id)
-    }
-
-    /// The targets of the machine.
-    pub fn group(&self) -> &TargetGroup {
-        &self.group
+    fn name(&self, target: u8, lun: Lun, image: &str) -> String {
+        format!("hba {}, target {target} lun {}, {image}", self.id, units::shown(lun))
     }
 
     /// Where writes wait when the host has no space.
@@ -185,23 +189,32 @@ impl Adapter {
     }
 
     /// Says who shows targets that come from now on.
-    pub fn connect(&mut self, device: Arc<dyn HotPlug>) {
-        self.device = Some(device);
+    pub fn connect(&self, device: Arc<dyn HotPlug>) {
+        // Once.
+        let _ = self.device.set(device);
     }
 
-    /// Takes note of a target that was there from the start.
-    pub fn add_target(&self, id: u8, target: &Arc<Target>) {
-        self.lock().targets.insert(id, vec![target.clone()]);
+    /// The same, of one that `make` makes for the targets that are there.
+    pub fn connect_with<D: HotPlug + 'static>(
+        &self,
+        make: impl FnOnce(BTreeMap<u8, Arc<Target>>) -> Result<Arc<D>>,
+    ) -> Result<Arc<D>> {
+        // None comes meanwhile.
+        let inventory = self.lock();
+        let first = |(id, all): (&u8, &Vec<Arc<Target>>)| Some((*id, all.first()?.clone()));
+        let device = make(inventory.targets.iter().filter_map(first).collect())?;
+        self.connect(device.clone());
+        Ok(device)
     }
 
     /// Takes note of a unit that was there from the start.
     pub(super) fn add_unit(&self, lun: &config::Lun, unit: Attached) {
-        self.lock().units.insert((lun.target, lun.lun), unit);
+        self.lock().units.insert((lun.target, number(lun.lun)), unit);
     }
 
     /// Whether a device of the host is passed through at this place.
     pub fn passes(&self, target: u8, lun: u16) -> bool {
-        self.lock().units.get(&(target, lun)).is_some_and(|unit| unit.host.is_some())
+        self.lock().units.get(&(target, number(lun))).is_some_and(|unit| unit.host.is_some())
     }
 
     /// All logical units, by target and number.
@@ -209,11 +222,9 @@ impl Adapter {
         let unnoticed = self.unnoticed();
         let inventory = self.lock();
         let failed = |target, lun| {
-            let lun = Lun::from_number(u32::from(lun));
             inventory.targets.get(&target).is_some_and(|all| all.iter().any(|target| target.has_failed(lun)))
         };
         let away = |target, lun| {
-            let lun = Lun::from_number(u32::from(lun));
             inventory.targets.get(&target).is_some_and(|all| all.iter().any(|target| target.is_away(lun)))
         };
         let state = |target: u8, lun, unit: &Attached| match unit.is_leaving() {
@@ -224,15 +235,15 @@ impl Adapter {
         };
         let tray = |target, lun, unit: &Attached| {
             let at = inventory.targets.get(&target).filter(|_| unit.drive.is_some())?;
-            at.first()?.tray(Lun::from_number(u32::from(lun)))
+            at.first()?.tray(lun)
         };
         // Of a device of the host that has come back by another node, that one.
         let path = |target, lun, unit: &Attached| {
             let at = inventory.targets.get(&target).filter(|_| matches!(unit.image, Behind::Host));
-            let node = at.and_then(|all| all.first()?.node(Lun::from_number(u32::from(lun))));
+            let node = at.and_then(|all| all.first()?.node(lun));
             node.map_or_else(|| unit.path.clone(), Into::into)
         };
-        let info = |(&(target, lun), unit): (&(u8, u16), &Attached)| UnitInfo {
+        let info = |(&(target, lun), unit): (&(u8, Lun), &Attached)| UnitInfo {
             target,
             lun,
             image: (!matches!(unit.image, Behind::Nothing)).then(|| path(target, lun, unit)),
@@ -249,13 +260,14 @@ impl Adapter {
 
     /// The targets where something went, and the guest has not taken note of it.
     pub fn unnoticed(&self) -> Vec<u8> {
-        self.device.as_ref().map(|device| device.unnoticed()).unwrap_or_default()
+        self.device.get().map(|device| device.unnoticed()).unwrap_or_default()
     }
 
     /// Attaches a logical unit. The guest is told; or else it waits until the guest has taken note that something else
     /// has gone from there.
     pub fn attach(&self, lun: &config::Lun) -> Result<UnitState> {
         self.device()?;
+        self.ensure_own()?;
         ensure_free(&self.lock(), lun)?;
         let (unit, units) = self.open(lun)?;
         self.insert(lun, unit, units)
@@ -272,10 +284,15 @@ impl Adapter {
     fn open(&self, lun: &config::Lun) -> Result<(Attached, Vec<LogicalUnit>)> {
         let device = self.device()?;
         let opened = hbas::open(&self.id, lun, &self.space, &self.identities)?;
-        if let Opened::Host(host) = &opened
-            && !device.transfer_limits().admits(&host.limits())
-            && host.is_sequential()
-        {
+        if let Opened::Host(host) = &opened {
+            self.warn_of_limits(device, host);
+        }
+        self.show(lun, opened)
+    }
+
+    /// Warns of a device that comes when the guest has been told of more than it takes.
+    fn warn_of_limits(&self, device: &Arc<dyn HotPlug>, host: &HostUnit) {
+        if !device.transfer_limits().admits(&host.limits()) && host.is_sequential() {
             tracing::warn!(
                 "{}: hba {} has told the guest at its start that more can be sent at a time than the {} bytes that this device \
                  takes: records that are longer are refused; have the guest write shorter ones, or start the machine with it",
@@ -284,7 +301,6 @@ impl Adapter {
                 host.limits().transfer()
             );
         }
-        self.show(lun, opened)
     }
 
     /// Makes what shows a unit to the guest.
@@ -311,7 +327,7 @@ impl Adapter {
     }
 
     fn holds(&self, lun: &config::Lun) -> bool {
-        self.lock().units.contains_key(&(lun.target, lun.lun))
+        self.lock().units.contains_key(&(lun.target, number(lun.lun)))
     }
 
     fn insert(&self, lun: &config::Lun, unit: Attached, units: Vec<LogicalUnit>) -> Result<UnitState> {
@@ -337,7 +353,7 @@ impl Adapter {
         units: &mut impl ExactSizeIterator<Item = LogicalUnit>,
         made: &mut Vec<Arc<Target>>,
     ) -> Result<UnitState> {
-        let number = Lun::from_number(u32::from(lun.lun));
+        let number = number(lun.lun);
         let mut state = UnitState::Attached;
         let mut inventory = self.lock();
         // Another may have been faster since somebody looked.
@@ -358,25 +374,30 @@ impl Adapter {
                 state = UnitState::Waiting;
             }
             inventory.targets.insert(lun.target, made.clone());
+            self.add_port(lun.target);
         }
-        inventory.units.insert((lun.target, lun.lun), unit);
+        inventory.units.insert((lun.target, number), unit);
         Ok(state)
     }
 
     /// Detaches a logical unit, whose commands end, and with the last one its target. The guest is told. When this
     /// returns the image is closed, or an error says why not; the guest has lost the unit in any case.
     pub fn detach(&self, target: u8, lun: u16) -> Result<()> {
+        self.ensure_own()?;
+        self.detach_at(target, number(lun))
+    }
+
+    fn detach_at(&self, target: u8, lun: Lun) -> Result<()> {
         let device = self.device()?;
         let Leave { behind, image, shown, last, asked } = self.begin_leaving(target, lun)?;
         if last {
             device.close_targets(target);
         }
-        let number = Lun::from_number(u32::from(lun));
         // Without the lock: it may wait for the host.
         let closed = close_with_deadline(&self.remote, asked, self.patience, move |io| async move {
             let mut leaving = Vec::with_capacity(behind.len());
             for target in &behind {
-                leaving.extend(target.detach(number).await);
+                leaving.extend(target.detach(lun).await);
             }
             let mut end = Ok(());
             for unit in leaving {
@@ -389,34 +410,37 @@ impl Adapter {
             end
         });
         self.end_leaving(target, lun)?;
-        closed.with_context(|| format!("target {target} lun {lun} has left the guest, but {shown}"))
+        closed.with_context(|| {
+            format!("target {target} lun {} has left the guest, but {shown}", units::shown(lun))
+        })
     }
 
     /// Marks a unit as leaving.
-    fn begin_leaving(&self, target: u8, lun: u16) -> Result<Leave> {
+    fn begin_leaving(&self, target: u8, lun: Lun) -> Result<Leave> {
         let mut inventory = self.lock();
-        let nothing = || anyhow!("nothing at target {target} lun {lun}");
+        let number = units::shown(lun);
+        let nothing = || anyhow!("nothing at target {target} lun {number}");
         let behind = inventory.targets.get(&target).cloned().ok_or_else(nothing)?;
         let unit = inventory.units.get_mut(&(target, lun)).ok_or_else(nothing)?;
-        ensure!(!unit.is_leaving(), "target {target} lun {lun} is being detached already");
+        ensure!(!unit.is_leaving(), "target {target} lun {number} is being detached already");
         let (len, shown) = (unit.len(), unit.shown.clone());
         let image = match std::mem::replace(&mut unit.image, Behind::Leaving(len)) {
             Behind::Image(image) => Some(image),
             Behind::Nothing | Behind::Host | Behind::Leaving(_) => None,
         };
-        let others = |(&(other, _), unit): (&(u8, u16), &Attached)| other == target && !unit.is_leaving();
-        let last = !inventory.units.iter().any(others);
+        let others = |(&(other, _), unit): (&(u8, Lun), &Attached)| other == target && !unit.is_leaving();
+        let last = !self.has_fabric() && !inventory.units.iter().any(others);
         let asked = Asked::new(self.name(target, lun, &shown));
         inventory.closing.retain(|answer| !answer.is_over());
         inventory.closing.push(asked.answer());
         Ok(Leave { behind, image, shown, last, asked })
     }
 
-    /// Forgets a unit that has left, and with the last one its target.
-    fn end_leaving(&self, target: u8, lun: u16) -> Result<()> {
+    /// Forgets a unit that has left, and with the last one its target. A port of a fabric stays without units.
+    fn end_leaving(&self, target: u8, lun: Lun) -> Result<()> {
         let mut inventory = self.lock();
         inventory.units.remove(&(target, lun));
-        if !inventory.units.keys().any(|&(other, _)| other == target) {
+        if !self.has_fabric() && !inventory.units.keys().any(|&(other, _)| other == target) {
             inventory.targets.remove(&target);
             self.device()?.detach_targets(target)?;
         }
@@ -428,7 +452,7 @@ impl Adapter {
         // Without the lock from then on: it may wait for the host.
         let (image, behind, block) = {
             let inventory = self.lock();
-            let unit = inventory.units.get(&(target, lun));
+            let unit = inventory.units.get(&(target, number(lun)));
             let unit = unit.ok_or_else(|| anyhow!("nothing at target {target} lun {lun}"))?;
             ensure!(!unit.protected, "a disk with protection information keeps its size");
             ensure!(unit.drive.is_none(), "a disc keeps its size; `change` it for another one");
@@ -464,13 +488,14 @@ impl Adapter {
             found
         })?;
         warning.into_iter().for_each(|line| tracing::warn!("{line}"));
-        behind.iter().for_each(|target| target.refresh(Lun::from_number(u32::from(lun))));
+        behind.iter().for_each(|target| target.refresh(number(lun)));
         Ok(len)
     }
 
     /// Another image at the same place: the unit goes and a new one comes. The old one stays when the new image cannot
     /// be opened.
     pub fn change(&self, lun: &config::Lun) -> Result<UnitState> {
+        self.ensure_own()?;
         ensure!(self.holds(lun), "nothing at target {} lun {}", lun.target, lun.lun);
         let (unit, units) = self.open(lun)?;
         self.detach(lun.target, lun.lun).context("the new image was not attached")?;
@@ -484,7 +509,7 @@ impl Adapter {
 
     fn device(&self) -> Result<&Arc<dyn HotPlug>> {
         let name = self.kind.name();
-        self.device.as_ref().ok_or_else(|| anyhow!("a {name} HBA takes no disks at run time yet"))
+        self.device.get().ok_or_else(|| anyhow!("a {name} HBA takes no disks at run time yet"))
     }
 
     /// Runs a task on the I/O thread and waits for it, but not for ever: then it goes on by itself.
@@ -516,12 +541,21 @@ impl Adapter {
 }
 
 fn ensure_free(inventory: &Inventory, lun: &config::Lun) -> Result<()> {
-    let (target, number) = (lun.target, lun.lun);
-    match inventory.units.get(&(target, number)).map(Attached::is_leaving) {
+    ensure_empty(inventory, lun.target, number(lun.lun))
+}
+
+fn ensure_empty(inventory: &Inventory, target: u8, lun: Lun) -> Result<()> {
+    let number = units::shown(lun);
+    match inventory.units.get(&(target, lun)).map(Attached::is_leaving) {
         None => Ok(()),
         Some(true) => bail!("target {target} lun {number} is being detached"),
         Some(false) => bail!("target {target} lun {number} is in use"),
     }
+}
+
+/// The LUN of a number that a user gave.
+fn number(lun: u16) -> Lun {
+    Lun::from_number(u32::from(lun))
 }
 
 /// An error of the storage layer in one line.

@@ -208,7 +208,7 @@ fn a_free_target_is_promised_once() {
     let thread = IoThread::start("test").unwrap();
     let (space, group) = (Space::new(Control::new(0).unwrap()), TargetGroup::default());
     let adapter = Adapter::new("scsi0", HbaType::VirtioScsi, thread.remote(), &space, &group);
-    adapter.add_target(1, &group.target());
+    adapter.target(1).unwrap();
     let promises = [(); 3].map(|()| adapter.free_target().unwrap());
     assert_eq!([0, 1, 2].map(|at: usize| promises[at].target()), [0, 2, 3]);
     let [first, ..] = promises;

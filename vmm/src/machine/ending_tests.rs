@@ -108,7 +108,7 @@ fn machine(control: &Arc<Control>, directory: &Path, store: Store) -> Hbas {
     File::create(directory.join("a.img")).unwrap().set_len(1 << 20).unwrap();
     let thread = IoThread::start("test").unwrap();
     let (space, group) = (Space::new(control.clone()), TargetGroup::default());
-    let mut adapter = Adapter::new("raid", HbaType::Megasas, thread.remote(), &space, &group);
+    let adapter = Adapter::new("raid", HbaType::Megasas, thread.remote(), &space, &group);
     let options = Options {
         model: Model::Gen2,
         serial: "1".into(),

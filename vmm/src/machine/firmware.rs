@@ -252,7 +252,7 @@ mod tests {
 
     fn hba(id: &str) -> Hba {
         let controller = Controller::VirtioScsi(VirtioScsi::with_queues(1));
-        Hba { id: id.into(), controller, threads: Default::default(), luns: Vec::new() }
+        Hba { id: id.into(), controller, threads: Default::default(), fc: None, luns: Vec::new() }
     }
 
     #[test]

@@ -21,13 +21,17 @@ use super::adapter::{Adapter, Attached, Taken, explain};
 use super::chipset::Chipset;
 use super::control::{Control, Crash};
 use super::ending::Over;
+use super::fabric::{self, Plugged};
 use super::identity::{self, Identities};
 use super::protection;
 use super::raid;
 use super::space::Space;
+use super::virtual_port;
 use crate::config::{
-    self, Cache, Config, Controller, Device, Format, HbaType, HostPlace, NoSpace, Throttle, VirtioInterface,
+    self, Cache, Config, Controller, Device, Format, HbaType, HostPlace, LunType, NoSpace, Throttle,
+    VirtioInterface,
 };
+use crate::fc_port::{FcPorts, Process};
 
 /// The HBAs with what is behind them and the threads that serve them.
 #[derive(Default)]
@@ -45,6 +49,8 @@ pub struct Hbas {
     threads: Mutex<Vec<IoThread>>,
     /// Closes the images at the end. It is there from the start, for no ring is made in the sandbox.
     closer: Mutex<Option<IoThread>>,
+    /// Who has the virtual ports.
+    ports: Mutex<Option<Process>>,
 }
 
 /// Images that are being closed.
@@ -56,9 +62,20 @@ pub struct Closing {
 }
 
 impl Hbas {
-    /// Builds every HBA and plugs it in, in the order of the file.
-    pub fn plug(config: &Config, chipset: &Chipset, space: &Arc<Space>) -> Result<Self> {
+    /// Builds every HBA and plugs it in, in the order of the file. `ports`: who has the virtual ports of a machine that has some.
+    pub fn plug(
+        config: &Config,
+        chipset: &Chipset,
+        space: &Arc<Space>,
+        ports: Option<FcPorts>,
+    ) -> Result<Self> {
         let mut hbas = Self::default();
+        let wanted = virtual_port::wanted(config);
+        let mut found = Vec::new().into_iter();
+        if let Some(ports) = ports.filter(|_| !wanted.is_empty()) {
+            let (process, ports) = ports.begin(&wanted)?;
+            (hbas.ports, found) = (Mutex::new(Some(process)), ports.into_iter());
+        }
         for hba in &config.hbas {
             let threads = threads(hba, space.control())?;
             let remotes: Vec<Remote> = threads.iter().map(IoThread::remote).collect();
@@ -66,14 +83,26 @@ impl Hbas {
             let (bdf, seat) = chipset.seat()?;
             match &hba.controller {
                 Controller::VirtioScsi(virtio) => {
-                    let mut adapter = hbas.adapter(hba, HbaType::VirtioScsi, remote, space);
+                    let adapter = Arc::new(hbas.adapter(hba, HbaType::VirtioScsi, remote, space));
                     let opened = open_all(hba, &adapter)?;
-                    let options = virtio_options(*virtio, hba, transfer_limits(&opened));
-                    let targets = targets(hba, opened, &adapter)?;
-                    let device = VirtioScsi::new(seat, nexuses(targets), remotes, options)
-                        .with_context(|| format!("hba {}", hba.id))?;
-                    adapter.connect(device.clone());
-                    hbas.adapters.push(Arc::new(adapter));
+                    let mut limits = transfer_limits(&opened);
+                    let plugged = fabric::plug(&config.vm.name, hba, &adapter, &mut found)?;
+                    if let Some(fabric) = &plugged {
+                        limits = limits.and(fabric.limits());
+                    }
+                    attach_all(hba, opened, &adapter)?;
+                    let (options, san) =
+                        (virtio_options(*virtio, hba, limits), plugged.as_ref().map(Plugged::san));
+                    let device = adapter.connect_with(|targets| {
+                        let targets = nexuses(targets);
+                        match san {
+                            Some(san) => VirtioScsi::with_san(seat, targets, remotes, options, san),
+                            None => VirtioScsi::new(seat, targets, remotes, options),
+                        }
+                        .with_context(|| format!("hba {}", hba.id))
+                    })?;
+                    plugged.map_or(Ok(()), Plugged::go_on)?;
+                    hbas.adapters.push(adapter);
                     hbas.virtio.push(device.clone());
                     chipset.plug(bdf, device)?;
                 }
@@ -81,7 +110,7 @@ impl Hbas {
                     let name = || format!("hba {}", hba.id);
                     let (options, events) =
                         (raid::options(&hba.id, board), raid::events(board).with_context(name)?);
-                    let mut adapter = hbas.adapter(hba, HbaType::Megasas, remote.clone(), space);
+                    let adapter = hbas.adapter(hba, HbaType::Megasas, remote.clone(), space);
                     let opened = open_all(hba, &adapter)?;
                     let (drives, limits) = (BTreeMap::new(), transfer_limits(&opened));
                     let device = Megasas::with_limits(seat, drives, remote, options, events, limits)
@@ -190,6 +219,12 @@ impl Hbas {
         Closing { names, closed }
     }
 
+    /// Has the virtual ports deleted, now that nothing is open behind them, and waits for that for a while.
+    pub fn close_ports(&self) {
+        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner).take();
+        ports.into_iter().for_each(Process::close);
+    }
+
     /// Ends the I/O threads; `over` goes when they have.
     pub fn end_threads(&self, over: &Arc<Over>) {
         for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
@@ -282,7 +317,7 @@ fn place(hba: &config::Hba, lun: &config::Lun) -> String {
 }
 
 /// Opens what the units of an HBA have on the host.
-fn open_all(hba: &config::Hba, adapter: &Adapter) -> Result<Vec<Opened>> {
+pub(super) fn open_all(hba: &config::Hba, adapter: &Adapter) -> Result<Vec<Opened>> {
     let open = |lun| {
         let opened = open(&hba.id, lun, adapter.space(), adapter.identities());
         if adapter.kind == HbaType::Megasas { opened.with_context(|| place(hba, lun)) } else { opened }
@@ -299,20 +334,18 @@ fn transfer_limits(opened: &[Opened]) -> TransferLimits {
     limits.reduce(HostLimits::and).map(TransferLimits::from).unwrap_or_default()
 }
 
-/// The targets behind an HBA, each with its logical units.
-fn targets(hba: &config::Hba, opened: Vec<Opened>, adapter: &Adapter) -> Result<BTreeMap<u8, Arc<Target>>> {
-    let mut targets: BTreeMap<u8, Arc<Target>> = BTreeMap::new();
+/// Has the targets of an HBA, each with its logical units, behind it.
+pub(super) fn attach_all(hba: &config::Hba, opened: Vec<Opened>, adapter: &Adapter) -> Result<()> {
     for (lun, opened) in hba.luns.iter().zip(opened) {
         let known = Attached::new(lun, &opened);
         let unit = opened.unit(lun).with_context(|| place(hba, lun))?;
-        let target = targets.entry(lun.target).or_insert_with(|| adapter.group().target());
+        let target = adapter.target(lun.target)?;
         target
             .attach(Lun::from_number(u32::from(lun.lun)), unit)
             .with_context(|| format!("hba {}, target {}, lun {}", hba.id, lun.target, lun.lun))?;
         adapter.add_unit(lun, known);
-        adapter.add_target(lun.target, target);
     }
-    Ok(targets)
+    Ok(())
 }
 
 /// One initiator, the HBA, and each target.
@@ -356,6 +389,14 @@ impl HostUnit {
         match self {
             Self::Generic(device) => device.name(),
             Self::Block(disk) => disk.name(),
+        }
+    }
+
+    /// Its type.
+    pub(super) fn kind(&self) -> LunType {
+        match self {
+            Self::Generic(_) => LunType::Generic,
+            Self::Block(_) => LunType::Block,
         }
     }
 
@@ -458,12 +499,17 @@ pub(crate) fn generic_options(host: &config::HostDevice) -> GenericOptions {
             HostPlace::Wwn(name) => Place::Name(name.clone()),
         },
         shared: host.shared,
-        allow: match host.allow {
-            config::Allow::All => Allow::All,
-            config::Allow::NoManagement => Allow::NoManagement,
-            config::Allow::ReadOnly => Allow::ReadOnly,
-        },
+        allow: allow(host.allow),
         bounce: host.bounce,
+    }
+}
+
+/// What the guest may do to a device of the host.
+pub(super) fn allow(allow: config::Allow) -> Allow {
+    match allow {
+        config::Allow::All => Allow::All,
+        config::Allow::NoManagement => Allow::NoManagement,
+        config::Allow::ReadOnly => Allow::ReadOnly,
     }
 }
 

@@ -69,9 +69,10 @@ fn healthy_images_are_closed_and_unlocked_beside_one_that_hangs() {
     let remote = thread.remote();
     let group = TargetGroup::default();
     let adapter = Adapter::new("scsi0", HbaType::VirtioScsi, remote.clone(), &space, &group);
-    let nexuses = nexuses(targets(&hba, open_all(&hba, &adapter).unwrap(), &adapter).unwrap());
+    attach_all(&hba, open_all(&hba, &adapter).unwrap(), &adapter).unwrap();
+    let nexuses: Vec<_> = adapter.targets().into_iter().map(|target| Nexus::new(target, None)).collect();
     let (begun, begin) = mpsc::channel();
-    let nexus = nexuses[&0].clone();
+    let nexus = nexuses[0].clone();
     remote.spawn(move |io| {
         io.plot(move |victim| {
             let far = u64::from(FAR) * 512;
@@ -122,9 +123,10 @@ fn an_image_that_had_failed_before_is_an_error_of_the_end() {
     let remote = thread.remote();
     let group = TargetGroup::default();
     let adapter = Adapter::new("scsi0", HbaType::VirtioScsi, remote.clone(), &space, &group);
-    let nexuses = nexuses(targets(&hba, open_all(&hba, &adapter).unwrap(), &adapter).unwrap());
+    attach_all(&hba, open_all(&hba, &adapter).unwrap(), &adapter).unwrap();
+    let nexuses: Vec<_> = adapter.targets().into_iter().map(|target| Nexus::new(target, None)).collect();
     let (done, flushed) = mpsc::channel();
-    let nexus = nexuses[&0].clone();
+    let nexus = nexuses[0].clone();
     remote.spawn(move |io| {
         let mut lost = Some(Trick::Fail(libc::EIO));
         io.plot(move |victim| (victim == Victim::Sync).then(|| lost.take()).flatten());

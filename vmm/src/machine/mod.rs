@@ -10,6 +10,7 @@ mod debug_file;
 mod ending;
 mod event_file;
 mod events;
+mod fabric;
 mod firmware;
 mod hbas;
 mod identity;
@@ -27,6 +28,7 @@ mod tables;
 pub mod testing;
 mod trace;
 mod units;
+mod virtual_port;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -48,6 +50,7 @@ pub(crate) use requests::receive;
 use crate::config::{Boot, Config, Restart};
 use crate::console::{Console, Request, Signals, suspend};
 use crate::exit::{Outcome, complain, explain, is_out_of_descriptors};
+use crate::fc_port::FcPorts;
 use crate::jail;
 use crate::keeper::Keeper;
 use crate::kvm::{Backing, Hypervisor, InitialChips, add_chips, allocate_ram};
@@ -117,10 +120,12 @@ pub struct Machine {
 impl Machine {
     /// Builds the machine that `config` describes. `start` is when the process began, for the trace of times;
     /// `signals` were blocked before the first thread. `keeper`: who finds devices of the host again, of a machine that has some.
+    /// `ports`: who has its virtual Fibre Channel ports.
     pub fn build(
         config: Config,
         signals: Arc<Signals>,
         keeper: Option<Keeper>,
+        ports: Option<FcPorts>,
         start: Instant,
     ) -> Result<Self> {
         jail::prepare(&config);
@@ -150,7 +155,7 @@ impl Machine {
             debug: debug.sink(),
         })?;
         let space = Space::new(control.clone());
-        let hbas = Hbas::plug(&config, &chipset, &space)?;
+        let hbas = Hbas::plug(&config, &chipset, &space, ports)?;
         if let Some(keeper) = keeper {
             keeper.begin();
         }
@@ -249,6 +254,7 @@ impl Machine {
     /// Runs the machine to its end.
     pub fn run(mut self) -> End {
         let outcome = self.start().and_then(|(threads, events)| self.serve(threads, events));
+        self.hbas.close_ports();
         self.console.close();
         self.debug.end();
         outcome.unwrap_or_else(|e| {

@@ -3,6 +3,7 @@
 //! It opens what a start opens, as far as the same functions leave everything as it is, in the order of a start, and goes
 //! on after each error. What a configuration says by itself was checked before.
 
+use std::fs::OpenOptions;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,6 +11,9 @@ use anyhow::{Context, Error, Result};
 use boot::RamLayout;
 use devices::mem::GuestRam;
 use devices::storage::{Qcow2Image, Rehearsal};
+use fc::names::Known;
+use fc::state::{Record, StateError, Store};
+use fc::{Roots, San};
 
 use super::chipset::{ChipsetError, SLOTS};
 use super::control::Control;
@@ -17,7 +21,9 @@ use super::firmware::{DebugOutput, FirmwareBoot};
 use super::hbas::HostUnit;
 use super::identity::Identities;
 use super::{hbas, protection, raid};
-use crate::config::{Boot, Cd, Config, Controller, Device, Disk, Format, Hba, HostDevice, Lun};
+use crate::config::{
+    self, Boot, Cd, Config, Controller, Device, Disk, Format, Hba, HostDevice, Lun, VirtualPort,
+};
 use crate::console::Console;
 use crate::exit::explain;
 use crate::jail;
@@ -83,12 +89,17 @@ fn adapters(config: &Config, all: &mut Problems) {
         all.note::<()>(Err(ChipsetError::NoSlot.into()));
     }
     let control = all.note(Control::new(0).map_err(Error::from));
+    let mut ports = Known::default();
     for hba in &config.hbas {
         if let Some(control) = &control {
             all.note(hbas::threads(hba, control));
         }
         if let Controller::Megasas(board) = &hba.controller {
             all.note(raid::check_events(board).with_context(|| format!("hba {}", hba.id)));
+        }
+        if let Some(port) = hba.virtual_port() {
+            let owner = config::fc_owner(&config.vm.name, &hba.id);
+            all.note(virtual_port(&owner, port, &mut ports).with_context(|| format!("hba {}", hba.id)));
         }
         for lun in &hba.luns {
             let board = matches!(hba.controller, Controller::Megasas(_));
@@ -103,6 +114,37 @@ fn adapters(config: &Config, all: &mut Problems) {
             });
         }
     }
+}
+
+/// There is a port of the host that it could be created on, and its names are fit for it, as far as it has them already: `taken` are those
+/// of the ports before it.
+fn virtual_port(owner: &str, port: &VirtualPort, taken: &mut Known) -> Result<()> {
+    let (roots, store) = (Roots::default(), Store::default());
+    let san = San::read(&roots);
+    let host = port.rules.wanted().choose(&san)?;
+    let names = match (port.names, store.definition(owner)) {
+        (Some(names), _) => Some(names),
+        (None, Ok(stored)) => Some(stored.names()),
+        (None, Err(StateError::Missing(_))) => None,
+        (None, Err(error)) => return Err(error.into()),
+    };
+    if let Some(names) = names {
+        // What a process has left that was killed is deleted first.
+        let left = |record: &Record| record.wwpn == names.wwpn && !record.is_alive(&roots);
+        if !store.records().iter().any(left) {
+            names.check(&Known::of(&san), port.any_oui)?;
+        }
+        names.check(taken, true)?;
+        taken.promise(names.wwpn, format!("{owner} has it"));
+    }
+    let file = roots.sys.join(format!("class/fc_host/{}/vport_create", host.name()));
+    let opened = OpenOptions::new().write(true).open(&file);
+    opened.map(drop).with_context(|| {
+        format!(
+            "cannot write {}, which creates virtual ports: it takes root, and sysfs as on the host",
+            file.display()
+        )
+    })
 }
 
 fn drive(

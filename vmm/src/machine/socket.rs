@@ -10,15 +10,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use devices::scsi::Lun;
 use devices::storage::{fdset, settle_left};
 use devices::threads::{self, Kind};
+use hba_virtio_scsi::fc::{PortState, View};
 use serde_json::{Map, Value, json};
 
-use super::adapter::{Adapter, UnitState};
+use super::adapter::{Adapter, UnitState, port_state, state_named};
 use super::control::{Control, Event, PATIENCE};
 use super::requests::{Given, LINE_MAX, Line, Requests};
 use super::seats::{self, Seats};
 use super::space::Space;
+use super::units;
 use crate::config::{self, ConfigError, HbaType, LunType, spell};
 use crate::exit::explain;
 use crate::listen::{self, Takes};
@@ -31,7 +34,7 @@ const CLIENTS_MAX: usize = 16;
 const DISC: [&str; 8] = ["hba", "target", "lun", "image", "format", "backing", "cache", "bounce"];
 
 /// Each command with its arguments; `None`: those of `[[hba.lun]]`, too.
-const COMMANDS: [(&str, Option<&[&str]>); 20] = [
+const COMMANDS: [(&str, Option<&[&str]>); 21] = [
     ("query-status", Some(&[])),
     ("query-hbas", Some(&[])),
     ("attach", None),
@@ -40,6 +43,7 @@ const COMMANDS: [(&str, Option<&[&str]>); 20] = [
     ("eject", Some(&["hba", "target", "lun", "force"])),
     ("insert", Some(&DISC)),
     ("resize", Some(&["hba", "target", "lun", "size"])),
+    ("fc-port", Some(&["hba", "target", "state"])),
     ("add-fd", Some(&["fdset-id", "opaque"])),
     ("remove-fd", Some(&["fdset-id", "fd"])),
     ("query-fdsets", Some(&[])),
@@ -232,6 +236,16 @@ impl Service {
                 let size = arguments.number("size", u64::MAX)?;
                 Ok(json!({ "size": adapter.resize(target, lun, size)? }))
             }
+            "fc-port" => {
+                let adapter = self.adapter(&mut arguments)?;
+                let target = arguments.number("target", u8::MAX.into())?.context("no \"target\"")?;
+                let word = arguments.text("state")?.context("no \"state\"")?;
+                let state = state_named(&word).with_context(|| {
+                    format!("\"state\" is \"{word}\", expected \"online\", \"blocked\" or \"lost\"")
+                })?;
+                adapter.set_port(u8::try_from(target)?, state)?;
+                done()
+            }
             "add-fd" => {
                 // Closed where anything is wrong.
                 let given = given.take()?;
@@ -415,7 +429,7 @@ fn describe(adapter: &Arc<Adapter>) -> Value {
         .map(|unit| {
             let mut described = json!({
                 "target": unit.target,
-                "lun": unit.lun,
+                "lun": unit_number(unit.lun),
                 "type": unit.kind.name(),
                 "image": unit.image.map(|image| image.to_string_lossy().into_owned()),
                 "size": unit.size,
@@ -431,12 +445,55 @@ fn describe(adapter: &Arc<Adapter>) -> Value {
             described
         })
         .collect();
-    json!({
+    let mut described = json!({
         "id": adapter.id,
         "type": adapter.kind.name(),
         "units": units,
         "unnoticed": adapter.unnoticed(),
+    });
+    if let (Some(view), Some(object)) = (adapter.fabric_view(), described.as_object_mut()) {
+        object.insert("fc".into(), describe_fabric(&view));
+    }
+    described
+}
+
+/// A number where a logical unit has one; else all 16 digits.
+fn unit_number(lun: Lun) -> Value {
+    lun.number().map_or_else(|| units::shown(lun).into(), Value::from)
+}
+
+fn describe_fabric(view: &View) -> Value {
+    let name = |name: u64| (name != 0).then(|| format!("{name:016x}"));
+    let ports = view.remotes.iter().map(|(target, port)| {
+        json!({
+            "target": target,
+            "wwpn": name(port.names.wwpn),
+            "wwnn": name(port.names.wwnn),
+            "port_id": port.port_id,
+            "state": port_state(port.state),
+        })
+    });
+    let local = &view.local;
+    json!({
+        "wwpn": name(local.primary.wwpn),
+        "wwnn": name(local.primary.wwnn),
+        "state": local_state(local.state),
+        "port_id": local.port_id,
+        "fabric": name(local.fabric),
+        "ports": ports.collect::<Vec<_>>(),
     })
+}
+
+fn local_state(state: PortState) -> &'static str {
+    match state {
+        PortState::Unknown => "unknown",
+        PortState::NotPresent => "not present",
+        PortState::Online => "online",
+        PortState::Offline => "offline",
+        PortState::Blocked => "blocked",
+        PortState::LinkDown => "link down",
+        PortState::Error => "error",
+    }
 }
 
 fn describe_set((number, listed): (u64, Vec<fdset::Listed>)) -> Value {

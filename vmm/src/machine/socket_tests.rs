@@ -62,7 +62,7 @@ fn bench() -> (Bench, Service) {
     let recorder = Arc::new(Recorder::default());
     let control = Control::new(0).unwrap();
     let space = Space::new(control.clone());
-    let mut adapter =
+    let adapter =
         Adapter::new("scsi0", HbaType::VirtioScsi, thread.remote(), &space, &TargetGroup::default());
     adapter.connect(recorder.clone());
     let raid = Adapter::new("raid0", HbaType::Megasas, thread.remote(), &space, &TargetGroup::default());
@@ -432,7 +432,7 @@ fn a_disk_that_comes_with_protection_information_has_it() {
     let (io, space) = (bench._thread.remote(), Space::new(bench.control.clone()));
     let options = hba_virtio_scsi::Options { protection: true, ..Default::default() };
     let device = VirtioScsi::new(TestSeat::new(1 << 16).seat, BTreeMap::new(), vec![io.clone()], options);
-    let mut adapter = Adapter::new("scsi0", HbaType::VirtioScsi, io, &space, &TargetGroup::default());
+    let adapter = Adapter::new("scsi0", HbaType::VirtioScsi, io, &space, &TargetGroup::default());
     adapter.connect(device.unwrap());
     service.adapters = vec![Arc::new(adapter)];
     let attach = r#"{"execute": "attach", "arguments": {"hba": "scsi0", "image": "a.img", "protection": 1}}"#;
@@ -489,7 +489,7 @@ fn board(mode: MegasasMode, write_policy: WritePolicy) -> (Bench, Service, Arc<M
     let device =
         Megasas::new(TestSeat::new(1 << 16).seat, BTreeMap::new(), io.clone(), options, None).unwrap();
     let space = Space::new(bench.control.clone());
-    let mut adapter = Adapter::new("raid0", HbaType::Megasas, io, &space, &TargetGroup::default());
+    let adapter = Adapter::new("raid0", HbaType::Megasas, io, &space, &TargetGroup::default());
     adapter.connect(Arc::new(raid::Board::new("raid0", &config, device.clone())));
     service.adapters = vec![Arc::new(adapter)];
     (bench, service, device)
@@ -781,3 +781,6 @@ fn what_is_wrong_with_descriptors_is_said() {
 
 #[path = "socket_disc_tests.rs"]
 mod discs;
+
+#[path = "socket_fabric_tests.rs"]
+mod fabrics;

@@ -54,7 +54,7 @@ impl ControlBench {
         let (space, group, identities) =
             (Space::new(control.clone()), TargetGroup::default(), Arc::default());
         let adapter = |id, kind| {
-            let mut adapter = Adapter::new(id, kind, remote.clone(), &space, &group).with(&identities);
+            let adapter = Adapter::new(id, kind, remote.clone(), &space, &group).with(&identities);
             adapter.connect(Arc::new(Anything));
             Arc::new(adapter)
         };
@@ -94,7 +94,8 @@ impl ControlBench {
     pub fn clear(&self) -> Result<()> {
         for adapter in &self.0.adapters {
             for unit in adapter.units() {
-                adapter.detach(unit.target, unit.lun)?;
+                let lun = unit.lun.number().and_then(|number| u16::try_from(number).ok()).unwrap_or_default();
+                adapter.detach(unit.target, lun)?;
             }
         }
         for (number, _) in fdset::list() {

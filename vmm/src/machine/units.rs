@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use devices::scsi::{Leaving, Tray};
+use devices::scsi::{Leaving, Lun, Tray};
 
 use super::closing::Answer;
 use crate::config::LunType;
@@ -22,7 +22,7 @@ pub struct UnitInfo {
     /// Its target.
     pub target: u8,
     /// Its number at the target.
-    pub lun: u16,
+    pub lun: Lun,
     /// What it is.
     pub kind: LunType,
     /// The image's file or device; `None` for a drive without a disc.
@@ -39,6 +39,14 @@ pub struct UnitInfo {
     pub flush_failed: bool,
     /// What the guest has of it.
     pub state: UnitState,
+}
+
+/// A logical unit number as users know it: the number, or, of several levels, all 16 digits.
+pub(super) fn shown(lun: Lun) -> String {
+    match lun.number() {
+        Some(number) => number.to_string(),
+        None => format!("{:#018x}", u64::from_be_bytes(lun.0)),
+    }
 }
 
 /// What the guest has of a unit.
@@ -62,6 +70,23 @@ impl UnitState {
             Self::Waiting => "waiting for the guest to notice the removal",
             Self::Away => "away",
             Self::Detaching => "detaching",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_are_called_by_their_numbers_where_they_have_one() {
+        for (lun, said) in [
+            ([0, 27, 0, 0, 0, 0, 0, 0], "27"),
+            ([0x42, 0x01, 0, 0, 0, 0, 0, 0], "513"),
+            ([0x40, 0x05, 0, 0, 0, 0, 0, 0], "5"),
+            ([0x00, 0x01, 0x00, 0x02, 0, 0, 0, 0], "0x0001000200000000"),
+        ] {
+            assert_eq!(shown(Lun(lun)), said);
         }
     }
 }

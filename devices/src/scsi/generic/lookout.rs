@@ -106,6 +106,11 @@ pub struct Arrival {
 }
 
 impl Arrival {
+    /// Its node.
+    pub fn path(&self) -> &str {
+        &self.found.path
+    }
+
     /// What is open of it, for another process.
     pub fn into_files(self) -> (Found, Vec<(Part, OwnedFd)>) {
         let ring = self.blocks.map(|file| (Part::Ring, file));

@@ -66,7 +66,6 @@ fn what_this_version_does_not_build_is_refused_never_ignored() {
     for (more, expected) in [
         ("[[net]]\nmac = 1", "vm.toml:8: `[[net]]` is not supported yet"),
         ("[display]\nx = 1", "vm.toml:8: `[display]` is not supported yet"),
-        ("[[hba]]\n[hba.fc]\nwwpn = 1", "vm.toml:9: `fc` in [[hba]] is not supported yet"),
     ] {
         after_smallest(more, &[expected]);
     }

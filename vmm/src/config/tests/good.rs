@@ -49,6 +49,7 @@ fn the_smallest_file_has_every_default() {
                 id: "hba0".into(),
                 controller: Controller::VirtioScsi(VirtioScsi::with_queues(1)),
                 threads: IoThreads { count: 1, polling: Polling::Auto, polling_us: 50, cpus: vec![] },
+                fc: None,
                 luns: vec![Lun {
                     target: 0,
                     lun: 0,

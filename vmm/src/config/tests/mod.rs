@@ -1,6 +1,7 @@
 //! Whole files in, configurations or exact error lines out.
 
 mod bad;
+mod fc;
 mod good;
 mod images;
 mod paths;

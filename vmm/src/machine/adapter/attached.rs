@@ -58,13 +58,22 @@ impl Attached {
 
     fn host(lun: &config::Lun, device: &HostUnit) -> Self {
         let host = lun.device.host();
+        let read_only = host.is_some_and(|host| host.allow == config::Allow::ReadOnly);
         Self {
             host: Some(lun.device.kind()),
+            ..Self::passed(device, read_only, host.is_some_and(|host| host.bounce))
+        }
+    }
+
+    /// A device of the host.
+    pub(super) fn passed(device: &HostUnit, read_only: bool, bounce: bool) -> Self {
+        Self {
+            host: Some(device.kind()),
             image: Behind::Host,
             path: device.name().into(),
             shown: device.name().to_owned(),
-            read_only: host.is_some_and(|host| host.allow == config::Allow::ReadOnly),
-            bounce: host.is_some_and(|host| host.bounce),
+            read_only,
+            bounce,
             ..Self::empty()
         }
     }

@@ -4,10 +4,10 @@ use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use devices::scsi::{CdError, Lun, Target};
+use devices::scsi::{CdError, Target};
 use devices::storage::{BlockBackend, Image, let_go};
 
-use super::{Adapter, Attached, Behind, Inventory, explain};
+use super::{Adapter, Attached, Behind, Inventory, explain, number};
 use crate::config::{self, Device};
 use crate::machine::closing::{Asked, close_with_deadline};
 use crate::machine::hbas;
@@ -18,12 +18,12 @@ const LOOK: (Duration, Duration) = (Duration::from_millis(10), Duration::from_se
 impl Adapter {
     /// Whether there is a CD drive at this place.
     pub fn has_drive(&self, target: u8, lun: u16) -> bool {
-        self.lock().units.get(&(target, lun)).is_some_and(|unit| unit.drive.is_some())
+        self.lock().units.get(&(target, number(lun))).is_some_and(|unit| unit.drive.is_some())
     }
 
     /// Whether the disc in the drive at this place is read by way of memory of the process, or the last that was in it.
     pub fn drive_bounces(&self, target: u8, lun: u16) -> bool {
-        self.lock().units.get(&(target, lun)).is_some_and(|unit| unit.drive.is_some() && unit.bounce)
+        self.lock().units.get(&(target, number(lun))).is_some_and(|unit| unit.drive.is_some() && unit.bounce)
     }
 
     /// Opens the tray and takes the disc out, if there is one. When this returns its image is closed, or an error says why
@@ -73,7 +73,8 @@ impl Adapter {
     fn check_empty(&self, target: u8, lun: u16) -> Result<()> {
         let inventory = self.lock();
         find(&inventory, target, lun)?;
-        let there = inventory.units.get(&(target, lun)).filter(|unit| matches!(unit.image, Behind::Image(_)));
+        let there =
+            inventory.units.get(&(target, number(lun))).filter(|unit| matches!(unit.image, Behind::Image(_)));
         match there {
             Some(unit) => bail!(
                 "the drive at target {target} lun {lun} has {} in it: eject that first, or change it",
@@ -104,7 +105,7 @@ impl Adapter {
         disc: Option<Arc<Image>>,
     ) -> Result<()> {
         let Some(disc) = disc else { return Ok(()) };
-        let asked = Asked::new(self.name(target, lun, &shown));
+        let asked = Asked::new(self.name(target, number(lun), &shown));
         inventory.closing.retain(|answer| !answer.is_over());
         inventory.closing.push(asked.answer());
         drop(inventory);
@@ -124,7 +125,7 @@ impl Adapter {
 
 /// The target of the drive at this place, if there is one.
 fn find(inventory: &Inventory, target: u8, lun: u16) -> Result<Arc<Target>> {
-    let unit = inventory.units.get(&(target, lun));
+    let unit = inventory.units.get(&(target, number(lun)));
     let unit = unit.with_context(|| format!("nothing at target {target} lun {lun}"))?;
     ensure!(
         unit.host.is_none(),
@@ -141,13 +142,9 @@ fn find(inventory: &Inventory, target: u8, lun: u16) -> Result<Arc<Target>> {
 
 /// Notes what is in the drive now; returns what the disc before was called.
 fn replace(inventory: &mut Inventory, target: u8, lun: u16, disc: Option<Attached>) -> String {
-    let Some(unit) = inventory.units.get_mut(&(target, lun)) else { return String::new() };
+    let Some(unit) = inventory.units.get_mut(&(target, number(lun))) else { return String::new() };
     // What keeps the machine from waiting for a server stays said while the drive is empty.
     let empty = || Attached { bounce: unit.bounce, ..Attached::empty() };
     let new = Attached { drive: unit.drive.clone(), ..disc.unwrap_or_else(empty) };
     std::mem::replace(unit, new).shown
-}
-
-fn number(lun: u16) -> Lun {
-    Lun::from_number(u32::from(lun))
 }

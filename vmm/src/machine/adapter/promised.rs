@@ -26,7 +26,12 @@ impl Adapter {
     pub fn free_target(&self) -> Option<Promise<'_>> {
         let unnoticed = self.unnoticed();
         let mut inventory = self.lock();
-        let is_free = |id: &u8| !inventory.targets.contains_key(id) && !inventory.promised.contains(id);
+        // A port of a fabric may have no units.
+        let is_empty = |id: u8| match self.has_fabric() {
+            true => !inventory.units.keys().any(|(target, _)| *target == id),
+            false => !inventory.targets.contains_key(&id),
+        };
+        let is_free = |id: &u8| is_empty(*id) && !inventory.promised.contains(id);
         let mut free = (0..=u8::MAX).filter(is_free);
         let any = free.clone().next();
         let target = free.find(|id| !unnoticed.contains(id)).or(any)?;

@@ -1,0 +1,88 @@
+//! The fabric that the port of an HBA is on.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use hba_virtio_scsi::fc::{Emulated, RemoteState, San, View};
+
+use super::Adapter;
+
+/// A fabric, and who has made it.
+pub(in crate::machine) enum Fabric {
+    /// This process: its units are those of the configuration.
+    Emulated(Arc<Emulated>),
+    /// It is behind a virtual port of the host, and its units are what the array shows that.
+    Host(Arc<dyn San>),
+}
+
+impl Fabric {
+    /// What it looks like now.
+    fn view(&self) -> Arc<View> {
+        match self {
+            Self::Emulated(fabric) => fabric.view(),
+            Self::Host(fabric) => fabric.view(),
+        }
+    }
+}
+
+/// The states of ports in the words of the control socket.
+const STATES: [(&str, RemoteState); 3] =
+    [("online", RemoteState::Online), ("blocked", RemoteState::Blocked), ("lost", RemoteState::Lost)];
+
+/// A state in the words of the control socket.
+pub(in crate::machine) fn port_state(state: RemoteState) -> &'static str {
+    STATES.iter().find(|(_, known)| *known == state).map_or("", |(word, _)| word)
+}
+
+/// The state of a word.
+pub(in crate::machine) fn state_named(word: &str) -> Option<RemoteState> {
+    STATES.iter().find(|(known, _)| *known == word).map(|(_, state)| *state)
+}
+
+impl Adapter {
+    /// Says on which fabric its port is. Targets stay from now on when their last unit goes.
+    pub(in crate::machine) fn join(&self, fabric: Fabric) {
+        // Once.
+        let _ = self.fabric.set(fabric);
+    }
+
+    pub(super) fn has_fabric(&self) -> bool {
+        self.fabric.get().is_some()
+    }
+
+    /// What the fabric looks like; `None` of other HBAs.
+    pub fn fabric_view(&self) -> Option<Arc<View>> {
+        self.fabric.get().map(Fabric::view)
+    }
+
+    /// Refuses requests for units that are not the user's.
+    pub(super) fn ensure_own(&self) -> Result<()> {
+        let host = matches!(self.fabric.get(), Some(Fabric::Host(_)));
+        ensure!(
+            !host,
+            "the units of hba {} are those that the array shows its virtual port: map them there, or take another HBA",
+            self.id
+        );
+        Ok(())
+    }
+
+    /// There is a target: on a fabric that is a port.
+    pub(super) fn add_port(&self, target: u8) {
+        if let Some(Fabric::Emulated(fabric)) = self.fabric.get() {
+            fabric.add(target);
+        }
+    }
+
+    /// Has a port of an emulated fabric lost or back.
+    pub fn set_port(&self, target: u8, state: RemoteState) -> Result<()> {
+        let fabric = self.fabric.get().with_context(|| format!("hba {} is on no fabric", self.id))?;
+        let Fabric::Emulated(fabric) = fabric else {
+            bail!(
+                "hba {} has a virtual port of the host: its ports are lost and back as the fabric has it",
+                self.id
+            );
+        };
+        ensure!(fabric.set_state(target, state), "there is no port with target {target} at hba {}", self.id);
+        Ok(())
+    }
+}

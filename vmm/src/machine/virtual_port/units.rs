@@ -1,0 +1,310 @@
+//! Units that come, are lost, come back, change and go, as the process tells of them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use devices::scsi::generic::{Arrival, Wanted};
+use devices::scsi::{HostLimits, Lun};
+use devices::threads::{self, Kind};
+
+use super::opener::{Made, Opens, Returns};
+use super::rescans::{Rescans, Work};
+use crate::exit::explain;
+use crate::fc_port::UnitNews;
+use crate::machine::adapter::Adapter;
+use crate::machine::units::shown;
+
+/// Units of one target that are worked on at a time.
+const THREADS: usize = 64;
+
+/// What is to be done with a unit.
+enum Step {
+    /// There is none yet; or its device is back.
+    Open(Box<Arrival>),
+    Resized,
+    Close,
+}
+
+/// What is known of a unit.
+#[derive(Default)]
+struct Place {
+    /// How it is opened, and found again.
+    wanted: Option<Wanted>,
+    /// It is there.
+    returns: Option<Arc<dyn Returns>>,
+    steps: VecDeque<(Step, Work)>,
+    /// A thread does one of them.
+    busy: bool,
+    /// The host has lost it while it was opened.
+    lost: bool,
+}
+
+impl Place {
+    fn is_idle(&self) -> bool {
+        !self.busy && self.steps.is_empty()
+    }
+
+    /// There is a unit, or is about to be one.
+    fn is_taken(&self) -> bool {
+        self.returns.is_some() || self.busy
+    }
+
+    fn is_closing(&self) -> bool {
+        self.steps.iter().any(|(step, _)| matches!(step, Step::Close))
+    }
+
+    /// What waits to be done is no use any more, but that what was there goes.
+    fn clear(&mut self, waste: &mut Vec<(Step, Work)>) {
+        let all = std::mem::take(&mut self.steps).into_iter();
+        let (closes, others) = all.partition::<VecDeque<_>, _>(|(step, _)| matches!(step, Step::Close));
+        self.steps = closes;
+        waste.extend(others);
+    }
+}
+
+#[derive(Default)]
+struct State {
+    places: BTreeMap<(u8, Lun), Place>,
+    /// Threads of each target.
+    threads: BTreeMap<u8, usize>,
+    limits: Option<HostLimits>,
+}
+
+/// The units behind a virtual port.
+pub(super) struct Units {
+    adapter: Arc<Adapter>,
+    opens: Arc<dyn Opens>,
+    rescans: Arc<Rescans>,
+    /// Called with a target whose units have come or gone.
+    changed: Box<dyn Fn(u8) + Send + Sync>,
+    state: Mutex<State>,
+}
+
+impl Units {
+    pub(super) fn new(
+        adapter: Arc<Adapter>,
+        opens: Arc<dyn Opens>,
+        rescans: Arc<Rescans>,
+        changed: Box<dyn Fn(u8) + Send + Sync>,
+    ) -> Arc<Self> {
+        Arc::new(Self { adapter, opens, rescans, changed, state: Mutex::default() })
+    }
+
+    /// What all units that were there at any time take with one command.
+    pub(super) fn limits(&self) -> Option<HostLimits> {
+        self.lock().limits
+    }
+
+    /// Takes news of a unit.
+    pub(super) fn take(self: &Arc<Self>, target: u8, lun: Lun, news: UnitNews) {
+        let mut waste = Vec::new();
+        let mut lost = None;
+        let mut state = self.lock();
+        let place = state.places.entry((target, lun)).or_default();
+        let step = |place: &mut Place, step| place.steps.push_back((step, self.rescans.work()));
+        match news {
+            UnitNews::Came(wanted, arrival) => {
+                place.clear(&mut waste);
+                if place.is_taken() && !place.is_closing() {
+                    // What was there is another one.
+                    step(place, Step::Close);
+                }
+                (place.wanted, place.lost) = (Some(*wanted), false);
+                step(place, Step::Open(arrival));
+            }
+            UnitNews::Lost => {
+                place.clear(&mut waste);
+                place.lost = true;
+                lost = place.returns.clone();
+            }
+            // One that could not be opened when it came may come so, too. What is to go does not.
+            UnitNews::Back(arrival) => {
+                place.clear(&mut waste);
+                place.lost = false;
+                step(place, Step::Open(arrival));
+            }
+            UnitNews::Resized => {
+                let again = place.steps.iter().any(|(step, _)| matches!(step, Step::Resized));
+                if place.is_taken() && !again {
+                    step(place, Step::Resized);
+                }
+            }
+            UnitNews::Gone => {
+                place.clear(&mut waste);
+                place.wanted = None;
+                if place.is_taken() && !place.is_closing() {
+                    step(place, Step::Close);
+                }
+            }
+        }
+        self.settle(&mut state, target, lun);
+        drop(state);
+        // None of these waits for the host.
+        if let Some(returns) = lost {
+            returns.lost();
+        }
+        self.let_go(waste);
+        self.work(target);
+    }
+
+    /// Forgets a place where nothing is and nothing will be.
+    fn settle(&self, state: &mut State, target: u8, lun: Lun) {
+        let place = state.places.get(&(target, lun));
+        if place.is_some_and(|place| place.is_idle() && place.returns.is_none() && place.wanted.is_none()) {
+            state.places.remove(&(target, lun));
+        }
+    }
+
+    /// To close nodes may wait for the host.
+    fn let_go(&self, waste: Vec<(Step, Work)>) {
+        // Nobody waits for what is not done.
+        let steps: Vec<Step> = waste.into_iter().map(|(step, _)| step).collect();
+        if steps.iter().any(|step| matches!(step, Step::Open(_))) {
+            // Without a thread they are closed here: there is no other place.
+            let _ = threads::spawn(Kind::Returns, "fc-close", move || drop(steps));
+        }
+    }
+
+    /// Has a thread more work on the units of a target, if there is work for it.
+    fn work(self: &Arc<Self>, target: u8) {
+        let mut state = self.lock();
+        let waits = state.of(target).any(|(_, place)| !place.busy && !place.steps.is_empty());
+        let running = state.threads.entry(target).or_default();
+        if !waits || *running >= THREADS {
+            return;
+        }
+        *running += 1;
+        drop(state);
+        let here = self.clone();
+        if let Err(error) = threads::spawn(Kind::Returns, "fc-unit", move || here.run(target)) {
+            let left = self.end(&mut self.lock(), target);
+            // One that is there does it, or the next news have it tried again.
+            let when = if left > 0 {
+                "they wait for another"
+            } else {
+                "they wait until something else changes there"
+            };
+            devices::log_limited!(
+                error,
+                "hba {}, target {target}: no thread for units that have come or gone: {error}; {when}",
+                self.adapter.id
+            );
+        }
+    }
+
+    /// A thread of a target has ended; how many are left.
+    fn end(&self, state: &mut State, target: u8) -> usize {
+        let Some(running) = state.threads.get_mut(&target) else { return 0 };
+        *running = running.saturating_sub(1);
+        *running
+    }
+
+    /// The life of a thread.
+    fn run(self: &Arc<Self>, target: u8) {
+        loop {
+            let mut state = self.lock();
+            let next = state.of(target).find(|(_, place)| !place.busy && !place.steps.is_empty());
+            let Some((lun, place)) = next else {
+                self.end(&mut state, target);
+                return;
+            };
+            let Some((step, work)) = place.steps.pop_front() else { continue };
+            place.busy = true;
+            let (wanted, returns) = (place.wanted.clone(), place.returns.clone());
+            drop(state);
+            self.step(target, lun, step, wanted, returns);
+            // Nobody waits for it any more once it can be seen.
+            let mut state = self.lock();
+            if let Some(place) = state.places.get_mut(&(target, lun)) {
+                place.busy = false;
+            }
+            self.settle(&mut state, target, lun);
+            drop(state);
+            drop(work);
+        }
+    }
+
+    fn step(
+        &self,
+        target: u8,
+        lun: Lun,
+        step: Step,
+        wanted: Option<Wanted>,
+        returns: Option<Arc<dyn Returns>>,
+    ) {
+        let name = || format!("hba {}, target {target} lun {}", self.adapter.id, shown(lun));
+        match (step, wanted, returns) {
+            (Step::Open(arrival), Some(wanted), None) => {
+                if let Err(error) = self.open(target, lun, wanted, *arrival) {
+                    tracing::error!(
+                        "{}: the guest does not get a unit that the array shows: {}; look at it on the host (vmm fc luns)",
+                        name(),
+                        explain(&error)
+                    );
+                }
+            }
+            (Step::Open(arrival), Some(_), Some(returns)) => {
+                if let Err(error) = returns.back(*arrival) {
+                    tracing::error!("{}: the unit is back, and does not go on: {}", name(), explain(&error));
+                }
+            }
+            // It has gone meanwhile, or never came.
+            (Step::Open(_), None, _) => {}
+            (Step::Resized, _, Some(_)) => match self.adapter.resized_native(target, lun) {
+                Ok(()) => tracing::info!("{}: the size has changed at the array", name()),
+                Err(error) => tracing::debug!("{}: {error}", name()),
+            },
+            (Step::Resized, _, None) => {}
+            (Step::Close, _, Some(_)) => {
+                let closed = self.adapter.detach_native(target, lun);
+                let mut state = self.lock();
+                if let Some(place) = state.places.get_mut(&(target, lun)) {
+                    place.returns = None;
+                }
+                drop(state);
+                match closed {
+                    Ok(()) => tracing::info!("{}: the array does not show the unit any more", name()),
+                    Err(error) => tracing::warn!("{}: {}", name(), explain(&error)),
+                }
+                (self.changed)(target);
+            }
+            (Step::Close, ..) => {}
+        }
+    }
+
+    fn open(&self, target: u8, lun: Lun, wanted: Wanted, arrival: Arrival) -> anyhow::Result<()> {
+        let Made { unit, returns } = self.opens.open(wanted, arrival)?;
+        let (limits, shown_as) = (unit.limits(), unit.name().to_owned());
+        self.adapter.attach_native(target, lun, unit, self.opens.read_only(), self.opens.bounces())?;
+        let mut state = self.lock();
+        state.limits = Some(state.limits.map_or(limits, |all| all.and(limits)));
+        let place = state.places.entry((target, lun)).or_default();
+        let lost = place.lost;
+        place.returns = Some(returns.clone());
+        drop(state);
+        if lost {
+            returns.lost();
+        }
+        tracing::info!("hba {}, target {target} lun {}: {shown_as}", self.adapter.id, shown(lun));
+        (self.changed)(target);
+        Ok(())
+    }
+
+    /// Whether nothing is known of any unit.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().places.is_empty()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The units of a target.
+    fn of(&mut self, target: u8) -> impl Iterator<Item = (Lun, &mut Place)> {
+        let all = (target, Lun([0; 8]))..=(target, Lun([u8::MAX; 8]));
+        self.places.range_mut(all).map(|((_, lun), place)| (*lun, place))
+    }
+}

@@ -1,0 +1,499 @@
+//! News in all orders, of units that answer, fail or hang.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Condvar, Weak};
+use std::time::Instant;
+
+use anyhow::anyhow;
+use devices::iothread::IoThread;
+use devices::mem::ToGuest;
+use devices::scsi::generic::{
+    Answer, Arrival, Command, Driver, Found, GenericConfig, Host, Identity, Part, Wanted,
+};
+use devices::scsi::{Allow, Generic, Nexus, Target, TargetGroup};
+use devices::storage::Image;
+use hba_megasas::Arrival as State;
+use hba_virtio_scsi::fc::{RemotePort, RemoteState};
+
+use super::opener::{Made, Returns};
+use super::*;
+use crate::config::HbaType;
+use crate::fc_port::UnitNews;
+use crate::machine::adapter::{HotPlug, UnitState};
+use crate::machine::control::Control;
+use crate::machine::hbas::HostUnit;
+use crate::machine::space::Space;
+
+const LONG: Duration = Duration::from_secs(60);
+const FIRST: [u8; 8] = [0, 5, 0, 0, 0, 0, 0, 0];
+const FLAT: [u8; 8] = [0x42, 0x01, 0, 0, 0, 0, 0, 0];
+const LEVELS: [u8; 8] = [0, 1, 0, 2, 0, 0, 0, 0];
+
+/// A disk that answers who it is.
+struct Disk;
+
+impl Host for Disk {
+    fn execute(&self, command: &Command) -> io::Result<Answer> {
+        let mut inquiry = [0; 36];
+        (inquiry[2], inquiry[3], inquiry[4]) = (6, 2, 31);
+        let wrote = ToGuest::new(command.data.window(0, u64::MAX)).write_at(0, &inquiry);
+        Ok(Answer { residual: (command.data.len() - wrote as u64) as i32, ..Answer::good() })
+    }
+
+    fn reset(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What was done, and devices that hang while they are held.
+#[derive(Default)]
+struct Log {
+    lines: Mutex<Vec<String>>,
+    held: Mutex<Vec<String>>,
+    changed: Condvar,
+}
+
+impl Log {
+    fn add(&self, line: String) {
+        self.lines.lock().unwrap().push(line);
+    }
+
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.lines.lock().unwrap())
+    }
+
+    fn hold(&self, path: &str) {
+        self.held.lock().unwrap().push(path.into());
+    }
+
+    fn release(&self) {
+        self.held.lock().unwrap().clear();
+        self.changed.notify_all();
+    }
+
+    fn wait(&self, path: &str) {
+        let is_held = |held: &mut Vec<String>| held.iter().any(|held| held == path);
+        drop(self.changed.wait_while(self.held.lock().unwrap(), is_held).unwrap());
+    }
+}
+
+struct Fakes(Arc<Log>);
+
+impl Opens for Fakes {
+    fn open(&self, wanted: Wanted, arrival: Arrival) -> Result<Made> {
+        let path = arrival.path().to_owned();
+        self.0.wait(&path);
+        if path == "/dev/dumb" {
+            return Err(anyhow!("it does not answer"));
+        }
+        let limits = HostLimits {
+            max_bytes: if path == "/dev/small" { 65536 } else { 1 << 20 },
+            ..HostLimits::default()
+        };
+        let config = GenericConfig {
+            name: path.clone(),
+            allow: wanted.allow,
+            bounce: false,
+            shared: false,
+            depth: 1,
+            limits,
+            block: None,
+            size: None,
+            wanted: None,
+        };
+        self.0.add(format!("open {path}"));
+        let unit = HostUnit::Generic(Generic::new(Arc::new(Disk), config)?);
+        Ok(Made { unit, returns: Arc::new(Way(path, self.0.clone())) })
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn bounces(&self) -> bool {
+        false
+    }
+}
+
+struct Way(String, Arc<Log>);
+
+impl Returns for Way {
+    fn lost(&self) {
+        self.1.add(format!("lost {}", self.0));
+    }
+
+    fn back(&self, arrival: Arrival) -> Result<()> {
+        self.1.wait(arrival.path());
+        self.1.add(format!("{} back as {}", self.0, arrival.path()));
+        Ok(())
+    }
+}
+
+/// The HBA, and who hears of its fabric.
+struct Hba {
+    log: Arc<Log>,
+    nexuses: Mutex<BTreeMap<u8, Arc<Nexus>>>,
+    port: Mutex<Weak<VirtualPort>>,
+}
+
+impl HotPlug for Hba {
+    fn units(
+        &self,
+        _: &config::Lun,
+        _: &Arc<Image>,
+        _: devices::scsi::DiskConfig,
+    ) -> Result<Vec<devices::scsi::LogicalUnit>> {
+        Err(anyhow!("no images"))
+    }
+
+    fn attach_targets(&self, id: u8, targets: &[Arc<Target>]) -> Result<State> {
+        self.nexuses.lock().unwrap().insert(id, Nexus::new(targets[0].clone(), None));
+        Ok(State::There)
+    }
+
+    fn detach_targets(&self, id: u8) -> Result<()> {
+        self.log.add(format!("target {id} went"));
+        Ok(())
+    }
+}
+
+impl SanListener for Hba {
+    fn changed(&self) {
+        let view = self.port.lock().unwrap().upgrade().unwrap().view();
+        // What the guest is shown has a target by then.
+        assert!(view.remotes.keys().all(|target| self.nexuses.lock().unwrap().contains_key(target)));
+        let states: Vec<_> = view
+            .remotes
+            .iter()
+            .map(|(target, port)| format!("{target} {}", port_state(port.state)))
+            .collect();
+        self.log.add(format!("view: {}", states.join(", ")));
+    }
+
+    fn units_changed(&self, target: u8) {
+        self.log.add(format!("units of {target}"));
+    }
+}
+
+struct Bench {
+    thread: IoThread,
+    adapter: Arc<Adapter>,
+    port: Arc<VirtualPort>,
+    log: Arc<Log>,
+    hba: Arc<Hba>,
+    asked: mpsc::Receiver<u64>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let thread = IoThread::start("test").unwrap();
+        let space = Space::new(Control::new(0).unwrap());
+        let (group, log) = (TargetGroup::default(), Arc::<Log>::default());
+        let adapter = Arc::new(Adapter::new("fc0", HbaType::VirtioScsi, thread.remote(), &space, &group));
+        let (ask, asked): (Sender<u64>, _) = mpsc::channel();
+        let port = VirtualPort::with(
+            &adapter,
+            Arc::new(Fakes(log.clone())),
+            Box::new(move |number| ask.send(number).unwrap()),
+        );
+        adapter.join(crate::machine::adapter::Fabric::Host(port.clone()));
+        let (nexuses, weak) = (Mutex::default(), Mutex::new(Arc::downgrade(&port)));
+        let hba = Arc::new(Hba { log: log.clone(), nexuses, port: weak });
+        adapter.connect(hba.clone());
+        port.set_listener(Some(hba.clone()));
+        Self { thread, adapter, port, log, hba, asked }
+    }
+
+    fn unit(&self, target: u8, lun: [u8; 8], news: UnitNews) {
+        self.port.take(News::Unit(target, lun, news));
+    }
+
+    /// Waits until all is done, and says what was.
+    #[track_caller]
+    fn done(&self) -> Vec<String> {
+        assert!(self.port.rescans.wait(LONG), "something hangs");
+        self.log.take()
+    }
+
+    /// Units with their states.
+    fn units(&self) -> Vec<String> {
+        let shown = |unit: crate::machine::adapter::UnitInfo| {
+            format!("{}:{} {:?}", unit.target, crate::machine::units::shown(unit.lun), unit.state)
+        };
+        self.adapter.units().into_iter().map(shown).collect()
+    }
+}
+
+fn arrival(path: &str) -> Arrival {
+    let found = Found {
+        path: path.into(),
+        address: "5:0:0:5".into(),
+        limits: HostLimits::default(),
+        block: None,
+        size: None,
+        depth: 1,
+    };
+    let file = File::open("/dev/null").unwrap();
+    Arrival::from_files(found, vec![(Part::Block, file.into())]).unwrap()
+}
+
+fn came(path: &str) -> UnitNews {
+    let identity = Identity {
+        address: "5:0:0:5".into(),
+        device_type: 0,
+        names: vec!["naa.1".into()],
+        vendor: "V".into(),
+        product: "P".into(),
+        serial: String::new(),
+    };
+    let wanted = Wanted {
+        identity,
+        driver: Driver::Block,
+        parts: vec![Part::Block],
+        allow: Allow::All,
+        shared: false,
+        directory: "/sys/devices/x".into(),
+        number: 1,
+    };
+    UnitNews::Came(Box::new(wanted), Box::new(arrival(path)))
+}
+
+fn back(path: &str) -> UnitNews {
+    UnitNews::Back(Box::new(arrival(path)))
+}
+
+fn view(states: &[(u8, RemoteState)]) -> News {
+    let port = |(target, state): &(u8, RemoteState)| {
+        let names = Names { wwnn: 1, wwpn: 0x2100_0200_0000_0000 + u64::from(*target) };
+        (*target, RemotePort { names, port_id: 0x01_0200, state: *state, transport: 0 })
+    };
+    News::View(View { remotes: states.iter().map(port).collect(), ..View::default() })
+}
+
+#[test]
+fn the_life_of_a_unit() {
+    let bench = Bench::new();
+    bench.port.take(view(&[(0, RemoteState::Online)]));
+    bench.unit(0, FIRST, came("/dev/sda"));
+    assert_eq!(bench.done(), ["view: 0 online", "open /dev/sda", "units of 0"]);
+    assert_eq!(bench.units(), ["0:5 Attached"]);
+    assert_eq!(bench.hba.nexuses.lock().unwrap()[&0].luns(), [Lun(FIRST)]);
+    bench.unit(0, FIRST, UnitNews::Resized);
+    bench.unit(0, FIRST, UnitNews::Lost);
+    assert_eq!(bench.done(), ["lost /dev/sda"]);
+    bench.unit(0, FIRST, back("/dev/sdf"));
+    assert_eq!(bench.done(), ["/dev/sda back as /dev/sdf"]);
+    bench.unit(0, FIRST, UnitNews::Gone);
+    assert_eq!(bench.done(), ["units of 0"]);
+    assert_eq!(bench.units(), [] as [&str; 0]);
+    assert_eq!(bench.hba.nexuses.lock().unwrap()[&0].luns(), []);
+    // Another one at the same number. The target has not gone meanwhile.
+    bench.unit(0, FIRST, came("/dev/sdg"));
+    assert_eq!(bench.done(), ["open /dev/sdg", "units of 0"]);
+    assert_eq!(bench.units(), ["0:5 Attached"]);
+}
+
+#[test]
+fn units_have_the_numbers_of_the_array() {
+    let bench = Bench::new();
+    for (lun, path) in [(FLAT, "/dev/sdb"), (LEVELS, "/dev/sdc"), (FIRST, "/dev/sda")] {
+        bench.unit(3, lun, came(path));
+    }
+    // A unit may come before its port is shown.
+    bench.done();
+    assert_eq!(bench.units(), ["3:0x0001000200000000 Attached", "3:5 Attached", "3:513 Attached"]);
+    let nexus = bench.hba.nexuses.lock().unwrap()[&3].clone();
+    nexus.address_natively(true);
+    assert_eq!(nexus.luns(), [Lun(LEVELS), Lun(FIRST), Lun(FLAT)]);
+    let host = HostLimits { max_bytes: 1 << 20, ..HostLimits::default() };
+    assert_eq!(bench.port.limits(), Some(host));
+    bench.unit(3, [0; 8], came("/dev/small"));
+    bench.done();
+    assert_eq!(bench.port.limits(), Some(HostLimits { max_bytes: 65536, ..host }));
+    // Those of the operator's own are at another HBA.
+    let said = bench.adapter.detach(3, 5).unwrap_err().to_string();
+    let expected = "the units of hba fc0 are those that the array shows its virtual port: map them there, or take another HBA";
+    assert_eq!(said, expected);
+    assert!(
+        bench
+            .adapter
+            .set_port(3, RemoteState::Lost)
+            .unwrap_err()
+            .to_string()
+            .contains("as the fabric has it")
+    );
+}
+
+#[test]
+fn news_of_what_is_not_there_change_nothing() {
+    let bench = Bench::new();
+    for news in [UnitNews::Gone, UnitNews::Lost, UnitNews::Resized, back("/dev/sda"), UnitNews::Gone] {
+        bench.unit(1, FIRST, news);
+    }
+    assert_eq!(bench.done(), [] as [&str; 0]);
+    assert_eq!(bench.units(), [] as [&str; 0]);
+    assert!(bench.port.units.is_empty());
+    // One that could not be opened has gone for good, or comes another time.
+    bench.unit(1, FIRST, came("/dev/dumb"));
+    assert_eq!(bench.done(), [] as [&str; 0]);
+    bench.unit(1, FIRST, back("/dev/sda"));
+    assert_eq!(bench.done(), ["open /dev/sda", "units of 1"]);
+    bench.unit(2, FIRST, came("/dev/dumb"));
+    bench.unit(2, FIRST, UnitNews::Gone);
+    bench.done();
+    assert_eq!(bench.units(), ["1:5 Attached"]);
+    // What is there already and comes again is another one.
+    bench.unit(1, FIRST, came("/dev/sdx"));
+    assert_eq!(bench.done(), ["units of 1", "open /dev/sdx", "units of 1"]);
+    bench.unit(1, FIRST, UnitNews::Gone);
+    bench.done();
+    assert!(bench.port.units.is_empty());
+}
+
+#[test]
+fn one_that_hangs_holds_up_nobody_and_hears_all() {
+    let bench = Bench::new();
+    bench.log.hold("/dev/sda");
+    bench.unit(0, FIRST, came("/dev/sda"));
+    bench.unit(0, FLAT, came("/dev/sdb"));
+    let begin = Instant::now();
+    while bench.units() != ["0:513 Attached"] {
+        assert!(begin.elapsed() < LONG);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // It is lost while it is asked who it is, and back.
+    bench.unit(0, FIRST, UnitNews::Lost);
+    bench.unit(0, FIRST, back("/dev/sdc"));
+    bench.unit(0, FIRST, UnitNews::Lost);
+    bench.log.take();
+    bench.log.release();
+    assert_eq!(bench.done(), ["open /dev/sda", "lost /dev/sda", "units of 0"]);
+    // It goes while it is asked.
+    bench.log.hold("/dev/sdd");
+    bench.unit(0, FIRST, back("/dev/sdd"));
+    bench.unit(0, FIRST, UnitNews::Gone);
+    bench.log.release();
+    let done = bench.done();
+    assert!(done.ends_with(&["units of 0".to_owned()]), "{done:?}");
+    assert_eq!(bench.units(), ["0:513 Attached"]);
+}
+
+#[test]
+fn a_thousand_units_come_and_go() {
+    let bench = Bench::new();
+    bench.port.take(view(&[(0, RemoteState::Online), (1, RemoteState::Online)]));
+    let lun = |number: u16| Lun::from_number(number.into()).0;
+    let begin = Instant::now();
+    for number in 0..500 {
+        bench.unit(0, lun(number), came("/dev/sda"));
+        bench.unit(1, lun(number), came("/dev/sdb"));
+    }
+    bench.done();
+    assert_eq!(bench.units().len(), 1000);
+    println!("1000 units have come after {:?}", begin.elapsed());
+    for number in 0..500 {
+        for target in 0..2 {
+            bench.unit(target, lun(number), UnitNews::Lost);
+            bench.unit(target, lun(number), UnitNews::Gone);
+        }
+    }
+    let went = bench.done().iter().filter(|line| line.starts_with("units of")).count();
+    assert_eq!((went, bench.units().len()), (1000, 0));
+    assert!(bench.port.units.is_empty());
+    println!("and are gone after {:?}", begin.elapsed());
+}
+
+#[test]
+fn who_asks_for_a_look_hears_when_what_was_found_is_there() {
+    let bench = Bench::new();
+    let (tell, told) = mpsc::channel();
+    let rescan = |name: &'static str| {
+        let tell = tell.clone();
+        bench.port.rescan(Box::new(move || tell.send(name).unwrap()));
+    };
+    rescan("first");
+    rescan("second");
+    assert_eq!(bench.asked.try_iter().collect::<Vec<_>>(), [1, 2]);
+    bench.log.hold("/dev/sda");
+    bench.unit(0, FIRST, came("/dev/sda"));
+    bench.port.take(News::Looked(1));
+    // What comes later is not waited for.
+    bench.log.hold("/dev/late");
+    bench.unit(0, FLAT, came("/dev/late"));
+    told.recv_timeout(Duration::from_millis(20)).unwrap_err();
+    bench.log.held.lock().unwrap().retain(|held| held != "/dev/sda");
+    bench.log.changed.notify_all();
+    assert_eq!(told.recv_timeout(LONG), Ok("first"));
+    told.recv_timeout(Duration::from_millis(20)).unwrap_err();
+    bench.log.release();
+    bench.port.take(News::Looked(7));
+    assert_eq!(told.recv_timeout(LONG), Ok("second"));
+    // With the process go those that it never answered, and all that ask later.
+    let dropped = Arc::new(());
+    let of_first = dropped.clone();
+    bench.port.rescan(Box::new(move || drop(of_first)));
+    bench.port.rescans.ended();
+    let of_second = dropped.clone();
+    bench.port.rescan(Box::new(move || drop(of_second)));
+    assert_eq!((Arc::strong_count(&dropped), bench.asked.try_iter().collect::<Vec<_>>()), (1, vec![3]));
+}
+
+#[test]
+fn ports_are_lost_and_back_and_never_go() {
+    let bench = Bench::new();
+    bench.port.take(view(&[(0, RemoteState::Online), (7, RemoteState::Blocked)]));
+    bench.port.take(view(&[(0, RemoteState::Online), (7, RemoteState::Blocked)]));
+    bench.port.take(view(&[(0, RemoteState::Lost), (7, RemoteState::Online)]));
+    assert_eq!(bench.done(), ["view: 0 online, 7 blocked", "view: 0 lost, 7 online"]);
+    assert_eq!(bench.adapter.fabric_view(), Some(bench.port.view()));
+    assert_eq!(bench.adapter.targets().len(), 2);
+}
+
+#[test]
+fn the_start_takes_what_was_found_at_first() {
+    let bench = Bench::new();
+    let (tell, news) = mpsc::channel();
+    tell.send(view(&[(0, RemoteState::Online)])).unwrap();
+    tell.send(News::Unit(0, FIRST, came("/dev/sda"))).unwrap();
+    tell.send(News::Looked(0)).unwrap();
+    tell.send(News::Unit(0, FLAT, came("/dev/sdb"))).unwrap();
+    bench.port.begin(&news).unwrap();
+    assert_eq!(bench.units(), ["0:5 Attached"]);
+    tell.send(News::Failed("host5 is Linkdown".into())).unwrap();
+    let said = bench.port.begin(&news).unwrap_err().to_string();
+    assert_eq!(said, "hba fc0: host5 is Linkdown");
+    drop(tell);
+    let said = bench.port.begin(&news).unwrap_err().to_string();
+    assert!(said.starts_with("hba fc0: the process that has its virtual port has ended"), "{said}");
+}
+
+#[test]
+fn when_the_machine_ends_nothing_comes_any_more() {
+    let bench = Bench::new();
+    bench.unit(0, FIRST, came("/dev/sda"));
+    bench.done();
+    let taken = bench.adapter.take_units();
+    assert_eq!(
+        taken.units.iter().map(|(name, _)| &**name).collect::<Vec<_>>(),
+        ["hba fc0, target 0 lun 5, /dev/sda"]
+    );
+    bench.unit(0, FLAT, came("/dev/sdb"));
+    bench.unit(9, FLAT, came("/dev/sdc"));
+    bench.port.take(view(&[(9, RemoteState::Online)]));
+    bench.done();
+    assert!(bench.adapter.units().is_empty() && bench.adapter.targets().is_empty());
+    drop(bench.thread);
+}
+
+#[test]
+fn a_unit_that_is_away_is_shown_so() {
+    // The real way back is that of devices of the host, which has tests of its own: here the state is what the target says.
+    let bench = Bench::new();
+    bench.unit(0, FIRST, came("/dev/sda"));
+    bench.done();
+    assert_eq!(bench.adapter.units()[0].state, UnitState::Attached);
+    assert_eq!(bench.adapter.units()[0].image.as_deref(), Some(std::path::Path::new("/dev/sda")));
+}
