@@ -24,8 +24,8 @@ info                                   ports, units, sessions, counts
 disk NAME SIZE [BLOCK]                 a new disk; blocks have 512 bytes, or 4096
 tape NAME                              a new tape
 map WWPN|any[@PORT] LUN=NAME...        what an initiator sees at all target ports, or at one; without pairs nothing
-unmap WWPN|any[@PORT]                  it sees again what is mapped to its name, to any at the port, or to any
                                        LUN is a number up to 16383, or all eight bytes: 4010400a00000000
+unmap WWPN|any[@PORT]                  it sees again what is mapped to its name, to any at the port, or to any
 method peripheral|flat [strict]        how LUNs below 256 are reported; strict takes them in no other form
 lun0 absent|z                          what is at number 0 where no unit is; z says that a disk could be (LUNZ)
 resize NAME SIZE                       a disk's size; initiators hear of it
