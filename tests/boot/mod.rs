@@ -9,6 +9,10 @@ mod fabric;
 mod fabric_host;
 mod fc_command;
 mod fc_errors;
+mod fc_guest;
+mod fc_machine;
+mod fc_paths;
+mod fc_scale;
 mod fc_tool;
 mod firmware;
 mod flush;
@@ -69,6 +73,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "hung-board-timeout", run: hung_board::timeout },
     Test { name: "generic-virtio", run: generic::virtio },
     Test { name: "fc-command", run: fc_command::command },
+    Test { name: "fc-emulated", run: fc_machine::emulated },
     Test { name: "virtio-hotplug-13", run: virtio::hotplug_kernel13 },
     Test { name: "virtio-protection", run: virtio::protection },
     Test { name: "megasas-kexec", run: handover::kexec },
@@ -167,6 +172,12 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "fabric-host", run: fabric_host::host },
     Test { name: "fabric-lio", run: fabric_host::lio },
     Test { name: "fc-vports", run: fc_command::vports },
+    Test { name: "fc-machine", run: fc_machine::machine },
+    Test { name: "fc-cluster", run: fc_paths::cluster },
+    Test { name: "fc-paths", run: fc_paths::multipath },
+    Test { name: "fc-tape", run: fc_scale::tape },
+    Test { name: "fc-many", run: fc_scale::many },
+    Test { name: "fc-rates", run: fc_scale::rates },
     Test { name: "neighbours-greedy-queue", run: neighbours::greedy_queue },
     Test { name: "scsi-bad-sectors", run: scsi_host::bad_sectors },
 ];

@@ -65,6 +65,7 @@ pub struct Hba {
     #[serde(flatten)]
     pub more: toml::Table,
     /// Its logical units.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub lun: Vec<Lun>,
 }
 

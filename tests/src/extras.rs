@@ -74,6 +74,11 @@ pub fn mtx() -> Result<PathBuf> {
     program("mtx", "mtx")
 }
 
+/// `tar`, as Debian 13 ships it, under the name `gtar`: that of busybox, which the shell there prefers, reads no tape.
+pub fn tar() -> Result<PathBuf> {
+    program_as("gtar", "tar", "tar")
+}
+
 /// `isoinfo` and `wodim`, as Debian 13 ships them.
 pub fn disc_programs() -> Result<[PathBuf; 2]> {
     Ok([program("isoinfo", "genisoimage")?, program("wodim", "wodim")?])
@@ -100,6 +105,15 @@ pub fn passed(kernel: &Kernel, tools: &Tools) -> Result<PathBuf> {
         }
         Ok(())
     })
+}
+
+/// Devices of several paths: the device mapper with what chooses between them, listed in `/modules.paths`, and `dmsetup`.
+pub fn paths(kernel: &Kernel, tools: &Tools) -> Result<[PathBuf; 2]> {
+    let recipe = format!("paths 1 {}", kernel.dir().display());
+    let modules = archive("paths", &recipe, |_, archive| {
+        add_modules(archive, kernel, tools, &["dm_mod", "dm_multipath", "dm_service_time"], "modules.paths")
+    })?;
+    Ok([modules, program("dmsetup", "dmsetup")?])
 }
 
 /// Modules, and a file that names them in an order in which they can be loaded.
@@ -139,10 +153,15 @@ pub fn sg_wr_mode() -> Result<PathBuf> {
 
 /// A program of a package with the libraries it needs.
 fn program(name: &str, package: &str) -> Result<PathBuf> {
+    program_as(name, name, package)
+}
+
+/// The same under a name of its own.
+fn program_as(own: &str, name: &str, package: &str) -> Result<PathBuf> {
     let tools = Tools::of(package, &[package])?;
-    archive(name, &format!("{name} 1 {}", tools.dir().display()), |_, archive| {
+    archive(own, &format!("{own} 1 {}", tools.dir().display()), |_, archive| {
         archive.copy("lib64/ld-linux-x86-64.so.2", 0o755, &tools.loader())?;
-        archive.copy(&format!("bin/{name}"), 0o755, &tools.file(name)?)?;
+        archive.copy(&format!("bin/{own}"), 0o755, &tools.file(name)?)?;
         for library in tools.needs(name)? {
             let name = library.file_name().context("a library without a name")?.to_string_lossy();
             archive.copy(&format!("usr/lib/x86_64-linux-gnu/{name}"), 0o755, &library)?;

@@ -163,6 +163,7 @@ pub struct Guest<'a> {
     archives: Vec<PathBuf>,
     megasas: toml::Table,
     hba_keys: toml::Table,
+    fabrics: Vec<(String, toml::Table)>,
     program: Option<PathBuf>,
     qemu: Option<Tools>,
     mischief: Option<u64>,
@@ -188,6 +189,7 @@ impl<'a> Guest<'a> {
             archives: Vec::new(),
             megasas: toml::Table::new(),
             hba_keys: toml::Table::new(),
+            fabrics: Vec::new(),
             program: None,
             qemu: None,
             mischief: None,
@@ -293,6 +295,18 @@ impl<'a> Guest<'a> {
     /// Sets a key of the virtio-scsi `[[hba]]`, which QEMU does not get.
     pub fn hba_key(mut self, key: &str, value: impl Into<toml::Value>) -> Self {
         self.hba_keys.insert(key.to_string(), value.into());
+        self
+    }
+
+    /// What the machine is called.
+    pub fn name(mut self, name: &str) -> Self {
+        self.machine.name = name.to_string();
+        self
+    }
+
+    /// Adds a virtio-scsi `[[hba]]` with these keys of `[hba.fc]`, which QEMU does not get.
+    pub fn fabric(mut self, id: &str, keys: toml::Table) -> Self {
+        self.fabrics.push((id.to_string(), keys));
         self
     }
 
@@ -426,7 +440,13 @@ impl<'a> Guest<'a> {
                 more,
             });
         }
-        Ok([virtio, megasas].into_iter().filter(|hba| !hba.lun.is_empty()).collect())
+        let fabrics = self.fabrics.iter().map(|(id, keys)| Hba {
+            id: id.clone(),
+            kind: "virtio-scsi".into(),
+            more: toml::Table::from_iter([("fc".to_string(), keys.clone().into())]),
+            lun: vec![],
+        });
+        Ok([virtio, megasas].into_iter().filter(|hba| !hba.lun.is_empty()).chain(fabrics).collect())
     }
 
     fn image(&self, disk: &Disk, path: &str) -> Result<String> {

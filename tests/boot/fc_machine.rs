@@ -1,0 +1,250 @@
+//! A machine that owns a port on the fabric: the array's units are there by themselves under their own numbers, come and go, and
+//! nothing is left of it when it ends, in whatever way.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use testbed::bed::Bed;
+use testbed::guest::{Disk, Vmm};
+use testbed::report::note;
+use testbed::vm::Vm;
+
+use super::fabric::San;
+use super::fc_guest::{Unit, address, after, guest, keys, memory, nothing_left, shell, units};
+use super::fc_tool::{Tool, has, items};
+
+const ONE: &str = "2100000000000a01";
+const TWO: &str = "2100000000000a02";
+
+const UNITS: &str = "disk d0 64M
+disk d1 64M
+disk d2 64M
+disk d3 64M
+disk d4 64M
+map any
+map 2100000000000a01 0=d0 5=d1 27=d2 513=d3
+map 2100000000000a02 0=d4
+";
+const MAPPED: [(u32, &str); 4] = [(0, "d0"), (5, "d1"), (27, "d2"), (513, "d3")];
+
+/// Seconds in which a guest must hear of what the array shows it, without anybody's help.
+const SOON: f64 = 5.0;
+
+pub(crate) fn machine(bed: &Bed, vmm: Vmm) -> Result<()> {
+    if vmm == Vmm::Qemu {
+        return Ok(());
+    }
+    let tool = Tool::new(bed)?;
+    let san = San::new(bed, &[1], 2, UNITS)?;
+    let done = lives(bed, &tool, &san);
+    note(&format!("the fabric: {}", san.tell("info").unwrap_or_default()));
+    done.map_err(|error| error.context(san.log()))
+}
+
+fn start<'a>(bed: &'a Bed, san: &San<'_>) -> Result<Vm<'a>> {
+    let mut vm = guest(bed, "web").fabric("san0", keys(ONE, &["allow=all"])?).spawn()?;
+    if let Err(error) = shell(&mut vm) {
+        return Err(error.context(format!("{}\n{}", vm.errors(), san.log())));
+    }
+    note(&format!("the guest is there after {:.1} s", vm.age().as_secs_f64()));
+    Ok(vm)
+}
+
+/// Three lives: one that ends well, one whose process is killed, one all of whose processes are.
+fn lives(bed: &Bed, tool: &Tool<'_>, san: &San<'_>) -> Result<()> {
+    let mut faults = Vec::new();
+    let mut vm = start(bed, san)?;
+    owns(tool, &vm)?;
+    let targets = numbers(&mut vm)?;
+    let [one, other] = targets[..] else { anyhow::bail!("not two target ports: {targets:?}") };
+    note(&memory(san, &vm)?);
+    data(san, &mut vm, one, other)?;
+    for check in [masks, sizes] {
+        faults.extend(check(san, &mut vm, &targets).err().map(|error| format!("{error:#}")));
+    }
+    note(&memory(san, &vm)?);
+    note(&format!("said: {}", vm.errors()));
+    vm.send("poweroff -f\n")?;
+    let begin = Instant::now();
+    vm.expect_exit(0, 120)?;
+    note(&format!("it has ended after {:.1} s", begin.elapsed().as_secs_f64()));
+    nothing_left(san, &[ONE], 10)?;
+    drop(vm);
+
+    let mut vm = start(bed, san)?;
+    ensure!(numbers(&mut vm)? == targets, "target ids are others than before");
+    bed.host().shell(&format!("kill -9 {}", vm.pid()), 30)?;
+    let exit = vm.wait_exit(60)?;
+    ensure!(exit.signal() == Some(9), "it was not killed: {exit:?}");
+    nothing_left(san, &[ONE], 20)?;
+    vm.done();
+
+    let mut vm = start(bed, san)?;
+    ensure!(numbers(&mut vm)? == targets, "target ids are others than before");
+    // All its processes at once: nobody is there to clean up, until the next start.
+    vm.kill()?;
+    san.shell("wait_for 20 '! grep -qx vmm-fcport /proc/[0-9]*/comm'", 60)?;
+    note(&format!("left of a machine all of which was killed:\n{}", tool.ok("list")?));
+    let mut vm = start(bed, san)?;
+    ensure!(numbers(&mut vm)? == targets, "target ids are others than before");
+    vm.kill()?;
+    san.shell("wait_for 20 '! grep -qx vmm-fcport /proc/[0-9]*/comm'", 60)?;
+    let cleaned = tool.json("clean")?;
+    let cleaned = items(&cleaned)?.first().context("nothing was cleaned")?.clone();
+    note(&format!("cleaned: {cleaned}"));
+    has(&cleaned, serde_json::json!({ "wwpn": ONE, "result": "deleted" }))?;
+    nothing_left(san, &[ONE], 10)?;
+    ensure!(faults.is_empty(), "{}", faults.join("\n"));
+    Ok(())
+}
+
+/// The virtual port is the machine's.
+fn owns(tool: &Tool<'_>, vm: &Vm<'_>) -> Result<()> {
+    note(&format!("list:\n{}", tool.ok("list")?));
+    let list = tool.json("list")?;
+    let vports = items(list.get("vports").context("no vports")?)?;
+    let [vport] = &vports[..] else { anyhow::bail!("not one vport: {vports:?}") };
+    has(vport, serde_json::json!({ "wwpn": ONE, "state": "Active" }))?;
+    let owner = vport.get("owner").and_then(serde_json::Value::as_str).context("it is nobody's")?;
+    ensure!(owner.contains("web") && !owner.contains("ended"), "{owner} ({})", vm.pid());
+    // Its units are in use.
+    let luns = tool.json(&format!("luns {ONE}"))?;
+    let unused: Vec<_> = items(&luns)?.iter().filter(|lun| lun.get("in_use") != Some(&true.into())).collect();
+    note(&format!("luns:\n{}", tool.ok(&format!("luns {ONE}"))?));
+    ensure!(items(&luns)?.len() == 8 && unused.is_empty(), "not in use: {unused:?}");
+    Ok(())
+}
+
+/// The target ids at which all units are, each under its own number, and no others are.
+fn numbers(vm: &mut Vm<'_>) -> Result<Vec<u32>> {
+    vm.run_code(&format!("within 150 '[ $(units | wc -l) = {} ]'", 2 * MAPPED.len()), 60)?;
+    let found = units(vm)?;
+    let mut targets: Vec<u32> =
+        found.keys().filter_map(|address| address.split(':').nth(2)?.parse().ok()).collect();
+    targets.dedup();
+    let unit = |name: &str| Unit { name: name.into(), blocks: Some(131_072) };
+    let at = |target: &u32| MAPPED.map(|(lun, name)| (address(0, *target, lun), unit(name)));
+    let wanted: BTreeMap<_, _> = targets.iter().flat_map(at).collect();
+    ensure!(found == wanted && targets.len() == 2, "the guest sees {found:?}, not {wanted:?}");
+    Ok(targets)
+}
+
+/// What the guest writes by one target port is in the array's memory, and the guest reads it by the other.
+fn data(san: &San<'_>, vm: &mut Vm<'_>, one: u32, other: u32) -> Result<()> {
+    for (lun, name) in MAPPED {
+        let (to, from) = (address(0, one, lun), address(0, other, lun));
+        let said = vm.run(&format!(
+            "head -c 4M /dev/urandom > /tmp/data
+             dd if=/tmp/data of=$(disk {to}) bs=256k oflag=direct 2>/dev/null
+             dd if=$(disk {from}) bs=64k count=64 iflag=direct 2>/dev/null | cmp - /tmp/data && md5sum < /tmp/data"
+        ))?;
+        san.tell(&format!("save {name} /dev/shm/fabric.disk"))?;
+        let sum = san.shell("head -c 4M /dev/shm/fabric.disk | md5sum; rm /dev/shm/fabric.disk", 60)?;
+        ensure!(
+            said.trim() == sum.trim() && sum.len() > 32,
+            "the array's {name} is {sum}, the guest's {said}"
+        );
+    }
+    Ok(())
+}
+
+/// What the array shows it and hides from it, comes and goes; what it shows to others is nothing to it.
+fn masks(san: &San<'_>, vm: &mut Vm<'_>, targets: &[u32]) -> Result<()> {
+    let at = |lun: u32| targets.iter().map(move |target| address(0, *target, lun));
+    let is = |word: &str, lun: u32| at(lun).map(|at| format!("{word} {at}")).collect::<Vec<_>>().join(" && ");
+    let mut slow = Vec::new();
+    for (what, command, condition) in [
+        ("a LUN that is mapped", format!("map {ONE} 0=d0 5=d1 9=d4 27=d2 513=d3"), is("there", 9)),
+        ("a LUN that is not any more", format!("map {ONE} 0=d0 5=d1 27=d2 513=d3"), is("gone", 9)),
+        ("one above 255", format!("map {ONE} 0=d0 5=d1 27=d2 513=d3 4660=d4"), is("there", 4660)),
+        ("that goes", format!("map {ONE} 0=d0 5=d1 27=d2 513=d3"), is("gone", 4660)),
+        ("LUN 0 that goes", format!("map {ONE} 5=d1 27=d2 513=d3"), is("gone", 0)),
+        ("and is back", format!("map {ONE} 0=d0 5=d1 27=d2 513=d3"), is("there", 0)),
+        ("all go", format!("map {ONE}"), format!("{} && {}", is("gone", 0), is("gone", 513))),
+        (
+            "all are back",
+            format!("map {ONE} 0=d0 5=d1 27=d2 513=d3"),
+            format!("{} && {}", is("there", 0), is("there", 513)),
+        ),
+    ] {
+        match after(san, vm, &command, &condition, 30) {
+            Ok(took) => {
+                note(&format!("{what}: seen after {took:.1} s"));
+                if took > SOON {
+                    slow.push(format!("{what}: seen after {took:.1} s"));
+                }
+            }
+            Err(error) => slow.push(format!("{what}: {error:#}\n{:?}\n{}", units(vm)?, vm.errors())),
+        }
+    }
+    ensure!(numbers(vm)? == targets, "targets are others now");
+    san.tell(&format!("map {TWO} 0=d4 1=d4"))?;
+    ensure!(numbers(vm)? == targets, "targets are others now");
+    // What was there all the time works.
+    vm.run(&format!("read_one {}", address(0, targets.first().copied().unwrap_or(0), 5)))?;
+    ensure!(slow.is_empty(), "{}", slow.join("\n"));
+    Ok(())
+}
+
+/// The array's disk grows while the guest uses it.
+fn sizes(san: &San<'_>, vm: &mut Vm<'_>, targets: &[u32]) -> Result<()> {
+    let at: Vec<String> = targets.iter().map(|target| address(0, *target, 27)).collect();
+    let size = |blocks: u64| {
+        at.iter()
+            .map(|at| format!("[ $(cat $(at {at})/block/*/size) = {blocks} ]"))
+            .collect::<Vec<_>>()
+            .join(" && ")
+    };
+    let took = after(
+        san,
+        vm,
+        "resize d2 96M",
+        &format!("{{ for at in {}; do read_one $at; done; {}; }}", at.join(" "), size(196_608)),
+        30,
+    )?;
+    note(&format!("a disk in use that grew: seen after {took:.1} s"));
+    let idle = after(san, vm, "resize d2 128M", &size(262_144), 30)?;
+    note(&format!("an idle disk that grew: seen after {idle:.1} s"));
+    san.tell("resize d2 64M")?;
+    after(san, vm, "", &size(131_072), 30)?;
+    ensure!(took <= SOON && idle <= SOON, "a size is seen after {took:.1} s, or {idle:.1} s");
+    Ok(())
+}
+
+/// The same face over emulated disks: LUNs have their numbers, behind two ports.
+pub(crate) fn emulated(bed: &Bed, vmm: Vmm) -> Result<()> {
+    if vmm == Vmm::Qemu {
+        return Ok(());
+    }
+    let mut guest =
+        guest(bed, "web").hba_key("fc", toml::Table::from_iter([("emulated".to_string(), true.into())]));
+    for (target, lun, name) in EMULATED {
+        let disk = Disk::empty("16M").set("target", i64::from(target)).set("lun", i64::from(lun));
+        guest = guest.disk(disk.set("serial", name));
+    }
+    let mut vm = guest.spawn()?;
+    shell(&mut vm)?;
+    let found = units(&mut vm)?;
+    let unit = |name: &str| Unit { name: name.into(), blocks: Some(32_768) };
+    let wanted: BTreeMap<_, _> =
+        EMULATED.iter().map(|(target, lun, name)| (address(0, *target, *lun), unit(name))).collect();
+    ensure!(found == wanted, "the guest sees {found:?}, not {wanted:?}");
+    let said = vm.run(&format!("sg_luns {}; sg_luns {}", sg(0, 0), sg(1, 513)))?;
+    note(&said);
+    for (target, lun, _) in EMULATED {
+        vm.run(&format!(
+            "dd if=/dev/urandom of=$(disk {}) bs=64k count=16 oflag=direct 2>/dev/null",
+            address(0, target, lun)
+        ))?;
+    }
+    vm.send("poweroff -f\n")?;
+    vm.expect_exit(0, 60)
+}
+
+const EMULATED: [(u32, u32, &str); 5] =
+    [(0, 0, "e0"), (0, 5, "e1"), (0, 513, "e2"), (1, 0, "e3"), (1, 513, "e4")];
+
+fn sg(target: u32, lun: u32) -> String {
+    format!("$(sg {})", address(0, target, lun))
+}
