@@ -51,6 +51,16 @@ pub enum NoPort {
         host: String,
         /// The reason.
         why: String,
+        /// It never will. Else its driver may not be done yet with what it does first.
+        for_good: bool,
+    },
+    /// Its link is down.
+    #[error("{host} is {state}; look at cable, transceiver and switch port")]
+    Offline {
+        /// `host5`
+        host: String,
+        /// Its state.
+        state: String,
     },
     /// There is no room for one more.
     #[error(
@@ -144,7 +154,12 @@ impl Wanted {
                 let part = |what: &str, name: Option<Wwn>| name.map(|name| format!("{what} {name}"));
                 let parts = [part("WWNN", *wwnn), part("WWPN", *wwpn)];
                 let wanted = parts.into_iter().flatten().collect::<Vec<_>>().join(" and ");
-                one(ports.iter().find(is).copied(), format!("with {wanted}"))
+                // Several ports of an adapter may have one node.
+                let with = || ports.iter().filter(is).copied();
+                let is_free = |host: &&Host| usable(host).is_ok();
+                let best = with().find(|host| is_free(host) && host.is_online());
+                let found = best.or_else(|| with().find(is_free)).or_else(|| with().next());
+                one(found, format!("with {wanted}"))
             }
             Self::Fabric(fabric) => {
                 let on: Vec<&Host> =
@@ -181,7 +196,7 @@ fn usable(host: &Host) -> Result<(), NoPort> {
     match host.npiv {
         Some(npiv) if npiv.in_use < npiv.max => Ok(()),
         Some(npiv) if npiv.max > 0 => Err(NoPort::Full { host: host.name(), max: npiv.max }),
-        _ => Err(NoPort::Incapable { host: host.name(), why: why_not(host) }),
+        npiv => Err(NoPort::Incapable { host: host.name(), why: why_not(host), for_good: npiv.is_none() }),
     }
 }
 
@@ -259,6 +274,16 @@ mod tests {
         assert_eq!(chosen(&qla, &names(Some(0x2001_001b_32a9_da4e), Some(0x2101_001b_32a9_da4e))), Ok(4));
         assert_eq!(chosen(&qla, &names(None, Some(0x2101_001b_32a9_da4e))), Ok(4));
         assert_eq!(chosen(&qla, &Wanted::Fabric(Wwn::new(0x1000_00fc_f000_0001))), Ok(4));
+        // Two ports of one node: the one that has a free virtual port, and that is online.
+        qla.file("sys/class/fc_host/host4/node_name", "0x2000001b32a9da4e\n");
+        let node = names(Some(0x2000_001b_32a9_da4e), None);
+        assert_eq!(chosen(&qla, &node), Ok(4));
+        qla.file("sys/class/fc_host/host3/npiv_vports_inuse", "0\n");
+        assert_eq!(chosen(&qla, &node), Ok(3));
+        qla.file("sys/class/fc_host/host3/port_state", "Linkdown\n");
+        assert_eq!(chosen(&qla, &node), Ok(4));
+        qla.file("sys/class/fc_host/host4/npiv_vports_inuse", "254\n");
+        assert_eq!(chosen(&qla, &node), Ok(3));
     }
 
     /// Word for word, as docs/fc.md quotes them.

@@ -4,7 +4,8 @@
 //!   vport        creates and deletes virtual ports, and waits for the fabric
 //!    |-- choose   on which port, by the rules that users of libvirt know
 //!    |-- names    which names are fit for a new port; made once, stored, and never anew
-//!    |-- state    what is stored: definitions, and whose a virtual port is
+//!    |-- state    what is stored: definitions, and whose a virtual port is (record)
+//!    |-- process  whether a process is still there
 //!   model        hosts, virtual ports, remote ports and logical units, as the kernel shows them
 //!    |-- users    who has a logical unit
 //!    |-- sysfs    files that may go at any moment
@@ -18,6 +19,7 @@ pub mod address;
 pub mod choose;
 pub mod model;
 pub mod names;
+mod process;
 pub mod state;
 mod sysfs;
 #[cfg(any(test, feature = "testing"))]
@@ -29,5 +31,5 @@ pub mod wwn;
 
 pub use address::{Address, Lun};
 pub use model::San;
-pub use sysfs::Roots;
+pub use sysfs::{Roots, Unreadable};
 pub use wwn::Wwn;

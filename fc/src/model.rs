@@ -7,10 +7,11 @@
 //! ```
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::address::{Address, number_after, port};
-use crate::sysfs::{self, Roots, names, number, text};
+use crate::sysfs::{self, Roots, Unreadable, names, number, text};
 use crate::wwn::Wwn;
 
 /// All of it, at one moment: what goes meanwhile is left out, or lacks what could not be read any more.
@@ -79,6 +80,8 @@ pub struct Npiv {
 pub struct Vport {
     /// `vport-5:0-0`
     pub name: String,
+    /// Tells it from another one that has its name later: the number of its directory, which sysfs gives but once while the host runs.
+    pub id: u64,
     /// The number of the port that it is on.
     pub parent: u32,
     /// The number of its own host.
@@ -224,26 +227,41 @@ pub struct Unit {
 }
 
 impl San {
-    /// What there is now.
+    /// What there is now; what cannot be read is left out.
     pub fn read(roots: &Roots) -> Self {
-        let remotes: Vec<_> = roots
-            .class("fc_remote_ports")
-            .iter()
-            .filter_map(|(name, at)| RemotePort::read(name, at))
-            .collect();
+        let class = |class| roots.class(class).unwrap_or_default();
+        let vports = class("fc_vports").iter().filter_map(|(name, at)| Vport::read(name, at)).collect();
+        Self::of(roots, class("fc_remote_ports"), class("fc_host"), class("scsi_device"), vports)
+    }
+
+    /// The same, for whoever takes something away: what is not in it is not there.
+    ///
+    /// # Errors
+    /// Something cannot be read.
+    pub fn try_read(roots: &Roots) -> Result<Self, Unreadable> {
+        let class = |class| roots.class(class);
+        let vports = vports(roots)?;
+        Ok(Self::of(roots, class("fc_remote_ports")?, class("fc_host")?, class("scsi_device")?, vports))
+    }
+
+    fn of(
+        roots: &Roots,
+        remotes: Vec<(String, PathBuf)>,
+        hosts: Vec<(String, PathBuf)>,
+        units: Vec<(String, PathBuf)>,
+        vports: Vec<Vport>,
+    ) -> Self {
+        let remotes = remotes.iter().filter_map(|(name, at)| RemotePort::read(name, at)).collect();
         let links = Links::read(roots);
-        let hosts: Vec<_> = roots
-            .class("fc_host")
-            .into_iter()
-            .filter_map(|(name, at)| Host::read(roots, &name, &at))
-            .collect();
-        let units = roots.class("scsi_device").into_iter().filter_map(|(name, at)| {
+        let hosts: Vec<_> =
+            hosts.into_iter().filter_map(|(name, at)| Host::read(roots, &name, &at)).collect();
+        let units = units.into_iter().filter_map(|(name, at)| {
             // Of other kinds of hosts there may be thousands.
             let address: Address = name.parse().ok()?;
             hosts.iter().any(|host| host.number == address.host).then_some(())?;
             Unit::read(address, &at, &links)
         });
-        Self { units: units.collect(), vports: vports(roots), remotes, hosts }
+        Self { units: units.collect(), vports, remotes, hosts }
     }
 
     /// The port, or host of a virtual port, with this number.
@@ -272,15 +290,35 @@ impl San {
     }
 }
 
-/// The virtual ports of the host.
-pub(crate) fn vports(roots: &Roots) -> Vec<Vport> {
-    roots.class("fc_vports").iter().filter_map(|(name, at)| Vport::read(name, at)).collect()
+/// The virtual ports of the host. One that is not among them is not there.
+///
+/// # Errors
+/// They cannot be listed, or the names of one cannot be read.
+pub(crate) fn vports(roots: &Roots) -> Result<Vec<Vport>, Unreadable> {
+    let mut vports = Vec::new();
+    for (name, at) in roots.class("fc_vports")? {
+        let names = ["port_name", "node_name"].map(|file| at.join(file)).into_iter();
+        let unread = names.map(|path| sysfs::read(&path).map(drop).map_err(|error| (path, error)));
+        match unread.collect::<Result<Vec<()>, _>>() {
+            Ok(_) => vports.extend(Vport::read(&name, &at)),
+            Err((_, error)) if sysfs::is_gone(&error) => {}
+            Err((path, error)) => return Err(Unreadable { path, error }),
+        }
+    }
+    Ok(vports)
 }
 
-/// A name as the kernel shows it; all ones and all zeros are none.
+/// A name as the kernel shows it: after `0x` as many digits as it takes, for it writes no zeros before them.
+fn exact(path: &Path) -> Option<Wwn> {
+    let text = text(path)?;
+    let digits = text.strip_prefix("0x").unwrap_or(&text);
+    let fine = (1..=16).contains(&digits.len()) && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    fine.then(|| u64::from_str_radix(digits, 16).ok().map(Wwn::new))?
+}
+
+/// The same, where all ones and all zeros are none.
 fn wwn(path: &Path) -> Option<Wwn> {
-    let wwn = text(path)?.parse::<Wwn>().ok()?;
-    (wwn.bits() != 0 && wwn.bits() != u64::MAX).then_some(wwn)
+    exact(path).filter(|wwn| wwn.bits() != 0 && wwn.bits() != u64::MAX)
 }
 
 /// An N_Port_ID, of 24 bits; all ones, or 0, before the login.
@@ -289,7 +327,7 @@ fn port_id(path: &Path) -> Option<u32> {
 }
 
 impl Host {
-    fn read(roots: &Roots, name: &str, at: &Path) -> Option<Self> {
+    pub(crate) fn read(roots: &Roots, name: &str, at: &Path) -> Option<Self> {
         let own = number_after(name, "host")?;
         let directory = fs::canonicalize(at.join("device")).ok()?;
         let word = |file: &str| text(&at.join(file)).unwrap_or_default();
@@ -357,10 +395,12 @@ impl Vport {
         let host = names(&at.join("device")).iter().find_map(|name| number_after(name, "host"));
         Some(Self {
             name: name.to_owned(),
+            id: fs::metadata(at.join("device")).map(|device| device.ino()).unwrap_or_default(),
             parent,
             host,
-            wwpn: wwn(&at.join("port_name")),
-            wwnn: wwn(&at.join("node_name")),
+            // Whatever they are: it is deleted by them.
+            wwpn: exact(&at.join("port_name")),
+            wwnn: exact(&at.join("node_name")),
             state: VportState::read(&at.join("vport_state")).unwrap_or(VportState::Unknown),
             last_state: VportState::read(&at.join("vport_last_state")),
             kind: word("vport_type"),
@@ -371,7 +411,7 @@ impl Vport {
 }
 
 impl RemotePort {
-    fn read(name: &str, at: &Path) -> Option<Self> {
+    pub(crate) fn read(name: &str, at: &Path) -> Option<Self> {
         let (host, ..) = port(name, "rport-")?;
         let word = |file: &str| text(&at.join(file)).unwrap_or_default();
         Some(Self {

@@ -1,7 +1,7 @@
 //! Files of the kernel, which may be missing, say nonsense, or go while they are read.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -33,20 +33,64 @@ impl Roots {
         Self { sys: root.join("sys"), dev: root.join("dev"), proc: root.join("proc") }
     }
 
-    /// Names in a class, in the order of their numbers, with the directory of each.
-    pub(crate) fn class(&self, class: &str) -> Vec<(String, PathBuf)> {
-        let class = self.sys.join("class").join(class);
-        names(&class).into_iter().map(|name| (name.clone(), class.join(name))).collect()
+    /// Names in a class, in the order of their numbers, with the directory of each. There is no class before there is a driver for it.
+    ///
+    /// # Errors
+    /// It cannot be listed, or sysfs is not mounted.
+    pub(crate) fn class(&self, class: &str) -> Result<Vec<(String, PathBuf)>, Unreadable> {
+        let classes = self.sys.join("class");
+        let class = classes.join(class);
+        let names = match list(&class) {
+            Err(error) if error.error.kind() == io::ErrorKind::NotFound => list(&classes).map(|_| Vec::new()),
+            result => result,
+        }?;
+        Ok(names.into_iter().map(|name| (name.clone(), class.join(name))).collect())
     }
 }
 
-/// What is in a directory, in the order of the numbers in the names; nothing if it cannot be listed.
-pub(crate) fn names(directory: &Path) -> Vec<String> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let mut names: Vec<String> =
-        entries.take(MOST).filter_map(|entry| entry.file_name().into_string().ok()).collect();
+/// What of the host cannot be read, so that nobody knows whether something is there.
+#[derive(Debug, thiserror::Error)]
+#[error("{path} cannot be read: {error}{remedy}", path = .path.display(), remedy = remedy(.error))]
+pub struct Unreadable {
+    /// The file or directory.
+    pub path: PathBuf,
+    /// Why.
+    pub error: io::Error,
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "; mount sysfs and proc",
+        io::ErrorKind::PermissionDenied => "; be root",
+        _ => "",
+    }
+}
+
+/// What is in a directory, in the order of the numbers in the names.
+///
+/// # Errors
+/// It cannot be listed, to its end.
+pub(crate) fn list(directory: &Path) -> Result<Vec<String>, Unreadable> {
+    let failed = |error| Unreadable { path: directory.into(), error };
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory).map_err(failed)? {
+        if names.len() == MOST {
+            return Err(failed(io::Error::other("it has more entries than any host has of anything")));
+        }
+        names.extend(entry.map_err(failed)?.file_name().into_string());
+    }
     names.sort_by_cached_key(|name| key(name));
-    names
+    Ok(names)
+}
+
+/// The same; nothing if it cannot be listed.
+pub(crate) fn names(directory: &Path) -> Vec<String> {
+    list(directory).unwrap_or_default()
+}
+
+/// Whether what an error is about is not there, or has just gone.
+pub(crate) fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ENXIO | libc::ESRCH))
 }
 
 /// Text and numbers by turns, so that host10 is behind host9.
@@ -79,10 +123,15 @@ pub(crate) fn text(path: &Path) -> Option<String> {
 
 /// All of a file, no more than would be sensible.
 pub(crate) fn all(path: &Path) -> Option<String> {
+    read(path).ok()
+}
+
+/// The same, with the reason.
+pub(crate) fn read(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
     // What is read before an error counts for nothing: the device goes.
-    File::open(path).ok()?.take(LONGEST).read_to_end(&mut bytes).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
+    File::open(path)?.take(LONGEST).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// A number, decimal or after `0x` hexadecimal. `None` if it is none, or does not fit.
@@ -117,6 +166,24 @@ mod tests {
             ["host", "host9", "host10", "host99999999999999999999999", "rport-1:0-9", "rport-1:0-10"]
         );
         assert_eq!(names(Path::new("/no/such/directory")), [""; 0]);
+    }
+
+    /// No driver is no port; a host that cannot be looked at is an error.
+    #[test]
+    fn what_cannot_be_listed_is_not_nothing() {
+        let directory = TempDir::new().unwrap();
+        let roots = Roots::below(directory.path());
+        let said = roots.class("fc_vports").unwrap_err().to_string();
+        assert!(
+            said.contains("sys/class cannot be read: No such file")
+                && said.ends_with("; mount sysfs and proc"),
+            "{said}"
+        );
+        fs::create_dir_all(roots.sys.join("class")).unwrap();
+        assert_eq!(roots.class("fc_vports").unwrap(), []);
+        fs::write(roots.sys.join("class/fc_vports"), "").unwrap();
+        let said = roots.class("fc_vports").unwrap_err().to_string();
+        assert!(said.contains("sys/class/fc_vports cannot be read: Not a directory"), "{said}");
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl Tree {
     /// Nothing yet.
     pub fn new() -> Self {
         let tree = Self(TempDir::new().unwrap());
-        for directory in ["sys/devices", "dev", "proc"] {
+        for directory in ["sys/class", "sys/devices", "dev", "proc"] {
             fs::create_dir_all(tree.path(directory)).unwrap();
         }
         tree

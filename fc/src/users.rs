@@ -3,13 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 
 use crate::model::Unit;
-use crate::sysfs::{self, Roots, all, names, text};
+use crate::sysfs::{self, Roots, Unreadable, all, list, names, text};
 
-/// More descriptors than are looked at, of one process.
-const FILES: usize = 1 << 14;
+/// Longer than any list of mounts.
+const MOUNTS: u64 = 64 << 20;
 
 /// Somebody who has a unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,40 +45,141 @@ impl fmt::Display for User {
 /// Who has what on the host, at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Users {
-    /// By number of the device.
-    mounts: BTreeMap<String, Vec<String>>,
-    /// Paths.
+    /// `/sys`
+    sys: PathBuf,
+    /// Places, by number of the device.
+    mounts: BTreeMap<String, BTreeSet<String>>,
+    /// The same, by its name: some file systems have a number of their own.
+    sources: BTreeMap<String, BTreeSet<String>>,
+    /// Names.
     swaps: BTreeSet<String>,
+    /// By name of the device: what the kernel does not list among its holders.
+    parts: BTreeMap<String, Vec<String>>,
     /// By path.
     open: BTreeMap<String, Vec<(u32, String)>>,
+    /// What could not be looked at.
+    unseen: Option<String>,
 }
 
 impl Users {
     /// Looks at all processes that this one may look at: all of them as root.
     pub fn read(roots: &Roots) -> Self {
-        let mut users = Self::default();
-        for line in all(&roots.proc.join("self/mountinfo")).unwrap_or_default().lines() {
-            // proc(5): number, parent, device, root, where.
-            let fields: Vec<&str> = line.split(' ').take(5).collect();
-            if let [_, _, device, _, place] = fields[..] {
-                users.mounts.entry(device.to_owned()).or_default().push(unescaped(place));
-            }
-        }
+        let mut users = Self { sys: roots.sys.clone(), ..Self::default() };
+        let mut namespaces = BTreeSet::new();
+        users.mounted(roots, &roots.proc.join("self"), &mut namespaces);
         let swaps = all(&roots.proc.join("swaps")).unwrap_or_default();
-        users
-            .swaps
-            .extend(swaps.lines().skip(1).filter_map(|line| Some(line.split_whitespace().next()?.into())));
-        for pid in names(&roots.proc).iter().filter_map(|name| name.parse::<u32>().ok()) {
-            users.look_at(&roots.proc.join(pid.to_string()), pid);
+        let swaps = swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next());
+        users.swaps.extend(swaps.filter_map(|path| node(roots, path)));
+        users.kernel(roots);
+        let processes = list(&roots.proc).unwrap_or_else(|error| {
+            users.unseen = Some(error.to_string());
+            Vec::new()
+        });
+        let pids: Vec<u32> = processes.iter().filter_map(|name| name.parse().ok()).collect();
+        if pids.is_empty() {
+            users.unseen.get_or_insert(format!("{} shows no processes; mount proc", roots.proc.display()));
+        }
+        for pid in pids {
+            let process = roots.proc.join(pid.to_string());
+            users.mounted(roots, &process, &mut namespaces);
+            users.opened(&process, pid);
         }
         users
     }
 
-    fn look_at(&mut self, process: &Path, pid: u32) {
-        let files = process.join("fd");
+    /// Why there may be more users than are known, if so. What other users of the host do is nothing that this one may see.
+    pub fn unseen(&self) -> Option<&str> {
+        self.unseen.as_deref()
+    }
+
+    /// What was looked at, if it is still there and of this user.
+    fn seen<T>(&mut self, result: Result<T, Unreadable>) -> Option<T> {
+        let error = match result {
+            Ok(value) => return Some(value),
+            Err(error) => error,
+        };
+        if !sysfs::is_gone(&error.error) && error.error.kind() != io::ErrorKind::PermissionDenied {
+            self.unseen.get_or_insert(error.to_string());
+        }
+        None
+    }
+
+    /// The file systems of the mount namespace that a process is in.
+    fn mounted(&mut self, roots: &Roots, process: &Path, namespaces: &mut BTreeSet<PathBuf>) {
+        let namespace = fs::read_link(process.join("ns/mnt")).unwrap_or_else(|_| process.into());
+        if !namespaces.insert(namespace) {
+            return;
+        }
+        let path = process.join("mountinfo");
+        let mut bytes = Vec::new();
+        match File::open(&path).and_then(|file| file.take(MOUNTS).read_to_end(&mut bytes)) {
+            Ok(len) if len as u64 == MOUNTS => {
+                self.unseen.get_or_insert(format!("{} is too long", path.display()));
+            }
+            Ok(_) => {}
+            // It has ended.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return,
+            Err(error) => {
+                let _: Option<()> = self.seen(Err(Unreadable { path, error }));
+                return;
+            }
+        }
+        for line in String::from_utf8_lossy(&bytes).lines() {
+            // proc(5): number, parent, device, root, where; behind a dash: type, source.
+            let Some((head, tail)) = line.split_once(" - ") else { continue };
+            let (head, tail): (Vec<&str>, Vec<&str>) = (head.split(' ').collect(), tail.split(' ').collect());
+            let ([_, _, device, _, place, ..], [kind, source, ..]) = (&head[..], &tail[..]) else { continue };
+            self.mounts.entry((*device).to_owned()).or_default().insert(unescaped(place));
+            // With FUSE, which anybody may mount, the source is a text that anybody chose.
+            let chosen = *kind == "fuse" || kind.starts_with("fuse.");
+            if let Some(name) = node(roots, &unescaped(source)).filter(|_| !chosen) {
+                self.sources.entry(name).or_default().insert(unescaped(place));
+            }
+        }
+    }
+
+    /// What the kernel itself has, and does not list among the holders.
+    fn kernel(&mut self, roots: &Roots) {
+        let mut found = Vec::new();
+        let read = |path: PathBuf| text(&path).and_then(|path| node(roots, &path));
+        let below = |at: &Path| names(at).into_iter().map(|name| (at.join(&name), name)).collect::<Vec<_>>();
+        for (at, name) in below(&roots.sys.join("class/block")) {
+            found.extend(read(at.join("loop/backing_file")).map(|node| (node, name)));
+        }
+        // Targets (LIO) of what the host offers to others.
+        for (at, kind) in below(&roots.sys.join("kernel/config/target/core")) {
+            for (at, name) in below(&at) {
+                found.extend(read(at.join("udev_path")).map(|node| (node, format!("target {kind}/{name}"))));
+            }
+        }
+        for (at, system) in below(&roots.sys.join("kernel/config/nvmet/subsystems")) {
+            for (at, name) in below(&at.join("namespaces")) {
+                found.extend(
+                    read(at.join("device_path")).map(|node| (node, format!("nvmet {system}/{name}"))),
+                );
+            }
+        }
+        // The first device of such a file system is the source of its mount.
+        for (at, name) in below(&roots.sys.join("fs/btrfs")) {
+            for device in names(&at.join("devices")) {
+                if !self.sources.contains_key(&device) {
+                    found.push((device, format!("btrfs {name}")));
+                }
+            }
+        }
+        for (node, what) in found {
+            self.parts.entry(node).or_default().push(what);
+        }
+    }
+
+    fn opened(&mut self, process: &Path, pid: u32) {
+        let directory = process.join("fd");
+        let failed = |error| Unreadable { path: directory.clone(), error };
+        let Some(files) = self.seen(fs::read_dir(&directory).map_err(failed)) else { return };
         let mut seen = BTreeSet::new();
-        for file in names(&files).iter().take(FILES) {
-            let Ok(path) = std::fs::read_link(files.join(file)) else { continue };
+        for file in files {
+            let Some(file) = self.seen(file.map_err(failed)) else { break };
+            let Ok(path) = fs::read_link(file.path()) else { continue };
             let Some(path) = path.to_str().filter(|path| path.starts_with("/dev/")) else { continue };
             if seen.insert(path.to_owned()) {
                 let name = text(&process.join("comm")).unwrap_or_default();
@@ -95,31 +198,74 @@ impl Users {
             let all = std::iter::once((block.clone(), disk.clone()))
                 .chain(parts.map(|name| (name.clone(), disk.join(name))));
             for (name, at) in all {
-                let mounts = text(&at.join("dev")).and_then(|number| self.mounts.get(&number));
-                users.extend(mounts.into_iter().flatten().cloned().map(User::Mounted));
-                let path = format!("/dev/{name}");
-                users.extend(self.swaps.contains(&path).then_some(User::Swap));
-                for holder in names(&at.join("holders")) {
-                    let own = text(&at.join("holders").join(&holder).join("dm/name"));
-                    users.push(User::Holder(match own {
-                        Some(own) => format!("{holder} ({own})"),
-                        None => holder,
-                    }));
-                }
-                nodes.push(path);
+                self.of_block(&name, &at, &mut users);
+                nodes.push(format!("/dev/{name}"));
             }
         }
         nodes.extend(unit.sg.iter().map(|sg| format!("/dev/{sg}")));
         nodes.extend(unit.bsg.iter().map(|bsg| format!("/dev/bsg/{bsg}")));
-        // A tape has many, of which these are used.
-        nodes.extend(unit.tape.iter().flat_map(|tape| [format!("/dev/{tape}"), format!("/dev/n{tape}")]));
+        for class in ["scsi_tape", "scsi_changer"] {
+            nodes.extend(names(&unit.directory.join(class)).iter().map(|name| format!("/dev/{name}")));
+        }
+        self.of_nodes(&nodes, &mut users);
+        users
+    }
+
+    /// Who has a block device, other than processes.
+    fn of_block(&self, name: &str, at: &Path, users: &mut Vec<User>) {
+        let by_number = text(&at.join("dev")).and_then(|number| self.mounts.get(&number));
+        let places = by_number.into_iter().chain(self.sources.get(name)).flatten();
+        users.extend(places.collect::<BTreeSet<_>>().into_iter().cloned().map(User::Mounted));
+        users.extend(self.swaps.contains(name).then_some(User::Swap));
+        let holders = at.join("holders");
+        match list(&holders) {
+            Ok(names) => users.extend(names.into_iter().map(|holder| {
+                User::Holder(match text(&holders.join(&holder).join("dm/name")) {
+                    Some(own) => format!("{holder} ({own})"),
+                    None => holder,
+                })
+            })),
+            Err(error) if sysfs::is_gone(&error.error) => {}
+            Err(error) => users.push(User::Holder(format!("something unknown ({error})"))),
+        }
+        users.extend(self.parts.get(name).into_iter().flatten().cloned().map(User::Holder));
+    }
+
+    fn of_nodes(&self, nodes: &[String], users: &mut Vec<User>) {
         let mut processes: Vec<_> = nodes.iter().filter_map(|node| self.open.get(node)).flatten().collect();
         processes.sort();
         processes.dedup();
         users
             .extend(processes.into_iter().map(|(pid, name)| User::Process { pid: *pid, name: name.clone() }));
-        users
     }
+
+    /// Whether a user notices that a port goes, and loses nothing by it: multipathd, and a map of paths that nobody has.
+    pub(crate) fn goes_with_port(&self, user: &User) -> bool {
+        self.goes(user, 4)
+    }
+
+    /// `depth`: how many block devices may be made of each other.
+    fn goes(&self, user: &User, depth: u32) -> bool {
+        let holder = match user {
+            User::Process { name, .. } => return name == "multipathd",
+            User::Holder(name) => name.split(' ').next().unwrap_or_default(),
+            User::Mounted(_) | User::Swap => return false,
+        };
+        let at = self.sys.join("class/block").join(holder);
+        let uuid = text(&at.join("dm/uuid")).unwrap_or_default();
+        let is_map = uuid.starts_with("mpath-") || uuid.starts_with("part") && uuid.contains("-mpath-");
+        let mut users = Vec::new();
+        self.of_block(holder, &at, &mut users);
+        self.of_nodes(&[format!("/dev/{holder}")], &mut users);
+        is_map && depth > 0 && users.iter().all(|user| self.goes(user, depth - 1))
+    }
+}
+
+/// The name of the node that a path leads to: `sdc1`, `dm-3`.
+fn node(roots: &Roots, path: &str) -> Option<String> {
+    let path = roots.dev.join(path.strip_prefix("/dev/")?);
+    let path = fs::canonicalize(&path).unwrap_or(path);
+    Some(path.file_name()?.to_str()?.to_owned())
 }
 
 /// A place as it is: the kernel writes space, tab, newline and backslash as octal numbers.
@@ -142,62 +288,5 @@ fn unescaped(place: &str) -> String {
     text
 }
 
-/// When a process started, in ticks since the start of the host: together with its number it is one process for good (proc(5)).
-pub(crate) fn start_of(roots: &Roots, pid: u32) -> Option<u64> {
-    let stat = sysfs::all(&roots.proc.join(pid.to_string()).join("stat"))?;
-    // Its name, in parentheses, may have any of these characters.
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(19)?.parse().ok()
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::San;
-    use crate::testing::Tree;
-
-    #[test]
-    fn who_has_a_unit_is_said() {
-        let tree = Tree::lpfc();
-        let sdc = "devices/pci0000:00/0000:00:04.0/0000:10:00.0/host5/vport-5:0-0/host8/rport-8:0-0/target8:0:0/8:0:0:0/block/sdc";
-        tree.files(&[
-            (&format!("sys/{sdc}/dev"), "8:32\n"),
-            (&format!("sys/{sdc}/sdc1/partition"), "1\n"),
-            (&format!("sys/{sdc}/sdc1/dev"), "8:33\n"),
-            (&format!("sys/{sdc}/sdc2/partition"), "2\n"),
-            (&format!("sys/{sdc}/sdc2/holders/dm-3/dm/name"), "vg-root\n"),
-            (&format!("sys/{sdc}/sdc2/holders/md127/level"), "raid1\n"),
-            (&format!("sys/{sdc}/queue/rotational"), "0\n"),
-            (
-                "proc/self/mountinfo",
-                "29 1 8:33 / /srv/a\\040b\\134\\012 rw - ext4 /dev/sdc1 rw\nbroken\n30 1 8:98 / /x rw - ext4 x rw\n",
-            ),
-            ("proc/swaps", "Filename\t\tType\n/dev/sdc2  partition 1 0 -2\n"),
-            ("proc/4711/comm", "qemu\n"),
-            ("proc/4712/comm", "vmm\n"),
-            ("proc/4712/stat", "4712 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 987654 20\n"),
-        ]);
-        tree.link("proc/4711/fd/7", "/dev/sdc");
-        tree.link("proc/4711/fd/8", "/dev/sdc");
-        tree.link("proc/4711/fd/9", "socket:[1]");
-        tree.link("proc/4712/fd/3", "/dev/sg2");
-        let (san, users) = (San::read(&tree.roots()), Users::read(&tree.roots()));
-        let unit = san.units.iter().find(|unit| unit.block.as_deref() == Some("sdc")).unwrap();
-        let said: Vec<String> = users.of(unit).iter().map(ToString::to_string).collect();
-        assert_eq!(
-            said,
-            [
-                "mounted at /srv/a b\\ ",
-                "swap",
-                "part of dm-3 (vg-root)",
-                "part of md127",
-                "open by qemu (4711)",
-                "open by vmm (4712)"
-            ]
-        );
-        let other = san.units.iter().find(|unit| unit.block.as_deref() == Some("sdb")).unwrap();
-        assert_eq!(users.of(other), []);
-        assert_eq!(start_of(&tree.roots(), 4712), Some(987654));
-        assert_eq!(start_of(&tree.roots(), 4711), None);
-    }
-}
+mod tests;

@@ -3,30 +3,34 @@
 
 mod error;
 mod kernel;
+mod remove;
+mod start;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use self::remove::Target;
 use crate::address::number_after;
 use crate::choose::Wanted;
-use crate::model::{San, Vport, VportState, vports};
+use crate::model::{Host, San, Vport, VportState, vports};
 use crate::names::{Known, Names, Unfit};
-use crate::state::{Lock, Record, StateError, Store};
+use crate::state::{Definition, Life, Lock, Record, StateError, Store};
 use crate::sysfs::Roots;
 use crate::users::Users;
 use crate::wwn::Wwn;
 
 pub use error::{CreateError, DeleteError};
 pub use kernel::{Kernel, Live, Pause, WriteError};
+pub use remove::{Cleaned, CleanedUp, Cleanup};
 
 /// How often the state is looked at.
 const STEP: Duration = Duration::from_millis(50);
 /// How long a state that does not get better by itself may last: a link that has just come up passes through some.
 const SETTLED: Duration = Duration::from_secs(5);
-/// How long the kernel may take to remove one: it logs out at the fabric first.
-const REMOVAL: Duration = Duration::from_secs(20);
-/// How long others may have the lock.
+/// How long others may have a lock.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// What a process calls itself whose port is to be nobody's.
+const TOOL: &str = "vmm fc create";
 
 /// A virtual port that is to be.
 #[derive(Clone, Debug)]
@@ -35,6 +39,8 @@ pub struct Request<'a> {
     pub wanted: Wanted,
     /// Its names.
     pub names: Names,
+    /// The definition that they are of, if they are of one.
+    pub definition: Option<&'a str>,
     /// Names of a company whose hardware has such are fine.
     pub any_oui: bool,
     /// How long it may take until the fabric has it.
@@ -50,20 +56,6 @@ pub struct Ports<'a, K> {
     kernel: K,
 }
 
-/// What became of a virtual port whose process is no more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cleaned {
-    /// It was there, and is deleted.
-    Deleted,
-    /// It was gone already.
-    Gone,
-    /// It stays: a definition wants it whenever the host runs.
-    Kept,
-}
-
-/// The record of a process that is no more, with what became of its port.
-pub type CleanedUp = (Record, Result<Cleaned, DeleteError>);
-
 impl<'a, K: Kernel> Ports<'a, K> {
     /// With what the kernel shows, what is stored, and the kernel itself.
     pub fn new(roots: &'a Roots, store: &'a Store, kernel: K) -> Self {
@@ -75,79 +67,115 @@ impl<'a, K: Kernel> Ports<'a, K> {
     /// # Errors
     /// [`CreateError`] says why not; then nothing is left of it, or the error says what is.
     pub fn create(&mut self, request: &Request<'_>) -> Result<Vport, CreateError> {
-        let lock = self.lock()?;
         // What a process of this name has left that was ended.
-        self.clean_one(request.names.wwpn).map_err(CreateError::Clean)?;
-        let begin = self.kernel.now();
-        let (san, checked) = loop {
-            let san = San::read(self.roots);
-            let checked = request.names.check(&self.known(&san, request.names), request.any_oui);
-            let passes = matches!(checked, Err(Unfit::LoggedIn(..)));
-            if !passes || self.kernel.now().saturating_sub(begin) >= SETTLED {
-                break (san, checked);
-            }
-            // It may be what was deleted a moment ago.
-            if self.kernel.pause(STEP) == Pause::Interrupted {
-                break (san, checked);
-            }
+        self.clean_name(request.names.wwpn).map_err(CreateError::Clean)?;
+        let record = self.begin(request)?;
+        let mut target = Target::from(&record);
+        let mut result = self.wait(&mut target, request.deadline);
+        if result.is_ok() && request.owner.is_none() {
+            // As long as it is this process's, somebody would delete it.
+            result = result.and_then(|vport| Ok(self.forget(&record).map(|()| vport)?));
+        }
+        let error = match result {
+            Ok(vport) => return Ok(vport),
+            Err(error) => error,
         };
-        let host = request.wanted.choose(&san)?;
-        checked?;
-        let (parent, names) = (host.number, request.names);
-        // Before the port, so that it is found whatever becomes of this process meanwhile.
-        let owner = request.owner.unwrap_or("vmm fc create");
-        match Record::new(self.roots, names, parent, std::process::id(), owner) {
-            Some(record) => self.store.record(&record)?,
-            None => return Err(CreateError::NoProcess(self.roots.proc.clone())),
-        }
-        let begun = self.kernel.write(&self.file(parent, "vport_create"), &line(names));
-        drop(lock);
+        let removed = self.remove(&target, Some(&record)).and_then(|_| Ok(self.forget(&record)?));
+        Err(match removed {
+            Ok(()) => error,
+            Err(left) => CreateError::Left { error: Box::new(error), left: Box::new(left) },
+        })
+    }
+
+    /// Has the kernel create it. What is recorded says which one it is.
+    fn begin(&mut self, request: &Request<'_>) -> Result<Record, CreateError> {
+        let names = request.names;
+        // Nobody deletes one of these names meanwhile, who means another one.
+        let _one = self.lock_one(names.wwpn)?;
+        let (host, mut record) = self.promise(request)?;
+        let begun = self.kernel.write(&self.file(host.number, "vport_create"), &line(names));
         if let Err(error) = begun {
-            self.store.forget(names.wwpn)?;
-            return Err(error::refused(host, &error));
+            self.forget(&record)?;
+            return Err(error::refused(&host, &error));
         }
-        match self.wait(parent, names, request.deadline) {
-            Ok(vport) => {
-                if request.owner.is_none() {
-                    self.store.forget(names.wwpn)?;
+        // The kernel makes it before it answers. Where it is not to be seen yet, its names must do: nobody else makes one of them.
+        let seen = vports(self.roots).unwrap_or_default();
+        let Some(vport) = seen.into_iter().find(|vport| Target::from(&record).is(vport)) else {
+            return Ok(record);
+        };
+        (record.vport, record.id) = (Some(vport.name), Some(vport.id));
+        // Without it, whoever cleans goes by the names.
+        let _ = self.lock().and_then(|_lock| self.store.record(&record));
+        Ok(record)
+    }
+
+    /// Chooses a port, looks at the names, and writes down whose the virtual port is before there is one: so it is found whatever becomes
+    /// of this process.
+    fn promise(&mut self, request: &Request<'_>) -> Result<(Host, Record), CreateError> {
+        let (names, begin) = (request.names, self.kernel.now());
+        loop {
+            let lock = self.lock()?;
+            let san = San::try_read(self.roots)?;
+            let checked = names.check(&self.known(&san, Some(request))?, request.any_oui);
+            let settles = self.kernel.now().saturating_sub(begin) < SETTLED;
+            if matches!(checked, Err(Unfit::LoggedIn(..))) && settles {
+                // It may be what was deleted a moment ago.
+                drop(lock);
+                if self.kernel.pause(STEP) == Pause::Interrupted {
+                    return Err(CreateError::Interrupted { wwpn: names.wwpn });
                 }
-                Ok(vport)
+                continue;
             }
-            Err(error) => match self.remove(parent, names) {
-                Ok(()) => Err(error),
-                Err(left) => Err(CreateError::Left { error: Box::new(error), left: Box::new(left) }),
-            },
+            let host = request.wanted.choose(&san)?.clone();
+            checked?;
+            let owner = request.owner.unwrap_or(TOOL);
+            let record = Record::new(self.roots, names, host.number, std::process::id(), owner);
+            let record = record.ok_or_else(|| CreateError::NoProcess(self.roots.proc.clone()))?;
+            self.store.record(&record)?;
+            return Ok((host, record));
         }
     }
 
-    /// Waits until the fabric has it.
-    fn wait(&mut self, parent: u32, names: Names, deadline: Duration) -> Result<Vport, CreateError> {
+    /// Waits until the fabric has it, and sees which one it is.
+    fn wait(&mut self, target: &mut Target, deadline: Duration) -> Result<Vport, CreateError> {
         let begin = self.kernel.now();
         let mut since = (VportState::Unknown, begin);
-        let mut seen = false;
         loop {
             let now = self.kernel.now();
             let waited = now.saturating_sub(begin);
-            let found = vports(self.roots).into_iter().find(|vport| is(vport, names));
-            match found {
-                Some(vport) if vport.state == VportState::Active && vport.host.is_some() => return Ok(vport),
-                Some(vport) => {
-                    seen = true;
+            match vports(self.roots) {
+                Ok(vports) => {
+                    let (parent, wwpn) = (target.parent, target.names.wwpn);
+                    let found = vports.into_iter().find(|vport| target.is(vport));
+                    let Some(vport) = found else {
+                        if target.is_known() {
+                            return Err(CreateError::Gone { wwpn });
+                        }
+                        if waited >= deadline {
+                            return Err(CreateError::Nothing { parent, wwpn });
+                        }
+                        if self.kernel.pause(STEP) == Pause::Interrupted {
+                            return Err(CreateError::Interrupted { wwpn });
+                        }
+                        continue;
+                    };
+                    target.note(&vport);
+                    if vport.state == VportState::Active && vport.host.is_some() {
+                        return Ok(vport);
+                    }
                     if since.0 != vport.state {
                         since = (vport.state.clone(), now);
                     }
                     let settled = is_final(&vport.state) && now.saturating_sub(since.1) >= SETTLED;
                     if settled || waited >= deadline {
-                        return Err(error::not_active(self.roots, parent, names, vport.state, waited));
+                        return Err(error::not_active(self.roots, &vport, target.names, waited));
                     }
                 }
-                // The kernel makes it before it answers, and nobody else has its names.
-                None if seen => return Err(CreateError::Gone { wwpn: names.wwpn }),
-                None if waited >= deadline => return Err(CreateError::Nothing { parent, wwpn: names.wwpn }),
-                None => {}
+                Err(error) if waited >= deadline => return Err(error.into()),
+                Err(_) => {}
             }
             if self.kernel.pause(STEP) == Pause::Interrupted {
-                return Err(CreateError::Interrupted { wwpn: names.wwpn });
+                return Err(CreateError::Interrupted { wwpn: target.names.wwpn });
             }
         }
     }
@@ -173,125 +201,108 @@ impl<'a, K: Kernel> Ports<'a, K> {
     /// # Errors
     /// [`DeleteError`]; it stays.
     pub fn delete(&mut self, what: &str, force: bool) -> Result<Vport, DeleteError> {
-        let _lock = self.lock()?;
-        let san = San::read(self.roots);
+        let san = San::try_read(self.roots)?;
         let vport = Self::find(&san, what)?;
-        let (Some(wwpn), Some(wwnn)) = (vport.wwpn, vport.wwnn) else {
-            return Err(DeleteError::Unknown(what.to_owned()));
+        let Some(target) = Target::of(&vport) else { return Err(DeleteError::Unknown(what.to_owned())) };
+        let record = match self.store.record_of(target.names.wwpn) {
+            Err(_) if force => None,
+            record => record?,
         };
         if !force {
-            let record = self.store.records().into_iter().find(|record| record.wwpn == wwpn);
-            if let Some(record) = record.filter(|record| record.is_alive(self.roots)) {
-                return Err(DeleteError::Owned { vport: vport.name, owner: record.owner, pid: record.pid });
+            if let Some(record) = &record {
+                let (vport, owner, pid) = (vport.name.clone(), record.owner.clone(), record.pid);
+                match record.life(self.roots) {
+                    Life::Lives => return Err(DeleteError::Owned { vport, owner, pid }),
+                    Life::Unknown => return Err(DeleteError::Unclear { vport, owner, pid }),
+                    Life::Ended | Life::OtherStart => {}
+                }
             }
             let users = Users::read(self.roots);
-            let units = vport.host.into_iter().flat_map(|host| san.units_of(host));
-            if let Some((unit, user)) =
-                units.flat_map(|unit| users.of(unit).into_iter().map(move |u| (unit, u))).next()
-            {
-                let unit = unit.block.clone().unwrap_or_else(|| unit.address.to_string());
-                return Err(DeleteError::InUse { vport: vport.name, unit, user: user.to_string() });
-            }
+            self.is_free(&san, &vport, &users, |_| true)?;
         }
-        self.remove(vport.parent, Names { wwnn, wwpn })?;
+        self.remove(&target, None)?;
+        if let Some(record) = record {
+            self.forget(&record)?;
+        }
         Ok(vport)
     }
 
-    /// Has the kernel remove one, and waits until it is gone; so is the record of whose it was.
-    fn remove(&mut self, parent: u32, names: Names) -> Result<(), DeleteError> {
-        let begin = self.kernel.now();
-        let is_late = |now: Duration| now.saturating_sub(begin) >= REMOVAL;
-        let file = self.file(parent, "vport_delete");
-        while vports(self.roots).iter().any(|vport| is(vport, names)) {
-            match self.kernel.write(&file, &line(names)) {
-                // It has just gone.
-                Ok(()) => break,
-                Err(WriteError::Open(error) | WriteError::Write(error)) if error::is_gone(&error) => break,
-                // It is being created, or somebody else removes it.
-                Err(WriteError::Write(error)) if error.raw_os_error() == Some(libc::EBUSY) => {}
-                Err(error) => return Err(error::not_deleted(parent, names, &error)),
-            }
-            if is_late(self.kernel.now()) {
-                return Err(DeleteError::Stays { parent, wwpn: names.wwpn });
-            }
-            // A signal does not end this: it is what the signal asks for.
-            let _ = self.kernel.pause(STEP);
-        }
-        while vports(self.roots).iter().any(|vport| is(vport, names)) {
-            if is_late(self.kernel.now()) {
-                return Err(DeleteError::Stays { parent, wwpn: names.wwpn });
-            }
-            let _ = self.kernel.pause(STEP);
-        }
-        self.store.forget(names.wwpn)?;
-        Ok(())
-    }
-
-    /// Deletes what belonged to processes that are no more. Nothing else: ports without a record are of others, or for good.
-    ///
-    /// # Errors
-    /// The lock's. Those of each port are with it.
-    pub fn clean(&mut self) -> Result<Vec<CleanedUp>, DeleteError> {
-        let mut cleaned = Vec::new();
-        for record in self.store.records() {
-            let _lock = self.lock()?;
-            if let Some(result) = self.clean_one(record.wwpn).transpose() {
-                cleaned.push((record, result));
-            }
-        }
-        Ok(cleaned)
-    }
-
-    /// The same, of one port. `None` if it is not a process's that is no more.
-    fn clean_one(&mut self, wwpn: Wwn) -> Result<Option<Cleaned>, DeleteError> {
-        let record = self.store.records().into_iter().find(|record| record.wwpn == wwpn);
-        let Some(record) = record.filter(|record| !record.is_alive(self.roots)) else { return Ok(None) };
-        let stays = self.store.definitions().into_iter().any(|(_, definition)| {
-            definition.is_ok_and(|definition| definition.boot && definition.wwpn == wwpn)
-        });
-        let names = Names { wwpn, wwnn: record.wwnn };
-        let vport = vports(self.roots).into_iter().find(|vport| is(vport, names));
-        match vport {
-            Some(_) if stays => {
-                self.store.forget(wwpn).map(|()| Some(Cleaned::Kept)).map_err(DeleteError::State)
-            }
-            Some(vport) => self.remove(vport.parent, names).map(|()| Some(Cleaned::Deleted)),
-            None => self.store.forget(wwpn).map(|()| Some(Cleaned::Gone)).map_err(DeleteError::State),
-        }
-    }
-
-    /// Names that are taken, or promised to others than `own`.
-    fn known(&self, san: &San, own: Names) -> Known {
+    /// Names that are taken, or promised to others.
+    fn known(&self, san: &San, own: Option<&Request<'_>>) -> Result<Known, StateError> {
         let mut known = Known::of(san);
-        for record in self.store.records() {
-            known.promise(record.wwpn, format!("process {} ({}) has it", record.pid, record.owner));
-        }
-        for (name, definition) in self.store.definitions() {
-            if let Ok(definition) = definition
-                && definition.names() != own
-            {
-                known.promise(definition.wwpn, format!("the definition {name} has it"));
+        for record in self.store.records()?.into_iter().flatten() {
+            let Record { pid, owner, .. } = &record;
+            let mut whose = format!("process {pid} ({owner}) has it");
+            if record.life(self.roots) == Life::Unknown {
+                let path = self.store.record_path(record.wwpn);
+                whose +=
+                    &format!(", and cannot be seen from here; if it has ended, remove {}", path.display());
             }
+            known.promise(record.wwpn, whose);
         }
-        known
+        for (name, definition) in self.others(own)? {
+            known.promise(definition.wwpn, format!("the definition {name} has it"));
+        }
+        Ok(known)
+    }
+
+    /// The definitions of others. Whoever gives both names of one without its name means that one.
+    fn others(&self, own: Option<&Request<'_>>) -> Result<Vec<(String, Definition)>, StateError> {
+        let is_own = |name: &str, definition: &Definition| match own {
+            Some(Request { definition: Some(own), .. }) => *own == name,
+            Some(Request { names, .. }) => *names == definition.names(),
+            None => false,
+        };
+        let all = self.store.definitions()?.into_iter();
+        let fine = all.filter_map(|(name, definition)| Some((name, definition.ok()?)));
+        Ok(fine.filter(|(name, definition)| !is_own(name, definition)).collect())
     }
 
     /// Names that are taken, or promised to somebody.
-    pub fn taken(&self) -> Known {
-        self.known(&San::read(self.roots), Names { wwnn: Wwn::new(0), wwpn: Wwn::new(0) })
+    ///
+    /// # Errors
+    /// What is stored, or what the host has, cannot be read.
+    pub fn taken(&self) -> Result<Known, CreateError> {
+        Ok(self.known(&San::try_read(self.roots)?, None)?)
     }
 
-    fn lock(&mut self) -> Result<Lock, StateError> {
+    /// What is stored is read and written by nobody else, until this is dropped. It may take a moment.
+    ///
+    /// # Errors
+    /// The file system's; or somebody else has it for too long.
+    pub fn lock(&mut self) -> Result<Lock, StateError> {
         let begin = self.kernel.now();
         loop {
             if let Some(lock) = self.store.try_lock()? {
                 return Ok(lock);
             }
-            let late = self.kernel.now().saturating_sub(begin) >= PATIENCE;
-            if late || self.kernel.pause(STEP) == Pause::Interrupted {
+            if self.kernel.now().saturating_sub(begin) >= PATIENCE {
                 return Err(StateError::Locked(self.store.lock_path()));
             }
+            // A signal does not end this: whoever has it does not wait for anything.
+            let _ = self.kernel.pause(STEP);
         }
+    }
+
+    /// Nobody else asks the kernel for something of this name.
+    fn lock_one(&mut self, wwpn: Wwn) -> Result<Lock, CreateError> {
+        let begin = self.kernel.now();
+        loop {
+            if let Some(lock) = self.store.try_lock_one(wwpn)? {
+                return Ok(lock);
+            }
+            if self.kernel.now().saturating_sub(begin) >= PATIENCE {
+                return Err(StateError::Locked(self.store.lock_path_of(wwpn)).into());
+            }
+            if self.kernel.pause(STEP) == Pause::Interrupted {
+                return Err(CreateError::Interrupted { wwpn });
+            }
+        }
+    }
+
+    fn forget(&mut self, record: &Record) -> Result<(), StateError> {
+        let _lock = self.lock()?;
+        self.store.forget(record)
     }
 
     fn file(&self, host: u32, name: &str) -> PathBuf {
@@ -302,10 +313,6 @@ impl<'a, K: Kernel> Ports<'a, K> {
 /// What the kernel takes: port and node, without `0x`.
 fn line(names: Names) -> String {
     format!("{}:{}", names.wwpn, names.wwnn)
-}
-
-fn is(vport: &Vport, names: Names) -> bool {
-    vport.wwpn == Some(names.wwpn) && vport.wwnn == Some(names.wwnn)
 }
 
 /// States in which the drivers try no more by themselves, as long as the link stays as it is.

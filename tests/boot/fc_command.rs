@@ -251,7 +251,7 @@ fn delete(room: &mut Room<'_>) -> Result<()> {
     let disk = node.trim_start_matches("/dev/");
     let user = room.san.shell(&format!("sleep 300 < {node} > /dev/null 2>&1 & echo $!"), 30)?;
     let in_use = quoted(
-        "vport-5:0-0 has units that are in use: 8:0:0:27 is open by qemu (4711); free it, or say --force",
+        "vport-5:0-0 has units that are in use: 8:0:0:27 is open by qemu (4711); free it, or vmm fc delete --force vport-5:0-0",
         &[("vport-5:0-0", name), ("8:0:0:27", disk), ("qemu", "sleep"), ("4711", user.trim())],
     )?;
     room.tool.fails(&format!("delete {ONE}"), &[&in_use])?;

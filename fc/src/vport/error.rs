@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use super::kernel::WriteError;
 use crate::choose::NoPort;
-use crate::model::{Host, San, VportState};
+use crate::model::{Host, San, Vport, VportState};
 use crate::names::{Names, Unfit};
 use crate::state::StateError;
-use crate::sysfs::Roots;
+use crate::sysfs::{Roots, Unreadable};
 use crate::wwn::Wwn;
 
 /// Why a virtual port was not created.
@@ -24,6 +24,9 @@ pub enum CreateError {
     /// What is stored.
     #[error(transparent)]
     State(#[from] StateError),
+    /// What there is.
+    #[error(transparent)]
+    Unreadable(#[from] Unreadable),
     /// What an ended process has left cannot be deleted.
     #[error("what an ended process has left is still there: {0}")]
     Clean(DeleteError),
@@ -37,6 +40,20 @@ pub enum CreateError {
         host: String,
         /// The reason, and what to do.
         why: String,
+        /// It may take it later: the link, or the fabric, is not there yet.
+        passes: bool,
+    },
+    /// A process has it.
+    #[error(
+        "the virtual port {wwpn} is there, but goes with process {pid} ({owner}); end that, and start this anew"
+    )]
+    Owned {
+        /// Its name.
+        wwpn: Wwn,
+        /// Whose.
+        owner: String,
+        /// Its process.
+        pid: u32,
     },
     /// The fabric did not take it.
     #[error("the virtual port {wwpn} is \"{state}\" after {waited} s: {why}", state = .state.word(), waited = .waited.as_secs())]
@@ -84,6 +101,19 @@ pub enum CreateError {
     },
 }
 
+impl CreateError {
+    /// Whether it may be otherwise a moment later, while the host starts.
+    pub(super) fn passes(&self) -> bool {
+        match self {
+            Self::Port(NoPort::Incapable { for_good, .. }) => !for_good,
+            Self::Port(NoPort::Full { .. }) => false,
+            Self::Refused { passes, .. } => *passes,
+            Self::Port(_) | Self::NotActive { .. } | Self::Gone { .. } | Self::Owned { .. } => true,
+            _ => false,
+        }
+    }
+}
+
 /// Why a virtual port was not deleted.
 #[derive(Debug, thiserror::Error)]
 pub enum DeleteError {
@@ -103,8 +133,30 @@ pub enum DeleteError {
         /// Its process.
         pid: u32,
     },
+    /// Whether a process has it cannot be seen.
+    #[error(
+        "{vport} belongs to {owner} (process {pid}), and whether that runs cannot be seen from here; look where it would, or say --force"
+    )]
+    Unclear {
+        /// `vport-5:0-0`
+        vport: String,
+        /// Whose.
+        owner: String,
+        /// Its process, where it was started.
+        pid: u32,
+    },
+    /// Whether somebody has a unit of it cannot be seen.
+    #[error(
+        "whether units of {vport} are in use cannot be seen: {why}; vmm fc delete --force {vport} deletes it nevertheless"
+    )]
+    Unseen {
+        /// `vport-5:0-0`
+        vport: String,
+        /// What could not be looked at.
+        why: String,
+    },
     /// Somebody has a unit of it.
-    #[error("{vport} has units that are in use: {unit} is {user}; free it, or say --force")]
+    #[error("{vport} has units that are in use: {unit} is {user}; free it, or vmm fc delete --force {vport}")]
     InUse {
         /// `vport-5:0-0`
         vport: String,
@@ -125,17 +177,22 @@ pub enum DeleteError {
     },
     /// The kernel said yes, or that it is busy, and it is still there.
     #[error(
-        "host{parent} has not deleted the virtual port {wwpn} for 20 s; vmm fc delete {wwpn} tries again"
+        "host{parent} has not deleted the virtual port {wwpn} for {waited} s; vmm fc delete {wwpn} tries again"
     )]
     Stays {
         /// The port.
         parent: u32,
         /// Its name.
         wwpn: Wwn,
+        /// How long it had time, in seconds.
+        waited: u64,
     },
     /// What is stored.
     #[error(transparent)]
     State(#[from] StateError),
+    /// What there is.
+    #[error(transparent)]
+    Unreadable(#[from] Unreadable),
 }
 
 /// Whether what was written to has gone.
@@ -184,7 +241,11 @@ pub(super) fn refused(host: &Host, error: &WriteError) -> CreateError {
             _ => format!("{error}; {log}"),
         },
     };
-    CreateError::Refused { host: host.name(), why }
+    let passes = match error {
+        WriteError::Write(error) => matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EIO)),
+        WriteError::Open(_) | WriteError::Short => false,
+    };
+    CreateError::Refused { host: host.name(), why, passes }
 }
 
 /// Why the kernel did not delete it.
@@ -198,15 +259,45 @@ pub(super) fn not_deleted(parent: u32, names: Names, error: &WriteError) -> Dele
 }
 
 /// What a state means, and what to do.
-pub(super) fn not_active(
-    roots: &Roots,
-    parent: u32,
-    names: Names,
-    state: VportState,
-    waited: Duration,
-) -> CreateError {
-    let port = San::read(roots).host(parent).map(|host| host.state.clone()).unwrap_or_default();
-    let mut why = match &state {
+pub(super) fn not_active(roots: &Roots, vport: &Vport, names: Names, waited: Duration) -> CreateError {
+    let (parent, state) = (vport.parent, vport.state.clone());
+    let san = San::read(roots);
+    let host = san.host(parent);
+    let port = host.map(|host| host.state.as_str()).unwrap_or_default();
+    let mut why = match (&state, &vport.last_state) {
+        // lpfc says of most refusals only then what they were.
+        (VportState::Failed | VportState::Unknown | VportState::Initializing, Some(last))
+            if is_reason(last) =>
+        {
+            format!("it was \"{}\" before: {}", last.word(), meaning(last, parent, names))
+        }
+        (VportState::Linkdown, _) if port == "Online" => {
+            let kind = host.map(|host| host.kind.as_str()).unwrap_or_default();
+            format!(
+                "host{parent} itself is Online ({kind}), but takes no virtual port: that takes a switch, and no loop; see the kernel's log (dmesg)"
+            )
+        }
+        _ => meaning(&state, parent, names),
+    };
+    if state != VportState::Linkdown && port != "Online" && !port.is_empty() {
+        why = format!("host{parent} itself is {port}; {why}");
+    }
+    CreateError::NotActive { wwpn: names.wwpn, state, waited, why }
+}
+
+/// Whether a state says what the fabric has against it.
+fn is_reason(state: &VportState) -> bool {
+    matches!(
+        state,
+        VportState::NoFabricSupport
+            | VportState::NoFabricResources
+            | VportState::FabricLogout
+            | VportState::FabricRejectedWwn
+    )
+}
+
+fn meaning(state: &VportState, parent: u32, names: Names) -> String {
+    match state {
         VportState::Linkdown => format!("the link of host{parent} is down; look at cable, transceiver and switch port"),
         VportState::Initializing | VportState::Unknown => {
             "the fabric does not answer its login (FDISC), or refuses it again and again; look at the switch port: NPIV, its limit of \
@@ -229,9 +320,5 @@ pub(super) fn not_active(
         VportState::Failed => "the driver says no more; see the kernel's log (dmesg) and the switch's log".into(),
         VportState::Active => "it has no host; see the kernel's log (dmesg)".into(),
         VportState::Other(_) => "see the kernel's log (dmesg)".into(),
-    };
-    if state != VportState::Linkdown && port != "Online" && !port.is_empty() {
-        why = format!("host{parent} itself is {port}; {why}");
     }
-    CreateError::NotActive { wwpn: names.wwpn, state, waited, why }
 }

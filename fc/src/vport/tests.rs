@@ -1,3 +1,6 @@
+mod owners;
+mod starting;
+
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
@@ -18,6 +21,10 @@ struct Fake<'a> {
     state: Option<&'static str>,
     /// What the first writes end with.
     answers: VecDeque<WriteError>,
+    /// How long a write takes.
+    takes: Duration,
+    /// What happens while it deletes.
+    during: Option<Deed>,
     later: Vec<(Duration, Deed)>,
     interrupt_at: Duration,
     written: Vec<(String, String)>,
@@ -30,6 +37,8 @@ impl<'a> Fake<'a> {
             time: Duration::ZERO,
             state: Some(state),
             answers: VecDeque::new(),
+            takes: Duration::ZERO,
+            during: None,
             later: Vec::new(),
             interrupt_at: Duration::MAX,
             written: Vec::new(),
@@ -51,6 +60,10 @@ impl Kernel for &mut Fake<'_> {
     fn write(&mut self, path: &Path, text: &str) -> Result<(), WriteError> {
         let path = path.strip_prefix(self.tree.path("")).unwrap().to_str().unwrap().to_owned();
         self.written.push((path.clone(), text.to_owned()));
+        self.time += self.takes;
+        if let Some(deed) = self.during.take_if(|_| path.ends_with("vport_delete")) {
+            deed(self.tree);
+        }
         if let Some(error) = self.answers.pop_front() {
             return Err(error);
         }
@@ -89,6 +102,14 @@ impl Kernel for &mut Fake<'_> {
     }
 }
 
+fn vports(roots: &Roots) -> Vec<Vport> {
+    super::vports(roots).unwrap()
+}
+
+fn records(tree: &Tree) -> Vec<Record> {
+    store(tree).records().unwrap().into_iter().map(Result::unwrap).collect()
+}
+
 fn remove(tree: &Tree, vport: &str) {
     let device = fs::canonicalize(tree.path(&format!("sys/class/fc_vports/{vport}/device"))).unwrap();
     let host = vports(&tree.roots()).into_iter().find(|known| known.name == vport).unwrap().host;
@@ -110,6 +131,7 @@ fn request() -> Request<'static> {
     Request {
         wanted: Wanted::Any,
         names: NAMES,
+        definition: None,
         any_oui: false,
         deadline: Duration::from_secs(10),
         owner: None,
@@ -119,6 +141,7 @@ fn request() -> Request<'static> {
 /// An adapter on a host on which this process runs.
 fn tree() -> Tree {
     let tree = Tree::lpfc();
+    process(&tree, 1);
     process(&tree, std::process::id());
     tree.file("proc/sys/kernel/random/boot_id", "this\n");
     tree
@@ -143,7 +166,7 @@ fn store(tree: &Tree) -> Store {
 /// Nothing but what the tree began with.
 fn nothing_is_left(tree: &Tree) {
     assert_eq!(vports(&tree.roots()).len(), 1);
-    assert!(store(tree).records().is_empty());
+    assert!(records(tree).is_empty());
 }
 
 #[test]
@@ -158,8 +181,8 @@ fn a_port_is_there_when_the_fabric_has_it() {
     let written = ("sys/class/fc_host/host5/vport_create".into(), "210002123456789a:200002123456789a".into());
     assert_eq!(kernel.written, [written]);
     // It is nobody's, and stays.
-    assert!(store(&tree).records().is_empty());
-    assert_eq!(with(&tree, &mut kernel, |ports| ports.clean()).unwrap(), []);
+    assert!(records(&tree).is_empty());
+    assert_eq!(with(&tree, &mut kernel, |ports| ports.clean()).unwrap().done, []);
 }
 
 impl PartialEq for DeleteError {
@@ -203,6 +226,9 @@ fn when_the_fabric_does_not_take_it_the_reason_is_said_and_nothing_is_left() {
     ] {
         let tree = tree();
         let mut kernel = Fake::new(&tree, state);
+        if state == "Linkdown" {
+            kernel = kernel.later(1, |tree| tree.file("sys/class/fc_host/host5/port_state", "Linkdown\n"));
+        }
         let said = with(&tree, &mut kernel, |ports| ports.create(&request())).unwrap_err().to_string();
         let wanted = format!("the virtual port 210002123456789a is \"{state}\" after {after} s: {why}");
         assert_eq!(said, wanted);
@@ -218,6 +244,30 @@ fn when_the_fabric_does_not_take_it_the_reason_is_said_and_nothing_is_left() {
     });
     let said = with(&tree, &mut kernel, |ports| ports.create(&request())).unwrap_err().to_string();
     assert!(said.contains("after 10 s: host5 itself is Offline; the fabric does not answer"), "{said}");
+    // lpfc takes back what the fabric said.
+    let tree = self::tree();
+    let mut kernel = Fake::new(&tree, "VPort Failed").later(1, |tree| {
+        tree.file("sys/class/fc_vports/vport-5:0-1/vport_last_state", "Fabric Rejected WWN\n");
+    });
+    let said = with(&tree, &mut kernel, |ports| ports.create(&request())).unwrap_err().to_string();
+    assert_eq!(
+        said,
+        "the virtual port 210002123456789a is \"VPort Failed\" after 5 s: it was \"Fabric Rejected WWN\" before: the fabric does not \
+         take the names (210002123456789a, node 200002123456789a); they may be logged in elsewhere, or port security keeps them away"
+    );
+    assert_quoted(&said);
+    // A loop.
+    let tree = self::tree();
+    let mut kernel = Fake::new(&tree, "Linkdown").later(1, |tree| {
+        tree.file("sys/class/fc_host/host5/port_type", "NLPort (fabric via loop)\n");
+    });
+    let said = with(&tree, &mut kernel, |ports| ports.create(&request())).unwrap_err().to_string();
+    assert_eq!(
+        said,
+        "the virtual port 210002123456789a is \"Linkdown\" after 10 s: host5 itself is Online (NLPort (fabric via loop)), but takes no \
+         virtual port: that takes a switch, and no loop; see the kernel's log (dmesg)"
+    );
+    assert_quoted(&said);
 }
 
 /// A link that comes up passes through states that are final where they last.
@@ -313,6 +363,18 @@ fn what_goes_wrong_meanwhile_leaves_nothing() {
     nothing_is_left(&tree);
 }
 
+/// It is to be seen a moment after the kernel has said yes.
+#[test]
+fn a_port_that_shows_late_is_waited_for() {
+    let tree = tree();
+    let mut kernel = Fake::new(&tree, "").later(1, |tree| {
+        let names = ("0x210002123456789a", "0x200002123456789a");
+        tree.vport(&format!("{PCI}/host5"), "vport-5:0-1", names, "Active", Some(9));
+    });
+    kernel.state = None;
+    assert_eq!(with(&tree, &mut kernel, |ports| ports.create(&request())).unwrap().name, "vport-5:0-1");
+}
+
 /// A port that stays is said, and its record too: the next one that cleans finds it.
 #[test]
 fn what_cannot_be_deleted_is_said_and_found_again() {
@@ -333,19 +395,20 @@ fn what_cannot_be_deleted_is_said_and_found_again() {
     }
     let tree = tree();
     let (roots, store) = (tree.roots(), store(&tree));
-    let mut kernel = Stubborn(Fake::new(&tree, "Linkdown"));
+    let down = |tree: &Tree| tree.file("sys/class/fc_host/host5/port_state", "Linkdown\n");
+    let mut kernel = Stubborn(Fake::new(&tree, "Linkdown").later(1, down));
     let said = Ports::new(&roots, &store, &mut kernel).create(&request()).unwrap_err().to_string();
     assert_eq!(
         said,
         "the virtual port 210002123456789a is \"Linkdown\" after 10 s: the link of host5 is down; look at cable, \
-         transceiver and switch port; and it is still there: host5 has not deleted the virtual port 210002123456789a for 20 s; vmm fc \
+         transceiver and switch port; and it is still there: host5 has not deleted the virtual port 210002123456789a for 150 s; vmm fc \
          delete 210002123456789a tries again"
     );
-    assert_eq!(store.records().len(), 1);
+    assert_eq!(records(&tree).len(), 1);
     // That process is no more.
     fs::remove_dir_all(tree.path(&format!("proc/{}", std::process::id()))).unwrap();
     let mut kernel = Fake::new(&tree, "");
-    let cleaned = with(&tree, &mut kernel, |ports| ports.clean()).unwrap();
+    let cleaned = with(&tree, &mut kernel, |ports| ports.clean()).unwrap().done;
     assert_eq!(cleaned[0].1, Ok(Cleaned::Deleted));
     nothing_is_left(&tree);
 }
@@ -356,9 +419,9 @@ fn what_a_process_made_goes_when_it_is_no_more_and_nothing_else() {
     let owned = Request { owner: Some("machine web"), ..request() };
     let mut kernel = Fake::new(&tree, "Active");
     with(&tree, &mut kernel, |ports| ports.create(&owned)).unwrap();
-    let record = store(&tree).records().remove(0);
+    let record = records(&tree).remove(0);
     assert_eq!((record.wwpn, record.pid, &*record.owner), (NAMES.wwpn, std::process::id(), "machine web"));
-    assert_eq!(with(&tree, &mut kernel, |ports| ports.clean()).unwrap(), [], "it lives");
+    assert_eq!(with(&tree, &mut kernel, |ports| ports.clean()).unwrap().done, [], "it lives");
     let said = with(&tree, &mut kernel, |ports| ports.delete("vport-5:0-1", false)).unwrap_err().to_string();
     assert_eq!(
         said,
@@ -380,14 +443,14 @@ fn what_a_process_made_goes_when_it_is_no_more_and_nothing_else() {
     let definition =
         Definition { wwnn: NAMES.wwnn, wwpn: NAMES.wwpn, boot: true, rules: crate::choose::Rules::default() };
     store(&tree).define("web", &definition).unwrap();
-    let cleaned = with(&tree, &mut kernel, |ports| ports.clean()).unwrap();
+    let cleaned = with(&tree, &mut kernel, |ports| ports.clean()).unwrap().done;
     assert_eq!((cleaned.len(), &cleaned[0].1), (1, &Ok(Cleaned::Kept)));
-    assert_eq!((vports(&tree.roots()).len(), store(&tree).records().len()), (2, 0));
+    assert_eq!((vports(&tree.roots()).len(), records(&tree).len()), (2, 0));
     // A record without a port.
-    let record = Record { pid: 1, ..record };
+    let record = Record { pid: 2, ..record };
     store(&tree).record(&record).unwrap();
     remove(&tree, "vport-5:0-1");
-    let cleaned = with(&tree, &mut kernel, |ports| ports.clean()).unwrap();
+    let cleaned = with(&tree, &mut kernel, |ports| ports.clean()).unwrap().done;
     assert_eq!(cleaned, [(record, Ok(Cleaned::Gone))]);
     nothing_is_left(&tree);
 }
@@ -461,7 +524,7 @@ fn what_is_in_use_is_not_deleted() {
     tree.link("proc/4711/fd/7", "/dev/sg4");
     assert_eq!(
         said(&mut kernel, "host8"),
-        "vport-5:0-0 has units that are in use: 8:0:0:27 is open by qemu (4711); free it, or say --force"
+        "vport-5:0-0 has units that are in use: 8:0:0:27 is open by qemu (4711); free it, or vmm fc delete --force vport-5:0-0"
     );
     assert!(kernel.written.is_empty());
     let closed = WriteError::Open(io::Error::from_raw_os_error(libc::EACCES));

@@ -169,6 +169,7 @@ pub(super) fn cleaned(cleaned: &[CleanedUp]) -> Value {
                 Ok(Cleaned::Deleted) => "deleted",
                 Ok(Cleaned::Gone) => "gone",
                 Ok(Cleaned::Kept) => "kept",
+                Ok(Cleaned::Unclear) => "unclear",
                 Err(_) => "failed",
             },
         })

@@ -6,25 +6,23 @@ mod table;
 mod watching;
 
 use std::ffi::OsString;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use fc::choose::{NoPort, Rules};
+use fc::choose::Rules;
 use fc::model::{Host, San, Unit, Vport};
 use fc::names::{Names, random};
-use fc::state::{Definition, StateError, Store};
+use fc::state::{Definition, Life, Lock, StateError, Store, is_of_ports};
 use fc::users::{User, Users};
-use fc::vport::{Cleaned, CreateError, Live, Pause, Ports, Request};
+use fc::vport::{Cleaned, Cleanup, Live, Pause, Ports, Request};
 use fc::{Roots, Wwn};
 
 use self::options::{Given, Options, What};
 use crate::cli::Stop;
 use crate::console::{Request as Signal, Signals};
 use crate::exit::{Outcome, complain, explain, tell};
-
-/// When to look again for a port that has not come yet.
-const AGAIN: Duration = Duration::from_millis(500);
 
 /// Does what a command line asks for that begins with `fc`; `None` if it asks for something else.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Option<Outcome> {
@@ -72,7 +70,7 @@ impl Tool {
             What::Create { name, given, timeout } => self.create(name.as_deref(), given, timeout),
             What::Delete { vport, force } => self.delete(&vport, force),
             What::Define { name, given, names_only } => self.define(&name, given, !names_only),
-            What::Undefine { name } => Ok(self.store.undefine(&name)?),
+            What::Undefine { name } => self.undefine(&name),
             What::StartDefined { names, timeout } => self.start_defined(&names, timeout),
             What::Clean => self.clean(),
             What::Watch { of, count, timeout } => {
@@ -83,19 +81,26 @@ impl Tool {
     }
 
     fn view(&self) -> View {
-        let records = self.store.records().into_iter().map(|record| {
-            let dead = if record.is_alive(&self.roots) { "" } else { ", ended" };
-            (record.wwpn, format!("{} ({}{dead})", record.owner, record.pid))
+        let records = listed(self.store.records()).into_iter().filter_map(told).map(|record| {
+            let state = match record.life(&self.roots) {
+                Life::Lives => "",
+                Life::Ended | Life::OtherStart => ", ended",
+                Life::Unknown => ", not to be seen from here",
+            };
+            (record.wwpn, format!("{} ({}{state})", record.owner, record.pid))
         });
-        let definitions =
-            self.store.definitions().into_iter().filter_map(|(name, definition)| match definition {
-                Ok(definition) => Some((name, definition)),
-                Err(error) => {
-                    complain(error);
-                    None
-                }
-            });
+        let definitions = listed(self.store.definitions()).into_iter();
+        let definitions = definitions.filter_map(|(name, definition)| Some((name, told(definition)?)));
         View { san: San::read(&self.roots), records: records.collect(), definitions: definitions.collect() }
+    }
+
+    /// What is stored is read and written by nobody else, until this is dropped.
+    fn lock(&self) -> Result<Lock> {
+        Ok(self.ports(sleep).lock()?)
+    }
+
+    fn ports<W: FnMut(Duration) -> Pause>(&self, wait: W) -> Ports<'_, Live<W>> {
+        Ports::new(&self.roots, &self.store, Live::new(wait))
     }
 
     /// One table, or one value.
@@ -115,8 +120,8 @@ impl Tool {
     /// What a user means: the name of a definition stands for its virtual port.
     fn meant(&self, what: &str) -> String {
         match self.store.definition(what) {
-            Ok(definition) => definition.wwpn.to_string(),
-            Err(_) => what.to_owned(),
+            Ok(definition) if !is_of_ports(what) => definition.wwpn.to_string(),
+            _ => what.to_owned(),
         }
     }
 
@@ -150,7 +155,8 @@ impl Tool {
         Ok(())
     }
 
-    /// Names and rules for a virtual port: as they are given, as they are defined, or made and stored now.
+    /// Names and rules for a virtual port: as they are given, as they are defined, or made now. Whoever stores them has had the lock since
+    /// before.
     fn definition(&self, name: &str, given: &Given, boot: bool) -> Result<(Definition, bool)> {
         match self.store.definition(name) {
             Ok(mut definition) => {
@@ -170,7 +176,7 @@ impl Tool {
                 Ok((definition, true))
             }
             Err(StateError::Missing(_)) => {
-                let taken = Ports::new(&self.roots, &self.store, Live::new(sleep)).taken();
+                let taken = self.ports(sleep).taken()?;
                 let names = match given.names() {
                     Some(names) => {
                         names.check(&taken, given.any_oui)?;
@@ -185,7 +191,13 @@ impl Tool {
         }
     }
 
+    fn undefine(&self, name: &str) -> Result<()> {
+        let _lock = self.lock()?;
+        Ok(self.store.undefine(name)?)
+    }
+
     fn define(&self, name: &str, given: Given, boot: bool) -> Result<()> {
+        let _lock = self.lock()?;
         let (mut definition, known) = self.definition(name, &given, boot)?;
         definition.boot = boot;
         match known {
@@ -202,6 +214,7 @@ impl Tool {
     fn create(&self, name: Option<&str>, given: Given, timeout: u64) -> Result<()> {
         let (names, rules, any_oui) = match (name, given.names()) {
             (Some(name), _) => {
+                let _lock = self.lock()?;
                 let (definition, known) = self.definition(name, &given, false)?;
                 // Before the port: whatever becomes of it, these are its names from now on. The rules are of this time alone.
                 if !known {
@@ -217,8 +230,9 @@ impl Tool {
             ),
         };
         let wanted = rules.wanted();
-        let request = Request { wanted, names, any_oui, deadline: Duration::from_secs(timeout), owner: None };
-        let vport = self.make(&request, interruptible()?)?;
+        let deadline = Duration::from_secs(timeout);
+        let request = Request { wanted, names, definition: name, any_oui, deadline, owner: None };
+        let vport = self.ports(interruptible()?).create(&request)?;
         let host = vport.host.map(|host| format!("host{host}")).unwrap_or_default();
         self.say(
             format!("{} on host{} is active: {host}, WWPN {}\n", vport.name, vport.parent, names.wwpn),
@@ -227,34 +241,8 @@ impl Tool {
         Ok(())
     }
 
-    fn make(&self, request: &Request<'_>, wait: impl FnMut(Duration) -> Pause) -> Result<Vport, CreateError> {
-        Ports::new(&self.roots, &self.store, Live::new(wait)).create(request)
-    }
-
-    /// The same, of what is defined: when the host starts, its ports come one after the other, and their links later.
-    fn start(
-        &self,
-        request: &Request<'_>,
-        wait: &mut impl FnMut(Duration) -> Pause,
-    ) -> Result<Vport, CreateError> {
-        let begin = Instant::now();
-        loop {
-            match self.make(request, &mut *wait) {
-                Err(CreateError::Port(NoPort::NoHosts | NoPort::Unknown { .. } | NoPort::None { .. }))
-                    if begin.elapsed() < request.deadline =>
-                {
-                    if wait(AGAIN) == Pause::Interrupted {
-                        return Err(CreateError::Interrupted { wwpn: request.names.wwpn });
-                    }
-                }
-                result => return result,
-            }
-        }
-    }
-
     fn delete(&self, what: &str, force: bool) -> Result<()> {
-        let vport =
-            Ports::new(&self.roots, &self.store, Live::new(sleep)).delete(&self.meant(what), force)?;
+        let vport = self.ports(sleep).delete(&self.meant(what), force)?;
         self.say(format!("{} is deleted\n", vport.name), || serde_json::json!({ "deleted": vport.name }));
         Ok(())
     }
@@ -262,7 +250,7 @@ impl Tool {
     fn start_defined(&self, names: &[String], timeout: u64) -> Result<()> {
         let mut wanted = Vec::new();
         let mut failed = 0;
-        for (name, definition) in self.store.definitions() {
+        for (name, definition) in self.store.definitions()? {
             match definition {
                 Ok(definition) if names.is_empty() && definition.boot || names.contains(&name) => {
                     wanted.push((name, definition));
@@ -278,23 +266,41 @@ impl Tool {
             // Which says what is wrong with it.
             self.store.definition(name)?;
         }
-        let mut done = Vec::new();
-        let mut wait = interruptible()?;
-        for (name, definition) in wanted {
-            let there = San::read(&self.roots).vport(definition.wwpn).cloned();
-            let request = Request {
+        // All at once: one on a fabric that does not answer keeps no other one waiting.
+        let (wait, time) = (Interruptible::new()?, Duration::from_secs(timeout));
+        let start = |name: &str, definition: &Definition| {
+            self.ports(|time| wait.pause(time)).start(&Request {
                 wanted: definition.rules.wanted(),
                 names: definition.names(),
+                definition: Some(name),
                 any_oui: true,
-                deadline: Duration::from_secs(timeout),
+                deadline: time,
                 owner: None,
+            })
+        };
+        let results = thread::scope(|scope| {
+            let spawn = |(name, definition): (String, Definition)| {
+                let thread = thread::Builder::new().name("start-defined".into());
+                let started = name.clone();
+                (name, thread.spawn_scoped(scope, move || start(&started, &definition)))
             };
-            match there.map_or_else(|| self.start(&request, &mut wait), Ok) {
+            let threads: Vec<_> = wanted.into_iter().map(spawn).collect();
+            let join = |(name, thread): (String, std::io::Result<thread::ScopedJoinHandle<'_, _>>)| {
+                let joined = thread.context("starting a thread").and_then(|thread| match thread.join() {
+                    Ok(result) => Ok(result?),
+                    Err(_) => bail!("the thread that started it failed"),
+                });
+                (name, joined)
+            };
+            threads.into_iter().map(join).collect::<Vec<_>>()
+        });
+        let mut done = Vec::new();
+        for (name, result) in results {
+            match result {
                 Ok(vport) => done.push((name, vport)),
-                Err(error @ CreateError::Interrupted { .. }) => return Err(error.into()),
                 Err(error) => {
                     failed += 1;
-                    complain(format!("{name}: {error}"));
+                    complain(format!("{name}: {}", explain(&error)));
                 }
             }
         }
@@ -308,16 +314,18 @@ impl Tool {
     }
 
     fn clean(&self) -> Result<()> {
-        let cleaned = Ports::new(&self.roots, &self.store, Live::new(sleep)).clean()?;
-        let mut failed = 0;
+        let Cleanup { done, broken } = self.ports(sleep).clean()?;
+        let mut failed = broken.len();
+        broken.iter().for_each(complain);
         let mut lines = String::new();
-        for (record, result) in &cleaned {
+        for (record, result) in &done {
             match result {
                 Ok(what) => {
                     let what = match what {
                         Cleaned::Deleted => "is deleted",
                         Cleaned::Gone => "was gone already",
                         Cleaned::Kept => "is defined, and stays",
+                        Cleaned::Unclear => "stays: whether that runs cannot be seen from here",
                     };
                     lines += &format!("{} of {} ({}) {what}\n", record.wwpn, record.owner, record.pid);
                 }
@@ -327,7 +335,7 @@ impl Tool {
                 }
             }
         }
-        self.say(lines, || json::cleaned(&cleaned));
+        self.say(lines, || json::cleaned(&done));
         match failed {
             0 => Ok(()),
             _ => bail!("{failed} of the virtual ports of ended processes are still there"),
@@ -335,16 +343,39 @@ impl Tool {
     }
 }
 
-/// Waits, until a signal wants an end.
-fn interruptible() -> Result<impl FnMut(Duration) -> Pause> {
-    let signals = Signals::block().context("blocking signals")?;
-    Ok(move |time| {
+/// Waits, until a signal wants an end: of all threads that wait.
+struct Interruptible {
+    signals: Signals,
+    over: AtomicBool,
+}
+
+impl Interruptible {
+    /// Before threads are started, so that signals are blocked in these too.
+    fn new() -> Result<Self> {
+        Ok(Self { signals: Signals::block().context("blocking signals")?, over: AtomicBool::new(false) })
+    }
+
+    fn pause(&self, time: Duration) -> Pause {
         thread::sleep(time);
-        match signals.next() {
-            Ok(Some(Signal::Terminate(_))) => Pause::Interrupted,
-            _ => Pause::Over,
+        if matches!(self.signals.next(), Ok(Some(Signal::Terminate(_)))) {
+            self.over.store(true, Ordering::Relaxed);
         }
-    })
+        if self.over.load(Ordering::Relaxed) { Pause::Interrupted } else { Pause::Over }
+    }
+}
+
+fn interruptible() -> Result<impl FnMut(Duration) -> Pause> {
+    let wait = Interruptible::new()?;
+    Ok(move |time| wait.pause(time))
+}
+
+/// What could be read; the rest is said.
+fn told<T>(result: Result<T, StateError>) -> Option<T> {
+    result.map_err(complain).ok()
+}
+
+fn listed<T>(result: Result<Vec<T>, StateError>) -> Vec<T> {
+    told(result).unwrap_or_default()
 }
 
 fn no_port(what: &str) -> String {

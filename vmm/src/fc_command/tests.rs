@@ -238,6 +238,7 @@ fn a_virtual_port_is_created_and_what_is_defined_is_started() {
     let pid = std::process::id();
     let stat = fs::read_to_string("/proc/self/stat").unwrap();
     tree.file(&format!("proc/{pid}/stat"), &stat);
+    tree.file("proc/sys/kernel/random/boot_id", "this\n");
     does(&tree, &[&["define", "web"], &NAMES[..]].concat()).unwrap();
     // The link comes up a moment later.
     tree.file("sys/class/fc_host/host5/port_state", "Linkdown\n");
@@ -273,5 +274,45 @@ fn a_virtual_port_is_created_and_what_is_defined_is_started() {
     assert_eq!(
         does(&tree, &["start-defined", "--timeout", "0"]).unwrap_err(),
         "1 of the definitions could not be started"
+    );
+    // Many of them wait together.
+    for name in ["a", "b", "c", "d", "e"] {
+        does(&tree, &["define", name, "--parent", "host6"]).unwrap();
+    }
+    let begin = std::time::Instant::now();
+    let said = does(&tree, &["start-defined", "--timeout", "1"]).unwrap_err();
+    assert_eq!(said, "6 of the definitions could not be started");
+    assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn a_port_is_meant_before_a_definition_that_has_its_name() {
+    let tree = Tree::lpfc();
+    assert_eq!(
+        does(&tree, &[&["define", "host8"], &NAMES[..]].concat()).unwrap_err(),
+        "\"host8\" is no name for a definition, for a port may have it; take another one"
+    );
+    // An older version did not mind.
+    tree.file("var/lib/vmm/fc/host8.toml", "wwpn = \"210002123456789a\"\nwwnn = \"200002123456789a\"\n");
+    assert_eq!(tool(&tree).meant("host8"), "host8");
+    does(&tree, &["undefine", "host8"]).unwrap();
+}
+
+/// Whoever reads and writes what is stored does so alone.
+#[test]
+fn what_is_stored_has_a_lock() {
+    let tree = Tree::lpfc();
+    let lock = tool(&tree).lock().unwrap();
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| does(&tree, &["define", "web"]));
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(tool(&tree).store.definition("web").is_err());
+        drop(lock);
+        other.join().unwrap().unwrap();
+    });
+    tree.file("run/vmm/fc/vports/x.toml", "nonsense");
+    assert_eq!(
+        does(&tree, &["clean"]).unwrap_err(),
+        "1 of the virtual ports of ended processes are still there"
     );
 }

@@ -12,7 +12,7 @@ use boot::RamLayout;
 use devices::mem::GuestRam;
 use devices::storage::{Qcow2Image, Rehearsal};
 use fc::names::Known;
-use fc::state::{Record, StateError, Store};
+use fc::state::{Life, StateError, Store};
 use fc::{Roots, San};
 
 use super::chipset::{ChipsetError, SLOTS};
@@ -130,8 +130,8 @@ fn virtual_port(owner: &str, port: &VirtualPort, taken: &mut Known) -> Result<()
     };
     if let Some(names) = names {
         // What a process has left that was killed is deleted first.
-        let left = |record: &Record| record.wwpn == names.wwpn && !record.is_alive(&roots);
-        if !store.records().iter().any(left) {
+        let record = store.record_of(names.wwpn)?;
+        if record.is_none_or(|record| record.life(&roots) != Life::Ended) {
             names.check(&Known::of(&san), port.any_oui)?;
         }
         names.check(taken, true)?;
