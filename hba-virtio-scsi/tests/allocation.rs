@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use devices::scsi::{Disk, Image, LogicalUnit, Lun, Nexus, Target, suite};
 use hba_virtio_scsi::Options;
+use hba_virtio_scsi::fc::Emulated;
 
 #[path = "hba/guest.rs"]
 mod guest;
-use guest::{EVENT_IDX, Guest, INDIRECT, VERSION_1, lun};
+use guest::{EVENT_IDX, FC_HOST, Guest, HOTPLUG, INDIRECT, NATIVE, RESCAN, RPORT_EVENTS, VERSION_1, lun};
 
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
@@ -50,8 +51,14 @@ fn warm_commands_do_not_allocate() {
     let image = Arc::new(Image::Recording(suite::image()));
     target.attach(Lun([0; 8]), LogicalUnit::Disk(Disk::new(image, suite::config()).unwrap())).unwrap();
     let targets = BTreeMap::from([(0, Nexus::new(target, None))]);
-    for features in [0, EVENT_IDX, EVENT_IDX | INDIRECT] {
-        let mut guest = Guest::new(Options::default(), 1, targets.clone());
+    let fabric = RESCAN | NATIVE | FC_HOST | RPORT_EVENTS | HOTPLUG;
+    for features in [0, EVENT_IDX, EVENT_IDX | INDIRECT, fabric, fabric | EVENT_IDX | INDIRECT] {
+        let targets = targets.clone();
+        let mut guest = if features & fabric == 0 {
+            Guest::new(Options::default(), 1, targets)
+        } else {
+            Guest::with_san(Options::default(), 1, targets, Emulated::new("warm", [0]))
+        };
         guest.start(VERSION_1 | features, 64);
         guest.remotes[0].spawn(|_| {
             COUNTED.set(true);

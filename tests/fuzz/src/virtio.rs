@@ -10,6 +10,7 @@ use devices::pci::PciFunction;
 use devices::scsi::{Disk, DiskConfig, Image, LogicalUnit, Lun, Nexus, ProtectionType, Target};
 use devices::testing::RamDisk;
 use devices::testing::pci::{TestSeat, set_config_dword, set_config_word};
+use hba_virtio_scsi::fc::{Emulated, RemoteState};
 use hba_virtio_scsi::{Interface, Options, VirtioScsi};
 use vm_memory::{Bytes as _, GuestAddress};
 
@@ -34,6 +35,8 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Rig {
     pub seat: TestSeat,
     pub hba: Arc<VirtioScsi>,
+    /// A fabric with a port for each target, and one more.
+    san: Arc<Emulated>,
     /// What comes and goes at target 2.
     spare: Arc<Nexus>,
     remote: Remote,
@@ -88,9 +91,11 @@ impl Rig {
             ..Options::default()
         };
         let targets = BTreeMap::from([(0, target(false)), (1, target(true))]);
-        let hba = VirtioScsi::new(seat.seat.clone(), targets, vec![thread.remote()], options);
+        let san = Emulated::new("fuzz", 0..4);
+        let remotes = vec![thread.remote()];
+        let hba = VirtioScsi::with_san(seat.seat.clone(), targets, remotes, options, san.clone());
         let hba = hba.expect("an HBA");
-        Self { seat, hba, spare: target(false), remote: thread.remote(), _thread: thread }
+        Self { seat, hba, san, spare: target(false), remote: thread.remote(), _thread: thread }
     }
 
     fn begin(&mut self) {
@@ -101,6 +106,7 @@ impl Rig {
 
     /// The driver that is there now does not hear of new disks, and the reset makes them what was always there.
     fn end(&self) {
+        self.disturb(0);
         self.hba.attach_target(0, target(false));
         self.hba.attach_target(1, target(true));
         self.hba.reset();
@@ -112,6 +118,19 @@ impl Rig {
             self.hba.attach_target(2, self.spare.clone());
         } else {
             self.hba.detach_target(2);
+        }
+    }
+
+    /// What the fabric does: the port of target 1 is lost, or back; a name of the guest's port is another one, and units come.
+    pub fn disturb(&self, how: u8) {
+        let state = [RemoteState::Online, RemoteState::Blocked, RemoteState::Lost, RemoteState::Online];
+        if let Some(state) = state.get(usize::from(how & 3)) {
+            self.san.set_state(1, *state);
+        }
+        match how >> 2 & 3 {
+            1 => self.san.set_local(|port| port.port_id = port.port_id.wrapping_add(1)),
+            2 => self.san.units_changed(1),
+            _ => {}
         }
     }
 

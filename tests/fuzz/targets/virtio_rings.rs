@@ -10,10 +10,12 @@ fuzz::target!(|input: &[u8]| {
     with_rig(|rig| {
         let mut bytes = Bytes(input);
         // INOUT, HOTPLUG, CHANGE, T10_PI, and of the ring: indirect descriptors, event index. The rest: whether another
-        // processor changes memory meanwhile.
+        // processor changes memory meanwhile, or the driver knows of a fabric: of all of it, or of RESCAN alone.
         let features = u64::from(bytes.u8());
         let races = features >> 6 == 3;
-        let features = VERSION_1 | features & 0xf | (features >> 4 & 3) << 28;
+        let fabric = [0, 0x10, 0xf2, 0];
+        let fabric = fabric.get((features >> 6) as usize).copied().unwrap_or(0);
+        let features = VERSION_1 | features & 0xf | fabric | (features >> 4 & 3) << 28;
         rig.start(features);
         let mut driver = Driver::new(rig, races);
         let mut steps = 0;
@@ -34,6 +36,8 @@ fuzz::target!(|input: &[u8]| {
                 // sense_size and cdb_size.
                 14 => rig.write(0x2000 + if what & 16 == 0 { 20 } else { 24 }, &[bytes.u8(), 0, 0, 0]),
                 _ if what & 0x40 != 0 => rig.plug(what & 0x80 != 0),
+                // The fabric.
+                _ if what & 0x20 != 0 => rig.disturb(bytes.u8()),
                 _ => {
                     // RING_RESET was not negotiated, so this does nothing; DRIVER_OK again does nothing either.
                     rig.write(22, &queue.to_le_bytes());
@@ -42,6 +46,8 @@ fuzz::target!(|input: &[u8]| {
                 }
             }
         }
+        // What waits for a port goes on.
+        rig.disturb(0);
         driver.finish();
     });
 });
