@@ -371,6 +371,12 @@ impl Device for Shared {
         });
     }
 
+    fn queue_stopped(&self, index: u16) {
+        if let Some(fc) = &self.fc {
+            fc.gate.queue_stopped(index);
+        }
+    }
+
     fn unfinished(&self) -> String {
         let of = |(id, nexus): (&u8, &Arc<Nexus>)| {
             let names = nexus.unfinished();

@@ -14,6 +14,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::config::Layout;
 use crate::directory::Snapshot;
+use crate::fc::gate::Origin;
 use crate::fc::wire as fc;
 use crate::lun::{self, Address};
 use crate::queue::TaskId;
@@ -229,7 +230,9 @@ async fn carry_out(targets: &Snapshot, token: ChainToken, command: &mut Command)
                 Some(verdict) => verdict,
                 None => {
                     let task = TaskId { target, lun: request.lun, tag: request.tag };
-                    Box::pin(fc.gate.pass(task, patient)).await
+                    let worker = token.worker();
+                    let from = Origin { queue: worker.index(), is_running: &|| worker.queue().is_running() };
+                    Box::pin(fc.gate.pass(task, from, patient)).await
                 }
             }
         }

@@ -362,6 +362,7 @@ mod tests {
             true
         }
         fn read_config(&self, _: u64, _: &mut [u8], _: u64) {}
+        fn queue_stopped(&self, _: u16) {}
         fn config_generation(&self) -> u8 {
             0
         }

@@ -31,9 +31,18 @@ struct State {
 
 struct Held {
     task: TaskId,
+    /// The queue that it came by.
+    queue: u16,
     waker: Waker,
     /// It was ended.
     fault: Option<TransportFault>,
+}
+
+/// Where a command comes from: a queue by its number, and whether that runs.
+#[derive(Clone, Copy)]
+pub(crate) struct Origin<'a> {
+    pub(crate) queue: u16,
+    pub(crate) is_running: &'a dyn Fn() -> bool,
 }
 
 impl Gate {
@@ -78,15 +87,21 @@ impl Gate {
     ///
     /// # Errors
     /// The port is lost, or the command was ended meanwhile.
-    pub(crate) async fn pass(&self, task: TaskId, patient: bool) -> Result<(), TransportFault> {
+    pub(crate) async fn pass(
+        &self,
+        task: TaskId,
+        from: Origin<'_>,
+        patient: bool,
+    ) -> Result<(), TransportFault> {
         let mut place = Place { gate: self, target: task.target, serial: None };
-        poll_fn(|cx| self.poll(&mut place, task, patient, cx)).await
+        poll_fn(|cx| self.poll(&mut place, task, from, patient, cx)).await
     }
 
     fn poll(
         &self,
         place: &mut Place<'_>,
         task: TaskId,
+        from: Origin<'_>,
         patient: bool,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), TransportFault>> {
@@ -98,20 +113,33 @@ impl Gate {
         if let Some(verdict) = state.verdict(task.target, patient, place.serial) {
             return Poll::Ready(verdict);
         }
+        // Whoever stops it ends afterwards what waits here.
+        if !(from.is_running)() {
+            return Poll::Ready(Err(TransportFault::Reset));
+        }
         let serial = *place.serial.get_or_insert(state.serial);
         if serial == state.serial {
             state.serial += 1;
         }
-        let held = Held { task, waker: cx.waker().clone(), fault: None };
+        let held = Held { task, queue: from.queue, waker: cx.waker().clone(), fault: None };
         state.held.insert((task.target, serial), held);
         Poll::Pending
     }
 
     /// Ends the commands that wait and that `select` wants; returns how many.
     pub(crate) fn end(&self, select: impl Fn(&TaskId) -> bool, fault: TransportFault) -> usize {
+        self.end_held(|held| select(&held.task), fault)
+    }
+
+    /// A queue does not run any more: its commands wait no longer.
+    pub(crate) fn queue_stopped(&self, queue: u16) {
+        self.end_held(|held| held.queue == queue, TransportFault::Reset);
+    }
+
+    fn end_held(&self, select: impl Fn(&Held) -> bool, fault: TransportFault) -> usize {
         let mut state = self.lock();
         let mut wakers = Vec::new();
-        for held in state.held.values_mut().filter(|held| held.fault.is_none() && select(&held.task)) {
+        for held in state.held.values_mut().filter(|held| held.fault.is_none() && select(held)) {
             held.fault = Some(fault);
             wakers.push(held.waker.clone());
         }

@@ -222,7 +222,9 @@ impl Transport {
             return;
         };
         state.draining = !queue.stop();
-        if !state.draining {
+        if state.draining {
+            self.device.queue_stopped(index);
+        } else {
             self.finish_queue_reset(registers, index);
         }
     }

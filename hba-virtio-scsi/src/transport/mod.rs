@@ -44,6 +44,8 @@ pub(crate) trait Device: Send + Sync {
     /// A reset has begun with commands in flight, or bus mastering was taken away: end them. Returns at once;
     /// [`Transport::aborted`] says when it is done.
     fn abort(&self, transport: Arc<Transport>);
+    /// A queue was stopped alone with commands in flight: ends those that wait for nothing of the host. The rest come to their own end.
+    fn queue_stopped(&self, index: u16);
     /// The disks that the host does not answer for, which hold a reset up; empty when there is none.
     fn unfinished(&self) -> String;
     /// Nothing is in flight any more: back to the defaults.

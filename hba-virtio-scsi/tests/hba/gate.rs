@@ -11,7 +11,7 @@ use hba_virtio_scsi::fc::{Emulated, RemoteState};
 
 use crate::disks::disk;
 use crate::fabric::{ALL, Fabric};
-use crate::guest::{Guest, HOTPLUG, VERSION_1, into, lun, out};
+use crate::guest::{Guest, HOTPLUG, RING_RESET, VERSION_1, into, lun, out};
 
 const INQUIRY: [u8; 6] = [0x12, 0, 0, 0, 36, 0];
 const REPORT_LUNS: [u8; 12] = [0xa0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
@@ -25,10 +25,14 @@ struct Sent {
 }
 
 fn begin(guest: &mut Guest, lun: [u8; 8], id: u64, cdb: &[u8]) -> Sent {
+    begin_in(guest, 2, lun, id, cdb)
+}
+
+fn begin_in(guest: &mut Guest, queue: usize, lun: [u8; 8], id: u64, cdb: &[u8]) -> Sent {
     let request = guest.alloc_with(&Guest::request_head(lun, id, cdb));
     let (response, data) = (guest.alloc_with(&[0xee; 108]), guest.alloc_with(&[0xdd; 64]));
-    let head = guest.add(2, &[out(request, 51), into(response, 108), into(data, 64)]);
-    guest.kick(2);
+    let head = guest.add(queue, &[out(request, 51), into(response, 108), into(data, 64)]);
+    guest.kick(queue);
     Sent { head, response }
 }
 
@@ -196,6 +200,23 @@ fn a_reset_ends_what_waits() {
         san.set_state(5, RemoteState::Online);
         assert_eq!(guest.command(2, lun(5, 0), &INQUIRY, &[], 36).response, 0);
     }
+}
+
+/// A queue that is reset alone does not wait for the port, and others go on as they were.
+#[test]
+fn a_reset_of_a_queue_ends_what_waits_from_it() {
+    let (mut guest, san) = blocked(2);
+    guest.start(VERSION_1 | RING_RESET, 64);
+    let [first, second] = [2, 3].map(|queue| begin_in(&mut guest, queue, lun(5, 0), 1, &INQUIRY));
+    guest.expect_silence(2);
+    guest.select(2);
+    guest.write(guest.at.common + 58, &1_u16.to_le_bytes());
+    guest.wait_for("queue reset", || guest.queue_word(2, 58) == 0);
+    assert_eq!(first.response(&guest), 0xee);
+    assert_eq!(guest.used(3), None);
+    san.set_state(5, RemoteState::Online);
+    assert_eq!(guest.wait_used(3).0, second.head);
+    assert_eq!(second.response(&guest), 0);
 }
 
 #[test]
