@@ -35,7 +35,7 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Rig {
     pub seat: TestSeat,
     pub hba: Arc<VirtioScsi>,
-    /// A fabric with a port for each target, and one more.
+    /// A fabric with a port for each target.
     san: Arc<Emulated>,
     /// What comes and goes at target 2.
     spare: Arc<Nexus>,
@@ -91,7 +91,7 @@ impl Rig {
             ..Options::default()
         };
         let targets = BTreeMap::from([(0, target(false)), (1, target(true))]);
-        let san = Emulated::new("fuzz", 0..4);
+        let san = Emulated::new("fuzz", 0..3);
         let remotes = vec![thread.remote()];
         let hba = VirtioScsi::with_san(seat.seat.clone(), targets, remotes, options, san.clone());
         let hba = hba.expect("an HBA");
