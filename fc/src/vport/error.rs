@@ -108,6 +108,8 @@ impl CreateError {
             Self::Port(NoPort::Incapable { for_good, .. }) => !for_good,
             Self::Port(NoPort::Full { .. }) => false,
             Self::Refused { passes, .. } => *passes,
+            // The fabric may still tell of what this host had before it was started anew.
+            Self::Names(Unfit::LoggedIn(..)) => true,
             Self::Port(_) | Self::NotActive { .. } | Self::Gone { .. } | Self::Owned { .. } => true,
             _ => false,
         }

@@ -112,7 +112,7 @@ impl<K: Kernel> Ports<'_, K> {
                 return Err(DeleteError::Stays { parent: target.parent, wwpn: target.names.wwpn, waited });
             }
             // A signal does not end this: it is what the signal asks for.
-            let _ = self.kernel.pause(STEP);
+            let _ = self.kernel.pause(if now.saturating_sub(begin) < SETTLED { STEP } else { AGAIN });
         }
     }
 

@@ -7,7 +7,6 @@ use std::io;
 use std::path::Path;
 
 use super::*;
-use crate::state::Definition;
 use crate::testing::{PCI, Tree, assert_quoted};
 
 /// What happens at some time.
@@ -411,70 +410,6 @@ fn what_cannot_be_deleted_is_said_and_found_again() {
     let cleaned = with(&tree, &mut kernel, |ports| ports.clean()).unwrap().done;
     assert_eq!(cleaned[0].1, Ok(Cleaned::Deleted));
     nothing_is_left(&tree);
-}
-
-#[test]
-fn what_a_process_made_goes_when_it_is_no_more_and_nothing_else() {
-    let tree = tree();
-    let owned = Request { owner: Some("machine web"), ..request() };
-    let mut kernel = Fake::new(&tree, "Active");
-    with(&tree, &mut kernel, |ports| ports.create(&owned)).unwrap();
-    let record = records(&tree).remove(0);
-    assert_eq!((record.wwpn, record.pid, &*record.owner), (NAMES.wwpn, std::process::id(), "machine web"));
-    assert_eq!(with(&tree, &mut kernel, |ports| ports.clean()).unwrap().done, [], "it lives");
-    let said = with(&tree, &mut kernel, |ports| ports.delete("vport-5:0-1", false)).unwrap_err().to_string();
-    assert_eq!(
-        said,
-        format!(
-            "vport-5:0-1 belongs to machine web (process {}), which runs; end that, or say --force",
-            std::process::id()
-        )
-    );
-    assert_quoted(&said.replace(&std::process::id().to_string(), "4711"));
-    // kill -9, and the next start with the same names.
-    let stat = format!("proc/{}/stat", std::process::id());
-    tree.file(&stat, "1 (x) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 100 20\n");
-    with(&tree, &mut kernel, |ports| ports.create(&owned)).unwrap();
-    let deeds: Vec<&str> = kernel.written.iter().map(|(path, _)| path.rsplit_once('/').unwrap().1).collect();
-    assert_eq!(deeds, ["vport_create", "vport_delete", "vport_create"]);
-    assert_eq!(vports(&tree.roots()).len(), 2);
-    // kill -9 again; the definition wants it whenever the host runs.
-    tree.file(&stat, "1 (x) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 101 20\n");
-    let definition =
-        Definition { wwnn: NAMES.wwnn, wwpn: NAMES.wwpn, boot: true, rules: crate::choose::Rules::default() };
-    store(&tree).define("web", &definition).unwrap();
-    let cleaned = with(&tree, &mut kernel, |ports| ports.clean()).unwrap().done;
-    assert_eq!((cleaned.len(), &cleaned[0].1), (1, &Ok(Cleaned::Kept)));
-    assert_eq!((vports(&tree.roots()).len(), records(&tree).len()), (2, 0));
-    // A record without a port.
-    let record = Record { pid: 2, ..record };
-    store(&tree).record(&record).unwrap();
-    remove(&tree, "vport-5:0-1");
-    let cleaned = with(&tree, &mut kernel, |ports| ports.clean()).unwrap().done;
-    assert_eq!(cleaned, [(record, Ok(Cleaned::Gone))]);
-    nothing_is_left(&tree);
-}
-
-#[test]
-fn names_of_others_are_not_taken_away() {
-    let tree = tree();
-    let mut kernel = Fake::new(&tree, "Active");
-    let definition = Definition {
-        wwnn: Wwn::new(0x2000_0200_0000_0001),
-        wwpn: NAMES.wwpn,
-        boot: false,
-        rules: Default::default(),
-    };
-    store(&tree).define("other", &definition).unwrap();
-    let said = with(&tree, &mut kernel, |ports| ports.create(&request())).unwrap_err().to_string();
-    assert_eq!(said, "WWPN 210002123456789a is taken: the definition other has it");
-    store(&tree).undefine("other").unwrap();
-    let record = Record::new(&tree.roots(), NAMES, 5, std::process::id(), "machine db").unwrap();
-    store(&tree).record(&record).unwrap();
-    let said = with(&tree, &mut kernel, |ports| ports.create(&request())).unwrap_err().to_string();
-    let pid = std::process::id();
-    assert_eq!(said, format!("WWPN 210002123456789a is taken: process {pid} (machine db) has it"));
-    assert!(kernel.written.is_empty());
 }
 
 /// The fabric still tells of a port that was deleted a moment ago.

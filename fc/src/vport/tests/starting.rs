@@ -54,6 +54,18 @@ fn a_port_that_comes_late_is_waited_for() {
     assert_eq!(kernel.time, Duration::ZERO);
 }
 
+/// As of the time before the host crashed.
+#[test]
+fn a_login_of_before_is_waited_for() {
+    let tree = tree();
+    let names = ("0x210002123456789a", "0x200002123456789a");
+    tree.remote(&format!("{PCI}/host5"), "rport-5:0-9", names, "FCP Initiator", -1);
+    let state = "sys/class/fc_remote_ports/rport-5:0-9/port_state";
+    let mut kernel = Fake::new(&tree, "Active").later(20, move |tree| tree.file(state, "Not Present\n"));
+    start(&tree, &mut kernel).unwrap();
+    assert!(kernel.time < Duration::from_secs(22), "{:?}", kernel.time);
+}
+
 /// What was created too early is deleted, and created anew.
 #[test]
 fn a_port_that_does_not_get_better_is_created_anew() {
