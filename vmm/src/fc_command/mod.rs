@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use devices::threads::{self, Kind};
 use fc::choose::Rules;
 use fc::model::{Host, San, Unit, Vport};
 use fc::names::{Names, random};
@@ -280,9 +281,9 @@ impl Tool {
         };
         let results = thread::scope(|scope| {
             let spawn = |(name, definition): (String, Definition)| {
-                let thread = thread::Builder::new().name("start-defined".into());
                 let started = name.clone();
-                (name, thread.spawn_scoped(scope, move || start(&started, &definition)))
+                let work = move || start(&started, &definition);
+                (name, threads::spawn_scoped(scope, Kind::Waits, "start-defined", work))
             };
             let threads: Vec<_> = wanted.into_iter().map(spawn).collect();
             let join = |(name, thread): (String, std::io::Result<thread::ScopedJoinHandle<'_, _>>)| {
