@@ -7,7 +7,7 @@ use fc::{Wwn, state};
 use super::error::Errors;
 use super::hba::place;
 use super::section::Section;
-use super::types::{Allow, EmulatedPort, Fc, Hba, HbaType, Passthrough, VirtualPort};
+use super::types::{Allow, Hba, HbaType, Passthrough};
 
 /// Seconds until commands to a port that is lost fail, unless something else is said.
 const FAST_IO_FAIL: u32 = 5;
@@ -34,6 +34,83 @@ const HOST_KEYS: [&str; 13] = [
 ];
 /// Keys of an emulated fabric only.
 const EMULATED_KEYS: [&str; 1] = ["ports"];
+
+/// The Fibre Channel port of an HBA.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fc {
+    /// On a fabric that is emulated, where `[[hba.lun]]` are the units.
+    Emulated(EmulatedPort),
+    /// A virtual one of the host, whose units come and go with what the array shows it.
+    Virtual(VirtualPort),
+}
+
+/// A port on an emulated fabric.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EmulatedPort {
+    /// Its names; `None` makes them from those of machine and HBA.
+    pub names: Option<Names>,
+    /// Other names, that it does not log in with.
+    pub secondary: Option<Names>,
+    /// How many remote ports there are: targets 0 and on.
+    pub ports: u8,
+}
+
+/// A virtual port of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VirtualPort {
+    /// On which port of the host.
+    pub rules: Rules,
+    /// Its names; `None` for those that are stored for machine and HBA, or made and stored.
+    pub names: Option<Names>,
+    /// Names of a company whose hardware has such are fine.
+    pub any_oui: bool,
+    /// Other names, that it does not log in with.
+    pub secondary: Option<Names>,
+    /// Seconds until the host gives up a remote port that is lost; `None` for what its driver has.
+    pub dev_loss_tmo: Option<u32>,
+    /// Seconds until commands to a remote port that is lost fail.
+    pub fast_io_fail_tmo: u32,
+    /// Numbers of the units to show, from and to; all when empty.
+    pub luns: Vec<(u64, u64)>,
+    /// How they are shown.
+    pub passthrough: Passthrough,
+    /// What the guest may do to them.
+    pub allow: Allow,
+    /// Others of the host may use them as well.
+    pub shared: bool,
+    /// Data goes through memory of the process.
+    pub bounce: bool,
+    /// Seconds that the start waits for the fabric.
+    pub timeout: u32,
+}
+
+impl Fc {
+    /// The names that are written.
+    pub fn names(&self) -> Option<Names> {
+        match self {
+            Self::Emulated(port) => port.names,
+            Self::Virtual(port) => port.names,
+        }
+    }
+
+    /// Other names that are written.
+    pub fn secondary(&self) -> Option<Names> {
+        match self {
+            Self::Emulated(port) => port.secondary,
+            Self::Virtual(port) => port.secondary,
+        }
+    }
+}
+
+impl Hba {
+    /// The virtual port of the host that it has.
+    pub fn virtual_port(&self) -> Option<&VirtualPort> {
+        match &self.fc {
+            Some(Fc::Virtual(port)) => Some(port),
+            _ => None,
+        }
+    }
+}
 
 /// Reads the `fc` of an `[[hba]]`, if it has one.
 pub(super) fn fc(hba: &Section<'_>, kind: HbaType, errors: &mut Errors) -> Option<Fc> {

@@ -35,7 +35,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub use error::{ConfigError, Origin};
-pub use fc::owner as fc_owner;
+pub use fc::{EmulatedPort, Fc, VirtualPort, owner as fc_owner};
 pub use hba::volume_warning;
 pub use host::{Host, Medium, huge_page_pool, medium, reason};
 pub(crate) use host::{files_below, parent};

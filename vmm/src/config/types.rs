@@ -7,10 +7,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use devices::storage::Backing;
-use fc::choose::Rules;
-use fc::names::Names;
 use hba_megasas::Difference;
 
+use super::fc::Fc;
 use super::smbios::Smbios;
 
 /// An enumeration whose values have names in the file.
@@ -288,73 +287,6 @@ pub struct Hba {
     pub luns: Vec<Lun>,
 }
 
-/// The Fibre Channel port of an HBA.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fc {
-    /// On a fabric that is emulated, where `[[hba.lun]]` are the units.
-    Emulated(EmulatedPort),
-    /// A virtual one of the host, whose units come and go with what the array shows it.
-    Virtual(VirtualPort),
-}
-
-/// A port on an emulated fabric.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EmulatedPort {
-    /// Its names; `None` makes them from those of machine and HBA.
-    pub names: Option<Names>,
-    /// Other names, that it does not log in with.
-    pub secondary: Option<Names>,
-    /// How many remote ports there are: targets 0 and on.
-    pub ports: u8,
-}
-
-/// A virtual port of the host.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VirtualPort {
-    /// On which port of the host.
-    pub rules: Rules,
-    /// Its names; `None` for those that are stored for machine and HBA, or made and stored.
-    pub names: Option<Names>,
-    /// Names of a company whose hardware has such are fine.
-    pub any_oui: bool,
-    /// Other names, that it does not log in with.
-    pub secondary: Option<Names>,
-    /// Seconds until the host gives up a remote port that is lost; `None` for what its driver has.
-    pub dev_loss_tmo: Option<u32>,
-    /// Seconds until commands to a remote port that is lost fail.
-    pub fast_io_fail_tmo: u32,
-    /// Numbers of the units to show, from and to; all when empty.
-    pub luns: Vec<(u64, u64)>,
-    /// How they are shown.
-    pub passthrough: Passthrough,
-    /// What the guest may do to them.
-    pub allow: Allow,
-    /// Others of the host may use them as well.
-    pub shared: bool,
-    /// Data goes through memory of the process.
-    pub bounce: bool,
-    /// Seconds that the start waits for the fabric.
-    pub timeout: u32,
-}
-
-impl Fc {
-    /// The names that are written.
-    pub fn names(&self) -> Option<Names> {
-        match self {
-            Self::Emulated(port) => port.names,
-            Self::Virtual(port) => port.names,
-        }
-    }
-
-    /// Other names that are written.
-    pub fn secondary(&self) -> Option<Names> {
-        match self {
-            Self::Emulated(port) => port.secondary,
-            Self::Virtual(port) => port.secondary,
-        }
-    }
-}
-
 named! {
     /// How the units behind a virtual port are shown.
     #[derive(Default)]
@@ -364,16 +296,6 @@ named! {
         Block = "block",
         /// All as [`Device::Generic`].
         Generic = "generic",
-    }
-}
-
-impl Hba {
-    /// The virtual port of the host that it has.
-    pub fn virtual_port(&self) -> Option<&VirtualPort> {
-        match &self.fc {
-            Some(Fc::Virtual(port)) => Some(port),
-            _ => None,
-        }
     }
 }
 

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use devices::iothread::{Io, Remote};
-use devices::scsi::{Cd, CdConfig, DiskConfig, LogicalUnit, Lun, Nexus, Target, TargetGroup, TransferLimits};
+use devices::scsi::{LogicalUnit, Lun, Target, TargetGroup};
 use devices::storage::{BlockBackend, BlockError, Image, let_go};
 use hba_megasas::Arrival;
-use hba_virtio_scsi::VirtioScsi;
 
 use super::closing::{Answer, Asked, close_with_deadline};
-use super::hbas::{self, HostUnit, Opened};
+use super::hbas::{self, Opened};
+use super::host_unit::HostUnit;
 use super::identity::Identities;
 use super::space::Space;
 use super::units;
@@ -23,76 +23,20 @@ use crate::config::{self, HbaType};
 mod attached;
 mod discs;
 mod fabric;
+mod hot_plug;
 mod native;
 mod promised;
 
 pub(super) use attached::Attached;
 use attached::Behind;
 pub(super) use fabric::{Fabric, port_state, state_named};
+pub use hot_plug::HotPlug;
 
 /// How long the host may take to end a unit's commands and to close its image before whoever asked hears that it does
 /// not answer.
 const DETACH: Duration = Duration::from_secs(30);
 /// How long a request waits for the host.
 const ANSWER: Duration = Duration::from_secs(30);
-
-/// An HBA that takes targets at run time.
-pub trait HotPlug: Send + Sync {
-    /// The logical units that show one image, each at a target of its own where there is more than one.
-    fn units(&self, lun: &config::Lun, image: &Arc<Image>, disk: DiskConfig) -> Result<Vec<LogicalUnit>>;
-    /// A CD drive with this disc.
-    fn drive(&self, disc: Option<Arc<Image>>, drive: CdConfig) -> Result<LogicalUnit> {
-        Ok(LogicalUnit::Cd(Cd::new(disc, drive)?))
-    }
-    /// A device of the host.
-    fn host(&self, unit: LogicalUnit) -> Result<LogicalUnit> {
-        Ok(unit)
-    }
-    /// What it has told the guest can be sent with one command.
-    fn transfer_limits(&self) -> TransferLimits {
-        TransferLimits::default()
-    }
-    /// Whether disks are shown as volumes.
-    fn makes_volumes(&self) -> bool {
-        false
-    }
-    /// Puts the targets of these units behind the HBA, and tells the guest's driver; or has them wait.
-    fn attach_targets(&self, id: u8, targets: &[Arc<Target>]) -> Result<Arrival>;
-    /// Targets are about to go: from here on the HBA may keep new commands from them.
-    fn close_targets(&self, _id: u8) {}
-    /// Takes them away, and tells the guest's driver. Their commands have ended.
-    fn detach_targets(&self, id: u8) -> Result<()>;
-    /// What is right with the unit, but not for every guest.
-    fn warning(&self, _lun: &config::Lun) -> Option<String> {
-        None
-    }
-    /// The places where something went, and the driver has not yet acted on that: what comes there waits.
-    fn unnoticed(&self) -> Vec<u8> {
-        Vec::new()
-    }
-}
-
-impl HotPlug for VirtioScsi {
-    fn units(&self, lun: &config::Lun, image: &Arc<Image>, disk: DiskConfig) -> Result<Vec<LogicalUnit>> {
-        Ok(vec![hbas::logical_unit(lun, image, disk)?])
-    }
-
-    fn transfer_limits(&self) -> TransferLimits {
-        VirtioScsi::transfer_limits(self)
-    }
-
-    fn attach_targets(&self, id: u8, targets: &[Arc<Target>]) -> Result<Arrival> {
-        for target in targets {
-            self.attach_target(id, Nexus::new(target.clone(), None));
-        }
-        Ok(Arrival::There)
-    }
-
-    fn detach_targets(&self, id: u8) -> Result<()> {
-        self.detach_target(id);
-        Ok(())
-    }
-}
 
 /// A unit that is about to go.
 struct Leave {
@@ -165,6 +109,11 @@ impl Adapter {
         };
         let stays = units.into_iter().filter(|(_, unit)| !unit.is_leaving());
         Taken { units: stays.map(take).collect(), closing }
+    }
+
+    /// Whether the machine ends.
+    pub(super) fn is_over(&self) -> bool {
+        self.lock().over
     }
 
     /// What a unit is called in messages.

@@ -1,7 +1,7 @@
 //! Units that go while the host fails or does not answer.
 
 use devices::iothread::IoThread;
-use devices::scsi::Disk;
+use devices::scsi::{Disk, DiskConfig};
 use devices::storage::{Action, BlockErrorKind};
 use devices::testing::{Effect, Fault, FaultDisk, RamDisk};
 

@@ -5,12 +5,12 @@ use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use devices::iothread::{IoThread, Polling, Remote, Settings};
 use devices::pci::Bdf;
 use devices::scsi::{
-    Allow, Block, Cd, CdConfig, Disk, DiskConfig, Generic, GenericOptions, HostLimits, LogicalUnit, Lun,
-    Nexus, Place, ProtectionType, Target, TargetGroup, TransferLimits,
+    Cd, CdConfig, Disk, DiskConfig, HostLimits, LogicalUnit, Lun, Nexus, ProtectionType, Target, TargetGroup,
+    TransferLimits,
 };
 use devices::storage::{CacheMode, Image, Limits, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing};
 use devices::threads::{self, Kind};
@@ -22,14 +22,14 @@ use super::chipset::Chipset;
 use super::control::{Control, Crash};
 use super::ending::Over;
 use super::fabric::{self, Plugged};
+use super::host_unit::HostUnit;
 use super::identity::{self, Identities};
 use super::protection;
 use super::raid;
 use super::space::Space;
 use super::virtual_port;
 use crate::config::{
-    self, Cache, Config, Controller, Device, Format, HbaType, HostPlace, LunType, NoSpace, Throttle,
-    VirtioInterface,
+    self, Cache, Config, Controller, Device, Format, HbaType, NoSpace, Throttle, VirtioInterface,
 };
 use crate::fc_port::{FcPorts, Process};
 
@@ -362,66 +362,6 @@ pub(super) enum Opened {
     Host(HostUnit),
 }
 
-/// A unit that is a device of the host.
-pub(super) enum HostUnit {
-    Generic(Generic),
-    Block(Block),
-}
-
-impl HostUnit {
-    /// Opens it.
-    pub(super) fn open(device: &Device, host: &config::HostDevice) -> Result<Self> {
-        ensure!(
-            devices::sandbox::has_host_devices(),
-            "{}: the sandbox lets no devices of the host come to this machine; set host_devices = true in [security] and start \
-             the machine anew",
-            host.place
-        );
-        let options = generic_options(host);
-        Ok(match device {
-            Device::Block(_) => Self::Block(Block::open(&options)?),
-            _ => Self::Generic(Generic::open(&options)?),
-        })
-    }
-
-    /// What messages call it.
-    pub(super) fn name(&self) -> &str {
-        match self {
-            Self::Generic(device) => device.name(),
-            Self::Block(disk) => disk.name(),
-        }
-    }
-
-    /// Its type.
-    pub(super) fn kind(&self) -> LunType {
-        match self {
-            Self::Generic(_) => LunType::Generic,
-            Self::Block(_) => LunType::Block,
-        }
-    }
-
-    /// What it takes with one command.
-    pub(super) fn limits(&self) -> HostLimits {
-        match self {
-            Self::Generic(device) => device.limits(),
-            Self::Block(disk) => disk.limits(),
-        }
-    }
-
-    /// Whether it is a tape or a changer.
-    pub(super) fn is_sequential(&self) -> bool {
-        matches!(self, Self::Generic(device) if device.is_sequential())
-    }
-
-    /// The logical unit that shows it.
-    pub(super) fn unit(self) -> LogicalUnit {
-        match self {
-            Self::Generic(device) => LogicalUnit::Generic(device),
-            Self::Block(disk) => LogicalUnit::Block(disk),
-        }
-    }
-}
-
 impl Opened {
     /// The logical unit that shows it as it is.
     pub(super) fn unit(self, lun: &config::Lun) -> Result<LogicalUnit> {
@@ -489,28 +429,6 @@ pub(super) fn image(disk: &config::Disk, space: &Space) -> Result<Image> {
     };
     let image = image.guarded(disk.throttle.as_ref().map(limits).as_ref(), pausing);
     Ok(if disk.bounce { image.private() } else { image })
-}
-
-/// How a device of the host is opened.
-pub(crate) fn generic_options(host: &config::HostDevice) -> GenericOptions {
-    GenericOptions {
-        place: match &host.place {
-            HostPlace::Path(path) => Place::Path(path.clone()),
-            HostPlace::Wwn(name) => Place::Name(name.clone()),
-        },
-        shared: host.shared,
-        allow: allow(host.allow),
-        bounce: host.bounce,
-    }
-}
-
-/// What the guest may do to a device of the host.
-pub(super) fn allow(allow: config::Allow) -> Allow {
-    match allow {
-        config::Allow::All => Allow::All,
-        config::Allow::NoManagement => Allow::NoManagement,
-        config::Allow::ReadOnly => Allow::ReadOnly,
-    }
 }
 
 /// How a raw image is opened.

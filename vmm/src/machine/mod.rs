@@ -13,6 +13,7 @@ mod events;
 mod fabric;
 mod firmware;
 mod hbas;
+mod host_unit;
 mod identity;
 mod protection;
 mod raid;
@@ -43,7 +44,7 @@ use kvm_ioctls::VmFd;
 
 pub(crate) use buses::Buses;
 pub(crate) use control::{Control, Crash, Event, Order};
-pub(crate) use hbas::generic_options;
+pub(crate) use host_unit::generic_options;
 pub use rehearsal::rehearse;
 pub(crate) use requests::receive;
 

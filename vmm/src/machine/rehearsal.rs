@@ -18,7 +18,7 @@ use fc::{Roots, San};
 use super::chipset::{ChipsetError, SLOTS};
 use super::control::Control;
 use super::firmware::{DebugOutput, FirmwareBoot};
-use super::hbas::HostUnit;
+use super::host_unit::HostUnit;
 use super::identity::Identities;
 use super::{hbas, protection, raid};
 use crate::config::{

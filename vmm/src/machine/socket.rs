@@ -4,28 +4,28 @@
 //! `{"return": {...}, "id": 1}` or `{"error": {"desc": "..."}, "id": 1}`. An `id` may be left out. Requests of one
 //! connection are carried out in order. Descriptors come with `add-fd`, by SCM_RIGHTS.
 
+mod describe;
+
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use devices::scsi::Lun;
 use devices::storage::{fdset, settle_left};
 use devices::threads::{self, Kind};
-use hba_virtio_scsi::fc::{PortState, View};
 use serde_json::{Map, Value, json};
 
-use super::adapter::{Adapter, UnitState, port_state, state_named};
+use super::adapter::{Adapter, UnitState, state_named};
 use super::control::{Control, Event, PATIENCE};
 use super::requests::{Given, LINE_MAX, Line, Requests};
 use super::seats::{self, Seats};
 use super::space::Space;
-use super::units;
 use crate::config::{self, ConfigError, HbaType, LunType, spell};
 use crate::exit::explain;
 use crate::listen::{self, Takes};
 use crate::names::Name;
+use describe::{describe, describe_set};
 
 /// Connections at once.
 const CLIENTS_MAX: usize = 16;
@@ -238,12 +238,12 @@ impl Service {
             }
             "fc-port" => {
                 let adapter = self.adapter(&mut arguments)?;
-                let target = arguments.number("target", u8::MAX.into())?.context("no \"target\"")?;
+                let target = arguments.number("target", u8::MAX.into())?.map(u8::try_from).transpose()?;
                 let word = arguments.text("state")?.context("no \"state\"")?;
                 let state = state_named(&word).with_context(|| {
                     format!("\"state\" is \"{word}\", expected \"online\", \"blocked\" or \"lost\"")
                 })?;
-                adapter.set_port(u8::try_from(target)?, state)?;
+                adapter.set_port(target, state)?;
                 done()
             }
             "add-fd" => {
@@ -420,88 +420,6 @@ fn changes_disc(adapter: &Adapter, arguments: &Arguments) -> Result<bool> {
 fn ids(adapters: &[Arc<Adapter>]) -> String {
     let all: Vec<String> = adapters.iter().map(|adapter| format!("\"{}\"", adapter.id)).collect();
     all.join(", ")
-}
-
-fn describe(adapter: &Arc<Adapter>) -> Value {
-    let units: Vec<Value> = adapter
-        .units()
-        .into_iter()
-        .map(|unit| {
-            let mut described = json!({
-                "target": unit.target,
-                "lun": unit_number(unit.lun),
-                "type": unit.kind.name(),
-                "image": unit.image.map(|image| image.to_string_lossy().into_owned()),
-                "size": unit.size,
-                "readonly": unit.read_only,
-                "bounce": unit.bounce,
-                "flush_failed": unit.flush_failed,
-                "state": unit.state.describe(),
-            });
-            if let (Some(tray), Some(object)) = (unit.tray, described.as_object_mut()) {
-                object.insert("tray".into(), if tray.open { "open" } else { "closed" }.into());
-                object.insert("locked".into(), tray.locked.into());
-            }
-            described
-        })
-        .collect();
-    let mut described = json!({
-        "id": adapter.id,
-        "type": adapter.kind.name(),
-        "units": units,
-        "unnoticed": adapter.unnoticed(),
-    });
-    if let (Some(view), Some(object)) = (adapter.fabric_view(), described.as_object_mut()) {
-        object.insert("fc".into(), describe_fabric(&view));
-    }
-    described
-}
-
-/// A number where a logical unit has one; else all 16 digits.
-fn unit_number(lun: Lun) -> Value {
-    lun.number().map_or_else(|| units::shown(lun).into(), Value::from)
-}
-
-fn describe_fabric(view: &View) -> Value {
-    let name = |name: u64| (name != 0).then(|| format!("{name:016x}"));
-    let ports = view.remotes.iter().map(|(target, port)| {
-        json!({
-            "target": target,
-            "wwpn": name(port.names.wwpn),
-            "wwnn": name(port.names.wwnn),
-            "port_id": port.port_id,
-            "state": port_state(port.state),
-        })
-    });
-    let local = &view.local;
-    json!({
-        "wwpn": name(local.primary.wwpn),
-        "wwnn": name(local.primary.wwnn),
-        "state": local_state(local.state),
-        "port_id": local.port_id,
-        "fabric": name(local.fabric),
-        "ports": ports.collect::<Vec<_>>(),
-    })
-}
-
-fn local_state(state: PortState) -> &'static str {
-    match state {
-        PortState::Unknown => "unknown",
-        PortState::NotPresent => "not present",
-        PortState::Online => "online",
-        PortState::Offline => "offline",
-        PortState::Blocked => "blocked",
-        PortState::LinkDown => "link down",
-        PortState::Error => "error",
-    }
-}
-
-fn describe_set((number, listed): (u64, Vec<fdset::Listed>)) -> Value {
-    let describe = |fdset::Listed { fd, opaque }| match opaque {
-        Some(opaque) => json!({ "fd": fd, "opaque": opaque }),
-        None => json!({ "fd": fd }),
-    };
-    json!({ "fdset-id": number, "fds": listed.into_iter().map(describe).collect::<Vec<_>>() })
 }
 
 /// The value of `key` in the words of the configuration file.

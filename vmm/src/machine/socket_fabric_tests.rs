@@ -4,6 +4,7 @@ use hba_virtio_scsi::fc::RemoteState;
 
 use super::*;
 use crate::machine::fabric::{self, Plugged};
+use crate::machine::units::shown;
 
 /// A service with an adapter that has these lines in `[hba.fc]`.
 fn with_fabric(lines: &str) -> (Bench, Service) {
@@ -57,7 +58,7 @@ fn units_come_and_go_and_ports_stay() {
     let (bench, service) = with_fabric("ports = 2\n[[hba.lun]]\ntarget = 0\nlun = 513\nimage = \"a.img\"\n");
     let units = |service: &Service| {
         let units = service.adapters[0].units();
-        units.into_iter().map(|unit| (unit.target, units::shown(unit.lun))).collect::<Vec<_>>()
+        units.into_iter().map(|unit| (unit.target, shown(unit.lun))).collect::<Vec<_>>()
     };
     assert_eq!(units(&service), [(0, "513".to_owned())]);
     // The port without units is the next free target.
@@ -86,6 +87,15 @@ fn ports_are_lost_and_back_as_asked() {
         assert_eq!(states(&service), ["0 online", shown]);
     }
     assert_eq!(service.adapters[0].fabric_view().unwrap().remotes[&1].state, RemoteState::Online);
+    // The guest's own: it sees none of the others then.
+    let own = |state: &str| format!(r#"{{"execute": "fc-port", "arguments": {{"state": "{state}"}}}}"#);
+    let before = fabric(&service);
+    assert_eq!(ask(&service, &own("lost")), json!({"return": {}}));
+    let down = fabric(&service);
+    assert_eq!((&down["state"], &down["port_id"]), (&json!("link down"), &json!(0)));
+    assert_eq!(states(&service), ["0 lost", "1 lost"]);
+    assert_eq!(ask(&service, &own("online")), json!({"return": {}}));
+    assert_eq!(fabric(&service), before);
     assert_eq!(error(&service, &port(5, "lost")), "there is no port with target 5 at hba fc0");
     let words = "\"state\" is \"down\", expected \"online\", \"blocked\" or \"lost\"";
     assert_eq!(error(&service, &port(1, "down")), words);

@@ -22,7 +22,7 @@ use devices::threads::{self, Kind};
 use hba_virtio_scsi::fc::{Names, San, SanListener, View};
 
 use super::adapter::{Adapter, port_state};
-use super::hbas::allow;
+use super::host_unit::allow;
 use crate::config::{self, Config};
 use crate::fc_port::{self, News, Passthrough};
 use opener::{Opener, Opens};
@@ -104,7 +104,14 @@ impl VirtualPort {
         let serve = move || {
             news.iter().for_each(|news| self.take(news));
             self.rescans.ended();
-            tracing::debug!("hba {}: no news of its virtual port come any more", self.adapter.id);
+            if !self.adapter.is_over() {
+                tracing::error!(
+                    "hba {}: the process that has its virtual port (vmm-fcport) has ended: the units that are there stay, and nothing that \
+                     changes on the fabric reaches the guest any more; see whether the kernel's log says why (dmesg), and start the \
+                     machine anew",
+                    self.adapter.id
+                );
+            }
         };
         threads::spawn(Kind::Returns, "fc-port", serve).map(drop).context("a thread for a virtual port")
     }

@@ -24,7 +24,7 @@ use crate::config::HbaType;
 use crate::fc_port::UnitNews;
 use crate::machine::adapter::{HotPlug, UnitState};
 use crate::machine::control::Control;
-use crate::machine::hbas::HostUnit;
+use crate::machine::host_unit::HostUnit;
 use crate::machine::space::Space;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -320,7 +320,7 @@ fn units_have_the_numbers_of_the_array() {
     assert!(
         bench
             .adapter
-            .set_port(3, RemoteState::Lost)
+            .set_port(Some(3), RemoteState::Lost)
             .unwrap_err()
             .to_string()
             .contains("as the fabric has it")

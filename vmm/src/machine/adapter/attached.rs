@@ -6,7 +6,8 @@ use std::sync::Arc;
 use devices::storage::{BlockBackend, Image, fdset};
 
 use crate::config::{self, LunType};
-use crate::machine::hbas::{HostUnit, Opened};
+use crate::machine::hbas::Opened;
+use crate::machine::host_unit::HostUnit;
 
 /// A logical unit.
 pub(in crate::machine) struct Attached {

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use hba_virtio_scsi::fc::{Emulated, RemoteState, San, View};
+use hba_virtio_scsi::fc::{Active, Emulated, LocalPort, PortState, RemoteState, San, View};
 
 use super::Adapter;
+
+/// The N_Port_ID that the guest's port has on an emulated fabric after each login.
+const PORT_ID: u32 = 0x01_0001;
 
 /// A fabric, and who has made it.
 pub(in crate::machine) enum Fabric {
@@ -73,8 +76,8 @@ impl Adapter {
         }
     }
 
-    /// Has a port of an emulated fabric lost or back.
-    pub fn set_port(&self, target: u8, state: RemoteState) -> Result<()> {
+    /// Has a port of an emulated fabric lost or back; without a target that of the guest, which sees none of the others then.
+    pub fn set_port(&self, target: Option<u8>, state: RemoteState) -> Result<()> {
         let fabric = self.fabric.get().with_context(|| format!("hba {} is on no fabric", self.id))?;
         let Fabric::Emulated(fabric) = fabric else {
             bail!(
@@ -82,7 +85,24 @@ impl Adapter {
                 self.id
             );
         };
-        ensure!(fabric.set_state(target, state), "there is no port with target {target} at hba {}", self.id);
+        if let Some(target) = target {
+            let known = fabric.set_state(target, state);
+            ensure!(known, "there is no port with target {target} at hba {}", self.id);
+            return Ok(());
+        }
+        let local = |local: &mut LocalPort| match state {
+            RemoteState::Online => {
+                (local.state, local.active, local.port_id) = (PortState::Online, Active::Primary, PORT_ID);
+            }
+            RemoteState::Blocked => local.state = PortState::Blocked,
+            RemoteState::Lost => {
+                (local.state, local.active, local.port_id) = (PortState::LinkDown, Active::None, 0)
+            }
+        };
+        fabric.set_local(local);
+        for target in fabric.view().remotes.keys() {
+            fabric.set_state(*target, state);
+        }
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use devices::scsi::{Lun, Target};
 
 use super::{Adapter, Attached, ensure_empty};
-use crate::machine::hbas::HostUnit;
+use crate::machine::host_unit::HostUnit;
 
 impl Adapter {
     /// The target with this number. If there is none it is made, without units, and put behind the HBA, if that is there yet.

@@ -6,7 +6,7 @@ use anyhow::Result;
 use devices::scsi::generic::{Arrival, Returning, Wanted};
 use devices::scsi::{Block, Generic};
 
-use crate::machine::hbas::HostUnit;
+use crate::machine::host_unit::HostUnit;
 
 /// What has been made.
 pub(super) struct Made {
