@@ -366,6 +366,21 @@ pub(super) fn go_on(
     plug.upgrade().map_or(Ok(false), |plug| plug.take(before, next, blocks))
 }
 
+/// Makes something of a device that has just come, which may not answer yet: it is asked again for a while.
+pub(super) fn ask_again<T>(mut make: impl FnMut() -> Result<T, GenericError>) -> Result<T, GenericError> {
+    let (begin, mut tries) = (Instant::now(), 0);
+    loop {
+        let made = make();
+        tries += 1;
+        match made {
+            Err(GenericError::Silent { .. }) if begin.elapsed() < PATIENCE || tries < TRIES => {
+                std::thread::sleep(PAUSE);
+            }
+            made => return made,
+        }
+    }
+}
+
 /// A unit whose device may go and come back. It does not hold the unit.
 #[derive(Clone)]
 pub struct Returning {

@@ -1,13 +1,14 @@
 //! Devices that a process beside the machine finds by where they are, and opens for it: the machine, in its sandbox, makes units of them.
 
 use std::fs;
+use std::sync::Arc;
 
-use super::comeback::Returning;
+use super::comeback::{Returning, ask_again};
 use super::identity::Identity;
 use super::lookout::{self, Arrival, Wanted};
 use super::route::Part;
 use super::sysfs::{Device, Driver, Sysfs};
-use super::{Allow, Generic, GenericConfig, GenericError};
+use super::{Allow, Generic, GenericConfig, GenericError, Host};
 use crate::scsi::block::Block;
 
 /// Peripheral device types of disks with blocks to read and write (SPC-5, 6.7.2): direct access, and host managed zoned block devices.
@@ -137,7 +138,8 @@ impl Generic {
             // Nobody else looks for it.
             wanted: None,
         };
-        let unit = Self::new(node.into_host(), config)?;
+        let host: Arc<dyn Host> = node.into_host();
+        let unit = ask_again(|| Self::new(host.clone(), config.clone()))?;
         let returning = Returning::new(wanted, &unit.plug);
         returning.watch();
         Ok((unit, returning))

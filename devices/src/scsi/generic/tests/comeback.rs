@@ -5,8 +5,8 @@ use std::sync::atomic::AtomicBool;
 
 use super::*;
 use crate::iothread::Io;
-use crate::scsi::generic::Found;
-use crate::scsi::generic::comeback::{Link, Plug, ring};
+use crate::scsi::generic::comeback::{Link, Plug, ask_again, ring};
+use crate::scsi::generic::{Found, GenericError};
 use crate::scsi::{Status, TaskManagement};
 use crate::testing::on_io_thread;
 
@@ -415,4 +415,25 @@ fn what_the_queue_takes_is_that_of_the_device_that_is_there() {
 
 fn reply_of(reply: crate::scsi::TaskManagementReply) -> bool {
     reply == crate::scsi::TaskManagementReply::Complete
+}
+
+/// Just after a login to the fabric it may not answer yet.
+#[test]
+fn one_that_has_just_come_is_asked_again() {
+    let silent = || GenericError::Silent { path: "/dev/sg0".into(), why: "status 02h".into() };
+    let mut tries = 0;
+    let made = ask_again(|| {
+        tries += 1;
+        if tries < 3 { Err(silent()) } else { Ok(tries) }
+    });
+    assert_eq!(made.unwrap(), 3);
+    let mut tries = 0;
+    let other = ask_again(|| -> Result<(), _> {
+        tries += 1;
+        Err(GenericError::Absent { path: "/dev/sg0".into(), qualifier: 3 })
+    });
+    assert!(matches!(other, Err(GenericError::Absent { .. })) && tries == 1);
+    let begin = std::time::Instant::now();
+    assert!(matches!(ask_again(|| -> Result<(), _> { Err(silent()) }), Err(GenericError::Silent { .. })));
+    assert!(begin.elapsed() >= Duration::from_secs(2), "not for ever, but for a while");
 }
