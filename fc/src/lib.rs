@@ -6,7 +6,9 @@
 //!    |-- names    which names are fit for a new port; made once, stored, and never anew
 //!    |-- state    what is stored: definitions, and whose a virtual port is (record)
 //!    |-- process  whether a process is still there
+//!    |-- targets  what is stored of a machine: the numbers of its targets
 //!   model        hosts, virtual ports, remote ports and logical units, as the kernel shows them
+//!    |-- glimpse  what is behind one host, for who looks again and again
 //!    |-- users    who has a logical unit
 //!    |-- sysfs    files that may go at any moment
 //!   watch        what changes, from netlink
@@ -17,11 +19,13 @@
 
 pub mod address;
 pub mod choose;
+pub mod glimpse;
 pub mod model;
 pub mod names;
 mod process;
 pub mod state;
 mod sysfs;
+pub mod targets;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod users;

@@ -1,7 +1,7 @@
 //! Netlink sockets of this host's kernel (netlink(7)).
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use super::{Heard, LONGEST, Source};
@@ -33,6 +33,13 @@ impl Sockets {
             Ok(socket) => (Self { devices, transport: Some(socket) }, None),
             Err(error) => (Self { devices, transport: None }, Some(error)),
         })
+    }
+}
+
+impl Sockets {
+    /// Both, for who closes all others.
+    pub fn files(&self) -> Vec<BorrowedFd<'_>> {
+        [Some(&self.devices), self.transport.as_ref()].into_iter().flatten().map(AsFd::as_fd).collect()
     }
 }
 

@@ -247,4 +247,4 @@ fn read_view(reader: &mut Reader<'_>) -> Option<View> {
 
 #[cfg(test)]
 #[path = "message_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -8,10 +8,15 @@
 //! [`FcPorts::start`] before the first thread and the sandbox; [`FcPorts::begin`] on the main thread, before the guest runs; then each
 //! [`Port`] is its HBA's; [`Process::close`] at the machine's regular end.
 
+mod inventory;
 mod machine;
 mod message;
 mod news;
+mod owned;
 mod process;
+#[cfg(test)]
+mod tests;
+mod work;
 
 pub use machine::{FcPorts, Look, Port, Process};
 pub use news::{Lun, News, UnitNews};

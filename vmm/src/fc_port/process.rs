@@ -1,35 +1,387 @@
-//! The process itself.
+//! The process itself. It hears of everything in one place, and does there what takes no time; all else is [`super::work`].
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use super::News;
-use super::message::{self, LENGTH, Order};
-use crate::config::Sandbox;
+use devices::threads::{self, Kind};
+use fc::Roots;
+use fc::glimpse::Glimpse;
+use fc::state::Store;
+use fc::vport::{Live, Pause};
+use fc::watch::{Change, Source, Watch};
+use hba_virtio_scsi::fc::Names;
+
+use super::inventory::{Done, Inventory, Job, Opened, Order};
+use super::message::{self, LENGTH};
+use super::owned::{self, Owned};
+use super::work::{self, Tell, Workers};
+use super::{News, Wanted};
+use crate::config::{Sandbox, reason};
+use crate::jail;
 use crate::keeper::sys::{self, Ends};
+
+/// How long ports that are being made or deleted have at the end.
+const LAST: Duration = Duration::from_secs(60);
+
+/// Something that the process hears of.
+pub(super) enum Event {
+    /// The machine wants something.
+    Asked(message::Order),
+    /// The machine has ended, or says so.
+    Over,
+    /// What has become of the port of an HBA.
+    Owned(usize, Result<Owned, String>),
+    /// What is behind it.
+    Glimpse(usize, Option<Box<Glimpse>>),
+    /// A job at a target is over.
+    Done(usize, u8, Job, Done),
+    /// A device was opened, or not.
+    Opened(usize, u64, Opened),
+    /// The kernel tells of something.
+    Change(Change),
+}
+
+/// An HBA.
+struct Hba {
+    wanted: Wanted,
+    owned: Option<Owned>,
+    /// It is known what becomes of its port.
+    settled: bool,
+    inventory: Option<Inventory>,
+    look: Option<Sender<()>>,
+}
+
+struct Process<'a> {
+    roots: Roots,
+    store: Store,
+    machine: &'a UnixStream,
+    tell: Tell,
+    workers: Workers,
+    hbas: Vec<Hba>,
+    ending: Arc<AtomicBool>,
+}
 
 /// The whole life of the child.
 pub(super) fn live(mut machine: UnixStream, sandbox: Sandbox) -> io::Result<()> {
-    sys::begin_alone(c"vmm-fcport", Ends::ByItself, &[machine.as_fd()])?;
-    let _ = sandbox;
+    // Ports are for the host's network alone to hear of.
+    let sockets = fc::watch::Sockets::open();
+    let netlink = sockets.as_ref().map(|(sockets, _)| sockets.files()).unwrap_or_default();
+    let kept: Vec<_> = netlink.into_iter().chain([machine.as_fd()]).collect();
+    sys::begin_alone(c"vmm-fcport", Ends::ByItself, &kept)?;
+    let Some(list) = list(&mut machine)? else { return Ok(()) };
+    let (roots, store) = (Roots::default(), Store::default());
+    if let Err(error) = jail::confine_port(sandbox) {
+        for hba in 0..list.len() {
+            say(&machine, hba, News::Failed(format!("{error:#}")))?;
+        }
+        return Ok(());
+    }
+    let (tell, events) = mpsc::channel();
+    let (of_machine, reads) = (tell.clone(), machine.try_clone()?);
+    threads::spawn(Kind::Returns, "fc-machine", move || hear_machine(reads, &of_machine))?;
+    let mut process = Process::new(roots, store, &machine, tell, list);
+    process.watch(sockets);
+    process.begin();
+    process.serve(&events);
+    process.end(&events);
+    Ok(())
+}
+
+/// The list; `None` if the machine has ended before, or has none.
+fn list(machine: &mut UnixStream) -> io::Result<Option<Vec<Wanted>>> {
     let (mut list, mut bytes) = (Vec::new(), vec![0; LENGTH]);
     loop {
         let len = machine.read(&mut bytes)?;
         match bytes.get(..len).and_then(message::read_order) {
-            Some(Order::Wanted(wanted)) => list.push(*wanted),
-            Some(Order::Go) => {
-                for hba in 0..list.len() {
-                    let (bytes, files) =
-                        message::news(hba, News::Failed("there is no such process yet".into()));
-                    sys::send(&machine, &bytes, &files)?;
+            Some(message::Order::Wanted(wanted)) => list.push(*wanted),
+            Some(message::Order::Go) if !list.is_empty() => return Ok(Some(list)),
+            _ => return Ok(None),
+        }
+    }
+}
+
+/// Hears what the machine wants, until it wants nothing any more.
+fn hear_machine(mut machine: UnixStream, tell: &Tell) {
+    let mut bytes = vec![0; LENGTH];
+    loop {
+        let event = match machine.read(&mut bytes) {
+            Ok(0) => Event::Over,
+            Ok(len) => match bytes.get(..len).and_then(message::read_order) {
+                Some(message::Order::End) => Event::Over,
+                Some(order) => Event::Asked(order),
+                // Whoever has taken over the machine.
+                None => continue,
+            },
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => Event::Over,
+        };
+        let over = matches!(event, Event::Over);
+        if tell.send(event).is_err() || over {
+            return;
+        }
+    }
+}
+
+fn say(machine: &UnixStream, hba: usize, news: News) -> io::Result<()> {
+    let (bytes, files) = message::news(hba, news);
+    let sent = sys::send(machine, &bytes, &files);
+    if !files.is_empty() {
+        // The machine has them now; if it is no more, the last close may wait for the device.
+        let _ = threads::spawn(Kind::Returns, "return-close", move || drop(files));
+    }
+    sent
+}
+
+impl<'a> Process<'a> {
+    pub(super) fn new(
+        roots: Roots,
+        store: Store,
+        machine: &'a UnixStream,
+        tell: Tell,
+        list: Vec<Wanted>,
+    ) -> Self {
+        let hba = |wanted| Hba { wanted, owned: None, settled: false, inventory: None, look: None };
+        Self {
+            roots,
+            store,
+            machine,
+            tell,
+            workers: Workers::default(),
+            hbas: list.into_iter().map(hba).collect(),
+            ending: Arc::default(),
+        }
+    }
+
+    /// Listens to the kernel.
+    fn watch(&self, sockets: io::Result<(fc::watch::Sockets, Option<io::Error>)>) {
+        let warn = |why: String| {
+            for hba in 0..self.hbas.len() {
+                let _ = say(self.machine, hba, News::Warning(why.clone()));
+            }
+        };
+        match sockets {
+            Ok((sockets, lacks)) => {
+                if let Some(error) = lacks {
+                    warn(format!(
+                        "the kernel's events of Fibre Channel are not heard: {}; what they tell of is found by a look each second",
+                        reason(&error)
+                    ));
+                }
+                let tell = self.tell.clone();
+                let _ = threads::spawn(Kind::Returns, "fc-watch", move || {
+                    hear_kernel(Watch::new(sockets), &tell)
+                });
+            }
+            Err(error) => warn(format!(
+                "the kernel's events are not heard: {}; what they tell of is found by a look each second, sizes that change are not",
+                reason(&error)
+            )),
+        }
+    }
+
+    /// Begins with all ports at a time.
+    fn begin(&mut self) {
+        for (hba, of) in self.hbas.iter().enumerate() {
+            let (roots, store, wanted) = (self.roots.clone(), self.store.clone(), of.wanted.clone());
+            let (tell, ending) = (self.tell.clone(), self.ending.clone());
+            let own = move || {
+                let kernel = || Live::new(interruptible(ending.clone()));
+                let _ = tell.send(Event::Owned(hba, owned::own(&wanted, &roots, &store, kernel)));
+            };
+            if let Err(error) = threads::spawn(Kind::Returns, "fc-own", own) {
+                let _ = self
+                    .tell
+                    .send(Event::Owned(hba, Err(format!("there is no thread for its port: {error}"))));
+            }
+        }
+    }
+
+    /// Does what is to be done, until the machine ends.
+    fn serve(&mut self, events: &Receiver<Event>) {
+        loop {
+            let next = self.hbas.iter().filter_map(|hba| hba.inventory.as_ref()?.next()).min();
+            let now = Instant::now();
+            let time = next.map_or(Duration::from_secs(60), |next| next.saturating_duration_since(now));
+            let mut event = match events.recv_timeout(time) {
+                Ok(event) => Some(event),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let now = Instant::now();
+            // What has come together is worked on together.
+            while let Some(one) = event.take().or_else(|| events.try_recv().ok()) {
+                if matches!(one, Event::Over) {
+                    return;
+                }
+                if self.take(one, now).is_err() {
+                    return;
                 }
             }
-            Some(Order::Look(hba, number)) => {
-                let (bytes, files) = message::news(hba, News::Looked(number));
-                sys::send(&machine, &bytes, &files)?;
+            if self.work(now).is_err() {
+                return;
             }
-            Some(Order::End) | None => return Ok(()),
+        }
+    }
+
+    fn inventory(&mut self, hba: usize) -> Option<&mut Inventory> {
+        self.hbas.get_mut(hba)?.inventory.as_mut()
+    }
+
+    fn poke(&self, hba: usize) {
+        if let Some(look) = self.hbas.get(hba).and_then(|hba| hba.look.as_ref()) {
+            let _ = look.send(());
+        }
+    }
+
+    fn take(&mut self, event: Event, now: Instant) -> io::Result<()> {
+        match event {
+            Event::Asked(message::Order::Look(hba, number)) => {
+                if let Some(inventory) = self.inventory(hba) {
+                    inventory.look(number, now);
+                }
+                self.poke(hba);
+            }
+            Event::Asked(_) | Event::Over => {}
+            Event::Owned(hba, owned) => self.own(hba, owned, now)?,
+            Event::Glimpse(hba, glimpse) => {
+                if let Some(inventory) = self.inventory(hba) {
+                    inventory.saw(glimpse.as_deref(), now);
+                }
+            }
+            Event::Done(hba, target, job, done) => {
+                if let Some(inventory) = self.inventory(hba) {
+                    inventory.done(target, &job, done, now);
+                }
+                // What the kernel has found or forgotten.
+                self.poke(hba);
+            }
+            Event::Opened(hba, ticket, opened) => {
+                let left = match self.inventory(hba) {
+                    Some(inventory) => inventory.opened(ticket, opened, now),
+                    None => Some(opened),
+                };
+                if let Some(left) = left {
+                    let _ = threads::spawn(Kind::Returns, "return-close", move || drop(left));
+                }
+            }
+            Event::Change(change) => {
+                let host = change.host();
+                for hba in 0..self.hbas.len() {
+                    let own = self.hbas.get(hba).and_then(|hba| hba.owned.as_ref()).map(|owned| owned.host);
+                    if host.is_none() || host == own {
+                        if let Some(inventory) = self.inventory(hba) {
+                            inventory.heard(&change, now);
+                        }
+                        self.poke(hba);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// An HBA has its port, or not.
+    fn own(&mut self, hba: usize, owned: Result<Owned, String>, now: Instant) -> io::Result<()> {
+        let Some(of) = self.hbas.get_mut(hba) else { return Ok(()) };
+        of.settled = true;
+        let owned = match owned {
+            Ok(owned) => owned,
+            Err(why) => return say(self.machine, hba, News::Failed(why)),
+        };
+        let stored = self.store.targets(&of.wanted.owner).or_else(|error| {
+            let text = format!("{error}; targets are numbered anew, and the file is beside it as .broken");
+            say(self.machine, hba, News::Warning(text)).map(|()| Default::default())
+        })?;
+        let names = Names { wwnn: owned.names.wwnn.bits(), wwpn: owned.names.wwpn.bits() };
+        of.inventory = Some(Inventory::new(of.wanted.clone(), names, stored, now));
+        of.look = Some(work::look(&self.roots, &self.tell, hba, owned.host));
+        of.owned = Some(owned);
+        Ok(())
+    }
+
+    /// Does what the inventories want done.
+    fn work(&mut self, now: Instant) -> io::Result<()> {
+        for hba in 0..self.hbas.len() {
+            let orders = self.inventory(hba).map(|inventory| inventory.work(now)).unwrap_or_default();
+            for order in orders {
+                match order {
+                    Order::Say(news) => say(self.machine, hba, news)?,
+                    Order::Do(target, job) => self.workers.give(&self.roots, &self.tell, hba, target, job),
+                    Order::Open(opening) => {
+                        if let Some(of) = self.hbas.get(hba) {
+                            work::open(&self.roots, &of.wanted, &self.tell, hba, opening);
+                        }
+                    }
+                    Order::Keep(numbers) => {
+                        let Some(of) = self.hbas.get(hba) else { continue };
+                        if let Err(error) = self.store.keep_targets(&of.wanted.owner, &numbers) {
+                            let text = format!("targets may have other numbers at the next start: {error}");
+                            say(self.machine, hba, News::Warning(text))?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes the ports that it made.
+    fn end(mut self, events: &Receiver<Event>) {
+        self.ending.store(true, Ordering::Relaxed);
+        let until = Instant::now() + LAST;
+        let left = || until.saturating_duration_since(Instant::now());
+        // One that is being made is given up, or is there.
+        while self.hbas.iter().any(|hba| !hba.settled) {
+            match events.recv_timeout(left()) {
+                Ok(Event::Owned(hba, owned)) => {
+                    if let Some(of) = self.hbas.get_mut(hba) {
+                        (of.settled, of.owned) = (true, owned.ok());
+                    }
+                }
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        let (deleted, wait) = mpsc::channel::<()>();
+        for owned in self.hbas.iter().filter_map(|hba| hba.owned.clone()) {
+            let (roots, store, deleted) = (self.roots.clone(), self.store.clone(), deleted.clone());
+            let delete = move || {
+                owned::disown(&owned, &roots, &store, Live::new(sleep));
+                drop(deleted);
+            };
+            let _ = threads::spawn(Kind::Returns, "fc-disown", delete);
+        }
+        drop(deleted);
+        let _ = wait.recv_timeout(left());
+    }
+}
+
+/// Waits, until the machine ends.
+fn interruptible(ending: Arc<AtomicBool>) -> impl FnMut(Duration) -> Pause {
+    move |time| {
+        thread::sleep(time);
+        if ending.load(Ordering::Relaxed) { Pause::Interrupted } else { Pause::Over }
+    }
+}
+
+fn sleep(time: Duration) -> Pause {
+    thread::sleep(time);
+    Pause::Over
+}
+
+/// Hears what the kernel tells, for ever.
+fn hear_kernel<S: Source>(mut watch: Watch<S>, tell: &Tell) {
+    while let Ok(changes) = watch.next(None) {
+        for change in changes {
+            if tell.send(Event::Change(change)).is_err() {
+                return;
+            }
         }
     }
 }

@@ -32,7 +32,7 @@ use crate::config::{Config, Sandbox, Serial, reason};
 use crate::passed;
 use calls::Refusal;
 use confine::{Prepared, Step, StepError};
-pub(crate) use keeper::confine_keeper;
+pub(crate) use keeper::{confine_keeper, confine_port};
 use paths::Paths;
 use privileges::Ids;
 

@@ -121,6 +121,21 @@ pub(super) fn of_keeper() -> Result<Option<Paths>> {
     made(&all.map(rule)).context("rules of paths")
 }
 
+/// The rules of the process that has Fibre Channel ports: what the kernel tells of them, and of who uses what; what it is told of them, in
+/// files of sysfs; nodes; and the process' own files, whose directories it makes.
+pub(super) fn of_port() -> Result<Option<Paths>> {
+    const NODES: Rights = make_bitflags!(AccessFs::{ReadFile | WriteFile | ReadDir | IoctlDev});
+    const TOLD: Rights = make_bitflags!(AccessFs::{ReadFile | WriteFile | ReadDir});
+    const OWN: Rights = make_bitflags!(AccessFs::{ReadFile | WriteFile | ReadDir | Truncate | MakeReg | MakeDir | RemoveFile});
+    const KEPT: [&str; 2] = ["/run/vmm/fc", "/var/lib/vmm/fc"];
+    // Who may not make them hears of that when something is to be kept there.
+    let _ = KEPT.map(fs::create_dir_all);
+    let rule = |(path, rights): (&str, _)| Rule { path: path.into(), rights, what: What::Kernel };
+    let all = [("/dev", NODES), ("/sys", LOOK), ("/sys/devices", TOLD), ("/proc", LOOK)];
+    let own = KEPT.map(|path| (path, OWN));
+    made(&all.into_iter().chain(own).map(rule).collect::<Vec<_>>()).context("rules of paths")
+}
+
 /// The kernel's version of Landlock.
 pub(super) fn version() -> io::Result<libc::c_long> {
     const LANDLOCK_CREATE_RULESET_VERSION: u32 = 1;

@@ -1,4 +1,5 @@
-//! What the process may do that looks for devices of the host: it reads what the kernel tells, opens nodes, and passes them on.
+//! What the processes beside the machine may do. That which looks for devices of the host reads what the kernel tells, opens nodes, and
+//! passes them on. That which has Fibre Channel ports also writes to sysfs, keeps files of its own, and asks target ports for their units.
 
 use super::list::{Argument, List};
 
@@ -12,6 +13,25 @@ impl List {
         for (call, flags) in [(libc::SYS_open, 1), (libc::SYS_openat, 2)] {
             list.with(call, Argument::Has { number: flags, mask: made, value: 0 });
         }
+        list
+    }
+
+    /// That which has Fibre Channel ports. It makes no socket, device or process; paths are Landlock's.
+    pub(super) fn port() -> Self {
+        let mut list = Self::common().files().paths().names().host_devices().commands().starts().receives();
+        list.any(&[libc::SYS_sendmsg]);
+        let usual = Argument::Has { number: 3, mask: libc::MSG_OOB.cast_unsigned(), value: 0 };
+        list.with(libc::SYS_recvfrom, usual);
+        // Its own files: written beside their place and linked or moved there.
+        list.any(&[
+            libc::SYS_link,
+            libc::SYS_linkat,
+            libc::SYS_mkdir,
+            libc::SYS_mkdirat,
+            libc::SYS_rename,
+            libc::SYS_renameat,
+            libc::SYS_renameat2,
+        ]);
         list
     }
 }

@@ -60,12 +60,22 @@ pub(super) fn filter(kind: Kind, refusal: Refusal, extras: Extras) -> Vec<sock_f
 
 /// The filter for the process that looks for devices of the host.
 pub(super) fn keeper(refusal: Refusal) -> Vec<sock_filter> {
+    beside(list::List::keeper(), refusal)
+}
+
+/// The filter for the process that has Fibre Channel ports.
+pub(super) fn port(refusal: Refusal) -> Vec<sock_filter> {
+    beside(list::List::port(), refusal)
+}
+
+/// The filter for a process beside the machine.
+fn beside(list: list::List, refusal: Refusal) -> Vec<sock_filter> {
     let rest = match refusal {
         // Nobody is there who could say which call it was.
         Refusal::End => libc::SECCOMP_RET_KILL_PROCESS,
         Refusal::Log => libc::SECCOMP_RET_LOG,
     };
-    let mut answers = list::List::keeper().into_answers(rest);
+    let mut answers = list.into_answers(rest);
     let unknown = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned();
     answers.insert(libc::SYS_clone3 as u32, Answer::any(unknown));
     program(answers, rest, None)

@@ -1,0 +1,540 @@
+//! What is behind the port of one HBA, and what is to be done about it. It does nothing itself: it is told what was seen, answered and
+//! opened, and when, and gives orders.
+//!
+//! ```text
+//!   Glimpse, answers, what was opened ──> Inventory ──> Order: news, jobs for a target port, nodes to open
+//!                                          |-- numbers  the numbers of target ports
+//!                                          |-- target   one target port: its state, and one job at a time
+//!                                          |-- unit     one logical unit: there, away, not to be opened
+//!                                          |-- look     what the machine waits for
+//! ```
+
+mod look;
+mod numbers;
+mod target;
+#[cfg(test)]
+mod tests;
+mod unit;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use devices::scsi::generic::{Arrival, Luns, Wanted as Device};
+use fc::glimpse::{Glimpse, Sighting};
+use fc::model::RemotePort as Seen;
+use fc::watch::{Change, Reason, Thing, Uevent};
+use fc::{Address, Wwn};
+use hba_virtio_scsi::fc::{Active, LocalPort, Names, PortState, RemotePort, RemoteState, View};
+
+use self::look::Looks;
+use self::numbers::Numbers;
+use self::target::Target;
+use self::unit::{Stage, Unit};
+use super::{Lun, News, Passthrough, UnitNews, Wanted};
+
+/// How soon after it came a target port is asked for its units, after the kernel has.
+const FIRST_ASK: Duration = Duration::from_millis(500);
+/// How often it is asked.
+const ASK: Duration = Duration::from_millis(1500);
+/// How soon it is asked again, when it does not know a unit any more: once may be a mistake.
+const SURE: Duration = Duration::from_millis(500);
+const TIMES: u32 = 2;
+/// How often the kernel looks for units of one that has none, and how often before those that it had are gone.
+const SCAN: Duration = Duration::from_secs(3);
+const SCANS: u32 = 3;
+/// How often the kernel looks for a unit that it was told of and did not take.
+const TRY: Duration = Duration::from_secs(30);
+
+/// What is to be done.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// The machine hears it.
+    Say(News),
+    /// Something that may take its time, at a target port. The next of that comes when this is done.
+    Do(u8, Job),
+    /// A device is to be opened, by a thread of its own.
+    Open(Opening),
+    /// The numbers of targets are to be stored.
+    Keep(fc::targets::Numbers),
+}
+
+/// A device that is to be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Opening {
+    /// By which it is known.
+    pub(super) ticket: u64,
+    pub(super) address: String,
+    /// Who it was, of one that is back.
+    pub(super) again: Option<Box<Device>>,
+    /// The kernel may not have made all its nodes yet.
+    pub(super) fresh: bool,
+    /// Its blocks go by a ring, if it is a disk.
+    pub(super) ring: bool,
+}
+
+/// Work at a target port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Job {
+    /// Write these times, in this order, to a remote port.
+    Tune(String, Vec<(&'static str, u32)>),
+    /// Have the kernel look for units of a target, or for this one.
+    Scan(Address, bool),
+    /// REPORT LUNS.
+    Ask(Address),
+    /// Have the kernel forget a unit.
+    Delete(Sighting),
+    /// Have the kernel ask a unit anew who it is, or for its size, which has changed.
+    Rescan(Sighting, bool),
+}
+
+/// What came of a job.
+#[derive(Debug)]
+pub(super) enum Done {
+    /// It is over: what went wrong, if something did.
+    Over(Option<String>),
+    /// What the target port said.
+    Asked(Luns),
+}
+
+/// What came of opening a device.
+#[derive(Debug)]
+pub(super) enum Opened {
+    New(Box<Device>, Box<Arrival>),
+    Again(Box<Arrival>),
+    /// Another device is there.
+    Other,
+    /// Not yet.
+    Later,
+    /// There is no unit, although the array answers for it.
+    NoUnit,
+    /// Why not, and what to do.
+    Failed(String),
+}
+
+/// What is behind one port.
+pub(super) struct Inventory {
+    wanted: Wanted,
+    names: Names,
+    numbers: Numbers,
+    targets: BTreeMap<u8, Target>,
+    units: BTreeMap<(u8, Lun), Unit>,
+    view: View,
+    looks: Looks,
+    tickets: u64,
+    /// What was said already.
+    told: BTreeSet<String>,
+    orders: Vec<Order>,
+}
+
+impl Inventory {
+    /// Of a port with these names, whose targets had these numbers before.
+    pub(super) fn new(wanted: Wanted, names: Names, stored: fc::targets::Numbers, now: Instant) -> Self {
+        let timeout = Duration::from_secs(wanted.timeout.into());
+        Self {
+            wanted,
+            names,
+            numbers: Numbers::new(stored),
+            targets: BTreeMap::new(),
+            units: BTreeMap::new(),
+            view: View::default(),
+            looks: Looks::new(now, timeout),
+            tickets: 0,
+            told: BTreeSet::new(),
+            orders: Vec::new(),
+        }
+    }
+
+    /// What is to be done now.
+    pub(super) fn work(&mut self, now: Instant) -> Vec<Order> {
+        let numbers: Vec<u8> = self.targets.keys().copied().collect();
+        numbers.into_iter().for_each(|number| self.next_job(number, now));
+        self.open_what_is_there(now);
+        self.end_looks(now);
+        std::mem::take(&mut self.orders)
+    }
+
+    /// When there is something to do without being told.
+    pub(super) fn next(&self) -> Option<Instant> {
+        let jobs = self.targets.iter().filter_map(|(number, target)| target.next(self.runs_at(*number)));
+        let units = self.units.values().filter_map(Unit::next);
+        jobs.chain(units).chain(self.looks.next()).min()
+    }
+
+    /// What was seen of the host; `None` if there is none any more.
+    pub(super) fn saw(&mut self, glimpse: Option<&Glimpse>, now: Instant) {
+        let none = Glimpse::default();
+        if glimpse.is_none() {
+            self.warn(
+                "its virtual port has gone: somebody has deleted it, or the adapter was reset or taken away; start the machine anew"
+                    .into(),
+            );
+        }
+        let seen = glimpse.unwrap_or(&none);
+        self.see_ports(seen, now);
+        self.see_units(seen, now);
+        let view = self.made_view(glimpse);
+        if view != self.view {
+            self.view = view.clone();
+            // A unit comes at a target that is known.
+            let first = self.orders.iter().position(|order| matches!(order, Order::Say(News::Unit(..))));
+            self.orders.insert(first.unwrap_or(self.orders.len()), Order::Say(News::View(view)));
+        }
+        self.looks.saw(now);
+    }
+
+    /// The target ports among those that are seen.
+    fn see_ports(&mut self, seen: &Glimpse, now: Instant) {
+        let mut best: BTreeMap<u8, &Seen> = BTreeMap::new();
+        let mut changed = false;
+        for remote in &seen.remotes {
+            let Some(wwpn) = remote.wwpn else { continue };
+            let number = match self.numbers.get(wwpn) {
+                Some(number) => Some(number),
+                None if remote.is_target() => self.numbers.of(wwpn).map(|(number, new)| {
+                    changed |= new;
+                    number
+                }),
+                None => continue,
+            };
+            let Some(number) = number else {
+                self.warn(
+                    "there are more than 256 target ports, and the guest does not see the others; zone fewer to this port".into(),
+                );
+                continue;
+            };
+            // One that is back may have an entry of its former life.
+            let place = best.entry(number).or_insert(remote);
+            if target::rank(&remote.state) < target::rank(&place.state) {
+                *place = remote;
+            }
+        }
+        if changed {
+            self.orders.push(Order::Keep(self.numbers.all().clone()));
+        }
+        for (number, remote) in &best {
+            let Some(wwpn) = remote.wwpn else { continue };
+            let target = self.targets.entry(*number).or_insert_with(|| {
+                self.looks.changed(now);
+                Target::new(wwpn, now)
+            });
+            let offline =
+                seen.units.iter().any(|unit| unit.remote == remote.name && unit.state == "transport-offline");
+            if target.see(remote, offline, &self.wanted, now) {
+                self.looks.changed(now);
+            }
+        }
+        for (number, target) in &mut self.targets {
+            if !best.contains_key(number) {
+                target.lose();
+            }
+        }
+    }
+
+    /// The number of the target that a unit is at, and its own.
+    fn place_of(&self, seen: &Glimpse, sighting: &Sighting) -> Option<(u8, Lun)> {
+        let remote = seen.remotes.iter().find(|remote| remote.name == sighting.remote)?;
+        let number = self.numbers.get(remote.wwpn?)?;
+        Some((number, sighting.address.lun.bytes()))
+    }
+
+    fn see_units(&mut self, seen: &Glimpse, now: Instant) {
+        let mut there = BTreeSet::new();
+        for sighting in &seen.units {
+            let Some((target, lun)) = self.place_of(seen, sighting) else { continue };
+            if !self.wants(lun) {
+                continue;
+            }
+            there.insert((target, lun));
+            let unit = self.units.entry((target, lun)).or_insert_with(|| Unit::new(sighting.clone(), now));
+            for news in unit.see(sighting, now) {
+                self.orders.push(Order::Say(News::Unit(target, lun, news)));
+            }
+        }
+        self.units.retain(|(target, lun), unit| {
+            if there.contains(&(*target, *lun)) {
+                return true;
+            }
+            let (stays, news) = unit.vanish();
+            self.orders.extend(news.map(|news| Order::Say(News::Unit(*target, *lun, news))));
+            stays
+        });
+    }
+
+    /// Whether the guest shall see a unit of this number.
+    fn wants(&mut self, lun: Lun) -> bool {
+        let [first, _, _, _, _, _, seventh, eighth] = lun;
+        // Well known units (SAM-6, 4.7.7.5.1) are the target's own.
+        const WELL_KNOWN: u8 = 0xc1;
+        let fits = |number: u64| self.wanted.luns.iter().any(|(from, to)| (*from..=*to).contains(&number));
+        let own = fc::Lun::from_bytes(lun);
+        let number = own.flat().map_or(u64::from_be_bytes(lun), u64::from);
+        if first == WELL_KNOWN || !(self.wanted.luns.is_empty() || fits(number)) {
+            return false;
+        }
+        let has_room = (seventh, eighth) == (0, 0);
+        if !has_room {
+            self.warn(format!(
+                "LUN {own} has four levels, of which a guest can be told three; it is left out"
+            ));
+        }
+        has_room
+    }
+
+    /// A line for the operator, once.
+    fn warn(&mut self, text: String) {
+        if self.told.insert(text.clone()) {
+            self.orders.push(Order::Say(News::Warning(text)));
+        }
+    }
+
+    fn made_view(&self, glimpse: Option<&Glimpse>) -> View {
+        let state = |word: &str| match word {
+            "Online" | "Bypassed" | "Diagnostics" | "Loopback" => PortState::Online,
+            "Not Present" => PortState::NotPresent,
+            "Offline" => PortState::Offline,
+            "Blocked" => PortState::Blocked,
+            "Linkdown" => PortState::LinkDown,
+            "Error" => PortState::Error,
+            _ => PortState::Unknown,
+        };
+        let local = glimpse.map_or(PortState::NotPresent, |seen| state(&seen.host.state));
+        let local = LocalPort {
+            primary: self.names,
+            secondary: self.wanted.secondary,
+            active: if local == PortState::NotPresent { Active::None } else { Active::Primary },
+            state: local,
+            port_id: glimpse.and_then(|seen| seen.host.port_id).unwrap_or(0),
+            fabric: glimpse.and_then(|seen| seen.host.fabric).map_or(0, Wwn::bits),
+            speed: glimpse.map_or(0, Glimpse::speed),
+            classes: glimpse.map_or(0, |seen| seen.classes),
+            max_frame: glimpse.map_or(0, |seen| seen.max_frame),
+        };
+        let remote = |(number, target): (&u8, &Target)| {
+            let names = Names { wwnn: target.wwnn, wwpn: target.wwpn.bits() };
+            (*number, RemotePort { names, port_id: target.port_id, state: target.state, transport: 0 })
+        };
+        View { local, remotes: self.targets.iter().map(remote).collect() }
+    }
+
+    /// Where a target has units that commands reach.
+    fn running(&self, target: u8) -> impl Iterator<Item = (&Lun, &Unit)> {
+        let of = self.units.range((target, [0; 8])..=(target, [0xff; 8]));
+        of.map(|((_, lun), unit)| (lun, unit))
+            .filter(|(_, unit)| unit.seat.as_ref().is_some_and(Sighting::is_running))
+    }
+
+    fn runs_at(&self, target: u8) -> bool {
+        self.running(target).next().is_some()
+    }
+
+    /// Begins with the next job of a target, if it has one and is at none.
+    fn next_job(&mut self, number: u8, now: Instant) {
+        // The unit that did not say last that it is none.
+        let asked = self.running(number).min_by_key(|(lun, unit)| (unit.missing, **lun));
+        let asked = asked.and_then(|(_, unit)| Some(unit.seat.as_ref()?.address));
+        let Some(target) = self.targets.get_mut(&number) else { return };
+        if let Some(job) = target.begin(asked, now) {
+            self.orders.push(Order::Do(number, job));
+        }
+    }
+
+    /// A job is over.
+    pub(super) fn done(&mut self, number: u8, job: &Job, done: Done, now: Instant) {
+        let Some(target) = self.targets.get_mut(&number) else { return };
+        target.over(job, now);
+        match (job, done) {
+            (Job::Ask(address), Done::Asked(luns)) => self.answered(number, *address, luns, now),
+            (Job::Ask(_), Done::Over(_)) => {}
+            (Job::Scan(_, false), _) => self.scanned(number),
+            (Job::Rescan(sighting, true), _) => {
+                let lun = sighting.address.lun.bytes();
+                if self.units.get(&(number, lun)).is_some_and(|unit| unit.stage == Stage::There) {
+                    self.orders.push(Order::Say(News::Unit(number, lun, UnitNews::Resized)));
+                }
+            }
+            (Job::Tune(remote, _), Done::Over(Some(why))) => {
+                let text =
+                    format!("{remote} does not take the times of [hba.fc]: {why}; it keeps its driver's own");
+                self.warn(text);
+            }
+            (_, Done::Over(Some(why))) => tracing::debug!("{job:?}: {why}"),
+            _ => {}
+        }
+    }
+
+    /// What a target port said that its units are.
+    fn answered(&mut self, number: u8, asked: Address, luns: Luns, now: Instant) {
+        let all = match luns {
+            Luns::All(all) => all,
+            // It knows nothing of this one.
+            Luns::NoUnit => {
+                self.miss(number, &|lun| lun == asked.lun.bytes(), now);
+                return;
+            }
+            Luns::Nothing(_) => return,
+        };
+        let known: BTreeSet<Lun> = all.iter().copied().collect();
+        self.miss(number, &|lun| !known.contains(&lun), now);
+        for (_, unit) in self.units.range_mut((number, [0; 8])..=(number, [0xff; 8])) {
+            if unit.seat.as_ref().is_some_and(|seat| known.contains(&seat.address.lun.bytes())) {
+                unit.missing = 0;
+            }
+        }
+        for lun in all {
+            let seated = self.units.get(&(number, lun)).is_some_and(|unit| unit.seat.is_some());
+            if !seated
+                && self.wants(lun)
+                && let Some(target) = self.targets.get_mut(&number)
+            {
+                target.find(asked, lun, now);
+            }
+        }
+    }
+
+    /// Units that the target does not know any more.
+    fn miss(&mut self, number: u8, is: &dyn Fn(Lun) -> bool, now: Instant) {
+        let Some(target) = self.targets.get_mut(&number) else { return };
+        let orders = &mut self.orders;
+        let mut gone = Vec::new();
+        for ((_, lun), unit) in self.units.range_mut((number, [0; 8])..=(number, [0xff; 8])) {
+            if !is(*lun) || !unit.is_told() {
+                continue;
+            }
+            unit.missing += 1;
+            if unit.missing < TIMES {
+                target.ask_at(now + SURE);
+                continue;
+            }
+            orders.push(Order::Say(News::Unit(number, *lun, UnitNews::Gone)));
+            match unit.seat.clone() {
+                Some(seat) => {
+                    unit.stage = Stage::Going;
+                    target.add(Job::Delete(seat));
+                }
+                None => gone.push(*lun),
+            }
+        }
+        gone.into_iter().for_each(|lun| drop(self.units.remove(&(number, lun))));
+    }
+
+    /// The kernel has looked at a target that had no unit.
+    fn scanned(&mut self, number: u8) {
+        let Some(target) = self.targets.get(&number).filter(|target| target.scans >= SCANS) else { return };
+        if target.state != RemoteState::Online {
+            return;
+        }
+        let orders = &mut self.orders;
+        self.units.retain(|(target, lun), unit| {
+            let over = *target == number && unit.seat.is_none() && unit.is_told();
+            if over {
+                orders.push(Order::Say(News::Unit(number, *lun, UnitNews::Gone)));
+            }
+            !over
+        });
+    }
+
+    fn open_what_is_there(&mut self, now: Instant) {
+        let mut opening = BTreeMap::<u8, usize>::new();
+        for ((target, _), unit) in &self.units {
+            *opening.entry(*target).or_default() += usize::from(unit.is_opening());
+        }
+        for ((target, _), unit) in &mut self.units {
+            let online = self.targets.get(target).is_some_and(|target| target.state == RemoteState::Online);
+            let place = opening.entry(*target).or_default();
+            if !online || *place >= unit::MOST {
+                continue;
+            }
+            if let Some((address, again, fresh)) = unit.begin(self.tickets, now) {
+                let (ticket, ring) = (self.tickets, self.wanted.passthrough == Passthrough::Block);
+                self.orders.push(Order::Open(Opening { ticket, address, again, fresh, ring }));
+                (self.tickets, *place) = (self.tickets + 1, *place + 1);
+            }
+        }
+    }
+
+    /// A device was opened, or not; what nobody wants any more is given back.
+    pub(super) fn opened(&mut self, ticket: u64, opened: Opened, now: Instant) -> Option<Opened> {
+        let mut all = self.units.iter_mut();
+        let Some(((target, lun), unit)) = all.find(|(_, unit)| unit.ticket() == Some(ticket)) else {
+            return Some(opened);
+        };
+        let (target, lun) = (*target, *lun);
+        let address = unit.seat.as_ref().map(|seat| seat.address.to_string()).unwrap_or_default();
+        let say = |news| Order::Say(News::Unit(target, lun, news));
+        match opened {
+            Opened::New(device, arrival) => {
+                unit.come(Some(device.clone()));
+                self.orders.push(say(UnitNews::Came(device, arrival)));
+            }
+            Opened::Again(arrival) => {
+                unit.come(None);
+                self.orders.push(say(UnitNews::Back(arrival)));
+            }
+            Opened::Other => {
+                unit.be_another(now);
+                self.orders.push(say(UnitNews::Gone));
+            }
+            Opened::Later => unit.fail_for_now(now),
+            Opened::NoUnit => drop(unit.fail("no unit", now)),
+            Opened::Failed(why) => {
+                if unit.fail(&why, now) {
+                    let number = fc::Lun::from_bytes(lun);
+                    let text = format!(
+                        "LUN {number} of target {target} ({address}) is not shown to the guest: {why}"
+                    );
+                    self.orders.push(Order::Say(News::Warning(text)));
+                }
+            }
+        }
+        None
+    }
+
+    /// The kernel says that something has changed.
+    pub(super) fn heard(&mut self, change: &Change, now: Instant) {
+        let Change::Device(Uevent { thing: Thing::Unit(address) | Thing::Node(address, ..), reason, .. }) =
+            change
+        else {
+            return;
+        };
+        let seated = |unit: &Unit| unit.seat.as_ref().is_some_and(|seat| seat.address == *address);
+        let Some(((number, _), unit)) = self.units.iter_mut().find(|(_, unit)| seated(unit)) else { return };
+        unit.stir(now);
+        let (seat, Some(target)) = (unit.seat.clone(), self.targets.get_mut(number)) else { return };
+        match (reason, seat) {
+            (Some(reason @ (Reason::Capacity | Reason::Inquiry)), Some(seat)) => {
+                target.add(Job::Rescan(seat, *reason == Reason::Capacity));
+            }
+            (Some(Reason::Luns), _) => target.ask_at(now),
+            _ => {}
+        }
+    }
+
+    /// The machine wants to know what is there now.
+    pub(super) fn look(&mut self, number: u64, now: Instant) {
+        self.looks.begin(number, now);
+        for target in self.targets.values_mut() {
+            target.ask_at(now);
+        }
+    }
+
+    fn end_looks(&mut self, now: Instant) {
+        let (seen, all, units) = (self.looks.seen(), &self.targets, &self.units);
+        let settled = |since: Instant| {
+            let mut targets = all.values().filter(|target| target.state == RemoteState::Online);
+            let opening = units.iter().any(|((target, _), unit)| {
+                let online = all.get(target).is_some_and(|target| target.state == RemoteState::Online);
+                online && unit.is_about_to_come()
+            });
+            targets.all(|target| target.has_settled(since, seen)) && !opening
+        };
+        let targets = self.targets.values().any(|target| target.state == RemoteState::Online);
+        let over = self.looks.end(now, targets, settled);
+        if over.contains(&0) && !targets {
+            self.warn(
+                "its port sees no target port on the fabric; look at the zoning of its WWPN, and whether the array's ports are online"
+                    .into(),
+            );
+        }
+        self.orders.extend(over.into_iter().map(|number| Order::Say(News::Looked(number))));
+    }
+}

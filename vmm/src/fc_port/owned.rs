@@ -1,0 +1,270 @@
+//! The virtual port of one HBA: found or made at the start, and deleted at the end if it was made.
+
+use std::time::Duration;
+
+use fc::model::{San, Vport, VportState};
+use fc::names::{Names, random};
+use fc::state::{Definition, Life, StateError, Store};
+use fc::vport::{CreateError, Kernel, Pause, Ports, Request};
+use fc::{Roots, Wwn};
+
+use super::Wanted;
+
+/// How often a port that is there already is looked at while it is not active.
+const STEP: Duration = Duration::from_millis(100);
+
+/// The port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Owned {
+    /// `vport-5:0-0`
+    pub(super) vport: String,
+    /// The number of its host.
+    pub(super) host: u32,
+    pub(super) names: Names,
+    /// It was made, and goes with the machine.
+    pub(super) made: bool,
+}
+
+/// Finds or makes the port that an HBA wants, and waits until the fabric has it. `kernel` makes it.
+///
+/// # Errors
+/// Why there is none, in one line; then nothing is left of it.
+pub(super) fn own<K: Kernel>(
+    wanted: &Wanted,
+    roots: &Roots,
+    store: &Store,
+    mut kernel: impl FnMut() -> K,
+) -> Result<Owned, String> {
+    let (names, definition) = names(wanted, roots, store, &mut kernel)?;
+    let deadline = Duration::from_secs(wanted.timeout.into());
+    let rules = match definition {
+        Some(definition) if wanted.rules == Default::default() => definition.rules,
+        _ => wanted.rules.clone(),
+    };
+    let seen = San::try_read(roots).map_err(|error| error.to_string())?;
+    let there = seen.vport(names.wwpn).cloned();
+    if let Some(vport) = there
+        && is_adopted(&vport, names, roots, store)?
+    {
+        return adopt(vport, names, roots, deadline, kernel());
+    }
+    let request = Request {
+        wanted: rules.wanted(),
+        names,
+        definition: wanted.names.is_none().then_some(&*wanted.owner),
+        // Those that are stored were looked at when they were made.
+        any_oui: wanted.any_oui || wanted.names.is_none(),
+        deadline,
+        owner: Some(&wanted.owner),
+    };
+    let vport = Ports::new(roots, store, kernel()).create(&request).map_err(|error| error.to_string())?;
+    let host = vport.host.ok_or_else(|| format!("{} has no host", vport.name))?;
+    Ok(Owned { vport: vport.name, host, names, made: true })
+}
+
+/// Deletes the port, if it was made.
+pub(super) fn disown<K: Kernel>(owned: &Owned, roots: &Roots, store: &Store, kernel: K) {
+    if owned.made {
+        // Nobody is there any more to hear why not; its record stays then, and the next start or vmm fc clean tries again.
+        let _ = Ports::new(roots, store, kernel).delete(&owned.names.wwpn.to_string(), true);
+    }
+}
+
+/// The names of the port: given, or stored, or made and stored now, for good.
+fn names<K: Kernel>(
+    wanted: &Wanted,
+    roots: &Roots,
+    store: &Store,
+    kernel: &mut impl FnMut() -> K,
+) -> Result<(Names, Option<Definition>), String> {
+    if let Some((wwnn, wwpn)) = wanted.names {
+        return Ok((Names { wwnn, wwpn }, None));
+    }
+    match store.definition(&wanted.owner) {
+        Ok(definition) => Ok((definition.names(), Some(definition))),
+        Err(StateError::Missing(_)) => {
+            let taken = Ports::new(roots, store, kernel()).taken().map_err(|error| error.to_string())?;
+            let made =
+                Names::make(&taken, random).map_err(|error| format!("making names for its port: {error}"))?;
+            let Names { wwnn, wwpn } = made;
+            // The rules are those of the configuration, each time.
+            let definition = Definition { wwnn, wwpn, boot: false, rules: Default::default() };
+            store.define(&wanted.owner, &definition).map_err(|error| error.to_string())?;
+            Ok((made, None))
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Whether a port that is there is nobody's, so that it is used, and stays. One of an ended process is made anew.
+fn is_adopted(vport: &Vport, names: Names, roots: &Roots, store: &Store) -> Result<bool, String> {
+    let record = store.record_of(names.wwpn).map_err(|error| error.to_string())?;
+    // What was before the host started anew says nothing of a port that is there.
+    match record.filter(|record| record.life(roots) != Life::OtherStart) {
+        Some(record) if matches!(record.life(roots), Life::Lives | Life::Unknown) => Err(format!(
+            "the virtual port {} ({}) belongs to {} (process {}), which runs; end that, or give this HBA another wwpn",
+            names.wwpn, vport.name, record.owner, record.pid
+        )),
+        // What is defined stays all the same.
+        Some(_) => {
+            let defined = store.definitions().map_err(|error| error.to_string())?;
+            let of_this = |definition: Definition| definition.boot && definition.wwpn == names.wwpn;
+            Ok(defined.into_iter().any(|(_, definition)| definition.is_ok_and(of_this)))
+        }
+        None if vport.wwnn != Some(names.wwnn) => Err(format!(
+            "the virtual port {} is there already ({}), with the WWNN {}, and wwnn is {}; set wwnn to that, or delete the port (vmm fc \
+             delete {0})",
+            names.wwpn,
+            vport.name,
+            vport.wwnn.as_ref().map(Wwn::to_string).unwrap_or_default(),
+            names.wwnn
+        )),
+        None => Ok(true),
+    }
+}
+
+fn adopt(
+    mut vport: Vport,
+    names: Names,
+    roots: &Roots,
+    deadline: Duration,
+    mut kernel: impl Kernel,
+) -> Result<Owned, String> {
+    let begin = kernel.now();
+    loop {
+        if let (VportState::Active, Some(host)) = (&vport.state, vport.host) {
+            return Ok(Owned { vport: vport.name, host, names, made: false });
+        }
+        let waited = kernel.now().saturating_sub(begin);
+        if waited >= deadline {
+            return Err(format!(
+                "the virtual port {} ({}), which was there already, is \"{}\" after {} s; see vmm fc show {0}, or delete it",
+                names.wwpn,
+                vport.name,
+                vport.state.word(),
+                waited.as_secs()
+            ));
+        }
+        if kernel.pause(STEP) == Pause::Interrupted {
+            return Err(CreateError::Interrupted { wwpn: names.wwpn }.to_string());
+        }
+        match San::read(roots).vport(names.wwpn) {
+            Some(now) => vport = now.clone(),
+            None => return Err(CreateError::Gone { wwpn: names.wwpn }.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use fc::testing::Tree;
+    use fc::vport::WriteError;
+
+    use super::super::message::tests::example;
+    use super::*;
+
+    /// A kernel that makes one port, and counts time.
+    struct Fake<'a>(&'a Tree, Duration);
+
+    const HOST: &str = "devices/pci0000:00/0000:00:04.0/0000:10:00.0/host3";
+
+    impl Kernel for Fake<'_> {
+        fn write(&mut self, path: &Path, text: &str) -> Result<(), WriteError> {
+            let (wwpn, wwnn) = text.split_once(':').unwrap();
+            if path.ends_with("vport_create") {
+                let host = HOST.replace("host3", path.iter().rev().nth(1).unwrap().to_str().unwrap());
+                let host = host.replace("00.0/host4", "00.1/host4");
+                let names = (&*format!("0x{wwpn}"), &*format!("0x{wwnn}"));
+                self.0.vport(&host, "vport-3:0-7", names, "Active", Some(9));
+            } else {
+                let own =
+                    std::fs::canonicalize(self.0.path("sys/class/fc_vports/vport-3:0-7/device")).unwrap();
+                std::fs::remove_dir_all(own).unwrap();
+                for link in ["fc_vports/vport-3:0-7", "fc_host/host9", "scsi_host/host9"] {
+                    std::fs::remove_file(self.0.path(&format!("sys/class/{link}"))).unwrap();
+                }
+            }
+            Ok(())
+        }
+        fn pause(&mut self, time: Duration) -> Pause {
+            self.1 += time;
+            Pause::Over
+        }
+        fn now(&mut self) -> Duration {
+            self.1
+        }
+    }
+
+    fn tree() -> (Tree, Store) {
+        let tree = Tree::qla2xxx();
+        let own = std::process::id();
+        tree.files(&[
+            (&format!("proc/{own}/stat"), "1 (x) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 5 20\n"),
+            ("proc/sys/kernel/random/boot_id", "first\n"),
+        ]);
+        let store = Store::below(&tree.path(""));
+        (tree, store)
+    }
+
+    fn wanted() -> Wanted {
+        Wanted { rules: Default::default(), any_oui: false, ..example() }
+    }
+
+    fn owned(tree: &Tree, store: &Store, wanted: &Wanted) -> Result<Owned, String> {
+        own(wanted, &tree.roots(), store, || Fake(tree, Duration::ZERO))
+    }
+
+    #[test]
+    fn a_port_is_made_with_names_that_stay_and_goes_with_the_machine() {
+        let (tree, store) = tree();
+        let first = owned(&tree, &store, &Wanted { names: None, ..wanted() }).unwrap();
+        assert_eq!((first.host, first.made), (9, true));
+        let record = store.records().unwrap().pop().unwrap().unwrap();
+        assert_eq!(
+            (&*record.owner, record.wwpn, record.pid),
+            ("vm1.hba0", first.names.wwpn, std::process::id())
+        );
+        assert_eq!(store.definition("vm1.hba0").unwrap().names(), first.names);
+        disown(&first, &tree.roots(), &store, Fake(&tree, Duration::ZERO));
+        assert!(store.records().unwrap().is_empty() && San::read(&tree.roots()).vports.is_empty());
+        let (tree, _) = self::tree();
+        let second = owned(&tree, &store, &Wanted { names: None, ..wanted() }).unwrap();
+        assert_eq!(second.names, first.names, "never anew");
+    }
+
+    #[test]
+    fn a_port_that_is_nobodys_is_used_and_stays() {
+        let (tree, store) = tree();
+        let names = ("0x210002123456789a", "0x200002123456789a");
+        tree.vport(HOST, "vport-3:0-1", names, "Active", Some(8));
+        let port = owned(&tree, &store, &wanted()).unwrap();
+        assert_eq!((port.host, port.made, &*port.vport), (8, false, "vport-3:0-1"));
+        disown(&port, &tree.roots(), &store, Fake(&tree, Duration::ZERO));
+        assert_eq!(San::read(&tree.roots()).vports.len(), 1);
+        let other = Wanted { names: Some((Wwn::new(0x2000_0212_3456_789b), port.names.wwpn)), ..wanted() };
+        let said = owned(&tree, &store, &other).unwrap_err();
+        assert!(
+            said.contains("with the WWNN 200002123456789a, and wwnn is 200002123456789b; set wwnn"),
+            "{said}"
+        );
+        tree.file("sys/class/fc_vports/vport-3:0-1/vport_state", "Linkdown\n");
+        let said = owned(&tree, &store, &wanted()).unwrap_err();
+        assert!(said.contains("is \"Linkdown\" after 30 s; see vmm fc show 210002123456789a"), "{said}");
+    }
+
+    #[test]
+    fn a_port_of_another_machine_is_not_touched_and_one_of_an_ended_machine_is_made_anew() {
+        let (tree, store) = tree();
+        let first = owned(&tree, &store, &wanted()).unwrap();
+        let said = owned(&tree, &store, &Wanted { owner: "vm2.hba0".into(), ..wanted() }).unwrap_err();
+        assert!(said.contains("(vport-3:0-7) belongs to vm1.hba0 (process "), "{said}");
+        // Another process has its number.
+        let stat = "1 (x) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 6 20\n";
+        tree.file(&format!("proc/{}/stat", std::process::id()), stat);
+        let again = owned(&tree, &store, &wanted()).unwrap();
+        assert_eq!((again.names, again.made), (first.names, true));
+        assert_eq!(store.records().unwrap().len(), 1);
+    }
+}

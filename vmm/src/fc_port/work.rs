@@ -1,0 +1,169 @@
+//! What may take its time, on threads of its own: one for each target port, one for each device that is opened, one for each host that is
+//! looked at. None waits for another.
+
+use std::collections::HashMap;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::time::Duration;
+
+use devices::scsi::generic::{self, GenericError};
+use devices::threads::{self, Kind};
+use fc::glimpse::Glimpse;
+use fc::users::Users;
+use fc::{Address, Roots, San};
+
+use super::Wanted;
+use super::inventory::{Done, Job, Opened, Opening};
+use super::process::Event;
+
+/// How often a host is looked at without a reason, and how often at most.
+const LOOK: Duration = Duration::from_secs(1);
+const REST: Duration = Duration::from_millis(30);
+
+/// Where what was done is told.
+pub(super) type Tell = Sender<Event>;
+
+/// Threads for target ports, by HBA and number.
+#[derive(Default)]
+pub(super) struct Workers(HashMap<(usize, u8), Sender<Job>>);
+
+impl Workers {
+    /// Has a job done. Without a thread it is over at once, and comes again.
+    pub(super) fn give(&mut self, roots: &Roots, tell: &Tell, hba: usize, target: u8, job: Job) {
+        let worker = self.0.entry((hba, target)).or_insert_with(|| {
+            let (give, jobs) = mpsc::channel::<Job>();
+            let (tell, roots) = (tell.clone(), roots.clone());
+            let _ = threads::spawn(Kind::Returns, "fc-target", move || {
+                for job in jobs {
+                    let done = work(&roots, &job);
+                    let _ = tell.send(Event::Done(hba, target, job, done));
+                }
+            });
+            give
+        });
+        if let Err(mpsc::SendError(job)) = worker.send(job) {
+            self.0.remove(&(hba, target));
+            let _ = tell.send(Event::Done(
+                hba,
+                target,
+                job,
+                Done::Over(Some("there is no thread for it".into())),
+            ));
+        }
+    }
+}
+
+/// Does a job.
+pub(super) fn work(roots: &Roots, job: &Job) -> Done {
+    let written = match job {
+        Job::Ask(address) => return Done::Asked(generic::report_luns(&address.to_string())),
+        Job::Tune(remote, times) => {
+            let place = roots.sys.join("class/fc_remote_ports").join(remote);
+            times.iter().try_for_each(|(name, seconds)| {
+                write(&place.join(name), &seconds.to_string())
+                    .map_err(|why| format!("{name} = {seconds}: {why}"))
+            })
+        }
+        Job::Scan(address, one) => write(&scan_file(roots, address), &scan_line(address, *one)),
+        Job::Delete(unit) => write(&unit.directory.join("delete"), "1"),
+        Job::Rescan(unit, _) => write(&unit.directory.join("rescan"), "1"),
+    };
+    Done::Over(written.err())
+}
+
+fn scan_file(roots: &Roots, address: &Address) -> PathBuf {
+    roots.sys.join(format!("class/scsi_host/host{}/scan", address.host))
+}
+
+/// Channel, target and LUN, or all of these.
+pub(super) fn scan_line(address: &Address, one: bool) -> String {
+    let lun = if one { address.lun.0.to_string() } else { "-".into() };
+    format!("{} {} {lun}", address.channel, address.target)
+}
+
+fn write(path: &Path, text: &str) -> Result<(), String> {
+    let written =
+        OpenOptions::new().write(true).open(path).and_then(|mut file| file.write_all(text.as_bytes()));
+    written.map_err(|error| error.to_string())
+}
+
+/// Opens a device on a thread of its own.
+pub(super) fn open(roots: &Roots, wanted: &Wanted, tell: &Tell, hba: usize, opening: Opening) {
+    let (tell, ticket, roots) = (tell.clone(), opening.ticket, roots.clone());
+    let how = generic::Opening {
+        ring: opening.ring,
+        allow: wanted.allow,
+        shared: wanted.shared,
+        fresh: opening.fresh,
+    };
+    let of_thread = tell.clone();
+    let open = move || {
+        let opened = match opening.again.as_deref() {
+            Some(device) => match generic::open_again(device, &opening.address) {
+                Ok(Some(arrival)) => Opened::Again(Box::new(arrival)),
+                Ok(None) => Opened::Other,
+                Err(error) => failed(&roots, &opening, error),
+            },
+            None => match generic::open_at(&opening.address, how) {
+                Ok((device, arrival)) => Opened::New(Box::new(device), Box::new(arrival)),
+                Err(error) => failed(&roots, &opening, error),
+            },
+        };
+        let _ = of_thread.send(Event::Opened(hba, ticket, opened));
+    };
+    if let Err(error) = threads::spawn(Kind::Returns, "fc-open", open) {
+        let _ = tell.send(Event::Opened(
+            hba,
+            ticket,
+            Opened::Failed(format!("there is no thread for it: {error}")),
+        ));
+    }
+}
+
+fn failed(roots: &Roots, opening: &Opening, error: GenericError) -> Opened {
+    match error {
+        GenericError::Absent { .. } => Opened::NoUnit,
+        // It has gone again, or its nodes come.
+        GenericError::NoNode { .. } | GenericError::Missing { .. } if opening.fresh => Opened::Later,
+        GenericError::InUse { path, user } => {
+            // The kernel's own users are known better by what they are called.
+            let user = user_of(roots, &opening.address).unwrap_or(user);
+            Opened::Failed(GenericError::InUse { path, user }.to_string())
+        }
+        error => Opened::Failed(error.to_string()),
+    }
+}
+
+/// Who has a unit, other than this process.
+fn user_of(roots: &Roots, address: &str) -> Option<String> {
+    let san = San::read(roots);
+    let unit = san.units.iter().find(|unit| unit.address.to_string() == address)?;
+    let own = std::process::id();
+    let users = Users::read(roots).of(unit);
+    let other = |user: &fc::users::User| !matches!(user, fc::users::User::Process { pid, .. } if *pid == own);
+    Some(users.into_iter().find(other)?.to_string())
+}
+
+/// Looks at a host again and again, and at once when it is poked.
+pub(super) fn look(roots: &Roots, tell: &Tell, hba: usize, host: u32) -> Sender<()> {
+    let (poke, poked) = mpsc::channel();
+    let (roots, tell) = (roots.clone(), tell.clone());
+    let _ = threads::spawn(Kind::Returns, "fc-look", move || {
+        loop {
+            // What cannot be read now is as it was.
+            if let Ok(glimpse) = Glimpse::read(&roots, host)
+                && tell.send(Event::Glimpse(hba, glimpse.map(Box::new))).is_err()
+            {
+                return;
+            }
+            std::thread::sleep(REST);
+            match poked.recv_timeout(LOOK) {
+                Err(RecvTimeoutError::Disconnected) => return,
+                _ => while poked.try_recv().is_ok() {},
+            }
+        }
+    });
+    poke
+}
