@@ -161,7 +161,9 @@ impl VirtualPort {
                 None => tracing::info!("hba {hba}: the port {wwpn:016x} is target {target}, and {state}"),
             }
         }
-        self.listener.tell(|listener| listener.changed());
+        // It may raise an interrupt, and this thread may not do that in the sandbox.
+        let listener = self.listener.clone();
+        self.adapter.remote().spawn(move |_| async move { listener.tell(|listener| listener.changed()) });
     }
 }
 

@@ -215,6 +215,10 @@ impl Bench {
     #[track_caller]
     fn done(&self) -> Vec<String> {
         assert!(self.port.rescans.wait(LONG), "something hangs");
+        // Changes of the fabric are told on the I/O thread.
+        let (tell, told) = mpsc::channel();
+        self.thread.remote().spawn(move |_| async move { tell.send(()).unwrap() });
+        told.recv_timeout(LONG).unwrap();
         self.log.take()
     }
 
@@ -277,8 +281,9 @@ fn view(states: &[(u8, RemoteState)]) -> News {
 fn the_life_of_a_unit() {
     let bench = Bench::new();
     bench.port.take(view(&[(0, RemoteState::Online)]));
+    assert_eq!(bench.done(), ["view: 0 online"]);
     bench.unit(0, FIRST, came("/dev/sda"));
-    assert_eq!(bench.done(), ["view: 0 online", "open /dev/sda", "units of 0"]);
+    assert_eq!(bench.done(), ["open /dev/sda", "units of 0"]);
     assert_eq!(bench.units(), ["0:5 Attached"]);
     assert_eq!(bench.hba.nexuses.lock().unwrap()[&0].luns(), [Lun(FIRST)]);
     bench.unit(0, FIRST, UnitNews::Resized);
@@ -445,9 +450,11 @@ fn who_asks_for_a_look_hears_when_what_was_found_is_there() {
 fn ports_are_lost_and_back_and_never_go() {
     let bench = Bench::new();
     bench.port.take(view(&[(0, RemoteState::Online), (7, RemoteState::Blocked)]));
+    assert_eq!(bench.done(), ["view: 0 online, 7 blocked"]);
     bench.port.take(view(&[(0, RemoteState::Online), (7, RemoteState::Blocked)]));
+    assert_eq!(bench.done(), [] as [&str; 0], "nothing has changed");
     bench.port.take(view(&[(0, RemoteState::Lost), (7, RemoteState::Online)]));
-    assert_eq!(bench.done(), ["view: 0 online, 7 blocked", "view: 0 lost, 7 online"]);
+    assert_eq!(bench.done(), ["view: 0 lost, 7 online"]);
     assert_eq!(bench.adapter.fabric_view(), Some(bench.port.view()));
     assert_eq!(bench.adapter.targets().len(), 2);
 }
