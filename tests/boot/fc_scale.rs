@@ -76,8 +76,7 @@ pub(crate) fn many(bed: &Bed, vmm: Vmm) -> Result<()> {
     for count in [1, 64] {
         let pairs: Vec<String> = (0..count).map(|number| format!("{number}=d{number}")).collect();
         san.tell(&format!("map {ONE} {}", pairs.join(" ")))?;
-        let mut vm =
-            guest(bed, "web").fabric("san0", keys(ONE, &[])?).cmdline("earlyprintk=ttyS0").spawn()?;
+        let mut vm = guest(bed, "web").fabric("san0", keys(ONE, &[])?).spawn()?;
         shell(&mut vm)?;
         let ready = vm.age().as_secs_f64();
         vm.run_for(&format!("within 600 '[ $(units | wc -l) = {count} ]'"), 120)?;

@@ -40,8 +40,8 @@ const ASK: Duration = Duration::from_millis(1500);
 const SURE: Duration = Duration::from_millis(500);
 const TIMES: u32 = 2;
 /// How often the kernel looks for units of one that has none, and how often before those that it had are gone.
-const SCAN: Duration = Duration::from_secs(3);
-const SCANS: u32 = 3;
+const SCAN: Duration = ASK;
+const SCANS: u32 = 6;
 /// How often the kernel looks for a unit that it was told of and did not take.
 const TRY: Duration = Duration::from_secs(30);
 
