@@ -11,8 +11,9 @@ use anyhow::{Context, Error, Result};
 use boot::RamLayout;
 use devices::mem::GuestRam;
 use devices::storage::{Qcow2Image, Rehearsal};
+use fc::choose::Rules;
 use fc::names::Known;
-use fc::state::{Life, StateError, Store};
+use fc::state::{Definition, Life, StateError, Store};
 use fc::{Roots, San};
 
 use super::chipset::{ChipsetError, SLOTS};
@@ -121,22 +122,31 @@ fn adapters(config: &Config, all: &mut Problems) {
 fn virtual_port(owner: &str, port: &VirtualPort, taken: &mut Known) -> Result<()> {
     let (roots, store) = (Roots::default(), Store::default());
     let san = San::read(&roots);
-    let host = port.rules.wanted().choose(&san)?;
-    let names = match (port.names, store.definition(owner)) {
-        (Some(names), _) => Some(names),
-        (None, Ok(stored)) => Some(stored.names()),
-        (None, Err(StateError::Missing(_))) => None,
-        (None, Err(error)) => return Err(error.into()),
+    let stored = match store.definition(owner) {
+        Ok(stored) => Some(stored),
+        Err(StateError::Missing(_)) => None,
+        Err(error) if port.names.is_none() => return Err(error.into()),
+        Err(_) => None,
     };
+    let names = port.names.or(stored.as_ref().map(Definition::names));
     if let Some(names) = names {
-        // What a process has left that was killed is deleted first.
-        let record = store.record_of(names.wwpn)?;
-        if record.is_none_or(|record| record.life(&roots) != Life::Ended) {
-            names.check(&Known::of(&san), port.any_oui)?;
-        }
         names.check(taken, true)?;
         taken.promise(names.wwpn, format!("{owner} has it"));
+        let life = store.record_of(names.wwpn)?.map(|record| record.life(&roots));
+        let there = san.vport(names.wwpn).filter(|vport| vport.wwnn == Some(names.wwnn));
+        match (there, life) {
+            // Nobody's: it is used.
+            (Some(_), None | Some(Life::OtherStart)) => return Ok(()),
+            // What a process has left that was killed is deleted first.
+            (_, Some(Life::Ended)) => {}
+            _ => names.check(&Known::of(&san), port.any_oui || port.names.is_none())?,
+        }
     }
+    let rules = match stored {
+        Some(stored) if port.names.is_none() && port.rules == Rules::default() => stored.rules,
+        _ => port.rules.clone(),
+    };
+    let host = rules.wanted().choose(&san)?;
     let file = roots.sys.join(format!("class/fc_host/{}/vport_create", host.name()));
     let opened = OpenOptions::new().write(true).open(&file);
     opened.map(drop).with_context(|| {
