@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::address::{Address, port};
 use crate::model::{Host, RemotePort};
-use crate::sysfs::{Roots, Unreadable, number, text};
+use crate::sysfs::{Roots, Unreadable, is_gone, number, text};
 
 /// A host, at one moment.
 #[derive(Clone, Debug, Default)]
@@ -49,7 +49,14 @@ impl Glimpse {
         let name = format!("host{host}");
         let at = roots.sys.join("class/fc_host").join(&name);
         let (remotes, units) = (roots.class("fc_remote_ports")?, roots.class("scsi_device")?);
-        let Some(own) = Host::read(roots, &name, &at) else { return Ok(None) };
+        let Some(own) = Host::read(roots, &name, &at) else {
+            return match fs::canonicalize(at.join("device")) {
+                Err(error) if is_gone(&error) => Ok(None),
+                Err(error) => Err(Unreadable { path: at, error }),
+                // It has just come, or goes.
+                Ok(_) => Err(Unreadable { path: at, error: std::io::ErrorKind::Interrupted.into() }),
+            };
+        };
         let remotes = remotes.into_iter();
         let remotes = remotes
             .filter(|(name, _)| port(name, "rport-").is_some_and(|(of, ..)| of == host))

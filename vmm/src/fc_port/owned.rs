@@ -41,6 +41,7 @@ pub(super) fn own<K: Kernel>(
         Some(definition) if wanted.rules == Default::default() => definition.rules,
         _ => wanted.rules.clone(),
     };
+    wait_for_former(wanted, names, roots, store, kernel())?;
     let seen = San::try_read(roots).map_err(|error| error.to_string())?;
     let there = seen.vport(names.wwpn).cloned();
     if let Some(vport) = there
@@ -93,6 +94,29 @@ fn names<K: Kernel>(
             Ok((made, None))
         }
         Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Waits for the process of the same machine that was ended a moment ago and deletes the port still.
+fn wait_for_former(
+    wanted: &Wanted,
+    names: Names,
+    roots: &Roots,
+    store: &Store,
+    mut kernel: impl Kernel,
+) -> Result<(), String> {
+    let begin = kernel.now();
+    loop {
+        let record = store.record_of(names.wwpn).map_err(|error| error.to_string())?;
+        let former =
+            record.is_some_and(|record| record.owner == wanted.owner && record.life(roots) == Life::Lives);
+        let late = kernel.now().saturating_sub(begin) >= Duration::from_secs(wanted.timeout.into());
+        if !former || late {
+            return Ok(());
+        }
+        if kernel.pause(STEP) == Pause::Interrupted {
+            return Err(CreateError::Interrupted { wwpn: names.wwpn }.to_string());
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The process itself. It hears of everything in one place, and does there what takes no time; all else is [`super::work`].
 
 use std::io::{self, Read};
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -74,6 +75,8 @@ pub(super) fn live(mut machine: UnixStream, sandbox: Sandbox) -> io::Result<()> 
     let netlink = sockets.as_ref().map(|(sockets, _)| sockets.files()).unwrap_or_default();
     let kept: Vec<_> = netlink.into_iter().chain([machine.as_fd()]).collect();
     sys::begin_alone(c"vmm-fcport", Ends::ByItself, &kept)?;
+    // Each unit that is opened and each look takes some.
+    let _ = crate::limits::raise_open_files();
     let Some(list) = list(&mut machine)? else { return Ok(()) };
     let (roots, store) = (Roots::default(), Store::default());
     if let Err(error) = jail::confine_port(sandbox) {
@@ -90,7 +93,8 @@ pub(super) fn live(mut machine: UnixStream, sandbox: Sandbox) -> io::Result<()> 
     process.begin();
     process.serve(&events);
     process.end(&events);
-    Ok(())
+    // Whoever waits hears it now: a thread that the kernel keeps would have the socket still.
+    machine.shutdown(Shutdown::Both)
 }
 
 /// The list; `None` if the machine has ended before, or has none.

@@ -79,6 +79,7 @@ fn calls() {
     if let Ok((sockets, _)) = sockets {
         let _ = Watch::new(sockets).next(Some(Duration::ZERO)).unwrap();
     }
+    one.shutdown(std::net::Shutdown::Both).unwrap();
     thread::spawn(|| thread::sleep(Duration::from_millis(1))).join().unwrap();
     println!("outside {}", fs::File::open("/etc/passwd").is_ok());
     println!("calls done");

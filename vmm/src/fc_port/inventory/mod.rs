@@ -42,6 +42,10 @@ const TIMES: u32 = 2;
 /// How often the kernel looks for units of one that has none, and how often before those that it had are gone.
 const SCAN: Duration = ASK;
 const SCANS: u32 = 6;
+/// How long a target port that is back may take until it knows all its units: until then none is gone.
+const RECOVERY: Duration = Duration::from_secs(30);
+/// How long commands wait for units at a port that is back, while the kernel finds them again.
+const RETURN: Duration = Duration::from_secs(8);
 /// How often the kernel looks for a unit that it was told of and did not take.
 const TRY: Duration = Duration::from_secs(30);
 
@@ -118,6 +122,7 @@ pub(super) struct Inventory {
     numbers: Numbers,
     targets: BTreeMap<u8, Target>,
     units: BTreeMap<(u8, Lun), Unit>,
+    local: LocalPort,
     view: View,
     looks: Looks,
     tickets: u64,
@@ -136,6 +141,7 @@ impl Inventory {
             numbers: Numbers::new(stored),
             targets: BTreeMap::new(),
             units: BTreeMap::new(),
+            local: LocalPort::default(),
             view: View::default(),
             looks: Looks::new(now, timeout),
             tickets: 0,
@@ -149,6 +155,8 @@ impl Inventory {
         let numbers: Vec<u8> = self.targets.keys().copied().collect();
         numbers.into_iter().for_each(|number| self.next_job(number, now));
         self.open_what_is_there(now);
+        let view = self.other_view(now).map(|view| Order::Say(News::View(view)));
+        self.orders.extend(view);
         self.end_looks(now);
         std::mem::take(&mut self.orders)
     }
@@ -162,7 +170,7 @@ impl Inventory {
 
     /// What was seen of the host; `None` if there is none any more.
     pub(super) fn saw(&mut self, glimpse: Option<&Glimpse>, now: Instant) {
-        let none = Glimpse::default();
+        let (none, told) = (Glimpse::default(), self.orders.len());
         if glimpse.is_none() {
             self.warn(
                 "its virtual port has gone: somebody has deleted it, or the adapter was reset or taken away; start the machine anew"
@@ -172,14 +180,29 @@ impl Inventory {
         let seen = glimpse.unwrap_or(&none);
         self.see_ports(seen, now);
         self.see_units(seen, now);
-        let view = self.made_view(glimpse);
-        if view != self.view {
-            self.view = view.clone();
-            // A unit comes at a target that is known.
-            let first = self.orders.iter().position(|order| matches!(order, Order::Say(News::Unit(..))));
-            self.orders.insert(first.unwrap_or(self.orders.len()), Order::Say(News::View(view)));
+        self.local = self.made_local(glimpse);
+        if let Some(view) = self.other_view(now) {
+            // Ports first, then what has become of their units; behind all that was to be told before.
+            self.orders.insert(told, Order::Say(News::View(view)));
         }
         self.looks.saw(now);
+    }
+
+    /// What the machine is shown, if that is something else than before. A port that is back is not there before its units are: commands
+    /// would end at devices that are not open yet.
+    fn other_view(&mut self, now: Instant) -> Option<View> {
+        let away = |number: u8| {
+            let mut units = self.units.range((number, [0; 8])..=(number, [0xff; 8]));
+            units.any(|(_, unit)| unit.stage == Stage::Away)
+        };
+        let remote = |(number, target): (&u8, &Target)| {
+            let names = Names { wwnn: target.wwnn, wwpn: target.wwpn.bits() };
+            let returns = target.is_back_since(RETURN, now) && away(*number);
+            let state = if returns { RemoteState::Blocked } else { target.state };
+            (*number, RemotePort { names, port_id: target.port_id, state, transport: 0 })
+        };
+        let view = View { local: self.local, remotes: self.targets.iter().map(remote).collect() };
+        (view != self.view).then(|| self.view.clone_from(&view)).map(|()| view)
     }
 
     /// The target ports among those that are seen.
@@ -287,7 +310,7 @@ impl Inventory {
         }
     }
 
-    fn made_view(&self, glimpse: Option<&Glimpse>) -> View {
+    fn made_local(&self, glimpse: Option<&Glimpse>) -> LocalPort {
         let state = |word: &str| match word {
             "Online" | "Bypassed" | "Diagnostics" | "Loopback" => PortState::Online,
             "Not Present" => PortState::NotPresent,
@@ -298,7 +321,7 @@ impl Inventory {
             _ => PortState::Unknown,
         };
         let local = glimpse.map_or(PortState::NotPresent, |seen| state(&seen.host.state));
-        let local = LocalPort {
+        LocalPort {
             primary: self.names,
             secondary: self.wanted.secondary,
             active: if local == PortState::NotPresent { Active::None } else { Active::Primary },
@@ -308,12 +331,7 @@ impl Inventory {
             speed: glimpse.map_or(0, Glimpse::speed),
             classes: glimpse.map_or(0, |seen| seen.classes),
             max_frame: glimpse.map_or(0, |seen| seen.max_frame),
-        };
-        let remote = |(number, target): (&u8, &Target)| {
-            let names = Names { wwnn: target.wwnn, wwpn: target.wwpn.bits() };
-            (*number, RemotePort { names, port_id: target.port_id, state: target.state, transport: 0 })
-        };
-        View { local, remotes: self.targets.iter().map(remote).collect() }
+        }
     }
 
     /// Where a target has units that commands reach.
@@ -330,7 +348,7 @@ impl Inventory {
     /// Begins with the next job of a target, if it has one and is at none.
     fn next_job(&mut self, number: u8, now: Instant) {
         // The unit that did not say last that it is none.
-        let asked = self.running(number).min_by_key(|(lun, unit)| (unit.missing, **lun));
+        let asked = self.running(number).min_by_key(|(lun, unit)| (unit.missing, unit.silent, **lun));
         let asked = asked.and_then(|(_, unit)| Some(unit.seat.as_ref()?.address));
         let Some(target) = self.targets.get_mut(&number) else { return };
         if let Some(job) = target.begin(asked, now) {
@@ -345,7 +363,7 @@ impl Inventory {
         match (job, done) {
             (Job::Ask(address), Done::Asked(luns)) => self.answered(number, *address, luns, now),
             (Job::Ask(_), Done::Over(_)) => {}
-            (Job::Scan(_, false), _) => self.scanned(number),
+            (Job::Scan(_, false), _) => self.scanned(number, now),
             (Job::Rescan(sighting, true), _) => {
                 let lun = sighting.address.lun.bytes();
                 if self.units.get(&(number, lun)).is_some_and(|unit| unit.stage == Stage::There) {
@@ -371,13 +389,19 @@ impl Inventory {
                 self.miss(number, &|lun| lun == asked.lun.bytes(), now);
                 return;
             }
-            Luns::Nothing(_) => return,
+            // Another one may answer.
+            Luns::Nothing(_) => {
+                if let Some(unit) = self.units.get_mut(&(number, asked.lun.bytes())) {
+                    unit.silent = unit.silent.saturating_add(1);
+                }
+                return;
+            }
         };
         let known: BTreeSet<Lun> = all.iter().copied().collect();
         self.miss(number, &|lun| !known.contains(&lun), now);
         for (_, unit) in self.units.range_mut((number, [0; 8])..=(number, [0xff; 8])) {
             if unit.seat.as_ref().is_some_and(|seat| known.contains(&seat.address.lun.bytes())) {
-                unit.missing = 0;
+                (unit.missing, unit.silent) = (0, 0);
             }
         }
         for lun in all {
@@ -393,7 +417,11 @@ impl Inventory {
 
     /// Units that the target does not know any more.
     fn miss(&mut self, number: u8, is: &dyn Fn(Lun) -> bool, now: Instant) {
-        let Some(target) = self.targets.get_mut(&number) else { return };
+        let Some(target) =
+            self.targets.get_mut(&number).filter(|target| !target.is_back_since(RECOVERY, now))
+        else {
+            return;
+        };
         let orders = &mut self.orders;
         let mut gone = Vec::new();
         for ((_, lun), unit) in self.units.range_mut((number, [0; 8])..=(number, [0xff; 8])) {
@@ -418,8 +446,9 @@ impl Inventory {
     }
 
     /// The kernel has looked at a target that had no unit.
-    fn scanned(&mut self, number: u8) {
-        let Some(target) = self.targets.get(&number).filter(|target| target.scans >= SCANS) else { return };
+    fn scanned(&mut self, number: u8, now: Instant) {
+        let known = |target: &&Target| target.scans >= SCANS && !target.is_back_since(RECOVERY, now);
+        let Some(target) = self.targets.get(&number).filter(known) else { return };
         if target.state != RemoteState::Online {
             return;
         }

@@ -22,6 +22,10 @@ pub(super) struct Target {
     place: Option<Address>,
     /// Since when it is blocked.
     blocked: Option<Instant>,
+    /// Since when it is back, once it was lost.
+    back: Option<Instant>,
+    /// It was online before.
+    known: bool,
     /// Its times were written.
     tuned: bool,
     jobs: VecDeque<Job>,
@@ -57,6 +61,8 @@ impl Target {
             name: String::new(),
             place: None,
             blocked: None,
+            back: None,
+            known: false,
             tuned: false,
             jobs: VecDeque::new(),
             busy: None,
@@ -89,6 +95,8 @@ impl Target {
                     lun: fc::Lun(0),
                 });
                 if before != RemoteState::Online {
+                    self.back = self.known.then_some(now);
+                    self.known = true;
                     (self.ask, self.scans) = (now + FIRST_ASK, 0);
                     (self.tuned, self.asked) = (false, None);
                     self.tried.clear();
@@ -103,7 +111,7 @@ impl Target {
             _ => self.lose(),
         }
         if self.state != RemoteState::Online {
-            self.jobs.clear();
+            self.let_go_of_jobs();
         }
         (before == RemoteState::Online) != (self.state == RemoteState::Online)
     }
@@ -111,7 +119,17 @@ impl Target {
     /// It is not there any more.
     pub(super) fn lose(&mut self) {
         (self.state, self.blocked) = (RemoteState::Lost, None);
-        self.jobs.clear();
+        self.let_go_of_jobs();
+    }
+
+    /// What comes again by itself when it is back.
+    fn let_go_of_jobs(&mut self) {
+        self.jobs.retain(|job| matches!(job, Job::Delete(_) | Job::Rescan(..)));
+    }
+
+    /// Whether it was lost, and is back for no longer than this.
+    pub(super) fn is_back_since(&self, time: Duration, now: Instant) -> bool {
+        self.state == RemoteState::Online && self.back.is_some_and(|back| now < back + time)
     }
 
     /// Its times, in an order in which the kernel takes them: commands fail before units go.

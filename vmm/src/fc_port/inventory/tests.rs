@@ -338,7 +338,7 @@ fn a_port_that_is_lost_and_back_has_its_units_again() {
     fs::remove_file(world.tree.path("sys/class/fc_remote_ports/rport-8:0-0")).unwrap();
     world.target("rport-8:0-7", FIRST, 3, &[0, 5]);
     world.pass(3);
-    world.heard(&["view 0 Online", "0 0 back at 8:0:3:0", "0 5 back at 8:0:3:5"]);
+    world.heard(&["view 0 Blocked", "0 0 back at 8:0:3:0", "0 5 back at 8:0:3:5", "view 0 Online"]);
 }
 
 #[test]
@@ -353,8 +353,15 @@ fn what_is_another_device_than_before_is_another_unit() {
     fs::remove_file(world.tree.path("sys/class/fc_remote_ports/rport-8:0-0")).unwrap();
     // One is not there any more, too.
     world.target("rport-8:0-1", FIRST, 1, &[0, 5]);
-    world.pass(4);
-    world.heard(&["view 0 Online", "0 0 back at 8:0:1:0", "0 5 gone", "0 5 came at 8:0:1:5", "0 6 gone"]);
+    world.pass(32);
+    world.heard(&[
+        "view 0 Blocked",
+        "0 0 back at 8:0:1:0",
+        "0 5 gone",
+        "0 5 came at 8:0:1:5",
+        "view 0 Online",
+        "0 6 gone",
+    ]);
     // Under the machine's hands.
     world.tree.file("sys/class/scsi_device/8:0:1:0/device/wwid", "naa.6third\n");
     world.pass(1);
@@ -370,8 +377,10 @@ fn a_target_without_units_that_is_back_has_none() {
     world.heard.clear();
     world.arrays.insert(0, luns(&[]));
     world.remote_state("rport-8:0-0", "Online");
-    world.pass(12);
-    world.heard(&["view 0 Online", "0 0 gone"]);
+    world.pass(29);
+    world.heard(&["view 0 Blocked", "view 0 Online"]);
+    world.pass(5);
+    world.heard(&["0 0 gone"]);
 }
 
 #[test]
@@ -383,8 +392,8 @@ fn the_machine_sees_what_it_shall() {
     world.tree.file("sys/class/scsi_device/8:0:0:5/device/type", "1\n");
     world.pass(4);
     world.heard(&[
-        "LUN 0x4010000000000001 has four levels, of which a guest can be told three; it is left out",
         "view 0 Online",
+        "LUN 0x4010000000000001 has four levels, of which a guest can be told three; it is left out",
         "0 5 came at 8:0:0:5",
         "0 0x4010400a00000000 came at 8:0:0:1074413584",
         "0 513 came at 8:0:0:16897",
@@ -530,9 +539,9 @@ fn a_tree_that_says_nothing_loses_ports_and_nothing_else() {
         Order::Say(news) => world.heard.push(format!("{news:?}").split('(').next().unwrap().to_owned()),
         other => panic!("{other:?}"),
     });
-    world.heard(&["Warning", "View", "Unit"]);
+    world.heard(&["View", "Warning", "Unit"]);
     world.pass(1);
-    world.heard(&["view 0 Online", "0 0 back at 8:0:0:0"]);
+    world.heard(&["view 0 Blocked", "0 0 back at 8:0:0:0", "view 0 Online"]);
     world.tree.file("sys/class/fc_remote_ports/rport-8:0-0/port_name", "nonsense\n");
     world.step();
     world.heard(&["view 0 Lost", "0 0 lost"]);

@@ -36,6 +36,8 @@ pub(super) struct Unit {
     pub(super) stage: Stage,
     /// How often in a row the target did not know it.
     pub(super) missing: u32,
+    /// How often in a row it did not answer what the target has.
+    pub(super) silent: u32,
     /// Who it is, once the machine has it.
     device: Option<Box<Device>>,
     /// The kernel has had it since.
@@ -55,6 +57,7 @@ impl Unit {
             seat: Some(seat),
             stage: Stage::Closed,
             missing: 0,
+            silent: 0,
             device: None,
             since: now,
             next: now,

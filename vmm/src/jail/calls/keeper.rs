@@ -19,7 +19,7 @@ impl List {
     /// That which has Fibre Channel ports. It makes no socket, device or process; paths are Landlock's.
     pub(super) fn port() -> Self {
         let mut list = Self::common().files().paths().names().host_devices().commands().starts().receives();
-        list.any(&[libc::SYS_sendmsg]);
+        list.any(&[libc::SYS_sendmsg, libc::SYS_shutdown]);
         let usual = Argument::Has { number: 3, mask: libc::MSG_OOB.cast_unsigned(), value: 0 };
         list.with(libc::SYS_recvfrom, usual);
         // Its own files: written beside their place and linked or moved there.
