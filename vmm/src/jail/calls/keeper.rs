@@ -22,7 +22,7 @@ impl List {
         list.any(&[libc::SYS_sendmsg, libc::SYS_shutdown]);
         let usual = Argument::Has { number: 3, mask: libc::MSG_OOB.cast_unsigned(), value: 0 };
         list.with(libc::SYS_recvfrom, usual);
-        // Its own files: written beside their place and linked or moved there.
+        // Its own files: written beside their place and linked or moved there; its locks are nobody else's.
         list.any(&[
             libc::SYS_link,
             libc::SYS_linkat,
@@ -31,6 +31,7 @@ impl List {
             libc::SYS_rename,
             libc::SYS_renameat,
             libc::SYS_renameat2,
+            libc::SYS_fchmod,
         ]);
         list
     }
