@@ -1,7 +1,7 @@
 //! The event queue: what the device tells the driver unasked (5.6.6.3).
 //!
-//! Events wait here while the driver has no buffer. When too many wait, the rest is dropped and the next event
-//! says so; a driver then looks at everything anew.
+//! Events wait here while the driver has no buffer. When too many wait, the rest is dropped, and an event of its own after
+//! those says so: a driver then looks at everything anew, and nothing that is older contradicts what it finds.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -48,8 +48,11 @@ impl Events {
         }
     }
 
-    /// Adds an event, unless it is the last that waits for its target.
+    /// Adds an event, unless it is the last that waits for its target. Of a remote port the newest state is enough.
     fn push_once(&self, event: Event) {
+        if let Some(about) = about_port(&event) {
+            self.lock().waiting.retain(|waiting| about_port(waiting) != Some(about));
+        }
         let of_target = |waiting: &&Event| waiting.lun.get(1) == event.lun.get(1);
         if self.lock().waiting.iter().rev().find(of_target) != Some(&event) {
             self.push(event);
@@ -59,14 +62,12 @@ impl Events {
     /// The next event to deliver.
     pub(crate) fn pop(&self) -> Option<Event> {
         let mut state = self.lock();
-        let missed = std::mem::take(&mut state.missed);
         let next = state.waiting.pop_front();
-        let nothing = || Event { event: event::NO_EVENT.into(), lun: [0; 8], reason: 0.into() };
-        let mut next = if missed { next.unwrap_or_else(nothing) } else { next? };
-        if missed {
-            next.event |= event::EVENTS_MISSED;
-        }
-        Some(next)
+        next.or_else(|| {
+            let nothing = event::NO_EVENT | event::EVENTS_MISSED;
+            let missed = Event { event: nothing.into(), lun: [0; 8], reason: 0.into() };
+            std::mem::take(&mut state.missed).then_some(missed)
+        })
     }
 
     /// Whether there is nothing to deliver.
@@ -115,6 +116,12 @@ fn feature_of(event: &Event) -> u64 {
         fc::event::RPORT => fc::feature::RPORT_EVENTS,
         _ => feature::SCSI_HOTPLUG,
     }
+}
+
+/// What an event of a remote port is about: the port's address, and whether that is its state or its name.
+fn about_port(event: &Event) -> Option<([u8; 8], bool)> {
+    let is_name = event.reason.get() == fc::event::RPORT_CHANGED;
+    (event.event.get() == fc::event::RPORT).then_some((event.lun, is_name))
 }
 
 fn ring(transport: &Transport) {

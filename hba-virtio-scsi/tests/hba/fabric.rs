@@ -488,8 +488,14 @@ fn ports_come_and_go_by_events_of_their_own() {
     }
     fabric.san.set_state(9, RemoteState::Online);
     fabric.san.add(7);
-    for expected in [rport(9, 0), rport(9, 1), rport(9, 0), rport(9, 1), rport(7, 1)] {
+    for expected in [rport(9, 1), rport(7, 1)] {
         assert_eq!(next(&mut fabric), expected);
+    }
+    for (state, reason) in [(RemoteState::Blocked, 0), (RemoteState::Lost, 0), (RemoteState::Online, 1)] {
+        fabric.san.set_state(9, state);
+        if state != RemoteState::Lost {
+            assert_eq!(next(&mut fabric), rport(9, reason));
+        }
     }
     silence(&mut fabric);
     assert!(!fabric.san.set_state(200, RemoteState::Lost));
@@ -555,15 +561,53 @@ fn a_stock_driver_hears_of_each_unit_that_it_can_address() {
     assert_eq!(fabric.guest.wait_used(1).1, 16);
 }
 
-/// Events of ports that a driver had no buffer for are events like others.
+/// Of a port that comes and goes the newest state is told. When too much else waits, the driver is told last to look: what is older
+/// would have it remove the disks of a port that is there.
 #[test]
-fn events_beyond_measure_are_missed() {
+fn what_is_told_last_is_true() {
     let mut fabric = Fabric::new(ALL);
-    for _ in 0..40 {
-        fabric.san.set_state(9, RemoteState::Lost);
-        fabric.san.set_state(9, RemoteState::Online);
+    let flap = |fabric: &Fabric, end: RemoteState| {
+        for _ in 0..40 {
+            fabric.san.set_state(9, RemoteState::Lost);
+            fabric.san.set_state(9, RemoteState::Online);
+        }
+        fabric.san.set_state(9, end);
+    };
+    flap(&fabric, RemoteState::Online);
+    assert_eq!(next(&mut fabric), rport(9, 1));
+    flap(&fabric, RemoteState::Lost);
+    assert_eq!(next(&mut fabric), rport(9, 0));
+    let luns: Vec<_> = (1..=64).map(|unit| Lun([0, unit, 0, 0, 0, 0, 0, 0])).collect();
+    for &lun in &luns {
+        fabric.target.attach_native(lun, disk().1).unwrap();
     }
-    assert_eq!(next(&mut fabric), (0x8000_0004, [1, 9, 0, 0, 0, 0, 0, 0], 0));
+    assert_eq!(next(&mut fabric), LOOK_AGAIN);
+    silence(&mut fabric);
+    luns.iter().for_each(|&lun| detach(&fabric, lun));
+    flap(&fabric, RemoteState::Online);
+    // A buffer is there already.
+    assert_eq!(fabric.guest.wait_used(1).1, 16);
+    for &Lun([a, b, ..]) in &luns[1..] {
+        assert_eq!(next(&mut fabric), (1, [1, 5, a, b, 0, 0, 0, 0], 2));
+    }
+    assert_eq!(next(&mut fabric), rport(9, 1));
+    silence(&mut fabric);
+}
+
+#[test]
+fn events_of_ports_that_were_dropped_are_missed() {
+    let mut fabric = Fabric::new(ALL);
+    for target in 10..80 {
+        fabric.san.add(target);
+    }
+    // The port that is lost last has no place.
+    fabric.san.set_state(79, RemoteState::Lost);
+    fabric.san.set_state(10, RemoteState::Lost);
+    for target in (11..74).chain([10]) {
+        assert_eq!(next(&mut fabric), rport(target, u32::from(target != 10)));
+    }
+    assert_eq!(next(&mut fabric), (0x8000_0000, [0; 8], 0));
+    silence(&mut fabric);
 }
 
 #[test]
