@@ -111,7 +111,7 @@ impl Nexus {
 
     /// Whether the initiator uses LUNs as REPORT LUNS has them, of up to three levels. Without that, which is how a nexus begins, it has
     /// single-level ones of 14 bits, and what it cannot address by that is not in REPORT LUNS: units of more levels or with longer
-    /// numbers, and of two units whose LUNs are one number the one with the longer method.
+    /// numbers or methods, and of two units whose LUNs are one number the one with the longer method.
     pub fn address_natively(&self, native: bool) {
         self.native.store(native, Ordering::Relaxed);
     }
@@ -456,7 +456,15 @@ impl Nexus {
         if self.is_used() {
             self.past().insert(lun);
         }
-        self.write().remove(&lun);
+        let mut paths = self.write();
+        paths.remove(&lun);
+        // Another unit may be called so from now on.
+        if self.is_used()
+            && !self.is_native()
+            && let Some(heir) = find(&paths, lun, false)
+        {
+            heir.set_strange(true);
+        }
     }
 
     fn past(&self) -> MutexGuard<'_, BTreeSet<Lun>> {
@@ -487,10 +495,13 @@ impl Nexus {
 /// Units by the LUNs that REPORT LUNS has.
 type Paths = BTreeMap<Lun, Arc<Path>>;
 
-/// What `lun` leads to. Initiators that have single-level LUNs have one unit for each number, whichever method they use.
+/// What `lun` leads to. Initiators that have single-level LUNs have one unit for each number, whichever method they use; others mean
+/// just what they say.
 fn find(paths: &Paths, lun: Lun, native: bool) -> Option<&Arc<Path>> {
-    let exact = || paths.get(&lun).filter(|_| native);
-    exact().or_else(|| lun.synonyms().find_map(|lun| paths.get(&lun)))
+    if native {
+        return paths.get(&lun);
+    }
+    lun.synonyms().filter(Lun::is_classic).find_map(|lun| paths.get(&lun))
 }
 
 /// A command that waits for what the host does for commands that are no more.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use devices::pci::PciFunction;
-use devices::scsi::{Lun, Nexus, Target};
+use devices::scsi::{Image, Lun, Nexus, Target};
 use hba_virtio_scsi::fc::{Active, Emulated, PortState, RemoteState, San, SanListener, View};
 use hba_virtio_scsi::{Interface, Options};
 
@@ -405,11 +405,10 @@ fn native_units_are_reached_by_the_luns_that_the_array_has() {
         assert_eq!((response, status, data[1]), (0, 0, 0x80), "{field:x?}");
         fabric.settle(field);
     }
-    // Another method of the same number leads there, unless there is a unit at just that.
-    for field in [[1, 5, 0xd2, 0, 0, 5, 0, 0], [1, 5, 0xd2, 0, 2, 1, 0, 0], [1, 5, 0x50, 0, 0, 0, 0, 0]] {
-        assert_eq!(fabric.inquiry(field), 0, "{field:x?}");
-    }
-    for field in [[1, 5, 0, 5, 1, 0, 0, 0], [1, 5, 0, 6, 0, 0, 0, 0], [1, 5, 0x80, 6, 0, 0, 0, 0]] {
+    // Nor does another method of the same number lead there.
+    let synonyms = [[1, 5, 0xd2, 0, 0, 5, 0, 0], [1, 5, 0xd2, 0, 2, 1, 0, 0], [1, 5, 0x50, 0, 0, 0, 0, 0]];
+    let others = [[1, 5, 0, 5, 1, 0, 0, 0], [1, 5, 0, 6, 0, 0, 0, 0], [1, 5, 0x80, 6, 0, 0, 0, 0]];
+    for field in synonyms.into_iter().chain(others) {
         assert_eq!(fabric.inquiry(field), 0x7f, "{field:x?}");
         let (response, status, _) = fabric.send(field, &[0; 6], 0);
         assert_eq!((response, status), (0, 2));
@@ -417,6 +416,31 @@ fn native_units_are_reached_by_the_luns_that_the_array_has() {
     // The well known unit, of the target and of the device.
     for field in [[1, 5, 0xc1, 1, 0, 0, 0, 0], [0xc1, 1, 0, 0, 0, 0, 0, 0]] {
         assert_eq!(fabric.luns(field).len(), 8, "{field:x?}");
+    }
+}
+
+/// The unit that a LUN meant has gone, and another one has the same number: it gets nothing of what is meant for the first.
+#[test]
+fn a_unit_does_not_take_the_place_of_another_with_its_number() {
+    for (features, field) in [(ALL, [1, 5, 0, 5, 0, 0, 0, 0]), (HOTPLUG, [1, 5, 0x40, 5, 0, 0, 0, 0])] {
+        let mut fabric = Fabric::cold();
+        let (short, flat) = (Lun([0, 5, 0, 0, 0, 0, 0, 0]), Lun([0x40, 5, 0, 0, 0, 0, 0, 0]));
+        let (image, second) = disk();
+        fabric.target.attach_native(short, disk().1).unwrap();
+        fabric.target.attach_native(flat, second).unwrap();
+        fabric.guest.start(VERSION_1 | features, 16);
+        fabric.settle(field);
+        if features == ALL {
+            fabric.settle([1, 5, 0x40, 5, 0, 0, 0, 0]);
+        }
+        detach(&fabric, short);
+        let write = [0x2a, 0, 0, 0, 0, 5, 0, 0, 1, 0];
+        let reply = fabric.guest.command(2, field, &write, &[7; 512], 0);
+        assert_eq!((reply.response, reply.status), (0, 2));
+        assert_eq!(reply.sense[2] & 0xf, 5);
+        assert_eq!(reply.sense[12..14], [0x25, 0]);
+        let Image::Recording(image) = &*image else { panic!("not a recording image") };
+        assert_eq!(image.operations(), []);
     }
 }
 

@@ -420,3 +420,34 @@ fn a_unit_with_the_number_of_another_is_not_taken_for_it() {
     let fresh = Local::new(&target);
     assert!(!fresh.nexus.is_distrusted());
 }
+
+/// The unit that a LUN meant has gone, and another one has the same number.
+#[test]
+fn no_unit_inherits_the_commands_for_another() {
+    for native in [false, true] {
+        let target = target_of(small_disk());
+        let (short, flat, long) = (lun(&[0, 5]), lun(&[0x40, 5]), lun(&[0xd2, 0, 0, 5]));
+        for lun in [short, flat, long] {
+            target.attach_native(lun, small_disk()).unwrap();
+        }
+        let mut a = Local::new(&target);
+        a.nexus.address_natively(native);
+        let ready = |a: &mut Local, lun: Lun| {
+            a.lun = lun;
+            (0..8).any(|_| a.command(&[0; 6], &[], 0).status == 0)
+        };
+        assert!([short, flat].iter().all(|&lun| ready(&mut a, lun)));
+        assert!(block_on(target.detach(short)).is_some());
+        assert!(!ready(&mut a, short), "{native}");
+        // It is the one that was meant all along, or not before the initiator has asked it who it is.
+        assert_eq!(ready(&mut a, flat), native);
+        if !native {
+            good(&mut a, &[0x12, 0, 0, 0, 36, 0], &[], 36);
+            assert!(ready(&mut a, short));
+        }
+        // Of a unit that is in no list, and of whose end nobody is told, nothing is reached.
+        assert!(block_on(target.detach(flat)).is_some());
+        assert!([short, flat].iter().all(|&lun| !ready(&mut a, lun)));
+        assert_eq!(ready(&mut a, long), native);
+    }
+}
