@@ -194,8 +194,8 @@ impl Way<'_> {
         let held = self.gate.is_some_and(|gate| self.manage_held(gate, function));
         match self.nexus.manage(io, function).await {
             TaskManagementReply::Complete if held && is_query(function) => TaskManagementReply::Succeeded,
-            // There may be no unit yet to which they were sent.
-            TaskManagementReply::IncorrectLun if held => TaskManagementReply::Complete,
+            // There may be no unit yet to which it was sent.
+            TaskManagementReply::IncorrectLun if held && is_query(function) => TaskManagementReply::Succeeded,
             reply => reply,
         }
     }
@@ -236,9 +236,14 @@ async fn carry_out(io: &Io, transport: &Transport, way: Way<'_>, function: TaskM
     }
     let queues = request_queues(transport);
     let marks: Vec<Vec<TaskMark>> = queues.iter().map(|queue| queue.tasks(&ends)).collect();
+    let some = marks.iter().any(|marks| !marks.is_empty());
     let is_held = || queues.iter().zip(&marks).any(|(queue, marks)| queue.holds_any(marks));
     loop {
-        let reply = way.manage(io, function).await;
+        let reply = match way.manage(io, function).await {
+            // What is still out for a unit that is none comes to an end, too: a driver that hears of a failure goes on to resets.
+            TaskManagementReply::IncorrectLun if some => TaskManagementReply::Complete,
+            reply => reply,
+        };
         if !matches!(reply, TaskManagementReply::Complete | TaskManagementReply::Succeeded) {
             return response(reply);
         }

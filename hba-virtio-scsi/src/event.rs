@@ -38,6 +38,15 @@ struct State {
 }
 
 impl Events {
+    /// A driver has come that addresses units in another way than the one before: it would take what waits for other units, and looks
+    /// at everything instead.
+    pub(crate) fn addressed_anew(&self) {
+        let mut state = self.lock();
+        let before = state.waiting.len();
+        state.waiting.retain(|event| about_port(event).is_some());
+        state.missed |= state.waiting.len() < before;
+    }
+
     /// Adds an event.
     pub(crate) fn push(&self, event: Event) {
         let mut state = self.lock();
@@ -176,7 +185,7 @@ pub(crate) struct EventPort {
     events: Arc<Events>,
     transport: Weak<Transport>,
     nexus: Weak<Nexus>,
-    /// The units that the driver was told of, or finds by itself.
+    /// The units that the driver was told of, or finds by itself, ascending. Who tells of units holds it: see [`Self::addressed_anew`].
     known: Mutex<Vec<Lun>>,
     /// Units that the driver has found absent once and was told of again: see [`PortEvents::introduce`].
     again: Mutex<Vec<Lun>>,
@@ -210,8 +219,9 @@ impl EventPort {
 
     /// A driver has come that addresses units in another way: it knows what it can address.
     pub(crate) fn addressed_anew(&self) {
+        let mut known = self.known();
         if let Some(nexus) = self.nexus.upgrade() {
-            *self.known() = nexus.luns();
+            *known = nexus.luns();
         }
     }
 
@@ -243,14 +253,15 @@ impl EventPort {
     /// The target is new: with LUN 0 the event stands for all of it (virtio 1.3, 5.6.6.3). FreeBSD, and Linux before 5.10, look
     /// at the unit alone that an event names, so the others have one each.
     pub(crate) fn target_came(&self) {
-        let mut units = vec![Lun([0; 8])];
-        units.extend(self.known().iter().filter(|lun| lun.0 != [0; 8]));
-        self.units_came(&units);
+        let known = self.known();
+        let others = known.iter().copied().filter(|lun| lun.0 != [0; 8]);
+        self.units_came(&[Lun([0; 8])].into_iter().chain(others).collect::<Vec<_>>());
     }
 
     /// The target is gone. Drivers remove the unit that an event names and no other.
     pub(crate) fn target_went(&self) {
-        for lun in std::mem::take(&mut *self.known()) {
+        let mut known = self.known();
+        for lun in known.drain(..) {
             self.transport_reset(lun, event::RESET_REMOVED);
         }
     }
@@ -280,7 +291,8 @@ impl EventPort {
 impl PortEvents for EventPort {
     fn unit_attention(&self, lun: Lun, (asc, ascq): (u8, u8)) {
         // Of what a driver cannot address it would take the first level for the whole.
-        if asc == PARAMETERS_CHANGED && self.known().contains(&lun) {
+        let known = self.known();
+        if asc == PARAMETERS_CHANGED && known.binary_search(&lun).is_ok() {
             let reason = u32::from(asc) | u32::from(ascq) << 8;
             self.raise(feature::SCSI_CHANGE, event::PARAM_CHANGE, lun, reason);
         }
@@ -308,15 +320,17 @@ impl PortEvents for EventPort {
 
     fn inventory_changed(&self) {
         let Some(nexus) = self.nexus.upgrade() else { return };
+        let mut known = self.known();
         let now = nexus.luns();
-        let before = std::mem::replace(&mut *self.known(), now.clone());
+        let before = std::mem::replace(&mut *known, now.clone());
         if before != now {
             self.told.store(true, Ordering::Relaxed);
         }
-        for &lun in before.iter().filter(|lun| !now.contains(lun)) {
+        let is_in = |all: &[Lun], lun: &Lun| all.binary_search(lun).is_ok();
+        for &lun in before.iter().filter(|lun| !is_in(&now, lun)) {
             self.transport_reset(lun, event::RESET_REMOVED);
         }
-        let came: Vec<_> = now.into_iter().filter(|lun| !before.contains(lun)).collect();
+        let came: Vec<_> = now.into_iter().filter(|lun| !is_in(&before, lun)).collect();
         self.units_came(&came);
     }
 }

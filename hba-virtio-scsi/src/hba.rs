@@ -176,7 +176,12 @@ impl VirtioScsi {
         let limits = Limits { queue_size, vectors: vectors(count), access_platform };
         let transport = Transport::new(shared.clone(), queues, limits);
         if let Some(fc) = &shared.fc {
-            fc.connect(&transport);
+            let weak = Arc::downgrade(&shared);
+            fc.connect(&transport, move |target| {
+                if let Some(shared) = weak.upgrade() {
+                    shared.port_came(target);
+                }
+            });
         }
         let dma = seat.dma.clone();
         let function = Function::new(seat, transport.clone(), interface)?;
@@ -206,7 +211,7 @@ impl VirtioScsi {
         self.transport.close();
         if let Some(fc) = &self.shared.fc {
             fc.gate.close();
-            fc.looks.end();
+            fc.looks.close();
         }
     }
 
@@ -291,6 +296,16 @@ impl Shared {
 }
 
 impl Shared {
+    /// The port of `target` is there, for the first time or after it was given up: tells a driver that looks for what it has not found.
+    fn port_came(&self, target: u8) {
+        let port = self.ports().get(&target).cloned();
+        match (port, &self.fc) {
+            (Some(port), _) => port.target_came(),
+            (None, Some(fc)) => fc.target_came(target),
+            (None, None) => {}
+        }
+    }
+
     /// The machine is reset: nobody knows anything of before.
     fn power_on(&self) {
         self.events.clear();
@@ -334,6 +349,8 @@ impl Device for Shared {
         if self.native.swap(native, Ordering::Relaxed) != native {
             self.directory.all().values().for_each(|nexus| nexus.address_natively(native));
             ports.values().for_each(|port| port.addressed_anew());
+            // Whoever tells of units from now on does so in the new way.
+            self.events.addressed_anew();
         }
         true
     }

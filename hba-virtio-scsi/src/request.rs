@@ -224,8 +224,8 @@ async fn carry_out(targets: &Snapshot, token: ChainToken, command: &mut Command)
     let way = match (&targets.fc, target) {
         // The way in which nearly all go is one look.
         (Some(fc), Some(target)) if !fc.gate.is_open(target) => {
-            let patient = matches!(address, Some(Address::Unit { .. }))
-                && !token.worker().transport().has(fc::feature::RPORT_EVENTS);
+            // What any target can answer waits for none.
+            let patient = matches!(address, Some(Address::Unit { .. }));
             match fc.gate.verdict(target, patient) {
                 Some(verdict) => verdict,
                 None => {

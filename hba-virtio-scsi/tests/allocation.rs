@@ -67,15 +67,15 @@ fn warm_commands_do_not_allocate() {
         let (tur, inquiry) = ([0; 6], [0x12, 0, 0, 0, 96, 0]);
         for _ in 0..200 {
             guest.reset_heap();
-            guest.command(2, lun(0, 0), &tur, &[], 0);
-            guest.command(2, lun(0, 0), &inquiry, &[], 96);
+            guest.command(2, [1, 0, 0, 0, 0, 0, 0, 0], &tur, &[], 0);
+            guest.command(2, [1, 0, 0, 0, 0, 0, 0, 0], &inquiry, &[], 96);
             guest.command(2, lun(9, 0), &inquiry, &[], 96);
         }
         let before = COUNT.load(Ordering::Relaxed);
         assert!(before > 0, "the counter counts");
         for _ in 0..500 {
             guest.reset_heap();
-            assert_eq!(guest.command(2, lun(0, 0), &tur, &[], 0).status, 0);
+            assert_eq!(guest.command(2, [1, 0, 0, 0, 0, 0, 0, 0], &tur, &[], 0).status, 0);
             assert_eq!(guest.command(2, lun(9, 0), &inquiry, &[], 96).response, 3);
         }
         // The recorder of interrupts grows its list now and then; a command that allocated would make 500 or more.

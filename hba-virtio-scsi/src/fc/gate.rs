@@ -1,6 +1,8 @@
-//! The gate before the targets (section 6): commands to a port that was lost a moment ago wait, in order, until it is back or given up.
+//! The gate before the targets (section 6): commands to a port that was lost a moment ago wait until it is back or given up, and then go on
+//! in the order in which they came.
 //!
 //! A command that finds the gate open has read one atomic number. One that waits is a future, and has no thread and nothing of the host.
+//! It waits for as long as the fabric says that the port is blocked: see [`RemoteState::Blocked`].
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -15,7 +17,7 @@ use crate::queue::TaskId;
 
 /// The ways to all targets of an HBA.
 pub(crate) struct Gate {
-    /// Whether commands go on at once: the port is online and none waits for its turn.
+    /// Whether commands go on at once: the port is online.
     open: [AtomicBool; 256],
     state: Mutex<State>,
 }
@@ -34,9 +36,12 @@ struct Held {
     /// The queue that it came by.
     queue: u16,
     waker: Waker,
-    /// It was ended.
-    fault: Option<TransportFault>,
+    /// What becomes of it; `None` while it waits.
+    verdict: Option<Verdict>,
 }
+
+/// A command goes on, or ends.
+type Verdict = Result<(), TransportFault>;
 
 /// Where a command comes from: a queue by its number, and whether that runs.
 #[derive(Clone, Copy)]
@@ -62,8 +67,8 @@ impl Gate {
     }
 
     /// What becomes at once of a command to `target`; `None` when it waits. See [`Self::pass`] for `patient`.
-    pub(crate) fn verdict(&self, target: u8, patient: bool) -> Option<Result<(), TransportFault>> {
-        self.lock().verdict(target, patient, None)
+    pub(crate) fn verdict(&self, target: u8, patient: bool) -> Option<Verdict> {
+        self.lock().verdict(target, patient)
     }
 
     /// The port of `target` is like this now. Commands that wait go on, or fail.
@@ -72,27 +77,24 @@ impl Gate {
         if let Some(place) = state.ports.get_mut(usize::from(target)) {
             *place = Some(port);
         }
-        let wakers = match port {
-            RemoteState::Online => state.first(target).into_iter().collect(),
-            RemoteState::Blocked => Vec::new(),
-            RemoteState::Lost => state.held_by(target).map(|(_, held)| held.waker.clone()).collect(),
+        if let Some(open) = self.open.get(usize::from(target)) {
+            open.store(port == RemoteState::Online, Ordering::Release);
+        }
+        // All at once: if each waited for the one before it, new ones would come as fast as old ones go, and the gate would not open.
+        match port {
+            RemoteState::Online => wake(state, |held| held.task.target == target, Ok(())),
+            RemoteState::Blocked => 0,
+            RemoteState::Lost => {
+                wake(state, |held| held.task.target == target, Err(TransportFault::PathLost))
+            }
         };
-        self.show(&state, target);
-        drop(state);
-        wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Waits until a command may go to its target. `patient`: it waits for a port that may be back soon, which is for drivers that are not
-    /// told of ports.
+    /// Waits until a command may go to its target. `patient`: it waits for a port that may be back soon.
     ///
     /// # Errors
     /// The port is lost, or the command was ended meanwhile.
-    pub(crate) async fn pass(
-        &self,
-        task: TaskId,
-        from: Origin<'_>,
-        patient: bool,
-    ) -> Result<(), TransportFault> {
+    pub(crate) async fn pass(&self, task: TaskId, from: Origin<'_>, patient: bool) -> Verdict {
         let mut place = Place { gate: self, target: task.target, serial: None };
         poll_fn(|cx| self.poll(&mut place, task, from, patient, cx)).await
     }
@@ -104,13 +106,14 @@ impl Gate {
         from: Origin<'_>,
         patient: bool,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), TransportFault>> {
+    ) -> Poll<Verdict> {
         let state = &mut *self.lock();
         let held = place.serial.and_then(|serial| state.held.get_mut(&(task.target, serial)));
-        if let Some(fault) = held.and_then(|held| held.fault) {
-            return Poll::Ready(Err(fault));
-        }
-        if let Some(verdict) = state.verdict(task.target, patient, place.serial) {
+        let verdict = match &held {
+            Some(held) => held.verdict,
+            None => state.verdict(task.target, patient),
+        };
+        if let Some(verdict) = verdict {
             return Poll::Ready(verdict);
         }
         // Whoever stops it ends afterwards what waits here.
@@ -121,7 +124,7 @@ impl Gate {
         if serial == state.serial {
             state.serial += 1;
         }
-        let held = Held { task, queue: from.queue, waker: cx.waker().clone(), fault: None };
+        let held = Held { task, queue: from.queue, waker: cx.waker().clone(), verdict: None };
         state.held.insert((task.target, serial), held);
         Poll::Pending
     }
@@ -137,34 +140,18 @@ impl Gate {
     }
 
     fn end_held(&self, select: impl Fn(&Held) -> bool, fault: TransportFault) -> usize {
-        let mut state = self.lock();
-        let mut wakers = Vec::new();
-        for held in state.held.values_mut().filter(|held| held.fault.is_none() && select(held)) {
-            held.fault = Some(fault);
-            wakers.push(held.waker.clone());
-        }
-        drop(state);
-        let count = wakers.len();
-        wakers.into_iter().for_each(Waker::wake);
-        count
+        wake(self.lock(), select, Err(fault))
     }
 
     /// Whether a command waits that `select` wants.
     pub(crate) fn holds(&self, select: impl Fn(&TaskId) -> bool) -> bool {
-        self.lock().held.values().any(|held| held.fault.is_none() && select(&held.task))
+        self.lock().held.values().any(|held| held.verdict.is_none() && select(&held.task))
     }
 
     /// The HBA goes: nothing waits here any more.
     pub(crate) fn close(&self) {
         self.lock().closed = true;
         self.end(|_| true, TransportFault::Reset);
-    }
-
-    fn show(&self, state: &State, target: u8) {
-        let open = state.port(target) == Some(RemoteState::Online) && state.held_by(target).next().is_none();
-        if let Some(place) = self.open.get(usize::from(target)) {
-            place.store(open, Ordering::Release);
-        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -177,8 +164,8 @@ impl State {
         self.ports.get(usize::from(target)).copied().flatten()
     }
 
-    /// What becomes at once of a command that has this place among those that wait, or none yet.
-    fn verdict(&self, target: u8, patient: bool, place: Option<u64>) -> Option<Result<(), TransportFault>> {
+    /// What becomes at once of a command that comes now.
+    fn verdict(&self, target: u8, patient: bool) -> Option<Verdict> {
         if self.closed {
             return Some(Err(TransportFault::Reset));
         }
@@ -186,21 +173,22 @@ impl State {
             None => Some(Err(TransportFault::NoTarget)),
             Some(RemoteState::Lost) => Some(Err(TransportFault::PathLost)),
             Some(RemoteState::Blocked) => (!patient).then_some(Err(TransportFault::PathLost)),
-            Some(RemoteState::Online) => {
-                let first = self.held_by(target).next().map(|(serial, _)| serial);
-                (first == place).then_some(Ok(()))
-            }
+            Some(RemoteState::Online) => Some(Ok(())),
         }
     }
+}
 
-    fn held_by(&self, target: u8) -> impl Iterator<Item = (u64, &Held)> {
-        let all = self.held.range((target, 0)..=(target, u64::MAX));
-        all.map(|(&(_, serial), held)| (serial, held))
+/// Has those that wait and that `select` wants go on, or end, in the order in which they came; returns how many.
+fn wake(mut state: MutexGuard<'_, State>, select: impl Fn(&Held) -> bool, verdict: Verdict) -> usize {
+    let mut wakers = Vec::new();
+    for held in state.held.values_mut().filter(|held| held.verdict.is_none() && select(held)) {
+        held.verdict = Some(verdict);
+        wakers.push(held.waker.clone());
     }
-
-    fn first(&self, target: u8) -> Option<Waker> {
-        self.held_by(target).next().map(|(_, held)| held.waker.clone())
-    }
+    drop(state);
+    let count = wakers.len();
+    wakers.into_iter().for_each(Waker::wake);
+    count
 }
 
 /// The place of a command that may wait.
@@ -210,17 +198,40 @@ struct Place<'a> {
     serial: Option<u64>,
 }
 
-/// The command goes on, or was given up: it is the next one's turn.
+/// The command goes on, or was given up.
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let Some(serial) = self.serial else { return };
-        let mut state = self.gate.lock();
-        state.held.remove(&(self.target, serial));
-        let next = (state.port(self.target) == Some(RemoteState::Online)).then(|| state.first(self.target));
-        self.gate.show(&state, self.target);
-        drop(state);
-        if let Some(waker) = next.flatten() {
-            waker.wake();
+        if let Some(serial) = self.serial {
+            self.gate.lock().held.remove(&(self.target, serial));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use devices::scsi::{Lun, Tag};
+
+    use super::*;
+
+    /// New commands come all the time: the gate opens for them, and what waited goes on beside.
+    #[test]
+    fn the_gate_opens_at_once_for_all() {
+        let gate = Gate::new();
+        gate.set(5, RemoteState::Blocked);
+        let task = |tag| TaskId { target: 5, lun: Lun([0; 8]), tag: Tag(tag) };
+        let from = Origin { queue: 2, is_running: &|| true };
+        let cx = &mut Context::from_waker(Waker::noop());
+        let (mut a, mut b) = (pin!(gate.pass(task(1), from, true)), pin!(gate.pass(task(2), from, true)));
+        assert!(a.as_mut().poll(cx).is_pending() && b.as_mut().poll(cx).is_pending());
+        assert_eq!(gate.end(|task| task.tag == Tag(1), TransportFault::Aborted), 1);
+        gate.set(5, RemoteState::Online);
+        assert!(gate.is_open(5));
+        // Lost again: what was let go goes on, as what just went has done.
+        gate.set(5, RemoteState::Blocked);
+        assert!(!gate.is_open(5) && !gate.holds(|_| true));
+        assert_eq!(b.as_mut().poll(cx), Poll::Ready(Ok(())));
+        assert_eq!(a.as_mut().poll(cx), Poll::Ready(Err(TransportFault::Aborted)));
     }
 }

@@ -91,7 +91,8 @@ pub struct LocalPort {
 pub enum RemoteState {
     /// Logged in: commands reach it.
     Online,
-    /// Lost a moment ago: it may be back within `fast_io_fail_tmo`, and commands wait for that.
+    /// Lost a moment ago: it may be back within `fast_io_fail_tmo`, and commands wait for that. They have no bound of their own: the [`San`]
+    /// sees to it that the port is soon online or lost, also when nobody tells it anything any more.
     Blocked,
     /// Lost for longer: commands fail at once.
     Lost,

@@ -23,27 +23,39 @@ pub(crate) struct Port {
     /// Answers for ports of which no logical unit is known.
     pub(crate) nobody: Arc<Nexus>,
     events: Arc<Events>,
-    transport: OnceLock<Weak<Transport>>,
+    driver: OnceLock<Driver>,
     /// Who tells of a change does so before the next one looks.
     telling: Mutex<()>,
     shown: Mutex<Shown>,
     generation: AtomicU8,
 }
 
+/// Who is told of changes.
+struct Driver {
+    transport: Weak<Transport>,
+    /// A port with this number is there which a driver has not found there before.
+    came: Box<dyn Fn(u8) + Send + Sync>,
+}
+
 struct Shown {
-    remotes: BTreeMap<u8, RemotePort>,
+    remotes: BTreeMap<u8, Remote>,
     local: LocalPort,
+}
+
+/// A remote port, as it was shown.
+struct Remote {
+    port: RemotePort,
+    /// It has never been online, or was given up since: who looks for units then finds none.
+    is_news: bool,
 }
 
 /// What became of a remote port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Turn {
-    /// It was never there before.
-    Came,
     /// It was lost.
     Lost,
-    /// It is back. Whether it was given up meanwhile.
-    Back { was_given_up: bool },
+    /// It is there: for the first time, or back. Whether a driver may have found nothing there before.
+    Online { is_news: bool },
     /// It has another name or N_Port_ID.
     Changed,
 }
@@ -66,7 +78,7 @@ impl Port {
             looks: Looks::default(),
             nobody: Nexus::new(Target::new(), None),
             events,
-            transport: OnceLock::new(),
+            driver: OnceLock::new(),
             telling: Mutex::default(),
             shown: Mutex::new(shown),
             generation: AtomicU8::new(0),
@@ -79,36 +91,45 @@ impl Port {
         &*self.san
     }
 
-    /// Says where changes are told.
-    pub(crate) fn connect(&self, transport: &Arc<Transport>) {
-        let _ = self.transport.set(Arc::downgrade(transport));
+    /// Says where changes are told, and who tells a driver that looks for itself of a port that came.
+    pub(crate) fn connect(&self, transport: &Arc<Transport>, came: impl Fn(u8) + Send + Sync + 'static) {
+        let driver = Driver { transport: Arc::downgrade(transport), came: Box::new(came) };
+        // Once.
+        let _ = self.driver.set(driver);
     }
 
     /// The target with the smallest number from `from` on.
     pub(crate) fn target(&self, from: u8) -> Option<(u8, RemotePort)> {
-        self.lock().remotes.range(from..).next().map(|(id, port)| (*id, *port))
+        self.lock().remotes.range(from..).next().map(|(id, remote)| (*id, remote.port))
     }
 
     /// The fabric says something else than before: tells the driver.
     pub(crate) fn changed(&self) {
         let _telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
         let Change { config, turns } = self.look();
-        let Some(transport) = self.transport.get().and_then(Weak::upgrade) else { return };
+        let Some(driver) = self.driver.get() else { return };
+        let Some(transport) = driver.transport.upgrade() else { return };
         if config && transport.has(wire::feature::FC_HOST) {
             transport.config_changed();
         }
         for (target, turn) in turns {
             let (reason, is_news) = match turn {
-                Turn::Came => (wire::event::RPORT_BACK, true),
-                Turn::Back { was_given_up } => (wire::event::RPORT_BACK, was_given_up),
+                Turn::Online { is_news } => (wire::event::RPORT_BACK, is_news),
                 Turn::Lost => (wire::event::RPORT_LOST, false),
                 Turn::Changed => (wire::event::RPORT_CHANGED, false),
             };
             self.events.tell(&transport, rport(target, reason));
             // Others look for what they have not found there before.
             if is_news && !transport.has(wire::feature::RPORT_EVENTS) {
-                self.events.tell(&transport, look_again(target));
+                (driver.came)(target);
             }
+        }
+    }
+
+    /// Tells the driver of a target that has no units.
+    pub(crate) fn target_came(&self, target: u8) {
+        if let Some(transport) = self.driver.get().and_then(|driver| driver.transport.upgrade()) {
+            self.events.tell(&transport, look_again(target));
         }
     }
 
@@ -134,37 +155,36 @@ impl Port {
             self.generation.fetch_add(u8::from(change.config), Ordering::Release);
         }
         for (&id, &now) in &view.remotes {
-            let before = shown.remotes.insert(id, now);
-            self.turn(&mut change, id, before, now);
+            self.show(&mut shown, &mut change, id, now);
         }
         // Numbers stay: a port that is not said to be there any more is lost.
-        for (&id, port) in shown.remotes.iter_mut().filter(|(id, _)| !view.remotes.contains_key(id)) {
-            let before = *port;
-            port.state = RemoteState::Lost;
-            self.turn(&mut change, id, Some(before), *port);
+        let gone = shown.remotes.iter().filter(|(id, _)| !view.remotes.contains_key(id));
+        let gone: Vec<_> = gone.map(|(id, remote)| (*id, remote.port)).collect();
+        for (id, port) in gone {
+            self.show(&mut shown, &mut change, id, RemotePort { state: RemoteState::Lost, ..port });
         }
         change
     }
 
-    fn turn(&self, change: &mut Change, id: u8, before: Option<RemotePort>, now: RemotePort) {
+    fn show(&self, shown: &mut Shown, change: &mut Change, id: u8, now: RemotePort) {
+        let before = shown.remotes.get(&id).map(|remote| remote.port);
         if before == Some(now) {
             return;
         }
-        let is_online = now.state == RemoteState::Online;
-        let turn = match before {
-            None => Some(Turn::Came),
-            Some(before) => {
-                if (before.names, before.port_id) != (now.names, now.port_id) {
-                    change.turns.push((id, Turn::Changed));
-                }
-                let was_given_up = before.state == RemoteState::Lost;
-                match (before.state == RemoteState::Online, is_online) {
-                    (true, false) => Some(Turn::Lost),
-                    (false, true) => Some(Turn::Back { was_given_up }),
-                    _ => None,
-                }
+        if before.is_some_and(|before| (before.names, before.port_id) != (now.names, now.port_id)) {
+            change.turns.push((id, Turn::Changed));
+        }
+        let remote = shown.remotes.entry(id).or_insert(Remote { port: now, is_news: true });
+        remote.port = now;
+        let was_online = before.is_some_and(|before| before.state == RemoteState::Online);
+        let turn = match now.state {
+            RemoteState::Online if !was_online => {
+                Some(Turn::Online { is_news: std::mem::take(&mut remote.is_news) })
             }
+            RemoteState::Blocked | RemoteState::Lost if was_online => Some(Turn::Lost),
+            _ => None,
         };
+        remote.is_news |= now.state == RemoteState::Lost;
         change.turns.extend(turn.map(|turn| (id, turn)));
         self.gate.set(id, now.state);
     }

@@ -1,12 +1,13 @@
 //! The control request RESCAN (section 3): the driver asks for one target after the other.
 
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use devices::iothread::Io;
 
+use super::San;
 use super::port::Port;
 use super::wire::{NO_ID, RescanResponse};
 
@@ -28,10 +29,7 @@ pub(crate) async fn next(io: &Io, port: &Port, next_id: u32) -> RescanResponse {
 }
 
 async fn look(io: &Io, port: &Port) {
-    let look = port.looks.begin();
-    let end = End(look.clone());
-    port.san().rescan(Box::new(move || drop(end)));
-    if io.at_most(PATIENCE, look.ended()).await.is_none() {
+    if io.at_most(PATIENCE, port.looks.one(port.san())).await.is_none() {
         devices::log_limited!(
             info,
             "virtio-scsi: the host still looks at the fabric after {} s; the driver hears of the rest by events",
@@ -40,68 +38,78 @@ async fn look(io: &Io, port: &Port) {
     }
 }
 
-/// Looks at the fabric that are waited for.
+/// Looks at the fabric that are waited for. One is under way at a time, and all that come meanwhile wait for the next: a driver that
+/// asks again and again, and resets the device in between, does not pile them up at the host.
 #[derive(Default)]
-pub(crate) struct Looks(Mutex<Vec<Weak<Look>>>);
+pub(crate) struct Looks(Arc<Mutex<State>>);
 
-impl Looks {
-    fn begin(&self) -> Arc<Look> {
-        let look = Arc::new(Look::default());
-        let mut all = self.lock();
-        all.retain(|look| look.strong_count() > 0);
-        all.push(Arc::downgrade(&look));
-        look
-    }
-
-    /// Nobody waits any more: the device is reset.
-    pub(crate) fn end(&self) {
-        let all = std::mem::take(&mut *self.lock());
-        all.iter().filter_map(Weak::upgrade).for_each(|look| look.end());
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Look>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+#[derive(Default)]
+struct State {
+    /// How many the host was asked for, and how many of these have ended: one less at most.
+    begun: u64,
+    ended: u64,
+    /// How often those that waited were sent away.
+    resets: u64,
+    closed: bool,
+    waiting: Vec<Waker>,
 }
 
-/// One look at the fabric.
-#[derive(Default)]
-struct Look(Mutex<(bool, Option<Waker>)>);
-
-impl Look {
-    async fn ended(&self) {
+impl Looks {
+    /// Waits for a look that begins now or later, or for [`Self::end`].
+    async fn one(&self, san: &dyn San) {
+        let (wanted, reset) = {
+            let state = lock(&self.0);
+            (state.begun + 1, state.resets)
+        };
         poll_fn(|cx| {
-            let mut state = self.lock();
-            if state.0 {
-                return Poll::Ready(());
+            loop {
+                let mut state = lock(&self.0);
+                if state.closed || state.resets != reset || state.ended >= wanted {
+                    return Poll::Ready(());
+                }
+                if state.begun > state.ended {
+                    if !state.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+                        state.waiting.push(cx.waker().clone());
+                    }
+                    return Poll::Pending;
+                }
+                state.begun += 1;
+                drop(state);
+                let end = End(self.0.clone());
+                san.rescan(Box::new(move || drop(end)));
             }
-            state.1 = Some(cx.waker().clone());
-            Poll::Pending
         })
         .await;
     }
 
-    fn end(&self) {
-        let waker = {
-            let mut state = self.lock();
-            state.0 = true;
-            state.1.take()
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+    /// Nobody waits any more: the device is reset.
+    pub(crate) fn end(&self) {
+        send_away(lock(&self.0), |state| state.resets += 1);
     }
 
-    fn lock(&self) -> MutexGuard<'_, (bool, Option<Waker>)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Nobody will wait any more: the HBA goes.
+    pub(crate) fn close(&self) {
+        send_away(lock(&self.0), |state| state.closed = true);
     }
 }
 
+/// Changes what those are waiting for who wait, and has them look.
+fn send_away(mut state: MutexGuard<'_, State>, change: impl FnOnce(&mut State)) {
+    change(&mut state);
+    let waiting = std::mem::take(&mut state.waiting);
+    drop(state);
+    waiting.into_iter().for_each(Waker::wake);
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The end of a look, which the host calls or drops.
-struct End(Arc<Look>);
+struct End(Arc<Mutex<State>>);
 
 impl Drop for End {
     fn drop(&mut self) {
-        self.0.end();
+        send_away(lock(&self.0), |state| state.ended += 1);
     }
 }

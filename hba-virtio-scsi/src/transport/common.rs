@@ -14,6 +14,8 @@ pub(super) struct Registers {
     driver_feature_select: u32,
     driver_features: u64,
     pub(super) config_vector: u16,
+    /// The configuration has changed since the driver accepted features, and it is not there yet.
+    pub(super) config_news: bool,
     pub(super) status: u8,
     queue_select: u16,
     pub(super) queues: Box<[QueueRegisters]>,
@@ -56,6 +58,7 @@ impl Registers {
             driver_feature_select: 0,
             driver_features: 0,
             config_vector: NO_VECTOR,
+            config_news: false,
             status: 0,
             queue_select: 0,
             queues: vec![QueueRegisters::new(queue_size); queues].into(),
@@ -249,6 +252,9 @@ impl Transport {
             for index in 0..self.queues.len() as u16 {
                 self.start_queue(registers, index);
             }
+        }
+        if start && std::mem::take(&mut registers.config_news) {
+            self.isr.config(registers.config_vector);
         }
     }
 

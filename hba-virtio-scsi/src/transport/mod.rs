@@ -135,10 +135,12 @@ impl Transport {
         }
     }
 
-    /// The device configuration has changed: tells the driver.
+    /// The device configuration has changed: tells the driver, at once or when it is there.
     pub(crate) fn config_changed(&self) {
-        let registers = self.lock();
-        if registers.status & status::DRIVER_OK != 0 && !registers.resetting {
+        let mut registers = self.lock();
+        if registers.status & status::DRIVER_OK == 0 {
+            registers.config_news = true;
+        } else if !registers.resetting {
             self.isr.config(registers.config_vector);
         }
     }

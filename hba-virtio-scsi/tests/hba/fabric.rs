@@ -1,21 +1,21 @@
 //! The port on a fabric (docs/virtio-scsi-fc.md): what a driver is shown, what it can ask for, and how it addresses units.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
-use devices::pci::PciFunction;
 use devices::scsi::{Image, Lun, Nexus, Target};
-use hba_virtio_scsi::fc::{Active, Emulated, PortState, RemoteState, San, SanListener, View};
+use hba_virtio_scsi::fc::{Active, Emulated, PortState, RemoteState};
 use hba_virtio_scsi::{Interface, Options};
 
 use crate::disks::{Bench, disk};
-use crate::events::{event, offer};
-use crate::guest::{
-    CHANGE, FC_HOST, Guest, HOTPLUG, NATIVE, Part, RESCAN, RPORT_EVENTS, VERSION_1, into, lun, out,
-};
+use crate::guest::{CHANGE, FC_HOST, Guest, HOTPLUG, NATIVE, RESCAN, RPORT_EVENTS, VERSION_1};
 
 pub const ALL: u64 = HOTPLUG | RESCAN | NATIVE | FC_HOST | RPORT_EVENTS;
+
+/// A `lun` field as every driver may write it.
+pub fn lun(target: u8, unit: u8) -> [u8; 8] {
+    [1, target, 0, unit, 0, 0, 0, 0]
+}
 
 /// A driver on a fabric with targets 5 and 9; only 5 has a target, with a disk at LUN 0.
 pub struct Fabric {
@@ -54,13 +54,13 @@ impl Fabric {
     }
 
     /// The peripheral qualifier and device type.
-    fn inquiry(&mut self, lun: [u8; 8]) -> u8 {
+    pub fn inquiry(&mut self, lun: [u8; 8]) -> u8 {
         let (response, status, data) = self.send(lun, &[0x12, 0, 0, 0, 36, 0], 36);
         assert_eq!((response, status), (0, 0));
         data[0]
     }
 
-    fn luns(&mut self, lun: [u8; 8]) -> Vec<[u8; 8]> {
+    pub fn luns(&mut self, lun: [u8; 8]) -> Vec<[u8; 8]> {
         let (response, status, data) = self.send(lun, &[0xa0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], 256);
         assert_eq!((response, status), (0, 0));
         let len = u32::from_be_bytes(data[..4].try_into().unwrap()) as usize;
@@ -76,30 +76,11 @@ impl Fabric {
     }
 }
 
-/// Sends a control request; returns what is in the response buffer, and how much of it the device says that it wrote.
-fn control(guest: &mut Guest, request: &[u8], len: usize) -> (Vec<u8>, u32) {
-    let response = guest.alloc_with(&vec![0xee; len]);
-    let mut parts = vec![];
-    if !request.is_empty() {
-        let request_at = guest.alloc_with(request);
-        parts.push(out(request_at, request.len() as u32));
-    }
-    if len > 0 {
-        parts.push(into(response, len as u32));
-    }
-    let sent = guest.add(0, &parts);
-    guest.kick(0);
-    let (head, used) = guest.wait_used(0);
-    assert_eq!(head, sent);
-    (guest.peek(response, len), used)
-}
-
-fn rescan(guest: &mut Guest, next_id: u32) -> Vec<u8> {
-    let mut request = vec![3, 0, 0, 0];
-    request.extend(next_id.to_le_bytes());
-    let (answer, used) = control(guest, &request, 32);
-    assert_eq!(used, 32);
-    answer
+/// Takes a unit away that nothing is in flight on.
+pub fn detach(fabric: &Fabric, lun: Lun) {
+    let mut gone = Box::pin(fabric.target.detach(lun));
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(matches!(gone.as_mut().poll(&mut cx), std::task::Poll::Ready(Some(_))));
 }
 
 #[test]
@@ -183,168 +164,23 @@ fn a_change_of_the_port_is_told() {
     }
 }
 
-/// Section 3: one target after the other.
+/// A driver looks at the configuration between FEATURES_OK and DRIVER_OK: what changes after that look it hears of as soon as it can.
 #[test]
-fn rescan_enumerates_the_targets() {
-    let mut fabric = Fabric::new(ALL);
-    fabric.san.set_state(9, RemoteState::Blocked);
-    let view = fabric.san.view();
-    let expected = |id: u8, state: u8| {
-        let port = view.remotes[&id];
-        let mut bytes = vec![id, 0, 0, 0, 0, 0, 0, 0];
-        bytes.extend(port.names.wwnn.to_be_bytes());
-        bytes.extend(port.names.wwpn.to_be_bytes());
-        bytes.extend(port.port_id.to_le_bytes());
-        bytes.extend([state, 0, 0, 0]);
-        bytes
-    };
-    let mut end = vec![0xff, 0xff, 0xff, 0xff];
-    end.resize(32, 0);
-    for (next_id, answer) in [
-        (0xffff_ffff, expected(5, 2)),
-        (0, expected(5, 2)),
-        (5, expected(5, 2)),
-        (6, expected(9, 4)),
-        (10, end.clone()),
-        (255, end.clone()),
-        (256, end.clone()),
-        (0xffff_fffe, end),
-    ] {
-        assert_eq!(rescan(&mut fabric.guest, next_id), answer, "{next_id:#x}");
-    }
-    fabric.san.set_state(9, RemoteState::Lost);
-    assert_eq!(rescan(&mut fabric.guest, 6), expected(9, 1));
-}
-
-#[test]
-fn rescan_fails_where_it_cannot_be_answered() {
-    let mut fabric = Fabric::new(ALL);
-    let request = [3, 0, 0, 0, 0, 0, 0, 0];
-    let failure = |len: usize, at: usize| {
-        let mut bytes = vec![0xee; len];
-        bytes[..=at].fill(0);
-        bytes[at] = 9;
-        bytes
-    };
-    for len in [0, 1, 29] {
-        assert_eq!(control(&mut fabric.guest, &request, len), (vec![0xee; len], 0), "{len}");
-    }
-    for len in [30, 31] {
-        assert_eq!(control(&mut fabric.guest, &request, len), (failure(len, 29), 30), "{len}");
-    }
-    assert_eq!(control(&mut fabric.guest, &request[..7], 32), (failure(32, 0), 1), "a short request");
-    assert_eq!(control(&mut fabric.guest, &[4, 0, 0, 0, 0, 0, 0, 0], 32), (failure(32, 0), 1), "type 4");
-    // Split as no driver does it.
-    let (head, tail) = (fabric.guest.alloc_with(&request[..5]), fabric.guest.alloc_with(&request[5..]));
-    let at = fabric.guest.alloc_with(&[0xee; 40]);
-    let response: Vec<Part> = (0..8).map(|i| into(at + 5 * i, 5)).collect();
-    let sent = fabric.guest.add(0, &[vec![out(head, 5), out(tail, 3)], response].concat());
-    fabric.guest.kick(0);
-    assert_eq!(fabric.guest.wait_used(0), (sent, 32));
-    assert_eq!(fabric.guest.peek(at, 1), [5]);
-    // Neither without the feature nor without a fabric is there such a request.
-    let mut others = [Fabric::new(HOTPLUG).guest, Bench::new(Options::default(), 1, HOTPLUG).guest];
-    for guest in &mut others {
-        assert_eq!(control(guest, &request, 32), (failure(32, 0), 1));
-    }
-}
-
-/// A fabric that answers when the test wishes.
-struct Slow {
-    view: Mutex<View>,
-    waiting: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
-}
-
-impl San for Slow {
-    fn view(&self) -> Arc<View> {
-        Arc::new(self.view.lock().unwrap().clone())
-    }
-    fn rescan(&self, done: Box<dyn FnOnce() + Send>) {
-        self.waiting.lock().unwrap().push(done);
-    }
-    fn set_listener(&self, _: Option<Arc<dyn SanListener>>) {}
-}
-
-fn slow() -> (Guest, Arc<Slow>) {
-    let view = Mutex::new(View::clone(&Emulated::new("slow", [1]).view()));
-    let san = Arc::new(Slow { view, waiting: Mutex::default() });
-    let mut guest = Guest::with_san(Options::default(), 1, BTreeMap::new(), san.clone());
-    guest.start(VERSION_1 | ALL, 16);
-    (guest, san)
-}
-
-/// Sends a RESCAN that waits; returns its head and where the answer comes.
-fn begin_rescan(guest: &mut Guest, san: &Slow) -> (u16, u64) {
-    let request = guest.alloc_with(&[3, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
-    let response = guest.alloc_with(&[0xee; 32]);
-    let before = san.waiting.lock().unwrap().len();
-    let head = guest.add(0, &[out(request, 8), into(response, 32)]);
-    guest.kick(0);
-    guest.wait_for("a rescan", || san.waiting.lock().unwrap().len() > before);
-    (head, response)
-}
-
-#[test]
-fn rescan_waits_for_the_host_and_nothing_else_does() {
-    let (mut guest, san) = slow();
-    for called in [true, false] {
-        let (head, response) = begin_rescan(&mut guest, &san);
-        guest.expect_silence(0);
-        // A function of another kind, and another enumeration.
-        assert_eq!(guest.tmf(1, lun(1, 0), 0), 12, "there is no such unit");
-        assert_eq!(rescan(&mut guest, 1)[0], 1);
-        // What the host found, of which it has said nothing else yet.
-        let found = Emulated::new("slow", [0, 1]).view().remotes[&0];
-        san.view.lock().unwrap().remotes.insert(0, found);
-        let done = san.waiting.lock().unwrap().pop().unwrap();
-        if called {
-            done();
-        } else {
-            drop(done);
+fn a_change_while_a_driver_starts_is_told_when_it_has_started() {
+    let mut fabric = Fabric::cold();
+    let guest = &mut fabric.guest;
+    guest.enable_msix();
+    for changes in [true, false] {
+        assert!(guest.negotiate(VERSION_1 | ALL));
+        guest.write(guest.at.common + 16, &0_u16.to_le_bytes());
+        if changes {
+            fabric.san.set_local(|port| port.state = PortState::LinkDown);
         }
-        assert_eq!(guest.wait_used(0), (head, 32));
-        assert_eq!(guest.peek(response, 1), [0]);
-        // What a driver was told of, it can reach.
-        assert_eq!(guest.command(2, lun(0, 0), &[0x12, 0, 0, 0, 36, 0], &[], 36).response, 0);
+        assert!(guest.seat.msi.take().is_empty());
+        guest.set_status(3 | 8 | 4);
+        let data: Vec<_> = guest.seat.msi.take().iter().map(|message| message.data).collect();
+        assert_eq!(data, vec![0; usize::from(changes)]);
     }
-}
-
-#[test]
-fn a_host_that_does_not_answer_is_not_waited_for_for_ever() {
-    let (mut guest, san) = slow();
-    let begin = Instant::now();
-    let (head, response) = begin_rescan(&mut guest, &san);
-    assert_eq!(guest.wait_used(0), (head, 32));
-    assert!(begin.elapsed() > Duration::from_secs(4));
-    assert_eq!(guest.peek(response, 1), [1]);
-    // Called after all, for nobody.
-    san.waiting.lock().unwrap().pop().unwrap()();
-    guest.expect_silence(0);
-}
-
-#[test]
-fn a_reset_ends_a_rescan() {
-    let (mut guest, san) = slow();
-    let (_, response) = begin_rescan(&mut guest, &san);
-    let begin = Instant::now();
-    guest.reset();
-    assert!(begin.elapsed() < Duration::from_secs(2));
-    assert_eq!(guest.peek(response, 32), [0xee; 32], "memory is the driver's again");
-    begin_after(&mut guest, &san);
-    PciFunction::reset(&*guest.hba);
-}
-
-fn begin_after(guest: &mut Guest, san: &Slow) {
-    guest.start(VERSION_1 | ALL, 16);
-    begin_rescan(guest, san);
-}
-
-#[test]
-fn the_machine_ends_while_a_rescan_waits() {
-    let (mut guest, san) = slow();
-    begin_rescan(&mut guest, &san);
-    drop(guest);
-    san.waiting.lock().unwrap().pop().unwrap()();
 }
 
 /// Section 4. The stock driver of Linux sends `lun >> 8 | 0x40` and `lun & 0xff` of the integer that the first two bytes in REPORT LUNS
@@ -479,171 +315,6 @@ fn no_unit_has_four_levels() {
         error.to_string(),
         "the logical unit number has four levels, and virtio-scsi carries three: map the unit to a number of fewer levels at the array"
     );
-}
-
-/// Events of target 5 and 9.
-const LOOK_AGAIN: (u32, [u8; 8], u32) = (1, [1, 5, 0, 0, 0, 0, 0, 0], 1);
-const fn rport(target: u8, reason: u32) -> (u32, [u8; 8], u32) {
-    (4, [1, target, 0, 0, 0, 0, 0, 0], reason)
-}
-
-fn next(fabric: &mut Fabric) -> (u32, [u8; 8], u32) {
-    let buffer = offer(&mut fabric.guest, 16);
-    event(&mut fabric.guest, buffer)
-}
-
-fn silence(fabric: &mut Fabric) {
-    offer(&mut fabric.guest, 16);
-    fabric.guest.expect_silence(1);
-}
-
-/// Takes a unit away that nothing is in flight on.
-fn detach(fabric: &Fabric, lun: Lun) {
-    let mut gone = Box::pin(fabric.target.detach(lun));
-    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    assert!(matches!(gone.as_mut().poll(&mut cx), std::task::Poll::Ready(Some(_))));
-}
-
-#[test]
-fn ports_come_and_go_by_events_of_their_own() {
-    let mut fabric = Fabric::new(ALL);
-    for state in [RemoteState::Blocked, RemoteState::Lost, RemoteState::Online, RemoteState::Blocked] {
-        assert!(fabric.san.set_state(9, state));
-    }
-    fabric.san.set_state(9, RemoteState::Online);
-    fabric.san.add(7);
-    for expected in [rport(9, 1), rport(7, 1)] {
-        assert_eq!(next(&mut fabric), expected);
-    }
-    for (state, reason) in [(RemoteState::Blocked, 0), (RemoteState::Lost, 0), (RemoteState::Online, 1)] {
-        fabric.san.set_state(9, state);
-        if state != RemoteState::Lost {
-            assert_eq!(next(&mut fabric), rport(9, reason));
-        }
-    }
-    silence(&mut fabric);
-    assert!(!fabric.san.set_state(200, RemoteState::Lost));
-}
-
-#[test]
-fn a_port_that_has_another_name_has_changed() {
-    let (mut guest, san) = slow();
-    san.view.lock().unwrap().remotes.get_mut(&1).unwrap().port_id = 0x03_0303;
-    assert_eq!(rescan(&mut guest, 0)[24..28], [3, 3, 3, 0], "the host says nothing of it by itself");
-    let buffer = offer(&mut guest, 16);
-    assert_eq!(event(&mut guest, buffer), rport(1, 2));
-}
-
-/// Drivers that do not know of ports look for what they have not found yet.
-#[test]
-fn without_events_of_ports_new_ones_are_looked_for() {
-    let mut fabric = Fabric::new(HOTPLUG);
-    fabric.san.set_state(9, RemoteState::Blocked);
-    fabric.san.set_state(9, RemoteState::Online);
-    fabric.san.add(7);
-    assert_eq!(next(&mut fabric), (1, [1, 7, 0, 0, 0, 0, 0, 0], 1));
-    fabric.san.set_state(9, RemoteState::Lost);
-    fabric.san.set_state(9, RemoteState::Online);
-    assert_eq!(next(&mut fabric), (1, [1, 9, 0, 0, 0, 0, 0, 0], 1));
-    silence(&mut fabric);
-}
-
-#[test]
-fn units_that_come_are_one_event_for_those_who_know_luns() {
-    let mut fabric = Fabric::new(ALL);
-    for unit in 1..9 {
-        fabric.target.attach_native(Lun([0, unit, 0, 1, 0, 0, 0, 0]), disk().1).unwrap();
-    }
-    fabric.san.units_changed(5);
-    assert_eq!(next(&mut fabric), LOOK_AGAIN);
-    silence(&mut fabric);
-    detach(&fabric, Lun([0, 3, 0, 1, 0, 0, 0, 0]));
-    // A buffer is there already.
-    assert_eq!(fabric.guest.wait_used(1).1, 16);
-    fabric.san.units_changed(5);
-    silence(&mut fabric);
-    // Nothing that came or went here: the array alone knows.
-    fabric.san.units_changed(5);
-    assert_eq!(fabric.guest.wait_used(1).1, 16);
-}
-
-#[test]
-fn a_stock_driver_hears_of_each_unit_that_it_can_address() {
-    let mut fabric = Fabric::new(HOTPLUG);
-    let five = Lun([0, 5, 0, 0, 0, 0, 0, 0]);
-    fabric.target.attach_native(five, disk().1).unwrap();
-    // It would take this for LUN 5.
-    let deep = Lun([0, 5, 1, 2, 0, 0, 0, 0]);
-    fabric.target.attach_native(deep, disk().1).unwrap();
-    fabric.target.attach_native(Lun([0x42, 1, 0, 0, 0, 0, 0, 0]), disk().1).unwrap();
-    fabric.san.units_changed(5);
-    assert_eq!(next(&mut fabric), (1, [1, 5, 0, 5, 0, 0, 0, 0], 1));
-    assert_eq!(next(&mut fabric), (1, [1, 5, 0x42, 1, 0, 0, 0, 0], 1));
-    detach(&fabric, deep);
-    silence(&mut fabric);
-    detach(&fabric, five);
-    assert_eq!(fabric.guest.wait_used(1).1, 16);
-}
-
-/// Of a port that comes and goes the newest state is told. When too much else waits, the driver is told last to look: what is older
-/// would have it remove the disks of a port that is there.
-#[test]
-fn what_is_told_last_is_true() {
-    let mut fabric = Fabric::new(ALL);
-    let flap = |fabric: &Fabric, end: RemoteState| {
-        for _ in 0..40 {
-            fabric.san.set_state(9, RemoteState::Lost);
-            fabric.san.set_state(9, RemoteState::Online);
-        }
-        fabric.san.set_state(9, end);
-    };
-    flap(&fabric, RemoteState::Online);
-    assert_eq!(next(&mut fabric), rport(9, 1));
-    flap(&fabric, RemoteState::Lost);
-    assert_eq!(next(&mut fabric), rport(9, 0));
-    let luns: Vec<_> = (1..=64).map(|unit| Lun([0, unit, 0, 0, 0, 0, 0, 0])).collect();
-    for &lun in &luns {
-        fabric.target.attach_native(lun, disk().1).unwrap();
-    }
-    assert_eq!(next(&mut fabric), LOOK_AGAIN);
-    silence(&mut fabric);
-    luns.iter().for_each(|&lun| detach(&fabric, lun));
-    flap(&fabric, RemoteState::Online);
-    // A buffer is there already.
-    assert_eq!(fabric.guest.wait_used(1).1, 16);
-    for &Lun([a, b, ..]) in &luns[1..] {
-        assert_eq!(next(&mut fabric), (1, [1, 5, a, b, 0, 0, 0, 0], 2));
-    }
-    assert_eq!(next(&mut fabric), rport(9, 1));
-    silence(&mut fabric);
-}
-
-#[test]
-fn events_of_ports_that_were_dropped_are_missed() {
-    let mut fabric = Fabric::new(ALL);
-    for target in 10..80 {
-        fabric.san.add(target);
-    }
-    // The port that is lost last has no place.
-    fabric.san.set_state(79, RemoteState::Lost);
-    fabric.san.set_state(10, RemoteState::Lost);
-    for target in (11..74).chain([10]) {
-        assert_eq!(next(&mut fabric), rport(target, u32::from(target != 10)));
-    }
-    assert_eq!(next(&mut fabric), (0x8000_0000, [0; 8], 0));
-    silence(&mut fabric);
-}
-
-#[test]
-fn another_driver_addresses_in_its_own_way() {
-    let mut fabric = Fabric::new(ALL);
-    let deep = Lun([0, 5, 1, 2, 0, 0, 0, 0]);
-    fabric.target.attach_native(deep, disk().1).unwrap();
-    assert_eq!(fabric.luns(lun(5, 0)).len(), 2);
-    fabric.guest.start(VERSION_1 | HOTPLUG, 16);
-    assert_eq!(fabric.luns(lun(5, 0)).len(), 1);
-    fabric.guest.start(VERSION_1 | ALL, 16);
-    assert_eq!(fabric.luns(lun(5, 0)).len(), 2);
 }
 
 /// The legacy registers come from before all of this.

@@ -10,8 +10,8 @@ use hba_virtio_scsi::Options;
 use hba_virtio_scsi::fc::{Emulated, RemoteState};
 
 use crate::disks::disk;
-use crate::fabric::{ALL, Fabric};
-use crate::guest::{Guest, HOTPLUG, RING_RESET, VERSION_1, into, lun, out};
+use crate::fabric::{ALL, Fabric, lun};
+use crate::guest::{Guest, HOTPLUG, RING_RESET, VERSION_1, into, out};
 
 const INQUIRY: [u8; 6] = [0x12, 0, 0, 0, 36, 0];
 const REPORT_LUNS: [u8; 12] = [0xa0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
@@ -109,16 +109,22 @@ fn commands_fail_when_the_port_is_given_up() {
     assert_eq!(guest.command(2, lun(5, 0), &READY, &[], 0).response, 0);
 }
 
-/// The driver is told of the port, and waits itself.
+/// Also those of a driver that is told of ports: they were sent before it could know, and what fails is repeated without a pause.
 #[test]
-fn with_events_of_ports_commands_fail_at_once() {
+fn commands_wait_whether_the_driver_is_told_of_ports_or_not() {
     let mut fabric = Fabric::new(ALL);
-    for state in [RemoteState::Blocked, RemoteState::Lost] {
-        fabric.san.set_state(5, state);
-        assert_eq!(fabric.send(lun(5, 0), &READY, 0).0, 6);
-    }
+    fabric.san.set_state(5, RemoteState::Blocked);
+    let sent: Vec<_> = (0..4).map(|i| begin(&mut fabric.guest, lun(5, 0), i, &READY)).collect();
+    fabric.guest.expect_silence(2);
+    // The end that the driver makes when its own patience is over.
+    assert_eq!(fabric.guest.tmf(0, lun(5, 0), 3), 0);
+    assert_eq!(sent[3].ends(&mut fabric.guest), 2);
     fabric.san.set_state(5, RemoteState::Online);
-    assert_eq!(fabric.send(lun(5, 0), &READY, 0).0, 0);
+    for (i, command) in sent.into_iter().enumerate().filter(|(i, _)| *i != 3) {
+        assert_eq!(command.ends(&mut fabric.guest), 0, "{i}");
+    }
+    fabric.san.set_state(5, RemoteState::Lost);
+    assert_eq!(fabric.send(lun(5, 0), &READY, 0).0, 6);
 }
 
 /// Functions of 5.6.6.2 by number, which of the commands they end, and with what.
@@ -175,9 +181,27 @@ fn functions_end_commands_of_units_that_are_not_there() {
     let (mut guest, _san) = blocked(1);
     let sent = begin(&mut guest, lun(5, 77), 7, &INQUIRY);
     guest.expect_silence(2);
+    assert_eq!(guest.tmf(6, lun(5, 77), 7), 10, "QUERY TASK: FUNCTION SUCCEEDED");
     assert_eq!(guest.tmf(0, lun(5, 77), 7), 0);
     assert_eq!(sent.ends(&mut guest), 2);
     assert_eq!(guest.tmf(0, lun(5, 77), 7), 12);
+}
+
+/// The function is not over while the command is out, and has not failed when there is no such unit: Linux would go on to resets.
+#[test]
+fn a_function_waits_for_a_command_to_a_unit_that_is_not_there() {
+    let (mut guest, _san) = blocked(2);
+    let sent = begin_in(&mut guest, 3, lun(5, 77), 7, &INQUIRY);
+    guest.expect_silence(3);
+    // The thread of the command does something else.
+    let (tell, told) = std::sync::mpsc::channel();
+    guest.remotes[1].spawn(move |_| async move {
+        tell.send(()).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+    });
+    told.recv().unwrap();
+    assert_eq!(guest.tmf(0, lun(5, 77), 7), 0);
+    assert_eq!((guest.used(3).map(|(head, _)| head), sent.response(&guest)), (Some(sent.head), 2));
 }
 
 #[test]
