@@ -113,3 +113,29 @@ impl Drop for End {
         send_away(lock(&self.0), |state| state.ended += 1);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::Context;
+
+    use super::super::Emulated;
+    use super::*;
+
+    /// A request may have its turn only after all that waited were sent away.
+    #[test]
+    fn nobody_waits_once_the_hba_has_gone() {
+        let looks = Looks::default();
+        let cx = &mut Context::from_waker(Waker::noop());
+        let san = Emulated::new("end", [1]);
+        assert!(pin!(looks.one(&*san)).poll(cx).is_ready());
+        // One that the host does not end.
+        lock(&looks.0).begun += 1;
+        let mut waits = pin!(looks.one(&*san));
+        assert!(waits.as_mut().poll(cx).is_pending());
+        looks.close();
+        assert!(waits.poll(cx).is_ready() && pin!(looks.one(&*san)).poll(cx).is_ready());
+        let state = lock(&looks.0);
+        assert_eq!((state.begun, state.ended, state.waiting.len()), (2, 1, 0));
+    }
+}
