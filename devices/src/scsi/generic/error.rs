@@ -95,11 +95,11 @@ pub enum GenericError {
         sg: String,
     },
     /// The host uses it.
-    #[error("{path} is in use: {user}; free it, or set shared = true if all who use it know of each other")]
+    #[error("{path} is in use: {user}; {}", remedy(user))]
     InUse {
         /// As it was given.
         path: String,
-        /// By whom, as a sentence.
+        /// By whom, as a sentence: "sdc is part of /dev/mapper/mpatha", "another program has it open".
         user: String,
     },
     /// This machine has it already.
@@ -172,4 +172,52 @@ pub enum GenericError {
         /// Its word.
         error: io::Error,
     },
+}
+
+/// What to do about a user of a device. What the host has mounted, swaps to, or has made a device of is written by a kernel that knows of no
+/// guest: to share it destroys it. Programs that hold it may know of others.
+fn remedy(user: &str) -> &'static str {
+    let program = user.starts_with("another ") || user.starts_with("open by ");
+    // It has paths open of devices that it makes of them.
+    match program && !user.starts_with("open by multipathd ") {
+        true => "free it, or set shared = true if all who use it know of each other",
+        false => {
+            "free it there, and keep the host from taking it again (docs/fc.md, \"Disks that the host must not take\")"
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_host_itself_has_is_never_to_be_shared() {
+        let said =
+            |user: &str| GenericError::InUse { path: "/dev/sdc".into(), user: user.into() }.to_string();
+        let host = [
+            "sdc is part of /dev/mapper/mpatha",
+            "sdc is part of /dev/md127",
+            "sdc1 is mounted at /srv",
+            "sdc is swap space",
+            // As they are called where the kernel lists them.
+            "part of dm-0 (vg-data)",
+            "mounted at /srv",
+            "swap",
+            "open by multipathd (411)",
+        ];
+        for user in host {
+            let expected = format!(
+                "/dev/sdc is in use: {user}; free it there, and keep the host from taking it again (docs/fc.md, \"Disks that the host \
+                 must not take\")"
+            );
+            assert_eq!(said(user), expected);
+        }
+        for user in ["another program has it for itself", "open by qemu (4711)"] {
+            let expected = format!(
+                "/dev/sdc is in use: {user}; free it, or set shared = true if all who use it know of each other"
+            );
+            assert_eq!(said(user), expected);
+        }
+    }
 }
