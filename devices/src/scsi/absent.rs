@@ -79,10 +79,22 @@ fn inquiry(cdb: &[u8], peripheral: u8, data: &DataBuffers) -> Outcome {
     if page_code != 0 {
         return Err(SenseData::cdb_field(2, Some(7)).into());
     }
-    let mut page = Page::<36>::new();
-    page.put(&[peripheral, 0, 0x07, 0x12, 31, 0, 0, 0]).ascii("", 28);
-    writer.put(page.as_bytes());
+    writer.put(standard(peripheral).as_bytes());
     Ok(writer.finish())
+}
+
+/// Standard INQUIRY data (SPC-5, 6.7.2) with nothing in it but its first byte.
+fn standard(peripheral: u8) -> Page<36> {
+    let mut page = Page::new();
+    page.put(&[peripheral, 0, 0x07, 0x12, 31, 0, 0, 0]).ascii("", 28);
+    page
+}
+
+/// What a unit says of itself whose device is not there: as if there were no unit. Linux looks at no unit behind one that answers
+/// INQUIRY with an error, and passes over one with this qualifier. With 001b, which says what would be there, some of its versions
+/// have a device without a driver, and do not look again when there is more.
+pub(crate) fn away() -> Page<36> {
+    standard(NOT_CAPABLE)
 }
 
 /// REPORT LUNS (SPC-5, 6.33). Any logical unit of the target answers it.

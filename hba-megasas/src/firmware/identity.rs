@@ -69,6 +69,10 @@ pub(super) async fn identify_device(
 ) -> Option<Identity> {
     let mut identity = Identity::of_device(device);
     inquire(io, nexus, None, &mut identity.inquiry).await?;
+    // Nothing is there (SPC-5, 6.7.2): a device that is away.
+    if identity.inquiry.first().is_some_and(|first| first >> 5 != 0) {
+        return None;
+    }
     first(&identity);
     let mut names = [0; 252];
     inquire(io, nexus, Some(0x83), &mut names).await?;

@@ -141,6 +141,12 @@ impl Link {
         (!self.is_gone()).then_some(&self.kept)
     }
 
+    /// Whether it stands for a device that is not there, and asks none.
+    pub(super) fn is_empty(&self) -> bool {
+        // No device has come without.
+        self.kept.is_empty()
+    }
+
     /// A page of vital product data, as the device said it when it came; `None` of most.
     pub(super) fn page_kept(&self, code: u8) -> Option<&[u8]> {
         self.pages.get(code).filter(|_| !self.is_gone())

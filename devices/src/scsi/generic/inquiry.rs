@@ -26,6 +26,8 @@ pub(super) enum Page {
 pub(super) enum Look {
     /// Nothing.
     Not,
+    /// Where there is no device, the unit answers as if it were none.
+    Standard,
     /// The page of block limits is the device's; its lengths become those that the host takes.
     BlockLimits,
     /// The device has no such page: the whole of it is made here.
@@ -44,6 +46,8 @@ pub(super) fn look(kind: Kind, page: Page, read_only: bool, cdb: &Cdb) -> Look {
     const READ_CAPACITY_16: u8 = 0x10;
     let bytes = cdb.padded();
     match (cdb.opcode(), kind) {
+        // The LUN of SCSI-2 may be in byte 1.
+        (0x12, _) if bytes[1] & 0x1f == 0 && bytes[2] == 0 => Look::Standard,
         (0x12, Kind::Disk) if bytes[1] & EVPD != 0 => match (bytes[2], page) {
             (BLOCK_LIMITS, Page::Own) => Look::BlockLimits,
             (BLOCK_LIMITS, Page::Missing) => Look::MakeBlockLimits,
@@ -211,7 +215,8 @@ mod tests {
     #[test]
     fn only_what_must_differ_is_looked_at() {
         let of = |cdb: &[u8]| look(Kind::Disk, Page::Own, false, &Cdb::new(cdb));
-        assert_eq!(of(&[0x12, 0, 0, 0, 96, 0]), Look::Not);
+        assert_eq!(of(&[0x12, 0, 0, 0, 96, 0]), Look::Standard);
+        assert_eq!(of(&[0x12, 0, 0x80, 0, 96, 0]), Look::Not);
         assert_eq!(of(&[0x12, 1, 0, 0, 96, 0]), Look::Not);
         assert_eq!(of(&[0x12, 1, 0xb0, 0, 96, 0]), Look::BlockLimits);
         assert_eq!(of(&[0x12, 1, 0x83, 0, 96, 0]), Look::Not);

@@ -144,7 +144,11 @@ impl Generic {
         let room = u64::from(u16::from_be_bytes([*high, *low])).min(data.data_in.len());
         self.plug.peek(|link| {
             let mut writer = Writer::new(&data.data_in, room);
-            writer.put(if vital { link.page_kept(*page)? } else { link.kept()? });
+            match vital {
+                true => writer.put(link.page_kept(*page)?),
+                false if link.is_empty() => writer.put(absent::away().as_bytes()),
+                false => writer.put(link.kept()?),
+            }
             Some(writer.finish())
         })
     }

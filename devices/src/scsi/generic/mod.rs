@@ -80,7 +80,7 @@ use super::outcome::{Done, Outcome};
 use super::passed::Words;
 use super::sense::{Failure, INVALID_FIELD_IN_CDB, INVALID_OPERATION_CODE, SenseData};
 use super::unit::Context;
-use super::{Cdb, DataBuffers, Status, TaskAttribute, absent};
+use super::{Cdb, DataBuffers, Status, TaskAttribute, TransportFault, absent};
 use crate::iothread::{Errands, Io, Owner};
 use crate::mem::{FromGuest, SgList};
 use crate::storage::{PIECE, PrivateMemory};
@@ -124,6 +124,8 @@ pub struct GenericConfig {
 pub struct Generic {
     /// What is behind it.
     plug: Arc<Plug>,
+    /// It is reached by a port of a fabric that the machine knows of.
+    behind_port: bool,
     name: String,
     /// First byte of the device's INQUIRY data.
     peripheral: u8,
@@ -183,6 +185,7 @@ impl Generic {
             resetting: Arc::default(),
             told_no_reset: AtomicBool::new(false),
             plug: Plug::new(link, config),
+            behind_port: false,
             held: Held::default(),
             unheard: Unheard::default(),
             depth,
@@ -259,8 +262,17 @@ impl Generic {
             if verdict.may_have_reset(self.kind.is_sequential()) {
                 context.path.unit.raise(Attention::UnitReset, None);
             }
-            verdict.outcome(direction, moved, &self.words)
+            self.as_path(verdict).outcome(direction, moved, &self.words)
         }
+    }
+
+    /// Behind a port of a fabric a device that is not there is a path that is not there: the array has not said that the unit is gone,
+    /// and its others find another path.
+    fn as_path(&self, verdict: Verdict) -> Verdict {
+        if self.behind_port && verdict == status::gone() {
+            return Verdict::Fault(TransportFault::PathLost);
+        }
+        verdict
     }
 
     /// What has to wait, to be divided or to be looked at.
@@ -274,6 +286,7 @@ impl Generic {
         self.wait_for_orphans(&context, &command.cdb).await?;
         match look {
             Look::Not => self.transfer(context.io, link, command).await,
+            Look::Standard => self.identify(context.io, link, command).await,
             look => self.examine(context.io, link, command, look).await,
         }
     }

@@ -139,7 +139,8 @@ impl Generic {
             wanted: None,
         };
         let host: Arc<dyn Host> = node.into_host();
-        let unit = ask_again(|| Self::new(host.clone(), config.clone()))?;
+        let mut unit = ask_again(|| Self::new(host.clone(), config.clone()))?;
+        unit.behind_port = true;
         let returning = Returning::new(wanted, &unit.plug);
         returning.watch();
         Ok((unit, returning))

@@ -12,14 +12,14 @@ use super::host::{Command, Direction};
 use super::inquiry::{self, LONGEST, Look, WHOLE_LEN};
 use super::room::Part;
 use super::split::Blocks;
-use super::status::{Verdict, refused, verdict};
+use super::status::{self, Verdict, refused, verdict};
 use super::table::Class;
 use super::{BUSY, COPIED_MAX, Generic, filter};
 use crate::iothread::{Doing, Io, Touches, Work};
 use crate::mem::{FromGuest, SgList, ToGuest};
 use crate::scsi::memory::Scratch;
 use crate::scsi::sense::{Failure, INVALID_FIELD_IN_CDB, LBA_OUT_OF_RANGE, SenseData};
-use crate::scsi::{Cdb, Status};
+use crate::scsi::{Cdb, Status, absent};
 use crate::storage::PIECE;
 
 /// What memory of the process is aligned to: no queue wants more.
@@ -307,6 +307,24 @@ impl Generic {
         Ok((verdict, moved))
     }
 
+    /// Standard INQUIRY, which the unit answers itself where there is no device.
+    pub(super) async fn identify(
+        &self,
+        io: &Io,
+        link: &Arc<Link>,
+        command: Command,
+    ) -> Result<(Verdict, u64), Failure> {
+        let (cdb, data) = (command.cdb, ToGuest::new(command.data.window(0, u64::MAX)));
+        let (verdict, moved) = self.transfer(io, link, command).await?;
+        if verdict != status::gone() {
+            return Ok((verdict, moved));
+        }
+        let page = absent::away();
+        let bytes = page.as_bytes();
+        let moved = data.write_at(0, bytes.get(..inquiry::wanted(&cdb)).unwrap_or(bytes)) as u64;
+        Ok((Verdict::Device { status: Status::Good, sense: None, moved }, moved))
+    }
+
     /// READ CAPACITY(10) in the place of the initiator's command, which waits for the length of a block.
     async fn ask_block(&self, io: &Io, link: &Arc<Link>) -> Result<Result<u32, Verdict>, Failure> {
         let scratch = self.scratch(8)?;
@@ -345,7 +363,7 @@ impl Link {
                     *byte |= 0x80;
                 }
             }
-            Look::Not | Look::MakeBlockLimits => {}
+            Look::Not | Look::Standard | Look::MakeBlockLimits => {}
         }
     }
 

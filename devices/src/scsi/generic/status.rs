@@ -178,11 +178,16 @@ fn device(answer: &Answer, asked: u64) -> Verdict {
     Verdict::Device { status, sense, moved }
 }
 
-/// How a command ended that the kernel has not carried out. `None` where the unit is gone.
+/// How a command ended for which there is no device.
+pub(super) fn gone() -> Verdict {
+    failed(SenseKey::IllegalRequest, LUN_NOT_SUPPORTED)
+}
+
+/// How a command ended that the kernel has not carried out.
 pub(super) fn refused(error: &io::Error) -> Verdict {
     match error.raw_os_error() {
         // Deleted, or a block device that is offline: as a command for a LUN that is not there.
-        Some(libc::ENODEV) => failed(SenseKey::IllegalRequest, LUN_NOT_SUPPORTED),
+        Some(libc::ENODEV) => gone(),
         // Set offline, by the kernel or by hand.
         Some(libc::ENXIO) => Verdict::Fault(TransportFault::PathLost),
         // The kernel's own filter for those without CAP_SYS_RAWIO, or a node that is open for reading.

@@ -7,7 +7,7 @@ use super::*;
 use crate::iothread::Io;
 use crate::scsi::generic::comeback::{Link, Plug, ask_again, ring};
 use crate::scsi::generic::{Found, GenericError};
-use crate::scsi::{Status, TaskManagement};
+use crate::scsi::{Residual, Status, TaskManagement};
 use crate::testing::on_io_thread;
 
 const READ: [u8; 10] = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0];
@@ -116,6 +116,81 @@ fn a_unit_goes_on_with_a_device_that_is_back_and_all_initiators_hear_of_it() {
         heard(&io, &nexus, &[]).await;
         heard(&io, &other, &[(0x29, 0x00)]).await;
         assert_eq!(first.take_seen(), []);
+    });
+}
+
+/// Linux looks at no unit behind one that answers with an error, when it looks for units.
+#[test]
+fn a_unit_without_its_device_says_that_none_is_there_and_others_are_found() {
+    on_io_thread(|io| async move {
+        let (host, away) = (good(), Arc::new(AtomicBool::new(false)));
+        let (nexus, _target, plug) = unit(&io, &host).await;
+        let plug = plug.upgrade().unwrap();
+        plug.put(None, &config()).unwrap();
+        let mut nothing = vec![0x7f, 0, 0x07, 0x12, 31, 0, 0, 0];
+        nothing.resize(36, b' ');
+        let (reply, data) = send(&io, &nexus, &[0x12, 0, 0, 0, 36, 0], &[], 64).await;
+        let reply = reply.unwrap();
+        assert_eq!((reply.status, reply.residual_in), (Status::Good, Residual::Under(28)));
+        assert_eq!((&data[..36], data[36]), (&*nothing, 0xee));
+        let (reply, data) = send(&io, &nexus, &[0x12, 0, 0, 0, 5, 0], &[], 36).await;
+        assert_eq!(
+            (reply.unwrap().residual_in, &data[..6]),
+            (Residual::Under(31), &[0x7f, 0, 7, 0x12, 31, 0xee][..])
+        );
+        // Who knows the unit keeps what it knows.
+        let (reply, _) = send(&io, &nexus, &[0x12, 1, 0x83, 0, 64, 0], &[], 64).await;
+        assert_eq!(codes(&reply.unwrap()), (5, 0x25, 0));
+        plug.put(Some(good()), &config()).unwrap();
+        let (_, data) = send(&io, &nexus, &[0x12, 0, 0, 0, 36, 0], &[], 36).await;
+        assert_eq!((data[0], &data[8..12]), (0, &b"FAKE"[..]));
+        // The kernel has said it before anybody has heard of it; it may be back under its node.
+        let gone = away.clone();
+        let sudden = Sudden(Fake::new(|_| Ok(Answer::good())), gone);
+        plug.put(Some(Arc::new(sudden)), &config()).unwrap();
+        for (is_away, first) in [(true, 0x7f), (true, 0x7f), (false, 0)] {
+            away.store(is_away, Ordering::Relaxed);
+            let (reply, data) = send(&io, &nexus, &[0x12, 0, 0, 0, 36, 0], &[], 36).await;
+            assert_eq!((reply.unwrap().status, data[0]), (Status::Good, first));
+        }
+    });
+}
+
+/// A device that may be away.
+struct Sudden(Fake, Arc<AtomicBool>);
+
+impl Host for Sudden {
+    fn execute(&self, command: &Command) -> std::io::Result<Answer> {
+        match self.1.load(Ordering::Relaxed) {
+            true => Err(std::io::Error::from_raw_os_error(libc::ENODEV)),
+            false => self.0.execute(command),
+        }
+    }
+    fn reset(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// 25h/00h would have an initiator take the unit for gone for good.
+#[test]
+fn behind_a_port_a_device_that_is_not_there_is_a_path_that_is_lost() {
+    on_io_thread(|io| async move {
+        let target = Target::new();
+        let mut unit = Generic::new(good(), config()).unwrap();
+        unit.behind_port = true;
+        let plug = unit.plug.clone();
+        target.attach(Lun::default(), LogicalUnit::Generic(unit)).unwrap();
+        let nexus = Nexus::new(target, None);
+        heard(&io, &nexus, &[(0x29, 0x00)]).await;
+        plug.put(None, &config()).unwrap();
+        for cdb in [&READ[..], &[0; 6]] {
+            let (reply, _) = send(&io, &nexus, cdb, &[], 512).await;
+            assert_eq!(reply.unwrap_err(), TransportFault::PathLost);
+        }
+        let (reply, data) = send(&io, &nexus, &[0x12, 0, 0, 0, 36, 0], &[], 36).await;
+        assert_eq!((reply.unwrap().status, data[0]), (Status::Good, 0x7f));
+        plug.put(Some(good()), &config()).unwrap();
+        heard(&io, &nexus, &[(0x29, 0x00)]).await;
     });
 }
 
