@@ -136,7 +136,7 @@ fn a_check_says_that_there_is_no_port_for_a_virtual_one() {
     let directory = machine();
     let config = format!("{CONFIG}[[hba]]\nid = \"fc0\"\n[hba.fc]\nparent = \"host4711\"\n");
     fs::write(directory.path().join("vm.toml"), config).unwrap();
-    let (code, _, errors) = run(vmm(directory.path()).args(CHECK));
+    let (code, _, errors) = run(vmm(directory.path()).args(CHECK).args(["--set", "vm.name=web1"]));
     let lines: Vec<_> = errors.lines().filter(|line| line.contains("hba fc0: ")).collect();
     let [line] = lines[..] else { panic!("{errors}") };
     let none = "vmm: error: hba fc0: this host has no Fibre Channel port: no driver of an adapter";

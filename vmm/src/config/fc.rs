@@ -276,7 +276,14 @@ fn ports(hba: &Section<'_>, section: &Section<'_>, errors: &mut Errors) -> u8 {
 }
 
 /// A virtual port is known on the host by the names of the machine and of its HBA. No two may have one name of a port.
-pub(super) fn check(sections: &[Section<'_>], hbas: &[Hba], machine: Option<&str>, errors: &mut Errors) {
+/// Names that are not written are stored under it, so the machine's must be `named` by its configuration: two files with one name had one port.
+pub(super) fn check(
+    sections: &[Section<'_>],
+    hbas: &[Hba],
+    machine: Option<&str>,
+    named: bool,
+    errors: &mut Errors,
+) {
     let ports: Vec<_> = sections
         .iter()
         .zip(hbas)
@@ -289,6 +296,12 @@ pub(super) fn check(sections: &[Section<'_>], hbas: &[Hba], machine: Option<&str
                 let message = format!(
                     "[hba.fc]: the port would be known on the host as \"{owner}\", which is no name for it; expected `name` in [vm] \
                      of letters, digits, dots, dashes and underscores, up to 64 with the `id` of the HBA"
+                );
+                errors.add(&section.origin, message);
+            } else if !named && fc.names().is_none() {
+                let message = format!(
+                    "[hba.fc]: the names of the port would be stored as \"{owner}\", and a machine of another file with this name had \
+                     the same port and data; expected `name` in [vm], or `wwnn` and `wwpn` here"
                 );
                 errors.add(&section.origin, message);
             }

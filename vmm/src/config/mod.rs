@@ -230,13 +230,15 @@ fn build(
     errors: &mut Errors,
 ) -> Option<Config> {
     let directory = path.parent().unwrap_or(Path::new(""));
-    let vm = machine::vm(&root.take("vm"), path, host, errors);
+    let section = root.take("vm");
+    let named = section.written("name").is_some();
+    let vm = machine::vm(&section, path, host, errors);
     let mut paths = Paths::of(path);
     paths.hbas(root.sections("hba"), directory);
     let hbas = hba::hbas(root, directory, vm.as_ref().map_or(1, |vm| vm.cpus), errors);
     paths.below(root.sections("hba"), hbas.as_deref().unwrap_or_default());
     let name = vm.as_ref().map(|vm| &*vm.name);
-    fc::check(root.sections("hba"), hbas.as_deref().unwrap_or_default(), name, errors);
+    fc::check(root.sections("hba"), hbas.as_deref().unwrap_or_default(), name, named, errors);
     hba::warn(hbas.as_deref().unwrap_or_default());
     let section = root.take("boot");
     let boot = machine::boot(&section, directory, hbas.as_deref(), errors);

@@ -282,6 +282,22 @@ fn what_belongs_to_the_other_kind() {
 }
 
 #[test]
+fn names_are_stored_under_a_name_that_is_written() {
+    let text = HBA.replace("name = \"web\"\n", "");
+    assert_eq!(
+        Fixture::new().lines(&text, &[]),
+        [
+            "vm.toml:7: [hba.fc]: the names of the port would be stored as \"vm.fc0\", and a machine of another file with this name had \
+             the same port and data; expected `name` in [vm], or `wwnn` and `wwpn` here"
+        ]
+    );
+    // One is enough: a name of the machine, wherever it is written, or those of the port. An emulated fabric stores none.
+    good(&text, &["vm.name=web"]);
+    good(&format!("{text}wwnn = \"2000020000000001\"\nwwpn = \"2100020000000001\"\n"), &[]);
+    good(&format!("{text}emulated = true\n"), &[]);
+}
+
+#[test]
 fn a_boot_device_may_be_behind_a_virtual_port() {
     let text = HBA.replace("kernel = \"vmlinuz\"", "firmware = \"vmlinuz\"\norder = [\"fc0:1:27\"]");
     good(&text, &[]);
