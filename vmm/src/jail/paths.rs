@@ -7,7 +7,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -129,7 +129,7 @@ pub(super) fn of_port() -> Result<Option<Paths>> {
     const OWN: Rights = make_bitflags!(AccessFs::{ReadFile | WriteFile | ReadDir | Truncate | MakeReg | MakeDir | RemoveFile});
     const KEPT: [&str; 2] = ["/run/vmm/fc", "/var/lib/vmm/fc"];
     // Who may not make them hears of that when something is to be kept there.
-    let _ = KEPT.map(fs::create_dir_all);
+    let _ = KEPT.map(|path| fs::DirBuilder::new().recursive(true).mode(0o755).create(path));
     let rule = |(path, rights): (&str, _)| Rule { path: path.into(), rights, what: What::Kernel };
     let all = [("/dev", NODES), ("/sys", LOOK), ("/sys/devices", TOLD), ("/proc", LOOK)];
     let own = KEPT.map(|path| (path, OWN));
