@@ -59,6 +59,7 @@ impl Workers {
 pub(super) fn work(roots: &Roots, job: &Job) -> Done {
     let written = match job {
         Job::Ask(address) => return Done::Asked(generic::report_luns(&address.to_string())),
+        Job::Who(address, was) => return Done::Who(generic::who_is(&address.to_string(), was)),
         Job::Tune(remote, times) => {
             let place = roots.sys.join("class/fc_remote_ports").join(remote);
             times.iter().try_for_each(|(name, seconds)| {
@@ -127,6 +128,8 @@ fn failed(roots: &Roots, opening: &Opening, error: GenericError) -> Opened {
         GenericError::Absent { .. } => Opened::NoUnit,
         // It has gone again, or its nodes come.
         GenericError::NoNode { .. } | GenericError::Missing { .. } if opening.fresh => Opened::Later,
+        // The machine is about to close its own.
+        GenericError::InUse { .. } if opening.fresh && opening.again.is_some() => Opened::Later,
         GenericError::InUse { path, user } => {
             // The kernel's own users are known better by what they are called.
             let user = user_of(roots, &opening.address).unwrap_or(user);

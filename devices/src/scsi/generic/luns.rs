@@ -47,7 +47,7 @@ pub fn report_luns(address: &str) -> Luns {
 }
 
 /// A node that nobody can have for himself.
-fn open(sysfs: &Sysfs, device: &Device) -> Result<Routes, String> {
+pub(super) fn open(sysfs: &Sysfs, device: &Device) -> Result<Routes, String> {
     let open = |driver| {
         let path = sysfs.node_of(device, driver)?;
         let file = OpenOptions::new()

@@ -46,6 +46,7 @@ mod taken;
 mod tests;
 mod timeouts;
 mod udev;
+mod who;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -65,6 +66,7 @@ pub use node::{GenericOptions, Place};
 pub use passing::{Opening, open_again, open_at};
 pub use route::Part;
 pub use sysfs::Driver;
+pub use who::{Who, who_is};
 
 use self::comeback::{Link, Plug};
 use self::held::Held;

@@ -235,12 +235,7 @@ impl Device {
 
     /// Its serial number (SPC-5, 7.7.19).
     pub(super) fn serial(&self) -> Option<String> {
-        let page = fs::read(self.directory.join("vpd_pg80")).ok()?;
-        let [high, low] = *page.get(2..)?.first_chunk::<2>()?;
-        let serial = page.get(4..)?;
-        let serial = serial.get(..usize::from(u16::from_be_bytes([high, low]))).unwrap_or(serial);
-        let serial = String::from_utf8_lossy(serial);
-        Some(serial.trim_matches(|c: char| c == '\0' || c.is_whitespace()).to_owned())
+        serial(&fs::read(self.directory.join("vpd_pg80")).ok()?)
     }
 
     /// Peripheral device type (SPC-5, 6.7.2).
@@ -330,7 +325,22 @@ fn plain(name: &str) -> String {
 /// The names of a device: what the kernel calls it by, and what it says in VPD page 83h of the logical unit (SPC-5, 7.7.6).
 fn names_of(directory: &Path) -> Vec<String> {
     let mut names: Vec<_> = read(&directory.join("wwid")).iter().map(|name| plain(name)).collect();
-    let page = fs::read(directory.join("vpd_pg83")).unwrap_or_default();
+    names.extend(designators(&fs::read(directory.join("vpd_pg83")).unwrap_or_default()));
+    names
+}
+
+/// The serial number in VPD page 80h (SPC-5, 7.7.19).
+pub(super) fn serial(page: &[u8]) -> Option<String> {
+    let [high, low] = *page.get(2..)?.first_chunk::<2>()?;
+    let serial = page.get(4..)?;
+    let serial = serial.get(..usize::from(u16::from_be_bytes([high, low]))).unwrap_or(serial);
+    let serial = String::from_utf8_lossy(serial);
+    Some(serial.trim_matches(|c: char| c == '\0' || c.is_whitespace()).to_owned())
+}
+
+/// EUI-64 and NAA names of the logical unit in VPD page 83h (SPC-5, 7.7.6).
+pub(super) fn designators(page: &[u8]) -> Vec<String> {
+    let mut names = Vec::new();
     let mut rest = page.get(4..).unwrap_or_default();
     while let Some((head, after)) = rest.split_first_chunk::<4>() {
         let [_, kind, _, len] = *head;

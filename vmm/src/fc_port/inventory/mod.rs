@@ -6,9 +6,11 @@
 //!                                          |-- numbers  the numbers of target ports
 //!                                          |-- target   one target port: its state, and one job at a time
 //!                                          |-- unit     one logical unit: there, away, not to be opened
+//!                                          |-- doubt    whether a unit is who it was
 //!                                          |-- look     what the machine waits for
 //! ```
 
+mod doubt;
 mod look;
 mod numbers;
 mod target;
@@ -19,7 +21,7 @@ mod unit;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use devices::scsi::generic::{Arrival, Luns, Wanted as Device};
+use devices::scsi::generic::{Arrival, Identity, Luns, Wanted as Device, Who};
 use fc::glimpse::{Glimpse, Sighting};
 use fc::model::RemotePort as Seen;
 use fc::watch::{Change, Reason, Thing, Uevent};
@@ -85,6 +87,8 @@ pub(super) enum Job {
     Scan(Address, bool),
     /// REPORT LUNS.
     Ask(Address),
+    /// Ask a unit who it is, which was this one.
+    Who(Address, Box<Identity>),
     /// Have the kernel forget a unit.
     Delete(Sighting),
     /// Have the kernel ask a unit anew who it is, or for its size, which has changed.
@@ -98,6 +102,8 @@ pub(super) enum Done {
     Over(Option<String>),
     /// What the target port said.
     Asked(Luns),
+    /// Who a unit is.
+    Who(Who),
 }
 
 /// What came of opening a device.
@@ -189,7 +195,7 @@ impl Inventory {
     }
 
     /// What the machine is shown, if that is something else than before. A port that is back is not there before its units are: commands
-    /// would end at devices that are not open yet.
+    /// would end at devices that are not open yet, or are others now.
     fn other_view(&mut self, now: Instant) -> Option<View> {
         let away = |number: u8| {
             let mut units = self.units.range((number, [0; 8])..=(number, [0xff; 8]));
@@ -197,7 +203,8 @@ impl Inventory {
         };
         let remote = |(number, target): (&u8, &Target)| {
             let names = Names { wwnn: target.wwnn, wwpn: target.wwpn.bits() };
-            let returns = target.is_back_since(RETURN, now) && away(*number);
+            let settles = || away(*number) || self.doubts_any(*number);
+            let returns = target.is_back_since(RETURN, now) && settles();
             let state = if returns { RemoteState::Blocked } else { target.state };
             (*number, RemotePort { names, port_id: target.port_id, state, transport: 0 })
         };
@@ -234,6 +241,7 @@ impl Inventory {
         if changed {
             self.orders.push(Order::Keep(self.numbers.all().clone()));
         }
+        let mut back = Vec::new();
         for (number, remote) in &best {
             let Some(wwpn) = remote.wwpn else { continue };
             let target = self.targets.entry(*number).or_insert_with(|| {
@@ -244,8 +252,10 @@ impl Inventory {
                 seen.units.iter().any(|unit| unit.remote == remote.name && unit.state == "transport-offline");
             if target.see(remote, offline, &self.wanted, now) {
                 self.looks.changed(now);
+                back.extend(target.is_back_since(RETURN, now).then_some(*number));
             }
         }
+        back.into_iter().for_each(|number| self.doubt_all(number));
         for (number, target) in &mut self.targets {
             if !best.contains_key(number) {
                 target.lose();
@@ -363,6 +373,7 @@ impl Inventory {
         match (job, done) {
             (Job::Ask(address), Done::Asked(luns)) => self.answered(number, *address, luns, now),
             (Job::Ask(_), Done::Over(_)) => {}
+            (Job::Who(address, was), Done::Who(who)) => self.said_who(number, *address, was, &who, now),
             (Job::Scan(_, false), _) => self.scanned(number, now),
             (Job::Rescan(sighting, true), _) => {
                 let lun = sighting.address.lun.bytes();
@@ -404,6 +415,10 @@ impl Inventory {
                 (unit.missing, unit.silent) = (0, 0);
             }
         }
+        if self.targets.get_mut(&number).is_some_and(Target::takes_doubt) {
+            self.doubt_all(number);
+        }
+        self.ask_doubted(number);
         for lun in all {
             let seated = self.units.get(&(number, lun)).is_some_and(|unit| unit.seat.is_some());
             if !seated
@@ -526,14 +541,22 @@ impl Inventory {
             return;
         };
         let seated = |unit: &Unit| unit.seat.as_ref().is_some_and(|seat| seat.address == *address);
-        let Some(((number, _), unit)) = self.units.iter_mut().find(|(_, unit)| seated(unit)) else { return };
+        let Some(((number, lun), unit)) = self.units.iter_mut().find(|(_, unit)| seated(unit)) else {
+            return;
+        };
         unit.stir(now);
-        let (seat, Some(target)) = (unit.seat.clone(), self.targets.get_mut(number)) else { return };
+        let (number, lun, told) = (*number, *lun, unit.is_told());
+        let (seat, Some(target)) = (unit.seat.clone(), self.targets.get_mut(&number)) else { return };
         match (reason, seat) {
+            (Some(Reason::Inquiry), _) if told => self.suspect(number, lun),
             (Some(reason @ (Reason::Capacity | Reason::Inquiry)), Some(seat)) => {
                 target.add(Job::Rescan(seat, *reason == Reason::Capacity));
             }
-            (Some(Reason::Luns), _) => target.ask_at(now),
+            (Some(Reason::Luns), _) => {
+                // One of its LUNs may lead to another device now.
+                target.doubts();
+                target.ask_at(now);
+            }
             _ => {}
         }
     }

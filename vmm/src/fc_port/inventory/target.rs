@@ -40,6 +40,8 @@ pub(super) struct Target {
     pub(super) scans: u32,
     /// When the kernel was told last of units that it did not take.
     tried: BTreeMap<Lun, Instant>,
+    /// It has said that its units are others; they are asked who they are when it has said which.
+    doubts: bool,
 }
 
 /// Ports of one name: that which counts.
@@ -71,6 +73,7 @@ impl Target {
             over: None,
             scans: 0,
             tried: BTreeMap::new(),
+            doubts: false,
         }
     }
 
@@ -154,6 +157,26 @@ impl Target {
         if !self.jobs.contains(&job) {
             self.jobs.push_back(job);
         }
+    }
+
+    /// A unit is asked who it is.
+    pub(super) fn jobs_of_doubt(&mut self, job: Option<Job>) {
+        job.into_iter().for_each(|job| self.add(job));
+    }
+
+    /// It has said that its units are others.
+    pub(super) fn doubts(&mut self) {
+        self.doubts = true;
+    }
+
+    /// Whether it had said so since the last time.
+    pub(super) fn takes_doubt(&mut self) -> bool {
+        std::mem::take(&mut self.doubts)
+    }
+
+    /// What the kernel was told of a unit counts no more.
+    pub(super) fn forget(&mut self, lun: Lun) {
+        self.tried.remove(&lun);
     }
 
     /// It is asked at this time, if not sooner.

@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use devices::scsi::generic::Wanted as Device;
+use devices::scsi::generic::{Identity, Wanted as Device};
+use fc::Address;
 use fc::glimpse::Sighting;
 
 use super::super::UnitNews;
+use super::Job;
 
 /// Devices of one target port that are being opened at a time.
 pub(super) const MOST: usize = 64;
@@ -49,6 +51,8 @@ pub(super) struct Unit {
     said: Option<String>,
     /// When it was tried last and could not be opened.
     failed: Option<Instant>,
+    /// It may be another one than it was: it is asked.
+    doubted: bool,
 }
 
 impl Unit {
@@ -64,6 +68,7 @@ impl Unit {
             ticket: None,
             said: None,
             failed: None,
+            doubted: false,
         }
     }
 
@@ -93,6 +98,7 @@ impl Unit {
                 Stage::Closed | Stage::Away => {}
             }
             (self.since, self.next, self.ticket, self.failed) = (now, now, None, None);
+            self.doubted = false;
         }
         self.seat = Some(sighting.clone());
         news
@@ -101,7 +107,7 @@ impl Unit {
     /// It is not there now: whether the unit stays, and what the machine hears.
     pub(super) fn vanish(&mut self) -> (bool, Option<UnitNews>) {
         self.seat = None;
-        self.ticket = None;
+        (self.ticket, self.doubted) = (None, false);
         match self.stage {
             Stage::Closed if self.device.is_none() => (false, None),
             Stage::Going => (false, None),
@@ -128,7 +134,7 @@ impl Unit {
 
     fn can_be_opened(&self) -> bool {
         let running = self.seat.as_ref().is_some_and(Sighting::is_running);
-        running && self.ticket.is_none() && matches!(self.stage, Stage::Closed | Stage::Away)
+        running && self.ticket.is_none() && !self.doubted && matches!(self.stage, Stage::Closed | Stage::Away)
     }
 
     /// Whether something comes of it soon: it is being opened, or will be for the first time.
@@ -161,6 +167,42 @@ impl Unit {
     pub(super) fn be_another(&mut self, now: Instant) {
         (self.stage, self.device, self.ticket) = (Stage::Closed, None, None);
         (self.since, self.next, self.missing, self.failed) = (now, now, 0, None);
+        self.doubted = false;
+    }
+
+    /// It is asked whether it is who it was: the job for that, if the machine has it and the kernel, too.
+    pub(super) fn doubt(&mut self) -> Option<Job> {
+        let seat = self.seat.as_ref().filter(|seat| seat.is_running() && self.is_told())?;
+        let identity = self.device.as_ref()?.identity.clone();
+        let job = Job::Who(seat.address, Box::new(identity));
+        self.doubted = true;
+        Some(job)
+    }
+
+    pub(super) fn is_doubted(&self) -> bool {
+        self.doubted
+    }
+
+    /// Where it is, if it is doubted at this address whether it is this one.
+    pub(super) fn doubted(&self, address: Address, was: &Identity) -> Option<Sighting> {
+        let seat = self.seat.as_ref().filter(|seat| self.doubted && seat.address == address)?;
+        self.device.as_ref().filter(|device| device.identity == *was)?;
+        Some(seat.clone())
+    }
+
+    /// It is not doubted any more. Nodes that others have yet, as the machine has, are tried again soon.
+    pub(super) fn believe(&mut self, now: Instant) {
+        (self.doubted, self.since, self.next) = (false, now, now);
+    }
+
+    /// It is taken from the machine for now: whether that is news.
+    pub(super) fn lose(&mut self) -> bool {
+        self.ticket = None;
+        let had = self.stage == Stage::There;
+        if had {
+            self.stage = Stage::Away;
+        }
+        had
     }
 
     /// Its nodes are not all there yet.
