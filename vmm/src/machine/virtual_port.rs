@@ -8,13 +8,14 @@
 //! News are taken one after the other and none waits: what may wait for the host is done on threads, the news of one unit in their
 //! order. A unit that hangs holds up no other.
 
+mod blocked;
 mod opener;
 mod rescans;
 mod units;
 
-use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use devices::scsi::{HostLimits, Lun};
@@ -25,12 +26,16 @@ use super::adapter::{Adapter, port_state};
 use super::host_unit::allow;
 use crate::config::{self, Config};
 use crate::fc_port::{self, News, Passthrough};
+use blocked::Blocked;
 use opener::{Opener, Opens};
 use rescans::Rescans;
 use units::Units;
 
 /// How long units may take to answer who they are before the guest starts without them: they come when they do.
 const START: Duration = Duration::from_secs(5);
+
+/// How long after `fast_io_fail_tmo` the process has to say what became of a port that is blocked: it may open units meanwhile.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// Asks the process for a look; the number comes back when what was found has been told.
 type Ask = Box<dyn Fn(u64) + Send + Sync>;
@@ -39,6 +44,7 @@ type Ask = Box<dyn Fn(u64) + Send + Sync>;
 pub(super) struct VirtualPort {
     adapter: Arc<Adapter>,
     view: RwLock<Arc<View>>,
+    blocked: Mutex<Blocked>,
     listener: Arc<Listener>,
     rescans: Arc<Rescans>,
     units: Arc<Units>,
@@ -62,15 +68,17 @@ impl VirtualPort {
     /// The port of an HBA that is `wanted`, of which nothing is known yet.
     pub(super) fn new(adapter: &Arc<Adapter>, wanted: &config::VirtualPort, ask: Ask) -> Arc<Self> {
         let opener = Opener { read_only: wanted.allow == config::Allow::ReadOnly, bounce: wanted.bounce };
-        Self::with(adapter, Arc::new(opener), ask)
+        let limit = Duration::from_secs(wanted.fast_io_fail_tmo.into()) + SILENCE;
+        Self::with(adapter, Arc::new(opener), ask, limit)
     }
 
-    fn with(adapter: &Arc<Adapter>, opens: Arc<dyn Opens>, ask: Ask) -> Arc<Self> {
+    fn with(adapter: &Arc<Adapter>, opens: Arc<dyn Opens>, ask: Ask, limit: Duration) -> Arc<Self> {
         let (rescans, listener) = (Rescans::new(), Arc::<Listener>::default());
         let of_units = listener.clone();
         let changed = Box::new(move |target| of_units.tell(|listener| listener.units_changed(target)));
         let units = Units::new(adapter.clone(), opens, rescans.clone(), changed);
-        Arc::new(Self { adapter: adapter.clone(), view: RwLock::default(), listener, rescans, units, ask })
+        let (adapter, view, blocked) = (adapter.clone(), RwLock::default(), Mutex::new(Blocked::new(limit)));
+        Arc::new(Self { adapter, view, blocked, listener, rescans, units, ask })
     }
 
     /// Takes what was found at first, before the guest runs.
@@ -102,9 +110,12 @@ impl VirtualPort {
     /// Takes what comes from now on, on a thread of its own.
     pub(super) fn go_on(self: Arc<Self>, news: Receiver<News>) -> Result<()> {
         let serve = move || {
-            news.iter().for_each(|news| self.take(news));
+            self.serve(&news);
             self.rescans.ended();
             if !self.adapter.is_over() {
+                // Commands that wait go on.
+                let view = self.blocked().ended();
+                self.show(view);
                 tracing::error!(
                     "hba {}: the process that has its virtual port (vmm-fcport) has ended: the units that are there stay, and nothing that \
                      changes on the fabric reaches the guest any more; see whether the kernel's log says why (dmesg), and start the \
@@ -116,11 +127,42 @@ impl VirtualPort {
         threads::spawn(Kind::Returns, "fc-port", serve).map(drop).context("a thread for a virtual port")
     }
 
+    /// Takes what comes, as long as anything may.
+    fn serve(&self, news: &Receiver<News>) {
+        loop {
+            let until = self.blocked().until(Instant::now());
+            let next = match until {
+                Some(until) => news.recv_timeout(until),
+                None => news.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match next {
+                Ok(news) => self.take(news),
+                Err(RecvTimeoutError::Timeout) => {
+                    tracing::error!(
+                        "hba {}: a port has been blocked for long, and the process that has its virtual port (vmm-fcport) does not tell what \
+                         became of it: its commands go to the host's kernel now",
+                        self.adapter.id
+                    );
+                    let view = self.blocked().shown(Instant::now());
+                    self.show(view);
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn blocked(&self) -> MutexGuard<'_, Blocked> {
+        self.blocked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes what the process tells.
     fn take(&self, news: News) {
         let hba = &self.adapter.id;
         match news {
-            News::View(view) => self.show(view),
+            News::View(view) => {
+                let view = self.blocked().take(view, Instant::now());
+                self.show(view);
+            }
             News::Unit(target, lun, news) => self.units.take(target, Lun(lun), news),
             News::Looked(number) => self.rescans.looked(number),
             News::Warning(line) => tracing::warn!("hba {hba}: {line}"),

@@ -189,6 +189,11 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::with_limit(LONG)
+    }
+
+    /// With a port that may be blocked for so long.
+    fn with_limit(limit: Duration) -> Self {
         let thread = IoThread::start("test").unwrap();
         let space = Space::new(Control::new(0).unwrap());
         let (group, log) = (TargetGroup::default(), Arc::<Log>::default());
@@ -198,6 +203,7 @@ impl Bench {
             &adapter,
             Arc::new(Fakes(log.clone())),
             Box::new(move |number| ask.send(number).unwrap()),
+            limit,
         );
         adapter.join(crate::machine::adapter::Fabric::Host(port.clone()));
         let (nexuses, weak) = (Mutex::default(), Mutex::new(Arc::downgrade(&port)));
@@ -220,6 +226,16 @@ impl Bench {
         self.thread.remote().spawn(move |_| async move { tell.send(()).unwrap() });
         told.recv_timeout(LONG).unwrap();
         self.log.take()
+    }
+
+    /// Waits until a port is in this state.
+    #[track_caller]
+    fn becomes(&self, target: u8, state: RemoteState) {
+        let until = Instant::now() + LONG;
+        while self.port.view().remotes.get(&target).is_none_or(|port| port.state != state) {
+            assert!(Instant::now() < until, "{:?}", self.port.view());
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Units with their states.
@@ -290,7 +306,7 @@ fn the_life_of_a_unit() {
     bench.unit(0, FIRST, UnitNews::Lost);
     assert_eq!(bench.done(), ["lost /dev/sda"]);
     bench.unit(0, FIRST, back("/dev/sdf"));
-    assert_eq!(bench.done(), ["/dev/sda back as /dev/sdf"]);
+    assert_eq!(bench.done(), ["/dev/sda back as /dev/sdf", "units of 0"]);
     bench.unit(0, FIRST, UnitNews::Gone);
     assert_eq!(bench.done(), ["units of 0"]);
     assert_eq!(bench.units(), [] as [&str; 0]);
@@ -457,6 +473,32 @@ fn ports_are_lost_and_back_and_never_go() {
     assert_eq!(bench.done(), ["view: 0 lost, 7 online"]);
     assert_eq!(bench.adapter.fabric_view(), Some(bench.port.view()));
     assert_eq!(bench.adapter.targets().len(), 2);
+}
+
+/// Commands that wait for a port go on, and the kernel decides.
+#[test]
+fn when_nobody_tells_any_more_all_ports_are_online() {
+    let bench = Bench::new();
+    let (tell, news) = mpsc::channel();
+    bench.port.clone().go_on(news).unwrap();
+    tell.send(view(&[(0, RemoteState::Blocked), (7, RemoteState::Lost)])).unwrap();
+    bench.becomes(0, RemoteState::Blocked);
+    drop(tell);
+    bench.becomes(7, RemoteState::Online);
+    assert_eq!(bench.port.view().remotes[&0].state, RemoteState::Online);
+}
+
+/// The process is stopped, or hangs.
+#[test]
+fn a_port_is_not_blocked_for_ever() {
+    let bench = Bench::with_limit(Duration::from_millis(100));
+    let (tell, news) = mpsc::channel();
+    bench.port.clone().go_on(news).unwrap();
+    tell.send(view(&[(0, RemoteState::Blocked), (7, RemoteState::Lost)])).unwrap();
+    bench.becomes(0, RemoteState::Online);
+    assert_eq!(bench.port.view().remotes[&7].state, RemoteState::Lost);
+    tell.send(view(&[(0, RemoteState::Lost)])).unwrap();
+    bench.becomes(0, RemoteState::Lost);
 }
 
 #[test]

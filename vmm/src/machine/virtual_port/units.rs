@@ -246,7 +246,10 @@ impl Units {
             (Step::Open(arrival), Some(_), Some(returns)) => {
                 if let Err(error) = returns.back(*arrival) {
                     tracing::error!("{}: the unit is back, and does not go on: {}", name(), explain(&error));
+                    return;
                 }
+                // Who has looked meanwhile has found nothing there.
+                (self.changed)(target);
             }
             // It has gone meanwhile, or never came.
             (Step::Open(_), None, _) => {}
