@@ -18,7 +18,7 @@
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::disk::{Extent, Image, LOOK};
 use super::generic::{Blocks, Generic, GenericError, GenericOptions, HostLimits, for_unit, open_blocks};
@@ -37,8 +37,9 @@ const ZONED: u8 = 0x14;
 pub struct Block {
     /// The device, which has the image of its blocks with it: both go and come together.
     generic: Generic,
-    /// Something was written, and may be in the device's cache.
-    written: AtomicBool,
+    /// Beginnings and ends of commands that write, and how many of them the device has said to be stable.
+    writes: AtomicU64,
+    stable: AtomicU64,
 }
 
 /// What goes by the ring.
@@ -88,7 +89,7 @@ impl Block {
     pub(super) fn of(generic: Generic, image: Option<Arc<Image>>) -> Result<Self, GenericError> {
         check_type(&generic)?;
         image.into_iter().for_each(|image| generic.set_blocks(image));
-        Ok(Self { generic, written: AtomicBool::new(false) })
+        Ok(Self { generic, writes: AtomicU64::new(0), stable: AtomicU64::new(0) })
     }
 
     /// What messages call it.
@@ -119,10 +120,12 @@ impl Block {
             let result = match way {
                 Way::Read => image.read(context.io, span.at, data.data_in.window(0, span.len)).await,
                 Way::Write => {
-                    self.written.store(true, Ordering::Relaxed);
+                    self.note_write();
                     let from = data.data_out.window(0, span.len);
                     // Never forced: that would be the kernel's idea of the device's cache, and a flush of all of it.
-                    image.write(context.io, span.at, from, Durability::Cached).await
+                    let result = image.write(context.io, span.at, from, Durability::Cached).await;
+                    self.note_write();
+                    result
                 }
             };
             match (result, way) {
@@ -156,6 +159,16 @@ impl Block {
         (span.len > 0 && span.len <= offered).then_some(Transfer { way, span, blocks })
     }
 
+    /// A command that writes begins or ends: what a flush that is under way meanwhile has of it, nobody knows.
+    fn note_write(&self) {
+        self.writes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Whether something was written that may be in the device's cache alone.
+    fn is_unstable(&self) -> bool {
+        self.writes.load(Ordering::Acquire) != self.stable.load(Ordering::Acquire)
+    }
+
     /// Whether the guest may write, and what is written once more comes to the same place.
     fn writes_by_ring(&self) -> bool {
         self.generic.may_write() && self.generic.device_type() != ZONED
@@ -175,15 +188,25 @@ impl Block {
             crate::log_limited!(warn, "{}; the guest hears that the disk is busy", shown(error));
             return Err(Failure::Status(Status::Busy));
         }
+        let changes = self.generic.changes(cdb) && !flushes(cdb);
+        if changes {
+            self.note_write();
+        }
+        let before = self.writes.load(Ordering::Acquire);
         if let Some(failed) = failed {
             let outcome = self.generic.execute_again(failed.number, context, cdb, data).await;
+            if changes {
+                self.note_write();
+            }
             self.tell(&failed, &outcome);
             return outcome;
         }
-        if self.generic.changes(cdb) {
-            self.written.store(true, Ordering::Relaxed);
-        }
         let outcome = self.generic.execute(context, cdb, data).await;
+        if changes {
+            self.note_write();
+        } else if flushes(cdb) && matches!(&outcome, Ok(done) if done.status == Status::Good) {
+            self.stable.fetch_max(before, Ordering::AcqRel);
+        }
         if asks_capacity(cdb)
             && let Some(blocks) = self.generic.blocks()
             && let Some(image) = blocks.image()
@@ -209,9 +232,9 @@ impl Block {
 
     /// The unit goes. What the guest has written may be in the device's cache. That is for the guest to flush, and most do; one that
     /// was ended in the middle of its work has not, and next the disk may be taken out or switched off. So the device is told once
-    /// more. Of disks that were only read nothing is asked.
+    /// more. Of disks that were only read, or were flushed last, nothing is asked.
     pub(super) async fn close(&self, io: &Io) -> Result<(), BlockError> {
-        let unflushed = self.written.load(Ordering::Relaxed) && self.generic.may_write();
+        let unflushed = self.is_unstable() && self.generic.may_write();
         let flushed = if unflushed { self.generic.flush(io).await } else { Ok(()) };
         self.generic.close(io).await;
         flushed
@@ -241,6 +264,20 @@ fn plain(cdb: &Cdb) -> Option<(Way, Extent)> {
         _ => bytes[1] | bytes[14] | bytes[15],
     };
     (more == 0).then(|| (way, Extent::of(bytes, len)))
+}
+
+/// SYNCHRONIZE CACHE (10, 16) of all blocks (SBC-4, 5.26 and 5.27) that ends when they are stable.
+fn flushes(cdb: &Cdb) -> bool {
+    const IMMED: u8 = 0x02;
+    let bytes = cdb.padded();
+    // LOGICAL BLOCK ADDRESS and NUMBER OF LOGICAL BLOCKS: from zero, all.
+    let (from, count) = match cdb.opcode() {
+        0x35 => (bytes.get(2..6), bytes.get(7..9)),
+        0x91 => (bytes.get(2..10), bytes.get(10..14)),
+        _ => return false,
+    };
+    let zero = |part: Option<&[u8]>| part.is_some_and(|part| part.iter().all(|byte| *byte == 0));
+    bytes[1] & IMMED == 0 && zero(from) && zero(count)
 }
 
 /// READ CAPACITY (10, 16).

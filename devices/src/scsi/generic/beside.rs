@@ -9,7 +9,7 @@ use super::comeback::Link;
 use super::host::Direction;
 use super::node::{Node, failed, find, look};
 use super::route::Part;
-use super::status::Verdict;
+use super::status::{self, Verdict};
 use super::sysfs::{Driver, Sysfs};
 use super::table::Class;
 use super::{Allow, Generic, GenericError, GenericOptions, Place, filter, kind};
@@ -121,6 +121,10 @@ impl Generic {
                 }
                 Verdict::Fault(fault) => {
                     said = format!("{fault:?}");
+                    break;
+                }
+                gone if *gone == status::gone() => {
+                    said = "the host has no such device any more".into();
                     break;
                 }
                 Verdict::Failed(_) => {

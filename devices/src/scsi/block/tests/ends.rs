@@ -227,6 +227,53 @@ fn what_was_written_is_flushed_when_the_unit_goes() {
     });
 }
 
+/// Who has flushed it himself loses nothing, whatever becomes of the disk.
+#[test]
+fn what_the_guest_has_flushed_is_not_flushed_again() {
+    on_io_thread(|io| async move {
+        const IMMEDIATE: [u8; 10] = [0x35, 2, 0, 0, 0, 0, 0, 0, 0, 0];
+        const PART: [u8; 10] = [0x35, 0, 0, 0, 0, 3, 0, 0, 1, 0];
+        const LONG: [u8; 16] = [0x91, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let write = ten(0x2a, 3, 1);
+        let by_command = [0x2a, 8, 0, 0, 0, 3, 0, 0, 1, 0];
+        let cases: [(&[&[u8]], usize); 7] = [
+            (&[&write, &SYNCHRONIZE], 0),
+            (&[&by_command, &LONG], 0),
+            (&[&SYNCHRONIZE], 0),
+            (&[&write, &SYNCHRONIZE, &write], 1),
+            (&[&write, &IMMEDIATE], 1),
+            (&[&write, &PART], 1),
+            (&[&write, &SYNCHRONIZE, &write, &SYNCHRONIZE], 0),
+        ];
+        for (cdbs, count) in cases {
+            let bench = Bench::new(&io, Setup::new()).await;
+            for cdb in cdbs {
+                let out = if cdb[0] == 0x2a { &[7; BLOCK][..] } else { &[] };
+                let (reply, _) = bench.send(&io, cdb, out, 0).await;
+                assert_eq!(reply.unwrap().status, Status::Good);
+            }
+            bench.seen();
+            bench.target.detach(Lun::default()).await.unwrap().close(&io).await.unwrap();
+            assert_eq!(bench.cdbs(), vec![SYNCHRONIZE.to_vec(); count], "{cdbs:02x?}");
+        }
+        // One that the device refuses is none.
+        let next = AtomicUsize::new(0);
+        let script = move |command: &Command| {
+            (command.cdb.opcode() == 0x35).then(|| {
+                let first = next.fetch_add(1, Ordering::Relaxed) == 0;
+                Ok(check(command, if first { 2 } else { 0 }, if first { (3, 0x0c, 0) } else { (0, 0, 0) }))
+            })
+        };
+        let bench = Bench::new(&io, Setup::saying(script)).await;
+        let (reply, _) = bench.send(&io, &write, &[7; BLOCK], 0).await;
+        assert_eq!(reply.unwrap().status, Status::Good);
+        let (reply, _) = bench.send(&io, &SYNCHRONIZE, &[], 0).await;
+        assert_eq!(reply.unwrap().status, Status::CheckCondition);
+        bench.target.detach(Lun::default()).await.unwrap().close(&io).await.unwrap();
+        assert_eq!(bench.cdbs(), vec![SYNCHRONIZE.to_vec(); 2]);
+    });
+}
+
 /// What has taken the place of the device was never asked for this, and perhaps heard of it before. Its own blocks are reached by commands.
 #[test]
 fn what_was_begun_at_a_device_that_is_gone_does_not_come_to_the_next_one() {
