@@ -25,6 +25,8 @@ pub use remove::{Cleaned, CleanedUp, Cleanup};
 
 /// How often the state is looked at.
 const STEP: Duration = Duration::from_millis(50);
+/// How long a deletion takes at most: the driver logs out at the fabric first, and is waited for before it says anything and after.
+pub const DELETION: Duration = remove::REMOVAL.saturating_add(SETTLED);
 /// How long a state that does not get better by itself may last: a link that has just come up passes through some.
 const SETTLED: Duration = Duration::from_secs(5);
 /// How long others may have a lock.

@@ -12,7 +12,7 @@ use crate::wwn::Wwn;
 
 /// How long the drivers may take to remove one, counted from what they say first. It logs out at the fabric: lpfc takes half a minute for
 /// one attempt, and may need several.
-const REMOVAL: Duration = Duration::from_secs(150);
+pub(super) const REMOVAL: Duration = Duration::from_secs(150);
 /// When to ask again for what was not done.
 const AGAIN: Duration = Duration::from_millis(500);
 

@@ -23,6 +23,8 @@ pub(super) struct Owned {
     pub(super) names: Names,
     /// It was made, and goes with the machine.
     pub(super) made: bool,
+    /// Its names were made just now.
+    pub(super) named: bool,
 }
 
 /// Finds or makes the port that an HBA wants, and waits until the fabric has it. `kernel` makes it.
@@ -35,7 +37,7 @@ pub(super) fn own<K: Kernel>(
     store: &Store,
     mut kernel: impl FnMut() -> K,
 ) -> Result<Owned, String> {
-    let (names, definition) = names(wanted, roots, store, &mut kernel)?;
+    let Named { names, definition, new } = names(wanted, roots, store, &mut kernel)?;
     let deadline = Duration::from_secs(wanted.timeout.into());
     let rules = match definition {
         Some(definition) if wanted.rules == Default::default() => definition.rules,
@@ -45,7 +47,7 @@ pub(super) fn own<K: Kernel>(
     let seen = San::try_read(roots).map_err(|error| error.to_string())?;
     let there = seen.vport(names.wwpn).cloned();
     if let Some(vport) = there
-        && is_adopted(&vport, names, roots, store)?
+        && is_adopted(&vport, wanted, names, roots, store)?
     {
         return adopt(vport, names, roots, deadline, kernel());
     }
@@ -60,7 +62,7 @@ pub(super) fn own<K: Kernel>(
     };
     let vport = Ports::new(roots, store, kernel()).create(&request).map_err(|error| error.to_string())?;
     let host = vport.host.ok_or_else(|| format!("{} has no host", vport.name))?;
-    Ok(Owned { vport: vport.name, host, names, made: true })
+    Ok(Owned { vport: vport.name, host, names, made: true, named: new })
 }
 
 /// Deletes the port, if it was made.
@@ -71,18 +73,28 @@ pub(super) fn disown<K: Kernel>(owned: &Owned, roots: &Roots, store: &Store, ker
     }
 }
 
+/// The names of a port.
+struct Named {
+    names: Names,
+    /// Where they are stored with rules.
+    definition: Option<Definition>,
+    /// They were made just now.
+    new: bool,
+}
+
 /// The names of the port: given, or stored, or made and stored now, for good.
 fn names<K: Kernel>(
     wanted: &Wanted,
     roots: &Roots,
     store: &Store,
     kernel: &mut impl FnMut() -> K,
-) -> Result<(Names, Option<Definition>), String> {
+) -> Result<Named, String> {
+    let of = |names, definition, new| Ok(Named { names, definition, new });
     if let Some((wwnn, wwpn)) = wanted.names {
-        return Ok((Names { wwnn, wwpn }, None));
+        return of(Names { wwnn, wwpn }, None, false);
     }
     match store.definition(&wanted.owner) {
-        Ok(definition) => Ok((definition.names(), Some(definition))),
+        Ok(definition) => of(definition.names(), Some(definition), false),
         Err(StateError::Missing(_)) => {
             let taken = Ports::new(roots, store, kernel()).taken().map_err(|error| error.to_string())?;
             let made =
@@ -91,7 +103,7 @@ fn names<K: Kernel>(
             // The rules are those of the configuration, each time.
             let definition = Definition { wwnn, wwpn, boot: false, rules: Default::default() };
             store.define(&wanted.owner, &definition).map_err(|error| error.to_string())?;
-            Ok((made, None))
+            of(made, None, true)
         }
         Err(error) => Err(error.to_string()),
     }
@@ -121,10 +133,24 @@ fn wait_for_former(
 }
 
 /// Whether a port that is there is nobody's, so that it is used, and stays. One of an ended process is made anew.
-fn is_adopted(vport: &Vport, names: Names, roots: &Roots, store: &Store) -> Result<bool, String> {
+fn is_adopted(
+    vport: &Vport,
+    wanted: &Wanted,
+    names: Names,
+    roots: &Roots,
+    store: &Store,
+) -> Result<bool, String> {
     let record = store.record_of(names.wwpn).map_err(|error| error.to_string())?;
     // What was before the host started anew says nothing of a port that is there.
     match record.filter(|record| record.life(roots) != Life::OtherStart) {
+        Some(record) if record.owner == wanted.owner && record.life(roots) == Life::Lives => {
+            let machine = wanted.owner.strip_suffix(&format!(".{}", wanted.hba)).unwrap_or(&wanted.owner);
+            Err(format!(
+                "machine {machine} runs already and has the virtual port {} ({}) of this HBA; its process vmm-fcport ({}) ends with it. \
+                 End that machine, or give this one another name",
+                names.wwpn, vport.name, record.pid
+            ))
+        }
         Some(record) if matches!(record.life(roots), Life::Lives | Life::Unknown) => Err(format!(
             "the virtual port {} ({}) belongs to {} (process {}), which runs; end that, or give this HBA another wwpn",
             names.wwpn, vport.name, record.owner, record.pid
@@ -157,7 +183,7 @@ fn adopt(
     let begin = kernel.now();
     loop {
         if let (VportState::Active, Some(host)) = (&vport.state, vport.host) {
-            return Ok(Owned { vport: vport.name, host, names, made: false });
+            return Ok(Owned { vport: vport.name, host, names, made: false, named: false });
         }
         let waited = kernel.now().saturating_sub(begin);
         if waited >= deadline {
@@ -244,7 +270,7 @@ mod tests {
     fn a_port_is_made_with_names_that_stay_and_goes_with_the_machine() {
         let (tree, store) = tree();
         let first = owned(&tree, &store, &Wanted { names: None, ..wanted() }).unwrap();
-        assert_eq!((first.host, first.made), (9, true));
+        assert_eq!((first.host, first.made, first.named), (9, true, true));
         let record = store.records().unwrap().pop().unwrap().unwrap();
         assert_eq!(
             (&*record.owner, record.wwpn, record.pid),
@@ -255,7 +281,7 @@ mod tests {
         assert!(store.records().unwrap().is_empty() && San::read(&tree.roots()).vports.is_empty());
         let (tree, _) = self::tree();
         let second = owned(&tree, &store, &Wanted { names: None, ..wanted() }).unwrap();
-        assert_eq!(second.names, first.names, "never anew");
+        assert_eq!((second.names, second.named), (first.names, false), "never anew");
     }
 
     #[test]
@@ -284,6 +310,8 @@ mod tests {
         let first = owned(&tree, &store, &wanted()).unwrap();
         let said = owned(&tree, &store, &Wanted { owner: "vm2.hba0".into(), ..wanted() }).unwrap_err();
         assert!(said.contains("(vport-3:0-7) belongs to vm1.hba0 (process "), "{said}");
+        let said = owned(&tree, &store, &wanted()).unwrap_err();
+        assert!(said.starts_with("machine vm1 runs already and has the virtual port "), "{said}");
         // Another process has its number.
         let stat = "1 (x) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 6 20\n";
         tree.file(&format!("proc/{}/stat", std::process::id()), stat);

@@ -27,8 +27,8 @@ use crate::config::{Sandbox, reason};
 use crate::jail;
 use crate::keeper::sys::{self, Ends};
 
-/// How long ports that are being made or deleted have at the end.
-const LAST: Duration = Duration::from_secs(60);
+/// How long ports that are being made or deleted have at the end: all the time that a deletion may take, while the driver logs out.
+const LAST: Duration = fc::vport::DELETION;
 
 /// Something that the process hears of.
 pub(super) enum Event {
@@ -302,6 +302,14 @@ impl<'a> Process<'a> {
             let text = format!("{error}; targets are numbered anew, and the file is beside it as .broken");
             say(self.machine, hba, News::Warning(text)).map(|()| Default::default())
         })?;
+        if owned.named {
+            let fc::names::Names { wwnn, wwpn } = owned.names;
+            let text = format!(
+                "its port has new names, WWPN {wwpn} and WWNN {wwnn}, which are stored as {} for good: zone the WWPN, and map LUNs to it",
+                of.wanted.owner
+            );
+            say(self.machine, hba, News::Warning(text))?;
+        }
         let names = Names { wwnn: owned.names.wwnn.bits(), wwpn: owned.names.wwpn.bits() };
         of.inventory = Some(Inventory::new(of.wanted.clone(), names, stored, now));
         of.look = Some(work::look(&self.roots, &self.tell, hba, owned.host));

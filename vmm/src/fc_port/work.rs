@@ -3,10 +3,11 @@
 
 use std::collections::HashMap;
 use std::fs::OpenOptions;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use devices::scsi::generic::{self, GenericError};
 use devices::threads::{self, Kind};
@@ -21,6 +22,9 @@ use super::process::Event;
 /// How often a host is looked at without a reason, and how often at most.
 const LOOK: Duration = Duration::from_secs(1);
 const REST: Duration = Duration::from_millis(30);
+
+/// How long what is known of users of the whole host does for all units: to look at every process takes time.
+const READING: Duration = Duration::from_secs(60);
 
 /// Where what was done is told.
 pub(super) type Tell = Sender<Event>;
@@ -67,7 +71,8 @@ pub(super) fn work(roots: &Roots, job: &Job) -> Done {
                     .map_err(|why| format!("{name} = {seconds}: {why}"))
             })
         }
-        Job::Scan(address, one) => write(&scan_file(roots, address), &scan_line(address, *one)),
+        Job::Scan(address, false) => write(&scan_file(roots, address), &scan_line(address, false)),
+        Job::Scan(address, true) => scan_one(roots, address),
         Job::Delete(unit) => write(&unit.directory.join("delete"), "1"),
         Job::Rescan(unit, _) => write(&unit.directory.join("rescan"), "1"),
     };
@@ -84,10 +89,29 @@ pub(super) fn scan_line(address: &Address, one: bool) -> String {
     format!("{} {} {lun}", address.channel, address.target)
 }
 
+/// Has the kernel look for one unit. It refuses a number as high as the driver's limit; a look at the whole target takes the limit itself.
+fn scan_one(roots: &Roots, address: &Address) -> Result<(), String> {
+    let file = scan_file(roots, address);
+    match try_write(&file, &scan_line(address, true)) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            write(&file, &scan_line(address, false))?;
+            if roots.sys.join("class/scsi_device").join(address.to_string()).exists() {
+                return Ok(());
+            }
+            Err("its number is above the limit of the adapter's driver on the host; raise that (lpfc: lpfc_max_luns=65535, 255 without; \
+                 qla2xxx: ql2xmaxlun), or map the LUN with a lower number"
+                .into())
+        }
+        result => result.map_err(|error| error.to_string()),
+    }
+}
+
 fn write(path: &Path, text: &str) -> Result<(), String> {
-    let written =
-        OpenOptions::new().write(true).open(path).and_then(|mut file| file.write_all(text.as_bytes()));
-    written.map_err(|error| error.to_string())
+    try_write(path, text).map_err(|error| error.to_string())
+}
+
+fn try_write(path: &Path, text: &str) -> io::Result<()> {
+    OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
 }
 
 /// Opens a device on a thread of its own.
@@ -141,10 +165,16 @@ fn failed(roots: &Roots, opening: &Opening, error: GenericError) -> Opened {
 
 /// Who has a unit, other than this process.
 fn user_of(roots: &Roots, address: &str) -> Option<String> {
-    let san = San::read(roots);
+    static READ: Mutex<Option<(Instant, San, Users)>> = Mutex::new(None);
+    // Whoever comes meanwhile waits for the same.
+    let mut read = READ.lock().unwrap_or_else(PoisonError::into_inner);
+    if read.as_ref().is_none_or(|(then, ..)| then.elapsed() >= READING) {
+        *read = Some((Instant::now(), San::read(roots), Users::read(roots)));
+    }
+    let (_, san, users) = read.as_ref()?;
     let unit = san.units.iter().find(|unit| unit.address.to_string() == address)?;
     let own = std::process::id();
-    let users = Users::read(roots).of(unit);
+    let users = users.of(unit);
     let other = |user: &fc::users::User| !matches!(user, fc::users::User::Process { pid, .. } if *pid == own);
     Some(users.into_iter().find(other)?.to_string())
 }

@@ -315,7 +315,12 @@ impl Inventory {
 
     /// A line for the operator, once.
     fn warn(&mut self, text: String) {
-        if self.told.insert(text.clone()) {
+        self.warn_as(text.clone(), text);
+    }
+
+    /// The same, of many that say the same but for a number.
+    fn warn_as(&mut self, told: String, text: String) {
+        if self.told.insert(told) {
             self.orders.push(Order::Say(News::Warning(text)));
         }
     }
@@ -386,6 +391,11 @@ impl Inventory {
                     format!("{remote} does not take the times of [hba.fc]: {why}; it keeps its driver's own");
                 self.warn(text);
             }
+            // One line for all that are alike.
+            (Job::Scan(address, true), Done::Over(Some(why))) => self.warn_as(
+                format!("scan {number} {why}"),
+                format!("the guest does not get LUN {} of target {number}: {why}", address.lun),
+            ),
             (_, Done::Over(Some(why))) => tracing::debug!("{job:?}: {why}"),
             _ => {}
         }
@@ -581,11 +591,21 @@ impl Inventory {
         };
         let targets = self.targets.values().any(|target| target.state == RemoteState::Online);
         let over = self.looks.end(now, targets, settled);
-        if over.contains(&0) && !targets {
-            self.warn(
-                "its port sees no target port on the fabric; look at the zoning of its WWPN, and whether the array's ports are online"
-                    .into(),
-            );
+        if over.contains(&0) {
+            let wwpn = Wwn::new(self.names.wwpn);
+            let count = self.targets.values().filter(|target| target.state == RemoteState::Online).count();
+            if !targets {
+                self.warn(format!(
+                    "its port {wwpn} sees no target port on the fabric; look at the zoning of that WWPN, and whether the array's ports are \
+                     online"
+                ));
+            } else if self.units.is_empty() {
+                let ports = if count == 1 { "1 target port" } else { &format!("{count} target ports") };
+                let which = if self.wanted.luns.is_empty() { "" } else { " of those in luns" };
+                self.warn(format!(
+                    "its port {wwpn} sees {ports} and no LUN{which}; map LUNs to that WWPN at the array"
+                ));
+            }
         }
         self.orders.extend(over.into_iter().map(|number| Order::Say(News::Looked(number))));
     }

@@ -505,7 +505,8 @@ fn the_first_look_waits_for_targets_but_not_for_ever() {
     world.heard(&["view"]);
     world.pass(1);
     world.heard(&[
-        "its port sees no target port on the fabric; look at the zoning of its WWPN, and whether the array's ports are online",
+        "its port 0000000000000002 sees no target port on the fabric; look at the zoning of that WWPN, and whether the array's ports are \
+         online",
         "looked 0",
     ]);
     let mut world = World::new(wanted());
@@ -642,4 +643,22 @@ fn commands_that_waited_for_a_port_do_not_reach_another_device() {
     world.remote_state("rport-8:0-0", "Online");
     world.pass(2);
     world.heard(&["view 0 Blocked", "0 5 gone", ANOTHER, "view 0 Online", "0 5 came at 8:0:0:5"]);
+}
+
+#[test]
+fn the_operator_hears_of_ports_without_luns_and_of_luns_that_the_host_does_not_take() {
+    let mut world = World::new(wanted());
+    world.target("rport-8:0-0", FIRST, 0, &[]);
+    world.pass(4);
+    world.heard(&[
+        "view 0 Online",
+        "its port 0000000000000002 sees 1 target port and no LUN; map LUNs to that WWPN at the array",
+        "looked 0",
+    ]);
+    for number in [300, 301] {
+        let job = Job::Scan(format!("8:0:0:{number}").parse().unwrap(), true);
+        world.inventory.done(0, &job, Done::Over(Some("above the limit".into())), world.now);
+    }
+    world.step();
+    world.heard(&["the guest does not get LUN 300 of target 0: above the limit"]);
 }
