@@ -21,11 +21,36 @@ impl<K: Kernel> Ports<'_, K> {
     /// # Errors
     /// Why it was not there at the end.
     pub fn start(&mut self, request: &Request<'_>) -> Result<Vport, CreateError> {
+        self.again(request, CreateError::passes, |ports, time| match ports.adopt(request)? {
+            Some(mut target) => ports.wait(&mut target, time),
+            None => ports.when_online(request, time),
+        })
+    }
+
+    /// Creates a virtual port for a process, as [`Ports::create`]; but the link of its port, and the fabric, may come within the request's
+    /// time. A port of the host that there is not is not waited for: the request may be wrong.
+    ///
+    /// # Errors
+    /// Why it was not there at the end.
+    pub fn create_in_time(&mut self, request: &Request<'_>) -> Result<Vport, CreateError> {
+        let passes = |error: &CreateError| {
+            error.passes() && !matches!(error, CreateError::Port(NoPort::NoHosts | NoPort::Unknown { .. }))
+        };
+        self.again(request, passes, |ports, time| ports.when_online(request, time))
+    }
+
+    /// Tries, and tries again while that may help, within the request's time.
+    fn again(
+        &mut self,
+        request: &Request<'_>,
+        passes: impl Fn(&CreateError) -> bool,
+        mut attempt: impl FnMut(&mut Self, Duration) -> Result<Vport, CreateError>,
+    ) -> Result<Vport, CreateError> {
         let begin = self.kernel.now();
         loop {
             let left = request.deadline.saturating_sub(self.kernel.now().saturating_sub(begin));
-            match self.attempt(request, left.min(ATTEMPT)) {
-                Err(error) if error.passes() && !left.is_zero() => {
+            match attempt(self, left.min(ATTEMPT)) {
+                Err(error) if passes(&error) && !left.is_zero() => {
                     if self.kernel.pause(AGAIN) == Pause::Interrupted {
                         return Err(CreateError::Interrupted { wwpn: request.names.wwpn });
                     }
@@ -35,10 +60,7 @@ impl<K: Kernel> Ports<'_, K> {
         }
     }
 
-    fn attempt(&mut self, request: &Request<'_>, time: Duration) -> Result<Vport, CreateError> {
-        if let Some(mut target) = self.adopt(request)? {
-            return self.wait(&mut target, time);
-        }
+    fn when_online(&mut self, request: &Request<'_>, time: Duration) -> Result<Vport, CreateError> {
         let san = San::try_read(self.roots)?;
         let host = request.wanted.choose(&san)?;
         if !host.is_online() {

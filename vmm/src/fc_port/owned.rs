@@ -60,7 +60,8 @@ pub(super) fn own<K: Kernel>(
         deadline,
         owner: Some(&wanted.owner),
     };
-    let vport = Ports::new(roots, store, kernel()).create(&request).map_err(|error| error.to_string())?;
+    let vport =
+        Ports::new(roots, store, kernel()).create_in_time(&request).map_err(|error| error.to_string())?;
     let host = vport.host.ok_or_else(|| format!("{} has no host", vport.name))?;
     Ok(Owned { vport: vport.name, host, names, made: true, named: new })
 }

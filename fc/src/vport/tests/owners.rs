@@ -65,8 +65,9 @@ fn a_process_that_cannot_be_seen_keeps_its_port() {
     tree.file("proc/self/ns/pid", "");
     let mut kernel = owned(&tree);
     kill(&tree);
-    fs::remove_file(tree.path("proc/self/ns/pid")).unwrap();
+    // Before the first goes, whose number may be given anew.
     tree.file("proc/other", "");
+    fs::remove_file(tree.path("proc/self/ns/pid")).unwrap();
     tree.link("proc/self/ns/pid", "../../other");
     assert_eq!(clean(&tree, &mut kernel), [Ok(Cleaned::Unclear)]);
     assert!(kernel.written.is_empty());

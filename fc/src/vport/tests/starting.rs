@@ -54,6 +54,33 @@ fn a_port_that_comes_late_is_waited_for() {
     assert_eq!(kernel.time, Duration::ZERO);
 }
 
+/// A machine that starts with the host: its port is there, and the link and the fabric come later.
+#[test]
+fn a_machine_waits_for_the_link_of_its_port() {
+    let create = |tree: &Tree, kernel: &mut Fake<'_>| {
+        let owned = Request { owner: Some("web1.fc0"), ..request() };
+        with(tree, kernel, |ports| ports.create_in_time(&owned)).map_err(|error| error.to_string())
+    };
+    let tree = tree();
+    let state = "sys/class/fc_host/host5/port_state";
+    tree.file(state, "Linkdown\n");
+    let not_yet = |number| WriteError::Write(io::Error::from_raw_os_error(number));
+    let mut kernel = Fake::new(&tree, "Active")
+        .later(20, move |tree| tree.file(state, "Online\n"))
+        .answering([not_yet(libc::EOPNOTSUPP)]);
+    let vport = create(&tree, &mut kernel).unwrap();
+    assert_eq!((&*vport.name, kernel.written.len()), ("vport-5:0-1", 2));
+    assert!(kernel.time > Duration::from_secs(20) && kernel.time < Duration::from_secs(22));
+    assert_eq!(records(&tree).len(), 1, "it is the machine's");
+    // What is asked for wrongly is said at once.
+    let tree = self::tree();
+    fs::remove_dir_all(tree.path("sys/class/fc_host")).unwrap();
+    let mut kernel = Fake::new(&tree, "Active");
+    let said = create(&tree, &mut kernel).unwrap_err();
+    assert!(said.contains("no Fibre Channel port"), "{said}");
+    assert_eq!(kernel.time, Duration::ZERO);
+}
+
 /// As of the time before the host crashed.
 #[test]
 fn a_login_of_before_is_waited_for() {
