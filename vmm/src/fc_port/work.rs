@@ -89,20 +89,15 @@ pub(super) fn scan_line(address: &Address, one: bool) -> String {
     format!("{} {} {lun}", address.channel, address.target)
 }
 
-/// Has the kernel look for one unit. It refuses a number as high as the driver's limit; a look at the whole target takes the limit itself.
+/// Has the kernel look for one unit. It refuses numbers above the driver's limit, for good; where it fails otherwise it is asked again.
 fn scan_one(roots: &Roots, address: &Address) -> Result<(), String> {
-    let file = scan_file(roots, address);
-    match try_write(&file, &scan_line(address, true)) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            write(&file, &scan_line(address, false))?;
-            if roots.sys.join("class/scsi_device").join(address.to_string()).exists() {
-                return Ok(());
-            }
-            Err("its number is above the limit of the adapter's driver on the host; raise that (lpfc: lpfc_max_luns=65535, 255 without; \
-                 qla2xxx: ql2xmaxlun), or map the LUN with a lower number"
-                .into())
-        }
-        result => result.map_err(|error| error.to_string()),
+    match try_write(&scan_file(roots, address), &scan_line(address, true)) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Err(
+            "its number is above the limit of the adapter's driver on the host; raise that (lpfc: lpfc_max_luns=65535, 255 without; \
+             qla2xxx: ql2xmaxlun), or map the LUN with a lower number"
+                .into(),
+        ),
+        _ => Ok(()),
     }
 }
 

@@ -125,6 +125,10 @@ impl Returns for Way {
         self.1.add(format!("lost {}", self.0));
     }
 
+    fn coming(&self) {
+        self.1.add(format!("{} is coming", self.0));
+    }
+
     fn back(&self, arrival: Arrival) -> Result<()> {
         self.1.wait(arrival.path());
         self.1.add(format!("{} back as {}", self.0, arrival.path()));
@@ -306,7 +310,7 @@ fn the_life_of_a_unit() {
     bench.unit(0, FIRST, UnitNews::Lost);
     assert_eq!(bench.done(), ["lost /dev/sda"]);
     bench.unit(0, FIRST, back("/dev/sdf"));
-    assert_eq!(bench.done(), ["/dev/sda back as /dev/sdf", "units of 0"]);
+    assert_eq!(bench.done(), ["/dev/sda is coming", "/dev/sda back as /dev/sdf", "units of 0"]);
     bench.unit(0, FIRST, UnitNews::Gone);
     assert_eq!(bench.done(), ["units of 0"]);
     assert_eq!(bench.units(), [] as [&str; 0]);

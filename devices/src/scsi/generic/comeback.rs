@@ -259,6 +259,8 @@ pub(super) struct Plug {
     past: Arc<Mutex<Past<Link>>>,
     /// Somebody looks for the device when it goes.
     watched: AtomicBool,
+    /// It is back, and about to be asked who it is, since then.
+    coming: Mutex<Option<Instant>>,
 }
 
 /// Where devices that can be found again are, of units that live.
@@ -269,6 +271,19 @@ fn plugs() -> MutexGuard<'static, Vec<Weak<Plug>>> {
 }
 
 impl Plug {
+    /// Whether the device is back, and the unit about to go on with it.
+    pub(super) fn is_coming(&self) -> bool {
+        self.coming().is_some_and(|since| since.elapsed() < PATIENCE)
+    }
+
+    fn set_coming(&self, since: Option<Instant>) {
+        *self.coming() = since;
+    }
+
+    fn coming(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.coming.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn new(link: Link, config: GenericConfig) -> Arc<Self> {
         let findable = config.wanted.is_some();
         let plug = Arc::new(Self {
@@ -276,6 +291,7 @@ impl Plug {
             link: RwLock::new(Arc::new(link)),
             past: Arc::default(),
             watched: AtomicBool::new(false),
+            coming: Mutex::default(),
         });
         if findable {
             let mut plugs = plugs();
@@ -434,7 +450,16 @@ impl Returning {
     /// The device is gone. The host lets go of its node, and commands end as those of a device that is not there.
     pub fn lost(&self) {
         if let Some(plug) = self.plug.upgrade() {
+            plug.set_coming(None);
             plug.lose();
+        }
+    }
+
+    /// [`Returning::back`] follows: until it has ended, for a minute at most, commands behind a port of a fabric end with BUSY, for which
+    /// no initiator gives a path up.
+    pub fn coming(&self) {
+        if let Some(plug) = self.plug.upgrade() {
+            plug.set_coming(Some(Instant::now()));
         }
     }
 
@@ -444,6 +469,7 @@ impl Returning {
     /// It does not answer, or is another one. Then the unit stays without.
     pub fn back(&self, arrival: Arrival) -> Result<(), GenericError> {
         let Some(mut config) = self.plug.upgrade().map(|plug| plug.config.clone()) else { return Ok(()) };
+        let _coming = Coming(&self.plug);
         let Arrival { node, found, blocks } = arrival;
         let shown = config.name.clone();
         (config.name, config.limits) = (found.path.clone(), found.limits);
@@ -463,6 +489,17 @@ impl Returning {
             config.limits.transfer()
         );
         Ok(())
+    }
+}
+
+/// A return that is under way.
+struct Coming<'a>(&'a Weak<Plug>);
+
+impl Drop for Coming<'_> {
+    fn drop(&mut self) {
+        if let Some(plug) = self.0.upgrade() {
+            plug.set_coming(None);
+        }
     }
 }
 

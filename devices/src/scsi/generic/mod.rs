@@ -271,10 +271,13 @@ impl Generic {
     /// Behind a port of a fabric a device that is not there is a path that is not there: the array has not said that the unit is gone,
     /// and its others find another path.
     fn as_path(&self, verdict: Verdict) -> Verdict {
-        if self.behind_port && verdict == status::gone() {
-            return Verdict::Fault(TransportFault::PathLost);
+        if !self.behind_port || verdict != status::gone() {
+            return verdict;
         }
-        verdict
+        if self.plug.is_coming() {
+            return Verdict::Failed(BUSY);
+        }
+        Verdict::Fault(TransportFault::PathLost)
     }
 
     /// What has to wait, to be divided or to be looked at.

@@ -319,6 +319,9 @@ impl Generic {
         if verdict != status::gone() {
             return Ok((verdict, moved));
         }
+        if self.behind_port && self.plug.is_coming() {
+            return Err(BUSY);
+        }
         let page = absent::away();
         let bytes = page.as_bytes();
         let moved = data.write_at(0, bytes.get(..inquiry::wanted(&cdb)).unwrap_or(bytes)) as u64;

@@ -31,12 +31,14 @@ pub fn who_is(address: &str, was: &Identity) -> Who {
 }
 
 fn ask(host: &dyn Host, was: &Identity) -> Who {
-    let mut names = match page(host, 0x83) {
-        Ok(page) => sysfs::designators(&page),
-        Err(why) => return Who::Nothing(why),
+    // Older devices have no page 83h, and an error is no news of them.
+    let mut names = match (!was.names.is_empty()).then(|| page(host, 0x83)) {
+        None => Vec::new(),
+        Some(Ok(page)) => sysfs::designators(&page),
+        Some(Err(why)) => return Who::Nothing(why),
     };
     names.retain(|name| name.bytes().any(|b| b != b'0'));
-    if !names.is_empty() && !was.names.is_empty() {
+    if !names.is_empty() {
         let same = names.iter().any(|name| was.names.contains(name));
         return if same { Who::Same } else { Who::Other };
     }
@@ -103,6 +105,13 @@ mod tests {
         &[0, 0x83, 0, 24, 1, 3, 0, 8, 0x60, 1, 2, 3, 4, 5, 6, 7, 1, 0x93, 0, 8, 0x51, 1, 2, 3, 4, 5, 6, 7];
     const UNNAMED: &[u8] = &[0, 0x83, 0, 8, 2, 1, 0, 4, 0x61, 0x62, 0x63, 0x64];
     const SERIAL: &[u8] = &[0, 0x80, 0, 4, 0x20, 0x31, 0x37, 0];
+
+    #[test]
+    fn a_device_without_names_is_not_asked_for_any() {
+        assert_eq!(ask(&Says(None, None), &identity(&[], "")), Who::Same);
+        assert_eq!(ask(&Says(None, Some(SERIAL)), &identity(&[], "17")), Who::Same);
+        assert_eq!(ask(&Says(None, Some(SERIAL)), &identity(&[], "18")), Who::Other);
+    }
 
     #[test]
     fn a_device_is_known_by_the_names_of_its_unit() {

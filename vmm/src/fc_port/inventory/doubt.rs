@@ -58,6 +58,10 @@ impl Inventory {
                 unit.believe(now);
             }
             Who::Other => {
+                // At once: what goes takes its time, and the port may be online before.
+                if unit.lose() {
+                    self.orders.push(Order::Say(News::Unit(number, lun, UnitNews::Lost)));
+                }
                 self.orders.push(Order::Say(News::Unit(number, lun, UnitNews::Gone)));
                 unit.be_another(now);
                 // The kernel would take its own for it.
@@ -70,7 +74,7 @@ impl Inventory {
                     "LUN {shown} of target {number} ({address}) has become another device at the array; the guest gets it as a new one"
                 ));
             }
-            Who::Nothing(_) if unit.stage == Stage::There => unit.believe(now),
+            // It is asked again.
             Who::Nothing(_) => {}
         }
     }

@@ -187,9 +187,17 @@ impl Inventory {
         self.see_ports(seen, now);
         self.see_units(seen, now);
         self.local = self.made_local(glimpse);
+        let before = self.view.clone();
         if let Some(view) = self.other_view(now) {
-            // Ports first, then what has become of their units; behind all that was to be told before.
-            self.orders.insert(told, Order::Say(News::View(view)));
+            let is_online = |view: &View, number| {
+                view.remotes.get(number).is_some_and(|remote| remote.state == RemoteState::Online)
+            };
+            let opens =
+                view.remotes.keys().any(|number| is_online(&view, number) && !is_online(&before, number));
+            // Ports first, then what has become of their units; but before commands go on it is known which units have gone. Behind all
+            // that was to be told before.
+            let place = if opens { self.orders.len() } else { told };
+            self.orders.insert(place, Order::Say(News::View(view)));
         }
         self.looks.saw(now);
     }
@@ -422,7 +430,10 @@ impl Inventory {
         self.miss(number, &|lun| !known.contains(&lun), now);
         for (_, unit) in self.units.range_mut((number, [0; 8])..=(number, [0xff; 8])) {
             if unit.seat.as_ref().is_some_and(|seat| known.contains(&seat.address.lun.bytes())) {
-                (unit.missing, unit.silent) = (0, 0);
+                unit.missing = 0;
+                if unit.seat.as_ref().is_some_and(|seat| seat.address == asked) {
+                    unit.silent = 0;
+                }
             }
         }
         if self.targets.get_mut(&number).is_some_and(Target::takes_doubt) {

@@ -375,7 +375,7 @@ fn what_is_another_device_than_before_is_another_unit() {
     // Under the machine's hands.
     world.tree.file("sys/class/scsi_device/8:0:1:0/device/wwid", "naa.6third\n");
     world.pass(1);
-    world.heard(&["0 0 gone", "0 0 came at 8:0:1:0"]);
+    world.heard(&["0 0 lost", "0 0 gone", "0 0 came at 8:0:1:0"]);
 }
 
 #[test]
@@ -402,8 +402,8 @@ fn the_machine_sees_what_it_shall() {
     world.tree.file("sys/class/scsi_device/8:0:0:5/device/type", "1\n");
     world.pass(4);
     world.heard(&[
-        "view 0 Online",
         "LUN 0x4010000000000001 has four levels, of which a guest can be told three; it is left out",
+        "view 0 Online",
         "0 5 came at 8:0:0:5",
         "0 0x4010400a00000000 came at 8:0:0:1074413584",
         "0 513 came at 8:0:0:16897",
@@ -626,7 +626,7 @@ fn units_are_asked_who_they_are_when_their_target_says_that_they_are_others() {
     world.heard(&[]);
     uevent(&mut world, 0, Reason::Luns);
     world.pass(2);
-    world.heard(&["0 5 gone", ANOTHER, "0 5 came at 8:0:0:5"]);
+    world.heard(&["0 5 lost", "0 5 gone", ANOTHER, "0 5 came at 8:0:0:5"]);
     world.jobs.clear();
     world.pass(10);
     world.heard(&[]);
@@ -636,13 +636,33 @@ fn units_are_asked_who_they_are_when_their_target_says_that_they_are_others() {
 #[test]
 fn commands_that_waited_for_a_port_do_not_reach_another_device() {
     let mut world = with_units(&[0, 5]);
+    // The kernel has its units run again a moment after the port is online.
+    let states = |world: &World, state| ["8:0:0:0", "8:0:0:5"].map(|unit| world.unit_state(unit, state));
     world.remote_state("rport-8:0-0", "Blocked");
+    states(&world, "blocked");
     world.step();
     remap(&mut world, 5);
-    world.says.insert("8:0:0:0".into(), String::new());
     world.remote_state("rport-8:0-0", "Online");
+    world.step();
+    states(&world, "running");
     world.pass(2);
-    world.heard(&["view 0 Blocked", "0 5 gone", ANOTHER, "view 0 Online", "0 5 came at 8:0:0:5"]);
+    let moved = ["0 5 lost", "0 5 gone", ANOTHER, "view 0 Online", "0 5 came at 8:0:0:5"];
+    world.heard(&[&["view 0 Blocked"][..], &moved].concat());
+}
+
+/// That it does not say who it is, says nothing: what it says later counts.
+#[test]
+fn a_unit_that_did_not_answer_is_asked_again() {
+    let mut world = with_units(&[0, 5]);
+    world.remote_state("rport-8:0-0", "Blocked");
+    world.step();
+    world.says.insert("8:0:0:5".into(), String::new());
+    world.remote_state("rport-8:0-0", "Online");
+    world.step();
+    world.heard(&["view 0 Blocked"]);
+    remap(&mut world, 5);
+    world.pass(3);
+    world.heard(&["0 5 lost", "0 5 gone", ANOTHER, "view 0 Online", "0 5 came at 8:0:0:5"]);
 }
 
 #[test]

@@ -84,6 +84,7 @@ impl Unit {
             let another = before.zip(sighting.wwid.as_ref()).is_some_and(|(before, after)| before != after);
             if another && self.stage != Stage::Going {
                 // The array has put another one in its place.
+                news.extend((self.stage == Stage::There).then_some(UnitNews::Lost));
                 news.extend(self.is_told().then_some(UnitNews::Gone));
                 self.be_another(now);
             }
@@ -170,9 +171,10 @@ impl Unit {
         self.doubted = false;
     }
 
-    /// It is asked whether it is who it was: the job for that, if the machine has it and the kernel, too.
+    /// It is asked whether it is who it was: the job for that, if the machine has it and the kernel, too. In what state the kernel has it
+    /// does not matter: of a port that has just come back that is an old one.
     pub(super) fn doubt(&mut self) -> Option<Job> {
-        let seat = self.seat.as_ref().filter(|seat| seat.is_running() && self.is_told())?;
+        let seat = self.seat.as_ref().filter(|_| self.is_told())?;
         let identity = self.device.as_ref()?.identity.clone();
         let job = Job::Who(seat.address, Box::new(identity));
         self.doubted = true;

@@ -30,6 +30,8 @@ pub(super) trait Opens: Send + Sync {
 pub(super) trait Returns: Send + Sync {
     /// It has gone.
     fn lost(&self);
+    /// It is back, and [`Returns::back`] follows.
+    fn coming(&self);
     /// It is back; that may take as long as it takes to answer.
     fn back(&self, arrival: Arrival) -> Result<()>;
 }
@@ -37,6 +39,10 @@ pub(super) trait Returns: Send + Sync {
 impl Returns for Returning {
     fn lost(&self) {
         Returning::lost(self);
+    }
+
+    fn coming(&self) {
+        Returning::coming(self);
     }
 
     fn back(&self, arrival: Arrival) -> Result<()> {

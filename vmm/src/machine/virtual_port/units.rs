@@ -121,6 +121,8 @@ impl Units {
             UnitNews::Back(arrival) => {
                 place.clear(&mut waste);
                 place.lost = false;
+                // Before a thread can be done with it, and before the guest hears that the port is back.
+                place.returns.iter().for_each(|returns| returns.coming());
                 step(place, Step::Open(arrival));
             }
             UnitNews::Resized => {

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use super::*;
 use crate::iothread::Io;
 use crate::scsi::generic::comeback::{Link, Plug, ask_again, ring};
-use crate::scsi::generic::{Found, GenericError};
+use crate::scsi::generic::{Driver, Found, GenericError, Identity, Part, Returning, Wanted};
 use crate::scsi::{Residual, Status, TaskManagement};
 use crate::testing::on_io_thread;
 
@@ -189,6 +189,27 @@ fn behind_a_port_a_device_that_is_not_there_is_a_path_that_is_lost() {
         }
         let (reply, data) = send(&io, &nexus, &[0x12, 0, 0, 0, 36, 0], &[], 36).await;
         assert_eq!((reply.unwrap().status, data[0]), (Status::Good, 0x7f));
+        // It is back, and being asked who it is: nobody gives up a path, or a unit, for that.
+        let identity = Identity {
+            address: "8:0:0:0".into(),
+            device_type: 0,
+            names: Vec::new(),
+            vendor: String::new(),
+            product: String::new(),
+            serial: String::new(),
+        };
+        let (driver, parts, allow, shared) = (Driver::Sg, vec![Part::Sg], Allow::All, false);
+        let wanted =
+            Wanted { identity, driver, parts, allow, shared, directory: "/nowhere".into(), number: 0 };
+        let returning = Returning::new(wanted, &plug);
+        returning.coming();
+        for cdb in [&READ[..], &[0; 6], &[0x12, 0, 0, 0, 36, 0]] {
+            let (reply, _) = send(&io, &nexus, cdb, &[], 512).await;
+            assert_eq!(reply.unwrap().status, Status::Busy);
+        }
+        returning.lost();
+        let (reply, _) = send(&io, &nexus, &READ, &[], 512).await;
+        assert_eq!(reply.unwrap_err(), TransportFault::PathLost);
         plug.put(Some(good()), &config()).unwrap();
         heard(&io, &nexus, &[(0x29, 0x00)]).await;
     });
