@@ -93,6 +93,11 @@ fn ports_of_the_host_are_told_of_without_a_machine() {
     assert_eq!(fc(&["show", "host1"]), error("there is no port host1; vmm fc list shows what there is"));
     assert_eq!(
         fc(&["create", "vm1"]),
+        error("./sys/class cannot be read: No such file or directory (os error 2); mount sysfs and proc")
+    );
+    fs::create_dir_all(directory.path().join("sys/class")).unwrap();
+    assert_eq!(
+        fc(&["create", "vm1"]),
         error(
             "this host has no Fibre Channel port: no driver of an adapter (lpfc, qla2xxx, fcoe ...) has one in /sys/class/fc_host"
         )
