@@ -232,7 +232,7 @@ async fn carry_out(targets: &Snapshot, token: ChainToken, command: &mut Command)
                     let task = TaskId { target, lun: request.lun, tag: request.tag };
                     let worker = token.worker();
                     let from = Origin { queue: worker.index(), is_running: &|| worker.queue().is_running() };
-                    Box::pin(fc.gate.pass(task, from, patient)).await
+                    Box::pin(fc.gate.pass(task, from)).await
                 }
             }
         }

@@ -66,7 +66,7 @@ impl Gate {
         self.lock().port(target).is_some()
     }
 
-    /// What becomes at once of a command to `target`; `None` when it waits. See [`Self::pass`] for `patient`.
+    /// What becomes at once of a command to `target`; `None` when it waits. `patient`: it waits for a port that may be back soon.
     pub(crate) fn verdict(&self, target: u8, patient: bool) -> Option<Verdict> {
         self.lock().verdict(target, patient)
     }
@@ -90,13 +90,13 @@ impl Gate {
         };
     }
 
-    /// Waits until a command may go to its target. `patient`: it waits for a port that may be back soon.
+    /// Waits until a command may go to its target.
     ///
     /// # Errors
     /// The port is lost, or the command was ended meanwhile.
-    pub(crate) async fn pass(&self, task: TaskId, from: Origin<'_>, patient: bool) -> Verdict {
+    pub(crate) async fn pass(&self, task: TaskId, from: Origin<'_>) -> Verdict {
         let mut place = Place { gate: self, target: task.target, serial: None };
-        poll_fn(|cx| self.poll(&mut place, task, from, patient, cx)).await
+        poll_fn(|cx| self.poll(&mut place, task, from, cx)).await
     }
 
     fn poll(
@@ -104,14 +104,13 @@ impl Gate {
         place: &mut Place<'_>,
         task: TaskId,
         from: Origin<'_>,
-        patient: bool,
         cx: &mut Context<'_>,
     ) -> Poll<Verdict> {
         let state = &mut *self.lock();
         let held = place.serial.and_then(|serial| state.held.get_mut(&(task.target, serial)));
         let verdict = match &held {
             Some(held) => held.verdict,
-            None => state.verdict(task.target, patient),
+            None => state.verdict(task.target, true),
         };
         if let Some(verdict) = verdict {
             return Poll::Ready(verdict);
@@ -223,7 +222,7 @@ mod tests {
         let task = |tag| TaskId { target: 5, lun: Lun([0; 8]), tag: Tag(tag) };
         let from = Origin { queue: 2, is_running: &|| true };
         let cx = &mut Context::from_waker(Waker::noop());
-        let (mut a, mut b) = (pin!(gate.pass(task(1), from, true)), pin!(gate.pass(task(2), from, true)));
+        let (mut a, mut b) = (pin!(gate.pass(task(1), from)), pin!(gate.pass(task(2), from)));
         assert!(a.as_mut().poll(cx).is_pending() && b.as_mut().poll(cx).is_pending());
         assert_eq!(gate.end(|task| task.tag == Tag(1), TransportFault::Aborted), 1);
         gate.set(5, RemoteState::Online);

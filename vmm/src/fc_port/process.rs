@@ -312,7 +312,14 @@ impl<'a> Process<'a> {
         }
         let names = Names { wwnn: owned.names.wwnn.bits(), wwpn: owned.names.wwpn.bits() };
         of.inventory = Some(Inventory::new(of.wanted.clone(), names, stored, now));
-        of.look = Some(work::look(&self.roots, &self.tell, hba, owned.host));
+        match work::look(&self.roots, &self.tell, hba, owned.host) {
+            Ok(look) => of.look = Some(look),
+            Err(error) => {
+                let why =
+                    format!("there is no thread that looks what is behind its port: {}", reason(&error));
+                say(self.machine, hba, News::Failed(why))?;
+            }
+        }
         of.owned = Some(owned);
         Ok(())
     }

@@ -175,10 +175,13 @@ fn user_of(roots: &Roots, address: &str) -> Option<String> {
 }
 
 /// Looks at a host again and again, and at once when it is poked.
-pub(super) fn look(roots: &Roots, tell: &Tell, hba: usize, host: u32) -> Sender<()> {
+///
+/// # Errors
+/// There is no thread for that.
+pub(super) fn look(roots: &Roots, tell: &Tell, hba: usize, host: u32) -> io::Result<Sender<()>> {
     let (poke, poked) = mpsc::channel();
     let (roots, tell) = (roots.clone(), tell.clone());
-    let _ = threads::spawn(Kind::Returns, "fc-look", move || {
+    threads::spawn(Kind::Returns, "fc-look", move || {
         loop {
             // What cannot be read now is as it was.
             if let Ok(glimpse) = Glimpse::read(&roots, host)
@@ -192,6 +195,6 @@ pub(super) fn look(roots: &Roots, tell: &Tell, hba: usize, host: u32) -> Sender<
                 _ => while poked.try_recv().is_ok() {},
             }
         }
-    });
-    poke
+    })?;
+    Ok(poke)
 }

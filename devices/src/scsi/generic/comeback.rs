@@ -469,6 +469,8 @@ impl Returning {
     /// It does not answer, or is another one. Then the unit stays without.
     pub fn back(&self, arrival: Arrival) -> Result<(), GenericError> {
         let Some(mut config) = self.plug.upgrade().map(|plug| plug.config.clone()) else { return Ok(()) };
+        // Another may have ended since it was announced.
+        self.coming();
         let _coming = Coming(&self.plug);
         let Arrival { node, found, blocks } = arrival;
         let shown = config.name.clone();

@@ -3,6 +3,8 @@
 //!
 //! ```text
 //!   Glimpse, answers, what was opened ──> Inventory ──> Order: news, jobs for a target port, nodes to open
+//!                                          |-- seen     what the host has
+//!                                          |-- answers  what target ports say
 //!                                          |-- numbers  the numbers of target ports
 //!                                          |-- target   one target port: its state, and one job at a time
 //!                                          |-- unit     one logical unit: there, away, not to be opened
@@ -10,9 +12,11 @@
 //!                                          |-- look     what the machine waits for
 //! ```
 
+mod answers;
 mod doubt;
 mod look;
 mod numbers;
+mod seen;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -174,34 +178,6 @@ impl Inventory {
         jobs.chain(units).chain(self.looks.next()).min()
     }
 
-    /// What was seen of the host; `None` if there is none any more.
-    pub(super) fn saw(&mut self, glimpse: Option<&Glimpse>, now: Instant) {
-        let (none, told) = (Glimpse::default(), self.orders.len());
-        if glimpse.is_none() {
-            self.warn(
-                "its virtual port has gone: somebody has deleted it, or the adapter was reset or taken away; start the machine anew"
-                    .into(),
-            );
-        }
-        let seen = glimpse.unwrap_or(&none);
-        self.see_ports(seen, now);
-        self.see_units(seen, now);
-        self.local = self.made_local(glimpse);
-        let before = self.view.clone();
-        if let Some(view) = self.other_view(now) {
-            let is_online = |view: &View, number| {
-                view.remotes.get(number).is_some_and(|remote| remote.state == RemoteState::Online)
-            };
-            let opens =
-                view.remotes.keys().any(|number| is_online(&view, number) && !is_online(&before, number));
-            // Ports first, then what has become of their units; but before commands go on it is known which units have gone. Behind all
-            // that was to be told before.
-            let place = if opens { self.orders.len() } else { told };
-            self.orders.insert(place, Order::Say(News::View(view)));
-        }
-        self.looks.saw(now);
-    }
-
     /// What the machine is shown, if that is something else than before. A port that is back is not there before its units are: commands
     /// would end at devices that are not open yet, or are others now.
     fn other_view(&mut self, now: Instant) -> Option<View> {
@@ -220,107 +196,6 @@ impl Inventory {
         (view != self.view).then(|| self.view.clone_from(&view)).map(|()| view)
     }
 
-    /// The target ports among those that are seen.
-    fn see_ports(&mut self, seen: &Glimpse, now: Instant) {
-        let mut best: BTreeMap<u8, &Seen> = BTreeMap::new();
-        let mut changed = false;
-        for remote in &seen.remotes {
-            let Some(wwpn) = remote.wwpn else { continue };
-            let number = match self.numbers.get(wwpn) {
-                Some(number) => Some(number),
-                None if remote.is_target() => self.numbers.of(wwpn).map(|(number, new)| {
-                    changed |= new;
-                    number
-                }),
-                None => continue,
-            };
-            let Some(number) = number else {
-                self.warn(
-                    "there are more than 256 target ports, and the guest does not see the others; zone fewer to this port".into(),
-                );
-                continue;
-            };
-            // One that is back may have an entry of its former life.
-            let place = best.entry(number).or_insert(remote);
-            if target::rank(&remote.state) < target::rank(&place.state) {
-                *place = remote;
-            }
-        }
-        if changed {
-            self.orders.push(Order::Keep(self.numbers.all().clone()));
-        }
-        let mut back = Vec::new();
-        for (number, remote) in &best {
-            let Some(wwpn) = remote.wwpn else { continue };
-            let target = self.targets.entry(*number).or_insert_with(|| {
-                self.looks.changed(now);
-                Target::new(wwpn, now)
-            });
-            let offline =
-                seen.units.iter().any(|unit| unit.remote == remote.name && unit.state == "transport-offline");
-            if target.see(remote, offline, &self.wanted, now) {
-                self.looks.changed(now);
-                back.extend(target.is_back_since(RETURN, now).then_some(*number));
-            }
-        }
-        back.into_iter().for_each(|number| self.doubt_all(number));
-        for (number, target) in &mut self.targets {
-            if !best.contains_key(number) {
-                target.lose();
-            }
-        }
-    }
-
-    /// The number of the target that a unit is at, and its own.
-    fn place_of(&self, seen: &Glimpse, sighting: &Sighting) -> Option<(u8, Lun)> {
-        let remote = seen.remotes.iter().find(|remote| remote.name == sighting.remote)?;
-        let number = self.numbers.get(remote.wwpn?)?;
-        Some((number, sighting.address.lun.bytes()))
-    }
-
-    fn see_units(&mut self, seen: &Glimpse, now: Instant) {
-        let mut there = BTreeSet::new();
-        for sighting in &seen.units {
-            let Some((target, lun)) = self.place_of(seen, sighting) else { continue };
-            if !self.wants(lun) {
-                continue;
-            }
-            there.insert((target, lun));
-            let unit = self.units.entry((target, lun)).or_insert_with(|| Unit::new(sighting.clone(), now));
-            for news in unit.see(sighting, now) {
-                self.orders.push(Order::Say(News::Unit(target, lun, news)));
-            }
-        }
-        self.units.retain(|(target, lun), unit| {
-            if there.contains(&(*target, *lun)) {
-                return true;
-            }
-            let (stays, news) = unit.vanish();
-            self.orders.extend(news.map(|news| Order::Say(News::Unit(*target, *lun, news))));
-            stays
-        });
-    }
-
-    /// Whether the guest shall see a unit of this number.
-    fn wants(&mut self, lun: Lun) -> bool {
-        let [first, _, _, _, _, _, seventh, eighth] = lun;
-        // Well known units (SAM-6, 4.7.7.5.1) are the target's own.
-        const WELL_KNOWN: u8 = 0xc1;
-        let fits = |number: u64| self.wanted.luns.iter().any(|(from, to)| (*from..=*to).contains(&number));
-        let own = fc::Lun::from_bytes(lun);
-        let number = own.flat().map_or(u64::from_be_bytes(lun), u64::from);
-        if first == WELL_KNOWN || !(self.wanted.luns.is_empty() || fits(number)) {
-            return false;
-        }
-        let has_room = (seventh, eighth) == (0, 0);
-        if !has_room {
-            self.warn(format!(
-                "LUN {own} has four levels, of which a guest can be told three; it is left out"
-            ));
-        }
-        has_room
-    }
-
     /// A line for the operator, once.
     fn warn(&mut self, text: String) {
         self.warn_as(text.clone(), text);
@@ -330,30 +205,6 @@ impl Inventory {
     fn warn_as(&mut self, told: String, text: String) {
         if self.told.insert(told) {
             self.orders.push(Order::Say(News::Warning(text)));
-        }
-    }
-
-    fn made_local(&self, glimpse: Option<&Glimpse>) -> LocalPort {
-        let state = |word: &str| match word {
-            "Online" | "Bypassed" | "Diagnostics" | "Loopback" => PortState::Online,
-            "Not Present" => PortState::NotPresent,
-            "Offline" => PortState::Offline,
-            "Blocked" => PortState::Blocked,
-            "Linkdown" => PortState::LinkDown,
-            "Error" => PortState::Error,
-            _ => PortState::Unknown,
-        };
-        let local = glimpse.map_or(PortState::NotPresent, |seen| state(&seen.host.state));
-        LocalPort {
-            primary: self.names,
-            secondary: self.wanted.secondary,
-            active: if local == PortState::NotPresent { Active::None } else { Active::Primary },
-            state: local,
-            port_id: glimpse.and_then(|seen| seen.host.port_id).unwrap_or(0),
-            fabric: glimpse.and_then(|seen| seen.host.fabric).map_or(0, Wwn::bits),
-            speed: glimpse.map_or(0, Glimpse::speed),
-            classes: glimpse.map_or(0, |seen| seen.classes),
-            max_frame: glimpse.map_or(0, |seen| seen.max_frame),
         }
     }
 
@@ -377,125 +228,6 @@ impl Inventory {
         if let Some(job) = target.begin(asked, now) {
             self.orders.push(Order::Do(number, job));
         }
-    }
-
-    /// A job is over.
-    pub(super) fn done(&mut self, number: u8, job: &Job, done: Done, now: Instant) {
-        let Some(target) = self.targets.get_mut(&number) else { return };
-        target.over(job, now);
-        match (job, done) {
-            (Job::Ask(address), Done::Asked(luns)) => self.answered(number, *address, luns, now),
-            (Job::Ask(_), Done::Over(_)) => {}
-            (Job::Who(address, was), Done::Who(who)) => self.said_who(number, *address, was, &who, now),
-            (Job::Scan(_, false), _) => self.scanned(number, now),
-            (Job::Rescan(sighting, true), _) => {
-                let lun = sighting.address.lun.bytes();
-                if self.units.get(&(number, lun)).is_some_and(|unit| unit.stage == Stage::There) {
-                    self.orders.push(Order::Say(News::Unit(number, lun, UnitNews::Resized)));
-                }
-            }
-            (Job::Tune(remote, _), Done::Over(Some(why))) => {
-                let text =
-                    format!("{remote} does not take the times of [hba.fc]: {why}; it keeps its driver's own");
-                self.warn(text);
-            }
-            // One line for all that are alike.
-            (Job::Scan(address, true), Done::Over(Some(why))) => self.warn_as(
-                format!("scan {number} {why}"),
-                format!("the guest does not get LUN {} of target {number}: {why}", address.lun),
-            ),
-            (_, Done::Over(Some(why))) => tracing::debug!("{job:?}: {why}"),
-            _ => {}
-        }
-    }
-
-    /// What a target port said that its units are.
-    fn answered(&mut self, number: u8, asked: Address, luns: Luns, now: Instant) {
-        let all = match luns {
-            Luns::All(all) => all,
-            // It knows nothing of this one.
-            Luns::NoUnit => {
-                self.miss(number, &|lun| lun == asked.lun.bytes(), now);
-                return;
-            }
-            // Another one may answer.
-            Luns::Nothing(_) => {
-                if let Some(unit) = self.units.get_mut(&(number, asked.lun.bytes())) {
-                    unit.silent = unit.silent.saturating_add(1);
-                }
-                return;
-            }
-        };
-        let known: BTreeSet<Lun> = all.iter().copied().collect();
-        self.miss(number, &|lun| !known.contains(&lun), now);
-        for (_, unit) in self.units.range_mut((number, [0; 8])..=(number, [0xff; 8])) {
-            if unit.seat.as_ref().is_some_and(|seat| known.contains(&seat.address.lun.bytes())) {
-                unit.missing = 0;
-                if unit.seat.as_ref().is_some_and(|seat| seat.address == asked) {
-                    unit.silent = 0;
-                }
-            }
-        }
-        if self.targets.get_mut(&number).is_some_and(Target::takes_doubt) {
-            self.doubt_all(number);
-        }
-        self.ask_doubted(number);
-        for lun in all {
-            let seated = self.units.get(&(number, lun)).is_some_and(|unit| unit.seat.is_some());
-            if !seated
-                && self.wants(lun)
-                && let Some(target) = self.targets.get_mut(&number)
-            {
-                target.find(asked, lun, now);
-            }
-        }
-    }
-
-    /// Units that the target does not know any more.
-    fn miss(&mut self, number: u8, is: &dyn Fn(Lun) -> bool, now: Instant) {
-        let Some(target) =
-            self.targets.get_mut(&number).filter(|target| !target.is_back_since(RECOVERY, now))
-        else {
-            return;
-        };
-        let orders = &mut self.orders;
-        let mut gone = Vec::new();
-        for ((_, lun), unit) in self.units.range_mut((number, [0; 8])..=(number, [0xff; 8])) {
-            if !is(*lun) || !unit.is_told() {
-                continue;
-            }
-            unit.missing += 1;
-            if unit.missing < TIMES {
-                target.ask_at(now + SURE);
-                continue;
-            }
-            orders.push(Order::Say(News::Unit(number, *lun, UnitNews::Gone)));
-            match unit.seat.clone() {
-                Some(seat) => {
-                    unit.stage = Stage::Going;
-                    target.add(Job::Delete(seat));
-                }
-                None => gone.push(*lun),
-            }
-        }
-        gone.into_iter().for_each(|lun| drop(self.units.remove(&(number, lun))));
-    }
-
-    /// The kernel has looked at a target that had no unit.
-    fn scanned(&mut self, number: u8, now: Instant) {
-        let known = |target: &&Target| target.scans >= SCANS && !target.is_back_since(RECOVERY, now);
-        let Some(target) = self.targets.get(&number).filter(known) else { return };
-        if target.state != RemoteState::Online {
-            return;
-        }
-        let orders = &mut self.orders;
-        self.units.retain(|(target, lun), unit| {
-            let over = *target == number && unit.seat.is_none() && unit.is_told();
-            if over {
-                orders.push(Order::Say(News::Unit(number, *lun, UnitNews::Gone)));
-            }
-            !over
-        });
     }
 
     fn open_what_is_there(&mut self, now: Instant) {
