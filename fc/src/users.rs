@@ -179,7 +179,15 @@ impl Users {
         let mut seen = BTreeSet::new();
         for file in files {
             let Some(file) = self.seen(file.map_err(failed)) else { break };
-            let Ok(path) = fs::read_link(file.path()) else { continue };
+            let path = match fs::read_link(file.path()) {
+                Ok(path) => path,
+                // It may list them, but has given up its rights over other processes, as in a sandbox or a container.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    self.unseen.get_or_insert(format!("{} may not be read", file.path().display()));
+                    return;
+                }
+                Err(_) => continue,
+            };
             let Some(path) = path.to_str().filter(|path| path.starts_with("/dev/")) else { continue };
             if seen.insert(path.to_owned()) {
                 let name = text(&process.join("comm")).unwrap_or_default();

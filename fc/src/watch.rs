@@ -15,7 +15,7 @@ use crate::address::Address;
 use crate::model::San;
 
 pub use fc::{Code, FcEvent};
-pub use socket::Sockets;
+pub use socket::{Devices, Sockets};
 pub use uevent::{Action, Node, Reason, Thing, Uevent};
 
 /// Longer than any event: that of a device has 2 KiB of properties at most, that of the transport what an adapter's vendor says.

@@ -1,11 +1,11 @@
 //! The event queue: what the device tells the driver unasked (5.6.6.3).
 //!
-//! Events wait here while the driver has no buffer. When too many wait, the rest is dropped, and an event of its own after
-//! those says so: a driver then looks at everything anew, and nothing that is older contradicts what it finds.
+//! Events wait here while the driver has no buffer. Where many units of a target come, one event stands for all of them. When too many wait
+//! all the same, the rest is dropped, and an event of its own after those says so: a driver then looks at everything anew, and nothing that
+//! is older contradicts what it finds.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use devices::scsi::{Lun, Nexus, PortEvents};
@@ -21,6 +21,9 @@ use crate::worker::Worker;
 
 /// Events that wait for buffers at most.
 const MAX_WAITING: usize = 64;
+/// Units of one target that come and of which each has an event, at most. Of more the driver hears by LUN 0 alone, which stands for the target
+/// (5.6.6.3). What is dropped instead would have Linux ask all its disks whether they are there.
+const ONE_BY_ONE: usize = 16;
 /// PARAMETERS CHANGED and its kin (SPC-5, annex F): the attentions that are events too. Those of removable media
 /// are not among them, as 5.6.6.3 demands.
 const PARAMETERS_CHANGED: u8 = 0x2a;
@@ -33,8 +36,60 @@ pub(crate) struct Events {
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: VecDeque<Event>,
+    waiting: VecDeque<Waiting>,
     missed: bool,
+}
+
+/// An event that waits.
+#[derive(Debug)]
+struct Waiting {
+    event: Event,
+    /// It stands for all units of its target.
+    whole: bool,
+}
+
+impl State {
+    /// Adds an event; one of a unit that comes may become one of its target.
+    fn add(&mut self, event: Event) {
+        if let Some(target) = comes(&event) {
+            let others = || self.waiting.iter().filter(|waiting| comes(&waiting.event) == Some(target));
+            if others().any(|waiting| waiting.whole) || others().count() >= ONE_BY_ONE {
+                return self.look_at(target);
+            }
+        }
+        if self.waiting.len() >= MAX_WAITING {
+            self.fold();
+        }
+        self.push(Waiting { event, whole: false });
+    }
+
+    fn push(&mut self, waiting: Waiting) {
+        if self.waiting.len() < MAX_WAITING {
+            self.waiting.push_back(waiting);
+        } else {
+            self.missed = true;
+        }
+    }
+
+    /// Of all units of a target that come the driver hears by one event, after what else is told of the target.
+    fn look_at(&mut self, target: u8) {
+        self.waiting.retain(|waiting| comes(&waiting.event) != Some(target));
+        if self.waiting.len() >= MAX_WAITING {
+            self.fold();
+        }
+        self.push(Waiting { event: look_again(target), whole: true });
+    }
+
+    /// Makes room: units of a target that come become one event.
+    fn fold(&mut self) {
+        let mut seen = BTreeMap::<u8, usize>::new();
+        for target in self.waiting.iter().filter_map(|waiting| comes(&waiting.event)) {
+            *seen.entry(target).or_default() += 1;
+        }
+        for (target, _) in seen.into_iter().filter(|(_, count)| *count > 1) {
+            self.look_at(target);
+        }
+    }
 }
 
 impl Events {
@@ -43,28 +98,29 @@ impl Events {
     pub(crate) fn addressed_anew(&self) {
         let mut state = self.lock();
         let before = state.waiting.len();
-        state.waiting.retain(|event| about_port(event).is_some());
+        state.waiting.retain(|waiting| about_port(&waiting.event).is_some());
         state.missed |= state.waiting.len() < before;
     }
 
     /// Adds an event.
     pub(crate) fn push(&self, event: Event) {
-        let mut state = self.lock();
-        if state.waiting.len() < MAX_WAITING {
-            state.waiting.push_back(event);
-        } else {
-            state.missed = true;
-        }
+        self.lock().add(event);
+    }
+
+    /// All units of a target have come: one event says so.
+    fn push_target(&self, target: u8) {
+        self.lock().look_at(target);
     }
 
     /// Adds an event, unless it is the last that waits for its target. Of a remote port the newest state is enough.
     fn push_once(&self, event: Event) {
+        let mut state = self.lock();
         if let Some(about) = about_port(&event) {
-            self.lock().waiting.retain(|waiting| about_port(waiting) != Some(about));
+            state.waiting.retain(|waiting| about_port(&waiting.event) != Some(about));
         }
-        let of_target = |waiting: &&Event| waiting.lun.get(1) == event.lun.get(1);
-        if self.lock().waiting.iter().rev().find(of_target) != Some(&event) {
-            self.push(event);
+        let of_target = |waiting: &&Waiting| target_of(&waiting.event) == target_of(&event);
+        if state.waiting.iter().rev().find(of_target).map(|waiting| &waiting.event) != Some(&event) {
+            state.add(event);
         }
     }
 
@@ -72,7 +128,7 @@ impl Events {
     pub(crate) fn pop(&self) -> Option<Event> {
         let mut state = self.lock();
         let next = state.waiting.pop_front();
-        next.or_else(|| {
+        next.map(|waiting| waiting.event).or_else(|| {
             let nothing = event::NO_EVENT | event::EVENTS_MISSED;
             let missed = Event { event: nothing.into(), lun: [0; 8], reason: 0.into() };
             std::mem::take(&mut state.missed).then_some(missed)
@@ -88,15 +144,14 @@ impl Events {
     /// Forgets what the driver has not asked to hear of.
     fn keep(&self, has: impl Fn(u64) -> bool) {
         let mut state = self.lock();
-        state.waiting.retain(|event| has(feature_of(event)));
+        state.waiting.retain(|waiting| has(feature_of(&waiting.event)));
         state.missed &=
             has(feature::SCSI_HOTPLUG) || has(feature::SCSI_CHANGE) || has(fc::feature::RPORT_EVENTS);
     }
 
-    /// Tells the driver of a target, if it wants to hear of it and is not about to. A driver that is yet to come, or that sleeps, hears of
-    /// it when it is there.
+    /// Tells the driver of a target, if it wants to hear of it and is not about to.
     pub(crate) fn tell(&self, transport: &Transport, event: Event) {
-        if transport.has(feature_of(&event)) || !transport.has_driver() {
+        if hears(transport, feature_of(&event)) {
             self.push_once(event);
             ring(transport);
         }
@@ -105,7 +160,7 @@ impl Events {
     /// Whether something of `target` has yet to be told, or may have.
     fn holds(&self, target: u8) -> bool {
         let state = self.lock();
-        state.missed || state.waiting.iter().any(|event| event.lun.get(1) == Some(&target))
+        state.missed || state.waiting.iter().any(|waiting| target_of(&waiting.event) == target)
     }
 
     /// Forgets everything.
@@ -116,6 +171,11 @@ impl Events {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a driver wants to hear of what belongs to this feature. One that is yet to come, or that sleeps, hears of it when it is there.
+fn hears(transport: &Transport, feature: u64) -> bool {
+    transport.has(feature) || !transport.has_driver()
 }
 
 /// The feature that an event belongs to.
@@ -131,6 +191,17 @@ fn feature_of(event: &Event) -> u64 {
 fn about_port(event: &Event) -> Option<([u8; 8], bool)> {
     let is_name = event.reason.get() == fc::event::RPORT_CHANGED;
     (event.event.get() == fc::event::RPORT).then_some((event.lun, is_name))
+}
+
+fn target_of(event: &Event) -> u8 {
+    let [_, target, ..] = event.lun;
+    target
+}
+
+/// The target of which a unit comes, or all may, if the event says that.
+fn comes(event: &Event) -> Option<u8> {
+    let rescan = event.event.get() == event::TRANSPORT_RESET && event.reason.get() == event::RESET_RESCAN;
+    rescan.then(|| target_of(event))
 }
 
 fn ring(transport: &Transport) {
@@ -189,8 +260,6 @@ pub(crate) struct EventPort {
     known: Mutex<Vec<Lun>>,
     /// Units that the driver has found absent once and was told of again: see [`PortEvents::introduce`].
     again: Mutex<Vec<Lun>>,
-    /// The driver was told of units since somebody last said that there are others.
-    told: AtomicBool,
 }
 
 impl EventPort {
@@ -208,7 +277,6 @@ impl EventPort {
             nexus: Arc::downgrade(nexus),
             known,
             again: Mutex::default(),
-            told: AtomicBool::new(false),
         })
     }
 
@@ -225,12 +293,18 @@ impl EventPort {
         }
     }
 
-    /// The array says that it has other units. Those that a driver can find it has been told of.
+    /// Who has looked may find more now.
     pub(crate) fn units_changed(&self) {
-        if !self.told.swap(false, Ordering::Relaxed)
-            && let Some(transport) = self.transport.upgrade()
-        {
+        if let Some(transport) = self.transport.upgrade() {
             self.events.tell(&transport, look_again(self.target));
+        }
+    }
+
+    /// The same of one unit.
+    pub(crate) fn unit_changed(&self, lun: Lun) {
+        let known = self.known();
+        if known.binary_search(&lun).is_ok() {
+            self.units_came(&[lun]);
         }
     }
 
@@ -244,14 +318,22 @@ impl EventPort {
         if luns.is_empty() {
             return;
         }
-        if let Some(transport) = self.transport.upgrade().filter(|_| self.looks_at_targets()) {
+        let Some(transport) = self.transport.upgrade() else { return };
+        if self.looks_at_targets() {
             return self.events.tell(&transport, look_again(self.target));
+        }
+        if luns.len() > ONE_BY_ONE {
+            if hears(&transport, feature::SCSI_HOTPLUG) {
+                self.events.push_target(self.target);
+                ring(&transport);
+            }
+            return;
         }
         luns.iter().for_each(|&lun| self.transport_reset(lun, event::RESET_RESCAN));
     }
 
     /// The target is new: with LUN 0 the event stands for all of it (virtio 1.3, 5.6.6.3). FreeBSD, and Linux before 5.10, look
-    /// at the unit alone that an event names, so the others have one each.
+    /// at the unit alone that an event names, so the others have one each, unless they are many.
     pub(crate) fn target_came(&self) {
         let known = self.known();
         let others = known.iter().copied().filter(|lun| lun.0 != [0; 8]);
@@ -271,9 +353,9 @@ impl EventPort {
     }
 
     fn raise(&self, feature: u64, event: u32, lun: Lun, reason: u32) {
-        // A driver that is yet to come, or that sleeps, hears of it when it is there.
-        let hears = |transport: &Arc<Transport>| transport.has(feature) || !transport.has_driver();
-        let Some(transport) = self.transport.upgrade().filter(hears) else { return };
+        let Some(transport) = self.transport.upgrade().filter(|transport| hears(transport, feature)) else {
+            return;
+        };
         let lun = lun::encode(self.target, lun);
         self.events.push(Event { event: event.into(), lun, reason: reason.into() });
         ring(&transport);
@@ -303,8 +385,11 @@ impl PortEvents for EventPort {
     /// the events finds nothing, which has any driver part with the old disk; then the unit is told of again, and the next
     /// INQUIRY is that of a driver that looks for new disks. One that does not hear of hot-plug gives no sign at all.
     fn introduce(&self, lun: Lun) -> bool {
-        let hears = self.transport.upgrade().is_some_and(|transport| transport.has(feature::SCSI_HOTPLUG));
-        if !hears || self.events.holds(self.target) {
+        let transport = self.transport.upgrade().filter(|transport| transport.has(feature::SCSI_HOTPLUG));
+        let Some(transport) = transport else { return false };
+        if self.events.holds(self.target) {
+            // What waits may be of other units: it is looked for once more after that.
+            self.events.tell(&transport, look_again(self.target));
             return false;
         }
         let mut again = self.again();
@@ -323,9 +408,6 @@ impl PortEvents for EventPort {
         let mut known = self.known();
         let now = nexus.luns();
         let before = std::mem::replace(&mut *known, now.clone());
-        if before != now {
-            self.told.store(true, Ordering::Relaxed);
-        }
         let is_in = |all: &[Lun], lun: &Lun| all.binary_search(lun).is_ok();
         for &lun in before.iter().filter(|lun| !is_in(&now, lun)) {
             self.transport_reset(lun, event::RESET_REMOVED);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use devices::iothread::Remote;
 use devices::mem::Dma;
 use devices::pci::{PciError, PciFunction, PciSeat};
-use devices::scsi::{Nexus, TransferLimits, TransportFault};
+use devices::scsi::{Lun, Nexus, TransferLimits, TransportFault};
 use thiserror::Error;
 
 use crate::config::Config;
@@ -241,6 +241,14 @@ impl VirtioScsi {
         Some(before)
     }
 
+    /// Who has looked for this unit may find it now: its device was not there, and is back. Tells the driver.
+    pub fn look_again(&self, id: u8, lun: Lun) {
+        let port = self.shared.ports().get(&id).cloned();
+        if let Some(port) = port {
+            port.unit_changed(lun);
+        }
+    }
+
     fn connect(&self, id: u8, nexus: Arc<Nexus>) {
         let mut ports = self.shared.ports();
         nexus.address_natively(self.shared.native.load(Ordering::Relaxed));
@@ -404,6 +412,8 @@ impl Device for Shared {
 
     fn reset(&self) {
         self.config.reset();
+        // Where nothing was under way, no nexus was reset.
+        self.directory.all().values().for_each(|nexus| nexus.forget_use());
         // What was not told yet is told to the driver that comes: it may be the one before, which slept and kept its disks.
         self.ports().values().for_each(|port| port.reset());
     }

@@ -87,6 +87,41 @@ pub(crate) struct Lun {
     pub(crate) node: String,
 }
 
+/// What a test has had go wrong.
+#[must_use]
+pub(crate) struct Fault {
+    command: String,
+    before: Counts,
+}
+
+/// What the array has counted.
+#[derive(Clone, Copy)]
+struct Counts {
+    /// Commands that had a fault.
+    injected: u64,
+    /// Frames that were lost on purpose.
+    lost: u64,
+    /// Frames to silent target ports.
+    unheard: u64,
+}
+
+impl Counts {
+    fn of(info: &str) -> Result<Self> {
+        let count = |label: &str| {
+            let line = info.lines().find_map(|line| line.strip_prefix(label));
+            let number = line.and_then(|line| line.split(';').next()?.trim().parse().ok());
+            number.with_context(|| format!("no count of {label:?} in: {info}"))
+        };
+        let unheard = |line: &str| line.strip_suffix(" not heard")?.rsplit(' ').next()?.parse::<u64>().ok();
+        let parts = info.lines().filter(|line| line.starts_with("target ")).flat_map(|line| line.split(", "));
+        Ok(Self {
+            injected: count("injected:")?,
+            lost: count("lost on purpose:")?,
+            unheard: parts.filter_map(unheard).sum(),
+        })
+    }
+}
+
 /// The SAN. It goes when this is dropped, so that has to be after what uses its disks.
 pub(crate) struct San<'a> {
     bed: &'a Bed,
@@ -115,6 +150,7 @@ impl<'a> San<'a> {
             let words = bed.prepared().tools().words(name, name, None)?.join(" ");
             programs.push_str(&format!("{name}() {{ {words} \"$@\"; }}\n"));
         }
+        programs.push_str(&format!("fabric_tell() {{ {program} tell {SOCKET} \"$@\"; }}\n"));
         let adapters: usize = fabrics.iter().sum();
         let numbers: Vec<String> = (1..=adapters).map(|number| number.to_string()).collect();
         programs.push_str(&format!("numbers='{}'\n", numbers.join(" ")));
@@ -160,6 +196,44 @@ impl<'a> San<'a> {
     /// What the fabric says of itself.
     pub(crate) fn log(&self) -> String {
         self.bed.host().shell(&format!("tail -n 40 {LOG}"), 30).unwrap_or_default()
+    }
+
+    /// Has something go wrong. [`Self::mend`] says whether it did.
+    pub(crate) fn fault(&self, command: &str) -> Result<Fault> {
+        let before = self.counts()?;
+        self.tell(command)?;
+        Ok(Fault { command: command.into(), before })
+    }
+
+    /// Nothing goes wrong any more.
+    ///
+    /// # Errors
+    /// It has not gone wrong as often as was asked for, so that whatever came of it says nothing.
+    pub(crate) fn mend(&self, fault: &Fault) -> Result<()> {
+        let info = self.tell("info")?;
+        let after = Counts::of(&info)?;
+        let Fault { command, before } = fault;
+        let words: Vec<&str> = command.split_whitespace().collect();
+        for command in ["inject off", "lose off"] {
+            self.tell(command)?;
+        }
+        let (happened, wanted) = match words[..] {
+            ["inject", _, _, count, ..] => (after.injected - before.injected, count.parse::<u64>()?),
+            ["lose", _, count] => (after.lost - before.lost, count.parse().unwrap_or(u64::MAX)),
+            ["port", port, "silent"] => {
+                self.tell(&format!("port {port} heard"))?;
+                (after.unheard - before.unheard, u64::MAX)
+            }
+            _ => return Ok(()),
+        };
+        // What goes wrong again and again has to do so once.
+        let wanted = if wanted > 1000 { 1 } else { wanted };
+        ensure!(happened >= wanted, "{command}: that went wrong {happened} times only\n{info}");
+        Ok(())
+    }
+
+    fn counts(&self) -> Result<Counts> {
+        Counts::of(&self.tell("info")?)
     }
 
     /// Creates a vport at an adapter, and waits until it is active. Returns its host.

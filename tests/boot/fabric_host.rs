@@ -215,11 +215,19 @@ fn breaks(san: &San<'_>, vport: &str, faults: &mut Vec<String>) -> Result<()> {
         ("Clear Virtual Links of the node", "cvl node 2100000000000a01"),
         ("the fabric is off for a second", "restart 1000"),
         ("the link is down for a second", "link sw1 down"),
+        ("the target port is silent for 3 s", "port 2 silent"),
+        // Where nobody can ask what became of a command, the driver waits.
+        ("a read is lost by an array without REC", "inject any 28 1 drop"),
     ] {
         let luns = san.luns(vport)?;
         let node = &find(&luns, PORTS[1], 0)?.node;
-        san.tell(command)?;
-        let up = if command.starts_with("link") { "sleep 1; ip link set sw1 up;" } else { "" };
+        san.tell(if what.ends_with("without REC") { "rec off" } else { "rec on" })?;
+        let fault = san.fault(command)?;
+        let up = match command {
+            "link sw1 down" => "sleep 1; ip link set sw1 up;",
+            "port 2 silent" => "(sleep 3; fabric_tell port 2 heard) >/dev/null 2>&1 &",
+            _ => "",
+        };
         // Not a page of memory: one read of 4 KiB.
         let read = format!(
             "{up} begin=$(now); dd if={node} of=/dev/null bs=4k count=1 iflag=direct 2>/dev/null; echo $? after $(($(now) - begin)) /100 s"
@@ -239,10 +247,11 @@ fn breaks(san: &San<'_>, vport: &str, faults: &mut Vec<String>) -> Result<()> {
         if let Err(error) = after {
             faults.push(format!("{what}: {error:#}"));
         }
-        san.tell("inject off")?;
-        san.tell("lose off")?;
+        if let Err(error) = san.mend(&fault) {
+            faults.push(format!("{what}: {error:#}"));
+        }
     }
-    Ok(())
+    san.tell("rec on").map(drop)
 }
 
 /// The kernel's own target as the array, on a second adapter of the same fabric: files of 64 MiB, which one name is mapped.

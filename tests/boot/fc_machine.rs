@@ -51,7 +51,8 @@ fn run(bed: &Bed, vmm: Vmm, test: fn(&Bed, &Tool<'_>, &San<'_>) -> Result<()>) -
 }
 
 fn start<'a>(bed: &'a Bed, san: &San<'_>) -> Result<Vm<'a>> {
-    let mut vm = guest(bed, "web").fabric("san0", keys(ONE, &["allow=all"])?).spawn()?;
+    let guest = guest(bed, "web").option("--log-level").option("info");
+    let mut vm = guest.fabric("san0", keys(ONE, &["allow=all"])?).spawn()?;
     if let Err(error) = shell(&mut vm) {
         return Err(error.context(format!("{}\n{}", vm.errors(), san.log())));
     }
@@ -72,7 +73,10 @@ fn lives(bed: &Bed, tool: &Tool<'_>, san: &San<'_>) -> Result<()> {
         faults.extend(check(san, &mut vm, &targets).err().map(|error| format!("{error:#}")));
     }
     note(&memory(san, &vm)?);
-    note(&format!("said: {}", vm.errors()));
+    let said = vm.errors();
+    note(&format!("said: {said}"));
+    let line = format!("hba san0: its port is WWPN {ONE}, WWNN {}, vport-", ONE.replacen("21", "20", 1));
+    ensure!(said.contains(&line) && said.contains(" (fcoe, fi1); made, and goes with the machine"), "{said}");
     vm.send("poweroff -f\n")?;
     let begin = Instant::now();
     vm.expect_exit(0, 120)?;
@@ -105,21 +109,50 @@ fn deaths(bed: &Bed, tool: &Tool<'_>, san: &San<'_>) -> Result<()> {
     vm.done();
 
     let mut vm = start(bed, san)?;
+    let said = vm.errors();
+    ensure!(
+        said.contains(&format!("deletes the virtual port {ONE} first, which an ended process has left")),
+        "{said}"
+    );
     ensure!(numbers(&mut vm)? == targets, "target ids are others than before");
     kill_all(bed, &mut vm)?;
     no_process(san, 20)?;
+    clean(tool)?;
+    nothing_left(san, &[ONE], 10)?;
+    vm.done();
+
+    // The process that has the port alone: the machine says at its end what is left.
+    let mut vm = start(bed, san)?;
+    bed.host().shell(&format!("kill -9 {PORT_PROCESSES}"), 30)?;
+    no_process(san, 20)?;
+    vm.send("poweroff -f\n")?;
+    vm.expect_exit(0, 120)?;
+    let said = vm.errors();
+    note(&format!("said: {said}"));
+    ensure!(
+        said.contains(
+            ") may still be there, for the process that had it (vmm-fcport) has ended without deleting it"
+        ),
+        "{said}"
+    );
+    clean(tool)?;
+    nothing_left(san, &[ONE], 10)
+}
+
+/// What a process has left is deleted.
+fn clean(tool: &Tool<'_>) -> Result<()> {
     let cleaned = tool.json("clean")?;
     let cleaned = items(&cleaned)?.first().context("nothing was cleaned")?.clone();
     note(&format!("cleaned: {cleaned}"));
-    has(&cleaned, serde_json::json!({ "wwpn": ONE, "result": "deleted" }))?;
-    nothing_left(san, &[ONE], 10)?;
-    vm.done();
-    Ok(())
+    has(&cleaned, serde_json::json!({ "wwpn": ONE, "result": "deleted" }))
 }
+
+/// The numbers of processes that have ports, for the shell.
+const PORT_PROCESSES: &str = "$(grep -lx vmm-fcport /proc/[0-9]*/comm | cut -d/ -f3)";
 
 /// Kills the machine together with the process that has its ports, which is in no group of the machine's.
 fn kill_all(bed: &Bed, vm: &mut Vm<'_>) -> Result<()> {
-    let script = format!("kill -9 {} $(grep -lx vmm-fcport /proc/[0-9]*/comm | cut -d/ -f3)", vm.pid());
+    let script = format!("kill -9 {} {PORT_PROCESSES}", vm.pid());
     bed.host().shell(&script, 30)?;
     vm.wait_exit(60).map(drop)
 }
@@ -206,6 +239,23 @@ fn masks(san: &San<'_>, vm: &mut Vm<'_>, targets: &[u32]) -> Result<()> {
     ensure!(numbers(vm)? == targets, "targets are others now");
     san.tell(&format!("map {TWO} 0=d4 1=d4"))?;
     ensure!(numbers(vm)? == targets, "targets are others now");
+    // One number with another disk at each port: nobody mixes them up. The array says so with the answer to a command.
+    let both = at(0).collect::<Vec<_>>().join(" ");
+    let names = format!("for at in {both}; do tail -c +5 $(at $at)/vpd_pg80; done");
+    for (what, command, wanted) in [
+        ("another disk at one of the ports", format!("map {ONE}@2 0=d4 5=d1 27=d2 513=d3"), "d0d4|d4d0"),
+        ("and the same again", format!("unmap {ONE}@2"), "d0d0"),
+    ] {
+        let condition = format!(
+            "{{ for at in {both}; do read_one $at; done; case $({names}) in {wanted}) true;; *) false;; esac; }} && {}",
+            is("there", 0)
+        );
+        match after(san, vm, &command, &condition, 40) {
+            Ok(took) => note(&format!("{what}: seen after {took:.1} s")),
+            Err(error) => slow.push(format!("{what}: {error:#}\n{:?}\n{}", units(vm)?, vm.errors())),
+        }
+    }
+    ensure!(numbers(vm)? == targets, "targets are others now");
     // What was there all the time works.
     vm.run(&format!("read_one {}", address(0, targets.first().copied().unwrap_or(0), 5)))?;
     ensure!(slow.is_empty(), "{}", slow.join("\n"));
@@ -254,7 +304,7 @@ pub(crate) fn emulated(bed: &Bed, vmm: Vmm) -> Result<()> {
     vm.expect_exit(0, 60)
 }
 
-const EMULATED: [(u32, u32, &str); 5] =
+pub(crate) const EMULATED: [(u32, u32, &str); 5] =
     [(0, 0, "e0"), (0, 5, "e1"), (0, 513, "e2"), (1, 0, "e3"), (1, 513, "e4")];
 
 fn sg(target: u32, lun: u32) -> String {

@@ -1,10 +1,13 @@
 //! Ports of machines with a tape, with many units, and how quick they are.
 
+use std::fmt;
+
 use anyhow::{Context, Result, ensure};
 use testbed::bed::Bed;
+use testbed::bench_storage::{exits, processor_time};
 use testbed::extras;
 use testbed::fio::{self, Fio, Job};
-use testbed::guest::Vmm;
+use testbed::guest::{Disk, Vmm};
 use testbed::kernel::Debian;
 use testbed::report::{median, note};
 use testbed::vm::Vm;
@@ -99,13 +102,20 @@ pub(crate) fn many(bed: &Bed, vmm: Vmm) -> Result<()> {
     Ok(())
 }
 
-/// What is measured, with 32 commands at once: beside an array that is as quick as this machine, and one that takes as long as disks do.
-const JOBS: [(&str, u32, u32); 4] =
-    [("randread", 4, 0), ("randwrite", 4, 0), ("read", 128, 0), ("randread", 4, 20)];
+/// What is measured, with 32 commands at once: beside an array that takes as many milliseconds for each as disks do, and one that is as
+/// quick as this machine.
+const JOBS: [(&str, u32, &str); 5] = [
+    ("randread", 4, "40-80"),
+    ("randwrite", 4, "40-80"),
+    ("randread", 4, "0"),
+    ("randwrite", 4, "0"),
+    ("read", 128, "0"),
+];
 const ROUNDS: usize = 3;
 const SECONDS: u32 = 10;
 
-/// A unit through the guest's port beside the same unit by the host's node: one after the other, in turns.
+/// A unit through the guest's port beside the same unit by the host's node, and beside that node passed through by QEMU: one after the
+/// other, in turns.
 pub(crate) fn rates(bed: &Bed, vmm: Vmm) -> Result<()> {
     if vmm == Vmm::Qemu {
         return Ok(());
@@ -116,31 +126,45 @@ pub(crate) fn rates(bed: &Bed, vmm: Vmm) -> Result<()> {
     let host = san.create_vport(1, TWO, "2000000000000a02")?;
     let luns = san.wait_for_luns(&host, &["502fcf0000000001"], &[0])?;
     let node = luns.first().context("no disk on the host")?.node.clone();
+    bed.host().shell("[ -d /sys/kernel/debug/kvm ] || mount -t debugfs debugfs /sys/kernel/debug", 30)?;
     let fio = Fio::prepare()?;
-    let guest = guest(bed, "web").archive(fio.archive()?).fabric("san0", keys(ONE, &["shared=true"])?);
-    let mut vm = guest.spawn()?;
-    shell(&mut vm)?;
-    let found = units(&mut vm)?;
-    let unit = found.keys().next().context("no unit in the guest")?.clone();
+    let archive = fio.archive()?;
+    let mut ours =
+        guest(bed, "web").archive(archive.clone()).fabric("san0", keys(ONE, &["shared=true"])?).spawn()?;
+    shell(&mut ours)?;
+    let mut theirs =
+        guest(bed, "qemu").vmm(Vmm::Qemu).archive(archive).disk(Disk::passed("block", &node)).spawn()?;
+    shell(&mut theirs)?;
     for (pattern, block_kib, delay) in JOBS {
         let job = Job::new(pattern, block_kib, 32, 1);
-        if delay > 0 {
-            san.tell(&format!("inject any 28 1000000000 delay={delay}"))?;
-        }
-        let mut ratios = Vec::new();
+        let code = if pattern.contains("write") { "2a" } else { "28" };
+        let slow = format!("inject any {code} 1000000000 delay={delay}");
+        let fault = (delay != "0").then(|| san.fault(&slow)).transpose()?;
+        let (mut to_host, mut to_qemu) = (Vec::new(), Vec::new());
         for round in 1..=ROUNDS {
             let here = measure(bed, &fio, &job, &node)?;
-            let there = inside(&mut vm, &job, &unit)?;
-            let ratio = there / here;
-            note(&format!("{}, round {round}: host {here:.0}/s, guest {there:.0}/s, {ratio:.3}", job.name()));
-            ratios.push(ratio);
+            let there = inside(bed, &mut ours, &job)?;
+            let rival = inside(bed, &mut theirs, &job)?;
+            note(&format!(
+                "{}, array with {delay} ms of its own, round {round}: host {here:.0}/s; guest {there}; guest of QEMU's scsi-block {rival}",
+                job.name()
+            ));
+            to_host.push(there.rate / here);
+            to_qemu.push(there.rate / rival.rate);
         }
-        let (name, ratio) = (job.name(), median(&ratios));
-        println!("{name}, array with {delay} ms of its own: {ratio:.3} of what the host's node does");
+        fault.map_or(Ok(()), |fault| san.mend(&fault))?;
+        println!(
+            "{}, array with {delay} ms of its own: {:.3} of what the host's node does, {:.3} of what a guest of QEMU gets of that node",
+            job.name(),
+            median(&to_host),
+            median(&to_qemu)
+        );
     }
-    note(&memory(&san, &vm)?);
-    vm.send("poweroff -f\n")?;
-    vm.expect_exit(0, 120)?;
+    note(&memory(&san, &ours)?);
+    for mut vm in [ours, theirs] {
+        vm.send("poweroff -f\n")?;
+        vm.expect_exit(0, 120)?;
+    }
     san.delete_vport(1, TWO, "2000000000000a02")
 }
 
@@ -151,9 +175,37 @@ fn measure(bed: &Bed, fio: &Fio, job: &Job, node: &str) -> Result<f64> {
     Ok(fio::parse(&bed.host().shell(&command, 120)?, job)?.iops)
 }
 
-fn inside(vm: &mut Vm<'_>, job: &Job, unit: &str) -> Result<f64> {
+/// What a guest gets, and what it costs.
+struct Inside {
+    /// Operations in a second.
+    rate: f64,
+    /// Microseconds of processor time of the VMM for each, without the guest's own.
+    cpu: f64,
+    /// Exits of the guest for each.
+    exits: f64,
+}
+
+impl fmt::Display for Inside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.0}/s ({:.0} us of processor, {:.2} exits each)", self.rate, self.cpu, self.exits)
+    }
+}
+
+/// The same in a guest, at its only disk.
+fn inside(bed: &Bed, vm: &mut Vm<'_>, job: &Job) -> Result<Inside> {
+    let unit = units(vm)?.into_keys().next().context("no unit in the guest")?;
     let disk = vm.run(&format!("disk {unit}"))?;
     let text = fio::job_file(&[*job], disk.trim(), "libaio", SECONDS, None);
     vm.run(&fio::here_document("/tmp/jobs".as_ref(), &text))?;
-    Ok(fio::parse(&vm.run_for(&format!("fio {} /tmp/jobs", fio::OPTIONS.join(" ")), 120)?, job)?.iops)
+    let count = |pid| anyhow::Ok((processor_time(bed, pid)?, exits(bed)));
+    let (cpu, left) = count(vm.pid())?;
+    let figures = fio::parse(&vm.run_for(&format!("fio {} /tmp/jobs", fio::OPTIONS.join(" ")), 120)?, job)?;
+    let (cpu_after, left_after) = count(vm.pid())?;
+    // fio's second before it counts is in what was counted here.
+    let operations = figures.operations.max(1.0) * f64::from(SECONDS + 1) / f64::from(SECONDS);
+    Ok(Inside {
+        rate: figures.iops,
+        cpu: (cpu_after - cpu) * 1e6 / operations,
+        exits: (left_after - left) / operations,
+    })
 }

@@ -10,7 +10,7 @@ use testbed::{paths, vm::Vm};
 use super::virtio_soak::footprint;
 
 /// Where the images come from: the machine's own directory.
-const IMAGES: &str = "--set=security.directories=['.']";
+pub(crate) const IMAGES: &str = "--set=security.directories=['.']";
 
 /// Where the guest finds the disk, which is at target 5.
 pub(crate) struct Place {

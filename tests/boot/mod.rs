@@ -12,6 +12,7 @@ mod fc_errors;
 mod fc_guest;
 mod fc_machine;
 mod fc_paths;
+mod fc_rules;
 mod fc_scale;
 mod fc_tool;
 mod firmware;
@@ -179,6 +180,7 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "fc-tape", run: fc_scale::tape },
     Test { name: "fc-many", run: fc_scale::many },
     Test { name: "fc-rates", run: fc_scale::rates },
+    Test { name: "fc-rules", run: fc_rules::rules },
     Test { name: "neighbours-greedy-queue", run: neighbours::greedy_queue },
     Test { name: "scsi-bad-sectors", run: scsi_host::bad_sectors },
 ];

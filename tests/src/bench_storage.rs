@@ -219,7 +219,7 @@ pub fn guest_figures(
 }
 
 /// Exits of all guests so far; 0 where the host does not tell.
-fn exits(bed: &Bed) -> f64 {
+pub fn exits(bed: &Bed) -> f64 {
     let count = bed.host().get("/sys/kernel/debug/kvm/exits").unwrap_or_default();
     String::from_utf8_lossy(&count).trim().parse().unwrap_or(0.0)
 }
@@ -232,7 +232,7 @@ fn waits(bed: &Bed, pid: u32) -> Result<f64> {
 }
 
 /// Processor time of a process so far in seconds, without what its guest used.
-fn processor_time(bed: &Bed, pid: u32) -> Result<f64> {
+pub fn processor_time(bed: &Bed, pid: u32) -> Result<f64> {
     let stat = bed.host().get(&format!("/proc/{pid}/stat"))?;
     ticks(&String::from_utf8_lossy(&stat)).map(|ticks| ticks / TICKS)
 }

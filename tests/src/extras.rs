@@ -112,18 +112,19 @@ pub fn paths(kernel: &Kernel, tools: &Tools) -> Result<[PathBuf; 2]> {
     let recipe = format!("paths 1 {}", kernel.dir().display());
     let modules = archive("paths", &recipe, |_, archive| {
         add_modules(archive, kernel, tools, &["dm_mod", "dm_multipath", "dm_service_time"], "modules.paths")
+            .map(drop)
     })?;
     Ok([modules, program("dmsetup", "dmsetup")?])
 }
 
-/// Modules, and a file that names them in an order in which they can be loaded.
-fn add_modules(
+/// Adds modules, and a file that names them in an order in which they can be loaded, which is returned.
+pub(crate) fn add_modules(
     archive: &mut Archive,
     kernel: &Kernel,
     tools: &Tools,
     names: &[&str],
     list: &str,
-) -> Result<()> {
+) -> Result<String> {
     let mut order = String::new();
     for file in kernel.modules(names)? {
         let name = file.file_name().context("a module without a name")?;
@@ -132,7 +133,12 @@ fn add_modules(
         order.push_str(&format!("/{path}\n"));
     }
     archive.file(list, 0o644, order.as_bytes());
-    Ok(())
+    Ok(order)
+}
+
+/// `lsscsi`, as Debian 13 ships it, under the name `list-scsi`: that of busybox, which the shell there prefers, knows no options.
+pub fn lsscsi() -> Result<PathBuf> {
+    program_as("list-scsi", "lsscsi", "lsscsi")
 }
 
 /// `iscsi-test-cu`, the conformance tests of libiscsi, which also run on local devices.
@@ -170,7 +176,7 @@ fn program_as(own: &str, name: &str, package: &str) -> Result<PathBuf> {
     })
 }
 
-fn archive(
+pub(crate) fn archive(
     name: &str,
     recipe: &str,
     fill: impl FnOnce(&Path, &mut Archive) -> Result<()>,

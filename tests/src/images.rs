@@ -48,7 +48,7 @@ touch "$1/etc/.updated" "$1/var/.updated""#;
 /// Bytes of a root image.
 pub const ROOT_SIZE: u64 = 4 << 30;
 
-const QUICK_MODULES: &[&str] = &[
+pub(crate) const QUICK_MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_scsi",
     "virtio_blk",

@@ -8,7 +8,7 @@ use vmm::cli::{self, LogLevel, Stop};
 use vmm::config::{Restart, Sandbox, Source};
 use vmm::console::{Signals, Watch, die, explain_bus_errors, let_signals_end};
 use vmm::exit::{Outcome, complain, explain, tell};
-use vmm::fc_port::FcPorts;
+use vmm::fc_port::{self, FcPorts};
 use vmm::keeper::Keeper;
 use vmm::machine::{End, Machine, rehearse};
 use vmm::{config, fc_command, jail, limits, logging, passed};
@@ -116,7 +116,8 @@ fn run() -> Outcome {
     if let Err(error) = limits::raise_open_files() {
         tracing::warn!("the limit of open files stays as it is: {error}");
     }
-    let shutdown = config.vm.shutdown_timeout;
+    let ports_time = if ports.is_some() { fc_port::REMOVAL } else { Duration::ZERO };
+    let end = config.vm.shutdown_timeout + ports_time + REST;
     let machine = match Machine::build(config, signals, keeper, ports, start) {
         Ok(machine) => machine,
         Err(error) => {
@@ -125,7 +126,7 @@ fn run() -> Outcome {
         }
     };
     if let Ok(watch) = &watch {
-        watch.allow(shutdown + REST);
+        watch.allow(end);
     }
     match machine.run() {
         End::Exit(outcome) => outcome,

@@ -97,6 +97,12 @@ impl Nexus {
         self.used.store(false, Ordering::Relaxed);
         self.past().clear();
         self.read().values().for_each(|path| path.set_strange(false));
+        self.forget_use();
+    }
+
+    /// Another driver may be next, which finds out what is there: no unit is one that the initiator has.
+    pub fn forget_use(&self) {
+        self.read().values().for_each(|path| path.forget_use());
     }
 
     /// Whether the initiator has sent anything since it was made or trusted.
@@ -227,7 +233,7 @@ impl Nexus {
         if request.attribute == TaskAttribute::Aca || path.is_strange() {
             return None;
         }
-        path.unit.logical.ahead(self, &path.unit, &request.cdb, &request.data)
+        path.unit.logical.ahead(self, path, &request.cdb, &request.data)
     }
 
     /// What is known of the device of the host that a logical unit passes through; `None` where it is none.
@@ -261,6 +267,7 @@ impl Nexus {
         if path.is_strange() && !self.meets(path, &request.cdb) {
             return absent::execute(self, &request.lun, &request.cdb, &request.data);
         }
+        path.note(request.cdb.opcode());
         if attentive
             && !path.unit.logical.passes_attention(request.cdb.opcode())
             && let Some(first) = path.attentions.first()
@@ -431,7 +438,10 @@ impl Nexus {
 
     /// The nexus is lost and there anew: its commands end. Does not wait until they have left.
     pub fn reset(&self) {
-        self.read().values().for_each(|path| drop(self.lose(path)));
+        for path in self.read().values() {
+            drop(self.lose(path));
+            path.forget_use();
+        }
     }
 
     fn lose(&self, path: &Path) -> Mark {

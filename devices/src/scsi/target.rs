@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::attention::Attention;
 use super::cd::{CdError, Tray};
+use super::generic::Returning;
 use super::lun::MAX_LUNS;
 use super::memory::Memory;
 use super::nexus::Nexus;
@@ -243,6 +244,14 @@ impl Target {
     /// The node of the host by which a unit is passed through now; `None` of others.
     pub fn node(&self, lun: Lun) -> Option<String> {
         self.unit(lun)?.node()
+    }
+
+    /// The unit that passes a device through which has come back, if it is one of this target.
+    pub fn lun_of(&self, returning: &Returning) -> Option<Lun> {
+        let inventory = self.read();
+        let is_it =
+            |unit: &Arc<Unit>| unit.logical.generic().is_some_and(|generic| generic.returns_by(returning));
+        inventory.units.iter().find(|(_, unit)| is_it(unit)).map(|(lun, _)| *lun)
     }
 
     /// Whether a device of the host that is passed through is not there.

@@ -101,8 +101,8 @@ impl LogicalUnit {
     }
 
     /// Answers what must not wait for other commands, and can be answered without any.
-    pub(crate) fn ahead(&self, nexus: &Nexus, unit: &Unit, cdb: &Cdb, data: &DataBuffers) -> Option<Outcome> {
-        self.generic()?.ahead(nexus, unit, cdb, data)
+    pub(crate) fn ahead(&self, nexus: &Nexus, path: &Path, cdb: &Cdb, data: &DataBuffers) -> Option<Outcome> {
+        self.generic()?.ahead(nexus, path, cdb, data)
     }
 
     pub(crate) async fn execute(&self, context: Context<'_>, cdb: &Cdb, data: &mut DataBuffers) -> Outcome {
@@ -340,6 +340,7 @@ impl Unit {
             attentions: Attentions::power_on(),
             events: events.clone(),
             strange: AtomicBool::new(false),
+            used: AtomicBool::new(false),
         });
         let mut paths = self.paths.write().unwrap_or_else(PoisonError::into_inner);
         paths.retain(|path| path.strong_count() > 0);
@@ -406,6 +407,8 @@ pub(crate) struct Path {
     events: Arc<Events>,
     /// The initiator may take the unit for another one: see [`Nexus::distrust`].
     strange: AtomicBool,
+    /// The initiator has the unit: it has sent it more than what it asks every place.
+    used: AtomicBool,
 }
 
 impl Path {
@@ -415,6 +418,24 @@ impl Path {
 
     pub(crate) fn set_strange(&self, strange: bool) {
         self.strange.store(strange, Ordering::Relaxed);
+    }
+
+    /// Whether the initiator has the unit, and will not look for it.
+    pub(crate) fn is_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// A command has come.
+    pub(crate) fn note(&self, opcode: u8) {
+        // REQUEST SENSE, INQUIRY, REPORT LUNS.
+        if !matches!(opcode, 0x03 | 0x12 | 0xa0) && !self.is_used() {
+            self.used.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The initiator has forgotten the unit, or may have.
+    pub(crate) fn forget_use(&self) {
+        self.used.store(false, Ordering::Relaxed);
     }
 }
 

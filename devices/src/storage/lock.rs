@@ -117,6 +117,20 @@ pub(super) fn lock(
     }
 }
 
+/// Locks a node of a device for commands, for as long as `file`, or any duplicate of it, is open: false if somebody else has it. Whoever
+/// sends commands may write, whatever he means to do.
+///
+/// A lock of flock(2) is no help on block devices: udev waits for whoever has one that is not shared, and `udevadm settle` with it.
+pub(crate) fn try_lock_node(file: &File, shared: bool) -> io::Result<bool> {
+    let sharing = if shared { Sharing::Shared } else { Sharing::Exclusive };
+    let Some(bytes) = Wanted::of(false, sharing) else { return Ok(true) };
+    let taken = bytes.take(file);
+    if !matches!(taken, Ok(true)) {
+        release(file);
+    }
+    taken
+}
+
 /// Gives back what [`lock`] took, for a description that stays open.
 pub(super) fn release(file: &File) {
     for permission in [READ, WRITE, RESIZE] {

@@ -53,6 +53,7 @@ pub use image::Image;
 pub use in_use::user_of;
 pub use let_go::{let_go, settle_left};
 pub use lock::Sharing;
+pub(crate) use lock::try_lock_node;
 pub use no_space::{Parking, SpaceWatch};
 pub(crate) use private::{PIECE, PrivateMemory};
 pub use probe::Content;

@@ -28,8 +28,9 @@ const CACHED: (u64, u64) = (2 << 20, 3 << 20);
 const COMMON: u64 = 256 << 20;
 /// What each may always have of both, in bytes: the largest buffer, so that who waits does so for transfers of the same image.
 const OWN: (u64, u64) = (LONG, PIECE);
-/// What is kept for the next transfers at most, in bytes.
+/// What an image keeps for the next transfers at most, and all images of the process, in bytes.
 const KEPT: u64 = 4 << 20;
+const ALL_KEPT: u64 = 128 << 20;
 /// And for how long after the last one.
 const IDLE: Duration = Duration::from_secs(5);
 /// Longer transfers go in pieces of this many bytes: the largest buffer.
@@ -43,6 +44,7 @@ const SIZES: usize = (PIECE / SMALLEST).trailing_zeros() as usize + 1;
 struct Common {
     taken: AtomicU64,
     most: u64,
+    kept: AtomicU64,
     idle: Duration,
 }
 
@@ -50,12 +52,23 @@ static COMMON_MEMORY: Common = Common::new(COMMON, IDLE);
 
 impl Common {
     const fn new(most: u64, idle: Duration) -> Self {
-        Self { taken: AtomicU64::new(0), most, idle }
+        Self { taken: AtomicU64::new(0), most, kept: AtomicU64::new(0), idle }
     }
 
     fn take(&self, bytes: u64) -> bool {
         let more = |taken: u64| taken.checked_add(bytes).filter(|all| *all <= self.most);
         bytes == 0 || self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    /// Whether so many bytes may be kept.
+    fn keep(&self, bytes: u64) -> bool {
+        let more = |kept: u64| kept.checked_add(bytes).filter(|all| *all <= ALL_KEPT);
+        self.kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    /// So many are not kept any more.
+    fn forget(&self, bytes: u64) {
+        self.kept.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     fn give(&self, bytes: u64) {
@@ -163,7 +176,10 @@ impl PrivateMemory {
     fn buffer(self: &Arc<Self>, mut state: MutexGuard<'_, State>, size: u64, len: u64) -> Option<SgList> {
         state.loans += 1;
         let free = state.free.get_mut(class(size)).and_then(Vec::pop);
-        state.kept -= if free.is_some() { size } else { 0 };
+        if free.is_some() {
+            state.kept -= size;
+            self.common.forget(size);
+        }
         drop(state);
         let make = || {
             let lender: Weak<Self> = Arc::downgrade(self);
@@ -214,7 +230,7 @@ impl PrivateMemory {
         state.share(size).give(self.common, bytes);
         // Nearly always there is nothing more to do.
         while state.kept > KEPT || !state.short.waiting.is_empty() || !state.long.waiting.is_empty() {
-            let (excess, granted) = (state.excess(), state.grant(self.common));
+            let (excess, granted) = (state.excess(self.common), state.grant(self.common));
             let over = excess.is_none() && granted.is_none();
             drop(state);
             drop(excess);
@@ -254,7 +270,7 @@ impl PrivateMemory {
             return false;
         }
         let free = std::mem::take(&mut state.free);
-        state.kept = 0;
+        self.common.forget(std::mem::take(&mut state.kept));
         // What hangs is still to come back. With the lock: who borrows later sees it.
         let over = (state.short.lent, state.long.lent) == (0, 0);
         if over {
@@ -322,7 +338,7 @@ impl State {
     }
 
     /// A buffer that is too much to be kept.
-    fn excess(&mut self) -> Option<Arc<Lendable>> {
+    fn excess(&mut self, common: &Common) -> Option<Arc<Lendable>> {
         if self.kept <= KEPT {
             return None;
         }
@@ -330,6 +346,7 @@ impl State {
         let fullest = self.free.iter_mut().enumerate().max_by_key(|(class, free)| free.len() << class)?.1;
         let buffer = fullest.pop()?;
         self.kept -= buffer.len() as u64;
+        common.forget(buffer.len() as u64);
         Some(buffer)
     }
 }
@@ -373,11 +390,16 @@ impl Lender for PrivateMemory {
     fn take_back(&self, buffer: Arc<Lendable>) {
         let size = buffer.len() as u64;
         let mut state = self.lock();
-        if let Some(free) = state.free.get_mut(class(size)) {
-            free.push(buffer);
+        // Where others keep much, it goes back to the host.
+        let mut excess = Some(buffer);
+        if let Some(free) = state.free.get_mut(class(size))
+            && self.common.keep(size)
+        {
+            free.extend(excess.take());
             state.kept += size;
         }
         drop(state);
+        drop(excess);
         self.returned(size, size);
     }
 }
@@ -385,6 +407,7 @@ impl Lender for PrivateMemory {
 impl Drop for PrivateMemory {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.common.forget(state.kept);
         for share in [&state.short, &state.long] {
             self.common.give(share.beyond(share.lent));
         }

@@ -319,6 +319,34 @@ fn images_share_what_they_have_beyond_their_own() {
     assert_eq!(common.taken.load(Ordering::Relaxed), 0);
 }
 
+/// A machine with thousands of disks, all of which have just been used.
+#[test]
+fn what_all_images_keep_has_a_bound() {
+    let common = own_pool(u64::MAX / 2);
+    let kept = || common.kept.load(Ordering::Relaxed);
+    let all: Vec<_> = (0..64).map(|_| PrivateMemory::with_budgets(1, BUDGETS, common)).collect();
+    for _ in 0..2 {
+        for memory in &all {
+            drop([(); 4].map(|()| memory.try_lend(PIECE).unwrap()));
+        }
+        assert_eq!(kept(), ALL_KEPT);
+        assert_eq!(all.iter().map(|memory| memory.lock().kept).sum::<u64>(), ALL_KEPT);
+    }
+    let (first, last) = (all.first().unwrap(), all.last().unwrap());
+    assert_eq!((first.lock().kept, last.lock().kept), (KEPT, 0));
+    // What is lent is not kept, and may be kept again by whoever comes first.
+    let lent = first.try_lend(PIECE).unwrap();
+    assert_eq!(kept(), ALL_KEPT - PIECE);
+    drop(last.try_lend(PIECE).unwrap());
+    drop(lent);
+    assert_eq!((first.lock().kept, last.lock().kept, kept()), (KEPT - PIECE, PIECE, ALL_KEPT));
+    let mut seen = first.lock().loans;
+    assert!(first.is_forgotten(&mut seen));
+    assert_eq!(kept(), ALL_KEPT - 3 * PIECE);
+    drop(all);
+    assert_eq!(kept(), 0);
+}
+
 #[test]
 fn what_is_kept_goes_after_a_while() {
     on_io_thread(|io| async move {

@@ -118,7 +118,8 @@ impl Store {
         }
     }
 
-    pub(crate) fn record_path(&self, wwpn: Wwn) -> PathBuf {
+    /// Where it is written down whose a port of this name is.
+    pub fn record_path(&self, wwpn: Wwn) -> PathBuf {
         self.run.join("vports").join(format!("{wwpn}.toml"))
     }
 }

@@ -55,6 +55,19 @@ pub enum CreateError {
         /// Its process.
         pid: u32,
     },
+    /// A process has had it, and whether that still runs cannot be seen.
+    #[error(
+        "the virtual port {wwpn} is there, but goes with process {pid} ({owner}), and whether that runs cannot be seen from here; look \
+         where it would, or vmm fc delete --force {wwpn}"
+    )]
+    Unclear {
+        /// Its name.
+        wwpn: Wwn,
+        /// Whose.
+        owner: String,
+        /// Its process, where it was started.
+        pid: u32,
+    },
     /// The fabric did not take it.
     #[error("the virtual port {wwpn} is \"{state}\" after {waited} s: {why}", state = .state.word(), waited = .waited.as_secs())]
     NotActive {

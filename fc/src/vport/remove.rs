@@ -140,6 +140,21 @@ impl<K: Kernel> Ports<'_, K> {
         Ok(true)
     }
 
+    /// Deletes what a process has made under a name, by what was written down of it. It is done where that is gone, or somebody else has the
+    /// name since.
+    ///
+    /// # Errors
+    /// It is still there.
+    pub fn delete_own(&mut self, wwpn: Wwn, pid: u32) -> Result<(), DeleteError> {
+        let Some(record) = self.store.record_of(wwpn)?.filter(|record| record.pid == pid) else {
+            return Ok(());
+        };
+        if self.remove(&Target::from(&record), Some(&record))? {
+            self.forget(&record)?;
+        }
+        Ok(())
+    }
+
     /// Deletes what belonged to processes that are no more. Nothing else: ports without a record are of others, or for good.
     ///
     /// # Errors
@@ -159,7 +174,10 @@ impl<K: Kernel> Ports<'_, K> {
     }
 
     /// The same, of one name.
-    pub(super) fn clean_name(&mut self, wwpn: Wwn) -> Result<(), DeleteError> {
+    ///
+    /// # Errors
+    /// What is left is still there.
+    pub fn clean_name(&mut self, wwpn: Wwn) -> Result<(), DeleteError> {
         if let Some(record) = self.store.record_of(wwpn)? {
             self.clean_one(&record)?;
         }

@@ -91,8 +91,9 @@ impl<K: Kernel> Ports<'_, K> {
                 Ok(there(vports(self.roots)?))
             }
             // It may yet delete it.
-            Life::Lives | Life::Unknown => {
-                Err(CreateError::Owned { wwpn: names.wwpn, owner: record.owner, pid: record.pid })
+            Life::Lives => Err(CreateError::Owned { wwpn: names.wwpn, owner: record.owner, pid: record.pid }),
+            Life::Unknown => {
+                Err(CreateError::Unclear { wwpn: names.wwpn, owner: record.owner, pid: record.pid })
             }
         }
     }

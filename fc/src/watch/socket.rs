@@ -14,10 +14,38 @@ const DEVICES: u32 = 1;
 /// written, for a set).
 const TRANSPORT: u32 = 1 << 3;
 
+/// The kernel's own events about devices, of which everybody may hear.
+#[derive(Debug)]
+pub struct Devices(OwnedFd);
+
+impl Devices {
+    /// Begins to listen.
+    ///
+    /// # Errors
+    /// There is no netlink.
+    pub fn open() -> io::Result<Self> {
+        open(libc::NETLINK_KOBJECT_UEVENT, DEVICES).map(Self)
+    }
+
+    /// One event, into `into`, without waiting: false if somebody else has sent it.
+    ///
+    /// # Errors
+    /// There is none now (`WouldBlock`); some were lost (ENOBUFS).
+    pub fn receive(&self, into: &mut Vec<u8>) -> io::Result<bool> {
+        receive(&self.0, into)
+    }
+}
+
+impl AsFd for Devices {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// Events of the kernel.
 #[derive(Debug)]
 pub struct Sockets {
-    devices: OwnedFd,
+    devices: Devices,
     transport: Option<OwnedFd>,
 }
 
@@ -28,7 +56,7 @@ impl Sockets {
     /// # Errors
     /// There is no netlink.
     pub fn open() -> io::Result<(Self, Option<io::Error>)> {
-        let devices = open(libc::NETLINK_KOBJECT_UEVENT, DEVICES)?;
+        let devices = Devices::open()?;
         Ok(match open(libc::NETLINK_SCSITRANSPORT, TRANSPORT) {
             Ok(socket) => (Self { devices, transport: Some(socket) }, None),
             Err(error) => (Self { devices, transport: None }, Some(error)),
@@ -39,17 +67,17 @@ impl Sockets {
 impl Sockets {
     /// Both, for who closes all others.
     pub fn files(&self) -> Vec<BorrowedFd<'_>> {
-        [Some(&self.devices), self.transport.as_ref()].into_iter().flatten().map(AsFd::as_fd).collect()
+        [Some(self.devices.as_fd()), self.transport.as_ref().map(AsFd::as_fd)].into_iter().flatten().collect()
     }
 }
 
 impl Source for Sockets {
     fn next(&mut self, into: &mut Vec<u8>, time: Option<Duration>) -> io::Result<Heard> {
         let transport = self.transport.as_ref().map_or(-1, AsRawFd::as_raw_fd);
-        let [devices, transport] = wait([self.devices.as_raw_fd(), transport], time)?;
+        let [devices, transport] = wait([self.devices.0.as_raw_fd(), transport], time)?;
         let (socket, heard) = match (&self.transport, devices, transport) {
             (Some(socket), _, true) => (socket, Heard::Transport),
-            (_, true, _) => (&self.devices, Heard::Device),
+            (_, true, _) => (&self.devices.0, Heard::Device),
             _ => return Ok(Heard::Nothing),
         };
         match receive(socket, into) {

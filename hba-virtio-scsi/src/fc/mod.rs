@@ -139,6 +139,7 @@ pub trait SanListener: Send + Sync {
     /// [`San::view`] says something else than before. On any thread.
     fn changed(&self);
 
-    /// Logical units of this target have come or gone at the array. On any thread.
+    /// Who has looked for logical units of this target may find more now: a device that was not there is back. Of units that come and go the
+    /// HBA hears by itself. On any thread.
     fn units_changed(&self, target: u8);
 }

@@ -1,5 +1,6 @@
 //! The control request RESCAN (section 3): the driver asks for one target after the other.
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
@@ -51,15 +52,31 @@ struct State {
     /// How often those that waited were sent away.
     resets: u64,
     closed: bool,
-    waiting: Vec<Waker>,
+    /// By numbers of their own.
+    waiting: BTreeMap<u64, Waker>,
+    next: u64,
+}
+
+/// Somebody who waits, and leaves nothing behind when he does not any more.
+struct Place<'a> {
+    state: &'a Mutex<State>,
+    number: u64,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        lock(self.state).waiting.remove(&self.number);
+    }
 }
 
 impl Looks {
     /// Waits for a look that begins now or later, or for [`Self::end`].
     async fn one(&self, san: &dyn San) {
-        let (wanted, reset) = {
-            let state = lock(&self.0);
-            (state.begun + 1, state.resets)
+        let (wanted, reset, place) = {
+            let mut state = lock(&self.0);
+            let number = state.next;
+            state.next += 1;
+            (state.begun + 1, state.resets, Place { state: &self.0, number })
         };
         poll_fn(|cx| {
             loop {
@@ -68,9 +85,7 @@ impl Looks {
                     return Poll::Ready(());
                 }
                 if state.begun > state.ended {
-                    if !state.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-                        state.waiting.push(cx.waker().clone());
-                    }
+                    state.waiting.insert(place.number, cx.waker().clone());
                     return Poll::Pending;
                 }
                 state.begun += 1;
@@ -98,7 +113,7 @@ fn send_away(mut state: MutexGuard<'_, State>, change: impl FnOnce(&mut State)) 
     change(&mut state);
     let waiting = std::mem::take(&mut state.waiting);
     drop(state);
-    waiting.into_iter().for_each(Waker::wake);
+    waiting.into_values().for_each(Waker::wake);
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
@@ -121,6 +136,32 @@ mod tests {
 
     use super::super::Emulated;
     use super::*;
+
+    /// The process that looks is stopped, and a driver asks again and again.
+    #[test]
+    fn who_gives_up_leaves_nothing_behind() {
+        let looks = Looks::default();
+        let san = Emulated::new("stopped", [1]);
+        lock(&looks.0).begun += 1;
+        for _ in 0..3 {
+            let mut all: Vec<_> = (0..100).map(|_| Box::pin(looks.one(&*san))).collect();
+            for waits in &mut all {
+                // Each has a waker of its own.
+                let waker = Waker::from(Arc::new(Nobody));
+                assert!(waits.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+                assert!(waits.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            }
+            assert_eq!(lock(&looks.0).waiting.len(), 100);
+            drop(all);
+            assert_eq!(lock(&looks.0).waiting.len(), 0);
+        }
+    }
+
+    struct Nobody;
+
+    impl std::task::Wake for Nobody {
+        fn wake(self: Arc<Self>) {}
+    }
 
     /// A request may have its turn only after all that waited were sent away.
     #[test]

@@ -48,6 +48,23 @@ fn units_come_and_go() {
     }
 }
 
+/// Its device was not there when a driver looked, and is back.
+#[test]
+fn a_unit_that_is_back_is_looked_for() {
+    let mut bench = bench(HOTPLUG);
+    bench.target.attach(LUN3, disk().1).unwrap();
+    for _ in 0..2 {
+        assert_eq!(next_event(&mut bench), (1, [1, 5, 0, 3, 0, 0, 0, 0], 1));
+        bench.guest.hba.look_again(5, LUN3);
+    }
+    assert_eq!(next_event(&mut bench), (1, [1, 5, 0, 3, 0, 0, 0, 0], 1));
+    // What is none of its units.
+    bench.guest.hba.look_again(5, Lun([0, 4, 0, 0, 0, 0, 0, 0]));
+    bench.guest.hba.look_again(6, LUN3);
+    offer(&mut bench.guest, 16);
+    bench.guest.expect_silence(1);
+}
+
 #[test]
 fn targets_come_and_go() {
     let mut bench = bench(HOTPLUG);
@@ -254,12 +271,12 @@ fn events_wait_for_buffers_and_small_buffers_come_back_empty() {
 #[test]
 fn events_beyond_measure_set_the_missed_bit_once_after_the_others() {
     let mut bench = bench(HOTPLUG);
-    for _ in 0..70 {
-        bench.guest.hba.attach_target(200, Nexus::new(Target::new(), None));
+    for target in 100..170 {
+        bench.guest.hba.attach_target(target, Nexus::new(Target::new(), None));
     }
-    for _ in 0..64 {
+    for target in 100..164 {
         let buffer = offer(&mut bench.guest, 16);
-        assert_eq!(event(&mut bench.guest, buffer), (1, [1, 200, 0, 0, 0, 0, 0, 0], 1));
+        assert_eq!(event(&mut bench.guest, buffer), (1, [1, target, 0, 0, 0, 0, 0, 0], 1));
     }
     let buffer = offer(&mut bench.guest, 16);
     assert_eq!(event(&mut bench.guest, buffer), (0x8000_0000, [0; 8], 0));

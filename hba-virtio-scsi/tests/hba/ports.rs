@@ -1,6 +1,6 @@
 //! Events of remote ports and of units (docs/virtio-scsi-fc.md, section 5).
 
-use devices::scsi::Lun;
+use devices::scsi::{Lun, Nexus, Target};
 use hba_virtio_scsi::fc::{Emulated, RemotePort, RemoteState, San};
 
 use crate::disks::disk;
@@ -81,11 +81,87 @@ fn units_that_come_are_one_event_for_those_who_know_luns() {
     detach(&fabric, Lun([0, 3, 0, 1, 0, 0, 0, 0]));
     // A buffer is there already.
     assert_eq!(fabric.guest.wait_used(1).1, 16);
-    fabric.san.units_changed(5);
     silence(&mut fabric);
-    // Nothing that came or went here: the array alone knows.
-    fabric.san.units_changed(5);
-    assert_eq!(fabric.guest.wait_used(1).1, 16);
+}
+
+/// Nothing comes or goes here: a device that was not there is back. Whatever else the driver was told of, it may have looked before.
+#[test]
+fn who_has_looked_hears_of_what_is_back() {
+    for features in [ALL, HOTPLUG] {
+        let mut fabric = Fabric::new(features);
+        fabric.target.attach_native(Lun([0, 3, 0, 0, 0, 0, 0, 0]), disk().1).unwrap();
+        let came = if features == ALL { LOOK_AGAIN } else { (1, [1, 5, 0, 3, 0, 0, 0, 0], 1) };
+        assert_eq!(next(&mut fabric), came);
+        fabric.san.units_changed(5);
+        assert_eq!(next(&mut fabric), LOOK_AGAIN);
+        for _ in 0..3 {
+            fabric.san.units_changed(5);
+        }
+        assert_eq!(next(&mut fabric), LOOK_AGAIN);
+        silence(&mut fabric);
+    }
+}
+
+/// Linux has eight buffers for events; what is dropped would have it ask all its disks.
+#[test]
+fn many_units_of_a_port_are_one_event() {
+    let mut fabric = Fabric::new(HOTPLUG);
+    let unit = |unit| Lun([0, unit, 0, 0, 0, 0, 0, 0]);
+    for number in 1..16 {
+        fabric.target.attach_native(unit(number), disk().1).unwrap();
+    }
+    for number in 1..16 {
+        assert_eq!(next(&mut fabric), (1, [1, 5, 0, number, 0, 0, 0, 0], 1));
+    }
+    let lost_and_back = |fabric: &Fabric| {
+        for state in [RemoteState::Lost, RemoteState::Online] {
+            fabric.san.set_state(5, state);
+        }
+    };
+    lost_and_back(&fabric);
+    for number in 0..16 {
+        assert_eq!(next(&mut fabric), (1, [1, 5, 0, number, 0, 0, 0, 0], 1));
+    }
+    // One more, and they are many.
+    for number in 16..100 {
+        fabric.target.attach_native(unit(number), disk().1).unwrap();
+    }
+    assert_eq!(next(&mut fabric), LOOK_AGAIN);
+    lost_and_back(&fabric);
+    assert_eq!(next(&mut fabric), LOOK_AGAIN);
+    // What goes is told of before what has come is looked for.
+    detach(&fabric, unit(7));
+    lost_and_back(&fabric);
+    detach(&fabric, unit(8));
+    fabric.target.attach_native(unit(101), disk().1).unwrap();
+    assert_eq!(next(&mut fabric), (1, [1, 5, 0, 7, 0, 0, 0, 0], 2));
+    assert_eq!(next(&mut fabric), (1, [1, 5, 0, 8, 0, 0, 0, 0], 2));
+    assert_eq!(next(&mut fabric), LOOK_AGAIN);
+    silence(&mut fabric);
+}
+
+#[test]
+fn units_of_many_ports_are_an_event_each_before_any_is_dropped() {
+    let mut fabric = Fabric::new(HOTPLUG);
+    let targets = 20..80_u8;
+    for id in targets.clone() {
+        fabric.san.add(id);
+        let target = Target::new();
+        for number in 0..8 {
+            target.attach_native(Lun([0, number, 0, 0, 0, 0, 0, 0]), disk().1).unwrap();
+        }
+        fabric.guest.hba.attach_target(id, Nexus::new(target, None));
+    }
+    let (mut seen, mut count) = (std::collections::BTreeSet::new(), 0);
+    while seen.len() < targets.len() {
+        let (kind, lun, reason) = next(&mut fabric);
+        assert_eq!((kind, reason), (1, 1), "none is dropped");
+        if lun[3] == 0 {
+            seen.insert(lun[1]);
+        }
+        count += 1;
+        assert!(count <= 64);
+    }
 }
 
 #[test]
@@ -97,7 +173,6 @@ fn a_stock_driver_hears_of_each_unit_that_it_can_address() {
     let deep = Lun([0, 5, 1, 2, 0, 0, 0, 0]);
     fabric.target.attach_native(deep, disk().1).unwrap();
     fabric.target.attach_native(Lun([0x42, 1, 0, 0, 0, 0, 0, 0]), disk().1).unwrap();
-    fabric.san.units_changed(5);
     assert_eq!(next(&mut fabric), (1, [1, 5, 0, 5, 0, 0, 0, 0], 1));
     assert_eq!(next(&mut fabric), (1, [1, 5, 0x42, 1, 0, 0, 0, 0], 1));
     detach(&fabric, deep);

@@ -7,7 +7,7 @@ use fc::{Wwn, state};
 use super::error::Errors;
 use super::hba::place;
 use super::section::Section;
-use super::types::{Allow, Hba, HbaType, Passthrough};
+use super::types::{Allow, Controller, Hba, HbaType, Passthrough, VirtioInterface};
 
 /// Seconds until commands to a port that is lost fail, unless something else is said.
 const FAST_IO_FAIL: u32 = 5;
@@ -317,6 +317,19 @@ pub(super) fn check(
             }
         }
     }
+}
+
+/// What is right, but not what most want: registers at which no driver is offered what a port has.
+pub(super) fn warnings(hbas: &[Hba]) -> impl Iterator<Item = String> {
+    let is_legacy = |hba: &&Hba| matches!(&hba.controller, Controller::VirtioScsi(virtio) if virtio.interface == VirtioInterface::Legacy);
+    hbas.iter().filter(|hba| hba.fc.is_some()).filter(is_legacy).map(|hba| {
+        format!(
+            "hba {}: with interface = \"legacy\" no driver is offered what an adapter with [hba.fc] has more than others: the guest sees a \
+             plain one, and of the units those with LUNs of one level up to 16383; if its driver knows remote ports, set \
+             interface = \"modern\" or \"transitional\"",
+            hba.id
+        )
+    })
 }
 
 /// By what a virtual port is known on the host: its names are stored under it, and `vmm fc list` shows it.

@@ -240,6 +240,7 @@ fn build(
     let name = vm.as_ref().map(|vm| &*vm.name);
     fc::check(root.sections("hba"), hbas.as_deref().unwrap_or_default(), name, named, errors);
     hba::warn(hbas.as_deref().unwrap_or_default());
+    fc::warnings(hbas.as_deref().unwrap_or_default()).for_each(|line| tracing::warn!("{line}"));
     let section = root.take("boot");
     let boot = machine::boot(&section, directory, hbas.as_deref(), errors);
     let debug_log = machine::debug_log(&section, directory, errors);

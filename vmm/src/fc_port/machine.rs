@@ -1,5 +1,6 @@
 //! The machine's end: sends the list, hears what becomes of it, and asks to look anew.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -11,16 +12,20 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use devices::threads::{self, Kind};
 
-use super::message::{self, LENGTH};
-use super::{News, Wanted, process};
+use super::message::{self, LENGTH, REFUSED};
+use super::{HostPort, News, Origin, Refused, Wanted, process};
 use crate::config::{Sandbox, reason};
 use crate::keeper::sys;
 use crate::machine::receive;
 
 /// How long the process may take longer than the port that has the most time.
 const SLACK: Duration = Duration::from_secs(45);
-/// How long it has to delete its ports: the kernel logs out at the fabric first.
-const REMOVAL: Duration = Duration::from_secs(25);
+/// How long a regular end waits until its ports are deleted: the kernel logs out at the fabric first.
+pub const REMOVAL: Duration = Duration::from_secs(25);
+/// After how long the end says what it waits for.
+const SLOW_END: Duration = Duration::from_secs(3);
+/// How often to ask whether to go on waiting.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The process, which waits for its list.
 pub struct FcPorts(io::Result<UnixStream>);
@@ -46,21 +51,35 @@ pub struct Look {
 }
 
 /// What was asked for, of one HBA.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 struct Asked {
     /// The last number.
     number: u64,
     /// The process has been told this one and has not done yet.
     told: Option<u64>,
+    /// What was refused and the process has not been told; it has not heard yet what it was told.
+    refused: BTreeSet<Refused>,
+    refusing: bool,
 }
 
 struct Link {
-    /// Written to with write(2), which every thread in the sandbox may. So little that it never waits: one message of each HBA, and the
+    /// Written to with write(2), which every thread in the sandbox may. So little that it never waits: two messages of each HBA, and the
     /// end.
     socket: File,
     asked: Mutex<Vec<Asked>>,
-    /// The process has ended.
-    over: (Mutex<bool>, Condvar),
+    /// What is known of the process and its ports.
+    known: (Mutex<Known>, Condvar),
+    /// What messages call the HBAs.
+    names: Vec<String>,
+}
+
+/// What is known of the process and its ports.
+#[derive(Default)]
+struct Known {
+    /// It has ended.
+    over: bool,
+    /// The ports that go with the machine, by HBA, until they are deleted; and why one is not.
+    made: BTreeMap<usize, (HostPort, Option<String>)>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -100,9 +119,11 @@ fn started(sandbox: Sandbox) -> io::Result<UnixStream> {
 enum Begun {
     Yes,
     No(String),
+    /// What a former life has left has to go first.
+    Later,
 }
 
-fn begin(socket: UnixStream, wanted: &[Wanted]) -> Result<(Process, Vec<Port>)> {
+pub(super) fn begin(socket: UnixStream, wanted: &[Wanted]) -> Result<(Process, Vec<Port>)> {
     let what = "the process that has the Fibre Channel ports";
     for one in wanted {
         let entry =
@@ -114,7 +135,8 @@ fn begin(socket: UnixStream, wanted: &[Wanted]) -> Result<(Process, Vec<Port>)> 
     let link = Arc::new(Link {
         socket: writes,
         asked: Mutex::new(vec![Asked::default(); wanted.len()]),
-        over: Default::default(),
+        known: Default::default(),
+        names: wanted.iter().map(|one| one.hba.clone()).collect(),
     });
     let (senders, receivers): (Vec<_>, Vec<_>) = wanted.iter().map(|_| mpsc::channel()).unzip();
     let (begun, told) = mpsc::channel();
@@ -123,16 +145,14 @@ fn begin(socket: UnixStream, wanted: &[Wanted]) -> Result<(Process, Vec<Port>)> 
         let error = of_thread.serve(&socket, &senders, &begun);
         // Whoever waits for news sees their end.
         drop((senders, begun));
-        let mut over = lock(&of_thread.over.0);
-        *over = true;
-        of_thread.over.1.notify_all();
-        drop(over);
+        of_thread.note(|known| known.over = true);
         tracing::debug!("the process that has the Fibre Channel ports has ended: {}", reason(&error));
     })
     .context(what)?;
     let process = Process(link.clone());
     if let Err(error) = wait(wanted, &told) {
-        process.close();
+        let until = Instant::now() + REMOVAL;
+        process.close(|| Instant::now() < until);
         return Err(error);
     }
     let port = |(hba, news)| Port { news, look: Look { link: link.clone(), hba } };
@@ -142,11 +162,17 @@ fn begin(socket: UnixStream, wanted: &[Wanted]) -> Result<(Process, Vec<Port>)> 
 /// Waits for the beginning of all.
 fn wait(wanted: &[Wanted], told: &Receiver<(usize, Begun)>) -> Result<()> {
     let longest = wanted.iter().map(|one| one.timeout).max().unwrap_or(0);
-    let until = Instant::now() + Duration::from_secs(longest.into()) + SLACK;
+    let mut until = Instant::now() + Duration::from_secs(longest.into()) + SLACK;
+    let mut later = false;
     let mut failed = Vec::new();
     let mut open: Vec<usize> = (0..wanted.len()).collect();
     while !open.is_empty() {
         match told.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok((_, Begun::Later)) => {
+                if !std::mem::replace(&mut later, true) {
+                    until += fc::vport::DELETION;
+                }
+            }
             Ok((hba, begun)) => {
                 open.retain(|other| *other != hba);
                 if let Begun::No(why) = begun {
@@ -160,7 +186,8 @@ fn wait(wanted: &[Wanted], told: &Receiver<(usize, Begun)>) -> Result<()> {
                         "does not answer; see what the kernel says of the adapters (dmesg)"
                     }
                     mpsc::RecvTimeoutError::Disconnected => {
-                        "has ended; see whether the kernel's log says why (dmesg), and start the machine anew"
+                        "has ended; see whether the kernel's log says why (dmesg), and start the machine anew, which deletes what it may \
+                         have left"
                     }
                 };
                 let left: Vec<&str> = open.iter().filter_map(|hba| Some(&*wanted.get(*hba)?.hba)).collect();
@@ -181,11 +208,16 @@ impl Link {
         senders: &[Sender<News>],
         begun: &Sender<(usize, Begun)>,
     ) -> io::Error {
-        let mut bytes = vec![0; LENGTH];
+        let (mut bytes, mut reset) = (vec![0; LENGTH], false);
         loop {
             let (len, files) = match receive(socket, &mut bytes) {
                 Ok((0, _)) => return io::ErrorKind::UnexpectedEof.into(),
                 Ok((len, mut given)) => (len, given.take()),
+                // It has ended without having read all. What it had said before comes after this, which is told once.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset && !reset => {
+                    reset = true;
+                    continue;
+                }
                 Err(error) => return error,
             };
             let message = bytes.get(..len).zip(files.ok());
@@ -195,11 +227,18 @@ impl Link {
                 devices::log_limited!(
                     error,
                     "a logical unit of a Fibre Channel port cannot be taken: this process may have no more files open (LimitNOFILE= of \
-                     its service, or ulimit -n)"
+                     its service, or ulimit -n); it is tried again"
                 );
+                if let Some((hba, refused)) = bytes.get(..len).and_then(message::without_files) {
+                    self.refuse(hba, refused);
+                }
                 continue;
             };
             match &news {
+                News::Heard => {
+                    self.heard(hba);
+                    continue;
+                }
                 News::Looked(number) => {
                     if *number == 0 {
                         let _ = begun.send((hba, Begun::Yes));
@@ -207,6 +246,22 @@ impl Link {
                     self.looked(hba, *number);
                 }
                 News::Failed(why) => drop(begun.send((hba, Begun::No(why.clone())))),
+                News::Port(port) if port.origin == Origin::Made => {
+                    self.note(|known| drop(known.made.insert(hba, ((**port).clone(), None))));
+                }
+                // Those who wait for news hear nothing before the start.
+                News::Waits(line) => {
+                    tracing::warn!("{}: {line}", self.name(hba));
+                    let _ = begun.send((hba, Begun::Later));
+                    continue;
+                }
+                News::Closed(why) => {
+                    self.note(|known| match (why, known.made.get_mut(&hba)) {
+                        (Some(why), Some((_, kept))) => *kept = Some(why.clone()),
+                        _ => drop(known.made.remove(&hba)),
+                    });
+                    continue;
+                }
                 _ => {}
             }
             if let Some(sender) = senders.get(hba)
@@ -218,12 +273,49 @@ impl Link {
         }
     }
 
+    /// What messages call an HBA.
+    fn name(&self, hba: usize) -> &str {
+        self.names.get(hba).map_or("", String::as_str)
+    }
+
+    /// Something more is known.
+    fn note(&self, what: impl FnOnce(&mut Known)) {
+        what(&mut lock(&self.known.0));
+        self.known.1.notify_all();
+    }
+
     /// The process has looked as often as this.
     fn looked(&self, hba: usize, number: u64) {
         let mut asked = lock(&self.asked);
         let Some(of_hba) = asked.get_mut(hba) else { return };
         of_hba.told = of_hba.told.filter(|told| *told > number);
         self.tell(hba, of_hba);
+    }
+
+    /// A unit was not taken.
+    fn refuse(&self, hba: usize, refused: Refused) {
+        let mut asked = lock(&self.asked);
+        let Some(of_hba) = asked.get_mut(hba) else { return };
+        of_hba.refused.insert(refused);
+        self.tell_refused(hba, of_hba);
+    }
+
+    /// The process has heard what was refused.
+    fn heard(&self, hba: usize) {
+        let mut asked = lock(&self.asked);
+        let Some(of_hba) = asked.get_mut(hba) else { return };
+        of_hba.refusing = false;
+        self.tell_refused(hba, of_hba);
+    }
+
+    /// Tells the process what was refused since.
+    fn tell_refused(&self, hba: usize, asked: &mut Asked) {
+        if asked.refusing || asked.refused.is_empty() {
+            return;
+        }
+        let all: Vec<Refused> = asked.refused.iter().take(REFUSED).copied().collect();
+        asked.refused.retain(|refused| !all.contains(refused));
+        asked.refusing = (&self.socket).write(&message::refused(hba, &all)).is_ok();
     }
 
     /// Tells the process what was asked for since.
@@ -248,20 +340,97 @@ impl Look {
     }
 }
 
-impl Process {
-    /// The machine ends, and its units have closed their devices: has the process delete the ports that it made, and waits for that, for a
-    /// while. On the main thread, in the sandbox or not. The log says if it takes longer.
-    pub fn close(self) {
-        let _ = (&self.0.socket).write(&message::end());
-        let (over, ended) = &self.0.over;
-        let (over, _) = ended
-            .wait_timeout_while(lock(over), REMOVAL, |over| !*over)
-            .unwrap_or_else(PoisonError::into_inner);
-        if !*over {
-            tracing::warn!(
-                "the virtual ports of the machine are not deleted yet; the process that does it (vmm-fcport) goes on with it, and vmm fc \
-                 list shows what is left"
-            );
-        }
+impl Look {
+    /// Says that a unit was not taken, as it was told of: it is told of again, later. On any thread; it waits for nothing.
+    pub fn refuse(&self, refused: Refused) {
+        self.link.refuse(self.hba, refused);
     }
 }
+
+impl Process {
+    /// The machine ends, and its units have closed their devices: has the process delete the ports that it made, and waits for that as
+    /// long as `goes_on` says, which is asked again and again. In the sandbox or not. The log says what is not deleted.
+    pub fn close(self, goes_on: impl FnMut() -> bool) {
+        let Left { errors, warning } = self.closed(goes_on);
+        errors.iter().for_each(|line| tracing::error!("{line}"));
+        warning.iter().for_each(|line| tracing::warn!("{line}"));
+    }
+
+    /// The same, with what the log is to say.
+    pub(super) fn closed(self, mut goes_on: impl FnMut() -> bool) -> Left {
+        let link = &self.0;
+        let _ = (&link.socket).write(&message::end());
+        let (begin, mut said) = (Instant::now(), false);
+        loop {
+            let (known, changed) = &link.known;
+            let waiting = changed.wait_timeout_while(lock(known), ASK_AGAIN, |known| !known.over);
+            let known = waiting.unwrap_or_else(PoisonError::into_inner).0;
+            if known.over {
+                break;
+            }
+            if begin.elapsed() > SLOW_END && !said {
+                said = true;
+                tracing::warn!(
+                    "the end waits until {} deleted; another signal or quit leaves that to the process vmm-fcport",
+                    are(&known.made.values().filter(|(_, kept)| kept.is_none()).collect::<Vec<_>>())
+                );
+            }
+            drop(known);
+            if !goes_on() {
+                break;
+            }
+        }
+        link.left()
+    }
+}
+
+/// Virtual ports as the subject of a sentence.
+fn are(ports: &[&(HostPort, Option<String>)]) -> String {
+    let names: Vec<String> = ports.iter().map(|(port, _)| format!("{:016x}", port.wwpn)).collect();
+    match &names[..] {
+        [] => "the virtual ports of the machine are".into(),
+        [one] => format!("the virtual port {one} is"),
+        all => format!("the virtual ports {} are", all.join(", ")),
+    }
+}
+
+/// What the operator reads of ports that are not deleted.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Left {
+    /// Of ports that nobody deletes any more.
+    pub(super) errors: Vec<String>,
+    /// Of those that the process is about to delete.
+    pub(super) warning: Option<String>,
+}
+
+impl Link {
+    fn left(&self) -> Left {
+        let known = lock(&self.known.0);
+        let (mut left, mut going) = (Left::default(), Vec::new());
+        for (hba, port) in &known.made {
+            let (hba, (HostPort { wwpn, vport, .. }, kept)) = (self.name(*hba), port);
+            match kept {
+                Some(why) => left.errors.push(format!(
+                    "{hba}: its virtual port {wwpn:016x} ({vport}) is still there, and vmm fc clean tries again to delete it: {why}"
+                )),
+                None if known.over => left.errors.push(format!(
+                    "{hba}: its virtual port {wwpn:016x} ({vport}) may still be there, for the process that had it (vmm-fcport) has ended \
+                     without deleting it; vmm fc clean does that"
+                )),
+                None => going.push(port),
+            }
+        }
+        left.warning = (!going.is_empty()).then(|| {
+            format!(
+                "{} not deleted yet; the process that does it (vmm-fcport) goes on with it, and vmm fc list shows what is left",
+                are(&going)
+            )
+        });
+        left
+    }
+}
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests;

@@ -1,5 +1,5 @@
 //! What the two processes tell each other: texts with zeros between them (`crate::keeper::text`). The list goes to the process, once,
-//! before the guest runs; after it nothing but that it shall look, and that it shall end.
+//! before the guest runs; after it nothing but that it shall look, what could not be taken, and that it shall end.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -9,13 +9,16 @@ use fc::Wwn;
 use fc::choose::Rules;
 use hba_virtio_scsi::fc::{Active, LocalPort, Names, PortState, RemotePort, RemoteState, View};
 
-use super::{Lun, News, Passthrough, UnitNews, Wanted};
+use super::{HostPort, Lun, News, Origin, Passthrough, Refused, UnitNews, Wanted};
 use crate::keeper::text::{self, BOOLS, Reader, Writer, word};
 
 /// Bytes of a message at most.
 pub(super) const LENGTH: usize = 64 << 10;
 /// Bytes of a line for people at most.
 const LINE: usize = 4 << 10;
+
+/// Units that the machine says with one message that it could not take.
+pub(super) const REFUSED: usize = 512;
 
 /// What the process hears.
 #[derive(Debug)]
@@ -26,6 +29,8 @@ pub(super) enum Order {
     Go,
     /// To look at what is behind the port of this HBA.
     Look(usize, u64),
+    /// That units were not taken.
+    Refused(usize, Vec<Refused>),
     /// The machine ends.
     End,
 }
@@ -85,6 +90,27 @@ pub(super) fn look(hba: usize, number: u64) -> Vec<u8> {
     Writer::default().text("look").text(hba).text(number).0
 }
 
+/// That units were not taken, of [`REFUSED`] at most.
+pub(super) fn refused(hba: usize, all: &[Refused]) -> Vec<u8> {
+    let one = |refused: &Refused| {
+        let Refused { target, lun, offer, knows } = refused;
+        format!("{target}-{}-{offer}-{}", u64::from_be_bytes(*lun), word(&BOOLS, knows))
+    };
+    Writer::default().text("refused").text(hba).each(all, one).0
+}
+
+fn read_refused(text: &str) -> Option<Refused> {
+    let mut parts = text.split('-');
+    let named = |text: &str| BOOLS.iter().find(|(_, word)| *word == text).map(|(value, _)| *value);
+    let refused = Refused {
+        target: parts.next()?.parse().ok()?,
+        lun: parts.next()?.parse::<u64>().ok()?.to_be_bytes(),
+        offer: parts.next()?.parse().ok()?,
+        knows: parts.next().and_then(named)?,
+    };
+    parts.next().is_none().then_some(refused)
+}
+
 /// The machine ends.
 pub(super) fn end() -> Vec<u8> {
     Writer::default().text("end").0
@@ -97,6 +123,7 @@ pub(super) fn read_order(message: &[u8]) -> Option<Order> {
         "wanted" => Order::Wanted(Box::new(read_wanted(&mut reader)?)),
         "go" => Order::Go,
         "look" => Order::Look(reader.number()?, reader.number()?),
+        "refused" => Order::Refused(reader.number()?, reader.each(|reader| read_refused(reader.text()?))?),
         "end" => Order::End,
         _ => return None,
     };
@@ -145,19 +172,26 @@ pub(super) fn news(hba: usize, news: News) -> (Vec<u8>, Vec<OwnedFd>) {
     let unit = |kind: &str, target: u8, lun: Lun| writer(kind).text(target).text(u64::from_be_bytes(lun));
     let message = match news {
         News::View(view) => self::view(writer("view"), &view).0,
+        News::Heard => writer("heard").0,
         News::Looked(number) => writer("looked").text(number).0,
+        News::Port(port) => host_port(writer("port"), &port).0,
+        News::Waits(text) => line("waits", text),
+        News::Closed(None) => writer("deleted").0,
+        News::Closed(Some(why)) => line("kept", why),
         News::Warning(text) => line("warning", text),
         News::Failed(text) => line("failed", text),
+        News::Unit(target, lun, UnitNews::Doubted) => unit("doubted", target, lun).0,
+        News::Unit(target, lun, UnitNews::Trusted) => unit("trusted", target, lun).0,
         News::Unit(target, lun, UnitNews::Lost) => unit("lost", target, lun).0,
         News::Unit(target, lun, UnitNews::Gone) => unit("gone", target, lun).0,
         News::Unit(target, lun, UnitNews::Resized) => unit("resized", target, lun).0,
-        News::Unit(target, lun, UnitNews::Back(arrival)) => {
-            let (writer, files) = text::arrival(unit("back", target, lun), *arrival);
+        News::Unit(target, lun, UnitNews::Back(arrival, offer)) => {
+            let (writer, files) = text::arrival(unit("back", target, lun).text(offer), *arrival);
             return (writer.0, files);
         }
-        News::Unit(target, lun, UnitNews::Came(wanted, arrival)) => {
+        News::Unit(target, lun, UnitNews::Came(wanted, arrival, offer)) => {
             // The kernel's paths are texts.
-            let writer = text::wanted(unit("came", target, lun), &wanted).unwrap_or_default();
+            let writer = text::wanted(unit("came", target, lun).text(offer), &wanted).unwrap_or_default();
             let (writer, files) = text::arrival(writer, *arrival);
             return (writer.0, files);
         }
@@ -176,25 +210,65 @@ pub(super) fn read_news(message: &[u8], files: Vec<OwnedFd>) -> Option<(usize, N
     };
     let news = match kind {
         "view" => News::View(read_view(&mut reader)?),
+        "heard" => News::Heard,
         "looked" => News::Looked(reader.number()?),
+        "port" => News::Port(Box::new(read_host_port(&mut reader)?)),
+        "waits" => News::Waits(reader.string()?),
+        "deleted" => News::Closed(None),
+        "kept" => News::Closed(Some(reader.string()?)),
         "warning" => News::Warning(reader.string()?),
         "failed" => News::Failed(reader.string()?),
+        "doubted" => unit(&|_| Some(UnitNews::Doubted))?,
+        "trusted" => unit(&|_| Some(UnitNews::Trusted))?,
         "lost" => unit(&|_| Some(UnitNews::Lost))?,
         "gone" => unit(&|_| Some(UnitNews::Gone))?,
         "resized" => unit(&|_| Some(UnitNews::Resized))?,
         "back" | "came" => {
             let (target, lun) = (reader.number()?, reader.number::<u64>()?.to_be_bytes());
+            let offer = reader.number()?;
             let wanted = if kind == "came" { Some(text::read_wanted(&mut reader)?) } else { None };
             let arrival = Box::new(text::read_arrival(&mut reader, files)?);
             let news = match wanted {
-                Some(wanted) => UnitNews::Came(Box::new(wanted), arrival),
-                None => UnitNews::Back(arrival),
+                Some(wanted) => UnitNews::Came(Box::new(wanted), arrival, offer),
+                None => UnitNews::Back(arrival, offer),
             };
             News::Unit(target, lun, news)
         }
         _ => return None,
     };
     reader.end().map(|()| (hba, news))
+}
+
+fn host_port(writer: Writer, port: &HostPort) -> Writer {
+    let HostPort { vport, host, wwpn, wwnn, parent, driver, device, origin } = port;
+    let writer = writer.text(vport).text(host).text(wwpn).text(wwnn);
+    writer.text(parent).text(driver).text(device).text(origin.word())
+}
+
+fn read_host_port(reader: &mut Reader<'_>) -> Option<HostPort> {
+    Some(HostPort {
+        vport: reader.string()?,
+        host: reader.number()?,
+        wwpn: reader.number()?,
+        wwnn: reader.number()?,
+        parent: reader.string()?,
+        driver: reader.string()?,
+        device: reader.string()?,
+        origin: reader.one_of(&Origin::WORDS)?,
+    })
+}
+
+/// Of which HBA and unit the news are that cannot be read without their files.
+pub(super) fn without_files(message: &[u8]) -> Option<(usize, Refused)> {
+    let mut reader = Reader::new(message)?;
+    let (kind, hba) = (reader.text()?, reader.number()?);
+    let knows = match kind {
+        "came" => false,
+        "back" => true,
+        _ => return None,
+    };
+    let (target, lun) = (reader.number()?, reader.number::<u64>()?.to_be_bytes());
+    Some((hba, Refused { target, lun, offer: reader.number()?, knows }))
 }
 
 fn view(writer: Writer, view: &View) -> Writer {

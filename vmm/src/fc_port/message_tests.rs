@@ -1,8 +1,7 @@
-use std::fs::File;
-
 use devices::scsi::generic::{Arrival, Driver, Found, HostLimits, Identity, Part};
 
 use super::*;
+use crate::keeper::text::tests::{arrival_of, is_taken_whole, null};
 
 pub(in crate::fc_port) fn example() -> Wanted {
     Wanted {
@@ -23,10 +22,6 @@ pub(in crate::fc_port) fn example() -> Wanted {
     }
 }
 
-fn null() -> OwnedFd {
-    File::open("/dev/null").unwrap().into()
-}
-
 /// An arrival at an address, with two files.
 pub(in crate::fc_port) fn arrival(address: &str) -> Arrival {
     let found = Found {
@@ -37,7 +32,7 @@ pub(in crate::fc_port) fn arrival(address: &str) -> Arrival {
         size: Some(1 << 30),
         depth: 32,
     };
-    Arrival::from_files(found, vec![(Part::Block, null()), (Part::Sg, null())]).unwrap()
+    arrival_of(found)
 }
 
 pub(in crate::fc_port) fn device(address: &str, name: &str) -> devices::scsi::generic::Wanted {
@@ -56,6 +51,19 @@ pub(in crate::fc_port) fn device(address: &str, name: &str) -> devices::scsi::ge
         shared: false,
         directory: "/sys/devices/8:0:0:5".into(),
         number: 17,
+    }
+}
+
+pub(crate) fn host_port() -> HostPort {
+    HostPort {
+        vport: "vport-5:0-3".into(),
+        host: 9,
+        wwpn: 0x2100_0212_3456_789a,
+        wwnn: 0x2000_0212_3456_789a,
+        parent: "host5".into(),
+        driver: "lpfc".into(),
+        device: "0000:10:00.0".into(),
+        origin: Origin::Made,
     }
 }
 
@@ -78,23 +86,35 @@ fn a_view() -> View {
 }
 
 fn orders() -> Vec<Vec<u8>> {
-    vec![wanted(&example()).unwrap(), go(), look(3, u64::MAX), end()]
+    vec![wanted(&example()).unwrap(), go(), look(3, u64::MAX), refused(3, &all_refused()), end()]
+}
+
+fn all_refused() -> Vec<Refused> {
+    let one = Refused { target: 255, lun: [0xff; 8], offer: u64::MAX, knows: false };
+    vec![one, Refused { target: 0, lun: LUN, offer: 0, knows: true }]
 }
 
 const LUN: Lun = [0x40, 5, 0x40, 0x0a, 0, 0, 0, 0];
 
 fn all_news() -> Vec<News> {
     let unit = |news| News::Unit(255, LUN, news);
-    let came = UnitNews::Came(Box::new(device("8:0:0:5", "naa.1")), Box::new(arrival("8:0:0:5")));
+    let came = UnitNews::Came(Box::new(device("8:0:0:5", "naa.1")), Box::new(arrival("8:0:0:5")), 7);
     vec![
         News::View(a_view()),
+        News::Port(Box::new(host_port())),
+        News::Waits("a moment".into()),
+        News::Closed(None),
+        News::Closed(Some("it does not answer".into())),
+        News::Heard,
         News::Looked(u64::MAX),
         News::Warning("no \u{e4}".into()),
         News::Failed("because".into()),
+        unit(UnitNews::Doubted),
+        unit(UnitNews::Trusted),
         unit(UnitNews::Lost),
         unit(UnitNews::Gone),
         unit(UnitNews::Resized),
-        unit(UnitNews::Back(Box::new(arrival("9:0:0:5")))),
+        unit(UnitNews::Back(Box::new(arrival("9:0:0:5")), u64::MAX)),
         unit(came),
     ]
 }
@@ -121,6 +141,11 @@ fn what_is_written_is_read() {
     assert!(matches!(read_order(&go()), Some(Order::Go)));
     assert!(matches!(read_order(&look(3, 7)), Some(Order::Look(3, 7))));
     assert!(matches!(read_order(&end()), Some(Order::End)));
+    assert!(
+        matches!(read_order(&refused(3, &all_refused())), Some(Order::Refused(3, all)) if all == all_refused())
+    );
+    let many = vec![all_refused()[0]; REFUSED];
+    assert!(refused(usize::MAX, &many).len() < LENGTH);
     for one in all_news() {
         let shown = format!("{one:?}");
         let is_arrival = shown.contains("Arrival");
@@ -163,24 +188,28 @@ fn what_is_no_message_is_none() {
             true => read_order(bytes).is_some(),
             false => read_news(bytes, some_files(&message)).is_some(),
         };
-        assert!(read(&message));
-        for len in 0..message.len() {
-            assert!(!read(&message[..len]), "{len} of {message:?}");
-        }
-        assert!(!read(&[&message[..], b"more\0"].concat()));
-        for place in 0..message.len() {
-            let mut other = message.clone();
-            other[place] = 0xff;
-            assert!(!read(&other), "{place}");
-            // Whatever comes of it, it ends.
-            for byte in [0, b'9', b'-'] {
-                other[place] = byte;
-                read(&other);
-            }
-        }
+        is_taken_whole(&message, read);
     }
-    let (bytes, _) = news(1, News::Unit(0, LUN, UnitNews::Back(Box::new(arrival("9:0:0:5")))));
+    let (bytes, _) = news(1, News::Unit(0, LUN, UnitNews::Back(Box::new(arrival("9:0:0:5")), u64::MAX)));
     assert!(read_news(&bytes, vec![]).is_none(), "files that have not come");
     assert!(read_news(b"view\x001\x00256\0", vec![]).is_none());
     assert!(read_order(b"look\x000\x0018446744073709551616\0").is_none());
+}
+
+/// There are no descriptors left for its files.
+#[test]
+fn news_without_their_files_say_of_which_unit_they_are() {
+    let of = |news: News| without_files(&self::news(2, news).0);
+    for (one, expected) in all_news().into_iter().zip(std::iter::repeat(2)) {
+        let shown = format!("{one:?}");
+        let refused = |offer, knows| Some((expected, Refused { target: 255, lun: LUN, offer, knows }));
+        let wanted = match () {
+            () if shown.contains("Came") => refused(7, false),
+            () if shown.contains("Back") => refused(u64::MAX, true),
+            () => None,
+        };
+        assert_eq!(of(one), wanted, "{shown}");
+    }
+    assert_eq!(without_files(b""), None);
+    assert_eq!(without_files(b"came\x002\x00255\x00"), None);
 }

@@ -3,11 +3,13 @@
 //!
 //! ```text
 //!   sysfs, netlink, /dev ── process ── news, descriptors ──> machine (in its sandbox)
-//!                                  <── "look anew" ──
+//!                                  <── "look anew", what was not taken ──
 //! ```
 //! [`FcPorts::start`] before the first thread and the sandbox; [`FcPorts::begin`] on the main thread, before the guest runs; then each
-//! [`Port`] is its HBA's; [`Process::close`] at the machine's regular end.
+//! [`Port`] is its HBA's; [`Process::close`] at the machine's regular end. In the process itself: what `former` lives have left, then the
+//! sandbox, then the ports (`owned`) and what is behind them (`inventory`).
 
+mod former;
 mod inventory;
 mod machine;
 mod message;
@@ -18,8 +20,8 @@ mod process;
 mod tests;
 mod work;
 
-pub use machine::{FcPorts, Look, Port, Process};
-pub use news::{Lun, News, UnitNews};
+pub use machine::{FcPorts, Look, Port, Process, REMOVAL};
+pub use news::{HostPort, Lun, News, Origin, Refused, UnitNews};
 
 use fc::Wwn;
 use fc::choose::Rules;

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use fc::model::{San, Vport, VportState};
+use fc::model::{Host, San, Vport, VportState};
 use fc::names::{Names, random};
 use fc::state::{Definition, Life, StateError, Store};
 use fc::vport::{CreateError, Kernel, Pause, Ports, Request};
 use fc::{Roots, Wwn};
 
-use super::Wanted;
+use super::{HostPort, Origin, Wanted};
 
 /// How often a port that is there already is looked at while it is not active.
 const STEP: Duration = Duration::from_millis(100);
@@ -21,8 +21,8 @@ pub(super) struct Owned {
     /// The number of its host.
     pub(super) host: u32,
     pub(super) names: Names,
-    /// It was made, and goes with the machine.
-    pub(super) made: bool,
+    /// How it came.
+    pub(super) origin: Origin,
     /// Its names were made just now.
     pub(super) named: bool,
 }
@@ -43,13 +43,14 @@ pub(super) fn own<K: Kernel>(
         Some(definition) if wanted.rules == Default::default() => definition.rules,
         _ => wanted.rules.clone(),
     };
-    wait_for_former(wanted, names, roots, store, kernel())?;
     let seen = San::try_read(roots).map_err(|error| error.to_string())?;
     let there = seen.vport(names.wwpn).cloned();
     if let Some(vport) = there
         && is_adopted(&vport, wanted, names, roots, store)?
     {
-        return adopt(vport, names, roots, deadline, kernel());
+        let origin =
+            if is_defined(names, store).unwrap_or(false) { Origin::Persistent } else { Origin::Adopted };
+        return adopt(vport, names, origin, roots, deadline, kernel());
     }
     let request = Request {
         wanted: rules.wanted(),
@@ -63,15 +64,43 @@ pub(super) fn own<K: Kernel>(
     let vport =
         Ports::new(roots, store, kernel()).create_in_time(&request).map_err(|error| error.to_string())?;
     let host = vport.host.ok_or_else(|| format!("{} has no host", vport.name))?;
-    Ok(Owned { vport: vport.name, host, names, made: true, named: new })
+    Ok(Owned { vport: vport.name, host, names, origin: Origin::Made, named: new })
+}
+
+impl Owned {
+    /// What the operator wants to know of it.
+    pub(super) fn shown(&self, roots: &Roots) -> HostPort {
+        let san = San::read(roots);
+        let parent = san.vport(self.names.wwpn).and_then(|vport| san.host(vport.parent));
+        HostPort {
+            vport: self.vport.clone(),
+            host: self.host,
+            wwpn: self.names.wwpn.bits(),
+            wwnn: self.names.wwnn.bits(),
+            parent: parent.map(Host::name).unwrap_or_default(),
+            driver: parent.map(|host| host.driver.clone()).unwrap_or_default(),
+            device: parent.and_then(|host| host.parent.clone()).unwrap_or_default(),
+            origin: self.origin,
+        }
+    }
 }
 
 /// Deletes the port, if it was made.
-pub(super) fn disown<K: Kernel>(owned: &Owned, roots: &Roots, store: &Store, kernel: K) {
-    if owned.made {
-        // Nobody is there any more to hear why not; its record stays then, and the next start or vmm fc clean tries again.
-        let _ = Ports::new(roots, store, kernel).delete(&owned.names.wwpn.to_string(), true);
+///
+/// # Errors
+/// Why it is still there. Its record stays then, and the next start or vmm fc clean tries again.
+pub(super) fn disown<K: Kernel>(
+    owned: &Owned,
+    roots: &Roots,
+    store: &Store,
+    kernel: K,
+) -> Result<(), String> {
+    if owned.origin != Origin::Made {
+        return Ok(());
     }
+    // Somebody may have deleted it before, and another one may have its name by now.
+    let deleted = Ports::new(roots, store, kernel).delete_own(owned.names.wwpn, std::process::id());
+    deleted.map_err(|error| error.to_string())
 }
 
 /// The names of a port.
@@ -110,29 +139,6 @@ fn names<K: Kernel>(
     }
 }
 
-/// Waits for the process of the same machine that was ended a moment ago and deletes the port still.
-fn wait_for_former(
-    wanted: &Wanted,
-    names: Names,
-    roots: &Roots,
-    store: &Store,
-    mut kernel: impl Kernel,
-) -> Result<(), String> {
-    let begin = kernel.now();
-    loop {
-        let record = store.record_of(names.wwpn).map_err(|error| error.to_string())?;
-        let former =
-            record.is_some_and(|record| record.owner == wanted.owner && record.life(roots) == Life::Lives);
-        let late = kernel.now().saturating_sub(begin) >= Duration::from_secs(wanted.timeout.into());
-        if !former || late {
-            return Ok(());
-        }
-        if kernel.pause(STEP) == Pause::Interrupted {
-            return Err(CreateError::Interrupted { wwpn: names.wwpn }.to_string());
-        }
-    }
-}
-
 /// Whether a port that is there is nobody's, so that it is used, and stays. One of an ended process is made anew.
 fn is_adopted(
     vport: &Vport,
@@ -152,16 +158,17 @@ fn is_adopted(
                 names.wwpn, vport.name, record.pid
             ))
         }
-        Some(record) if matches!(record.life(roots), Life::Lives | Life::Unknown) => Err(format!(
+        Some(record) if record.life(roots) == Life::Lives => Err(format!(
             "the virtual port {} ({}) belongs to {} (process {}), which runs; end that, or give this HBA another wwpn",
             names.wwpn, vport.name, record.owner, record.pid
         )),
+        Some(record) if record.life(roots) == Life::Unknown => Err(format!(
+            "the virtual port {0} ({1}) belongs to {2} (process {3}), and whether that runs cannot be seen from here; look where it \
+             would, and if it has ended, vmm fc delete --force {0}; or give this HBA another wwpn",
+            names.wwpn, vport.name, record.owner, record.pid
+        )),
         // What is defined stays all the same.
-        Some(_) => {
-            let defined = store.definitions().map_err(|error| error.to_string())?;
-            let of_this = |definition: Definition| definition.boot && definition.wwpn == names.wwpn;
-            Ok(defined.into_iter().any(|(_, definition)| definition.is_ok_and(of_this)))
-        }
+        Some(_) => is_defined(names, store).map_err(|error| error.to_string()),
         None if vport.wwnn != Some(names.wwnn) => Err(format!(
             "the virtual port {} is there already ({}), with the WWNN {}, and wwnn is {}; set wwnn to that, or delete the port (vmm fc \
              delete {0})",
@@ -174,9 +181,16 @@ fn is_adopted(
     }
 }
 
+/// Whether a port is there whenever the host runs.
+fn is_defined(names: Names, store: &Store) -> Result<bool, StateError> {
+    let of_this = |definition: Definition| definition.boot && definition.wwpn == names.wwpn;
+    Ok(store.definitions()?.into_iter().any(|(_, definition)| definition.is_ok_and(of_this)))
+}
+
 fn adopt(
     mut vport: Vport,
     names: Names,
+    origin: Origin,
     roots: &Roots,
     deadline: Duration,
     mut kernel: impl Kernel,
@@ -184,7 +198,7 @@ fn adopt(
     let begin = kernel.now();
     loop {
         if let (VportState::Active, Some(host)) = (&vport.state, vport.host) {
-            return Ok(Owned { vport: vport.name, host, names, made: false, named: false });
+            return Ok(Owned { vport: vport.name, host, names, origin, named: false });
         }
         let waited = kernel.now().saturating_sub(begin);
         if waited >= deadline {
@@ -207,7 +221,7 @@ fn adopt(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::path::Path;
 
     use fc::testing::Tree;
@@ -217,9 +231,9 @@ mod tests {
     use super::*;
 
     /// A kernel that makes one port, and counts time.
-    struct Fake<'a>(&'a Tree, Duration);
+    pub(in crate::fc_port) struct Fake<'a>(pub(in crate::fc_port) &'a Tree, pub(in crate::fc_port) Duration);
 
-    const HOST: &str = "devices/pci0000:00/0000:00:04.0/0000:10:00.0/host3";
+    pub(in crate::fc_port) const HOST: &str = "devices/pci0000:00/0000:00:04.0/0000:10:00.0/host3";
 
     impl Kernel for Fake<'_> {
         fn write(&mut self, path: &Path, text: &str) -> Result<(), WriteError> {
@@ -248,7 +262,7 @@ mod tests {
         }
     }
 
-    fn tree() -> (Tree, Store) {
+    pub(in crate::fc_port) fn tree() -> (Tree, Store) {
         let tree = Tree::qla2xxx();
         let own = std::process::id();
         tree.files(&[
@@ -259,11 +273,11 @@ mod tests {
         (tree, store)
     }
 
-    fn wanted() -> Wanted {
+    pub(in crate::fc_port) fn wanted() -> Wanted {
         Wanted { rules: Default::default(), any_oui: false, ..example() }
     }
 
-    fn owned(tree: &Tree, store: &Store, wanted: &Wanted) -> Result<Owned, String> {
+    pub(in crate::fc_port) fn owned(tree: &Tree, store: &Store, wanted: &Wanted) -> Result<Owned, String> {
         own(wanted, &tree.roots(), store, || Fake(tree, Duration::ZERO))
     }
 
@@ -271,18 +285,42 @@ mod tests {
     fn a_port_is_made_with_names_that_stay_and_goes_with_the_machine() {
         let (tree, store) = tree();
         let first = owned(&tree, &store, &Wanted { names: None, ..wanted() }).unwrap();
-        assert_eq!((first.host, first.made, first.named), (9, true, true));
+        assert_eq!((first.host, first.origin, first.named), (9, Origin::Made, true));
         let record = store.records().unwrap().pop().unwrap().unwrap();
         assert_eq!(
             (&*record.owner, record.wwpn, record.pid),
             ("vm1.hba0", first.names.wwpn, std::process::id())
         );
         assert_eq!(store.definition("vm1.hba0").unwrap().names(), first.names);
-        disown(&first, &tree.roots(), &store, Fake(&tree, Duration::ZERO));
+        let gone = || disown(&first, &tree.roots(), &store, Fake(&tree, Duration::ZERO));
+        assert_eq!(gone(), Ok(()));
+        assert_eq!(gone(), Ok(()), "it may be gone already");
         assert!(store.records().unwrap().is_empty() && San::read(&tree.roots()).vports.is_empty());
         let (tree, _) = self::tree();
         let second = owned(&tree, &store, &Wanted { names: None, ..wanted() }).unwrap();
         assert_eq!((second.names, second.named), (first.names, false), "never anew");
+    }
+
+    /// Somebody has deleted it, and made one of its name that he or another machine has.
+    #[test]
+    fn what_has_the_name_of_a_port_since_stays() {
+        for record in [false, true] {
+            let (tree, store) = tree();
+            let port = owned(&tree, &store, &wanted()).unwrap();
+            let (path, own) = (store.record_path(port.names.wwpn), format!("pid = {}\n", std::process::id()));
+            let written = std::fs::read_to_string(&path).unwrap();
+            assert!(written.contains(&own), "{written}");
+            let kernel = Fake(&tree, Duration::ZERO);
+            Ports::new(&tree.roots(), &store, kernel).delete(&port.names.wwpn.to_string(), true).unwrap();
+            let names = ("0x210002123456789a", "0x200002123456789a");
+            tree.vport(HOST, "vport-3:0-8", names, "Active", Some(8));
+            if record {
+                std::fs::write(&path, written.replace(&own, "pid = 1\n")).unwrap();
+            }
+            assert_eq!(disown(&port, &tree.roots(), &store, Fake(&tree, Duration::ZERO)), Ok(()));
+            assert_eq!(San::read(&tree.roots()).vports.len(), 1, "record: {record}");
+            assert_eq!(store.records().unwrap().len(), usize::from(record));
+        }
     }
 
     #[test]
@@ -291,8 +329,8 @@ mod tests {
         let names = ("0x210002123456789a", "0x200002123456789a");
         tree.vport(HOST, "vport-3:0-1", names, "Active", Some(8));
         let port = owned(&tree, &store, &wanted()).unwrap();
-        assert_eq!((port.host, port.made, &*port.vport), (8, false, "vport-3:0-1"));
-        disown(&port, &tree.roots(), &store, Fake(&tree, Duration::ZERO));
+        assert_eq!((port.host, port.origin, &*port.vport), (8, Origin::Adopted, "vport-3:0-1"));
+        assert_eq!(disown(&port, &tree.roots(), &store, Fake(&tree, Duration::ZERO)), Ok(()));
         assert_eq!(San::read(&tree.roots()).vports.len(), 1);
         let other = Wanted { names: Some((Wwn::new(0x2000_0212_3456_789b), port.names.wwpn)), ..wanted() };
         let said = owned(&tree, &store, &other).unwrap_err();
@@ -317,7 +355,67 @@ mod tests {
         let stat = "1 (x) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 6 20\n";
         tree.file(&format!("proc/{}/stat", std::process::id()), stat);
         let again = owned(&tree, &store, &wanted()).unwrap();
-        assert_eq!((again.names, again.made), (first.names, true));
+        assert_eq!((again.names, again.origin), (first.names, Origin::Made));
         assert_eq!(store.records().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_port_that_stays_is_told_from_one_that_goes_with_the_machine() {
+        let (tree, store) = tree();
+        let made = owned(&tree, &store, &wanted()).unwrap().shown(&tree.roots());
+        assert_eq!(
+            (made.origin, &*made.parent, &*made.driver, &*made.device, made.wwpn),
+            (Origin::Made, "host3", "qla2xxx", "0000:10:00.0", 0x2100_0212_3456_789a)
+        );
+        let (tree, store) = self::tree();
+        let names = ("0x210002123456789a", "0x200002123456789a");
+        tree.vport(HOST, "vport-3:0-1", names, "Active", Some(8));
+        let (wwnn, wwpn) = wanted().names.unwrap();
+        let definition = Definition { wwnn, wwpn, boot: true, rules: Default::default() };
+        store.define("web", &definition).unwrap();
+        let port = owned(&tree, &store, &wanted()).unwrap();
+        assert_eq!((port.origin, &*port.vport), (Origin::Persistent, "vport-3:0-1"));
+    }
+
+    /// As in a container, or where proc hides the processes of others.
+    #[test]
+    fn whether_another_machine_runs_may_be_unknown() {
+        let (tree, store) = tree();
+        owned(&tree, &store, &wanted()).unwrap();
+        std::fs::remove_dir_all(tree.path(&format!("proc/{}", std::process::id()))).unwrap();
+        let said = owned(&tree, &store, &wanted()).unwrap_err();
+        assert!(!said.contains("which runs"), "{said}");
+        assert!(
+            said.ends_with(
+                "whether that runs cannot be seen from here; look where it would, and if it has ended, vmm fc delete --force \
+                 210002123456789a; or give this HBA another wwpn"
+            ),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn a_port_that_cannot_be_deleted_says_why() {
+        struct Refuses<'a>(Fake<'a>);
+        impl Kernel for Refuses<'_> {
+            fn write(&mut self, _: &Path, _: &str) -> Result<(), WriteError> {
+                Err(WriteError::Write(std::io::Error::from_raw_os_error(5)))
+            }
+            fn pause(&mut self, time: Duration) -> Pause {
+                self.0.pause(time)
+            }
+            fn now(&mut self) -> Duration {
+                self.0.now()
+            }
+        }
+        let (tree, store) = tree();
+        let port = owned(&tree, &store, &wanted()).unwrap();
+        let kernel = Refuses(Fake(&tree, Duration::ZERO));
+        let said = disown(&port, &tree.roots(), &store, kernel).unwrap_err();
+        assert!(
+            said.contains("does not delete the virtual port 210002123456789a: Input/output error"),
+            "{said}"
+        );
+        assert_eq!(store.records().unwrap().len(), 1, "somebody else can try it");
     }
 }

@@ -18,10 +18,11 @@ use fc::vport::{Live, Pause};
 use fc::watch::{Change, Source, Watch};
 use hba_virtio_scsi::fc::Names;
 
+use super::former::{self, Settled};
 use super::inventory::{Done, Inventory, Job, Opened, Order};
 use super::message::{self, LENGTH};
 use super::owned::{self, Owned};
-use super::work::{self, Tell, Workers};
+use super::work::{self, Tell};
 use super::{News, Wanted};
 use crate::config::{Sandbox, reason};
 use crate::jail;
@@ -63,7 +64,6 @@ struct Process<'a> {
     store: Store,
     machine: &'a UnixStream,
     tell: Tell,
-    workers: Workers,
     hbas: Vec<Hba>,
     ending: Arc<AtomicBool>,
 }
@@ -79,6 +79,9 @@ pub(super) fn live(mut machine: UnixStream, sandbox: Sandbox) -> io::Result<()> 
     let _ = crate::limits::raise_open_files();
     let Some(list) = list(&mut machine)? else { return Ok(()) };
     let (roots, store) = (Roots::default(), Store::default());
+    let to_machine = Arc::new(machine.try_clone()?);
+    let waits = move |hba, line| drop(say(&to_machine, hba, News::Waits(line)));
+    let Some(former) = former::settle(&list, &mut machine, &roots, &store, waits)? else { return Ok(()) };
     if let Err(error) = jail::confine_port(sandbox) {
         for hba in 0..list.len() {
             say(&machine, hba, News::Failed(format!("{error:#}")))?;
@@ -90,7 +93,7 @@ pub(super) fn live(mut machine: UnixStream, sandbox: Sandbox) -> io::Result<()> 
     threads::spawn(Kind::Returns, "fc-machine", move || hear_machine(reads, &of_machine))?;
     let mut process = Process::new(roots, store, &machine, tell, list);
     process.watch(sockets);
-    process.begin();
+    process.begin(former);
     process.serve(&events);
     process.end(&events);
     // Whoever waits hears it now: a thread that the kernel keeps would have the socket still.
@@ -156,7 +159,6 @@ impl<'a> Process<'a> {
             store,
             machine,
             tell,
-            workers: Workers::default(),
             hbas: list.into_iter().map(hba).collect(),
             ending: Arc::default(),
         }
@@ -189,9 +191,13 @@ impl<'a> Process<'a> {
         }
     }
 
-    /// Begins with all ports at a time.
-    fn begin(&mut self) {
-        for (hba, of) in self.hbas.iter().enumerate() {
+    /// Begins with all ports at a time, but for those to which something of `former` is in the way.
+    fn begin(&mut self, former: Settled) {
+        for ((hba, of), former) in self.hbas.iter().enumerate().zip(former) {
+            if let Err(why) = former {
+                let _ = self.tell.send(Event::Owned(hba, Err(why)));
+                continue;
+            }
             let (roots, store, wanted) = (self.roots.clone(), self.store.clone(), of.wanted.clone());
             let (tell, ending) = (self.tell.clone(), self.ending.clone());
             let own = move || {
@@ -251,6 +257,12 @@ impl<'a> Process<'a> {
                 }
                 self.poke(hba);
             }
+            Event::Asked(message::Order::Refused(hba, all)) => {
+                if let Some(inventory) = self.inventory(hba) {
+                    inventory.refused(&all, now);
+                }
+                say(self.machine, hba, News::Heard)?;
+            }
             Event::Asked(_) | Event::Over => {}
             Event::Owned(hba, owned) => self.own(hba, owned, now)?,
             Event::Glimpse(hba, glimpse) => {
@@ -298,6 +310,7 @@ impl<'a> Process<'a> {
             Ok(owned) => owned,
             Err(why) => return say(self.machine, hba, News::Failed(why)),
         };
+        say(self.machine, hba, News::Port(Box::new(owned.shown(&self.roots))))?;
         let stored = self.store.targets(&of.wanted.owner).or_else(|error| {
             let text = format!("{error}; targets are numbered anew, and the file is beside it as .broken");
             say(self.machine, hba, News::Warning(text)).map(|()| Default::default())
@@ -331,7 +344,7 @@ impl<'a> Process<'a> {
             for order in orders {
                 match order {
                     Order::Say(news) => say(self.machine, hba, news)?,
-                    Order::Do(target, job) => self.workers.give(&self.roots, &self.tell, hba, target, job),
+                    Order::Do(target, job) => work::give(&self.roots, &self.tell, hba, target, job),
                     Order::Open(opening) => {
                         if let Some(of) = self.hbas.get(hba) {
                             work::open(&self.roots, &of.wanted, &self.tell, hba, opening);
@@ -367,22 +380,27 @@ impl<'a> Process<'a> {
                 Err(_) => break,
             }
         }
-        let (deleted, wait) = mpsc::channel::<()>();
-        for owned in self.hbas.iter().filter_map(|hba| hba.owned.clone()) {
-            let (roots, store, deleted) = (self.roots.clone(), self.store.clone(), deleted.clone());
+        let (tell, deleted) = mpsc::channel();
+        for (hba, of) in self.hbas.iter().enumerate() {
+            let Some(owned) = of.owned.clone() else { continue };
+            let (roots, store, deleted) = (self.roots.clone(), self.store.clone(), tell.clone());
             let delete = move || {
-                owned::disown(&owned, &roots, &store, Live::new(sleep));
-                drop(deleted);
+                let _ = deleted.send((hba, owned::disown(&owned, &roots, &store, Live::new(sleep))));
             };
-            let _ = threads::spawn(Kind::Returns, "fc-disown", delete);
+            if let Err(error) = threads::spawn(Kind::Returns, "fc-disown", delete) {
+                let _ = tell.send((hba, Err(format!("there is no thread that deletes it: {error}"))));
+            }
         }
-        drop(deleted);
-        let _ = wait.recv_timeout(left());
+        drop(tell);
+        while let Ok((hba, result)) = deleted.recv_timeout(left()) {
+            // The machine may be no more.
+            let _ = say(self.machine, hba, News::Closed(result.err()));
+        }
     }
 }
 
 /// Waits, until the machine ends.
-fn interruptible(ending: Arc<AtomicBool>) -> impl FnMut(Duration) -> Pause {
+pub(super) fn interruptible(ending: Arc<AtomicBool>) -> impl FnMut(Duration) -> Pause {
     move |time| {
         thread::sleep(time);
         if ending.load(Ordering::Relaxed) { Pause::Interrupted } else { Pause::Over }

@@ -1,10 +1,11 @@
 //! The process and the machine's end together, and what it may do in its sandbox.
 
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use devices::scsi::generic::{Opening, open_at, report_luns};
 use fc::glimpse::{Glimpse, Sighting};
@@ -13,8 +14,9 @@ use fc::watch::{Sockets, Watch};
 use fc::{Address, Roots, San};
 
 use super::inventory::Job;
-use super::message::tests::example;
-use super::{FcPorts, Wanted, work};
+use super::machine::{Left, begin};
+use super::message::tests::{example, host_port};
+use super::{FcPorts, HostPort, News, Origin, Process, Wanted, message, work};
 use crate::config::Sandbox;
 use crate::jail;
 use crate::keeper::sys;
@@ -49,7 +51,7 @@ fn calls() {
     let unit = Sighting {
         address,
         remote: "rport-9999:0-0".into(),
-        number: 1,
+        number: fs::metadata(directory.path()).unwrap().ino(),
         state: "running".into(),
         wwid: None,
         directory: directory.path().into(),
@@ -71,8 +73,8 @@ fn calls() {
         (fs::remove_file(&place), OpenOptions::new().create_new(true).write(true).mode(0o644).open(&place));
     let mut random = [0; 8];
     fc::names::random(&mut random).unwrap();
-    let users = fc::users::Users::read(&roots);
-    drop(users);
+    // Whoever goes by it deletes nothing: it cannot see who has a unit open.
+    println!("unseen {}", fc::users::Users::read(&roots).unseen().is_some());
     sys::send(&one, b"text", &[fs::File::open("/dev/null").unwrap().into()]).unwrap();
     let (len, files) = crate::machine::receive(&other, &mut [0; 64]).unwrap();
     assert_eq!((len, { files }.take().unwrap().len()), (4, 1));
@@ -109,7 +111,7 @@ fn it_can_do_in_its_sandbox_what_it_takes() {
     let (well, said) = run("calls");
     assert!(well && said.contains("calls done\n"), "{said}");
     if fs::read_to_string("/sys/kernel/security/lsm").is_ok_and(|all| all.contains("landlock")) {
-        assert!(said.contains("outside false\n"), "{said}");
+        assert!(said.contains("outside false\n") && said.contains("unseen true\n"), "{said}");
     }
     let (well, said) = run("refused");
     assert!(!well && !said.contains("made a socket"), "{said}");
@@ -125,4 +127,77 @@ fn the_machine_hears_in_one_line_why_there_is_no_port() {
     assert!(well, "{said}");
     assert!(said.contains("said hba0: "), "{said}");
     println!("{said}");
+}
+
+/// What the process says of the port of an HBA before the guest runs.
+fn begins(process: &UnixStream, hba: usize, origin: Origin) {
+    let port = HostPort { origin, wwpn: 0xa00 + hba as u64, ..host_port() };
+    for one in [News::Port(Box::new(port)), News::Looked(0)] {
+        sys::send(process, &message::news(hba, one).0, &[]).unwrap();
+    }
+}
+
+/// A machine with ports of these kinds, and the process's end.
+fn machine(origins: &[Origin]) -> (Process, UnixStream) {
+    let (ours, theirs) = sys::pair().unwrap();
+    origins.iter().enumerate().for_each(|(hba, origin)| begins(&theirs, hba, *origin));
+    let wanted: Vec<_> =
+        (0..origins.len()).map(|hba| Wanted { hba: format!("hba {hba}"), ..example() }).collect();
+    let (process, _) = begin(ours, &wanted).unwrap();
+    (process, theirs)
+}
+
+const LONG: Duration = Duration::from_secs(30);
+
+/// Whether to wait on, for a test that does not hang.
+fn long() -> impl FnMut() -> bool {
+    let until = Instant::now() + LONG;
+    move || Instant::now() < until
+}
+
+#[test]
+fn a_process_that_was_killed_has_deleted_nothing() {
+    let (process, theirs) = machine(&[Origin::Made, Origin::Adopted, Origin::Made, Origin::Persistent]);
+    let said = message::news(2, News::Closed(Some("it does not answer".into()))).0;
+    sys::send(&theirs, &said, &[]).unwrap();
+    drop(theirs);
+    assert_eq!(
+        process.closed(long()),
+        Left {
+            errors: vec![
+                "hba 0: its virtual port 0000000000000a00 (vport-5:0-3) may still be there, for the process that had it (vmm-fcport) has \
+                 ended without deleting it; vmm fc clean does that"
+                    .into(),
+                "hba 2: its virtual port 0000000000000a02 (vport-5:0-3) is still there, and vmm fc clean tries again to delete it: it \
+                 does not answer"
+                    .into(),
+            ],
+            warning: None,
+        }
+    );
+}
+
+#[test]
+fn nothing_is_said_of_ports_that_are_deleted_or_stay() {
+    let (process, theirs) = machine(&[Origin::Made, Origin::Adopted]);
+    sys::send(&theirs, &message::news(0, News::Closed(None)).0, &[]).unwrap();
+    drop(theirs);
+    assert_eq!(process.closed(long()), Left::default());
+}
+
+/// As at a fabric that does not answer the logout, with an operator who does not want to wait for that.
+#[test]
+fn the_wait_for_ports_ends_when_nobody_wants_it() {
+    let (process, theirs) = machine(&[Origin::Made, Origin::Made]);
+    sys::send(&theirs, &message::news(1, News::Closed(None)).0, &[]).unwrap();
+    let (begin, mut asked) = (Instant::now(), 0);
+    let left = process.closed(|| {
+        asked += 1;
+        asked < 4
+    });
+    assert!(begin.elapsed() < LONG && asked == 4, "{:?}", begin.elapsed());
+    let warning = "the virtual port 0000000000000a00 is not deleted yet; the process that does it (vmm-fcport) goes on with it, and vmm fc \
+                   list shows what is left";
+    assert_eq!(left, Left { errors: vec![], warning: Some(warning.into()) });
+    drop(theirs);
 }

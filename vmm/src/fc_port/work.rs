@@ -1,9 +1,9 @@
-//! What may take its time, on threads of its own: one for each target port, one for each device that is opened, one for each host that is
-//! looked at. None waits for another.
+//! What may take its time, on threads of its own: one for each job, one for each device that is opened, one for each host that is looked
+//! at. None waits for another.
 
-use std::collections::HashMap;
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Mutex, PoisonError};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use devices::scsi::generic::{self, GenericError};
 use devices::threads::{self, Kind};
-use fc::glimpse::Glimpse;
+use fc::glimpse::{Glimpse, Sighting};
 use fc::users::Users;
 use fc::{Address, Roots, San};
 
@@ -29,33 +29,16 @@ const READING: Duration = Duration::from_secs(60);
 /// Where what was done is told.
 pub(super) type Tell = Sender<Event>;
 
-/// Threads for target ports, by HBA and number.
-#[derive(Default)]
-pub(super) struct Workers(HashMap<(usize, u8), Sender<Job>>);
-
-impl Workers {
-    /// Has a job done. Without a thread it is over at once, and comes again.
-    pub(super) fn give(&mut self, roots: &Roots, tell: &Tell, hba: usize, target: u8, job: Job) {
-        let worker = self.0.entry((hba, target)).or_insert_with(|| {
-            let (give, jobs) = mpsc::channel::<Job>();
-            let (tell, roots) = (tell.clone(), roots.clone());
-            let _ = threads::spawn(Kind::Returns, "fc-target", move || {
-                for job in jobs {
-                    let done = work(&roots, &job);
-                    let _ = tell.send(Event::Done(hba, target, job, done));
-                }
-            });
-            give
-        });
-        if let Err(mpsc::SendError(job)) = worker.send(job) {
-            self.0.remove(&(hba, target));
-            let _ = tell.send(Event::Done(
-                hba,
-                target,
-                job,
-                Done::Over(Some("there is no thread for it".into())),
-            ));
-        }
+/// Has a job done. Without a thread it is over at once, and comes again.
+pub(super) fn give(roots: &Roots, tell: &Tell, hba: usize, target: u8, job: Job) {
+    let (of_thread, roots, given) = (tell.clone(), roots.clone(), job.clone());
+    let thread = threads::spawn(Kind::Returns, "fc-target", move || {
+        let done = work(&roots, &given);
+        let _ = of_thread.send(Event::Done(hba, target, given, done));
+    });
+    if let Err(error) = thread {
+        let why = format!("there is no thread for it: {error}");
+        let _ = tell.send(Event::Done(hba, target, job, Done::Over(Some(why))));
     }
 }
 
@@ -73,8 +56,8 @@ pub(super) fn work(roots: &Roots, job: &Job) -> Done {
         }
         Job::Scan(address, false) => write(&scan_file(roots, address), &scan_line(address, false)),
         Job::Scan(address, true) => scan_one(roots, address),
-        Job::Delete(unit) => write(&unit.directory.join("delete"), "1"),
-        Job::Rescan(unit, _) => write(&unit.directory.join("rescan"), "1"),
+        Job::Delete(unit) => write_of(unit, "delete"),
+        Job::Rescan(unit, _) => write_of(unit, "rescan"),
     };
     Done::Over(written.err())
 }
@@ -98,6 +81,18 @@ fn scan_one(roots: &Roots, address: &Address) -> Result<(), String> {
                 .into(),
         ),
         _ => Ok(()),
+    }
+}
+
+/// Tells the kernel something of a unit, if that is the one that is there still.
+fn write_of(unit: &Sighting, file: &str) -> Result<(), String> {
+    let is_there = fs::metadata(&unit.directory).is_ok_and(|found| found.ino() == unit.number);
+    if !is_there {
+        return Ok(());
+    }
+    match try_write(&unit.directory.join(file), "1") {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
+        written => written.map_err(|error| error.to_string()),
     }
 }
 

@@ -73,10 +73,9 @@ pub(super) fn read_report(message: &[u8], files: Vec<OwnedFd>) -> Option<News> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-
     use devices::scsi::generic::{Allow, Driver, Found, GenericError, HostLimits, Identity, Part};
 
+    use super::super::text::tests::{arrival_of, is_taken_whole, null};
     use super::*;
 
     pub(in crate::keeper) fn example() -> Wanted {
@@ -98,10 +97,6 @@ mod tests {
         }
     }
 
-    fn null() -> OwnedFd {
-        File::open("/dev/null").unwrap().into()
-    }
-
     fn back() -> (Vec<u8>, Vec<OwnedFd>) {
         let found = Found {
             path: "/dev/sdk".into(),
@@ -111,8 +106,7 @@ mod tests {
             size: Some(0),
             depth: 32,
         };
-        let files = vec![(Part::Block, null()), (Part::Sg, null())];
-        report(Report::Back(3, Box::new(Arrival::from_files(found, files).unwrap())))
+        report(Report::Back(3, Box::new(arrival_of(found))))
     }
 
     #[test]
@@ -150,27 +144,8 @@ mod tests {
             "files that nobody wants are closed"
         );
         let whole = super::wanted(&example()).unwrap();
-        for (message, is_list) in [(&whole, true), (&bytes, false)] {
-            let read = |message: &[u8]| match is_list {
-                true => read_wanted(message).is_some(),
-                false => read_report(message, vec![null(), null()]).is_some(),
-            };
-            assert!(read(message));
-            for len in 0..message.len() {
-                assert!(!read(&message[..len]), "{len}");
-            }
-            assert!(!read(&[&message[..], b"more\0"].concat()));
-            for place in 0..message.len() {
-                let mut other = message.clone();
-                other[place] = 0xff;
-                assert!(!read(&other), "{place}");
-                // Whatever comes of it, it ends.
-                for byte in [0, b'9', b'-'] {
-                    other[place] = byte;
-                    read(&other);
-                }
-            }
-        }
+        is_taken_whole(&whole, |message| read_wanted(message).is_some());
+        is_taken_whole(&bytes, |message| read_report(message, vec![null(), null()]).is_some());
         assert!(read_report(b"back\x0018446744073709551616\0", Vec::new()).is_none());
         assert!(read_wanted(b"a\x000\x0018446744073709551615\0x\0").is_none());
     }

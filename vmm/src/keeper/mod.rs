@@ -19,13 +19,18 @@ mod uevent;
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use devices::scsi::generic::{Returning, Wanted};
 use devices::threads::{self, Kind};
+use fc::watch::Devices;
 
 use crate::config::{Sandbox, reason};
 use crate::machine::receive;
 use message::News;
+
+/// Called with a unit that has gone on with its device.
+type Returned = Box<dyn Fn(&Returning) + Send + Sync>;
 
 /// The machine's end.
 pub struct Keeper(io::Result<UnixStream>);
@@ -38,12 +43,12 @@ impl Keeper {
     }
 
     /// Has it look for the devices of the machine, of which all are open. To be called before the guest runs.
-    pub fn begin(self) {
+    pub fn begin(self, returned: Returned) {
         let units = Returning::all();
         if units.is_empty() {
             return;
         }
-        if let Err(error) = self.0.and_then(|keeper| begin(keeper, units)) {
+        if let Err(error) = self.0.and_then(|keeper| begin(keeper, units, returned)) {
             tracing::warn!(
                 "devices of the host that are taken away and come back are not found again: {}; attach such a device anew",
                 reason(&error)
@@ -53,7 +58,7 @@ impl Keeper {
 }
 
 fn started(sandbox: Sandbox) -> io::Result<UnixStream> {
-    let events = sys::netlink()?;
+    let events = Devices::open()?;
     let (ours, theirs) = sys::pair()?;
     let parent = std::process::id();
     if sys::fork()?.is_none() {
@@ -64,7 +69,7 @@ fn started(sandbox: Sandbox) -> io::Result<UnixStream> {
     Ok(ours)
 }
 
-fn begin(keeper: UnixStream, units: Vec<Returning>) -> io::Result<()> {
+fn begin(keeper: UnixStream, units: Vec<Returning>, returned: Returned) -> io::Result<()> {
     for unit in &units {
         let entry = message::wanted(unit.wanted()).ok_or(io::ErrorKind::InvalidInput)?;
         sys::send(&keeper, &entry, &[])?;
@@ -73,7 +78,7 @@ fn begin(keeper: UnixStream, units: Vec<Returning>) -> io::Result<()> {
     keeper.shutdown(Shutdown::Write)?;
     units.iter().for_each(Returning::watch);
     threads::spawn(Kind::Returns, "returns", move || {
-        let error = serve(&keeper, units);
+        let error = serve(&keeper, units, &Arc::new(returned));
         tracing::warn!(
             "devices of the host that are taken away and come back are not found again any more: the process that looks for them \
              has ended ({}); attach such a device anew",
@@ -84,7 +89,7 @@ fn begin(keeper: UnixStream, units: Vec<Returning>) -> io::Result<()> {
 }
 
 /// Takes what comes, until nothing comes any more.
-fn serve(keeper: &UnixStream, mut units: Vec<Returning>) -> io::Error {
+fn serve(keeper: &UnixStream, mut units: Vec<Returning>, returned: &Arc<Returned>) -> io::Error {
     let mut bytes = vec![0; message::LENGTH];
     loop {
         let (len, files) = match receive(keeper, &mut bytes) {
@@ -95,7 +100,7 @@ fn serve(keeper: &UnixStream, mut units: Vec<Returning>) -> io::Error {
         let message = bytes.get(..len).zip(files.ok());
         let news = message.and_then(|(message, files)| message::read_report(message, files));
         match news {
-            Some(news) => take(news, &mut units),
+            Some(news) => take(news, &mut units, returned),
             // Files that there were no descriptors for, most likely.
             None => tracing::error!(
                 "a device of the host is back, and cannot be taken: this process may have no more files open (LimitNOFILE= of its \
@@ -105,7 +110,7 @@ fn serve(keeper: &UnixStream, mut units: Vec<Returning>) -> io::Error {
     }
 }
 
-fn take(news: News, units: &mut [Returning]) {
+fn take(news: News, units: &mut [Returning], returned: &Arc<Returned>) {
     let (News::Lost(index)
     | News::Back(index, _)
     | News::Failed(index, _)
@@ -120,12 +125,12 @@ fn take(news: News, units: &mut [Returning]) {
         News::Lost(_) => unit.lost(),
         News::Back(_, arrival) => {
             // Each by itself: one that does not answer keeps none of the others waiting.
-            let go_on = move || {
-                if let Err(error) = unit.back(*arrival) {
-                    tracing::error!(
-                        "a device of the host is back, and the unit does not go on with it: {error}; then attach it anew"
-                    );
-                }
+            let returned = returned.clone();
+            let go_on = move || match unit.back(*arrival) {
+                Ok(()) => returned(&unit),
+                Err(error) => tracing::error!(
+                    "a device of the host is back, and the unit does not go on with it: {error}; then attach it anew"
+                ),
             };
             if let Err(error) = threads::spawn(Kind::Returns, "return", go_on) {
                 tracing::error!(

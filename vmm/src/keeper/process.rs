@@ -1,11 +1,12 @@
 //! The process itself: from its list, and then for good, it only listens to the kernel.
 
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use devices::scsi::generic::{Lookout, Wanted};
+use fc::watch::{Devices, LONGEST};
 
 use super::message::{self, LENGTH};
 use super::sys::Ends;
@@ -13,33 +14,30 @@ use super::{sys, uevent};
 use crate::config::Sandbox;
 use crate::jail;
 
-/// Bytes of an event at most: the kernel's have 2 KiB of properties.
-const EVENT: usize = 8 << 10;
-
 /// Where events come from.
 pub(super) trait Events {
     /// What is ready to be read when there is one.
     fn fd(&self) -> BorrowedFd<'_>;
 
-    /// See [`sys::receive_event`].
-    fn next(&mut self, into: &mut [u8]) -> io::Result<usize>;
+    /// See [`Devices::receive`].
+    fn next(&mut self, into: &mut Vec<u8>) -> io::Result<bool>;
 }
 
 /// Those of the kernel.
-pub(super) struct Kernel(pub(super) OwnedFd);
+pub(super) struct Kernel(pub(super) Devices);
 
 impl Events for Kernel {
     fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 
-    fn next(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        sys::receive_event(&self.0, into)
+    fn next(&mut self, into: &mut Vec<u8>) -> io::Result<bool> {
+        self.0.receive(into)
     }
 }
 
 /// The whole life of the child.
-pub(super) fn live(machine: &UnixStream, events: OwnedFd, sandbox: Sandbox, parent: u32) -> io::Result<()> {
+pub(super) fn live(machine: &UnixStream, events: Devices, sandbox: Sandbox, parent: u32) -> io::Result<()> {
     sys::begin_alone(c"vmm-keeper", Ends::WithParent, &[machine.as_fd(), events.as_fd()])?;
     // It may have ended before it was asked to take this process along.
     if u32::try_from(sys::parent()) != Ok(parent) {
@@ -69,7 +67,7 @@ fn list(mut machine: &UnixStream) -> io::Result<Vec<Wanted>> {
 
 /// Looks for devices until nobody is there who wants them.
 pub(super) fn serve(events: &mut dyn Events, machine: &UnixStream, mut lookout: Lookout) -> io::Result<()> {
-    let mut bytes = vec![0; EVENT];
+    let mut bytes = Vec::with_capacity(LONGEST);
     // What has happened since they were opened, by what is there, and then by what the kernel has said.
     lookout.look(Instant::now());
     read(events, &mut bytes, &mut lookout)?;
@@ -90,12 +88,13 @@ pub(super) fn serve(events: &mut dyn Events, machine: &UnixStream, mut lookout: 
 }
 
 /// Takes all events that are there.
-fn read(events: &mut dyn Events, bytes: &mut [u8], lookout: &mut Lookout) -> io::Result<()> {
+fn read(events: &mut dyn Events, bytes: &mut Vec<u8>, lookout: &mut Lookout) -> io::Result<()> {
     loop {
         let now = Instant::now();
         match events.next(bytes) {
-            Ok(len) => {
-                if let Some(event) = bytes.get(..len).and_then(uevent::parse) {
+            Ok(false) => {}
+            Ok(true) => {
+                if let Some(event) = uevent::parse(bytes) {
                     if event.goes {
                         lookout.removed(event.path, event.node, now)
                     } else {

@@ -1,4 +1,4 @@
-//! System calls of both processes: the kernel's events, the two ends between them, and what the new one leaves behind.
+//! System calls of both processes: the two ends between them, and what the new one leaves behind.
 
 use std::ffi::CStr;
 use std::io;
@@ -6,10 +6,6 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-/// Room for events that have not been read: a storage network that comes back has many at once.
-const ROOM: libc::c_int = 4 << 20;
-/// The group of events that the kernel itself sends.
-const KERNEL: u32 = 1;
 /// Files that go with one message at most.
 const FILES: usize = 4;
 
@@ -23,56 +19,6 @@ fn owned(fd: RawFd) -> OwnedFd {
     unsafe {
         OwnedFd::from_raw_fd(fd)
     }
-}
-
-/// A socket at which the kernel's events about devices arrive (netlink(7), NETLINK_KOBJECT_UEVENT).
-pub(super) fn netlink() -> io::Result<OwnedFd> {
-    let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: no pointers.
-    #[allow(unsafe_code)]
-    let socket = owned(check(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_KOBJECT_UEVENT) })?);
-    // With rights to it as much as is asked for, else as much as there is for all. Less does as well.
-    let room = ROOM;
-    for option in [libc::SO_RCVBUFFORCE, libc::SO_RCVBUF] {
-        let (room, len) = ((&raw const room).cast(), size_of_val(&room) as libc::socklen_t);
-        // SAFETY: the kernel reads one int.
-        #[allow(unsafe_code)]
-        let set = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, room, len) };
-        if set == 0 {
-            break;
-        }
-    }
-    // SAFETY: a structure of integers.
-    #[allow(unsafe_code)]
-    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
-    address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
-    address.nl_groups = KERNEL;
-    let (place, len) = ((&raw const address).cast(), size_of_val(&address) as libc::socklen_t);
-    // SAFETY: a live address, with its length.
-    #[allow(unsafe_code)]
-    check(unsafe { libc::bind(socket.as_raw_fd(), place, len) })?;
-    Ok(socket)
-}
-
-/// One event, without waiting: how long it is, 0 if somebody else has sent it or it is longer than there is room for.
-///
-/// # Errors
-/// There is none now (`WouldBlock`); some were lost (ENOBUFS).
-pub(super) fn receive_event(socket: &OwnedFd, into: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: a structure of integers.
-    #[allow(unsafe_code)]
-    let mut from: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
-    let mut len = size_of_val(&from) as libc::socklen_t;
-    let (place, room) = (into.as_mut_ptr().cast(), into.len());
-    // SAFETY: the memory and the address are live, with their lengths.
-    #[allow(unsafe_code)]
-    let got = unsafe {
-        libc::recvfrom(socket.as_raw_fd(), place, room, libc::MSG_TRUNC, (&raw mut from).cast(), &raw mut len)
-    };
-    let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
-    // Programs with rights may send to the group as well, and have a number.
-    let kernel = len as usize == size_of_val(&from) && from.nl_pid == 0 && from.nl_groups == KERNEL;
-    Ok(if kernel && got <= room { got } else { 0 })
 }
 
 /// Two ends, which keep messages apart.

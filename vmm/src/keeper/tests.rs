@@ -17,10 +17,12 @@ impl process::Events for Sent {
         self.0.as_fd()
     }
 
-    fn next(&mut self, into: &mut [u8]) -> io::Result<usize> {
+    fn next(&mut self, into: &mut Vec<u8>) -> io::Result<bool> {
+        into.resize(8 << 10, 0);
         let len = self.0.recv(into)?;
+        into.truncate(len);
         // As the kernel says that some were lost.
-        if len == 4 { Err(io::Error::from_raw_os_error(libc::ENOBUFS)) } else { Ok(len) }
+        if len == 4 { Err(io::Error::from_raw_os_error(libc::ENOBUFS)) } else { Ok(true) }
     }
 }
 
@@ -103,34 +105,33 @@ fn it_tells_what_is_gone_and_ends_with_the_machine() {
 #[test]
 fn events_come_from_the_kernel_only() {
     // Where a container has none, there is nothing to look at.
-    let Ok(socket) = sys::netlink() else { return };
-    let mut bytes = [0; 64];
-    match sys::receive_event(&socket, &mut bytes) {
-        Ok(len) => assert!(len <= bytes.len()),
-        Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+    let Ok(socket) = Devices::open() else { return };
+    let mut bytes = Vec::new();
+    if let Err(error) = socket.receive(&mut bytes) {
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }
     // A program that has the right may send to the group.
     // SAFETY: a structure of integers.
     #[allow(unsafe_code)]
     let mut group: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
     (group.nl_family, group.nl_groups) = (libc::AF_NETLINK as u16, 1);
-    let other = sys::netlink().unwrap();
+    let other = Devices::open().unwrap();
     let text = b"remove@/devices/x\0";
     // SAFETY: live bytes and a live address, with their lengths.
     #[allow(unsafe_code)]
     let sent = unsafe {
         use std::os::fd::AsRawFd;
         let (bytes, len) = (text.as_ptr().cast(), size_of_val(&group) as u32);
-        libc::sendto(other.as_raw_fd(), bytes, text.len(), 0, (&raw const group).cast(), len)
+        libc::sendto(other.as_fd().as_raw_fd(), bytes, text.len(), 0, (&raw const group).cast(), len)
     };
     if sent < 0 {
         return;
     }
     let until = Instant::now() + Duration::from_secs(5);
     loop {
-        match sys::receive_event(&socket, &mut bytes) {
-            Ok(0) => break,
-            Ok(len) => assert_ne!(bytes[..len], text[..], "taken for the kernel's"),
+        match socket.receive(&mut bytes) {
+            Ok(false) => break,
+            Ok(true) => assert_ne!(bytes, text, "taken for the kernel's"),
             Err(_) => assert!(Instant::now() < until, "it never came"),
         }
     }
@@ -301,7 +302,7 @@ fn it_can_do_in_its_sandbox_what_it_takes() {
 /// The process as it is: confined, alone, deaf to signals, and gone when nobody is at the other end.
 #[test]
 fn the_process_is_confined_and_ends_with_the_machine() {
-    if sys::netlink().is_err() {
+    if Devices::open().is_err() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();

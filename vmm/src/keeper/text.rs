@@ -166,3 +166,40 @@ pub(crate) fn read_arrival(reader: &mut Reader<'_>, files: Vec<OwnedFd>) -> Opti
     }
     Arrival::from_files(found, parts.into_iter().zip(files).collect())
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    /// A file that goes with a message.
+    pub(crate) fn null() -> OwnedFd {
+        File::open("/dev/null").unwrap().into()
+    }
+
+    /// A device that has come, with two files.
+    pub(crate) fn arrival_of(found: Found) -> Arrival {
+        Arrival::from_files(found, vec![(Part::Block, null()), (Part::Sg, null())]).unwrap()
+    }
+
+    /// Whether `read` takes a message whole and no other way.
+    #[track_caller]
+    pub(crate) fn is_taken_whole(message: &[u8], read: impl Fn(&[u8]) -> bool) {
+        assert!(read(message));
+        for len in 0..message.len() {
+            assert!(!read(&message[..len]), "{len} of {message:?}");
+        }
+        assert!(!read(&[message, b"more\0"].concat()));
+        for place in 0..message.len() {
+            let mut other = message.to_vec();
+            other[place] = 0xff;
+            assert!(!read(&other), "{place} of {message:?}");
+            // Whatever comes of it, it ends.
+            for byte in [0, b'9', b'-'] {
+                other[place] = byte;
+                read(&other);
+            }
+        }
+    }
+}

@@ -1,7 +1,11 @@
 //! Units that go while the host fails or does not answer.
 
 use devices::iothread::IoThread;
-use devices::scsi::{Disk, DiskConfig};
+use devices::mem::ToGuest;
+use devices::scsi::generic::{
+    Answer as HostAnswer, Command, Driver, GenericConfig, Host, Identity, Part, Returning, Wanted,
+};
+use devices::scsi::{Allow, Disk, DiskConfig, Generic, HostLimits};
 use devices::storage::{Action, BlockErrorKind};
 use devices::testing::{Effect, Fault, FaultDisk, RamDisk};
 
@@ -24,6 +28,95 @@ impl HotPlug for Quiet {
     fn detach_targets(&self, _: u8) -> Result<()> {
         Ok(())
     }
+}
+
+/// Takes note of units that are to be looked for again.
+#[derive(Default)]
+struct Again(Mutex<Vec<(u8, Lun)>>);
+
+impl HotPlug for Again {
+    fn units(&self, _: &config::Lun, _: &Arc<Image>, _: DiskConfig) -> Result<Vec<LogicalUnit>> {
+        bail!("no images")
+    }
+    fn attach_targets(&self, _: u8, _: &[Arc<Target>]) -> Result<Arrival> {
+        Ok(Arrival::There)
+    }
+    fn detach_targets(&self, _: u8) -> Result<()> {
+        Ok(())
+    }
+    fn look_again(&self, id: u8, lun: Lun) {
+        self.0.lock().unwrap().push((id, lun));
+    }
+}
+
+/// A disk of the host, which may go and come back.
+struct Passed;
+
+impl Host for Passed {
+    fn execute(&self, command: &Command) -> std::io::Result<HostAnswer> {
+        let mut inquiry = [0; 36];
+        (inquiry[2], inquiry[3], inquiry[4]) = (6, 2, 31);
+        ToGuest::new(command.data.window(0, u64::MAX)).write_at(0, &inquiry);
+        Ok(HostAnswer::good())
+    }
+    fn reset(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn passed(name: &str) -> HostUnit {
+    let identity = Identity {
+        address: "5:0:0:5".into(),
+        device_type: 0,
+        names: vec![name.into()],
+        vendor: String::new(),
+        product: String::new(),
+        serial: String::new(),
+    };
+    let wanted = Wanted {
+        identity,
+        driver: Driver::Sg,
+        parts: vec![Part::Sg],
+        allow: Allow::All,
+        shared: false,
+        directory: "/sys/devices/x".into(),
+        number: 1,
+    };
+    let config = GenericConfig {
+        name: name.into(),
+        allow: Allow::All,
+        bounce: false,
+        shared: false,
+        depth: 1,
+        limits: HostLimits::default(),
+        block: None,
+        size: None,
+        wanted: Some(wanted),
+    };
+    HostUnit::Generic(Generic::new(Arc::new(Passed), config).unwrap())
+}
+
+/// A guest that looked while its device was away has not found it.
+#[test]
+fn a_unit_that_goes_on_is_to_be_looked_for() {
+    let thread = IoThread::start("test").unwrap();
+    let (space, group) = (Space::new(Control::new(0).unwrap()), TargetGroup::default());
+    let adapter = Adapter::new("scsi0", HbaType::VirtioScsi, thread.remote(), &space, &group);
+    let device = Arc::<Again>::default();
+    adapter.connect(device.clone());
+    for (target, lun) in [(3, 0), (3, 7), (9, 513)] {
+        let unit = passed(&format!("{target}-{lun}"));
+        adapter.attach_native(target, number(lun), unit, false, false).unwrap();
+    }
+    for unit in Returning::all() {
+        adapter.returned(&unit);
+    }
+    let (tell, over) = mpsc::channel();
+    thread.remote().spawn(move |_| async move { tell.send(()).unwrap() });
+    over.recv().unwrap();
+    let mut told = device.0.lock().unwrap().clone();
+    told.sort();
+    assert_eq!(told, [(3, number(0)), (3, number(7)), (9, number(513))]);
 }
 
 /// Target 4, over an image in `directory`.

@@ -16,6 +16,7 @@ use super::control::Control;
 use super::events::MainLoop;
 use super::hbas::{Closing, Hbas};
 use super::{End, Machine, Outcome};
+use crate::fc_port::REMOVAL;
 use crate::vcpu::VcpuThread;
 
 /// What is left of a wait when the operator asks for the end, or asks once more.
@@ -30,29 +31,37 @@ pub struct Patience<'a> {
     control: &'a Control,
     until: Option<Instant>,
     asked: usize,
+    /// The operator has asked for the end once more.
+    hurried: bool,
 }
 
 impl<'a> Patience<'a> {
     /// Until the operator asks for the end. He may have done so already, and nobody has acted on it.
     pub fn endless(control: &'a Control) -> Self {
-        Self { control, until: None, asked: control.ends_taken() }
+        Self { control, until: None, asked: control.ends_taken(), hurried: false }
     }
 
     /// For so long; when the operator asks for the end once more, hardly any longer. What he asked for until now is what
     /// it is for.
     pub fn limited(control: &'a Control, time: Duration) -> Self {
-        Self { control, until: Instant::now().checked_add(time), asked: control.ends() }
+        Self { control, until: Instant::now().checked_add(time), asked: control.ends(), hurried: false }
     }
 
     /// Whether to go on waiting.
     pub fn lasts(&mut self) -> bool {
         let (now, asked) = (Instant::now(), self.control.ends());
         if asked > self.asked {
-            self.asked = asked;
+            (self.asked, self.hurried) = (asked, true);
             let soon = now + HURRY;
             self.until = Some(self.until.map_or(soon, |until| until.min(soon)));
         }
         self.until.is_none_or(|until| now < until)
+    }
+
+    /// For what is waited for next: so long from now; hardly at all where the operator has asked once more already.
+    pub fn then(self, time: Duration) -> Self {
+        let time = if self.hurried { time.min(HURRY) } else { time };
+        Self { until: Instant::now().checked_add(time), ..self }
     }
 
     /// Whether to go on waiting for what began at `begin`: only for a quarter of the time, so that the rest is left for what
@@ -118,16 +127,24 @@ impl Machine {
     }
 
     /// The end of the machine, within `shutdown_timeout`: vCPUs, requests under way, images, I/O threads. Says what was given
-    /// up.
+    /// up. Then the virtual ports, for which [`REMOVAL`] is left.
     pub(super) fn end(
         &self,
         threads: Vec<VcpuThread>,
         events: &mut MainLoop,
         end: Result<End>,
     ) -> Result<End> {
-        let patience = Patience::limited(&self.control, self.config.vm.shutdown_timeout);
-        let ending = Ending { control: &self.control, hbas: &self.hbas, events, patience };
-        if ending.run(threads) {
+        let mut patience = Patience::limited(&self.control, self.config.vm.shutdown_timeout);
+        let ending = Ending {
+            control: &self.control,
+            hbas: &self.hbas,
+            events: &mut *events,
+            patience: &mut patience,
+        };
+        let whole = ending.run(threads);
+        // Whoever is in a hurry by now stays so.
+        self.close_ports(events, patience.then(REMOVAL));
+        if whole {
             return end;
         }
         tracing::error!("the machine ends, but the kernel may keep the process until the host answers");
@@ -136,18 +153,26 @@ impl Machine {
             end => end,
         }
     }
+
+    /// Has the virtual ports deleted. The operator is heard meanwhile.
+    pub(super) fn close_ports(&self, events: &mut MainLoop, mut patience: Patience<'_>) {
+        self.hbas.close_ports(|| {
+            events.turn(Duration::ZERO);
+            patience.lasts()
+        });
+    }
 }
 
 /// The end of everything that runs. Its steps hold each other up for a part of the time only: a vCPU or an HBA that the
 /// host keeps costs no image its end.
-struct Ending<'a> {
+struct Ending<'a, 'p> {
     control: &'a Arc<Control>,
     hbas: &'a Hbas,
     events: &'a mut MainLoop,
-    patience: Patience<'a>,
+    patience: &'a mut Patience<'p>,
 }
 
-impl Ending<'_> {
+impl Ending<'_, '_> {
     /// False when something was given up or failed.
     fn run(mut self, threads: Vec<VcpuThread>) -> bool {
         // No request is taken any more. First: a vCPU may wait for the reset of an HBA.

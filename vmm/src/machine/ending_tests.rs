@@ -37,6 +37,26 @@ fn a_wait_ends_by_time_or_because_the_end_is_wanted() {
     assert!(begin.elapsed() >= HURRY / 2);
 }
 
+/// As the ports of a machine whose images were waited for.
+#[test]
+fn who_was_in_a_hurry_stays_so() {
+    let control = Control::new(0).unwrap();
+    let patient = Patience::limited(&control, Duration::ZERO).then(Duration::from_secs(3600));
+    assert!(patient.until.unwrap() > Instant::now() + LONG);
+    let mut hurried = Patience::limited(&control, Duration::from_secs(3600));
+    // What came between the two waits counts as well.
+    let late = Patience::limited(&control, Duration::from_secs(3600));
+    control.post(Event::Quit);
+    assert!(hurried.lasts());
+    for mut next in [hurried.then(Duration::from_secs(3600)), late.then(Duration::from_secs(3600))] {
+        let begin = Instant::now();
+        while next.lasts() {
+            assert!(begin.elapsed() < LONG);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
 #[test]
 fn an_endless_wait_hears_also_what_came_before_it() {
     let control = Control::new(0).unwrap();
@@ -151,8 +171,8 @@ fn end(
         let seat = control.clone();
         let threads = vec![VcpuThread::of(std::thread::spawn(move || vcpu(&seat, ended)))];
         let mut events = MainLoop::new(control.clone()).unwrap();
-        let patience = Patience::limited(&control, time);
-        Ending { control: &control, hbas: &hbas, events: &mut events, patience }.run(threads)
+        let mut patience = Patience::limited(&control, time);
+        Ending { control: &control, hbas: &hbas, events: &mut events, patience: &mut patience }.run(threads)
     });
     ready.recv().unwrap();
     end

@@ -34,7 +34,13 @@ pub(super) fn plug(
         Some(Fc::Virtual(wanted)) => {
             let name = || format!("hba {}: no process has its virtual port", hba.id);
             let Port { news, look } = ports.next().with_context(name)?;
-            let port = VirtualPort::new(adapter, wanted, Box::new(move |number| look.at(number)));
+            let refuses = look.clone();
+            let port = VirtualPort::new(
+                adapter,
+                wanted,
+                Box::new(move |number| look.at(number)),
+                Box::new(move |refused| refuses.refuse(refused)),
+            );
             adapter.join(Fabric::Host(port.clone()));
             port.begin(&news)?;
             Ok(Some(Plugged::Host(port, news)))

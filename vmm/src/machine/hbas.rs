@@ -219,10 +219,12 @@ impl Hbas {
         Closing { names, closed }
     }
 
-    /// Has the virtual ports deleted, now that nothing is open behind them, and waits for that for a while.
-    pub fn close_ports(&self) {
+    /// Has the virtual ports deleted, now that nothing is open behind them, and waits for that as long as `goes_on` says.
+    pub fn close_ports(&self, goes_on: impl FnMut() -> bool) {
         let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner).take();
-        ports.into_iter().for_each(Process::close);
+        if let Some(ports) = ports {
+            ports.close(goes_on);
+        }
     }
 
     /// Ends the I/O threads; `over` goes when they have.

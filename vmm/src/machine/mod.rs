@@ -51,7 +51,7 @@ pub(crate) use requests::receive;
 use crate::config::{Boot, Config, Restart};
 use crate::console::{Console, Request, Signals, suspend};
 use crate::exit::{Outcome, complain, explain, is_out_of_descriptors};
-use crate::fc_port::FcPorts;
+use crate::fc_port::{FcPorts, REMOVAL};
 use crate::jail;
 use crate::keeper::Keeper;
 use crate::kvm::{Backing, Hypervisor, InitialChips, add_chips, allocate_ram};
@@ -158,7 +158,8 @@ impl Machine {
         let space = Space::new(control.clone());
         let hbas = Hbas::plug(&config, &chipset, &space, ports)?;
         if let Some(keeper) = keeper {
-            keeper.begin();
+            let adapters = hbas.adapters().to_vec();
+            keeper.begin(Box::new(move |unit| adapters.iter().for_each(|adapter| adapter.returned(unit))));
         }
         let chips = InitialChips::capture(&vm)?;
         let boot = boots(&Wiring {
@@ -254,8 +255,13 @@ impl Machine {
 
     /// Runs the machine to its end.
     pub fn run(mut self) -> End {
-        let outcome = self.start().and_then(|(threads, events)| self.serve(threads, events));
-        self.hbas.close_ports();
+        let outcome = self.main_loop().and_then(|mut events| {
+            let outcome = self.start().and_then(|threads| self.serve(threads, &mut events));
+            // Of a machine that did not start.
+            let patience = Patience::limited(&self.control, REMOVAL);
+            self.close_ports(&mut events, patience);
+            outcome
+        });
         self.console.close();
         self.debug.end();
         outcome.unwrap_or_else(|e| {
@@ -264,8 +270,7 @@ impl Machine {
         })
     }
 
-    fn start(&mut self) -> Result<(Vec<VcpuThread>, MainLoop)> {
-        let events = self.main_loop()?;
+    fn start(&mut self) -> Result<Vec<VcpuThread>> {
         if let Some(path) = &self.config.control {
             self.socket = Some(self.listen(path)?);
         }
@@ -276,17 +281,17 @@ impl Machine {
         let threads = self.start_vcpus().context("starting vCPU threads")?;
         // All is open and all threads are there; the guest has not run yet.
         jail::enter(&self.config)?;
-        Ok((threads, events))
+        Ok(threads)
     }
 
-    fn serve(&self, threads: Vec<VcpuThread>, mut events: MainLoop) -> Result<End> {
+    fn serve(&self, threads: Vec<VcpuThread>, events: &mut MainLoop) -> Result<End> {
         let mut clocks = Clocks::new(&self.vm, &self.chipset);
         self.control.resume();
         let end = loop {
             let event = events.next();
             // A vCPU that waits for a reader of the console would never stop.
             self.console.release();
-            let event = self.stop(&threads, event, &mut events);
+            let event = self.stop(&threads, event, events);
             match event {
                 Event::Suspend => {
                     clocks.hold(&threads);
@@ -295,7 +300,7 @@ impl Machine {
                 Event::Continued => clocks::were_stopped(&threads),
                 _ => {}
             }
-            match self.handle(event, &mut events) {
+            match self.handle(event, events) {
                 Ok(None) if self.control.is_paused() || self.space.is_short() => clocks.hold(&threads),
                 Ok(None) => {
                     clocks.release(&threads);
@@ -305,7 +310,7 @@ impl Machine {
             }
         };
         let end = end.map(|end| end.unwrap_or(End::Exit(Outcome::Failed)));
-        self.end(threads, &mut events, end)
+        self.end(threads, events, end)
     }
 
     /// Stops the vCPUs for `event`, which is handled then; or what the operator wants instead when one does not stop. At the

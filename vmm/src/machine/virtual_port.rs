@@ -8,13 +8,15 @@
 //! News are taken one after the other and none waits: what may wait for the host is done on threads, the news of one unit in their
 //! order. A unit that hangs holds up no other.
 
+mod again;
 mod blocked;
+mod lines;
 mod opener;
 mod rescans;
 mod units;
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -25,11 +27,12 @@ use hba_virtio_scsi::fc::{Names, San, SanListener, View};
 use super::adapter::{Adapter, port_state};
 use super::host_unit::allow;
 use crate::config::{self, Config};
-use crate::fc_port::{self, News, Passthrough};
+use crate::fc_port::{self, HostPort, News, Passthrough};
+use again::Again;
 use blocked::Blocked;
 use opener::{Opener, Opens};
 use rescans::Rescans;
-use units::Units;
+use units::{Refuse, Units};
 
 /// How long units may take to answer who they are before the guest starts without them: they come when they do.
 const START: Duration = Duration::from_secs(5);
@@ -49,6 +52,8 @@ pub(super) struct VirtualPort {
     rescans: Arc<Rescans>,
     units: Arc<Units>,
     ask: Ask,
+    /// What the host has of it, once that is known.
+    port: OnceLock<HostPort>,
 }
 
 /// Who hears of changes.
@@ -66,19 +71,32 @@ impl Listener {
 
 impl VirtualPort {
     /// The port of an HBA that is `wanted`, of which nothing is known yet.
-    pub(super) fn new(adapter: &Arc<Adapter>, wanted: &config::VirtualPort, ask: Ask) -> Arc<Self> {
+    pub(super) fn new(
+        adapter: &Arc<Adapter>,
+        wanted: &config::VirtualPort,
+        ask: Ask,
+        refuse: Refuse,
+    ) -> Arc<Self> {
         let opener = Opener { read_only: wanted.allow == config::Allow::ReadOnly, bounce: wanted.bounce };
         let limit = Duration::from_secs(wanted.fast_io_fail_tmo.into()) + SILENCE;
-        Self::with(adapter, Arc::new(opener), ask, limit)
+        Self::with(adapter, Arc::new(opener), ask, refuse, limit)
     }
 
-    fn with(adapter: &Arc<Adapter>, opens: Arc<dyn Opens>, ask: Ask, limit: Duration) -> Arc<Self> {
+    fn with(
+        adapter: &Arc<Adapter>,
+        opens: Arc<dyn Opens>,
+        ask: Ask,
+        refuse: Refuse,
+        limit: Duration,
+    ) -> Arc<Self> {
         let (rescans, listener) = (Rescans::new(), Arc::<Listener>::default());
         let of_units = listener.clone();
-        let changed = Box::new(move |target| of_units.tell(|listener| listener.units_changed(target)));
-        let units = Units::new(adapter.clone(), opens, rescans.clone(), changed);
+        let again = Again::new(adapter.remote().clone(), move |target| {
+            of_units.tell(|listener| listener.units_changed(target));
+        });
+        let units = Units::new(adapter.clone(), opens, rescans.clone(), again, refuse);
         let (adapter, view, blocked) = (adapter.clone(), RwLock::default(), Mutex::new(Blocked::new(limit)));
-        Arc::new(Self { adapter, view, blocked, listener, rescans, units, ask })
+        Arc::new(Self { adapter, view, blocked, listener, rescans, units, ask, port: OnceLock::new() })
     }
 
     /// Takes what was found at first, before the guest runs.
@@ -164,10 +182,23 @@ impl VirtualPort {
                 self.show(view);
             }
             News::Unit(target, lun, news) => self.units.take(target, Lun(lun), news),
+            // That is for who told it.
+            News::Heard => {}
             News::Looked(number) => self.rescans.looked(number),
+            News::Port(port) => {
+                tracing::info!("hba {hba}: its port is {port}");
+                let _ = self.port.set(*port);
+            }
+            // They were heard on the way here.
+            News::Waits(_) | News::Closed(_) => {}
             News::Warning(line) => tracing::warn!("hba {hba}: {line}"),
             News::Failed(line) => tracing::error!("hba {hba}: {line}"),
         }
+    }
+
+    /// What the host has of it.
+    pub(super) fn port(&self) -> Option<&HostPort> {
+        self.port.get()
     }
 
     /// What all units that have come take with one command; `None` where none has.

@@ -21,7 +21,7 @@ use hba_virtio_scsi::fc::{RemotePort, RemoteState};
 use super::opener::{Made, Returns};
 use super::*;
 use crate::config::HbaType;
-use crate::fc_port::UnitNews;
+use crate::fc_port::{Refused, UnitNews};
 use crate::machine::adapter::{HotPlug, UnitState};
 use crate::machine::control::Control;
 use crate::machine::host_unit::HostUnit;
@@ -121,6 +121,14 @@ impl Opens for Fakes {
 struct Way(String, Arc<Log>);
 
 impl Returns for Way {
+    fn doubted(&self) {
+        self.1.add(format!("{} is doubted", self.0));
+    }
+
+    fn trusted(&self) {
+        self.1.add(format!("{} is trusted", self.0));
+    }
+
     fn lost(&self) {
         self.1.add(format!("lost {}", self.0));
     }
@@ -131,6 +139,9 @@ impl Returns for Way {
 
     fn back(&self, arrival: Arrival) -> Result<()> {
         self.1.wait(arrival.path());
+        if arrival.path() == "/dev/dumb" {
+            return Err(anyhow!("it does not answer"));
+        }
         self.1.add(format!("{} back as {}", self.0, arrival.path()));
         Ok(())
     }
@@ -189,6 +200,7 @@ struct Bench {
     log: Arc<Log>,
     hba: Arc<Hba>,
     asked: mpsc::Receiver<u64>,
+    refused: mpsc::Receiver<Refused>,
 }
 
 impl Bench {
@@ -203,10 +215,12 @@ impl Bench {
         let (group, log) = (TargetGroup::default(), Arc::<Log>::default());
         let adapter = Arc::new(Adapter::new("fc0", HbaType::VirtioScsi, thread.remote(), &space, &group));
         let (ask, asked): (Sender<u64>, _) = mpsc::channel();
+        let (refuse, refused): (Sender<Refused>, _) = mpsc::channel();
         let port = VirtualPort::with(
             &adapter,
             Arc::new(Fakes(log.clone())),
             Box::new(move |number| ask.send(number).unwrap()),
+            Box::new(move |one| refuse.send(one).unwrap()),
             limit,
         );
         adapter.join(crate::machine::adapter::Fabric::Host(port.clone()));
@@ -214,7 +228,7 @@ impl Bench {
         let hba = Arc::new(Hba { log: log.clone(), nexuses, port: weak });
         adapter.connect(hba.clone());
         port.set_listener(Some(hba.clone()));
-        Self { thread, adapter, port, log, hba, asked }
+        Self { thread, adapter, port, log, hba, asked, refused }
     }
 
     fn unit(&self, target: u8, lun: [u8; 8], news: UnitNews) {
@@ -225,6 +239,9 @@ impl Bench {
     #[track_caller]
     fn done(&self) -> Vec<String> {
         assert!(self.port.rescans.wait(LONG), "something hangs");
+        while !self.port.units.is_told() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         // Changes of the fabric are told on the I/O thread.
         let (tell, told) = mpsc::channel();
         self.thread.remote().spawn(move |_| async move { tell.send(()).unwrap() });
@@ -282,11 +299,11 @@ fn came(path: &str) -> UnitNews {
         directory: "/sys/devices/x".into(),
         number: 1,
     };
-    UnitNews::Came(Box::new(wanted), Box::new(arrival(path)))
+    UnitNews::Came(Box::new(wanted), Box::new(arrival(path)), 1)
 }
 
 fn back(path: &str) -> UnitNews {
-    UnitNews::Back(Box::new(arrival(path)))
+    UnitNews::Back(Box::new(arrival(path)), 2)
 }
 
 fn view(states: &[(u8, RemoteState)]) -> News {
@@ -303,7 +320,7 @@ fn the_life_of_a_unit() {
     bench.port.take(view(&[(0, RemoteState::Online)]));
     assert_eq!(bench.done(), ["view: 0 online"]);
     bench.unit(0, FIRST, came("/dev/sda"));
-    assert_eq!(bench.done(), ["open /dev/sda", "units of 0"]);
+    assert_eq!(bench.done(), ["open /dev/sda"]);
     assert_eq!(bench.units(), ["0:5 Attached"]);
     assert_eq!(bench.hba.nexuses.lock().unwrap()[&0].luns(), [Lun(FIRST)]);
     bench.unit(0, FIRST, UnitNews::Resized);
@@ -312,13 +329,56 @@ fn the_life_of_a_unit() {
     bench.unit(0, FIRST, back("/dev/sdf"));
     assert_eq!(bench.done(), ["/dev/sda is coming", "/dev/sda back as /dev/sdf", "units of 0"]);
     bench.unit(0, FIRST, UnitNews::Gone);
+    // Who looked while its device was away may have stopped at it.
     assert_eq!(bench.done(), ["units of 0"]);
     assert_eq!(bench.units(), [] as [&str; 0]);
     assert_eq!(bench.hba.nexuses.lock().unwrap()[&0].luns(), []);
     // Another one at the same number. The target has not gone meanwhile.
     bench.unit(0, FIRST, came("/dev/sdg"));
-    assert_eq!(bench.done(), ["open /dev/sdg", "units of 0"]);
+    assert_eq!(bench.done(), ["open /dev/sdg"]);
     assert_eq!(bench.units(), ["0:5 Attached"]);
+}
+
+#[test]
+fn a_unit_that_may_be_another_one_is_told_so_whenever_it_hears_of_it() {
+    let bench = Bench::new();
+    bench.unit(0, FIRST, came("/dev/sda"));
+    bench.unit(0, FIRST, UnitNews::Resized);
+    bench.done();
+    bench.unit(0, FIRST, UnitNews::Doubted);
+    bench.unit(0, FIRST, UnitNews::Trusted);
+    assert_eq!(bench.done(), ["/dev/sda is doubted", "/dev/sda is trusted"]);
+    // While it is opened.
+    bench.log.hold("/dev/sdb");
+    bench.unit(0, FLAT, came("/dev/sdb"));
+    bench.unit(0, FLAT, UnitNews::Doubted);
+    bench.log.release();
+    assert_eq!(bench.done(), ["open /dev/sdb", "/dev/sdb is doubted"]);
+    bench.unit(7, FIRST, UnitNews::Doubted);
+    bench.unit(7, FIRST, UnitNews::Trusted);
+    assert_eq!(bench.done(), [] as [&str; 0]);
+}
+
+#[test]
+fn what_cannot_be_taken_is_said_to_the_process() {
+    let bench = Bench::new();
+    let refused = |offer, knows| Refused { target: 1, lun: FIRST, offer, knows };
+    let said = || {
+        bench.done();
+        bench.refused.try_iter().collect::<Vec<_>>()
+    };
+    bench.unit(1, FIRST, back("/dev/sda"));
+    assert_eq!(said(), [refused(2, false)]);
+    assert!(bench.port.units.is_empty());
+    bench.unit(1, FIRST, came("/dev/dumb"));
+    assert_eq!(said(), [refused(1, true)]);
+    bench.unit(1, FIRST, back("/dev/sda"));
+    assert_eq!((said(), bench.units()), (vec![], vec!["1:5 Attached".to_owned()]));
+    bench.unit(1, FIRST, UnitNews::Lost);
+    bench.unit(1, FIRST, back("/dev/dumb"));
+    assert_eq!((said(), bench.units()), (vec![refused(2, true)], vec!["1:5 Attached".to_owned()]));
+    bench.unit(1, FIRST, UnitNews::Gone);
+    assert_eq!(said(), []);
 }
 
 #[test]
@@ -365,14 +425,14 @@ fn news_of_what_is_not_there_change_nothing() {
     bench.unit(1, FIRST, came("/dev/dumb"));
     assert_eq!(bench.done(), [] as [&str; 0]);
     bench.unit(1, FIRST, back("/dev/sda"));
-    assert_eq!(bench.done(), ["open /dev/sda", "units of 1"]);
+    assert_eq!(bench.done(), ["open /dev/sda"]);
     bench.unit(2, FIRST, came("/dev/dumb"));
     bench.unit(2, FIRST, UnitNews::Gone);
     bench.done();
     assert_eq!(bench.units(), ["1:5 Attached"]);
     // What is there already and comes again is another one.
     bench.unit(1, FIRST, came("/dev/sdx"));
-    assert_eq!(bench.done(), ["units of 1", "open /dev/sdx", "units of 1"]);
+    assert_eq!(bench.done(), ["open /dev/sdx", "units of 1"]);
     bench.unit(1, FIRST, UnitNews::Gone);
     bench.done();
     assert!(bench.port.units.is_empty());
@@ -395,14 +455,13 @@ fn one_that_hangs_holds_up_nobody_and_hears_all() {
     bench.unit(0, FIRST, UnitNews::Lost);
     bench.log.take();
     bench.log.release();
-    assert_eq!(bench.done(), ["open /dev/sda", "lost /dev/sda", "units of 0"]);
+    assert_eq!(bench.done(), ["open /dev/sda", "lost /dev/sda"]);
     // It goes while it is asked.
     bench.log.hold("/dev/sdd");
     bench.unit(0, FIRST, back("/dev/sdd"));
     bench.unit(0, FIRST, UnitNews::Gone);
     bench.log.release();
-    let done = bench.done();
-    assert!(done.ends_with(&["units of 0".to_owned()]), "{done:?}");
+    bench.done();
     assert_eq!(bench.units(), ["0:513 Attached"]);
 }
 
@@ -422,11 +481,25 @@ fn a_thousand_units_come_and_go() {
     for number in 0..500 {
         for target in 0..2 {
             bench.unit(target, lun(number), UnitNews::Lost);
+            bench.unit(target, lun(number), back("/dev/sda"));
+        }
+    }
+    let looks = |target: &str| {
+        let of_target = format!("units of {target}");
+        move |lines: &[String]| lines.iter().filter(|line| **line == of_target).count()
+    };
+    let done = bench.done();
+    // A look asks all units.
+    assert!((1..100).contains(&looks("0")(&done)) && (1..100).contains(&looks("1")(&done)), "{done:?}");
+    println!("1000 units are back after {:?}, and have {} looks", begin.elapsed(), looks("0")(&done));
+    for number in 0..500 {
+        for target in 0..2 {
+            bench.unit(target, lun(number), UnitNews::Lost);
             bench.unit(target, lun(number), UnitNews::Gone);
         }
     }
-    let went = bench.done().iter().filter(|line| line.starts_with("units of")).count();
-    assert_eq!((went, bench.units().len()), (1000, 0));
+    bench.done();
+    assert_eq!(bench.units().len(), 0);
     assert!(bench.port.units.is_empty());
     println!("and are gone after {:?}", begin.elapsed());
 }
@@ -549,4 +622,27 @@ fn a_unit_that_is_away_is_shown_so() {
     bench.done();
     assert_eq!(bench.adapter.units()[0].state, UnitState::Attached);
     assert_eq!(bench.adapter.units()[0].image.as_deref(), Some(std::path::Path::new("/dev/sda")));
+}
+
+#[test]
+fn the_port_that_the_host_has_is_shown() {
+    let bench = Bench::new();
+    assert_eq!(bench.adapter.host_port(), None);
+    let port = crate::fc_port::HostPort {
+        vport: "vport-5:0-3".into(),
+        host: 9,
+        wwpn: 0x2100_0212_3456_789a,
+        wwnn: 0x2000_0212_3456_789a,
+        parent: "host5".into(),
+        driver: "lpfc".into(),
+        device: "0000:10:00.0".into(),
+        origin: crate::fc_port::Origin::Made,
+    };
+    assert_eq!(
+        port.to_string(),
+        "WWPN 210002123456789a, WWNN 200002123456789a, vport-5:0-3 with host9 on host5 (lpfc, 0000:10:00.0); made, and goes with the \
+         machine"
+    );
+    bench.port.take(News::Port(Box::new(port.clone())));
+    assert_eq!(bench.adapter.host_port(), Some(port));
 }

@@ -51,7 +51,7 @@ fn await_answer<T: Send + 'static>(
     thread.map_err(|error| format!("there is no thread to ask it: {error}"))?;
     told.recv_timeout(PATIENCE.0).or_else(|error| {
         if error == RecvTimeoutError::Timeout {
-            tracing::warn!("waiting for \"{name}\", which does not answer");
+            crate::log_limited!(warn, "waiting for \"{name}\", which does not answer");
         }
         late(&told)
     })

@@ -5,8 +5,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::comeback::Link;
 use super::host::Direction;
+use super::link::Link;
 use super::node::{Node, failed, find, look};
 use super::route::Part;
 use super::status::{self, Verdict};
@@ -48,11 +48,12 @@ impl Generic {
         self.plug.peek(|link| drop(link.blocks.set(image)));
     }
 
-    /// The blocks of what is there now; `None` while they are only reached by commands, as of a device that is back: the initiator hears
-    /// of that first, before anything is read or written there.
+    /// The blocks of what is there now; `None` while they are only reached by commands, as of a device that is back, or that may be another
+    /// one: the initiator hears of that first, before anything is read or written there.
     pub(in crate::scsi) fn blocks(&self) -> Option<Blocks> {
         let link = self.plug.link();
-        (link.blocks.get().is_some() && !link.is_untold()).then_some(Blocks(link))
+        let is_known = !link.is_untold() && !link.is_doubted();
+        (link.blocks.get().is_some() && is_known).then_some(Blocks(link))
     }
 
     /// Whether its medium may become another one.
@@ -92,7 +93,7 @@ impl Generic {
         self.execute_by(link, context, cdb, data, true).await
     }
 
-    /// Has the device write what is in its cache. One that has no command for that has nothing there.
+    /// Has the device write what is in its cache. One that has no command for that, or does not write back, has nothing there.
     pub(in crate::scsi) async fn flush(&self, io: &Io) -> Result<(), BlockError> {
         // SYNCHRONIZE CACHE(10) of all blocks: that of 16 bytes takes CAP_SYS_RAWIO.
         let cdb = Cdb::new(&[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -133,8 +134,11 @@ impl Generic {
                 }
             }
         }
+        if !link.writes_back() {
+            return Ok(());
+        }
         let action = Action::Flush;
-        let context = format!("{action} \"{}\" failed: {said}; what was in its cache may be lost", self.name);
+        let context = format!("{action} \"{}\" failed: {said}", self.name);
         Err(BlockError::new(BlockErrorKind::WriteFailed, context))
     }
 }
@@ -175,7 +179,8 @@ pub(in crate::scsi) fn open_blocks(
             path: path.into(),
             read_only,
             cache: CacheMode::None,
-            sharing: if options.shared { Sharing::Shared } else { Sharing::Exclusive },
+            // The node that commands go by is locked for both.
+            sharing: Sharing::Unlocked,
         })
     };
     let read_only = options.allow == Allow::ReadOnly;
@@ -213,6 +218,33 @@ type Next = Option<Arc<dyn super::Host>>;
 
 #[cfg(test)]
 impl Generic {
+    /// What has the unit send nothing for a while.
+    pub(in crate::scsi) fn doubter(&self) -> impl Fn(bool) + use<> {
+        let plug = Arc::downgrade(&self.plug);
+        let wanted = super::Wanted {
+            identity: super::Identity {
+                address: String::new(),
+                device_type: 0,
+                names: Vec::new(),
+                vendor: String::new(),
+                product: String::new(),
+                serial: String::new(),
+            },
+            driver: Driver::Block,
+            parts: Vec::new(),
+            allow: self.allow,
+            shared: false,
+            directory: PathBuf::new(),
+            number: 0,
+        };
+        move |doubted| {
+            if let Some(plug) = plug.upgrade() {
+                let returning = super::Returning::new(wanted.clone(), &plug);
+                if doubted { returning.doubted() } else { returning.trusted() }
+            }
+        }
+    }
+
     /// What puts another device in the place of this one, or none, when the unit is at work.
     pub(in crate::scsi) fn successor(
         &self,

@@ -5,23 +5,18 @@
 //! everything that it was told, so all initiators hear POWER ON first.
 
 use std::fs::File;
-use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
-use super::asking;
 use super::beside::{for_unit, shown};
-use super::inquiry::{self, Page};
-use super::kept::Pages;
-use super::kind::Kind;
+use super::identity::Identity;
+use super::link::Link;
 use super::lookout::{Arrival, Found, Wanted};
 use super::past::Past;
 use super::route::Part;
-use super::{Answer, COPIED_MAX, Command, GenericConfig, GenericError, Host, HostLimits, probe};
+use super::{Generic, GenericConfig, GenericError, Host};
 use crate::iothread::PieceLimits;
-use crate::scsi::attention::Attention;
-use crate::scsi::unit::Unit;
 use crate::storage::{Image, RawImage};
 
 /// How long a device that is back is asked again who it is while it does not answer, and how often: some times at least, for the kernel
@@ -29,229 +24,6 @@ use crate::storage::{Image, RawImage};
 const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
 const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 500 });
-/// VERSION of those that have vital product data for sure (SPC-5, 6.7.2).
-const SPC_2: u8 = 0x04;
-/// ALLOCATION LENGTH that these take: SPC-2 has one byte for it.
-const SPC_2_MOST: u8 = 0xfc;
-/// Bytes of standard INQUIRY data that are looked at.
-const STANDARD: usize = 36;
-
-// What initiators have not heard of yet.
-const RETURNED: u8 = 1;
-const OTHER_INQUIRY: u8 = 2;
-const OTHER_CAPACITY: u8 = 4;
-
-/// What is behind a unit, from when it came until it goes.
-pub(super) struct Link {
-    /// Its node.
-    pub(super) name: String,
-    pub(super) host: Arc<dyn Host>,
-    /// What its queue at the host takes with one command.
-    pub(super) limits: HostLimits,
-    pub(super) page: Page,
-    /// Bytes of a logical block; 0 while nobody knows.
-    pub(super) block: AtomicU32,
-    /// Its length in bytes, where the host knows.
-    size: Option<u64>,
-    standard: [u8; STANDARD],
-    /// All of that, as it said it when it came.
-    kept: Vec<u8>,
-    pages: Pages,
-    /// How many there were before it at this unit.
-    number: u64,
-    /// Its blocks, where they are read and written in another way than by commands: the host gets that node back with the others.
-    pub(super) blocks: OnceLock<Arc<Image>>,
-    untold: AtomicU8,
-    gone: AtomicBool,
-}
-
-impl Link {
-    /// Asks a device who it is, which may take a minute.
-    pub(super) fn new(host: Arc<dyn Host>, config: &GenericConfig) -> Result<Self, GenericError> {
-        let of_thread = config.clone();
-        asking::in_time(&config.name, move || Self::ask(host, &of_thread))
-            .unwrap_or_else(|why| Err(GenericError::Silent { path: config.name.clone(), why }))
-    }
-
-    /// The same of one that is back, for which nobody waits.
-    fn of_returned(host: Arc<dyn Host>, config: &GenericConfig) -> Result<Self, GenericError> {
-        let of_thread = config.clone();
-        asking::in_its_time(&config.name, move || Self::ask(host, &of_thread))
-            .unwrap_or_else(|why| Err(GenericError::Silent { path: config.name.clone(), why }))
-    }
-
-    fn ask(host: Arc<dyn Host>, config: &GenericConfig) -> Result<Self, GenericError> {
-        let mut standard = [0; STANDARD];
-        let silent = |why| GenericError::Silent { path: config.name.clone(), why };
-        let ask = |len: u8, into: &mut [u8]| probe(&*host, &[0x12, 0, 0, 0, len, 0], into);
-        let len = ask(STANDARD as u8, &mut standard).map_err(silent)?;
-        let peripheral = standard.first().copied().filter(|_| len >= 5).unwrap_or(0x7f);
-        if peripheral >> 5 != 0 {
-            return Err(GenericError::Absent { path: config.name.clone(), qualifier: peripheral >> 5 });
-        }
-        let mut kept = standard.get(..len).map(<[u8]>::to_vec).unwrap_or_default();
-        // ADDITIONAL LENGTH (SPC-5, 6.7.2). Nobody has to answer more than the standard asks for at least.
-        let [_, _, _, _, additional, ..] = standard;
-        let whole = additional.saturating_add(5);
-        if usize::from(whole) > STANDARD && len == STANDARD {
-            let mut more = vec![0; whole.into()];
-            if let Ok(len @ STANDARD..) = ask(whole, &mut more) {
-                more.truncate(len);
-                kept = more;
-            }
-        }
-        let mut pages = [0; inquiry::WHOLE_LEN as usize];
-        // Devices that are older than SPC-2 may take the bit for another one.
-        let [_, _, version, ..] = standard;
-        let is_disk = Kind::of(peripheral) == Kind::Disk;
-        let has_pages = is_disk || version >= SPC_2;
-        let list = has_pages.then(|| probe(&*host, &[0x12, 1, 0, 0, SPC_2_MOST, 0], &mut pages));
-        let list = list.and_then(|len| pages.get(..len.ok()?)).unwrap_or_default();
-        let page = if is_disk && inquiry::lacks_block_limits(list) { Page::Missing } else { Page::Own };
-        let pages = Pages::ask(&*host, list, page);
-        let mut limits = config.limits;
-        if config.bounce {
-            limits.max_bytes = limits.max_bytes.min(COPIED_MAX);
-        }
-        Ok(Self {
-            name: config.name.clone(),
-            host,
-            limits,
-            page,
-            block: AtomicU32::new(config.block.unwrap_or(0)),
-            size: config.size,
-            standard,
-            kept,
-            pages,
-            number: 0,
-            blocks: OnceLock::new(),
-            untold: AtomicU8::new(0),
-            gone: AtomicBool::new(false),
-        })
-    }
-
-    /// First byte of its INQUIRY data.
-    pub(super) fn peripheral(&self) -> u8 {
-        let [first, ..] = self.standard;
-        first
-    }
-
-    /// Standard INQUIRY data, as the device said it when it came; `None` while there is none.
-    pub(super) fn kept(&self) -> Option<&[u8]> {
-        (!self.is_gone()).then_some(&self.kept)
-    }
-
-    /// Whether it stands for a device that is not there, and asks none.
-    pub(super) fn is_empty(&self) -> bool {
-        // No device has come without.
-        self.kept.is_empty()
-    }
-
-    /// A page of vital product data, as the device said it when it came; `None` of most.
-    pub(super) fn page_kept(&self, code: u8) -> Option<&[u8]> {
-        self.pages.get(code).filter(|_| !self.is_gone())
-    }
-
-    /// Its length in bytes when it came, where the host knows.
-    pub(super) fn size(&self) -> Option<u64> {
-        self.size
-    }
-
-    /// RMB of that (SPC-5, 6.7.2): its medium may become another one.
-    pub(super) fn is_removable(&self) -> bool {
-        const RMB: u8 = 0x80;
-        let [_, second, ..] = self.standard;
-        second & RMB != 0
-    }
-
-    /// Its number at this unit: no other has it.
-    pub(super) fn number(&self) -> u64 {
-        self.number
-    }
-
-    /// Whether the kernel said last that there is no such device.
-    pub(super) fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Relaxed)
-    }
-
-    /// What is there while a device is not.
-    fn without_device(&self) -> Self {
-        Self {
-            name: self.name.clone(),
-            host: Arc::new(Nothing),
-            limits: self.limits,
-            page: self.page,
-            block: AtomicU32::new(self.block.load(Ordering::Relaxed)),
-            size: self.size,
-            standard: self.standard,
-            kept: Vec::new(),
-            pages: Pages::default(),
-            number: self.number,
-            blocks: OnceLock::new(),
-            untold: AtomicU8::new(self.untold.load(Ordering::Relaxed)),
-            gone: AtomicBool::new(true),
-        }
-    }
-
-    /// It takes the place of the other.
-    fn follows(&self, other: &Self) {
-        let mut untold = RETURNED | other.untold.load(Ordering::Relaxed);
-        if self.standard != other.standard {
-            untold |= OTHER_INQUIRY;
-        }
-        // Where the host does not know, the guest had better look.
-        let block = |link: &Self| Some(link.block.load(Ordering::Relaxed)).filter(|block| *block > 0);
-        let same_block = block(self).zip(block(other)).is_none_or(|(new, old)| new == old);
-        let known = self.size.is_some() && self.size == other.size && same_block;
-        if Kind::of(self.peripheral()) == Kind::Disk && !known {
-            untold |= OTHER_CAPACITY;
-        }
-        self.untold.store(untold, Ordering::Release);
-    }
-
-    /// Whether initiators have to hear that it is new here.
-    pub(super) fn is_untold(&self) -> bool {
-        self.untold.load(Ordering::Acquire) != 0
-    }
-
-    /// All initiators hear it. Commands that come meanwhile find the link untold and do the same.
-    pub(super) fn tell(&self, unit: &Unit) {
-        let untold = self.untold.load(Ordering::Acquire);
-        unit.raise(Attention::PowerOn, None);
-        for (bit, attention) in
-            [(OTHER_INQUIRY, Attention::InquiryChanged), (OTHER_CAPACITY, Attention::CapacityChanged)]
-        {
-            if untold & bit != 0 {
-                unit.raise(attention, None);
-            }
-        }
-        self.untold.store(0, Ordering::Release);
-    }
-
-    /// A command was not sent, for there is no such device: whether that is new.
-    pub(super) fn lost(&self) -> bool {
-        !self.gone.swap(true, Ordering::Relaxed)
-    }
-
-    /// A command was sent: whether none was before, since there was no such device.
-    pub(super) fn answers_again(&self) -> bool {
-        self.gone.load(Ordering::Relaxed) && self.gone.swap(false, Ordering::Relaxed)
-    }
-}
-
-/// No device.
-struct Nothing;
-
-impl Host for Nothing {
-    fn execute(&self, _: &Command) -> io::Result<Answer> {
-        Err(io::Error::from_raw_os_error(libc::ENODEV))
-    }
-
-    fn reset(&self) -> io::Result<()> {
-        Err(io::Error::from_raw_os_error(libc::ENODEV))
-    }
-}
-
 /// Where a unit has its device.
 pub(super) struct Plug {
     config: GenericConfig,
@@ -320,7 +92,7 @@ impl Plug {
     fn replace(&self, make: impl FnOnce(&Link) -> Option<Link>) -> bool {
         let mut link = self.link.write().unwrap_or_else(PoisonError::into_inner);
         let Some(mut next) = make(&link) else { return false };
-        next.number = link.number.wrapping_add(1);
+        next.succeed(&link);
         let next = Arc::new(next);
         let before = std::mem::replace(&mut *link, next);
         drop(link);
@@ -329,13 +101,17 @@ impl Plug {
     }
 
     fn lose(&self) {
-        if self.link().lost() {
+        // Of others somebody else tells who looks for them: they are many, behind a port of a fabric.
+        if self.link().lost() && self.config.wanted.is_some() {
             tracing::error!(
                 "\"{}\": the device was taken away from the host; the unit goes on with it when it is back",
                 self.config.name
             );
         }
-        self.replace(|link| Some(link.without_device()));
+        self.replace(|link| {
+            link.cut();
+            Some(link.without_device())
+        });
     }
 
     /// Goes on with a device that answers; false if what is there now is not what had the number `before`.
@@ -355,7 +131,7 @@ impl Plug {
         let mut next = Some(next);
         // What is not taken is closed after that, not while others wait for the link.
         Ok(self.replace(|link| {
-            let next = next.take_if(|_| link.number == before)?;
+            let next = next.take_if(|_| link.number() == before)?;
             next.follows(link);
             Some(next)
         }))
@@ -363,19 +139,20 @@ impl Plug {
 }
 
 /// Goes on with a device that is back; false if something else became of the unit meanwhile. A device that does not answer yet, as
-/// devices do not just after a login to the fabric, is asked again for a while. The unit may go at any time: it is not held
-/// meanwhile, and its device is let go of.
+/// devices do not just after a login to the fabric, is asked again for a while; and whether it `was` this one. The unit may go at any
+/// time: it is not held meanwhile, and its device is let go of.
 pub(super) fn go_on(
     plug: &Weak<Plug>,
     host: &Arc<dyn Host>,
     blocks: Option<Arc<Image>>,
     config: &GenericConfig,
+    was: Option<&Identity>,
 ) -> Result<bool, GenericError> {
     let number = || plug.upgrade().map(|plug| plug.peek(Link::number));
     let Some(before) = number() else { return Ok(false) };
     let (begin, mut tries) = (Instant::now(), 0);
     let next = loop {
-        let made = Link::of_returned(host.clone(), config);
+        let made = Link::of_returned(host.clone(), config, was);
         tries += 1;
         match made {
             _ if number() != Some(before) => return Ok(false),
@@ -452,6 +229,27 @@ impl Returning {
         if let Some(plug) = self.plug.upgrade() {
             plug.set_coming(None);
             plug.lose();
+            plug.link().doubt().end();
+        }
+    }
+
+    /// It may be another device now: until [`Returning::trusted`] or [`Returning::lost`] nothing is sent to it. Commands end with BUSY, for
+    /// which no initiator gives a path up; after a minute as on a path that is lost.
+    pub fn doubted(&self) {
+        if let Some(plug) = self.plug.upgrade() {
+            tracing::debug!("\"{}\": it may be another device; it is asked who it is", plug.config.name);
+            plug.link().doubt().begin();
+        }
+    }
+
+    /// It is who it was. All initiators hear that it says something else of itself, for it has said so to one, or to the host alone.
+    pub fn trusted(&self) {
+        let Some(plug) = self.plug.upgrade() else { return };
+        let link = plug.link();
+        if link.is_doubted() {
+            link.speaks_otherwise();
+            link.doubt().end();
+            tracing::debug!("\"{}\": it is the same device", plug.config.name);
         }
     }
 
@@ -479,18 +277,27 @@ impl Returning {
         let by_ring = self.wanted.parts.contains(&Part::Ring);
         let blocks = by_ring.then(|| ring(blocks, &found, config.bounce)).flatten();
         let host: Arc<dyn Host> = node.into_host();
-        if !go_on(&self.plug, &host, blocks, &config)? {
+        if !go_on(&self.plug, &host, blocks, &config, Some(&self.wanted.identity))? {
             return Ok(());
         }
-        // As loud as its loss.
-        tracing::warn!(
-            "\"{}\": the device is back as {} at {}, {} bytes with one command",
-            shown,
-            found.path,
-            found.address,
-            config.limits.transfer()
-        );
+        if config.wanted.is_some() {
+            // As loud as its loss.
+            tracing::warn!(
+                "\"{}\": the device is back as {} at {}, {} bytes with one command",
+                shown,
+                found.path,
+                found.address,
+                config.limits.transfer()
+            );
+        }
         Ok(())
+    }
+}
+
+impl Generic {
+    /// Whether it is the unit that goes and comes back so.
+    pub(in crate::scsi) fn returns_by(&self, returning: &Returning) -> bool {
+        std::ptr::eq(returning.plug.as_ptr(), Arc::as_ptr(&self.plug))
     }
 }
 
@@ -526,6 +333,11 @@ pub(super) fn ring(blocks: Option<File>, found: &Found, bounce: bool) -> Option<
 
 #[cfg(test)]
 impl Plug {
+    /// For tests: it has been doubted for long.
+    pub(super) fn age_doubt(&self) {
+        self.link().doubt().age();
+    }
+
     /// For tests: another device takes the place of this one, or none.
     pub(super) fn put(
         self: &Arc<Self>,
@@ -543,7 +355,7 @@ impl Plug {
         config: &GenericConfig,
     ) -> Result<(), GenericError> {
         match host {
-            Some(host) => go_on(&Arc::downgrade(self), &host, blocks, config).map(drop),
+            Some(host) => go_on(&Arc::downgrade(self), &host, blocks, config, None).map(drop),
             None => {
                 self.lose();
                 Ok(())

@@ -146,6 +146,12 @@ pub enum GenericError {
         /// That of the unit.
         wanted: u8,
     },
+    /// The same, of the same type.
+    #[error("{path}: what came back has other names, and is another device; attach it as another unit")]
+    Stranger {
+        /// Its node.
+        path: String,
+    },
     /// It is no disk with a block node.
     #[error(
         "{path} is {what}, and type = \"block\" takes disks, by their block nodes; {other}set type = \"generic\""

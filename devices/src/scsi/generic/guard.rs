@@ -4,16 +4,20 @@
 //! reads again. So a thread beside it looks for the command among those that the node has, and when it is there, makes the header in memory
 //! one that the kernel does not take. Until it has looked, for some microseconds, a stop still has the command sent again.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::threads::{self, Kind};
 
-/// How long it waits before it looks again, first and at most.
+/// How long it waits before it looks for a command again, first and at most.
 const PAUSE: Duration = Duration::from_micros(20);
 const PAUSE_MAX: Duration = Duration::from_millis(10);
+
+/// For longer than this the thread sleeps so that it can be woken, which costs more than to look.
+const NAP: Duration = Duration::from_micros(200);
 
 /// How often in sequence a node does not tell of its commands before nobody asks any more.
 const FAILURES: u32 = 10;
@@ -28,73 +32,117 @@ struct Interface(*const AtomicI32);
 #[allow(unsafe_code)]
 unsafe impl Send for Interface {}
 
-#[derive(Default)]
-struct State {
-    /// Commands that the kernel may not have begun, by their numbers.
-    waiting: Vec<(i32, Interface)>,
-    /// The thread has to be woken: that costs more than to look.
-    sleeps: bool,
-    closed: bool,
+/// A command that the kernel may not have begun.
+struct Waiting {
+    /// The node that it goes by, and its number there.
+    node: u64,
+    number: i32,
+    interface: Interface,
+    /// When it is looked for again, and how long after that.
+    due: Instant,
+    pause: Duration,
 }
 
+/// The numbers of the commands that a node has; without any, zeros. `None`: it never will have any again.
+type Table = dyn Fn() -> Option<io::Result<[i32; TABLE]>> + Send + Sync;
+
+#[derive(Default)]
+struct State {
+    waiting: Vec<Waiting>,
+    nodes: BTreeMap<u64, Arc<Table>>,
+    next: u64,
+    /// The thread is there.
+    running: bool,
+    /// It has to be woken.
+    sleeps: bool,
+}
+
+/// All nodes, and one thread for them: a machine may have thousands, and none of them keeps the thread waiting.
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
     work: Condvar,
-    last: AtomicI32,
 }
+
+static ALL: LazyLock<Arc<Shared>> = LazyLock::new(Arc::default);
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes headers unusable that the kernel has read; `table` says which (`None`: it never will again).
-    fn serve(&self, table: impl Fn() -> Option<io::Result<[i32; TABLE]>>) {
-        let (mut pause, mut complained) = (PAUSE, false);
+    /// The life of the thread: makes headers unusable that the kernel has read, as long as there are nodes.
+    fn serve(&self) {
+        let (mut nodes, mut looks) = (Vec::new(), Vec::<(u64, Arc<Table>)>::new());
         loop {
             let mut state = self.lock();
-            while state.waiting.is_empty() && !state.closed {
-                state.sleeps = true;
-                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
-                state.sleeps = false;
-                pause = PAUSE;
-            }
-            if state.closed {
+            if state.nodes.is_empty() {
+                state.running = false;
                 return;
             }
-            drop(state);
-            let begun = match table() {
-                None => return,
-                Some(Ok(begun)) => begun,
-                Some(Err(error)) => {
-                    if !complained {
-                        tracing::warn!(
-                            "a node of sg does not tell its commands ({error}): until it does, a stop of this process may have some sent \
-                             again"
-                        );
-                    }
-                    complained = true;
-                    [0; TABLE]
-                }
+            let now = Instant::now();
+            let Some(next) = state.waiting.iter().map(|waiting| waiting.due).min() else {
+                state.sleeps = true;
+                self.work.wait(state).unwrap_or_else(PoisonError::into_inner).sleeps = false;
+                continue;
             };
-            let mut state = self.lock();
-            state.waiting.retain(|(number, interface)| {
-                let is_begun = begun.contains(number);
-                if is_begun {
-                    // SAFETY: the header is there while the state has it.
-                    #[allow(unsafe_code)]
-                    unsafe { &*interface.0 }.store(0, Ordering::Release);
-                }
-                !is_begun
-            });
-            if state.waiting.is_empty() {
+            let pause = next.saturating_duration_since(now);
+            if pause > NAP {
+                state.sleeps = true;
+                let (mut state, _) =
+                    self.work.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner);
+                state.sleeps = false;
                 continue;
             }
+            if !pause.is_zero() {
+                drop(state);
+                std::thread::sleep(pause);
+                continue;
+            }
+            nodes.extend(
+                state.waiting.iter().filter(|waiting| waiting.due <= now).map(|waiting| waiting.node),
+            );
+            nodes.sort_unstable();
+            nodes.dedup();
+            looks.extend(nodes.drain(..).filter_map(|node| Some((node, state.nodes.get(&node)?.clone()))));
             drop(state);
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(PAUSE_MAX);
+            for (node, table) in looks.drain(..) {
+                self.look(node, table());
+            }
         }
+    }
+
+    /// Of a node these are the commands that the kernel has begun with.
+    fn look(&self, node: u64, begun: Option<io::Result<[i32; TABLE]>>) {
+        let Some(begun) = begun else {
+            let mut state = self.lock();
+            state.waiting.retain(|waiting| waiting.node != node);
+            let table = state.nodes.remove(&node);
+            drop((state, table));
+            return;
+        };
+        let begun = begun.unwrap_or_else(|error| {
+            crate::log_limited!(
+                warn,
+                "a node of sg does not tell its commands ({error}): until it does, a stop of this process may have some sent again"
+            );
+            [0; TABLE]
+        });
+        let now = Instant::now();
+        self.lock().waiting.retain_mut(|waiting| {
+            if waiting.node != node {
+                return true;
+            }
+            let is_begun = begun.contains(&waiting.number);
+            if is_begun {
+                // SAFETY: the header is there while the state has it.
+                #[allow(unsafe_code)]
+                unsafe { &*waiting.interface.0 }.store(0, Ordering::Release);
+            }
+            waiting.due = now + waiting.pause;
+            waiting.pause = (waiting.pause * 2).min(PAUSE_MAX);
+            !is_begun
+        });
     }
 }
 
@@ -114,26 +162,44 @@ pub(super) fn let_end(number: i32, table: impl Fn() -> io::Result<[i32; TABLE]>,
     crate::log_limited!(warn, "a node of sg does not tell whether a command that was let go of has ended");
 }
 
-/// The thread for one node.
-pub(super) struct Guard(Arc<Shared>);
+/// A node that is watched.
+pub(super) struct Guard {
+    shared: Arc<Shared>,
+    node: u64,
+    last: AtomicI32,
+}
 
 impl Guard {
-    /// Starts it. `table` has the numbers of the commands that the node has; without any, zeros.
+    /// Takes a node in. `table` has the numbers of the commands that the node has; without any, zeros. It waits for nothing.
     ///
     /// # Errors
     /// The host starts no thread.
     pub(super) fn start(
-        table: impl Fn() -> Option<io::Result<[i32; TABLE]>> + Send + 'static,
+        table: impl Fn() -> Option<io::Result<[i32; TABLE]>> + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        let shared = Arc::<Shared>::default();
-        let there = shared.clone();
-        threads::spawn(Kind::IoHelper, "sg-guard", move || there.serve(table))?;
-        Ok(Self(shared))
+        Self::with(&ALL, table)
+    }
+
+    fn with(
+        shared: &Arc<Shared>,
+        table: impl Fn() -> Option<io::Result<[i32; TABLE]>> + Send + Sync + 'static,
+    ) -> io::Result<Self> {
+        let mut state = shared.lock();
+        if !state.running {
+            let there = shared.clone();
+            threads::spawn(Kind::IoHelper, "sg-guard", move || there.serve())?;
+            state.running = true;
+        }
+        let node = state.next;
+        state.next += 1;
+        state.nodes.insert(node, Arc::new(table));
+        drop(state);
+        Ok(Self { shared: shared.clone(), node, last: AtomicI32::new(0) })
     }
 
     /// What the node is to know a command by. Others have zero.
     pub(super) fn number(&self) -> i32 {
-        (self.0.last.fetch_add(1, Ordering::Relaxed) & 0x3fff_ffff) + 1
+        (self.last.fetch_add(1, Ordering::Relaxed) & 0x3fff_ffff) + 1
     }
 
     /// Watches over a header that is about to be given to the kernel with this number in it, until what this gives back is dropped.
@@ -142,22 +208,28 @@ impl Guard {
     /// The header must live that long.
     #[allow(unsafe_code)]
     pub(super) unsafe fn watch(&self, number: i32, interface: *const AtomicI32) -> Watched<'_> {
-        let mut state = self.0.lock();
-        state.waiting.push((number, Interface(interface)));
+        let (node, interface) = (self.node, Interface(interface));
+        let mut state = self.shared.lock();
+        state.waiting.push(Waiting { node, number, interface, due: Instant::now(), pause: PAUSE });
         // Not taken back before it is awake: who comes until then must not go on before it was woken for him, either.
         let sleeps = state.sleeps;
         drop(state);
         if sleeps {
-            self.0.work.notify_one();
+            self.shared.work.notify_one();
         }
-        Watched { shared: &self.0, number }
+        Watched { guard: self, number }
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.0.lock().closed = true;
-        self.0.work.notify_one();
+        let mut state = self.shared.lock();
+        let table = state.nodes.remove(&self.node);
+        let is_last = state.nodes.is_empty();
+        drop((state, table));
+        if is_last {
+            self.shared.work.notify_one();
+        }
     }
 }
 
@@ -169,13 +241,14 @@ impl std::fmt::Debug for Guard {
 
 /// A header that is watched over.
 pub(super) struct Watched<'a> {
-    shared: &'a Shared,
+    guard: &'a Guard,
     number: i32,
 }
 
 impl Drop for Watched<'_> {
     fn drop(&mut self) {
-        self.shared.lock().waiting.retain(|(number, _)| *number != self.number);
+        let Guard { shared, node, .. } = self.guard;
+        shared.lock().waiting.retain(|waiting| (waiting.node, waiting.number) != (*node, self.number));
     }
 }
 
@@ -211,7 +284,8 @@ mod tests {
         let begun = Arc::new(AtomicI32::new(0));
         let (looked, now) = (Arc::new(AtomicUsize::new(0)), begun.clone());
         let looks = looked.clone();
-        let guard = Guard::start(move || {
+        let shared = Arc::<Shared>::default();
+        let guard = Guard::with(&shared, move || {
             looks.fetch_add(1, Ordering::SeqCst);
             let mut table = [0; TABLE];
             table[3] = now.load(Ordering::SeqCst);
@@ -244,15 +318,84 @@ mod tests {
         begun.store(number, Ordering::SeqCst);
         std::thread::sleep(Duration::from_millis(30));
         assert_eq!(first.load(Ordering::SeqCst), 83, "it is over");
-        assert!(guard.0.lock().waiting.is_empty());
+        assert!(shared.lock().waiting.is_empty());
         let before = looked.load(Ordering::SeqCst);
         std::thread::sleep(Duration::from_millis(30));
         assert_eq!(looked.load(Ordering::SeqCst), before, "with nothing to look for it sleeps");
-        let shared = Arc::downgrade(&guard.0);
         drop(two);
         drop(guard);
-        while shared.strong_count() > 0 {
+        while Arc::strong_count(&shared) > 1 {
             std::thread::yield_now();
         }
+        // It comes again with the next node.
+        let guard = Guard::with(&shared, || Some(Ok([5; TABLE]))).unwrap();
+        let third = AtomicI32::new(83);
+        // SAFETY: it lives longer.
+        #[allow(unsafe_code)]
+        let three = unsafe { guard.watch(5, &raw const third) };
+        while third.load(Ordering::SeqCst) != 0 {
+            std::thread::yield_now();
+        }
+        drop(three);
+    }
+
+    /// Threads of this process with this name.
+    fn threads(name: &str) -> usize {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let comm = |task: io::Result<std::fs::DirEntry>| {
+            std::fs::read_to_string(task.ok()?.path().join("comm")).ok()
+        };
+        tasks.filter_map(comm).filter(|comm| comm.trim_end() == name).count()
+    }
+
+    /// A machine with 64 ports of an array, and 64 units behind each.
+    #[test]
+    fn thousands_of_nodes_have_one_thread() {
+        let shared = Arc::<Shared>::default();
+        let looks = Arc::new(AtomicUsize::new(0));
+        let guards: Vec<_> = (0..4096)
+            .map(|node| {
+                let looks = looks.clone();
+                let table = move || {
+                    looks.fetch_add(1, Ordering::Relaxed);
+                    // Every other device is looked after by the host, which begins with nothing.
+                    Some(Ok([node % 2; TABLE]))
+                };
+                Guard::with(&shared, table).unwrap()
+            })
+            .collect();
+        assert_eq!(Arc::strong_count(&shared), 4096 + 2, "the test has it, and one thread");
+        // Others of other tests.
+        assert!(threads("sg-guard") < 10);
+        let headers: Vec<_> = guards.iter().map(|_| AtomicI32::new(83)).collect();
+        // SAFETY: they live longer.
+        #[allow(unsafe_code)]
+        let watched: Vec<_> = guards
+            .iter()
+            .zip(&headers)
+            .map(|(guard, header)| unsafe { guard.watch(1, &raw const *header) })
+            .collect();
+        let begun = |from: usize| {
+            headers.iter().skip(from).step_by(2).all(|header| header.load(Ordering::SeqCst) == 0)
+        };
+        let begin = Instant::now();
+        while !begun(1) {
+            assert!(begin.elapsed() < Duration::from_secs(60));
+            std::thread::yield_now();
+        }
+        println!("2048 commands after {:?}, {} looks", begin.elapsed(), looks.load(Ordering::Relaxed));
+        assert!(headers.iter().step_by(2).all(|header| header.load(Ordering::SeqCst) == 83));
+        // One that comes now does not wait for those.
+        let late = AtomicI32::new(83);
+        let begin = Instant::now();
+        // SAFETY: it lives longer.
+        #[allow(unsafe_code)]
+        let one = unsafe { guards[1].watch(1, &raw const late) };
+        while late.load(Ordering::SeqCst) != 0 {
+            assert!(begin.elapsed() < Duration::from_secs(5));
+            std::thread::yield_now();
+        }
+        println!("one more after {:?}", begin.elapsed());
+        drop((one, watched));
     }
 }

@@ -10,7 +10,7 @@ use crate::scsi::nexus::is_harmless;
 use crate::scsi::outcome::{Done, Outcome, Writer};
 use crate::scsi::passed::Passed;
 use crate::scsi::sense::{Failure, SenseKey};
-use crate::scsi::unit::{Context, Unit};
+use crate::scsi::unit::{Context, Path, Unit};
 use crate::scsi::{Cdb, DataBuffers, Nexus, Sense, Status, absent};
 
 /// Unit attention conditions that a device may report before it carries out a command.
@@ -82,7 +82,7 @@ impl Generic {
     pub(in crate::scsi) fn ahead(
         &self,
         nexus: &Nexus,
-        unit: &Unit,
+        path: &Path,
         cdb: &Cdb,
         data: &DataBuffers,
     ) -> Option<Outcome> {
@@ -90,9 +90,16 @@ impl Generic {
         const REPORT_LUNS: u8 = 0xa0;
         match cdb.opcode() {
             REPORT_LUNS => Some(absent::report_luns(nexus, kind::trim(cdb).padded(), data)),
-            INQUIRY if self.is_at_work(unit) => self.inquiry(&kind::trim(cdb), data).map(Ok),
+            INQUIRY if self.is_at_work(&path.unit) => self.inquiry(path, &kind::trim(cdb), data).map(Ok),
             _ => None,
         }
+    }
+
+    /// Whether the initiator keeps the unit while its device is not there: behind a port of a fabric, if it has used the unit. Linux asks all
+    /// its disks who they are when it has missed events, and removes those that say that nothing is there. Who looks for units has to
+    /// hear just that.
+    pub(super) fn keeps(&self, path: &Path) -> bool {
+        self.behind_port && path.is_used()
     }
 
     /// Whether a command may have to wait for others.
@@ -133,7 +140,7 @@ impl Generic {
     }
 
     /// INQUIRY data as they are kept. For all that is not quite that command the device has to be asked.
-    fn inquiry(&self, cdb: &Cdb, data: &DataBuffers) -> Option<Done> {
+    fn inquiry(&self, path: &Path, cdb: &Cdb, data: &DataBuffers) -> Option<Done> {
         // CONTROL is zero, and without EVPD the page code. The LUN of SCSI-2 may be in byte 1.
         let [_, byte, page, high, low, 0, ..] = cdb.padded() else { return None };
         let vital = match (byte & 0x1f, page) {
@@ -146,6 +153,7 @@ impl Generic {
             let mut writer = Writer::new(&data.data_in, room);
             match vital {
                 true => writer.put(link.page_kept(*page)?),
+                false if link.is_empty() && self.keeps(path) => return None,
                 false if link.is_empty() => writer.put(absent::away().as_bytes()),
                 false => writer.put(link.kept()?),
             }

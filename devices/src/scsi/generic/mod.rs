@@ -4,6 +4,7 @@
 //!   Generic ──> request: one command, or its pieces, with memory that the kernel takes
 //!      |            └─> Host::execute on a helper thread: Node, by one of its Routes: /dev/sg*, /dev/bsg/*, block devices
 //!      ├─ filter (what the guest may), inquiry (what it sees otherwise), status (how it ended)
+//!      ├─ doubt (whether that may be another device)
 //!      └─ comeback (what is behind it now) <── lookout, in a process of its own: finds what was gone by its identity
 //! ```
 //! The kernel has one way to send a command that is open to a process which has given up its privileges: an ioctl that waits.
@@ -12,7 +13,9 @@
 
 mod asking;
 mod beside;
+mod cache;
 mod comeback;
+mod doubt;
 mod error;
 mod filter;
 mod guard;
@@ -24,6 +27,7 @@ mod kept;
 mod kind;
 mod known;
 mod limits;
+mod link;
 mod lookout;
 mod luns;
 mod node;
@@ -68,11 +72,12 @@ pub use route::Part;
 pub use sysfs::Driver;
 pub use who::{Who, who_is};
 
-use self::comeback::{Link, Plug};
+use self::comeback::Plug;
 use self::held::Held;
 use self::inquiry::Look;
 use self::kind::Kind;
 use self::known::Unheard;
+use self::link::Link;
 use self::request::{Order, whole};
 use self::room::Room;
 use self::status::Verdict;
@@ -291,7 +296,7 @@ impl Generic {
         self.wait_for_orphans(&context, &command.cdb).await?;
         match look {
             Look::Not => self.transfer(context.io, link, command).await,
-            Look::Standard => self.identify(context.io, link, command).await,
+            Look::Standard => self.identify(context.io, context.path, link, command).await,
             look => self.examine(context.io, link, command, look).await,
         }
     }
@@ -439,7 +444,8 @@ impl Reset {
         let (link, under_way) = (self.link, self.under_way);
         let reset = io.blocking_on(&self.owner, move || {
             let _under_way = under_way;
-            link.upgrade().map_or(Ok(()), |link| link.host.reset())
+            // Another one that is there now is not for that.
+            link.upgrade().filter(|link| link.keeps_back().is_none()).map_or(Ok(()), |link| link.host.reset())
         });
         let why = match io.at_most(RESET, reset).await {
             Some(Ok(Ok(()))) => return,

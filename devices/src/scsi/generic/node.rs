@@ -1,7 +1,7 @@
 //! Opening a device of the host: by a node of sg or bsg, by its block device, or by its name. What cannot be, or would harm, is
 //! refused with one line that says what to do.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use super::route::{Part, Routes};
 use super::sysfs::{Device, Driver, Other, Sysfs};
 use super::taken::Taken;
 use super::{Allow, Generic, GenericConfig, GenericError, HostLimits, sys};
-use crate::storage::{fdset, user_of};
+use crate::storage::{fdset, try_lock_node, user_of};
 
 /// How long a device is asked for again that is busy with nothing the host tells of, and how often: udev looks at what is new.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -386,19 +386,18 @@ fn open_node(path: &Path, writes: bool, exclusive: bool) -> Result<File, Generic
     }
 }
 
-/// Keeps other virtual machines away, or those that do not share: a lock of flock(2), which udev knows as well.
+/// Keeps other virtual machines away, or those that do not share: as images are locked, which QEMU knows as well.
 fn lock(path: &Path, file: &File, shared: bool) -> Result<(), GenericError> {
     let begin = Instant::now();
     loop {
-        let locked = if shared { file.try_lock_shared() } else { file.try_lock() };
-        match locked {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::WouldBlock) if begin.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
-            Err(TryLockError::WouldBlock) => {
+        match try_lock_node(file, shared) {
+            Ok(true) => return Ok(()),
+            Ok(false) if begin.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+            Ok(false) => {
                 let user = "another virtual machine or program has locked it".into();
                 return Err(GenericError::InUse { path: path.display().to_string(), user });
             }
-            Err(TryLockError::Error(e)) => return Err(failed(path, e)),
+            Err(e) => return Err(failed(path, e)),
         }
     }
 }

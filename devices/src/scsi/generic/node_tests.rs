@@ -3,6 +3,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::super::sysfs::tests::Tree;
 use super::*;
+use crate::storage::{CacheMode, RawImage, RawOptions, Sharing};
 use crate::testing::{LoopDevice, answer_system_call, answer_system_call_with, temp_file};
 
 fn refused(place: Place) -> String {
@@ -117,6 +118,7 @@ fn two_paths_to_one_disk_are_not_chosen_from() {
 #[test]
 fn locks_keep_others_away() {
     let file = temp_file();
+    file.as_file().set_len(4096).unwrap();
     let open = || File::open(file.path()).unwrap();
     let (first, second) = (open(), open());
     lock(file.path(), &first, true).unwrap();
@@ -128,6 +130,21 @@ fn locks_keep_others_away() {
         "{said}"
     );
     drop(first);
+    let alone = open();
+    lock(file.path(), &alone, false).unwrap();
+    lock(file.path(), &open(), true).unwrap_err();
+    // udev handles no event of a disk that it cannot lock like this, and `udevadm settle` waits for it.
+    open().try_lock_shared().unwrap();
+    // Whoever uses it as an image keeps off as well.
+    let image = |sharing| {
+        let cache = CacheMode::Writeback;
+        RawImage::open(&RawOptions { path: file.path().into(), read_only: true, cache, sharing })
+    };
+    assert!(image(Sharing::Exclusive).err().unwrap().to_string().contains("use the same image"));
+    drop(alone);
+    let image = image(Sharing::Exclusive).unwrap();
+    lock(file.path(), &open(), false).unwrap_err();
+    drop(image);
     lock(file.path(), &open(), false).unwrap();
 }
 

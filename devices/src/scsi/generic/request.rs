@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::{io, mem};
 
-use super::comeback::Link;
 use super::host::{Command, Direction};
 use super::inquiry::{self, LONGEST, Look, WHOLE_LEN};
+use super::link::Link;
 use super::room::Part;
 use super::split::Blocks;
 use super::status::{self, Verdict, refused, verdict};
@@ -19,6 +19,7 @@ use crate::iothread::{Doing, Io, Touches, Work};
 use crate::mem::{FromGuest, SgList, ToGuest};
 use crate::scsi::memory::Scratch;
 use crate::scsi::sense::{Failure, INVALID_FIELD_IN_CDB, LBA_OUT_OF_RANGE, SenseData};
+use crate::scsi::unit::Path;
 use crate::scsi::{Cdb, Status, absent};
 use crate::storage::PIECE;
 
@@ -40,6 +41,8 @@ pub(super) struct Order {
     link: Arc<Link>,
     command: Command,
     sequential: bool,
+    /// It has not been kept back.
+    sent: bool,
     /// Of the room for its data, until the device has let go of that.
     _part: Option<Part>,
 }
@@ -48,7 +51,12 @@ impl Work for Order {
     type Result = io::Result<Verdict>;
 
     fn run(&mut self) -> io::Result<Verdict> {
-        let Self { link, command, sequential, .. } = self;
+        let Self { link, command, sequential, sent, .. } = self;
+        // Whatever it has waited for: by now it may be for another device.
+        if let Some(verdict) = link.keeps_back() {
+            return Ok(verdict);
+        }
+        *sent = true;
         let answer = link.host.execute(command)?;
         Ok(verdict(&answer, command.direction, command.data.len(), *sequential))
     }
@@ -211,19 +219,21 @@ impl Generic {
         let (sequential, opcode) = (self.kind.is_sequential(), command.cdb.opcode());
         let changes = filter::class(self.kind, &command.cdb) != Class::Read || sequential;
         let touches = Touches::of(&command.data, changes);
-        let order = Order { link: link.clone(), command, sequential, _part: part };
+        let order = Order { link: link.clone(), command, sequential, sent: false, _part: part };
         Sent { unit: self, link, opcode, doing: self.commands.run(io, touches, order) }
     }
 
     /// A command was sent, or was not.
     fn ended(&self, link: &Link, opcode: u8, result: io::Result<(Order, io::Result<Verdict>)>) -> Verdict {
         match result.and_then(|(order, result)| Ok((order, result?))) {
+            Ok((order, verdict)) if !order.sent => verdict,
             Ok((order, verdict)) => {
                 if link.answers_again() {
                     tracing::info!("\"{}\": the device is back", self.name);
                 }
                 if verdict.is_good() {
                     self.held.note(&order.command.cdb);
+                    link.note(&order.command, verdict.moved());
                 }
                 verdict
             }
@@ -238,16 +248,20 @@ impl Generic {
     fn tell(&self, link: &Link, opcode: u8, error: &io::Error) {
         let name = &self.name;
         match error.raw_os_error() {
+            Some(libc::ENODEV) if !link.lost() => {}
+            // They are many, and most of them are gone with their port, of which the log says so.
+            Some(libc::ENODEV) if self.behind_port => crate::log_limited!(
+                warn,
+                "\"{name}\": the device is gone from the host, or offline there (sysfs, state); the unit goes on with it when it is back"
+            ),
             Some(libc::ENODEV) => {
-                if link.lost() {
-                    let then = match self.plug.is_watched() {
-                        true => "bring it back: the unit goes on with it, wherever it is then",
-                        false => "bring it back, or attach it again if it came back by another name",
-                    };
-                    tracing::error!(
-                        "\"{name}\": the device is gone from the host, or offline there (sysfs, state); {then}"
-                    );
-                }
+                let then = match self.plug.is_watched() {
+                    true => "bring it back: the unit goes on with it, wherever it is then",
+                    false => "bring it back, or attach it again if it came back by another name",
+                };
+                tracing::error!(
+                    "\"{name}\": the device is gone from the host, or offline there (sysfs, state); {then}"
+                );
             }
             Some(libc::EPERM | libc::EACCES) => crate::log_limited!(
                 warn,
@@ -307,16 +321,17 @@ impl Generic {
         Ok((verdict, moved))
     }
 
-    /// Standard INQUIRY, which the unit answers itself where there is no device.
+    /// Standard INQUIRY, which the unit answers itself where there is no device, to who looks for units.
     pub(super) async fn identify(
         &self,
         io: &Io,
+        path: &Path,
         link: &Arc<Link>,
         command: Command,
     ) -> Result<(Verdict, u64), Failure> {
         let (cdb, data) = (command.cdb, ToGuest::new(command.data.window(0, u64::MAX)));
         let (verdict, moved) = self.transfer(io, link, command).await?;
-        if verdict != status::gone() {
+        if verdict != status::gone() || self.keeps(path) {
             return Ok((verdict, moved));
         }
         if self.behind_port && self.plug.is_coming() {

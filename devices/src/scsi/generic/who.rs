@@ -30,7 +30,8 @@ pub fn who_is(address: &str, was: &Identity) -> Who {
     }
 }
 
-fn ask(host: &dyn Host, was: &Identity) -> Who {
+/// The same of a device that is open.
+pub(super) fn ask(host: &dyn Host, was: &Identity) -> Who {
     // Older devices have no page 83h, and an error is no news of them.
     let mut names = match (!was.names.is_empty()).then(|| page(host, 0x83)) {
         None => Vec::new(),

@@ -147,3 +147,21 @@ fn a_port_that_is_there_becomes_nobodys() {
     let said = start(&tree, &mut kernel).unwrap_err();
     assert_eq!(said, "WWPN 210002123456789a is taken: the virtual port vport-5:0-1 of host5 has it");
 }
+
+/// As in a container, or where proc hides the processes of others.
+#[test]
+fn a_port_of_a_process_that_cannot_be_seen_stays_as_it_is() {
+    let tree = tree();
+    let mut kernel = Fake::new(&tree, "Active");
+    let owned = Request { owner: Some("web1.fc0"), ..request() };
+    with(&tree, &mut kernel, |ports| ports.create(&owned)).unwrap();
+    let pid = std::process::id().to_string();
+    for hidden in ["1", &pid] {
+        fs::remove_dir_all(tree.path(&format!("proc/{hidden}"))).unwrap();
+    }
+    let begin = kernel.time;
+    let said = start(&tree, &mut kernel).unwrap_err();
+    assert!(!said.contains("end that"), "{said}");
+    assert_quoted(&said.replace(&pid, "4711"));
+    assert_eq!((kernel.time, kernel.written.len(), records(&tree).len()), (begin, 1, 1));
+}

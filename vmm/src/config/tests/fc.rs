@@ -46,6 +46,23 @@ fn a_virtual_port_needs_no_key() {
     assert_eq!(fc_owner(&config.vm.name, &config.hbas[0].id), "web.fc0");
 }
 
+/// At these registers no driver is offered anything of a port.
+#[test]
+fn legacy_registers_show_no_port() {
+    let warnings = |line: &str| {
+        let (_fixture, config) = good(&HBA.replace("[hba.fc]", &format!("{line}\n[hba.fc]")), &[]);
+        crate::config::fc::warnings(&config.hbas).collect::<Vec<_>>()
+    };
+    for line in ["", "interface = \"modern\"", "interface = \"transitional\""] {
+        assert_eq!(warnings(line), [""; 0]);
+    }
+    let said = warnings("interface = \"legacy\"").concat();
+    assert!(said.starts_with("hba fc0: with interface = \"legacy\" no driver is offered"), "{said}");
+    let plain = "[vm]\nname = \"web\"\nmemory = \"1GiB\"\n[boot]\nkernel = \"vmlinuz\"\n[[hba]]\ninterface = \"legacy\"\n";
+    let (_fixture, config) = good(plain, &[]);
+    assert_eq!(crate::config::fc::warnings(&config.hbas).count(), 0, "it has no port");
+}
+
 #[test]
 fn every_key_of_a_virtual_port() {
     let lines = "parent_wwnn = \"20:00:00:10:9b:aa:bb:05\"\nparent_wwpn = \"0x100000109baabb05\"\nwwnn = \"2000020000000001\"\n\

@@ -6,13 +6,23 @@ impl Inventory {
     /// A job is over.
     pub(in crate::fc_port) fn done(&mut self, number: u8, job: &Job, done: Done, now: Instant) {
         let Some(target) = self.targets.get_mut(&number) else { return };
-        target.over(job, now);
+        let begun = target.over(job, now);
         match (job, done) {
-            (Job::Ask(address), Done::Asked(luns)) => self.answered(number, *address, luns, now),
+            (Job::Ask(address), Done::Asked(luns)) => self.answered(number, *address, luns, begun, now),
             (Job::Ask(_), Done::Over(_)) => {}
-            (Job::Who(address, was), Done::Who(who)) => self.said_who(number, *address, was, &who, now),
+            (Job::Who(address, was), done) => {
+                let who = match done {
+                    Done::Who(who) => who,
+                    _ => Who::Nothing("there was nobody to ask it".into()),
+                };
+                self.said_who(number, (*address, was), &who, begun, now);
+            }
             (Job::Scan(_, false), _) => self.scanned(number, now),
+            (Job::Delete(seat) | Job::Rescan(seat, _), Done::Over(Some(why))) => {
+                self.not_done(number, job, seat, &why, now);
+            }
             (Job::Rescan(sighting, true), _) => {
+                target.lanes.done(job);
                 let lun = sighting.address.lun.bytes();
                 if self.units.get(&(number, lun)).is_some_and(|unit| unit.stage == Stage::There) {
                     self.orders.push(Order::Say(News::Unit(number, lun, UnitNews::Resized)));
@@ -28,13 +38,44 @@ impl Inventory {
                 format!("scan {number} {why}"),
                 format!("the guest does not get LUN {} of target {number}: {why}", address.lun),
             ),
-            (_, Done::Over(Some(why))) => tracing::debug!("{job:?}: {why}"),
-            _ => {}
+            _ => target.lanes.done(job),
         }
     }
 
-    /// What a target port said that its units are.
-    pub(super) fn answered(&mut self, number: u8, asked: Address, luns: Luns, now: Instant) {
+    /// The kernel did not do what it was told. A few times it is told again.
+    fn not_done(&mut self, number: u8, job: &Job, seat: &Sighting, why: &str, now: Instant) {
+        let is_there =
+            self.units.values().any(|unit| unit.seat.as_ref().is_some_and(|has| has.number == seat.number));
+        let Some(target) = self.targets.get_mut(&number) else { return };
+        if !is_there {
+            target.lanes.done(job);
+        } else if !target.lanes.fails(job, now) {
+            let (lun, address) = (seat.address.lun, seat.address);
+            let (what, then) = match job {
+                Job::Delete(_) => ("delete", "the guest does not get what the array has there now"),
+                _ => ("rescan", "what the host knows of it may be old"),
+            };
+            self.warn(format!(
+                "LUN {lun} of target {number} ({address}): the host's kernel does not take {what} ({why}); {then}; write 1 to {} by hand",
+                seat.directory.join(what).display()
+            ));
+        }
+    }
+
+    /// What a target port said that its units are, when it was asked at `begun`.
+    pub(super) fn answered(
+        &mut self,
+        number: u8,
+        asked: Address,
+        luns: Luns,
+        begun: Option<Instant>,
+        now: Instant,
+    ) {
+        // One that took its time may be older than what another unit has said since, or than a loss of the port.
+        let nothing = matches!(luns, Luns::Nothing(_));
+        if !nothing && self.targets.get_mut(&number).is_none_or(|target| !target.is_news(begun)) {
+            return;
+        }
         let all = match luns {
             Luns::All(all) => all,
             // It knows nothing of this one.
@@ -61,9 +102,8 @@ impl Inventory {
             }
         }
         if self.targets.get_mut(&number).is_some_and(Target::takes_doubt) {
-            self.doubt_all(number);
+            self.doubt_all(number, now);
         }
-        self.ask_doubted(number);
         for lun in all {
             let seated = self.units.get(&(number, lun)).is_some_and(|unit| unit.seat.is_some());
             if !seated
@@ -78,7 +118,7 @@ impl Inventory {
     /// Units that the target does not know any more.
     pub(super) fn miss(&mut self, number: u8, is: &dyn Fn(Lun) -> bool, now: Instant) {
         let Some(target) =
-            self.targets.get_mut(&number).filter(|target| !target.is_back_since(RECOVERY, now))
+            self.targets.get_mut(&number).filter(|target| target.is_online() && !target.is_young(now))
         else {
             return;
         };
@@ -97,7 +137,7 @@ impl Inventory {
             match unit.seat.clone() {
                 Some(seat) => {
                     unit.stage = Stage::Going;
-                    target.add(Job::Delete(seat));
+                    target.lanes.add(Job::Delete(seat));
                 }
                 None => gone.push(*lun),
             }
@@ -107,9 +147,8 @@ impl Inventory {
 
     /// The kernel has looked at a target that had no unit.
     pub(super) fn scanned(&mut self, number: u8, now: Instant) {
-        let known = |target: &&Target| target.scans >= SCANS && !target.is_back_since(RECOVERY, now);
-        let Some(target) = self.targets.get(&number).filter(known) else { return };
-        if target.state != RemoteState::Online {
+        let known = |target: &&Target| target.is_online() && target.scans >= SCANS && !target.is_young(now);
+        if self.targets.get(&number).filter(known).is_none() {
             return;
         }
         let orders = &mut self.orders;

@@ -6,17 +6,21 @@
 //!                                          |-- seen     what the host has
 //!                                          |-- answers  what target ports say
 //!                                          |-- numbers  the numbers of target ports
-//!                                          |-- target   one target port: its state, and one job at a time
+//!                                          |-- target   one target port: its state, and
+//!                                          |-- lanes    its jobs
 //!                                          |-- unit     one logical unit: there, away, not to be opened
 //!                                          |-- doubt    whether a unit is who it was
 //!                                          |-- look     what the machine waits for
+//!                                          |-- shown    what it is shown of ports
 //! ```
 
 mod answers;
 mod doubt;
+mod lanes;
 mod look;
 mod numbers;
 mod seen;
+mod shown;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -36,7 +40,7 @@ use self::look::Looks;
 use self::numbers::Numbers;
 use self::target::Target;
 use self::unit::{Stage, Unit};
-use super::{Lun, News, Passthrough, UnitNews, Wanted};
+use super::{Lun, News, Passthrough, Refused, UnitNews, Wanted};
 
 /// How soon after it came a target port is asked for its units, after the kernel has.
 const FIRST_ASK: Duration = Duration::from_millis(500);
@@ -48,9 +52,9 @@ const TIMES: u32 = 2;
 /// How often the kernel looks for units of one that has none, and how often before those that it had are gone.
 const SCAN: Duration = ASK;
 const SCANS: u32 = 6;
-/// How long a target port that is back may take until it knows all its units: until then none is gone.
+/// How long a target port that has come, or is back, may take until it knows all its units: until then none is gone.
 const RECOVERY: Duration = Duration::from_secs(30);
-/// How long commands wait for units at a port that is back, while the kernel finds them again.
+/// How long commands wait for units at a port that is back, while the kernel finds them again, and they say who they are.
 const RETURN: Duration = Duration::from_secs(8);
 /// How often the kernel looks for a unit that it was told of and did not take.
 const TRY: Duration = Duration::from_secs(30);
@@ -162,8 +166,9 @@ impl Inventory {
 
     /// What is to be done now.
     pub(super) fn work(&mut self, now: Instant) -> Vec<Order> {
+        self.ask_doubted(now);
         let numbers: Vec<u8> = self.targets.keys().copied().collect();
-        numbers.into_iter().for_each(|number| self.next_job(number, now));
+        numbers.into_iter().for_each(|number| self.begin_jobs(number, now));
         self.open_what_is_there(now);
         let view = self.other_view(now).map(|view| Order::Say(News::View(view)));
         self.orders.extend(view);
@@ -173,27 +178,24 @@ impl Inventory {
 
     /// When there is something to do without being told.
     pub(super) fn next(&self) -> Option<Instant> {
-        let jobs = self.targets.iter().filter_map(|(number, target)| target.next(self.runs_at(*number)));
-        let units = self.units.values().filter_map(Unit::next);
+        let asks = |number| (self.to_ask(number).is_some(), self.running(number).next().is_some());
+        let jobs = self.targets.iter().filter_map(|(number, target)| {
+            let (asks, runs) = asks(*number);
+            target.next(asks, runs)
+        });
+        let mut opening = self.opening();
+        let units = self.units.iter().filter_map(|((number, _), unit)| {
+            let target = self.targets.get(number).filter(|target| target.is_online())?;
+            // When another is open there is news of it.
+            let has_room = *opening.entry(*number).or_default() < unit::MOST;
+            let opens = unit.next().filter(|_| has_room);
+            if !unit.is_doubted() {
+                return opens;
+            }
+            let asked = unit.seat.as_ref().is_some_and(|seat| target.lanes.asks_who(seat.address));
+            opens.into_iter().chain(unit.next_question(asked)).min()
+        });
         jobs.chain(units).chain(self.looks.next()).min()
-    }
-
-    /// What the machine is shown, if that is something else than before. A port that is back is not there before its units are: commands
-    /// would end at devices that are not open yet, or are others now.
-    fn other_view(&mut self, now: Instant) -> Option<View> {
-        let away = |number: u8| {
-            let mut units = self.units.range((number, [0; 8])..=(number, [0xff; 8]));
-            units.any(|(_, unit)| unit.stage == Stage::Away)
-        };
-        let remote = |(number, target): (&u8, &Target)| {
-            let names = Names { wwnn: target.wwnn, wwpn: target.wwpn.bits() };
-            let settles = || away(*number) || self.doubts_any(*number);
-            let returns = target.is_back_since(RETURN, now) && settles();
-            let state = if returns { RemoteState::Blocked } else { target.state };
-            (*number, RemotePort { names, port_id: target.port_id, state, transport: 0 })
-        };
-        let view = View { local: self.local, remotes: self.targets.iter().map(remote).collect() };
-        (view != self.view).then(|| self.view.clone_from(&view)).map(|()| view)
     }
 
     /// A line for the operator, once.
@@ -215,28 +217,42 @@ impl Inventory {
             .filter(|(_, unit)| unit.seat.as_ref().is_some_and(Sighting::is_running))
     }
 
-    fn runs_at(&self, target: u8) -> bool {
-        self.running(target).next().is_some()
+    /// The unit of a target that is asked what that has: the one that did not say last that it is none, or nothing.
+    fn to_ask(&self, number: u8) -> Option<Address> {
+        let target = self.targets.get(&number)?;
+        let units =
+            self.running(number).filter_map(|(lun, unit)| Some((lun, unit, unit.seat.as_ref()?.address)));
+        let free = units.filter(|(.., address)| !target.lanes.asks(*address));
+        free.min_by_key(|(lun, unit, _)| (unit.missing, unit.silent, **lun)).map(|(.., address)| address)
     }
 
-    /// Begins with the next job of a target, if it has one and is at none.
-    fn next_job(&mut self, number: u8, now: Instant) {
-        // The unit that did not say last that it is none.
-        let asked = self.running(number).min_by_key(|(lun, unit)| (unit.missing, unit.silent, **lun));
-        let asked = asked.and_then(|(_, unit)| Some(unit.seat.as_ref()?.address));
-        let Some(target) = self.targets.get_mut(&number) else { return };
-        if let Some(job) = target.begin(asked, now) {
+    /// Begins with all jobs of a target that can begin.
+    fn begin_jobs(&mut self, number: u8, now: Instant) {
+        loop {
+            let (asked, runs) = (self.to_ask(number), self.running(number).next().is_some());
+            let Some(target) = self.targets.get_mut(&number) else { return };
+            let Some(job) = target.begin(asked, runs, now) else { return };
+            let is_ask = matches!(job, Job::Ask(_));
             self.orders.push(Order::Do(number, job));
+            if is_ask {
+                self.check_one(number, now);
+            }
         }
     }
 
-    fn open_what_is_there(&mut self, now: Instant) {
-        let mut opening = BTreeMap::<u8, usize>::new();
+    /// How many units of each target are being opened.
+    fn opening(&self) -> BTreeMap<u8, usize> {
+        let mut opening = BTreeMap::new();
         for ((target, _), unit) in &self.units {
             *opening.entry(*target).or_default() += usize::from(unit.is_opening());
         }
+        opening
+    }
+
+    fn open_what_is_there(&mut self, now: Instant) {
+        let mut opening = self.opening();
         for ((target, _), unit) in &mut self.units {
-            let online = self.targets.get(target).is_some_and(|target| target.state == RemoteState::Online);
+            let online = self.targets.get(target).is_some_and(Target::is_online);
             let place = opening.entry(*target).or_default();
             if !online || *place >= unit::MOST {
                 continue;
@@ -260,16 +276,21 @@ impl Inventory {
         let say = |news| Order::Say(News::Unit(target, lun, news));
         match opened {
             Opened::New(device, arrival) => {
-                unit.come(Some(device.clone()));
-                self.orders.push(say(UnitNews::Came(device, arrival)));
+                let offer = unit.come(Some(device.clone()), now);
+                self.orders.push(say(UnitNews::Came(device, arrival, offer)));
             }
             Opened::Again(arrival) => {
-                unit.come(None);
-                self.orders.push(say(UnitNews::Back(arrival)));
+                let offer = unit.come(None, now);
+                self.orders.push(say(UnitNews::Back(arrival, offer)));
             }
             Opened::Other => {
-                unit.be_another(now);
-                self.orders.push(say(UnitNews::Gone));
+                if unit.is_taken_for_another(now) {
+                    self.orders.push(say(UnitNews::Gone));
+                    match unit.seat.clone().filter(|_| unit.is_of_kernels_memory()) {
+                        Some(seat) => self.forget(target, lun, seat, now),
+                        None => unit.be_another(now),
+                    }
+                }
             }
             Opened::Later => unit.fail_for_now(now),
             Opened::NoUnit => drop(unit.fail("no unit", now)),
@@ -301,9 +322,9 @@ impl Inventory {
         let (number, lun, told) = (*number, *lun, unit.is_told());
         let (seat, Some(target)) = (unit.seat.clone(), self.targets.get_mut(&number)) else { return };
         match (reason, seat) {
-            (Some(Reason::Inquiry), _) if told => self.suspect(number, lun),
+            (Some(Reason::Inquiry), _) if told => self.suspect(number, lun, now),
             (Some(reason @ (Reason::Capacity | Reason::Inquiry)), Some(seat)) => {
-                target.add(Job::Rescan(seat, *reason == Reason::Capacity));
+                target.lanes.add(Job::Rescan(seat, *reason == Reason::Capacity));
             }
             (Some(Reason::Luns), _) => {
                 // One of its LUNs may lead to another device now.
@@ -311,6 +332,16 @@ impl Inventory {
                 target.ask_at(now);
             }
             _ => {}
+        }
+    }
+
+    /// The machine did not take units that it was given by these numbers, whether it `knows` them or not.
+    pub(super) fn refused(&mut self, all: &[Refused], now: Instant) {
+        for Refused { target, lun, offer, knows } in all {
+            let Some(unit) = self.units.get_mut(&(*target, *lun)) else { continue };
+            if unit.be_refused(*offer, *knows, now) {
+                self.orders.push(Order::Say(News::Unit(*target, *lun, UnitNews::Lost)));
+            }
         }
     }
 
@@ -325,18 +356,18 @@ impl Inventory {
     fn end_looks(&mut self, now: Instant) {
         let (seen, all, units) = (self.looks.seen(), &self.targets, &self.units);
         let settled = |since: Instant| {
-            let mut targets = all.values().filter(|target| target.state == RemoteState::Online);
+            let mut targets = all.values().filter(|target| target.is_online());
             let opening = units.iter().any(|((target, _), unit)| {
-                let online = all.get(target).is_some_and(|target| target.state == RemoteState::Online);
+                let online = all.get(target).is_some_and(Target::is_online);
                 online && unit.is_about_to_come()
             });
-            targets.all(|target| target.has_settled(since, seen)) && !opening
+            targets.all(|target| target.has_settled(since, seen, now)) && !opening
         };
-        let targets = self.targets.values().any(|target| target.state == RemoteState::Online);
+        let targets = self.targets.values().any(Target::is_online);
         let over = self.looks.end(now, targets, settled);
         if over.contains(&0) {
             let wwpn = Wwn::new(self.names.wwpn);
-            let count = self.targets.values().filter(|target| target.state == RemoteState::Online).count();
+            let count = self.targets.values().filter(|target| target.is_online()).count();
             if !targets {
                 self.warn(format!(
                     "its port {wwpn} sees no target port on the fabric; look at the zoning of that WWPN, and whether the array's ports are \

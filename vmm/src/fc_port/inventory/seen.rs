@@ -71,10 +71,10 @@ impl Inventory {
                 seen.units.iter().any(|unit| unit.remote == remote.name && unit.state == "transport-offline");
             if target.see(remote, offline, &self.wanted, now) {
                 self.looks.changed(now);
-                back.extend(target.is_back_since(RETURN, now).then_some(*number));
+                back.extend(target.returns().map(|_| *number));
             }
         }
-        back.into_iter().for_each(|number| self.doubt_all(number));
+        back.into_iter().for_each(|number| self.doubt_all(number, now));
         for (number, target) in &mut self.targets {
             if !best.contains_key(number) {
                 target.lose();
@@ -90,7 +90,7 @@ impl Inventory {
     }
 
     pub(super) fn see_units(&mut self, seen: &Glimpse, now: Instant) {
-        let mut there = BTreeSet::new();
+        let (mut there, mut renamed) = (BTreeSet::new(), Vec::new());
         for sighting in &seen.units {
             let Some((target, lun)) = self.place_of(seen, sighting) else { continue };
             if !self.wants(lun) {
@@ -98,13 +98,19 @@ impl Inventory {
             }
             there.insert((target, lun));
             let unit = self.units.entry((target, lun)).or_insert_with(|| Unit::new(sighting.clone(), now));
-            for news in unit.see(sighting, now) {
-                self.orders.push(Order::Say(News::Unit(target, lun, news)));
-            }
+            let (news, is_renamed) = unit.see(sighting, now);
+            self.orders.extend(news.map(|news| Order::Say(News::Unit(target, lun, news))));
+            renamed.extend(is_renamed.then_some((target, lun)));
         }
+        // The array has put another one in its place, or its names have become more.
+        renamed.into_iter().for_each(|(target, lun)| self.suspect(target, lun, now));
         self.units.retain(|(target, lun), unit| {
             if there.contains(&(*target, *lun)) {
                 return true;
+            }
+            if let Some(target) = self.targets.get_mut(target).filter(|_| unit.stage == Stage::Going) {
+                // What is there now is found as soon as the kernel has forgotten what was.
+                target.ask_at(now);
             }
             let (stays, news) = unit.vanish();
             self.orders.extend(news.map(|news| Order::Say(News::Unit(*target, *lun, news))));

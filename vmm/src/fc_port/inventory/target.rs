@@ -1,6 +1,6 @@
 //! One target port.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use fc::model::RemotePort as Seen;
@@ -8,7 +8,8 @@ use fc::{Address, Wwn};
 use hba_virtio_scsi::fc::RemoteState;
 
 use super::super::{Lun, Wanted};
-use super::{ASK, FIRST_ASK, Job, SCAN, TRY};
+use super::lanes::{Lanes, MayAsk};
+use super::{ASK, FIRST_ASK, Job, RECOVERY, RETURN, SCAN, TRY};
 
 pub(super) struct Target {
     pub(super) wwpn: Wwn,
@@ -22,20 +23,21 @@ pub(super) struct Target {
     place: Option<Address>,
     /// Since when it is blocked.
     blocked: Option<Instant>,
-    /// Since when it is back, once it was lost.
-    back: Option<Instant>,
+    /// Since when it is online.
+    online: Option<Instant>,
+    /// It was lost, and its units are not all back: it is not shown to be there yet.
+    returning: bool,
     /// It was online before.
     known: bool,
     /// Its times were written.
     tuned: bool,
-    jobs: VecDeque<Job>,
-    /// Since when there is one under way.
-    busy: Option<Instant>,
+    pub(super) lanes: Lanes,
     /// When it is asked next, or the kernel looks next.
     ask: Instant,
-    /// When the last answer or look of the kernel began that is over, and when the last job was over.
+    /// When the last answer or look of the kernel began that is over.
     asked: Option<Instant>,
-    over: Option<Instant>,
+    /// When that answer began by which its units are known.
+    known_since: Option<Instant>,
     /// How often the kernel has looked for a unit and there was none.
     pub(super) scans: u32,
     /// When the kernel was told last of units that it did not take.
@@ -63,14 +65,14 @@ impl Target {
             name: String::new(),
             place: None,
             blocked: None,
-            back: None,
+            online: None,
+            returning: false,
             known: false,
             tuned: false,
-            jobs: VecDeque::new(),
-            busy: None,
+            lanes: Lanes::default(),
             ask: now,
             asked: None,
-            over: None,
+            known_since: None,
             scans: 0,
             tried: BTreeMap::new(),
             doubts: false,
@@ -98,7 +100,7 @@ impl Target {
                     lun: fc::Lun(0),
                 });
                 if before != RemoteState::Online {
-                    self.back = self.known.then_some(now);
+                    (self.online, self.returning) = (Some(now), self.known);
                     self.known = true;
                     (self.ask, self.scans) = (now + FIRST_ASK, 0);
                     (self.tuned, self.asked) = (false, None);
@@ -114,7 +116,8 @@ impl Target {
             _ => self.lose(),
         }
         if self.state != RemoteState::Online {
-            self.let_go_of_jobs();
+            // What comes again by itself when it is back.
+            self.lanes.let_go();
         }
         (before == RemoteState::Online) != (self.state == RemoteState::Online)
     }
@@ -122,17 +125,26 @@ impl Target {
     /// It is not there any more.
     pub(super) fn lose(&mut self) {
         (self.state, self.blocked) = (RemoteState::Lost, None);
-        self.let_go_of_jobs();
+        self.lanes.let_go();
     }
 
-    /// What comes again by itself when it is back.
-    fn let_go_of_jobs(&mut self) {
-        self.jobs.retain(|job| matches!(job, Job::Delete(_) | Job::Rescan(..)));
+    pub(super) fn is_online(&self) -> bool {
+        self.state == RemoteState::Online
     }
 
-    /// Whether it was lost, and is back for no longer than this.
-    pub(super) fn is_back_since(&self, time: Duration, now: Instant) -> bool {
-        self.state == RemoteState::Online && self.back.is_some_and(|back| now < back + time)
+    /// Whether it has come, or come back, so lately that it may not know all its units yet.
+    pub(super) fn is_young(&self, now: Instant) -> bool {
+        self.is_online() && self.online.is_some_and(|online| now < online + RECOVERY)
+    }
+
+    /// Until when its units have time to be back, if they are not yet.
+    pub(super) fn returns(&self) -> Option<Instant> {
+        self.online.filter(|_| self.is_online() && self.returning).map(|online| online + RETURN)
+    }
+
+    /// It is shown to be there.
+    pub(super) fn has_returned(&mut self) {
+        self.returning = false;
     }
 
     /// Its times, in an order in which the kernel takes them: commands fail before units go.
@@ -148,20 +160,8 @@ impl Target {
             times.reverse();
         }
         if !times.is_empty() {
-            self.jobs.push_back(Job::Tune(self.name.clone(), times));
+            self.lanes.add(Job::Tune(self.name.clone(), times));
         }
-    }
-
-    /// One more job; not twice the same.
-    pub(super) fn add(&mut self, job: Job) {
-        if !self.jobs.contains(&job) {
-            self.jobs.push_back(job);
-        }
-    }
-
-    /// A unit is asked who it is.
-    pub(super) fn jobs_of_doubt(&mut self, job: Option<Job>) {
-        job.into_iter().for_each(|job| self.add(job));
     }
 
     /// It has said that its units are others.
@@ -188,51 +188,76 @@ impl Target {
     pub(super) fn find(&mut self, asked: Address, lun: Lun, now: Instant) {
         if self.tried.get(&lun).is_none_or(|then| now >= *then + TRY) {
             self.tried.insert(lun, now);
-            self.add(Job::Scan(Address { lun: fc::Lun::from_bytes(lun), ..asked }, true));
+            self.lanes.add(Job::Scan(Address { lun: fc::Lun::from_bytes(lun), ..asked }, true));
         }
     }
 
-    /// The next job, if there is one and none is under way. `unit`: which is asked.
-    pub(super) fn begin(&mut self, unit: Option<Address>, now: Instant) -> Option<Job> {
-        if self.busy.is_some() || self.state != RemoteState::Online {
+    /// The next job, if there is one that can begin. `unit`: which is asked; it `runs` where it has one.
+    pub(super) fn begin(&mut self, unit: Option<Address>, runs: bool, now: Instant) -> Option<Job> {
+        if !self.is_online() {
             return None;
         }
-        let due = self.ask <= now;
-        let job = match (self.jobs.pop_front(), unit, self.place) {
-            (Some(job), ..) => job,
-            (None, Some(unit), _) if due => Job::Ask(unit),
-            (None, None, Some(place)) if due => Job::Scan(place, false),
-            _ => return None,
+        if let Some(job) = self.lanes.begin(now) {
+            return Some(job);
+        }
+        let job = match (unit, self.place) {
+            _ if self.next_ask(unit.is_some(), runs).is_none_or(|when| now < when) => return None,
+            (Some(unit), _) => Job::Ask(unit),
+            (None, place) => Job::Scan(place?, false),
         };
-        self.busy = Some(now);
+        self.lanes.start(job.clone(), now);
         Some(job)
     }
 
-    /// A job is over.
-    pub(super) fn over(&mut self, job: &Job, now: Instant) {
-        let begun = self.busy.take();
-        self.over = Some(now);
-        match job {
-            Job::Ask(_) => (self.asked, self.ask, self.scans) = (begun, now + ASK, 0),
-            Job::Scan(_, false) => {
-                (self.asked, self.ask, self.scans) = (begun, now + SCAN, self.scans.saturating_add(1));
-            }
-            _ => {}
+    /// When it is asked, or the kernel looks. `asks`: a unit is there that is not being asked.
+    fn next_ask(&self, asks: bool, runs: bool) -> Option<Instant> {
+        match (asks, self.lanes.may_ask()) {
+            (true, MayAsk::Now) => Some(self.ask),
+            (true, MayAsk::From(when)) => Some(self.ask.max(when)),
+            (true, MayAsk::Not) => None,
+            (false, _) => (!runs && self.place.is_some() && self.lanes.is_kernel_idle()).then_some(self.ask),
         }
     }
 
-    /// When it has something to do; it `runs` where it has a unit.
-    pub(super) fn next(&self, runs: bool) -> Option<Instant> {
-        let idle = self.busy.is_none() && self.state == RemoteState::Online;
-        let can = runs || self.place.is_some();
-        idle.then(
-            || if self.jobs.is_empty() { can.then_some(self.ask) } else { self.busy.or(Some(self.ask)) },
-        )?
+    /// A job is over: when it had begun.
+    pub(super) fn over(&mut self, job: &Job, now: Instant) -> Option<Instant> {
+        let begun = self.lanes.ends(job, now)?;
+        match job {
+            Job::Ask(_) => {
+                (self.asked, self.ask, self.scans) = (self.asked.max(Some(begun)), now + ASK, 0);
+            }
+            Job::Scan(_, false) => {
+                (self.asked, self.ask) = (self.asked.max(Some(begun)), now + SCAN);
+                self.scans = self.scans.saturating_add(1);
+            }
+            _ => {}
+        }
+        Some(begun)
+    }
+
+    /// Whether an answer that began then is newer than what is known.
+    pub(super) fn is_news(&mut self, begun: Option<Instant>) -> bool {
+        let is_news = self.is_online() && begun >= self.known_since && begun >= self.online;
+        if is_news {
+            self.known_since = begun;
+        }
+        is_news
+    }
+
+    /// When it has something to do without being told.
+    pub(super) fn next(&self, asks: bool, runs: bool) -> Option<Instant> {
+        let all = [self.next_ask(asks, runs), self.lanes.next(), self.returns()];
+        if self.is_online() { all.into_iter().flatten().min() } else { None }
     }
 
     /// Whether it was asked since then, and all that came of it was `seen`.
-    pub(super) fn has_settled(&self, since: Instant, seen: Option<Instant>) -> bool {
+    pub(super) fn has_settled(&self, since: Instant, seen: Option<Instant>, now: Instant) -> bool {
         let asked = self.asked.is_some_and(|asked| asked >= since);
-        asked && self.busy.is_none() && self.jobs.is_empty() && seen >= self.over
+        asked && self.lanes.idle(now).is_some_and(|over| seen >= over)
+    }
+
+    /// Whether it was asked since it is online, and the kernel has what was found.
+    pub(super) fn has_looked(&self, seen: Option<Instant>) -> bool {
+        self.asked >= self.online && self.lanes.has_looked().is_some_and(|over| seen >= over)
     }
 }

@@ -7,7 +7,7 @@ use fc::Address;
 use fc::glimpse::Sighting;
 
 use super::super::UnitNews;
-use super::Job;
+use super::{Job, SURE, TIMES};
 
 /// Devices of one target port that are being opened at a time.
 pub(super) const MOST: usize = 64;
@@ -18,6 +18,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_secs(15);
 /// The same, where it is something that happens to it: to try is to cause such events.
 const STIRRED: Duration = Duration::from_secs(1);
+/// How soon one is offered again that the machine did not take: twice as late each time, up to this, as long as that goes on.
+const OFFER: (Duration, Duration) = (AGAIN, Duration::from_secs(300));
+const TAKEN: Duration = Duration::from_secs(600);
+/// How soon one that did not say who it is is asked again.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long its commands wait until it has said that.
+const HELD: Duration = Duration::from_secs(20);
+/// How often one is asked who it is without a reason: the host hears of no change that its target does not tell of.
+const CHECK: Duration = Duration::from_secs(60);
 
 /// How far it has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +39,23 @@ pub(super) enum Stage {
     Away,
     /// The target does not know it any more; the kernel forgets it.
     Going,
+}
+
+/// It may be another one than it was: it is asked.
+#[derive(Clone, Copy)]
+struct Doubt {
+    /// What was asked before counts no more.
+    since: Instant,
+    /// It is asked then.
+    next: Instant,
+    /// Since when its commands wait for that.
+    held: Option<Instant>,
+    /// It has said something else of itself, which the kernel has to hear.
+    suspected: bool,
+    /// It did not answer.
+    silent: bool,
+    /// How often in a row it said that it is another one: once may be a mistake.
+    others: u32,
 }
 
 pub(super) struct Unit {
@@ -47,12 +73,19 @@ pub(super) struct Unit {
     /// It is tried then.
     next: Instant,
     ticket: Option<u64>,
+    /// By which it was given to the machine last, and when.
+    offer: Option<(u64, Instant)>,
+    /// How often in a row the machine did not take it.
+    refusals: u32,
     /// What was said last of why it cannot be opened.
     said: Option<String>,
     /// When it was tried last and could not be opened.
     failed: Option<Instant>,
-    /// It may be another one than it was: it is asked.
-    doubted: bool,
+    doubt: Option<Doubt>,
+    /// It said itself that it is the one whom the kernel takes for another.
+    vouched: bool,
+    /// When it was asked last who it is.
+    checked: Instant,
 }
 
 impl Unit {
@@ -66,15 +99,20 @@ impl Unit {
             since: now,
             next: now,
             ticket: None,
+            offer: None,
+            refusals: 0,
             said: None,
             failed: None,
-            doubted: false,
+            doubt: None,
+            vouched: false,
+            checked: now,
         }
     }
 
-    /// It is there now: what the machine hears of that.
-    pub(super) fn see(&mut self, sighting: &Sighting, now: Instant) -> Vec<UnitNews> {
-        let mut news = Vec::new();
+    /// It is there now: what the machine hears of that, and whether it calls itself otherwise than before.
+    pub(super) fn see(&mut self, sighting: &Sighting, now: Instant) -> (Option<UnitNews>, bool) {
+        let mut news = None;
+        let mut renamed = false;
         let same = self
             .seat
             .as_ref()
@@ -82,16 +120,14 @@ impl Unit {
         if same {
             let before = self.seat.as_ref().and_then(|seat| seat.wwid.as_ref());
             let another = before.zip(sighting.wwid.as_ref()).is_some_and(|(before, after)| before != after);
-            if another && self.stage != Stage::Going {
-                // The array has put another one in its place.
-                news.extend((self.stage == Stage::There).then_some(UnitNews::Lost));
-                news.extend(self.is_told().then_some(UnitNews::Gone));
+            renamed = another && self.is_told();
+            if another && self.stage == Stage::Closed {
                 self.be_another(now);
             }
         } else {
             match self.stage {
                 Stage::There => {
-                    news.push(UnitNews::Lost);
+                    news = Some(UnitNews::Lost);
                     self.stage = Stage::Away;
                 }
                 // It went, and the target has it again.
@@ -99,16 +135,16 @@ impl Unit {
                 Stage::Closed | Stage::Away => {}
             }
             (self.since, self.next, self.ticket, self.failed) = (now, now, None, None);
-            self.doubted = false;
+            (self.doubt, self.vouched) = (None, false);
         }
         self.seat = Some(sighting.clone());
-        news
+        (news, renamed)
     }
 
     /// It is not there now: whether the unit stays, and what the machine hears.
     pub(super) fn vanish(&mut self) -> (bool, Option<UnitNews>) {
         self.seat = None;
-        (self.ticket, self.doubted) = (None, false);
+        (self.ticket, self.doubt, self.vouched) = (None, None, false);
         match self.stage {
             Stage::Closed if self.device.is_none() => (false, None),
             Stage::Going => (false, None),
@@ -135,7 +171,10 @@ impl Unit {
 
     fn can_be_opened(&self) -> bool {
         let running = self.seat.as_ref().is_some_and(Sighting::is_running);
-        running && self.ticket.is_none() && !self.doubted && matches!(self.stage, Stage::Closed | Stage::Away)
+        running
+            && self.ticket.is_none()
+            && self.doubt.is_none()
+            && matches!(self.stage, Stage::Closed | Stage::Away)
     }
 
     /// Whether something comes of it soon: it is being opened, or will be for the first time.
@@ -158,43 +197,180 @@ impl Unit {
         Some((address, self.device.clone(), now < self.since + PATIENCE))
     }
 
-    /// It is open, and the machine has it.
-    pub(super) fn come(&mut self, device: Option<Box<Device>>) {
+    /// It is open, and the machine has it: the number by which it does.
+    pub(super) fn come(&mut self, device: Option<Box<Device>>, now: Instant) -> u64 {
         self.device = device.or(self.device.take());
+        let offer = self.ticket.unwrap_or_default();
+        self.offer = Some((offer, now));
         (self.stage, self.ticket, self.said, self.failed) = (Stage::There, None, None, None);
+        (self.checked, self.vouched) = (now, false);
+        offer
+    }
+
+    /// The machine did not take what it was given, if that was the last: it is offered again, as a new one if the machine does not `know`
+    /// it. Whether the machine keeps commands back from it: then it is lost, for nothing else ends that.
+    pub(super) fn be_refused(&mut self, offer: u64, knows: bool, now: Instant) -> bool {
+        let last = self.offer.filter(|(last, _)| *last == offer && self.stage == Stage::There);
+        let Some((_, given)) = last else { return false };
+        let held = self.doubt.as_mut().is_some_and(|doubt| doubt.held.take().is_some());
+        self.refusals = if now >= given + TAKEN { 0 } else { self.refusals };
+        let pause = OFFER.0.saturating_mul(1 << self.refusals.min(10)).min(OFFER.1);
+        self.refusals = self.refusals.saturating_add(1);
+        if knows {
+            // It may be another one.
+            self.stage = Stage::Away;
+            self.doubt(now);
+        } else {
+            (self.stage, self.device, self.doubt) = (Stage::Closed, None, None);
+        }
+        (self.since, self.next, self.failed) = (now, now + pause, Some(now));
+        held && knows
     }
 
     /// It is not who it was.
     pub(super) fn be_another(&mut self, now: Instant) {
         (self.stage, self.device, self.ticket) = (Stage::Closed, None, None);
         (self.since, self.next, self.missing, self.failed) = (now, now, 0, None);
-        self.doubted = false;
+        (self.doubt, self.vouched, self.refusals) = (None, false, 0);
     }
 
-    /// It is asked whether it is who it was: the job for that, if the machine has it and the kernel, too. In what state the kernel has it
-    /// does not matter: of a port that has just come back that is an old one.
-    pub(super) fn doubt(&mut self) -> Option<Job> {
-        let seat = self.seat.as_ref().filter(|_| self.is_told())?;
-        let identity = self.device.as_ref()?.identity.clone();
-        let job = Job::Who(seat.address, Box::new(identity));
-        self.doubted = true;
-        Some(job)
+    /// The kernel has its place since it was opened, and keeps what it knew of it.
+    pub(super) fn is_of_kernels_memory(&self) -> bool {
+        let seat = self.seat.as_ref();
+        seat.zip(self.device.as_ref()).is_some_and(|(seat, device)| seat.number == device.number)
+    }
+
+    /// The kernel takes it for another one: whether that is to be believed. It is asked first, for the kernel may have heard it badly.
+    pub(super) fn is_taken_for_another(&mut self, now: Instant) -> bool {
+        self.ticket = None;
+        self.vouched || !self.suspect(now)
+    }
+
+    /// It is asked whether it is who it was, if the machine has it and the kernel, too. In what state the kernel has it does not matter:
+    /// of a port that has just come back that is an old one.
+    pub(super) fn doubt(&mut self, now: Instant) {
+        if self.seat.is_none() || !self.is_told() || self.device.is_none() {
+            return;
+        }
+        let doubt = self.doubt.get_or_insert(Doubt {
+            since: now,
+            next: now,
+            held: None,
+            suspected: false,
+            silent: false,
+            others: 0,
+        });
+        (doubt.since, doubt.next, doubt.silent) = (now, now, false);
+        // What waits for a port that was lost has waited for nothing else.
+        doubt.held = doubt.held.map(|_| now);
+    }
+
+    /// It says something else of itself: whether it is asked who it is.
+    pub(super) fn suspect(&mut self, now: Instant) -> bool {
+        let held = self.doubt.and_then(|doubt| doubt.held);
+        self.ticket = None;
+        self.doubt(now);
+        self.doubt.as_mut().is_some_and(|doubt| {
+            // One that says so again and again is not waited for longer.
+            (doubt.suspected, doubt.held) = (true, held);
+            true
+        })
+    }
+
+    /// The machine shall send it nothing until it is known who it is: whether that is news.
+    pub(super) fn hold(&mut self, now: Instant) -> bool {
+        let there = self.stage == Stage::There;
+        let doubt = self.doubt.as_mut().filter(|doubt| there && doubt.held.is_none());
+        doubt.is_some_and(|doubt| doubt.held.replace(now).is_none())
+    }
+
+    /// The job to ask it, if it is doubted and it is time.
+    pub(super) fn asks(&self, now: Instant) -> Option<Job> {
+        self.doubt.filter(|doubt| doubt.next <= now).and_then(|_| self.who())
+    }
+
+    fn who(&self) -> Option<Job> {
+        let (seat, device) = self.seat.as_ref().zip(self.device.as_ref())?;
+        Some(Job::Who(seat.address, Box::new(device.identity.clone())))
+    }
+
+    /// The same of one that nobody doubts, which has not been asked for long, and since when it was not.
+    pub(super) fn check(&self, now: Instant) -> Option<(Instant, Job)> {
+        let due = self.stage == Stage::There && self.doubt.is_none() && now >= self.checked + CHECK;
+        Some((self.checked, if due { self.who()? } else { return None }))
+    }
+
+    /// When it is asked next, if it is not being `asked`; or not waited for any more.
+    pub(super) fn next_question(&self, asked: bool) -> Option<Instant> {
+        let doubt = self.doubt?;
+        let over = doubt.held.filter(|_| self.stage == Stage::There).map(|held| held + HELD);
+        over.into_iter().chain((!asked && self.seat.is_some()).then_some(doubt.next)).min()
+    }
+
+    /// Whether its commands have waited long enough.
+    pub(super) fn is_overdue(&self, now: Instant) -> bool {
+        let held = self.doubt.and_then(|doubt| doubt.held).filter(|_| self.stage == Stage::There);
+        held.is_some_and(|held| now >= held + HELD)
+    }
+
+    /// Whether the others of its port wait for it, which is back. `looked`: what was to be found is.
+    pub(super) fn holds_up(&self, looked: bool) -> bool {
+        let answers = self.doubt.is_none_or(|doubt| !doubt.silent);
+        match (self.stage, &self.seat) {
+            (Stage::There, _) => self.doubt.is_some() && answers,
+            (Stage::Away, Some(_)) => self.failed.is_none() && answers,
+            (Stage::Away, None) => !looked,
+            (Stage::Closed | Stage::Going, _) => false,
+        }
     }
 
     pub(super) fn is_doubted(&self) -> bool {
-        self.doubted
+        self.doubt.is_some()
     }
 
-    /// Where it is, if it is doubted at this address whether it is this one.
-    pub(super) fn doubted(&self, address: Address, was: &Identity) -> Option<Sighting> {
-        let seat = self.seat.as_ref().filter(|seat| self.doubted && seat.address == address)?;
+    /// Where it is, if it is asked at this address whether it is this one.
+    pub(super) fn asked(&self, address: Address, was: &Identity) -> Option<Sighting> {
+        let seat = self.seat.as_ref().filter(|seat| self.is_told() && seat.address == address)?;
         self.device.as_ref().filter(|device| device.identity == *was)?;
         Some(seat.clone())
     }
 
-    /// It is not doubted any more. Nodes that others have yet, as the machine has, are tried again soon.
-    pub(super) fn believe(&mut self, now: Instant) {
-        (self.doubted, self.since, self.next) = (false, now, now);
+    /// It is who it was, as it has said when it was asked at `begun`: whether the kernel has to hear what else it says, and whether the
+    /// machine has to hear that.
+    pub(super) fn believe(&mut self, begun: Option<Instant>, now: Instant) -> (bool, bool) {
+        self.checked = now;
+        let Some(doubt) = self.doubt.take_if(|doubt| begun >= Some(doubt.since)) else {
+            return (false, false);
+        };
+        let is_there = self.stage == Stage::There;
+        // Nodes that others have yet, as the machine has, are tried again soon.
+        self.since = now;
+        self.vouched = doubt.suspected && !is_there;
+        if self.failed.is_none() {
+            // The kernel hears it first.
+            self.next = if self.vouched { now + PAUSE } else { now };
+        }
+        (doubt.suspected || !is_there, doubt.held.is_some() && is_there)
+    }
+
+    /// It is another one, as it says: whether that is sure.
+    pub(super) fn disbelieve(&mut self, now: Instant) -> bool {
+        if self.doubt.is_none() {
+            self.doubt(now);
+        }
+        self.doubt.as_mut().is_some_and(|doubt| {
+            doubt.others += 1;
+            (doubt.next, doubt.silent) = (now + SURE, false);
+            doubt.others >= TIMES
+        })
+    }
+
+    /// It did not say who it is.
+    pub(super) fn be_silent(&mut self, now: Instant) {
+        self.checked = now;
+        if let Some(doubt) = &mut self.doubt {
+            (doubt.silent, doubt.next) = (true, now + PAUSE);
+        }
     }
 
     /// It is taken from the machine for now: whether that is news.
@@ -203,6 +379,9 @@ impl Unit {
         let had = self.stage == Stage::There;
         if had {
             self.stage = Stage::Away;
+        }
+        if let Some(doubt) = &mut self.doubt {
+            doubt.held = None;
         }
         had
     }
@@ -220,7 +399,8 @@ impl Unit {
 
     /// Something has happened to it.
     pub(super) fn stir(&mut self, now: Instant) {
-        if let Some(failed) = self.failed {
+        // One that the machine did not take causes events each time it does not.
+        if let Some(failed) = self.failed.filter(|_| self.refusals == 0) {
             self.next = self.next.min(now.max(failed + STIRRED));
         }
     }

@@ -6,6 +6,8 @@ use anyhow::{Context, Result, bail, ensure};
 use hba_virtio_scsi::fc::{Active, Emulated, LocalPort, PortState, RemoteState, San, View};
 
 use super::Adapter;
+use crate::fc_port::HostPort;
+use crate::machine::virtual_port::VirtualPort;
 
 /// The N_Port_ID that the guest's port has on an emulated fabric after each login.
 const PORT_ID: u32 = 0x01_0001;
@@ -15,7 +17,7 @@ pub(in crate::machine) enum Fabric {
     /// This process: its units are those of the configuration.
     Emulated(Arc<Emulated>),
     /// It is behind a virtual port of the host, and its units are what the array shows that.
-    Host(Arc<dyn San>),
+    Host(Arc<VirtualPort>),
 }
 
 impl Fabric {
@@ -56,6 +58,14 @@ impl Adapter {
     /// What the fabric looks like; `None` of other HBAs.
     pub fn fabric_view(&self) -> Option<Arc<View>> {
         self.fabric.get().map(Fabric::view)
+    }
+
+    /// What the host has of its virtual port; `None` of other HBAs.
+    pub fn host_port(&self) -> Option<HostPort> {
+        match self.fabric.get()? {
+            Fabric::Emulated(_) => None,
+            Fabric::Host(port) => port.port().cloned(),
+        }
     }
 
     /// Refuses requests for units that are not the user's.

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use devices::scsi::{Cd, CdConfig, DiskConfig, LogicalUnit, Nexus, Target, TransferLimits};
+use devices::scsi::generic::Returning;
+use devices::scsi::{Cd, CdConfig, DiskConfig, LogicalUnit, Lun, Nexus, Target, TransferLimits};
 use devices::storage::Image;
 use hba_megasas::Arrival;
 use hba_virtio_scsi::VirtioScsi;
 
+use super::Adapter;
 use crate::config;
 use crate::machine::hbas;
 
@@ -37,6 +39,8 @@ pub trait HotPlug: Send + Sync {
     fn close_targets(&self, _id: u8) {}
     /// Takes them away, and tells the guest's driver. Their commands have ended.
     fn detach_targets(&self, id: u8) -> Result<()>;
+    /// The device of a unit was not there, and is back: who has looked for units meanwhile has not found it.
+    fn look_again(&self, _id: u8, _lun: Lun) {}
     /// What is right with the unit, but not for every guest.
     fn warning(&self, _lun: &config::Lun) -> Option<String> {
         None
@@ -66,5 +70,24 @@ impl HotPlug for VirtioScsi {
     fn detach_targets(&self, id: u8) -> Result<()> {
         self.detach_target(id);
         Ok(())
+    }
+
+    fn look_again(&self, id: u8, lun: Lun) {
+        VirtioScsi::look_again(self, id, lun);
+    }
+}
+
+impl Adapter {
+    /// A unit goes on with its device, if it is one of this HBA: the guest is told to look again.
+    pub(in crate::machine) fn returned(&self, unit: &Returning) {
+        let Some(device) = self.device.get() else { return };
+        let inventory = self.lock();
+        let all = inventory.targets.iter().flat_map(|(id, all)| all.iter().map(move |target| (*id, target)));
+        let of_unit = all.filter_map(|(id, target)| Some((id, target.lun_of(unit)?)));
+        for (id, lun) in of_unit {
+            // It may raise an interrupt, which the thread of a return may not do in the sandbox.
+            let device = device.clone();
+            self.remote.spawn(move |_| async move { device.look_again(id, lun) });
+        }
     }
 }

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use devices::scsi::{Lun, Target};
 
 use super::{Adapter, Attached, ensure_empty};
+use crate::machine::closing::CloseError;
 use crate::machine::host_unit::HostUnit;
 
 impl Adapter {
@@ -48,8 +49,17 @@ impl Adapter {
     }
 
     /// Detaches such a unit. It waits for the host as [`Adapter::detach`] does; the guest has lost the unit in any case.
+    ///
+    /// # Errors
+    /// What was not flushed may be lost, or the unit is not closed yet.
     pub(in crate::machine) fn detach_native(&self, target: u8, lun: Lun) -> Result<()> {
-        self.detach_at(target, lun)
+        self.detach_at(target, lun).map_err(|error| match error.downcast_ref() {
+            // The array has taken it away, and a disk that is gone cannot be flushed.
+            Some(CloseError::Failed(why)) => {
+                anyhow!("what the guest wrote there last and did not flush may be lost: {why}")
+            }
+            _ => error,
+        })
     }
 
     /// The capacity of such a unit has changed. The guest is told.

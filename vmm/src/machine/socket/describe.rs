@@ -7,6 +7,7 @@ use devices::storage::fdset;
 use hba_virtio_scsi::fc::{PortState, View};
 use serde_json::{Value, json};
 
+use crate::fc_port::HostPort;
 use crate::machine::adapter::{Adapter, port_state};
 use crate::machine::units::shown;
 
@@ -41,7 +42,7 @@ pub(super) fn describe(adapter: &Arc<Adapter>) -> Value {
         "unnoticed": adapter.unnoticed(),
     });
     if let (Some(view), Some(object)) = (adapter.fabric_view(), described.as_object_mut()) {
-        object.insert("fc".into(), describe_fabric(&view));
+        object.insert("fc".into(), describe_fabric(&view, adapter.host_port()));
     }
     described
 }
@@ -51,7 +52,7 @@ fn unit_number(lun: Lun) -> Value {
     lun.number().map_or_else(|| shown(lun).into(), Value::from)
 }
 
-fn describe_fabric(view: &View) -> Value {
+fn describe_fabric(view: &View, port: Option<HostPort>) -> Value {
     let name = |name: u64| (name != 0).then(|| format!("{name:016x}"));
     let ports = view.remotes.iter().map(|(target, port)| {
         json!({
@@ -69,7 +70,21 @@ fn describe_fabric(view: &View) -> Value {
         "state": local_state(local.state),
         "port_id": local.port_id,
         "fabric": name(local.fabric),
+        "vport": port.map(describe_port),
         "ports": ports.collect::<Vec<_>>(),
+    })
+}
+
+/// A virtual port as the host has it, under the keys of `vmm fc list --json` where it has them.
+fn describe_port(port: HostPort) -> Value {
+    let known = |text: String| (!text.is_empty()).then_some(text);
+    json!({
+        "name": port.vport,
+        "host": port.host,
+        "parent": known(port.parent),
+        "driver": known(port.driver),
+        "device": known(port.device),
+        "origin": port.origin.word(),
     })
 }
 
@@ -92,4 +107,30 @@ pub(super) fn describe_set((number, listed): (u64, Vec<fdset::Listed>)) -> Value
         None => json!({ "fd": fd }),
     };
     json!({ "fdset-id": number, "fds": listed.into_iter().map(describe).collect::<Vec<_>>() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fc_port::Origin;
+
+    #[test]
+    fn a_virtual_port_is_shown_as_the_host_has_it() {
+        let port = HostPort {
+            vport: "vport-5:0-3".into(),
+            host: 9,
+            wwpn: 0x2100_0212_3456_789a,
+            wwnn: 0x2000_0212_3456_789a,
+            parent: "host5".into(),
+            driver: "lpfc".into(),
+            device: String::new(),
+            origin: Origin::Persistent,
+        };
+        let shown = describe_fabric(&View::default(), Some(port));
+        let wanted = json!({
+            "name": "vport-5:0-3", "host": 9, "parent": "host5", "driver": "lpfc", "device": null, "origin": "persistent",
+        });
+        assert_eq!(shown["vport"], wanted);
+        assert_eq!(describe_fabric(&View::default(), None)["vport"], Value::Null);
+    }
 }

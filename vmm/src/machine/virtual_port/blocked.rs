@@ -1,5 +1,6 @@
 //! Remote ports that nobody tells of any more: commands wait for one that is blocked, and they must not do so for ever. Such a port is
-//! shown as if it were there, and the host's kernel decides what becomes of each command, as it does without this.
+//! shown as if it were there, and the host's kernel decides what becomes of each command, as it does without this. Commands to one that is
+//! lost wait for nothing, and it stays so: when it is back its units may be others, and nobody has asked them.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -28,6 +28,10 @@ pub(super) trait Opens: Send + Sync {
 
 /// A unit whose device goes and comes back.
 pub(super) trait Returns: Send + Sync {
+    /// It may be another one: nothing is sent to it.
+    fn doubted(&self);
+    /// It is not.
+    fn trusted(&self);
     /// It has gone.
     fn lost(&self);
     /// It is back, and [`Returns::back`] follows.
@@ -37,6 +41,14 @@ pub(super) trait Returns: Send + Sync {
 }
 
 impl Returns for Returning {
+    fn doubted(&self) {
+        Returning::doubted(self);
+    }
+
+    fn trusted(&self) {
+        Returning::trusted(self);
+    }
+
     fn lost(&self) {
         Returning::lost(self);
     }

@@ -7,20 +7,28 @@ use devices::scsi::generic::{Arrival, Wanted};
 use devices::scsi::{HostLimits, Lun};
 use devices::threads::{self, Kind};
 
+use super::again::Again;
+use super::lines::{Lines, Turn};
 use super::opener::{Made, Opens, Returns};
 use super::rescans::{Rescans, Work};
 use crate::exit::explain;
-use crate::fc_port::UnitNews;
+use crate::fc_port::{Refused, UnitNews};
 use crate::machine::adapter::Adapter;
 use crate::machine::units::shown;
 
 /// Units of one target that are worked on at a time.
 const THREADS: usize = 64;
 
+/// Tells the process what could not be taken.
+pub(super) type Refuse = Box<dyn Fn(Refused) + Send + Sync>;
+
+/// What a unit is told.
+type Tell = fn(&dyn Returns);
+
 /// What is to be done with a unit.
 enum Step {
-    /// There is none yet; or its device is back.
-    Open(Box<Arrival>),
+    /// There is none yet; or its device is back: what the process calls that.
+    Open(Box<Arrival>, u64),
     Resized,
     Close,
 }
@@ -37,6 +45,10 @@ struct Place {
     busy: bool,
     /// The host has lost it while it was opened.
     lost: bool,
+    /// It may be another one.
+    doubted: bool,
+    /// What was said last of why it is not there.
+    said: Option<String>,
 }
 
 impl Place {
@@ -75,8 +87,10 @@ pub(super) struct Units {
     adapter: Arc<Adapter>,
     opens: Arc<dyn Opens>,
     rescans: Arc<Rescans>,
-    /// Called with a target whose units have come or gone.
-    changed: Box<dyn Fn(u8) + Send + Sync>,
+    /// Where the guest is to look again.
+    again: Again,
+    lines: Lines,
+    refuse: Refuse,
     state: Mutex<State>,
 }
 
@@ -85,9 +99,11 @@ impl Units {
         adapter: Arc<Adapter>,
         opens: Arc<dyn Opens>,
         rescans: Arc<Rescans>,
-        changed: Box<dyn Fn(u8) + Send + Sync>,
+        again: Again,
+        refuse: Refuse,
     ) -> Arc<Self> {
-        Arc::new(Self { adapter, opens, rescans, changed, state: Mutex::default() })
+        let lines = Lines::new(&adapter.id, adapter.remote().clone());
+        Arc::new(Self { adapter, opens, rescans, again, refuse, lines, state: Mutex::default() })
     }
 
     /// What all units that were there at any time take with one command.
@@ -98,32 +114,46 @@ impl Units {
     /// Takes news of a unit.
     pub(super) fn take(self: &Arc<Self>, target: u8, lun: Lun, news: UnitNews) {
         let mut waste = Vec::new();
-        let mut lost = None;
+        let (mut tell, mut refused) = (None::<(Tell, _)>, None);
+        let is_lost = matches!(news, UnitNews::Lost);
         let mut state = self.lock();
         let place = state.places.entry((target, lun)).or_default();
         let step = |place: &mut Place, step| place.steps.push_back((step, self.rescans.work()));
         match news {
-            UnitNews::Came(wanted, arrival) => {
+            UnitNews::Came(wanted, arrival, offer) => {
                 place.clear(&mut waste);
                 if place.is_taken() && !place.is_closing() {
                     // What was there is another one.
                     step(place, Step::Close);
                 }
-                (place.wanted, place.lost) = (Some(*wanted), false);
-                step(place, Step::Open(arrival));
+                (place.wanted, place.lost, place.doubted) = (Some(*wanted), false, false);
+                step(place, Step::Open(arrival, offer));
+            }
+            UnitNews::Doubted => {
+                place.doubted = true;
+                tell = Some((|returns: &dyn Returns| returns.doubted(), place.returns.clone()));
+            }
+            UnitNews::Trusted => {
+                place.doubted = false;
+                tell = Some((|returns: &dyn Returns| returns.trusted(), place.returns.clone()));
             }
             UnitNews::Lost => {
                 place.clear(&mut waste);
-                place.lost = true;
-                lost = place.returns.clone();
+                (place.lost, place.doubted) = (true, false);
+                tell = Some((|returns: &dyn Returns| returns.lost(), place.returns.clone()));
+            }
+            // Of what has never come it is not known how it is opened.
+            UnitNews::Back(arrival, offer) if place.wanted.is_none() => {
+                waste.push((Step::Open(arrival, offer), self.rescans.work()));
+                refused = Some(Refused { target, lun: lun.0, offer, knows: false });
             }
             // One that could not be opened when it came may come so, too. What is to go does not.
-            UnitNews::Back(arrival) => {
+            UnitNews::Back(arrival, offer) => {
                 place.clear(&mut waste);
-                place.lost = false;
+                (place.lost, place.doubted) = (false, false);
                 // Before a thread can be done with it, and before the guest hears that the port is back.
                 place.returns.iter().for_each(|returns| returns.coming());
-                step(place, Step::Open(arrival));
+                step(place, Step::Open(arrival, offer));
             }
             UnitNews::Resized => {
                 let again = place.steps.iter().any(|(step, _)| matches!(step, Step::Resized));
@@ -133,7 +163,7 @@ impl Units {
             }
             UnitNews::Gone => {
                 place.clear(&mut waste);
-                place.wanted = None;
+                (place.wanted, place.said) = (None, None);
                 if place.is_taken() && !place.is_closing() {
                     step(place, Step::Close);
                 }
@@ -142,9 +172,17 @@ impl Units {
         self.settle(&mut state, target, lun);
         drop(state);
         // None of these waits for the host.
-        if let Some(returns) = lost {
-            returns.lost();
+        if let Some((what, Some(returns))) = tell {
+            what(&*returns);
+            if is_lost {
+                self.lines.say(target, lun, Turn::Lost, |name| {
+                    tracing::warn!(
+                        "{name}: the host has no device of the unit any more; it goes on when that is back"
+                    );
+                });
+            }
         }
+        refused.into_iter().for_each(|refused| (self.refuse)(refused));
         self.let_go(waste);
         self.work(target);
     }
@@ -161,7 +199,7 @@ impl Units {
     fn let_go(&self, waste: Vec<(Step, Work)>) {
         // Nobody waits for what is not done.
         let steps: Vec<Step> = waste.into_iter().map(|(step, _)| step).collect();
-        if steps.iter().any(|step| matches!(step, Step::Open(_))) {
+        if steps.iter().any(|step| matches!(step, Step::Open(..))) {
             // Without a thread they are closed here: there is no other place.
             let _ = threads::spawn(Kind::Returns, "fc-close", move || drop(steps));
         }
@@ -234,30 +272,42 @@ impl Units {
         wanted: Option<Wanted>,
         returns: Option<Arc<dyn Returns>>,
     ) {
-        let name = || format!("hba {}, target {target} lun {}", self.adapter.id, shown(lun));
         match (step, wanted, returns) {
-            (Step::Open(arrival), Some(wanted), None) => {
-                if let Err(error) = self.open(target, lun, wanted, *arrival) {
-                    tracing::error!(
-                        "{}: the guest does not get a unit that the array shows: {}; look at it on the host (vmm fc luns)",
-                        name(),
-                        explain(&error)
-                    );
+            (Step::Open(arrival, offer), Some(wanted), None) => {
+                match self.open(target, lun, wanted, *arrival) {
+                    Ok(()) => self.lock().is_there(target, lun),
+                    Err(error) => {
+                        let why = format!(
+                            "the guest does not get a unit that the array shows: {}",
+                            explain(&error)
+                        );
+                        self.fail(target, lun, offer, Turn::Refused, why);
+                    }
                 }
             }
-            (Step::Open(arrival), Some(_), Some(returns)) => {
+            (Step::Open(arrival, offer), Some(_), Some(returns)) => {
+                let path = arrival.path().to_owned();
                 if let Err(error) = returns.back(*arrival) {
-                    tracing::error!("{}: the unit is back, and does not go on: {}", name(), explain(&error));
+                    let why = format!("the unit is back, and does not go on: {}", explain(&error));
+                    self.fail(target, lun, offer, Turn::Stuck, why);
                     return;
                 }
-                // Who has looked meanwhile has found nothing there.
-                (self.changed)(target);
+                self.lock().is_there(target, lun);
+                self.lines.say(target, lun, Turn::Back, |name| {
+                    tracing::info!("{name}: the unit is back as {path}")
+                });
+                // Who has looked meanwhile has found nothing there. Of what comes the HBA hears by itself.
+                self.again.look(target);
             }
             // It has gone meanwhile, or never came.
-            (Step::Open(_), None, _) => {}
+            (Step::Open(..), None, _) => {}
             (Step::Resized, _, Some(_)) => match self.adapter.resized_native(target, lun) {
-                Ok(()) => tracing::info!("{}: the size has changed at the array", name()),
-                Err(error) => tracing::debug!("{}: {error}", name()),
+                Ok(()) => self.lines.say(target, lun, Turn::Resized, |name| {
+                    tracing::info!("{name}: the size has changed at the array");
+                }),
+                Err(error) => {
+                    tracing::debug!("hba {}, target {target} lun {}: {error}", self.adapter.id, shown(lun))
+                }
             },
             (Step::Resized, _, None) => {}
             (Step::Close, _, Some(_)) => {
@@ -268,13 +318,33 @@ impl Units {
                 }
                 drop(state);
                 match closed {
-                    Ok(()) => tracing::info!("{}: the array does not show the unit any more", name()),
-                    Err(error) => tracing::warn!("{}: {}", name(), explain(&error)),
+                    Ok(()) => self.lines.say(target, lun, Turn::Gone, |name| {
+                        tracing::info!("{name}: the array does not show the unit any more");
+                    }),
+                    Err(error) => self.lines.say(target, lun, Turn::Unclosed, |name| {
+                        tracing::warn!(
+                            "{name}: the array does not show the unit any more; {}",
+                            explain(&error)
+                        );
+                    }),
                 }
-                (self.changed)(target);
+                // A guest that looked meanwhile may have stopped at this one, and hears of no other.
+                self.again.look(target);
             }
             (Step::Close, ..) => {}
         }
+    }
+
+    /// A unit that was told of is not there. The log says so once for each reason.
+    fn fail(&self, target: u8, lun: Lun, offer: u64, turn: Turn, why: String) {
+        if self.lock().is_not_there(target, lun, &why) {
+            self.lines.say(target, lun, turn, |name| {
+                tracing::error!(
+                    "{name}: {why}; it is tried again, with pauses; look at it on the host (vmm fc luns)"
+                );
+            });
+        }
+        (self.refuse)(Refused { target, lun: lun.0, offer, knows: true });
     }
 
     fn open(&self, target: u8, lun: Lun, wanted: Wanted, arrival: Arrival) -> anyhow::Result<()> {
@@ -284,15 +354,23 @@ impl Units {
         let mut state = self.lock();
         state.limits = Some(state.limits.map_or(limits, |all| all.and(limits)));
         let place = state.places.entry((target, lun)).or_default();
-        let lost = place.lost;
+        let (lost, doubted) = (place.lost, place.doubted);
         place.returns = Some(returns.clone());
+        if doubted {
+            returns.doubted();
+        }
         drop(state);
         if lost {
             returns.lost();
         }
-        tracing::info!("hba {}, target {target} lun {}: {shown_as}", self.adapter.id, shown(lun));
-        (self.changed)(target);
+        self.lines.say(target, lun, Turn::Came, |name| tracing::info!("{name}: {shown_as}"));
         Ok(())
+    }
+
+    /// Whether nobody is about to be told anything.
+    #[cfg(test)]
+    pub(super) fn is_told(&self) -> bool {
+        self.again.is_idle()
     }
 
     /// Whether nothing is known of any unit.
@@ -307,6 +385,18 @@ impl Units {
 }
 
 impl State {
+    /// Why a unit is not there: whether that is new.
+    fn is_not_there(&mut self, target: u8, lun: Lun, why: &str) -> bool {
+        let Some(place) = self.places.get_mut(&(target, lun)) else { return true };
+        place.said.replace(why.to_owned()).as_deref() != Some(why)
+    }
+
+    fn is_there(&mut self, target: u8, lun: Lun) {
+        if let Some(place) = self.places.get_mut(&(target, lun)) {
+            place.said = None;
+        }
+    }
+
     /// The units of a target.
     fn of(&mut self, target: u8) -> impl Iterator<Item = (Lun, &mut Place)> {
         let all = (target, Lun([0; 8]))..=(target, Lun([u8::MAX; 8]));

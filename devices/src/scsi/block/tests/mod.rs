@@ -131,6 +131,7 @@ struct Bench {
     target: Arc<Target>,
     nexus: Arc<Nexus>,
     successor: Box<Successor>,
+    doubter: Box<dyn Fn(bool)>,
     config: GenericConfig,
 }
 
@@ -175,12 +176,12 @@ impl Bench {
             wanted: None,
         };
         let generic = Generic::new(device.clone(), config.clone()).unwrap();
-        let successor = Box::new(generic.successor());
+        let (successor, doubter) = (Box::new(generic.successor()), Box::new(generic.doubter()));
         let unit = Block::new(generic, image).unwrap();
         let target = Target::new();
         target.attach(Lun::default(), LogicalUnit::Block(unit)).unwrap();
         let nexus = Nexus::new(target.clone(), None);
-        let bench = Self { file, device, target, nexus, successor, config };
+        let bench = Self { file, device, target, nexus, successor, doubter, config };
         let (reply, _) = bench.send(io, &[0; 6], &[], 0).await;
         assert_eq!(reply.unwrap().sense.unwrap().as_bytes()[12], 0x29);
         bench.seen();

@@ -5,7 +5,8 @@ use std::sync::atomic::AtomicBool;
 
 use super::*;
 use crate::iothread::Io;
-use crate::scsi::generic::comeback::{Link, Plug, ask_again, ring};
+use crate::scsi::generic::comeback::{Plug, ask_again, ring};
+use crate::scsi::generic::link::Link;
 use crate::scsi::generic::{Driver, Found, GenericError, Identity, Part, Returning, Wanted};
 use crate::scsi::{Residual, Status, TaskManagement};
 use crate::testing::on_io_thread;
@@ -183,12 +184,26 @@ fn behind_a_port_a_device_that_is_not_there_is_a_path_that_is_lost() {
         let nexus = Nexus::new(target, None);
         heard(&io, &nexus, &[(0x29, 0x00)]).await;
         plug.put(None, &config()).unwrap();
-        for cdb in [&READ[..], &[0; 6]] {
+        // INQUIRY, too: Linux removes disks that say that nothing is there.
+        for cdb in [&READ[..], &[0; 6], &[0x12, 0, 0, 0, 36, 0]] {
             let (reply, _) = send(&io, &nexus, cdb, &[], 512).await;
             assert_eq!(reply.unwrap_err(), TransportFault::PathLost);
         }
-        let (reply, data) = send(&io, &nexus, &[0x12, 0, 0, 0, 36, 0], &[], 36).await;
-        assert_eq!((reply.unwrap().status, data[0]), (Status::Good, 0x7f));
+        // A driver that comes looks for units, and finds those behind this one.
+        for forgets in [Nexus::reset, Nexus::trust, Nexus::forget_use] {
+            forgets(&nexus);
+            for cdb in
+                [&[0x12, 0, 0, 0, 36, 0][..], &[0xa0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0], &[3, 0, 0, 0, 18, 0]]
+            {
+                let _ = send(&io, &nexus, cdb, &[], 36).await;
+            }
+            let (reply, data) = send(&io, &nexus, &[0x12, 0, 0, 0, 36, 0], &[], 36).await;
+            assert_eq!((reply.unwrap().status, data[0]), (Status::Good, 0x7f));
+            // It uses the unit, if only to hear of the reset.
+            let _ = send(&io, &nexus, &[0; 6], &[], 0).await;
+            let (reply, _) = send(&io, &nexus, &[0x12, 0, 0, 0, 36, 0], &[], 36).await;
+            assert_eq!(reply.unwrap_err(), TransportFault::PathLost);
+        }
         // It is back, and being asked who it is: nobody gives up a path, or a unit, for that.
         let identity = Identity {
             address: "8:0:0:0".into(),
@@ -372,7 +387,7 @@ fn a_unit_that_goes_lets_go_of_a_device_that_is_about_to_return() {
         let mute = Arc::new(Dazed(Fake::new(|_| Ok(Answer::good())), AtomicUsize::new(usize::MAX)));
         let (host, again): (Arc<dyn Host>, _) = (mute.clone(), plug.clone());
         let thread = std::thread::spawn(move || {
-            let end = crate::scsi::generic::comeback::go_on(&again, &host, None, &config());
+            let end = crate::scsi::generic::comeback::go_on(&again, &host, None, &config(), None);
             drop(host);
             (end, std::time::Instant::now())
         });

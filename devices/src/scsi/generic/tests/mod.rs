@@ -2,6 +2,7 @@
 
 mod answers;
 mod comeback;
+mod doubt;
 mod ends;
 mod order;
 mod pieces;

@@ -2,22 +2,6 @@
 
 use super::*;
 
-/// What the array has behind a LUN is another device, which the kernel does not see.
-fn remap(world: &mut World, number: u64) {
-    let address = format!("8:0:0:{number}");
-    world.names.insert(address.clone(), "naa.6other".into());
-    world.says.insert(address, "naa.6other".into());
-}
-
-fn uevent(world: &mut World, number: u64, reason: Reason) {
-    let thing = Thing::Unit(format!("8:0:0:{number}").parse().unwrap());
-    let change = Change::Device(Uevent { action: fc::watch::Action::Changed, thing, reason: Some(reason) });
-    world.inventory.heard(&change, world.now);
-}
-
-const ANOTHER: &str =
-    "LUN 5 of target 0 (8:0:0:5) has become another device at the array; the guest gets it as a new one";
-
 #[test]
 fn a_unit_that_says_something_else_gets_nothing_until_it_is_known_who_it_is() {
     let mut world = with_units(&[0, 5]);
@@ -27,7 +11,7 @@ fn a_unit_that_says_something_else_gets_nothing_until_it_is_known_who_it_is() {
             Order::Say(news) => world.hear(news),
             Order::Do(target, job) => {
                 assert!(matches!(job, Job::Who(..)), "{job:?}");
-                world.heard(&["0 5 lost"]);
+                world.heard(&["0 5 doubted"]);
                 let done = world.work_on(target, job.clone());
                 world.inventory.done(target, &job, done, world.now);
             }
@@ -35,23 +19,119 @@ fn a_unit_that_says_something_else_gets_nothing_until_it_is_known_who_it_is() {
         }
     }
     world.step();
-    world.heard(&["0 5 back at 8:0:0:5"]);
+    world.heard(&["0 5 trusted"]);
     assert!(world.jobs.iter().any(|(_, job)| matches!(job, Job::Rescan(_, false))));
-    // It does not say who it is: it is asked again.
+    // It does not say who it is: it is asked again, for a while.
     world.says.insert("8:0:0:5".into(), String::new());
     uevent(&mut world, 5, Reason::Inquiry);
-    world.pass(4);
+    world.pass(19);
+    world.heard(&["0 5 doubted"]);
+    // To say it again and again is no answer.
+    uevent(&mut world, 5, Reason::Inquiry);
+    world.pass(1);
     world.heard(&["0 5 lost"]);
     world.says.clear();
-    world.pass(2);
+    world.pass(3);
     world.heard(&["0 5 back at 8:0:0:5"]);
     // It is another one.
     remap(&mut world, 5);
     uevent(&mut world, 5, Reason::Inquiry);
     world.pass(2);
-    world.heard(&["0 5 lost", "0 5 gone", ANOTHER, "0 5 came at 8:0:0:5"]);
+    world.heard(&["0 5 doubted", "0 5 lost", "0 5 gone", ANOTHER, "0 5 came at 8:0:0:5"]);
     let deleted = |job: &Job| matches!(job, Job::Delete(unit) if unit.address.to_string() == "8:0:0:5");
     assert!(world.jobs.iter().any(|(_, job)| deleted(job)));
+}
+
+/// After an update of an array all its units say so.
+#[test]
+fn units_that_are_who_they_were_stay() {
+    let numbers: Vec<u64> = (0..100).collect();
+    let mut world = with_units(&numbers);
+    numbers.iter().for_each(|number| uevent(&mut world, *number, Reason::Inquiry));
+    world.pass(3);
+    let count = |what: &str| world.heard.iter().filter(|line| line.ends_with(what)).count();
+    assert_eq!((count("doubted"), count("trusted"), world.heard.len()), (100, 100, 200));
+}
+
+#[test]
+fn a_unit_that_says_once_that_it_is_another_one_may_be_mistaken() {
+    let mut world = with_units(&[0, 5]);
+    world.says.insert("8:0:0:5".into(), "naa.6other".into());
+    uevent(&mut world, 5, Reason::Inquiry);
+    world.step();
+    world.heard(&["0 5 doubted"]);
+    world.says.clear();
+    world.pass(5);
+    world.heard(&["0 5 trusted"]);
+}
+
+/// It was asked before the change, and has answered after it.
+#[test]
+fn an_answer_of_before_counts_no_more() {
+    let mut world = with_units(&[0, 5]);
+    world.stuck = |job| matches!(job, Job::Who(..));
+    uevent(&mut world, 5, Reason::Inquiry);
+    world.pass(1);
+    world.heard(&["0 5 doubted"]);
+    remap(&mut world, 5);
+    uevent(&mut world, 5, Reason::Inquiry);
+    world.pass(1);
+    assert_eq!(world.kept.len(), 1, "one after the other");
+    let (target, job) = world.kept.remove(0);
+    world.inventory.done(target, &job, Done::Who(Who::Same), world.now);
+    world.stuck = |_| false;
+    world.pass(3);
+    world.heard(&["0 5 lost", "0 5 gone", ANOTHER, "0 5 came at 8:0:0:5"]);
+}
+
+#[test]
+fn a_unit_that_the_kernel_calls_otherwise_is_asked_and_the_kernel_forgets_another_one() {
+    let mut world = with_units(&[0, 5]);
+    world.names.insert("8:0:0:5".into(), "naa.6more".into());
+    let rename = |world: &World| {
+        let name = world.name_of("8:0:0:5");
+        world.tree.file("sys/class/scsi_device/8:0:0:5/device/wwid", &format!("{name}\n"));
+    };
+    rename(&world);
+    world.pass(2);
+    world.heard(&["0 5 doubted", "0 5 trusted"]);
+    world.jobs.clear();
+    remap(&mut world, 5);
+    rename(&world);
+    world.pass(3);
+    world.heard(&["0 5 doubted", "0 5 lost", "0 5 gone", ANOTHER, "0 5 came at 8:0:0:5"]);
+    let place = |name: &str| world.jobs.iter().position(|(_, job)| format!("{job:?}").starts_with(name));
+    assert!(place("Delete").unwrap() < place("Scan").unwrap());
+}
+
+/// Just after a return it may not have said all its names.
+#[test]
+fn a_unit_that_the_kernel_has_heard_badly_is_asked() {
+    let mut world = with_units(&[0, 5]);
+    let comes_back = |world: &mut World, kept: &str| {
+        world.remote_state("rport-8:0-0", "Not Present");
+        ["8:0:0:0", "8:0:0:5"].iter().for_each(|unit| world.remove(unit));
+        world.step();
+        world.heard.clear();
+        world.names.insert("8:0:0:5".into(), kept.into());
+        world.unit("rport-8:0-0", "8:0:0:0");
+        world.unit("rport-8:0-0", "8:0:0:5");
+        world.remote_state("rport-8:0-0", "Online");
+    };
+    comes_back(&mut world, "naa.6bad");
+    world.names.clear();
+    world.pass(4);
+    world.heard(&["view 0 Blocked", "0 0 back at 8:0:0:0", "0 5 back at 8:0:0:5", "view 0 Online"]);
+    // It hears it so again.
+    comes_back(&mut world, "naa.6bad");
+    world.pass(4);
+    world.heard(&[
+        "view 0 Blocked",
+        "0 0 back at 8:0:0:0",
+        "0 5 gone",
+        "view 0 Online",
+        "0 5 came at 8:0:0:5",
+    ]);
 }
 
 #[test]
@@ -61,8 +141,8 @@ fn units_are_asked_who_they_are_when_their_target_says_that_they_are_others() {
     world.pass(4);
     world.heard(&[]);
     uevent(&mut world, 0, Reason::Luns);
-    world.pass(2);
-    world.heard(&["0 5 lost", "0 5 gone", ANOTHER, "0 5 came at 8:0:0:5"]);
+    world.pass(3);
+    world.heard(&["0 5 doubted", "0 5 lost", "0 5 gone", ANOTHER, "0 5 came at 8:0:0:5"]);
     world.jobs.clear();
     world.pass(10);
     world.heard(&[]);
@@ -82,7 +162,7 @@ fn commands_that_waited_for_a_port_do_not_reach_another_device() {
     world.step();
     states(&world, "running");
     world.pass(2);
-    let moved = ["0 5 lost", "0 5 gone", ANOTHER, "view 0 Online", "0 5 came at 8:0:0:5"];
+    let moved = ["0 5 doubted", "0 5 lost", "0 5 gone", ANOTHER, "view 0 Online", "0 5 came at 8:0:0:5"];
     world.heard(&[&["view 0 Blocked"][..], &moved].concat());
 }
 
@@ -95,8 +175,8 @@ fn a_unit_that_did_not_answer_is_asked_again() {
     world.says.insert("8:0:0:5".into(), String::new());
     world.remote_state("rport-8:0-0", "Online");
     world.step();
-    world.heard(&["view 0 Blocked"]);
+    world.heard(&["view 0 Blocked", "0 5 doubted", "view 0 Online"]);
     remap(&mut world, 5);
-    world.pass(3);
-    world.heard(&["0 5 lost", "0 5 gone", ANOTHER, "view 0 Online", "0 5 came at 8:0:0:5"]);
+    world.pass(4);
+    world.heard(&["0 5 lost", "0 5 gone", ANOTHER, "0 5 came at 8:0:0:5"]);
 }
