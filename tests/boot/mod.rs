@@ -11,6 +11,8 @@ mod fc_command;
 mod fc_errors;
 mod fc_guest;
 mod fc_machine;
+mod fc_module;
+mod fc_module_fabric;
 mod fc_paths;
 mod fc_rules;
 mod fc_scale;
@@ -76,6 +78,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "fc-command", run: fc_command::command },
     Test { name: "fc-emulated", run: fc_machine::emulated },
     Test { name: "fc-machine", run: fc_machine::machine },
+    Test { name: "fc-module-13", run: fc_module::emulated_13 },
     Test { name: "virtio-hotplug-13", run: virtio::hotplug_kernel13 },
     Test { name: "virtio-protection", run: virtio::protection },
     Test { name: "megasas-kexec", run: handover::kexec },
@@ -174,6 +177,11 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "fabric-host", run: fabric_host::host },
     Test { name: "fabric-lio", run: fabric_host::lio },
     Test { name: "fc-vports", run: fc_command::vports },
+    Test { name: "fc-module-12", run: fc_module::emulated_12 },
+    Test { name: "fc-module-reload-50-13", run: fc_module::reload_50_13 },
+    Test { name: "fc-module-reload-50-12", run: fc_module::reload_50_12 },
+    Test { name: "fc-module-plain", run: fc_module::plain },
+    Test { name: "fc-module-fabric", run: fc_module_fabric::fabric },
     Test { name: "fc-killed", run: fc_machine::killed },
     Test { name: "fc-cluster", run: fc_paths::cluster },
     Test { name: "fc-paths", run: fc_paths::multipath },

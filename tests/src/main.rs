@@ -16,7 +16,7 @@ use testbed::runner::{self, Count, Test};
 use testbed::wire::Launch;
 use testbed::{
     agent, bench, bench_conditions, bench_mixed, bench_passed, bench_storage, ci, demo, fuzz, fuzz_corpus,
-    fuzz_coverage, proofs, report,
+    fuzz_coverage, guest_module, proofs, report,
 };
 
 #[path = "../boot/mod.rs"]
@@ -229,7 +229,7 @@ fn main() -> ExitCode {
 
 fn run(command: Cmd) -> Result<ExitCode> {
     match command {
-        Cmd::Prepare => Prepared::new(&Debian::ALL).map(|_| ExitCode::SUCCESS),
+        Cmd::Prepare => prepare().map(|()| ExitCode::SUCCESS),
         Cmd::Level1 { action } => level1(action),
         Cmd::Exec { words } => exec(words),
         Cmd::Demo { quick, qemu } => demo::run(quick, which(qemu)).map(|()| ExitCode::SUCCESS),
@@ -271,6 +271,14 @@ fn run(command: Cmd) -> Result<ExitCode> {
         Cmd::Agent { port: Some(name) } => agent::serve_port(&name).map(|()| ExitCode::SUCCESS),
         Cmd::Agent { port: None } => agent::serve_input().map(|()| ExitCode::SUCCESS),
     }
+}
+
+fn prepare() -> Result<()> {
+    let prepared = Prepared::new(&Debian::ALL)?;
+    for debian in Debian::ALL {
+        guest_module::build(debian, prepared.kernel(debian)?)?;
+    }
+    Ok(())
 }
 
 fn measure_storage(bed: &Bed, args: StorageArgs, rounds: u32, which: &[Vmm]) -> Result<()> {

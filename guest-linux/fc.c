@@ -1,0 +1,368 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The port of this machine on a fabric, and the remote ports that it sees, for scsi_transport_fc.
+ *
+ * The transport has the timers: a port that is lost is given to it, with its units, and taken back
+ * when the device says that it is there again.
+ */
+#include <linux/utsname.h>
+#include <scsi/scsi_transport.h>
+
+#include "vsfc.h"
+
+/* The midlayer's numbers for ports whose own one somebody else has: behind all of the device's. */
+#define FIRST_FREE_ID	VSFC_TARGETS
+/* FCP in a list of FC-4 types: type 08h is bit 0 of byte 2. */
+#define FC4_FCP_BYTE	2
+#define FC4_FCP_BIT	1
+
+static struct scsi_transport_template *fc_template;
+/* What the transport does when somebody asks for a scan. */
+static int (*transport_user_scan)(struct Scsi_Host *shost, uint channel, uint id, u64 lun);
+
+static u32 speed_of(u32 mbps)
+{
+	switch (mbps / 1000) {
+	case 1:
+		return FC_PORTSPEED_1GBIT;
+	case 2:
+		return FC_PORTSPEED_2GBIT;
+	case 4:
+		return FC_PORTSPEED_4GBIT;
+	case 8:
+		return FC_PORTSPEED_8GBIT;
+	case 10:
+		return FC_PORTSPEED_10GBIT;
+	case 16:
+		return FC_PORTSPEED_16GBIT;
+	case 20:
+		return FC_PORTSPEED_20GBIT;
+	case 25:
+		return FC_PORTSPEED_25GBIT;
+	case 32:
+		return FC_PORTSPEED_32GBIT;
+	case 40:
+		return FC_PORTSPEED_40GBIT;
+	case 50:
+		return FC_PORTSPEED_50GBIT;
+	case 64:
+		return FC_PORTSPEED_64GBIT;
+	case 100:
+		return FC_PORTSPEED_100GBIT;
+	case 128:
+		return FC_PORTSPEED_128GBIT;
+	case 256:
+		return FC_PORTSPEED_256GBIT;
+	default:
+		return FC_PORTSPEED_UNKNOWN;
+	}
+}
+
+static enum fc_port_state port_state_of(u8 state)
+{
+	return state <= FC_PORTSTATE_ERROR ? state : FC_PORTSTATE_UNKNOWN;
+}
+
+/* Whether a device has a configuration space that this driver knows. */
+bool vsfc_fc_offered(struct virtio_device *vdev)
+{
+	__le32 revision;
+
+	virtio_cread_bytes(vdev, VSFC_CONFIG_OFFSET, &revision, sizeof(revision));
+	return le32_to_cpu(revision) >= VSFC_REVISION;
+}
+
+/* Shows what the device says of its port now. */
+static void read_local(struct vsfc *host)
+{
+	struct Scsi_Host *shost = host->shost;
+	bool was_online = fc_host_port_state(shost) == FC_PORTSTATE_ONLINE;
+	struct vsfc_config config;
+	bool is_online, secondary;
+
+	/* All of one moment: it is read again where the generation has changed. */
+	virtio_cread_bytes(host->vdev, VSFC_CONFIG_OFFSET, &config, sizeof(config));
+	secondary = config.active == VSFC_ACTIVE_SECONDARY;
+	fc_host_node_name(shost) =
+		be64_to_cpu(secondary ? config.secondary_wwnn : config.primary_wwnn);
+	fc_host_port_name(shost) =
+		be64_to_cpu(secondary ? config.secondary_wwpn : config.primary_wwpn);
+	fc_host_permanent_port_name(shost) = be64_to_cpu(config.primary_wwpn);
+	fc_host_port_id(shost) = le32_to_cpu(config.port_id) & 0xffffff;
+	fc_host_fabric_name(shost) = be64_to_cpu(config.fabric_name);
+	fc_host_speed(shost) = speed_of(le32_to_cpu(config.speed_mbps));
+	fc_host_supported_speeds(shost) |= fc_host_speed(shost);
+	fc_host_supported_classes(shost) = le32_to_cpu(config.supported_classes);
+	fc_host_maxframe_size(shost) = le32_to_cpu(config.max_frame_size);
+	fc_host_port_state(shost) = port_state_of(config.port_state);
+
+	is_online = fc_host_port_state(shost) == FC_PORTSTATE_ONLINE;
+	if (is_online != was_online)
+		fc_host_post_event(shost, fc_get_event_number(),
+				   is_online ? FCH_EVT_LINKUP : FCH_EVT_LINKDOWN, 0);
+}
+
+/* What stays as it is. */
+static void set_fixed(struct Scsi_Host *shost)
+{
+	fc_host_port_type(shost) = FC_PORTTYPE_NPIV;
+	fc_host_supported_speeds(shost) = 0;
+	fc_host_supported_fc4s(shost)[FC4_FCP_BYTE] = FC4_FCP_BIT;
+	fc_host_active_fc4s(shost)[FC4_FCP_BYTE] = FC4_FCP_BIT;
+	snprintf(fc_host_symbolic_name(shost), FC_SYMBOLIC_NAME_SIZE, "%s on %s at %s",
+		 shost->hostt->name, init_utsname()->nodename,
+		 dev_name(shost->shost_gendev.parent));
+}
+
+/* The host is there: shows its port, and finds the others. */
+void vsfc_fc_start(struct vsfc *host)
+{
+	host->next_scsi_id = FIRST_FREE_ID;
+	set_fixed(host->shost);
+	read_local(host);
+	vsfc_fc_sync_all(host, false);
+}
+
+void vsfc_fc_config_changed(struct work_struct *work)
+{
+	struct vsfc *host = container_of(work, struct vsfc, config_work);
+
+	if (host->is_fc && !READ_ONCE(host->is_stopping))
+		read_local(host);
+}
+
+/* Gives a port that is lost to the transport. The caller has ports_lock, as of all that follows. */
+static void lose_port(struct vsfc_target *target)
+{
+	struct fc_rport *rport = target->rport;
+
+	target->rport = NULL;
+	fc_remote_port_delete(rport);
+}
+
+/*
+ * The midlayer's number for a port: the device's own one, so that disks have the names which
+ * they have without this driver, unless another port has it: numbers of ports that are lost
+ * stay theirs.
+ */
+static void choose_scsi_id(struct vsfc *host, struct vsfc_target *target, u64 wwpn)
+{
+	struct Scsi_Host *shost = host->shost;
+	unsigned int number = target - host->targets;
+	unsigned long flags;
+
+	if (!target->owner || target->owner == wwpn)
+		target->owner = wwpn;
+	else
+		number = host->next_scsi_id++;
+	spin_lock_irqsave(shost->host_lock, flags);
+	fc_host_next_target_id(shost) = number;
+	spin_unlock_irqrestore(shost->host_lock, flags);
+}
+
+static void find_port(struct vsfc *host, u8 number, const struct vsfc_rescan_resp *found)
+{
+	struct vsfc_target *target = &host->targets[number];
+	struct fc_rport_identifiers ids = {
+		.node_name = be64_to_cpu(found->node_wwn),
+		.port_name = be64_to_cpu(found->port_wwn),
+		.port_id = le32_to_cpu(found->port_id) & 0xffffff,
+		/* Nobody looks for units before the port has our number. */
+		.roles = FC_PORT_ROLE_UNKNOWN,
+	};
+	struct fc_rport *rport = fc_remote_port_add(host->shost, 0, &ids);
+	struct vsfc_rport *ours;
+
+	if (!rport) {
+		shost_printk(KERN_ERR, host->shost, "no room for remote port %016llx\n",
+			     ids.port_name);
+		return;
+	}
+	ours = rport->dd_data;
+	WRITE_ONCE(ours->number, number + 1);
+	rport->maxframe_size = fc_host_maxframe_size(host->shost);
+	rport->supported_classes = fc_host_supported_classes(host->shost);
+	target->rport = rport;
+	target->wwnn = ids.node_name;
+	target->wwpn = ids.port_name;
+	target->port_id = ids.port_id;
+	if (rport->scsi_target_id == -1)
+		choose_scsi_id(host, target, ids.port_name);
+	fc_remote_port_rolechg(rport, FC_PORT_ROLE_FCP_TARGET);
+	target->scsi_id = rport->scsi_target_id;
+	/* Of units that went meanwhile the driver was told, and has kept them until now. */
+	vsfc_todo(host, number, VSFC_TODO_UNITS);
+	fc_host_post_event(host->shost, fc_get_event_number(), FCH_EVT_RSCN, ids.port_id);
+}
+
+/* A port is like this now. */
+static void show_port(struct vsfc *host, u8 number, const struct vsfc_rescan_resp *found)
+{
+	struct vsfc_target *target = &host->targets[number];
+	bool is_online = found && found->state == FC_PORTSTATE_ONLINE;
+	bool is_same = is_online && target->wwpn == be64_to_cpu(found->port_wwn) &&
+		       target->wwnn == be64_to_cpu(found->node_wwn) &&
+		       target->port_id == (le32_to_cpu(found->port_id) & 0xffffff);
+
+	if (target->rport && !is_same)
+		lose_port(target);
+	if (is_online && !target->rport)
+		find_port(host, number, found);
+}
+
+/* Asks the device how one port is. */
+void vsfc_fc_sync(struct vsfc *host, u8 number)
+{
+	struct vsfc_rescan_resp found;
+	int err;
+
+	mutex_lock(&host->ports_lock);
+	if (!READ_ONCE(host->is_stopping)) {
+		err = vsfc_rescan(host, number, &found);
+		if (!err && le32_to_cpu(found.id) == number)
+			show_port(host, number, &found);
+		else if (!err || err == -ENOENT)
+			show_port(host, number, NULL);
+	}
+	mutex_unlock(&host->ports_lock);
+}
+
+/* Asks the device how all ports are; @look: after the host has looked at the fabric. */
+void vsfc_fc_sync_all(struct vsfc *host, bool look)
+{
+	u32 next = look ? VSFC_NO_ID : 0;
+	struct vsfc_rescan_resp found;
+	unsigned int number = 0;
+	int err = 0;
+
+	mutex_lock(&host->ports_lock);
+	while (number < VSFC_TARGETS && !READ_ONCE(host->is_stopping)) {
+		unsigned int end = VSFC_TARGETS;
+
+		err = vsfc_rescan(host, next, &found);
+		if (err && err != -ENOENT)
+			break;
+		if (!err)
+			end = le32_to_cpu(found.id);
+		/* There is none between the last one and this one. */
+		for (; number < end; number++)
+			show_port(host, number, NULL);
+		if (!err)
+			show_port(host, number++, &found);
+		next = number;
+	}
+	mutex_unlock(&host->ports_lock);
+	if (err && err != -ENOENT && !vsfc_is_broken(host))
+		shost_printk(KERN_ERR, host->shost,
+			     "the device does not name its ports: error %d\n", err);
+}
+
+void vsfc_fc_look_for_ports(struct work_struct *work)
+{
+	vsfc_fc_sync_all(container_of(work, struct vsfc, ports_work), false);
+}
+
+/* No port is told to the transport from now on, which is about to part with all of them. */
+void vsfc_fc_stop(struct vsfc *host)
+{
+	unsigned int number;
+
+	mutex_lock(&host->ports_lock);
+	for (number = 0; number < VSFC_TARGETS; number++)
+		host->targets[number].rport = NULL;
+	mutex_unlock(&host->ports_lock);
+	fc_remove_host(host->shost);
+}
+
+/* `echo - - - > scan`: what the array shows now, also where nobody has told of it. */
+static int user_scan(struct Scsi_Host *shost, uint channel, uint id, u64 lun)
+{
+	vsfc_fc_sync_all(vsfc_of(shost), true);
+	return transport_user_scan(shost, channel, id, lun);
+}
+
+/* `echo 1 > issue_lip`: the same, and the ones that are known are looked at too. */
+static int issue_lip(struct Scsi_Host *shost)
+{
+	struct vsfc *host = vsfc_of(shost);
+
+	vsfc_fc_sync_all(host, true);
+	fc_host_post_event(shost, fc_get_event_number(), FCH_EVT_LIP, 0);
+	vsfc_look_at_all(host);
+	return 0;
+}
+
+/* The port's patience is over: what the device still has for it is to end. */
+static void terminate_rport_io(struct fc_rport *rport)
+{
+	int target = vsfc_port_target(rport);
+
+	if (target >= 0)
+		vsfc_reset_nexus_later(vsfc_of(rport_to_shost(rport)), target);
+}
+
+/* The port is given up, with its units. Should it be there after all, nobody may say so again. */
+static void dev_loss_over(struct fc_rport *rport)
+{
+	struct vsfc *host = vsfc_of(rport_to_shost(rport));
+
+	if (!READ_ONCE(host->is_stopping))
+		queue_work(host->event_wq, &host->ports_work);
+}
+
+static void set_dev_loss_tmo(struct fc_rport *rport, u32 seconds)
+{
+	rport->dev_loss_tmo = seconds ? seconds : 1;
+}
+
+static struct fc_function_template functions = {
+	.dd_fcrport_size = sizeof(struct vsfc_rport),
+
+	.show_host_node_name = 1,
+	.show_host_port_name = 1,
+	.show_host_permanent_port_name = 1,
+	.show_host_supported_classes = 1,
+	.show_host_supported_fc4s = 1,
+	.show_host_supported_speeds = 1,
+	.show_host_maxframe_size = 1,
+	.show_host_symbolic_name = 1,
+	.show_host_port_id = 1,
+	.show_host_port_type = 1,
+	.show_host_port_state = 1,
+	.show_host_active_fc4s = 1,
+	.show_host_speed = 1,
+	.show_host_fabric_name = 1,
+
+	.show_starget_node_name = 1,
+	.show_starget_port_name = 1,
+	.show_starget_port_id = 1,
+
+	.show_rport_maxframe_size = 1,
+	.show_rport_supported_classes = 1,
+	.show_rport_dev_loss_tmo = 1,
+	.set_rport_dev_loss_tmo = set_dev_loss_tmo,
+
+	.dev_loss_tmo_callbk = dev_loss_over,
+	.terminate_rport_io = terminate_rport_io,
+	.issue_fc_host_lip = issue_lip,
+};
+
+struct scsi_transport_template *vsfc_fc_template(void)
+{
+	return fc_template;
+}
+
+int vsfc_fc_init(void)
+{
+	fc_template = fc_attach_transport(&functions);
+	if (!fc_template)
+		return -ENOMEM;
+	transport_user_scan = fc_template->user_scan;
+	fc_template->user_scan = user_scan;
+	return 0;
+}
+
+void vsfc_fc_exit(void)
+{
+	fc_release_transport(fc_template);
+}

@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the parts of the driver know of each other.
+ *
+ * main.c     the module, the device and its queues, the SCSI host
+ * command.c  commands, from the midlayer to the device and back
+ * control.c  requests of the control queue: task management, RESCAN
+ * event.c    what the device tells, and the look for units that follows
+ * fc.c       the port of this machine and the remote ports, for scsi_transport_fc
+ */
+#ifndef VSFC_H
+#define VSFC_H
+
+#include <linux/completion.h>
+#include <linux/mutex.h>
+#include <linux/refcount.h>
+#include <linux/spinlock.h>
+#include <linux/virtio.h>
+#include <linux/virtio_scsi.h>
+#include <linux/workqueue.h>
+#include <scsi/scsi_cmnd.h>
+#include <scsi/scsi_device.h>
+#include <scsi/scsi_host.h>
+#include <scsi/scsi_transport_fc.h>
+
+#include "abi.h"
+#include "compat.h"
+
+/* Numbers of virtqueues: requests have those that follow. */
+#define VSFC_VQ_CONTROL		0
+#define VSFC_VQ_EVENT		1
+#define VSFC_VQ_REQUEST		2
+
+/*
+ * The midlayer's numbers for remote ports: those of the device, and as many for ports whose own one
+ * belongs to another.
+ */
+#define VSFC_MAX_ID		(2 * VSFC_TARGETS)
+
+/* Buffers that the device has for events: what waits behind them waits in the device. */
+#define VSFC_EVENTS		16
+
+/* What memory behind a command has for the driver. */
+struct vsfc_cmd {
+	struct virtio_scsi_cmd_req req;
+	struct virtio_scsi_cmd_resp resp ____cacheline_aligned;
+};
+
+struct vsfc_queue {
+	/* Held for the ring. Interrupts take it. */
+	spinlock_t lock;
+	struct virtqueue *vq;
+} ____cacheline_aligned_in_smp;
+
+/* A request of the control queue. Whoever waits has one reference, the ring the other. */
+struct vsfc_control {
+	refcount_t refs;
+	struct completion done;
+	/* Bytes of the response that the device has written; set before @done. */
+	unsigned int len;
+	unsigned int req_size;
+	unsigned int resp_size;
+	union {
+		struct virtio_scsi_ctrl_tmf_req tmf;
+		struct vsfc_rescan_req rescan;
+	} req ____cacheline_aligned;
+	union {
+		struct virtio_scsi_ctrl_tmf_resp tmf;
+		struct vsfc_rescan_resp rescan;
+	} resp ____cacheline_aligned;
+};
+
+struct vsfc_event {
+	struct vsfc *host;
+	struct work_struct work;
+	struct virtio_scsi_event wire ____cacheline_aligned;
+};
+
+/* What the midlayer keeps for us with a remote port. */
+struct vsfc_rport {
+	/*
+	 * The device's number for it, and one: the transport clears it. It need not be the
+	 * midlayer's.
+	 */
+	u16 number;
+};
+
+/* What is to be done at a target, bits of vsfc_target.todo. */
+enum {
+	VSFC_TODO_UNITS,	/* units are marked: see below */
+	VSFC_TODO_SCAN,		/* look for units */
+	VSFC_TODO_VERIFY,	/* look whether the known ones are still there */
+};
+
+/* What is to be done with a unit: bits of scsi_device.hostdata, which points to nothing. */
+enum {
+	VSFC_UNIT_GONE,
+	VSFC_UNIT_CHANGED,
+};
+
+/* A target of the device. */
+struct vsfc_target {
+	struct vsfc *host;
+	unsigned long todo;
+	struct work_struct work;
+	/* The rest is about the remote port, and protected by vsfc.ports_lock. */
+	/* The port while it is online; the transport's alone when it is not. */
+	struct fc_rport *rport;
+	u64 wwnn;
+	u64 wwpn;
+	u32 port_id;
+	/* The midlayer's number for it. */
+	unsigned int scsi_id;
+	/* Who has this number at the midlayer, which keeps it for a port that may be back. */
+	u64 owner;
+};
+
+struct vsfc {
+	struct virtio_device *vdev;
+	struct Scsi_Host *shost;
+	/* The adapter has a port on a fabric. */
+	bool is_fc;
+	/* LUNs are as the target has them. */
+	bool is_native;
+	/* Nothing new is begun: the host goes, or sleeps. */
+	bool is_stopping;
+	unsigned int nr_queues;
+	struct vsfc_queue control;
+	struct vsfc_queue event;
+	struct vsfc_event *events;
+	/* Events and ports: never waits for a command. */
+	struct workqueue_struct *event_wq;
+	/* Looks for units, which wait for commands. */
+	struct workqueue_struct *scan_wq;
+	struct work_struct config_work;
+	/* Asks how all ports are. */
+	struct work_struct ports_work;
+	/* Asks that, and for all units. */
+	struct work_struct refresh_work;
+	struct work_struct scan_all_work;
+	/* Held while what is known of ports changes, which asks the device. */
+	struct mutex ports_lock;
+	struct vsfc_target *targets;
+	/* The midlayer's number for the next port whose own one is taken. */
+	unsigned int next_scsi_id;
+	struct vsfc_queue queues[];
+};
+
+static inline struct vsfc *vsfc_of(struct Scsi_Host *shost)
+{
+	return shost_priv(shost);
+}
+
+/* A device that is gone, or that was found to break the rules of its rings. */
+static inline bool vsfc_is_broken(struct vsfc *host)
+{
+	return virtqueue_is_broken(host->control.vq);
+}
+
+/* command.c */
+int vsfc_queuecommand(struct Scsi_Host *shost, struct scsi_cmnd *sc);
+void vsfc_commit_rqs(struct Scsi_Host *shost, u16 hwq);
+void vsfc_request_done(struct virtqueue *vq);
+void vsfc_reap(struct vsfc *host);
+void vsfc_end_commands(struct vsfc *host, int host_byte);
+bool vsfc_address(struct scsi_device *sdev, u8 field[8]);
+int vsfc_port_target(struct fc_rport *rport);
+u64 vsfc_lun_of(const u8 field[8]);
+
+/* control.c */
+void vsfc_control_done(struct virtqueue *vq);
+void vsfc_end_control(struct vsfc *host);
+int vsfc_rescan(struct vsfc *host, u32 next_id, struct vsfc_rescan_resp *resp);
+void vsfc_reset_nexus_later(struct vsfc *host, u8 target);
+int vsfc_eh_abort(struct scsi_cmnd *sc);
+int vsfc_eh_unit_reset(struct scsi_cmnd *sc);
+int vsfc_eh_target_reset(struct scsi_cmnd *sc);
+enum vsfc_timeout_action vsfc_eh_timed_out(struct scsi_cmnd *sc);
+bool vsfc_eh_should_retry(struct scsi_cmnd *sc);
+
+/* event.c */
+int vsfc_events_init(struct vsfc *host);
+void vsfc_events_start(struct vsfc *host);
+void vsfc_event_done(struct virtqueue *vq);
+void vsfc_end_events(struct vsfc *host);
+void vsfc_todo(struct vsfc *host, u8 target, unsigned int what);
+void vsfc_look_at_all(struct vsfc *host);
+
+/* fc.c */
+int vsfc_fc_init(void);
+void vsfc_fc_exit(void);
+struct scsi_transport_template *vsfc_fc_template(void);
+bool vsfc_fc_offered(struct virtio_device *vdev);
+void vsfc_fc_start(struct vsfc *host);
+void vsfc_fc_config_changed(struct work_struct *work);
+void vsfc_fc_sync(struct vsfc *host, u8 target);
+void vsfc_fc_sync_all(struct vsfc *host, bool look);
+void vsfc_fc_look_for_ports(struct work_struct *work);
+void vsfc_fc_stop(struct vsfc *host);
+
+#endif
