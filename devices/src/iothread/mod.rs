@@ -65,7 +65,7 @@ use wake::Shared;
 pub use blocking::Owner;
 pub(crate) use errand::{Doing, Errands, Work};
 pub use event::Watch;
-pub use hold::{Claims, Hold};
+pub use hold::{Claims, Hold, Permit};
 pub(crate) use outside::Touches;
 pub use pieces::PieceLimits;
 pub use polling::{Poller, Polling};
@@ -427,6 +427,11 @@ impl Drop for Running<'_> {
 /// ourselves has no future any more that could hear of it.
 pub(crate) fn is_untried(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ECANCELED)
+}
+
+/// Whether an operation was not handed to the kernel, because its permit (see [`Permit`]) said so when its turn came.
+pub(crate) fn is_withheld(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(ring::WITHHELD)
 }
 
 /// A count, or the error that a negative completion stands for.

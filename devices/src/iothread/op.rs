@@ -77,6 +77,17 @@ impl Op {
         }
     }
 
+    /// Whether the kernel may get it, after it has waited for its turn.
+    pub(super) fn may_begin(&self) -> bool {
+        match self {
+            Self::Read { hold, .. }
+            | Self::Write { hold, .. }
+            | Self::Sync { hold, .. }
+            | Self::Allocate { hold, .. } => hold.may_begin(),
+            Self::Readable { .. } | Self::Event(_) | Self::Watch { .. } | Self::Sleep(_) => true,
+        }
+    }
+
     /// Tells who holds something for it how it ended after its future was dropped.
     pub(super) fn abandoned(&self, result: i32) {
         if let Self::Read { hold, .. }

@@ -28,6 +28,8 @@ pub(super) const BYTES_PER_ENTER: u64 = 128 << 10;
 
 /// Bit of the user data that marks the poll before the read of [`Op::Event`].
 const PART: u64 = 1 << 31;
+/// Error number of what its permit has kept from the kernel, which has none beyond 4095 (Linux, `MAX_ERRNO`).
+pub(super) const WITHHELD: i32 = 4096;
 /// User data of cancellations, whose own result is of no interest.
 const CANCEL: u64 = u64::MAX;
 
@@ -85,6 +87,9 @@ pub(super) struct Ring {
     /// Bytes of transfers that were queued since the kernel was entered last.
     bytes: u64,
     in_flight: usize,
+    /// Operations that ended without the kernel since completions were taken last, and who waits for them.
+    withheld: usize,
+    withheld_wakers: Vec<Waker>,
     /// Transfers whose futures are gone while the kernel still works on them.
     detached: Abandoned,
     #[cfg(any(test, feature = "testing"))]
@@ -107,6 +112,8 @@ impl Ring {
             cut: false,
             bytes: 0,
             in_flight: 0,
+            withheld: 0,
+            withheld_wakers: Vec::new(),
             detached: Abandoned::default(),
             #[cfg(any(test, feature = "testing"))]
             stuck: Vec::new(),
@@ -249,7 +256,7 @@ impl Ring {
         self.bytes = 0;
         let room = self.fill();
         let idle = self.uring.completion().is_empty();
-        let want = usize::from(sleep && room && idle);
+        let want = usize::from(sleep && room && idle && self.withheld == 0);
         let queue = self.uring.submission();
         let queued = queue.len();
         if want == 0 && queued == 0 && !queue.taskrun() && !queue.cq_overflow() {
@@ -285,11 +292,13 @@ impl Ring {
 
     /// Whether completions wait, or the kernel has work that makes some.
     pub(super) fn has_completions(&mut self) -> bool {
-        !self.uring.completion().is_empty() || self.uring.submission().taskrun()
+        self.withheld > 0 || !self.uring.completion().is_empty() || self.uring.submission().taskrun()
     }
 
     /// Takes all completions; whom to wake and what to drop goes to `reaped`.
     pub(super) fn reap(&mut self, reaped: &mut Reaped) {
+        self.withheld = 0;
+        reaped.wakers.append(&mut self.withheld_wakers);
         let mut batch = [const { MaybeUninit::<cqueue::Entry>::uninit() }; 64];
         loop {
             let got = self.uring.completion().fill(&mut batch);
@@ -352,6 +361,15 @@ impl Ring {
         };
         let op = slot.op.borrow();
         let Some(op) = op.as_ref() else { return true };
+        if !op.may_begin() {
+            slot.result.set(-WITHHELD);
+            slot.stage.set(Stage::Done);
+            self.withheld += 1;
+            self.withheld_wakers.extend(slot.waker.take());
+            #[cfg(any(test, feature = "testing"))]
+            self.tape.end(key.index, -WITHHELD);
+            return true;
+        }
         let (queue, entries) = (self.uring.submission(), op.entries());
         // The two entries of an event wait are linked, and a link must not be cut by a submission.
         if queue.capacity() - queue.len() < entries {

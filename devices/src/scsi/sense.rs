@@ -261,6 +261,7 @@ impl From<BlockError> for Failure {
             Kind::Unsupported => check(SenseKey::HardwareError, INTERNAL_TARGET_FAILURE),
             Kind::Lost => check(SenseKey::HardwareError, COMMUNICATION_FAILURE),
             Kind::ReservationConflict => Self::Status(Status::ReservationConflict),
+            Kind::Withheld => Self::Status(Status::Busy),
             Kind::HostResources => check(SenseKey::AbortedCommand, INSUFFICIENT_RESOURCES),
         }
     }

@@ -5,7 +5,7 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::iothread::is_untried;
+use crate::iothread::{is_untried, is_withheld};
 
 /// The stable kind of a storage error: the SCSI layer turns each into sense data by one table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub enum BlockErrorKind {
     ReservationConflict,
     /// The host has no memory, descriptors or threads left for it.
     HostResources,
+    /// It was not handed to the host: whoever has the image let nothing more be begun.
+    Withheld,
 }
 
 /// A storage error: kind, what was being done, and the host's own error where there is one.
@@ -96,6 +98,7 @@ fn kind_of(action: Action, e: &io::Error) -> BlockErrorKind {
     let failed =
         if action == Action::Read { BlockErrorKind::ReadFailed } else { BlockErrorKind::WriteFailed };
     match e.raw_os_error() {
+        _ if is_withheld(e) => BlockErrorKind::Withheld,
         // Guests are held to the disk's length before, so that a file too large is the host's limit.
         Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => BlockErrorKind::NoSpace,
         Some(libc::EROFS | libc::EPERM | libc::EACCES | libc::EBADF) if action != Action::Read => {

@@ -9,7 +9,7 @@ use super::{
     Action, BlockBackend, BlockError, ByteOffset, Durability, Ending, Extent, Geometry, Guarded, Limits,
     Pausing, Qcow2Image, RawImage, Span, Unmap,
 };
-use crate::iothread::{Io, is_untried};
+use crate::iothread::{Io, Permit, is_untried, is_withheld};
 use crate::mem::{FromGuest, SgList, ToGuest};
 #[cfg(any(test, feature = "testing"))]
 use crate::testing::{FaultDisk, RamDisk, RecordingDisk};
@@ -85,6 +85,18 @@ impl Image {
         match self {
             Self::Raw(_) | Self::Qcow2(_) => self.guarded(None, None),
             other => other,
+        }
+    }
+
+    /// From now on transfers are handed to the host only if `permit` lets them, which is asked when their turn comes, however long they
+    /// have waited in this process; others end with [`BlockErrorKind::Withheld`]. Of raw images.
+    ///
+    /// [`BlockErrorKind::Withheld`]: super::BlockErrorKind::Withheld
+    pub(crate) fn ask_before(&self, permit: Arc<dyn Permit>) {
+        match self {
+            Self::Raw(image) => image.ask_before(permit),
+            Self::GuardedRaw(guarded) => guarded.backend().ask_before(permit),
+            _ => {}
         }
     }
 
@@ -338,7 +350,7 @@ impl BlockBackend for Image {
                     let (result, _) = single.await;
                     // Never repeated, whatever the host says, once it was begun: a second one would succeed.
                     match (kept, result) {
-                        (_, Err(error)) if is_untried(&error) => {}
+                        (_, Err(error)) if is_untried(&error) || is_withheld(&error) => {}
                         (Kept::Attempt(attempt), Ok(_)) => return attempt.synced(Action::Flush).await,
                         (Kept::Attempt(attempt), Err(error)) => {
                             return Err(attempt.failed(Action::Flush, error));

@@ -11,6 +11,9 @@
 //! its reservations, and answers RESERVATION CONFLICT. Zoned disks are different, where a write moves the place for the next one:
 //! what is written there goes by SG_IO alone. A medium that can be exchanged would be another place: such devices have no such unit.
 //!
+//! What still waits in this process for its turn, when the disk may have become another one or was taken away, does not go to the
+//! ring any more: it ends as a command does that comes then.
+//!
 //! Past the page cache of the host nothing is kept: what the ring has written is at the device, so that a SYNCHRONIZE CACHE that
 //! is sent afterwards is about it, whichever way it goes; and nothing is read that the device does not have.
 
@@ -219,8 +222,9 @@ impl Block {
 
     /// Says what the ring had of a command, unless it was said already that the device is gone.
     fn tell(&self, Failed { error, .. }: &Failed, outcome: &Outcome) {
-        // Somebody else has the disk, which is no fault.
-        if self.generic.is_gone() || error.kind == BlockErrorKind::ReservationConflict {
+        // Somebody else has the disk, or it was not asked, which is no fault.
+        let is_fault = !matches!(error.kind, BlockErrorKind::ReservationConflict | BlockErrorKind::Withheld);
+        if self.generic.is_gone() || !is_fault {
             return;
         }
         let end = match outcome {

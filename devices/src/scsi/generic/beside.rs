@@ -45,7 +45,7 @@ impl Generic {
     /// The blocks of the device that is there now are read and written by `image`, until it goes.
     pub(in crate::scsi) fn set_blocks(&self, image: Arc<Image>) {
         // There is none before.
-        self.plug.peek(|link| drop(link.blocks.set(image)));
+        self.plug.peek(|link| link.set_blocks(image));
     }
 
     /// The blocks of what is there now; `None` while they are only reached by commands, as of a device that is back, or that may be another
@@ -53,7 +53,7 @@ impl Generic {
     pub(in crate::scsi) fn blocks(&self) -> Option<Blocks> {
         let link = self.plug.link();
         let is_known = !link.is_untold() && !link.is_doubted();
-        (link.blocks.get().is_some() && is_known).then_some(Blocks(link))
+        (link.blocks().is_some() && is_known).then_some(Blocks(link))
     }
 
     /// Whether its medium may become another one.
@@ -150,7 +150,7 @@ pub(in crate::scsi) struct Blocks(Arc<Link>);
 impl Blocks {
     /// Where they are.
     pub(in crate::scsi) fn image(&self) -> Option<&Image> {
-        self.0.blocks.get().map(|image| &**image)
+        self.0.blocks()
     }
 
     /// The number of the device at this unit.

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use super::beside::{for_unit, shown};
@@ -88,11 +88,12 @@ impl Plug {
         self.watched.load(Ordering::Relaxed)
     }
 
-    /// Puts what is made in the place of what is there; false if nothing is.
-    fn replace(&self, make: impl FnOnce(&Link) -> Option<Link>) -> bool {
+    /// Puts what is made in the place of what is there, with its blocks; false if nothing is.
+    fn replace(&self, blocks: Option<Arc<Image>>, make: impl FnOnce(&Link) -> Option<Link>) -> bool {
         let mut link = self.link.write().unwrap_or_else(PoisonError::into_inner);
         let Some(mut next) = make(&link) else { return false };
         next.succeed(&link);
+        blocks.into_iter().for_each(|blocks| next.set_blocks(blocks));
         let next = Arc::new(next);
         let before = std::mem::replace(&mut *link, next);
         drop(link);
@@ -108,7 +109,7 @@ impl Plug {
                 self.config.name
             );
         }
-        self.replace(|link| {
+        self.replace(None, |link| {
             link.cut();
             Some(link.without_device())
         });
@@ -118,19 +119,17 @@ impl Plug {
     pub(super) fn take(
         &self,
         before: u64,
-        mut next: Link,
+        next: Link,
         blocks: Option<Arc<Image>>,
     ) -> Result<bool, GenericError> {
         let wanted = self.link().peripheral();
         if next.peripheral() != wanted {
             return Err(GenericError::Other { found: next.peripheral(), path: next.name, wanted });
         }
-        if let Some(blocks) = blocks.filter(|_| !next.is_removable()) {
-            next.blocks = OnceLock::from(blocks);
-        }
+        let blocks = blocks.filter(|_| !next.is_removable());
         let mut next = Some(next);
         // What is not taken is closed after that, not while others wait for the link.
-        Ok(self.replace(|link| {
+        Ok(self.replace(blocks, |link| {
             let next = next.take_if(|_| link.number() == before)?;
             next.follows(link);
             Some(next)

@@ -14,6 +14,7 @@ use super::kind::Kind;
 use super::status::{self, Verdict};
 use super::who::{self, Who};
 use super::{Answer, COPIED_MAX, Command, GenericConfig, GenericError, Host, HostLimits, probe};
+use crate::iothread::Permit;
 use crate::scsi::attention::Attention;
 use crate::scsi::unit::Unit;
 use crate::storage::Image;
@@ -51,13 +52,32 @@ pub(super) struct Link {
     /// How many there were before it at this unit.
     number: u64,
     /// Its blocks, where they are read and written in another way than by commands: the host gets that node back with the others.
-    pub(super) blocks: OnceLock<Arc<Image>>,
+    blocks: OnceLock<Arc<Image>>,
     untold: AtomicU8,
     gone: AtomicBool,
+    way: Arc<Way>,
+}
+
+/// Whether something may still be sent to a device: asked as late as can be.
+#[derive(Default)]
+pub(super) struct Way {
     /// It was taken away: what has not been sent is not sent any more.
     cut: AtomicBool,
     /// The unit's.
     doubt: Arc<Doubt>,
+}
+
+impl Way {
+    /// To what comes in the place of a device, at the same unit.
+    fn onward(&self) -> Arc<Self> {
+        Arc::new(Self { cut: AtomicBool::new(false), doubt: self.doubt.clone() })
+    }
+}
+
+impl Permit for Way {
+    fn may_begin(&self) -> bool {
+        !self.cut.load(Ordering::Acquire) && !self.doubt.is()
+    }
 }
 
 impl Link {
@@ -136,8 +156,7 @@ impl Link {
             blocks: OnceLock::new(),
             untold: AtomicU8::new(0),
             gone: AtomicBool::new(false),
-            cut: AtomicBool::new(false),
-            doubt: Arc::default(),
+            way: Arc::default(),
         })
     }
 
@@ -214,8 +233,7 @@ impl Link {
             blocks: OnceLock::new(),
             untold: AtomicU8::new(self.untold.load(Ordering::Relaxed)),
             gone: AtomicBool::new(true),
-            cut: AtomicBool::new(false),
-            doubt: self.doubt.clone(),
+            way: self.way.onward(),
         }
     }
 
@@ -256,15 +274,27 @@ impl Link {
         self.untold.fetch_and(!untold, Ordering::AcqRel);
     }
 
+    /// Its blocks, if they are read and written in another way than by commands.
+    pub(super) fn blocks(&self) -> Option<&Image> {
+        self.blocks.get().map(|image| &**image)
+    }
+
+    /// From now on `image` has its blocks. It belongs to the unit by now: what waits for the ring of the image asks the unit before it
+    /// goes.
+    pub(super) fn set_blocks(&self, image: Arc<Image>) {
+        image.ask_before(self.way.clone());
+        let _ = self.blocks.set(image);
+    }
+
     /// It comes to the unit of the other.
     pub(super) fn succeed(&mut self, other: &Self) {
         self.number = other.number.wrapping_add(1);
-        self.doubt = other.doubt.clone();
+        self.way = other.way.onward();
     }
 
     /// It was taken away.
     pub(super) fn cut(&self) {
-        self.cut.store(true, Ordering::Release);
+        self.way.cut.store(true, Ordering::Release);
     }
 
     /// All initiators are to hear that it says something else of itself.
@@ -274,17 +304,17 @@ impl Link {
 
     /// Whether it may be another one than it was; of the unit, whatever is behind it.
     pub(super) fn doubt(&self) -> &Doubt {
-        &self.doubt
+        &self.way.doubt
     }
 
     /// Whether it may be another one than it was.
     pub(super) fn is_doubted(&self) -> bool {
-        self.doubt.is()
+        self.way.doubt.is()
     }
 
     /// How a command ends that is not sent there.
     pub(super) fn keeps_back(&self) -> Option<Verdict> {
-        if self.cut.load(Ordering::Acquire) { Some(status::gone()) } else { self.doubt.verdict() }
+        if self.way.cut.load(Ordering::Acquire) { Some(status::gone()) } else { self.way.doubt.verdict() }
     }
 
     /// A command was not sent, for there is no such device: whether that is new.

@@ -13,6 +13,7 @@ use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::alignment::{Alignment, Direct};
@@ -26,7 +27,7 @@ use super::{
     BlockBackend, BlockError, BlockErrorKind, ByteOffset, CacheMode, Durability, Ending, Extent, Geometry,
     OpenError, Span, Unmap,
 };
-use crate::iothread::{Hold, Io, Owner, PieceLimits};
+use crate::iothread::{Hold, Io, Owner, Permit, PieceLimits};
 use crate::mem::{FromGuest, ToGuest};
 pub(super) use container::fill_zeros;
 use file::HostFile;
@@ -61,6 +62,8 @@ fn note(io: &Io, which: Barrier) {
 /// A raw image. May be shared by several I/O threads.
 pub struct RawImage {
     host: HostFile,
+    /// Whom transfers ask when their turn comes.
+    permit: OnceLock<Arc<dyn Permit>>,
     /// For when it is closed and something was lost.
     known_as: Option<lost::Id>,
     /// The last block of a file that ends within one: direct I/O cannot write it without making the file longer.
@@ -138,6 +141,7 @@ impl RawImage {
         let main = HostFile::new(host.file, &name, u64::from(host.align.block), host.pieces);
         let edge = |buffered| Box::new(HostFile::new(buffered, &name, 1, PieceLimits::FILE_CACHE));
         let image = Self {
+            permit: OnceLock::new(),
             known_as,
             stable: Stable::new(&name, host.audit, !options.cache.is_direct(), host.forcing).on(host.forces),
             alignment: Alignment::new(host.align),
@@ -165,6 +169,17 @@ impl RawImage {
             return Err(OpenError::new(format!("{name} {message}")));
         }
         Ok(image)
+    }
+
+    /// From now on transfers, however long they wait in this process, are handed to the host only if `permit` lets them. Said once.
+    pub(in crate::storage) fn ask_before(&self, permit: Arc<dyn Permit>) {
+        // A second one would be of another unit, which has no part in this image.
+        let _ = self.permit.set(permit);
+    }
+
+    /// What each transfer has with it.
+    fn hold(&self) -> Hold {
+        Hold::none().under(self.permit.get())
     }
 
     /// Which file of the host it is: device and inode.
@@ -342,7 +357,7 @@ impl BlockBackend for RawImage {
 
     async fn read(&self, io: &Io, at: ByteOffset, into: ToGuest) -> Result<(), BlockError> {
         self.check(Action::Read, at.0, into.len())?;
-        self.get(io, at.0, into, &Hold::none()).await
+        self.get(io, at.0, into, &self.hold()).await
     }
 
     async fn write(
@@ -353,7 +368,7 @@ impl BlockBackend for RawImage {
         durability: Durability,
     ) -> Result<(), BlockError> {
         self.check(Action::Write, at.0, from.len())?;
-        self.put(io, at.0, from, self.must_be_stable(durability), &Hold::none()).await
+        self.put(io, at.0, from, self.must_be_stable(durability), &self.hold()).await
     }
 
     async fn flush(&self, io: &Io) -> Result<(), BlockError> {
@@ -370,7 +385,7 @@ impl BlockBackend for RawImage {
 
     async fn zero(&self, io: &Io, span: Span, unmap: Unmap) -> Result<(), BlockError> {
         self.check(Action::Zero, span.at.0, span.len)?;
-        self.make_zero(io, span.at.0, span.len, unmap, &Hold::none()).await
+        self.make_zero(io, span.at.0, span.len, unmap, &self.hold()).await
     }
 
     async fn extent(&self, io: &Io, span: Span) -> Result<Extent, BlockError> {

@@ -1,7 +1,7 @@
 //! Transfers that go to the host as they are, in one operation.
 
 use super::{BlockError, ByteOffset, Durability, RawImage, note};
-use crate::iothread::{Hold, Io};
+use crate::iothread::Io;
 use crate::mem::{FromGuest, ToGuest};
 use crate::storage::barrier::Barrier;
 use crate::storage::error::Action;
@@ -21,7 +21,7 @@ impl RawImage {
         if self.is_at_edge(at.0, into.len()) || !self.alignment.fits(at.0, &into) {
             return Begun::Long(into);
         }
-        let single = io.read_single(&self.host.file, at.0, into, self.host.pieces, Hold::none());
+        let single = io.read_single(&self.host.file, at.0, into, self.host.pieces, self.hold());
         Begun::of(single, Kept::Nothing)
     }
 
@@ -43,7 +43,8 @@ impl RawImage {
         {
             return Begun::Long(from);
         }
-        let Some(mut hold) = self.alignment.try_replace(at.0, from.len()) else { return Begun::Long(from) };
+        let Some(hold) = self.alignment.try_replace(at.0, from.len()) else { return Begun::Long(from) };
+        let mut hold = hold.under(self.permit.get());
         let latch = &self.stable.latch;
         let kept = match stable.then(|| self.stable.attempt_write()) {
             None => Kept::Change { _change: latch.unflushed.change() },

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::RawImage;
 use super::forcing::Forcing;
-use crate::iothread::{Hold, Io, is_untried};
+use crate::iothread::{Hold, Io, is_untried, is_withheld};
 use crate::mem::FromGuest;
 use crate::storage::error::Action;
 use crate::storage::stability::{Attempt, Stability};
@@ -101,7 +101,7 @@ impl RawImage {
                 self.stable.latch.settle(since);
                 attempt.succeeded(action).await
             }
-            Err(error) if is_untried(&error) => {
+            Err(error) if is_untried(&error) || is_withheld(&error) => {
                 Err(BlockError::host(action, format_args!("\"{}\"", self.host.name), error))
             }
             Err(error) => Err(attempt.failed(action, error)),
@@ -219,7 +219,7 @@ impl RawImage {
             return Err(attempt.failed(Action::Write, same(error)));
         }
         // What was not begun has taken no error.
-        if !error.is_some_and(is_untried) {
+        if !error.is_some_and(|error| is_untried(error) || is_withheld(error)) {
             attempt.doubt();
         }
         self.try_sync(io, attempt, Action::Write).await
@@ -261,7 +261,9 @@ async fn sync(io: &Io, file: &Arc<File>, attempt: &Attempt) -> io::Result<()> {
 /// Whether a write may fail so before the host has taken anything.
 fn may_be_refusal(error: &io::Error) -> bool {
     let refusals = [libc::ENOSPC, libc::EDQUOT, libc::EFBIG, libc::EINTR, libc::EAGAIN, libc::ENOMEM];
-    is_untried(error) || error.raw_os_error().is_some_and(|code| refusals.contains(&code))
+    is_untried(error)
+        || is_withheld(error)
+        || error.raw_os_error().is_some_and(|code| refusals.contains(&code))
 }
 
 fn same(error: &io::Error) -> io::Error {

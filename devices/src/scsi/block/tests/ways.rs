@@ -376,3 +376,67 @@ fn a_disk_that_may_be_another_one_is_neither_read_nor_written() {
         );
     });
 }
+
+/// A transfer that the ring had taken, and the kernel had not, when it was said that the disk may be another one, or was taken away: it
+/// waits in the process, for the turn of its file, or for memory.
+#[test]
+fn what_waits_for_the_ring_does_not_reach_another_disk() {
+    for (bounce, is_lost, opcode) in [false, true].into_iter().flat_map(|bounce| {
+        [(bounce, false, 0x2a), (bounce, false, 0x28), (bounce, true, 0x2a), (bounce, true, 0x28)]
+    }) {
+        on_io_thread(move |io| async move {
+            let bench = Bench::new(&io, Setup { bounce, ..Setup::new() }).await;
+            let (out, room) = if opcode == 0x2a { (pattern(8), 0) } else { (vec![], BLOCK) };
+            let cdb = ten(opcode, 3, 1);
+            let mut sent = Box::pin(bench.send(&io, &cdb, &out, room));
+            assert!(poll_once(sent.as_mut()).await.is_none(), "it was not begun");
+            if is_lost {
+                (bench.successor)(None, None, &bench.config);
+            } else {
+                (bench.doubter)(true);
+            }
+            let (reply, into) = sent.await;
+            let case = format!("bounce {bounce}, lost {is_lost}, {opcode:02x}h");
+            match reply {
+                Ok(reply) if !is_lost => assert_eq!(reply.status, Status::Busy, "{case}"),
+                // ABORTED COMMAND: it is tried again, and hears then that there is no device.
+                Ok(reply) => assert_eq!(codes(&reply), (0x0b, 0, 0), "{case}"),
+                Err(fault) => panic!("{case}: {fault:?}"),
+            }
+            assert_eq!(bench.blocks(3, 1), pattern(3), "{case}");
+            assert_ne!(into, pattern(3), "{case}: it was read");
+            assert_eq!(bench.seen(), vec![], "{case}");
+        });
+    }
+}
+
+/// Those that wait because the ring is full of others: they end as well, and what comes after the doubt goes on.
+#[test]
+fn none_of_many_reaches_another_disk() {
+    on_io_thread(|io| async move {
+        let bench = Bench::new(&io, Setup::new()).await;
+        let (out, cdb) = (pattern(8), ten(0x2a, 3, 1));
+        let mut sent: Vec<_> = (0..700).map(|_| Box::pin(bench.send(&io, &cdb, &out, 0))).collect();
+        for one in &mut sent {
+            assert!(poll_once(one.as_mut()).await.is_none());
+        }
+        (bench.doubter)(true);
+        for one in sent {
+            assert_eq!(one.await.0.unwrap().status, Status::Busy);
+        }
+        assert_eq!(bench.blocks(3, 1), pattern(3));
+        (bench.doubter)(false);
+        bench.send(&io, &cdb, &out, 0).await.0.unwrap();
+        assert_eq!(bench.send(&io, &cdb, &out, 0).await.0.unwrap().status, Status::Good);
+        assert_eq!(bench.blocks(3, 1), pattern(8));
+    });
+}
+
+/// What a future has after one look.
+async fn poll_once<T>(mut future: std::pin::Pin<&mut impl Future<Output = T>>) -> Option<T> {
+    std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
+        std::task::Poll::Ready(value) => std::task::Poll::Ready(Some(value)),
+        std::task::Poll::Pending => std::task::Poll::Ready(None),
+    })
+    .await
+}
