@@ -63,9 +63,21 @@ static void fail(struct scsi_cmnd *sc, int host_byte)
 	scsi_done(sc);
 }
 
+/* The sense data of a response that is so long; false where a status needs some and has none. */
+static bool take_sense(struct vsfc *host, struct scsi_cmnd *sc,
+		       const struct virtio_scsi_cmd_resp *resp, unsigned int len)
+{
+	size_t count = min_t(size_t, virtio32_to_cpu(host->vdev, resp->sense_len),
+			     len - offsetof(struct virtio_scsi_cmd_resp, sense));
+
+	count = min_t(size_t, count, sizeof(resp->sense));
+	memcpy(sc->sense_buffer, resp->sense, min_t(size_t, count, SCSI_SENSE_BUFFERSIZE));
+	return count || resp->status != SAM_STAT_CHECK_CONDITION;
+}
+
 /* What the response to a command means to the midlayer. */
 static void take_response(struct vsfc *host, struct scsi_cmnd *sc,
-			  const struct virtio_scsi_cmd_resp *resp)
+			  const struct virtio_scsi_cmd_resp *resp, unsigned int len)
 {
 	struct virtio_device *vdev = host->vdev;
 
@@ -97,54 +109,63 @@ static void take_response(struct vsfc *host, struct scsi_cmnd *sc,
 		set_host_byte(sc, DID_ERROR);
 	}
 	scsi_set_resid(sc, min(virtio32_to_cpu(vdev, resp->resid), scsi_bufflen(sc)));
-	if (resp->response == VIRTIO_SCSI_S_OK && resp->sense_len) {
-		size_t len = min_t(size_t, virtio32_to_cpu(vdev, resp->sense_len),
-				   sizeof(resp->sense));
-
-		memcpy(sc->sense_buffer, resp->sense, min_t(size_t, len, SCSI_SENSE_BUFFERSIZE));
-	}
+	/*
+	 * The midlayer would stop all disks of the adapter to ask for sense data that are not
+	 * there: the command is sent again instead.
+	 */
+	if (resp->response == VIRTIO_SCSI_S_OK && !take_sense(host, sc, resp, len))
+		set_host_byte(sc, DID_ERROR);
 }
 
-static void complete_command(struct vsfc *host, struct scsi_cmnd *sc, unsigned int len)
+/*
+ * A command whose time was over, and that the device has ended therefore: it is sent again, as often
+ * as the midlayer does that after its own aborts, but not behind a port that is marginal.
+ */
+static void take_timed_out(struct vsfc *host, struct scsi_cmnd *sc)
 {
+	if (get_host_byte(sc) != DID_ABORT && get_host_byte(sc) != DID_RESET)
+		return;
+	set_host_byte(sc, DID_SOFT_ERROR);
+	vsfc_eh_should_retry(sc);
+}
+
+static void complete_command(struct vsfc *host, void *data, unsigned int len)
+{
+	struct scsi_cmnd *sc = data;
 	struct vsfc_cmd *cmd = scsi_cmd_priv(sc);
 	struct fc_rport *rport = starget_to_rport(scsi_target(sc->device));
 
+	cmd->is_sent = false;
 	/* A device that says nothing has not done it. */
 	if (len < offsetof(struct virtio_scsi_cmd_resp, sense)) {
 		fail(sc, DID_ERROR);
 		return;
 	}
-	take_response(host, sc, &cmd->resp);
+	take_response(host, sc, &cmd->resp, len);
 	/*
 	 * What the device ended for a port that is lost is not over: it is sent again, and then
 	 * waits or fails as the port's timers have it.
 	 */
 	if (rport && fc_remote_port_chkready(rport) && get_host_byte(sc) == DID_ABORT)
 		set_host_byte(sc, DID_TRANSPORT_DISRUPTED);
+	else if (cmd->step)
+		take_timed_out(host, sc);
 	scsi_done(sc);
 }
 
-static void reap_queue(struct vsfc *host, struct vsfc_queue *queue)
+static void end_command(struct vsfc *host, void *data, unsigned int len)
 {
-	struct scsi_cmnd *sc;
-	unsigned long flags;
-	unsigned int len;
+	struct vsfc_cmd *cmd = scsi_cmd_priv(data);
 
-	spin_lock_irqsave(&queue->lock, flags);
-	do {
-		virtqueue_disable_cb(queue->vq);
-		while ((sc = virtqueue_get_buf(queue->vq, &len)))
-			complete_command(host, sc, len);
-	} while (!virtqueue_is_broken(queue->vq) && !virtqueue_enable_cb(queue->vq));
-	spin_unlock_irqrestore(&queue->lock, flags);
+	cmd->is_sent = false;
+	fail(data, host->end_byte);
 }
 
 void vsfc_request_done(struct virtqueue *vq)
 {
 	struct vsfc *host = vq->vdev->priv;
 
-	reap_queue(host, &host->queues[vq->index - VSFC_VQ_REQUEST]);
+	vsfc_ring_reap(host, &host->queues[vq->index - VSFC_VQ_REQUEST], complete_command);
 }
 
 /* Takes what the device has completed, as after a function that ends commands. */
@@ -153,62 +174,66 @@ void vsfc_reap(struct vsfc *host)
 	unsigned int i;
 
 	for (i = 0; i < host->nr_queues; i++)
-		reap_queue(host, &host->queues[i]);
+		vsfc_ring_reap(host, &host->queues[i], complete_command);
 }
 
-/* The device is reset, or gone: ends all that it still had. */
-void vsfc_end_commands(struct vsfc *host, int host_byte)
+/* The device is reset: ends all that it still had. */
+void vsfc_end_commands(struct vsfc *host)
 {
-	struct scsi_cmnd *sc;
-	unsigned long flags;
 	unsigned int i;
 
-	for (i = 0; i < host->nr_queues; i++) {
-		spin_lock_irqsave(&host->queues[i].lock, flags);
-		while ((sc = virtqueue_detach_unused_buf(host->queues[i].vq)))
-			fail(sc, host_byte);
-		spin_unlock_irqrestore(&host->queues[i].lock, flags);
-	}
+	for (i = 0; i < host->nr_queues; i++)
+		vsfc_ring_end(host, &host->queues[i], end_command);
 }
 
-static void kick(struct vsfc_queue *queue)
+/* Whether the device has a command, and may write its memory; and the tag that it knows it by. */
+bool vsfc_is_sent(struct vsfc *host, struct scsi_cmnd *sc, u64 *tag)
 {
+	struct vsfc_cmd *cmd = scsi_cmd_priv(sc);
+	struct vsfc_queue *queue = &host->queues[READ_ONCE(cmd->queue) % host->nr_queues];
 	unsigned long flags;
-	bool notify;
+	bool is_sent;
 
 	spin_lock_irqsave(&queue->lock, flags);
-	notify = virtqueue_kick_prepare(queue->vq);
+	is_sent = cmd->is_sent;
+	*tag = virtio64_to_cpu(host->vdev, cmd->req.tag);
 	spin_unlock_irqrestore(&queue->lock, flags);
-	if (notify)
-		virtqueue_notify(queue->vq);
+	return is_sent;
+}
+
+/*
+ * A command is the device's from now on. Its tag is not that of one before it: a function that comes
+ * late ends no other command.
+ */
+static void mark_sent(struct vsfc_queue *queue, void *data)
+{
+	struct scsi_cmnd *sc = data;
+	struct vsfc *host = vsfc_of(sc->device->host);
+	struct vsfc_cmd *cmd = scsi_cmd_priv(sc);
+	u64 tag = (u64)++queue->serial << 32 | blk_mq_unique_tag(scsi_cmd_to_rq(sc));
+
+	cmd->req.tag = cpu_to_virtio64(host->vdev, tag);
+	cmd->is_sent = true;
 }
 
 static int add_command(struct vsfc_queue *queue, struct scsi_cmnd *sc, bool is_last)
 {
 	struct scatterlist *sgs[4], req, resp;
 	struct vsfc_cmd *cmd = scsi_cmd_priv(sc);
-	unsigned int out = 0, in = 0;
-	unsigned long flags;
-	bool notify = false;
+	struct vsfc_buffers buffers = { .sgs = sgs, .data = sc };
 	int err;
 
 	sg_init_one(&req, &cmd->req, sizeof(cmd->req));
-	sgs[out++] = &req;
+	sgs[buffers.out++] = &req;
 	if (sc->sc_data_direction == DMA_TO_DEVICE && scsi_sg_count(sc))
-		sgs[out++] = scsi_sglist(sc);
+		sgs[buffers.out++] = scsi_sglist(sc);
 	sg_init_one(&resp, &cmd->resp, sizeof(cmd->resp));
-	sgs[out + in++] = &resp;
+	sgs[buffers.out + buffers.in++] = &resp;
 	if (sc->sc_data_direction == DMA_FROM_DEVICE && scsi_sg_count(sc))
-		sgs[out + in++] = scsi_sglist(sc);
-
-	spin_lock_irqsave(&queue->lock, flags);
-	err = virtqueue_add_sgs(queue->vq, sgs, out, in, sc, GFP_ATOMIC);
-	/* One that finds no room is the end of a batch, too. */
-	if (is_last || err)
-		notify = virtqueue_kick_prepare(queue->vq);
-	spin_unlock_irqrestore(&queue->lock, flags);
-	if (notify)
-		virtqueue_notify(queue->vq);
+		sgs[buffers.out + buffers.in++] = scsi_sglist(sc);
+	err = vsfc_ring_add(queue, &buffers, is_last, mark_sent);
+	if (err)
+		cmd->is_sent = false;
 	return err;
 }
 
@@ -219,43 +244,48 @@ static struct vsfc_queue *queue_of(struct vsfc *host, struct scsi_cmnd *sc)
 	return &host->queues[blk_mq_unique_tag_to_hwq(tag) % host->nr_queues];
 }
 
+/* A command that ends here may be the last one of a batch, whose others the device is to hear of. */
+static int end_here(struct vsfc *host, struct scsi_cmnd *sc, int result)
+{
+	if (sc->flags & SCMD_LAST)
+		vsfc_ring_kick(queue_of(host, sc));
+	sc->result = result;
+	scsi_done(sc);
+	return 0;
+}
+
 int vsfc_queuecommand(struct Scsi_Host *shost, struct scsi_cmnd *sc)
 {
 	struct vsfc *host = vsfc_of(shost);
 	struct vsfc_cmd *cmd = scsi_cmd_priv(sc);
+	struct vsfc_queue *queue = queue_of(host, sc);
 	int err;
 
 	if (host->is_fc) {
 		struct fc_rport *rport = starget_to_rport(scsi_target(sc->device));
 		int result = rport ? fc_remote_port_chkready(rport) : DID_NO_CONNECT << 16;
 
-		if (unlikely(result)) {
-			sc->result = result;
-			scsi_done(sc);
-			return 0;
-		}
+		if (unlikely(result))
+			return end_here(host, sc, result);
 	}
 	memset(&cmd->req, 0, sizeof(cmd->req));
 	/* What a device leaves as it is says that all went wrong. */
 	memset(&cmd->resp, 0, offsetof(struct virtio_scsi_cmd_resp, sense));
 	cmd->resp.response = VIRTIO_SCSI_S_FAILURE;
+	cmd->step = 0;
+	WRITE_ONCE(cmd->queue, queue - host->queues);
 	if (unlikely(!vsfc_address(sc->device, cmd->req.lun) ||
-		     sc->cmd_len > sizeof(cmd->req.cdb))) {
-		fail(sc, DID_BAD_TARGET);
-		return 0;
-	}
-	cmd->req.tag = cpu_to_virtio64(host->vdev, blk_mq_unique_tag(scsi_cmd_to_rq(sc)));
+		     sc->cmd_len > sizeof(cmd->req.cdb)))
+		return end_here(host, sc, DID_BAD_TARGET << 16);
 	cmd->req.task_attr = VIRTIO_SCSI_S_SIMPLE;
 	memcpy(cmd->req.cdb, sc->cmnd, sc->cmd_len);
 
-	err = add_command(queue_of(host, sc), sc, sc->flags & SCMD_LAST);
+	err = add_command(queue, sc, sc->flags & SCMD_LAST);
 	if (likely(!err))
 		return 0;
-	if (err == -EIO) {
-		/* The device is gone. */
-		fail(sc, DID_NO_CONNECT);
-		return 0;
-	}
+	/* The device is gone, or its queues are. */
+	if (err == -EIO || READ_ONCE(host->is_lost))
+		return end_here(host, sc, DID_NO_CONNECT << 16);
 	return SCSI_MLQUEUE_HOST_BUSY;
 }
 
@@ -263,5 +293,5 @@ void vsfc_commit_rqs(struct Scsi_Host *shost, u16 hwq)
 {
 	struct vsfc *host = vsfc_of(shost);
 
-	kick(&host->queues[hwq % host->nr_queues]);
+	vsfc_ring_kick(&host->queues[hwq % host->nr_queues]);
 }

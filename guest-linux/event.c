@@ -93,14 +93,18 @@ static void target_work(struct work_struct *work)
 {
 	struct vsfc_target *target = container_of(work, struct vsfc_target, work);
 	struct vsfc *host = target->host;
-	unsigned long todo = xchg(&target->todo, 0);
 	unsigned int scsi_id;
 	struct device *parent;
+	unsigned long todo;
 
-	/* Where a port is lost, its units stay as they are; all is looked at when it is back. */
+	/*
+	 * Where a port is lost, its units stay as they are, and what is to be done stays to be
+	 * done: who finds the port has it done.
+	 */
 	if (READ_ONCE(host->is_stopping) ||
 	    !place_of(host, target - host->targets, &scsi_id, &parent))
 		return;
+	todo = xchg(&target->todo, 0);
 	look_at_units(host, scsi_id, test_bit(VSFC_TODO_VERIFY, &todo));
 	if (test_bit(VSFC_TODO_SCAN, &todo) && !READ_ONCE(host->is_stopping))
 		scsi_scan_target(parent, 0, scsi_id, SCAN_WILD_CARD, SCSI_SCAN_RESCAN);
@@ -219,16 +223,12 @@ static void handle_event(struct vsfc *host, const struct virtio_scsi_event *wire
 static void give_buffer(struct vsfc_event *event)
 {
 	struct vsfc *host = event->host;
-	struct scatterlist sg;
-	unsigned long flags;
+	struct scatterlist sg, *sgs[1] = { &sg };
+	struct vsfc_buffers buffers = { .sgs = sgs, .in = 1, .data = event };
 
 	sg_init_one(&sg, &event->wire, sizeof(event->wire));
-	spin_lock_irqsave(&host->event.lock, flags);
-	if (!READ_ONCE(host->is_stopping)) {
-		if (!virtqueue_add_inbuf(host->event.vq, &sg, 1, event, GFP_ATOMIC))
-			virtqueue_kick(host->event.vq);
-	}
-	spin_unlock_irqrestore(&host->event.lock, flags);
+	if (!READ_ONCE(host->is_stopping))
+		vsfc_ring_add(&host->event, &buffers, true, NULL);
 }
 
 static void event_work(struct work_struct *work)
@@ -241,24 +241,21 @@ static void event_work(struct work_struct *work)
 		handle_event(event->host, &wire);
 }
 
+static void take_event(struct vsfc *host, void *data, unsigned int len)
+{
+	struct vsfc_event *event = data;
+
+	if (len < sizeof(event->wire))
+		memset(&event->wire, 0, sizeof(event->wire));
+	if (!host->is_stopping)
+		queue_work(host->event_wq, &event->work);
+}
+
 void vsfc_event_done(struct virtqueue *vq)
 {
 	struct vsfc *host = vq->vdev->priv;
-	struct vsfc_event *event;
-	unsigned long flags;
-	unsigned int len;
 
-	spin_lock_irqsave(&host->event.lock, flags);
-	do {
-		virtqueue_disable_cb(vq);
-		while ((event = virtqueue_get_buf(vq, &len))) {
-			if (len < sizeof(event->wire))
-				memset(&event->wire, 0, sizeof(event->wire));
-			if (!host->is_stopping)
-				queue_work(host->event_wq, &event->work);
-		}
-	} while (!virtqueue_is_broken(vq) && !virtqueue_enable_cb(vq));
-	spin_unlock_irqrestore(&host->event.lock, flags);
+	vsfc_ring_reap(host, &host->event, take_event);
 }
 
 void vsfc_events_start(struct vsfc *host)
@@ -269,15 +266,14 @@ void vsfc_events_start(struct vsfc *host)
 		give_buffer(&host->events[i]);
 }
 
+static void drop_event(struct vsfc *host, void *data, unsigned int len)
+{
+}
+
 /* The device is reset: it has no buffers any more. */
 void vsfc_end_events(struct vsfc *host)
 {
-	unsigned long flags;
-
-	spin_lock_irqsave(&host->event.lock, flags);
-	while (virtqueue_detach_unused_buf(host->event.vq))
-		;
-	spin_unlock_irqrestore(&host->event.lock, flags);
+	vsfc_ring_end(host, &host->event, drop_event);
 }
 
 int vsfc_events_init(struct vsfc *host)

@@ -63,12 +63,58 @@ static enum fc_port_state port_state_of(u8 state)
 	return state <= FC_PORTSTATE_ERROR ? state : FC_PORTSTATE_UNKNOWN;
 }
 
+/* Reads a field by its width (virtio 4.1.3.1). */
+static void read_field(struct virtio_device *vdev, unsigned int at, void *field, size_t width)
+{
+	vdev->config->get(vdev, VSFC_CONFIG_OFFSET + at, field, width);
+}
+
+#define READ_FIELD(vdev, config, field)						\
+	read_field(vdev, offsetof(struct vsfc_config, field), &(config)->field,	\
+		   sizeof((config)->field))
+
+/* A name is eight bytes, each a field. */
+static __be64 read_name(struct virtio_device *vdev, unsigned int at)
+{
+	__be64 name;
+	unsigned int i;
+
+	for (i = 0; i < sizeof(name); i++)
+		read_field(vdev, at + i, (u8 *)&name + i, 1);
+	return name;
+}
+
+#define READ_NAME(vdev, config, field)						\
+	((config)->field = read_name(vdev, offsetof(struct vsfc_config, field)))
+
+/* The configuration space: all of one moment, it is read again where its generation has changed. */
+static void read_config(struct virtio_device *vdev, struct vsfc_config *config)
+{
+	u32 generation;
+
+	do {
+		generation = vdev->config->generation ? vdev->config->generation(vdev) : 0;
+		READ_FIELD(vdev, config, revision);
+		READ_NAME(vdev, config, primary_wwnn);
+		READ_NAME(vdev, config, primary_wwpn);
+		READ_NAME(vdev, config, secondary_wwnn);
+		READ_NAME(vdev, config, secondary_wwpn);
+		READ_FIELD(vdev, config, active);
+		READ_FIELD(vdev, config, port_state);
+		READ_FIELD(vdev, config, port_id);
+		READ_NAME(vdev, config, fabric_name);
+		READ_FIELD(vdev, config, speed_mbps);
+		READ_FIELD(vdev, config, supported_classes);
+		READ_FIELD(vdev, config, max_frame_size);
+	} while (vdev->config->generation && generation != vdev->config->generation(vdev));
+}
+
 /* Whether a device has a configuration space that this driver knows. */
 bool vsfc_fc_offered(struct virtio_device *vdev)
 {
 	__le32 revision;
 
-	virtio_cread_bytes(vdev, VSFC_CONFIG_OFFSET, &revision, sizeof(revision));
+	read_field(vdev, 0, &revision, sizeof(revision));
 	return le32_to_cpu(revision) >= VSFC_REVISION;
 }
 
@@ -80,8 +126,7 @@ static void read_local(struct vsfc *host)
 	struct vsfc_config config;
 	bool is_online, secondary;
 
-	/* All of one moment: it is read again where the generation has changed. */
-	virtio_cread_bytes(host->vdev, VSFC_CONFIG_OFFSET, &config, sizeof(config));
+	read_config(host->vdev, &config);
 	secondary = config.active == VSFC_ACTIVE_SECONDARY;
 	fc_host_node_name(shost) =
 		be64_to_cpu(secondary ? config.secondary_wwnn : config.primary_wwnn);
@@ -190,8 +235,14 @@ static void find_port(struct vsfc *host, u8 number, const struct vsfc_rescan_res
 		choose_scsi_id(host, target, ids.port_name);
 	fc_remote_port_rolechg(rport, FC_PORT_ROLE_FCP_TARGET);
 	target->scsi_id = rport->scsi_target_id;
-	/* Of units that went meanwhile the driver was told, and has kept them until now. */
-	vsfc_todo(host, number, VSFC_TODO_UNITS);
+	clear_bit(VSFC_RESET_OWED, &target->reset);
+	/*
+	 * Of units that went meanwhile the driver was told, and has kept them until now; and what
+	 * came or went while nobody could be asked is found by a look.
+	 */
+	set_bit(VSFC_TODO_UNITS, &target->todo);
+	set_bit(VSFC_TODO_VERIFY, &target->todo);
+	vsfc_todo(host, number, VSFC_TODO_SCAN);
 	fc_host_post_event(host->shost, fc_get_event_number(), FCH_EVT_RSCN, ids.port_id);
 }
 

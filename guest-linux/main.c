@@ -8,6 +8,7 @@
 #include <linux/module.h>
 #include <linux/slab.h>
 #include <linux/virtio_ids.h>
+#include <linux/virtio_ring.h>
 
 #include "vsfc.h"
 
@@ -28,6 +29,8 @@ static int unit_alloc(struct scsi_device *sdev)
 	struct fc_rport *rport = starget_to_rport(scsi_target(sdev));
 	u8 field[8];
 
+	if (READ_ONCE(vsfc_of(sdev->host)->is_stopping))
+		return -ENXIO;
 	if (vsfc_of(sdev->host)->is_fc && (!rport || fc_remote_port_chkready(rport)))
 		return -ENXIO;
 	/* Marks of units begin as none: see event.c. */
@@ -63,29 +66,21 @@ static struct scsi_host_template template = {
 	.eh_abort_handler = vsfc_eh_abort,
 	.eh_device_reset_handler = vsfc_eh_unit_reset,
 	.eh_target_reset_handler = vsfc_eh_target_reset,
+	.eh_host_reset_handler = vsfc_eh_wait,
 	.VSFC_UNIT_ALLOC = unit_alloc,
 	.skip_settle_delay = 1,
 	.dma_boundary = UINT_MAX,
 };
 
-static u32 config32(struct virtio_device *vdev, unsigned int offset)
-{
-	__virtio32 value;
-
-	virtio_cread_bytes(vdev, offset, &value, sizeof(value));
-	return virtio32_to_cpu(vdev, value);
-}
-
-#define CONFIG32(vdev, field) config32(vdev, offsetof(struct virtio_scsi_config, field))
-
-static u16 max_target(struct virtio_device *vdev)
-{
-	__virtio16 value;
-
-	virtio_cread_bytes(vdev, offsetof(struct virtio_scsi_config, max_target), &value,
-			   sizeof(value));
-	return virtio16_to_cpu(vdev, value);
-}
+/* A field of the configuration space, read by its width. */
+#define CONFIG(vdev, field) ({								\
+	typeof_member(struct virtio_scsi_config, field) wire;				\
+											\
+	(vdev)->config->get(vdev, offsetof(struct virtio_scsi_config, field), &wire,	\
+			    sizeof(wire));						\
+	wire;										\
+})
+#define CONFIG32(vdev, field) virtio32_to_cpu(vdev, CONFIG(vdev, field))
 
 static void set_config32(struct virtio_device *vdev, unsigned int offset, u32 number)
 {
@@ -115,10 +110,12 @@ static int start_queues(struct vsfc *host)
 	err = vsfc_find_vqs(vdev, count, vqs, wants, &desc);
 	if (err)
 		goto out;
-	host->control.vq = vqs[VSFC_VQ_CONTROL];
-	host->event.vq = vqs[VSFC_VQ_EVENT];
+	vsfc_ring_set(&host->control, vqs[VSFC_VQ_CONTROL]);
+	vsfc_ring_set(&host->event, vqs[VSFC_VQ_EVENT]);
 	for (i = 0; i < host->nr_queues; i++)
-		host->queues[i].vq = vqs[VSFC_VQ_REQUEST + i];
+		vsfc_ring_set(&host->queues[i], vqs[VSFC_VQ_REQUEST + i]);
+	/* Without indirect descriptors a request takes two. */
+	host->max_recoveries = max(virtqueue_get_vring_size(vqs[VSFC_VQ_CONTROL]) / 4, 2U);
 	set_config32(vdev, offsetof(struct virtio_scsi_config, cdb_size), CDB_SIZE);
 	set_config32(vdev, offsetof(struct virtio_scsi_config, sense_size), SENSE_SIZE);
 out:
@@ -127,13 +124,28 @@ out:
 	return err;
 }
 
+/* The device is reset, and writes no memory any more: takes back all that it had. */
+static void take_back(struct vsfc *host, int host_byte)
+{
+	virtio_reset_device(host->vdev);
+	host->end_byte = host_byte;
+	vsfc_end_commands(host);
+	vsfc_end_control(host);
+	vsfc_end_events(host);
+}
+
 /* Takes everything back from the device, and parts with the queues. */
 static void stop_queues(struct vsfc *host, int host_byte)
 {
-	virtio_reset_device(host->vdev);
-	vsfc_end_commands(host, host_byte);
-	vsfc_end_control(host);
-	vsfc_end_events(host);
+	unsigned int i;
+
+	take_back(host, host_byte);
+	vsfc_ring_set(&host->control, NULL);
+	vsfc_ring_set(&host->event, NULL);
+	for (i = 0; i < host->nr_queues; i++)
+		vsfc_ring_set(&host->queues[i], NULL);
+	/* Who is about to notify the device has done so. */
+	synchronize_rcu();
 	host->vdev->config->del_vqs(host->vdev);
 }
 
@@ -156,13 +168,16 @@ static void set_limits(struct vsfc *host)
 
 	shost->can_queue = virtqueue_get_vring_size(host->queues[0].vq);
 	shost->cmd_per_lun = clamp_t(u32, per_lun, 1, shost->can_queue);
+	/* Without indirect descriptors a command's segments, and two more, fill the ring. */
+	if (!virtio_has_feature(vdev, VIRTIO_RING_F_INDIRECT_DESC))
+		seg_max = min_t(u32, seg_max, max(shost->can_queue - 2, 1));
 	shost->sg_tablesize = clamp_t(u32, seg_max, 1, SG_MAX_SEGMENTS);
 	shost->max_sectors = CONFIG32(vdev, max_sectors) ?: 0xffff;
 	shost->max_cmd_len = CDB_SIZE;
 	shost->nr_hw_queues = host->nr_queues;
 	shost->max_channel = 0;
 	/* Who asks the transport for a scan has it go through all numbers. */
-	shost->max_id = host->is_fc ? VSFC_MAX_ID : max_target(vdev) + 1;
+	shost->max_id = host->is_fc ? VSFC_MAX_ID : virtio16_to_cpu(vdev, CONFIG(vdev, max_target)) + 1;
 	shost->max_lun = host->is_native ? MAX_NATIVE_LUN :
 			 CONFIG32(vdev, max_lun) + 1ULL + FLAT_SPACE_LUN;
 }
@@ -197,6 +212,7 @@ static struct vsfc *new_host(struct virtio_device *vdev)
 	if (host->is_fc)
 		shost->transportt = vsfc_fc_template();
 	mutex_init(&host->ports_lock);
+	vsfc_recovery_init(host);
 	spin_lock_init(&host->control.lock);
 	spin_lock_init(&host->event.lock);
 	for (i = 0; i < nr_queues; i++)
@@ -240,22 +256,37 @@ free:
 	return err;
 }
 
+/*
+ * Takes the units away while the ports are there: a disk writes back what its cache has then, for
+ * which a port that the transport parts with has no room.
+ */
+static void remove_units(struct vsfc *host)
+{
+	struct scsi_device *sdev;
+
+	shost_for_each_device(sdev, host->shost)
+		scsi_remove_device(sdev);
+}
+
 static void remove(struct virtio_device *vdev)
 {
 	struct vsfc *host = vdev->priv;
 
 	set_stopping(host, true);
-	/* Of a device that is gone nothing comes back. */
-	if (vsfc_is_broken(host)) {
-		vsfc_end_commands(host, DID_NO_CONNECT);
-		vsfc_end_control(host);
-	}
+	cancel_delayed_work_sync(&host->reset_work);
+	/* Of a device that is gone nothing comes back; one that broke a rule may still write. */
+	if (vsfc_is_broken(host))
+		take_back(host, DID_NO_CONNECT);
+	remove_units(host);
 	if (host->is_fc)
 		vsfc_fc_stop(host);
 	scsi_remove_host(host->shost);
 	flush_workqueue(host->event_wq);
 	flush_workqueue(host->scan_wq);
 	stop_queues(host, DID_NO_CONNECT);
+	/* Somebody may have asked for a reset, and waits for it. */
+	down_write(&host->functions);
+	up_write(&host->functions);
 	free_host(host);
 }
 
@@ -286,9 +317,12 @@ static int validate(struct virtio_device *vdev)
 	if (!virtio_has_feature(vdev, VIRTIO_SCSI_F_HOTPLUG))
 		__virtio_clear_bit(vdev, VSFC_F_RPORT_EVENTS);
 	if (!plain && virtio_has_feature(vdev, VIRTIO_F_VERSION_1) &&
-	    virtio_has_feature(vdev, VSFC_F_RESCAN) &&
-	    virtio_has_feature(vdev, VSFC_F_FC_HOST) && vsfc_fc_offered(vdev))
-		return 0;
+	    virtio_has_feature(vdev, VSFC_F_RESCAN) && virtio_has_feature(vdev, VSFC_F_FC_HOST)) {
+		if (vsfc_fc_offered(vdev))
+			return 0;
+		dev_err(&vdev->dev, "the device offers a port, but its configuration has none\n");
+		return -EINVAL;
+	}
 	for (i = 0; i < ARRAY_SIZE(all); i++)
 		__virtio_clear_bit(vdev, all[i]);
 	return 0;
@@ -300,6 +334,7 @@ static int freeze(struct virtio_device *vdev)
 	struct vsfc *host = vdev->priv;
 
 	set_stopping(host, true);
+	cancel_delayed_work_sync(&host->reset_work);
 	flush_workqueue(host->event_wq);
 	flush_workqueue(host->scan_wq);
 	stop_queues(host, DID_REQUEUE);
@@ -311,8 +346,11 @@ static int restore(struct virtio_device *vdev)
 	struct vsfc *host = vdev->priv;
 	int err = start_queues(host);
 
-	if (err)
+	if (err) {
+		/* Nothing is left to wait for. */
+		WRITE_ONCE(host->is_lost, true);
 		return err;
+	}
 	virtio_device_ready(vdev);
 	set_stopping(host, false);
 	vsfc_events_start(host);

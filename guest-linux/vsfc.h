@@ -4,7 +4,9 @@
  *
  * main.c     the module, the device and its queues, the SCSI host
  * command.c  commands, from the midlayer to the device and back
+ * ring.c     what all queues have in common
  * control.c  requests of the control queue: task management, RESCAN
+ * recovery.c commands that are not answered in time, and what the midlayer wants reset
  * event.c    what the device tells, and the look for units that follows
  * fc.c       the port of this machine and the remote ports, for scsi_transport_fc
  */
@@ -12,8 +14,11 @@
 #define VSFC_H
 
 #include <linux/completion.h>
+#include <linux/list.h>
 #include <linux/mutex.h>
 #include <linux/refcount.h>
+#include <linux/rwsem.h>
+#include <linux/scatterlist.h>
 #include <linux/spinlock.h>
 #include <linux/virtio.h>
 #include <linux/virtio_scsi.h>
@@ -42,6 +47,12 @@
 
 /* What memory behind a command has for the driver. */
 struct vsfc_cmd {
+	/* The device has it. Protected by the lock of its queue. */
+	bool is_sent;
+	/* How often its time was over. */
+	u8 step;
+	/* The queue that it was sent by. */
+	u16 queue;
 	struct virtio_scsi_cmd_req req;
 	struct virtio_scsi_cmd_resp resp ____cacheline_aligned;
 };
@@ -49,13 +60,31 @@ struct vsfc_cmd {
 struct vsfc_queue {
 	/* Held for the ring. Interrupts take it. */
 	spinlock_t lock;
+	/* NULL while there is none. */
 	struct virtqueue *vq;
+	/* Of requests: makes tags of commands that no later one has. */
+	u32 serial;
 } ____cacheline_aligned_in_smp;
+
+/* What is added to a ring. */
+struct vsfc_buffers {
+	struct scatterlist **sgs;
+	unsigned int out;
+	unsigned int in;
+	void *data;
+};
+
+struct vsfc;
+
+/* Takes what the device gives back: @len bytes of it are written. */
+typedef void vsfc_take(struct vsfc *host, void *data, unsigned int len);
 
 /* A request of the control queue. Whoever waits has one reference, the ring the other. */
 struct vsfc_control {
 	refcount_t refs;
 	struct completion done;
+	/* In vsfc.recoveries, for a function that nobody waits for. */
+	struct list_head recovery;
 	/* Bytes of the response that the device has written; set before @done. */
 	unsigned int len;
 	unsigned int req_size;
@@ -92,6 +121,11 @@ enum {
 	VSFC_TODO_VERIFY,	/* look whether the known ones are still there */
 };
 
+/* Bits of vsfc_target.reset. */
+enum {
+	VSFC_RESET_OWED,	/* I_T NEXUS RESET found no way to the device */
+};
+
 /* What is to be done with a unit: bits of scsi_device.hostdata, which points to nothing. */
 enum {
 	VSFC_UNIT_GONE,
@@ -102,6 +136,7 @@ enum {
 struct vsfc_target {
 	struct vsfc *host;
 	unsigned long todo;
+	unsigned long reset;
 	struct work_struct work;
 	/* The rest is about the remote port, and protected by vsfc.ports_lock. */
 	/* The port while it is online; the transport's alone when it is not. */
@@ -124,6 +159,19 @@ struct vsfc {
 	bool is_native;
 	/* Nothing new is begun: the host goes, or sleeps. */
 	bool is_stopping;
+	/* The queues could not be had again: nothing comes any more. */
+	bool is_lost;
+	/* What becomes of commands that the device had when it is reset: a host byte. */
+	int end_byte;
+	/* Read by who waits for a function, so that the host does not go meanwhile. */
+	struct rw_semaphore functions;
+	/* Protects what follows. Taken with the control queue's lock held. */
+	spinlock_t recovery_lock;
+	/* Functions that are under way, and nobody waits for. */
+	struct list_head recoveries;
+	unsigned int nr_recoveries;
+	unsigned int max_recoveries;
+	struct delayed_work reset_work;
 	unsigned int nr_queues;
 	struct vsfc_queue control;
 	struct vsfc_queue event;
@@ -151,10 +199,19 @@ static inline struct vsfc *vsfc_of(struct Scsi_Host *shost)
 	return shost_priv(shost);
 }
 
+/* ring.c */
+void vsfc_ring_set(struct vsfc_queue *queue, struct virtqueue *vq);
+bool vsfc_ring_is_broken(struct vsfc_queue *queue);
+int vsfc_ring_add(struct vsfc_queue *queue, struct vsfc_buffers *buffers, bool is_last,
+		  void (*sent)(struct vsfc_queue *queue, void *data));
+void vsfc_ring_kick(struct vsfc_queue *queue);
+void vsfc_ring_reap(struct vsfc *host, struct vsfc_queue *queue, vsfc_take *take);
+void vsfc_ring_end(struct vsfc *host, struct vsfc_queue *queue, vsfc_take *take);
+
 /* A device that is gone, or that was found to break the rules of its rings. */
 static inline bool vsfc_is_broken(struct vsfc *host)
 {
-	return virtqueue_is_broken(host->control.vq);
+	return vsfc_ring_is_broken(&host->control);
 }
 
 /* command.c */
@@ -162,7 +219,8 @@ int vsfc_queuecommand(struct Scsi_Host *shost, struct scsi_cmnd *sc);
 void vsfc_commit_rqs(struct Scsi_Host *shost, u16 hwq);
 void vsfc_request_done(struct virtqueue *vq);
 void vsfc_reap(struct vsfc *host);
-void vsfc_end_commands(struct vsfc *host, int host_byte);
+void vsfc_end_commands(struct vsfc *host);
+bool vsfc_is_sent(struct vsfc *host, struct scsi_cmnd *sc, u64 *tag);
 bool vsfc_address(struct scsi_device *sdev, u8 field[8]);
 int vsfc_port_target(struct fc_rport *rport);
 u64 vsfc_lun_of(const u8 field[8]);
@@ -171,10 +229,20 @@ u64 vsfc_lun_of(const u8 field[8]);
 void vsfc_control_done(struct virtqueue *vq);
 void vsfc_end_control(struct vsfc *host);
 int vsfc_rescan(struct vsfc *host, u32 next_id, struct vsfc_rescan_resp *resp);
+int vsfc_control_send(struct vsfc *host, struct vsfc_control *control);
+void vsfc_control_put(struct vsfc_control *control);
+struct vsfc_control *vsfc_tmf_new(struct vsfc *host, u32 subtype, const u8 lun[8], u64 tag,
+				  gfp_t gfp);
+int vsfc_tmf_run(struct vsfc *host, u32 subtype, const u8 lun[8], u64 tag);
+
+/* recovery.c */
+void vsfc_recovery_init(struct vsfc *host);
+void vsfc_recovery_ended(struct vsfc *host, struct vsfc_control *control);
 void vsfc_reset_nexus_later(struct vsfc *host, u8 target);
 int vsfc_eh_abort(struct scsi_cmnd *sc);
 int vsfc_eh_unit_reset(struct scsi_cmnd *sc);
 int vsfc_eh_target_reset(struct scsi_cmnd *sc);
+int vsfc_eh_wait(struct scsi_cmnd *sc);
 enum vsfc_timeout_action vsfc_eh_timed_out(struct scsi_cmnd *sc);
 bool vsfc_eh_should_retry(struct scsi_cmnd *sc);
 

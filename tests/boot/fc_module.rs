@@ -33,7 +33,7 @@ pub(crate) const FUNCTIONS: &str = r#"
 "#;
 
 /// What the guest's kernel says of a module that is not its own, of ports that it gives up, and of disks that come, fail, or go while they are read.
-const EXPECTED: [&str; 9] = [
+const EXPECTED: [&str; 11] = [
     "virtio_scsi_fc: loading out-of-tree module taints kernel",
     "blocked FC remote port time out",
     "I/O error, dev sd",
@@ -43,6 +43,8 @@ const EXPECTED: [&str; 9] = [
     "rejecting I/O to offline device",
     "rejecting I/O to dead device",
     "LUN assignments on this target have changed",
+    "timing out command, waited",
+    "device offline error, dev sd",
 ];
 
 pub(crate) fn with_module<'a>(bed: &Bed, guest: Guest<'a>, debian: Debian) -> Result<Guest<'a>> {

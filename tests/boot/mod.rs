@@ -13,6 +13,7 @@ mod fc_guest;
 mod fc_machine;
 mod fc_module;
 mod fc_module_fabric;
+mod fc_module_hung;
 mod fc_paths;
 mod fc_rules;
 mod fc_scale;
@@ -79,6 +80,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "fc-emulated", run: fc_machine::emulated },
     Test { name: "fc-machine", run: fc_machine::machine },
     Test { name: "fc-module-13", run: fc_module::emulated_13 },
+    Test { name: "fc-module-hung", run: fc_module_hung::hung },
     Test { name: "virtio-hotplug-13", run: virtio::hotplug_kernel13 },
     Test { name: "virtio-protection", run: virtio::protection },
     Test { name: "megasas-kexec", run: handover::kexec },
