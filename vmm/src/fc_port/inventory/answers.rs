@@ -33,6 +33,12 @@ impl Inventory {
                     format!("{remote} does not take the times of [hba.fc]: {why}; it keeps its driver's own");
                 self.warn(text);
             }
+            (Job::Rescan(sighting, false), Done::Over(None)) => {
+                target.lanes.done(job);
+                if let Some(unit) = self.seated(number, sighting) {
+                    unit.is_heard(now);
+                }
+            }
             // One line for all that are alike.
             (Job::Scan(address, true), Done::Over(Some(why))) => self.warn_as(
                 format!("scan {number} {why}"),
@@ -40,6 +46,13 @@ impl Inventory {
             ),
             _ => target.lanes.done(job),
         }
+    }
+
+    /// The unit of a target that is where it was seen.
+    fn seated(&mut self, number: u8, seat: &Sighting) -> Option<&mut Unit> {
+        let unit = self.units.get_mut(&(number, seat.address.lun.bytes()))?;
+        let is_it = |has: &Sighting| has.number == seat.number && has.address == seat.address;
+        unit.seat.as_ref().is_some_and(is_it).then_some(unit)
     }
 
     /// The kernel did not do what it was told. A few times it is told again.
@@ -50,6 +63,11 @@ impl Inventory {
         if !is_there {
             target.lanes.done(job);
         } else if !target.lanes.fails(job, now) {
+            if matches!(job, Job::Rescan(_, false))
+                && let Some(unit) = self.seated(number, seat)
+            {
+                unit.is_not_heard(now);
+            }
             let (lun, address) = (seat.address.lun, seat.address);
             let (what, then) = match job {
                 Job::Delete(_) => ("delete", "the guest does not get what the array has there now"),

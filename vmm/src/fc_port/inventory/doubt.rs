@@ -82,6 +82,7 @@ impl Inventory {
         };
         // It is another one already, or elsewhere.
         let Some(seat) = unit.asked(address, was) else { return };
+        let young = target.is_young(now);
         let say = |news| Order::Say(News::Unit(number, lun, news));
         match who {
             Who::Same => {
@@ -92,7 +93,7 @@ impl Inventory {
                 }
                 self.orders.extend(goes_on.then(|| say(UnitNews::Trusted)));
             }
-            Who::Other if !unit.disbelieve(now) => self.hold(number, lun, now),
+            Who::Other if !unit.disbelieve(young, now) => self.hold(number, lun, now),
             Who::Other => {
                 // At once: what goes takes its time, and the port may be online before.
                 self.orders.extend(unit.lose().then(|| say(UnitNews::Lost)));

@@ -272,6 +272,7 @@ impl Inventory {
             return Some(opened);
         };
         let (target, lun) = (*target, *lun);
+        let young = self.targets.get(&target).is_some_and(|target| target.is_young(now));
         let address = unit.seat.as_ref().map(|seat| seat.address.to_string()).unwrap_or_default();
         let say = |news| Order::Say(News::Unit(target, lun, news));
         match opened {
@@ -284,7 +285,7 @@ impl Inventory {
                 self.orders.push(say(UnitNews::Back(arrival, offer)));
             }
             Opened::Other => {
-                if unit.is_taken_for_another(now) {
+                if unit.is_taken_for_another(young, now) {
                     self.orders.push(say(UnitNews::Gone));
                     match unit.seat.clone().filter(|_| unit.is_of_kernels_memory()) {
                         Some(seat) => self.forget(target, lun, seat, now),

@@ -58,6 +58,16 @@ struct Doubt {
     others: u32,
 }
 
+/// How far it is with one whom the kernel takes for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Vouched {
+    No,
+    /// It has said itself that it is who it was, and the kernel is to hear that: until then it is not opened.
+    Said,
+    /// The kernel has asked it anew.
+    Heard,
+}
+
 pub(super) struct Unit {
     /// Where the kernel has it.
     pub(super) seat: Option<Sighting>,
@@ -82,8 +92,7 @@ pub(super) struct Unit {
     /// When it was tried last and could not be opened.
     failed: Option<Instant>,
     doubt: Option<Doubt>,
-    /// It said itself that it is the one whom the kernel takes for another.
-    vouched: bool,
+    vouched: Vouched,
     /// When it was asked last who it is.
     checked: Instant,
 }
@@ -104,7 +113,7 @@ impl Unit {
             said: None,
             failed: None,
             doubt: None,
-            vouched: false,
+            vouched: Vouched::No,
             checked: now,
         }
     }
@@ -135,7 +144,7 @@ impl Unit {
                 Stage::Closed | Stage::Away => {}
             }
             (self.since, self.next, self.ticket, self.failed) = (now, now, None, None);
-            (self.doubt, self.vouched) = (None, false);
+            (self.doubt, self.vouched) = (None, Vouched::No);
         }
         self.seat = Some(sighting.clone());
         (news, renamed)
@@ -144,7 +153,7 @@ impl Unit {
     /// It is not there now: whether the unit stays, and what the machine hears.
     pub(super) fn vanish(&mut self) -> (bool, Option<UnitNews>) {
         self.seat = None;
-        (self.ticket, self.doubt, self.vouched) = (None, None, false);
+        (self.ticket, self.doubt, self.vouched) = (None, None, Vouched::No);
         match self.stage {
             Stage::Closed if self.device.is_none() => (false, None),
             Stage::Going => (false, None),
@@ -174,6 +183,7 @@ impl Unit {
         running
             && self.ticket.is_none()
             && self.doubt.is_none()
+            && self.vouched != Vouched::Said
             && matches!(self.stage, Stage::Closed | Stage::Away)
     }
 
@@ -203,7 +213,7 @@ impl Unit {
         let offer = self.ticket.unwrap_or_default();
         self.offer = Some((offer, now));
         (self.stage, self.ticket, self.said, self.failed) = (Stage::There, None, None, None);
-        (self.checked, self.vouched) = (now, false);
+        (self.checked, self.vouched) = (now, Vouched::No);
         offer
     }
 
@@ -231,7 +241,7 @@ impl Unit {
     pub(super) fn be_another(&mut self, now: Instant) {
         (self.stage, self.device, self.ticket) = (Stage::Closed, None, None);
         (self.since, self.next, self.missing, self.failed) = (now, now, 0, None);
-        (self.doubt, self.vouched, self.refusals) = (None, false, 0);
+        (self.doubt, self.vouched, self.refusals) = (None, Vouched::No, 0);
     }
 
     /// The kernel has its place since it was opened, and keeps what it knew of it.
@@ -240,10 +250,36 @@ impl Unit {
         seat.zip(self.device.as_ref()).is_some_and(|(seat, device)| seat.number == device.number)
     }
 
-    /// The kernel takes it for another one: whether that is to be believed. It is asked first, for the kernel may have heard it badly.
-    pub(super) fn is_taken_for_another(&mut self, now: Instant) -> bool {
+    /// The kernel takes it for another one: whether that is to be believed. It is asked first, for the kernel may have heard it badly. At a
+    /// port that is `young` it may hear it badly again: it has all the time that the port has.
+    pub(super) fn is_taken_for_another(&mut self, young: bool, now: Instant) -> bool {
         self.ticket = None;
-        self.vouched || !self.suspect(now)
+        let again = self.vouched == Vouched::Heard;
+        if again && !young {
+            return true;
+        }
+        let is_asked = self.suspect(now);
+        if again && is_asked {
+            // The others do not wait for that.
+            self.failed = Some(now);
+            self.doubt.iter_mut().for_each(|doubt| doubt.next = now + PAUSE);
+        }
+        !is_asked
+    }
+
+    /// The kernel has asked it anew who it is. It is asked here, too, once more: it may have become another one meanwhile.
+    pub(super) fn is_heard(&mut self, now: Instant) {
+        if self.vouched == Vouched::Said {
+            self.vouched = Vouched::Heard;
+            self.doubt(now);
+        }
+    }
+
+    /// The kernel does not ask it anew: it is opened later, and what the kernel says of it then counts no more than before.
+    pub(super) fn is_not_heard(&mut self, now: Instant) {
+        if self.vouched == Vouched::Said {
+            (self.vouched, self.next, self.failed) = (Vouched::No, now + AGAIN, Some(now));
+        }
     }
 
     /// It is asked whether it is who it was, if the machine has it and the kernel, too. In what state the kernel has it does not matter:
@@ -315,7 +351,8 @@ impl Unit {
 
     /// Whether the others of its port wait for it, which is back. `looked`: what was to be found is.
     pub(super) fn holds_up(&self, looked: bool) -> bool {
-        let answers = self.doubt.is_none_or(|doubt| !doubt.silent);
+        // One that says that it is another one says so for as long as it takes to be sure.
+        let answers = self.doubt.is_none_or(|doubt| !doubt.silent && doubt.others == 0);
         match (self.stage, &self.seat) {
             (Stage::There, _) => self.doubt.is_some() && answers,
             (Stage::Away, Some(_)) => self.failed.is_none() && answers,
@@ -345,23 +382,27 @@ impl Unit {
         let is_there = self.stage == Stage::There;
         // Nodes that others have yet, as the machine has, are tried again soon.
         self.since = now;
-        self.vouched = doubt.suspected && !is_there;
-        if self.failed.is_none() {
-            // The kernel hears it first.
-            self.next = if self.vouched { now + PAUSE } else { now };
+        if self.failed.is_none() || self.vouched == Vouched::Heard {
+            self.next = now;
         }
-        (doubt.suspected || !is_there, doubt.held.is_some() && is_there)
+        // The kernel hears it first, and has just heard it of one for which that was waited.
+        let again = self.vouched == Vouched::Heard && !doubt.suspected;
+        if doubt.suspected && !is_there {
+            self.vouched = Vouched::Said;
+        }
+        (doubt.suspected || !is_there && !again, doubt.held.is_some() && is_there)
     }
 
-    /// It is another one, as it says: whether that is sure.
-    pub(super) fn disbelieve(&mut self, now: Instant) -> bool {
+    /// It is another one, as it says: whether that is sure. At a port that is `young` nothing is.
+    pub(super) fn disbelieve(&mut self, young: bool, now: Instant) -> bool {
         if self.doubt.is_none() {
             self.doubt(now);
         }
         self.doubt.as_mut().is_some_and(|doubt| {
-            doubt.others += 1;
-            (doubt.next, doubt.silent) = (now + SURE, false);
-            doubt.others >= TIMES
+            doubt.others = doubt.others.saturating_add(1);
+            let pause = if doubt.others < TIMES { SURE } else { PAUSE };
+            (doubt.next, doubt.silent) = (now + pause, false);
+            doubt.others >= TIMES && !young
         })
     }
 
@@ -369,7 +410,7 @@ impl Unit {
     pub(super) fn be_silent(&mut self, now: Instant) {
         self.checked = now;
         if let Some(doubt) = &mut self.doubt {
-            (doubt.silent, doubt.next) = (true, now + PAUSE);
+            (doubt.silent, doubt.others, doubt.next) = (true, 0, now + PAUSE);
         }
     }
 

@@ -58,11 +58,11 @@ fn what_is_another_device_than_before_is_another_unit() {
     world.heard(&[
         "view 0 Blocked",
         "0 0 back at 8:0:1:0",
+        "view 0 Online",
         "0 5 gone",
         moved,
-        "view 0 Online",
-        "0 5 came at 8:0:1:5",
         "0 6 gone",
+        "0 5 came at 8:0:1:5",
     ]);
 }
 
