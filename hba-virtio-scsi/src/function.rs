@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use devices::bus::BusDevice;
+use devices::irq::MsiVector;
 use devices::pci::config::cap as pci_cap;
 use devices::pci::{
     Bar, BarDoorbell, BarKind, Header, Interrupt, InterruptMode, InterruptSpec, MsixSpec, PciDevice,
@@ -118,6 +119,11 @@ impl Function {
         Ok(Self { device: builder.build()?, transport, window })
     }
 
+    /// Has `listener` called after each change of what interrupts need; see [`Interrupt::listen`].
+    pub(crate) fn listen(&self, listener: Box<dyn Fn() + Send + Sync>) {
+        self.device.interrupt().listen(listener);
+    }
+
     /// The access of the window as the driver described it: BAR contents, offset and length.
     fn window_access(&self) -> Option<(Arc<dyn BusDevice>, u64, usize)> {
         let at = self.window?;
@@ -160,8 +166,10 @@ impl PciFunction for Function {
 
     fn config_write(&self, offset: u16, data: &[u8]) {
         let change = self.device.write(offset, data);
-        if change.bus_master == Some(false) {
-            self.transport.quiesce(LAST_DMA);
+        match change.bus_master {
+            Some(false) => self.transport.quiesce(LAST_DMA),
+            Some(true) => self.transport.resume(),
+            None => {}
         }
         let Some(capability) = self.window else { return };
         if self.window_data(offset, data.len()).is_none() {
@@ -319,5 +327,9 @@ impl Signal for Wire {
 
     fn deassert(&self) {
         self.0.deassert_intx();
+    }
+
+    fn direct(&self, vector: u16) -> Option<Arc<dyn MsiVector>> {
+        self.0.direct(vector)
     }
 }

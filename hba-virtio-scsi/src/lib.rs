@@ -7,6 +7,7 @@
 //!    └── worker (one task a queue) ── request, control, event  ── token (a chain to complete exactly once)
 //!              └── directory (target number -> nexus), lun, config, spec
 //!              └── fc (a port on a fabric: what the guest is shown of it, and the gate before targets that are lost)
+//! vhost (an HBA without workers: the host's kernel serves its queues)
 //! ```
 //! vCPU threads latch registers and signal doorbells; everything else happens on I/O threads. A command is a chain
 //! taken from its ring, a future that awaits the SCSI layer, and a token that gives the chain back.
@@ -25,6 +26,7 @@ mod ring;
 mod spec;
 mod token;
 mod transport;
+pub mod vhost;
 mod worker;
 
 pub use function::Interface;

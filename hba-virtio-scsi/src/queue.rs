@@ -150,6 +150,16 @@ impl Queue {
         Ok(())
     }
 
+    /// Somebody else has the ring, and it is in flight as a whole until [`Self::returned`].
+    pub(crate) fn lend(&self) {
+        self.lock().in_flight = 1;
+    }
+
+    /// Nobody else has the ring any more.
+    pub(crate) fn returned(&self) {
+        self.lock().in_flight = 0;
+    }
+
     /// Ends taking and giving back; returns whether nothing is in flight.
     pub(crate) fn stop(&self) -> bool {
         let mut state = self.lock();

@@ -109,7 +109,7 @@ fn menu(vm: &mut Vm<'_>) -> Result<()> {
 }
 
 /// From the BIOS by way of GRUB's menu to a shell.
-fn login(vm: &mut Vm<'_>) -> Result<()> {
+pub(crate) fn login(vm: &mut Vm<'_>) -> Result<()> {
     menu(vm)?;
     vm.wait_for_boot("login: ")?;
     vm.login("root")

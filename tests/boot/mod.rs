@@ -38,6 +38,7 @@ mod passed;
 mod scsi;
 mod scsi_host;
 mod swap;
+mod vhost;
 mod virtio;
 mod virtio_soak;
 
@@ -89,6 +90,8 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "memtest-disk", run: memtest::disk },
     Test { name: "seabios-resets", run: firmware::resets },
     Test { name: "seabios-grub-13", run: firmware::trixie },
+    Test { name: "vhost-scsi-13", run: vhost::quick },
+    Test { name: "vhost-scsi-debian-13", run: vhost::trixie },
 ];
 
 /// Boot tests that take long, with `boot-tests --soak`; CI does not run them.

@@ -17,7 +17,7 @@ use crate::wire::Launch;
 
 /// Under emulation on a busy machine, 90 seconds are not enough for systemd to find the serial port. The kernel is
 /// quiet, and so is systemd: each byte on the serial port is an exit, which takes long there.
-const SYSTEM_CMDLINE: &str = "console=ttyS0 root=LABEL=root rw quiet systemd.show_status=false \
+pub const SYSTEM_CMDLINE: &str = "console=ttyS0 root=LABEL=root rw quiet systemd.show_status=false \
     systemd.default_timeout_start_sec=900 systemd.default_device_timeout_sec=900";
 
 /// What runs the guest.
@@ -164,6 +164,7 @@ pub struct Guest<'a> {
     megasas: toml::Table,
     hba_keys: toml::Table,
     fabrics: Vec<(String, toml::Table)>,
+    adapters: Vec<Hba>,
     program: Option<PathBuf>,
     qemu: Option<Tools>,
     mischief: Option<u64>,
@@ -190,6 +191,7 @@ impl<'a> Guest<'a> {
             megasas: toml::Table::new(),
             hba_keys: toml::Table::new(),
             fabrics: Vec::new(),
+            adapters: Vec::new(),
             program: None,
             qemu: None,
             mischief: None,
@@ -301,6 +303,12 @@ impl<'a> Guest<'a> {
     /// What the machine is called.
     pub fn name(mut self, name: &str) -> Self {
         self.machine.name = name.to_string();
+        self
+    }
+
+    /// Adds an `[[hba]]` of this type with these keys and without units, which QEMU does not get.
+    pub fn adapter(mut self, id: &str, kind: &str, more: toml::Table) -> Self {
+        self.adapters.push(Hba { id: id.into(), kind: kind.into(), more, lun: vec![] });
         self
     }
 
@@ -446,7 +454,12 @@ impl<'a> Guest<'a> {
             more: toml::Table::from_iter([("fc".to_string(), keys.clone().into())]),
             lun: vec![],
         });
-        Ok([virtio, megasas].into_iter().filter(|hba| !hba.lun.is_empty()).chain(fabrics).collect())
+        Ok([virtio, megasas]
+            .into_iter()
+            .filter(|hba| !hba.lun.is_empty())
+            .chain(fabrics)
+            .chain(self.adapters.iter().cloned())
+            .collect())
     }
 
     fn image(&self, disk: &Disk, path: &str) -> Result<String> {

@@ -20,3 +20,4 @@ mod names;
 mod output_file;
 pub mod passed;
 mod vcpu;
+mod vhost;

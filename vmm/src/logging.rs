@@ -55,6 +55,7 @@ const PARTS: [(&str, &[&str]); 6] = [
             "passed",
             "start",
             "vcpu",
+            "vhost",
         ],
     ),
     (
@@ -98,6 +99,7 @@ const PARTS: [(&str, &[&str]); 6] = [
             "spec",
             "token",
             "transport",
+            "vhost",
             "worker",
         ],
     ),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 use vmm::config::schema::{Key, Kind, ROOT, Status};
-use vmm::config::{Cache, Config, Controller, Device, Host, Restart, Serial, VirtioScsi, parse};
+use vmm::config::{Cache, Config, Controller, Device, Host, Restart, Serial, VhostScsi, VirtioScsi, parse};
 
 fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -124,6 +124,8 @@ fn the_examples_mean_what_their_comments_say() {
     assert_eq!(storage.hbas[1].controller, Controller::VirtioScsi(VirtioScsi::with_queues(8)));
     let addresses: Vec<_> = storage.hbas[1].luns.iter().map(|lun| (lun.target, lun.lun)).collect();
     assert_eq!(addresses, [(4, 0), (4, 1), (0, 0)]);
+    let vhost = VhostScsi { wwpn: "naa.5001405a1b2c3d4e".into(), queues: 2, queue_size: 256 };
+    assert_eq!(example("vhost.toml").hbas[0].controller, Controller::VhostScsi(vhost));
 }
 
 /// The TOML examples of a document.

@@ -8,6 +8,7 @@ use super::intx::Intx;
 use super::msi::{Msi, MsiSpec};
 use super::msix::{Msix, MsixSpec};
 use super::{PciError, PciSeat};
+use crate::irq::MsiVector;
 
 /// What a function offers besides its interrupt pin.
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,6 +77,30 @@ impl Interrupt {
         }
     }
 
+    /// What delivers MSI-X vector `vector` without this handle: its [`MsiVector::eventfd`] is for whoever signals the driver past this
+    /// process. `None` while MSI-X is off or the vector masked, when only [`notify`](Self::notify) does the right thing.
+    /// Changes are told by [`listen`](Self::listen).
+    pub fn direct(&self, vector: u16) -> Option<Arc<dyn MsiVector>> {
+        match (self.mode(), &self.inner.msix) {
+            (InterruptMode::Msix, Some((msix, _))) => msix.direct(vector),
+            _ => None,
+        }
+    }
+
+    /// Has `listener` called after each change of what [`direct`](Self::direct) says, on the thread that makes it and with the
+    /// configuration registers locked: it may ask nothing else of the function. Only the first listener counts.
+    pub fn listen(&self, listener: Box<dyn Fn() + Send + Sync>) {
+        if let Some((msix, _)) = &self.inner.msix {
+            msix.listen(listener);
+        }
+    }
+
+    fn changed(&self) {
+        if let Some((msix, _)) = &self.inner.msix {
+            msix.changed();
+        }
+    }
+
     /// Takes from the hypervisor what MSI-X vector `vector` needs, before the driver enables it: a device that tells its driver
     /// when there is none asks for it. False when there is no such vector, or the hypervisor has no more.
     pub fn reserve(&self, vector: u16) -> bool {
@@ -109,9 +134,12 @@ impl Interrupt {
             (false, true) => MSI,
             (false, false) => INTX,
         };
-        self.inner.mode.store(mode, Ordering::Release);
+        let before = self.inner.mode.swap(mode, Ordering::AcqRel);
         let disabled = config.command() & bits::INTERRUPT_DISABLE != 0;
         self.inner.intx.allow(mode == INTX && !disabled);
+        if mode == MSIX || before == MSIX {
+            self.changed();
+        }
     }
 
     /// Puts what is live into the registers before a read: Interrupt Status and the pending bits of MSI.
@@ -134,5 +162,6 @@ impl Interrupt {
         if let Some((msix, _)) = &self.inner.msix {
             msix.reset();
         }
+        self.changed();
     }
 }

@@ -1,12 +1,12 @@
 //! MSI-X: a table of messages and an array of pending bits in a BAR (PCI 3.0, 6.8.2).
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::config::{ConfigSpace, cap};
 use super::vectors::Vectors;
 use super::{BarIndex, PciError};
 use crate::bus::BusDevice;
-use crate::irq::{MsiAllocator, MsiMessage};
+use crate::irq::{MsiAllocator, MsiMessage, MsiVector};
 
 /// Message Control: MSI-X Enable and Function Mask (PCI 3.0, 6.8.2.3).
 const ENABLE: u16 = 1 << 15;
@@ -70,15 +70,35 @@ impl MsixSpec {
 /// The vectors of one function, triggered from any thread.
 pub(super) struct Msix {
     vectors: Vectors,
+    /// Who hears of changes.
+    listener: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Msix {
     pub(super) fn new(spec: &MsixSpec, allocator: Arc<dyn MsiAllocator>) -> Self {
-        Self { vectors: Vectors::new(spec.vectors, true, allocator) }
+        Self { vectors: Vectors::new(spec.vectors, true, allocator), listener: OnceLock::new() }
     }
 
     pub(super) fn trigger(&self, vector: u16) {
         self.vectors.trigger(vector.into());
+    }
+
+    /// What delivers `vector` at the moment; see [`Vectors::direct`].
+    pub(super) fn direct(&self, vector: u16) -> Option<Arc<dyn MsiVector>> {
+        self.vectors.direct(vector.into())
+    }
+
+    /// Has `listener` called after each change of what vectors deliver.
+    pub(super) fn listen(&self, listener: Box<dyn Fn() + Send + Sync>) {
+        // A second one would be a defect of the caller; the first stays.
+        let _ = self.listener.set(listener);
+    }
+
+    /// Tells the listener.
+    pub(super) fn changed(&self) {
+        if let Some(listener) = self.listener.get() {
+            listener();
+        }
     }
 
     /// Takes what `vector` needs; see [`Vectors::reserve`].
@@ -117,6 +137,7 @@ impl Msix {
         let address = all as u64 & !3;
         let message = MsiMessage { address, data: (all >> 64) as u32 };
         self.vectors.set_program(index, message, all >> 96 & 1 != 0);
+        self.changed();
     }
 }
 

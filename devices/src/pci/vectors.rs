@@ -80,6 +80,12 @@ impl Vectors {
         self.flush(slot);
     }
 
+    /// What delivers vector `n` at the moment: `None` while it is masked, or was never routed.
+    pub(super) fn direct(&self, n: usize) -> Option<Arc<dyn MsiVector>> {
+        let slot = self.slots.get(n).filter(|slot| self.delivers(slot))?;
+        slot.vector.get().cloned()
+    }
+
     pub(super) fn is_pending(&self, n: usize) -> bool {
         self.slots.get(n).is_some_and(|slot| slot.pending.load(Ordering::SeqCst))
     }

@@ -2,7 +2,7 @@
 
 use zerocopy::IntoBytes;
 
-use super::Transport;
+use super::{Server, Transport};
 use crate::config::copy_image;
 use crate::ring::{MAX_CHAIN, RingAddress};
 use crate::spec::{CommonCfg, NO_VECTOR, feature, status};
@@ -194,6 +194,9 @@ impl Transport {
             26 => {
                 if let Some(queue) = self.queues.get(index) {
                     queue.set_vector(vector());
+                    if let Some(server) = self.device.server() {
+                        server.vector_changed();
+                    }
                 }
             }
             28 if value == 1 => self.enable_queue(registers),
@@ -249,8 +252,9 @@ impl Transport {
         }
         registers.status |= new;
         if start && registers.status & status::DEVICE_NEEDS_RESET == 0 {
-            for index in 0..self.queues.len() as u16 {
-                self.start_queue(registers, index);
+            match self.device.server() {
+                Some(server) => self.lend(registers, server),
+                None => (0..self.queues.len() as u16).for_each(|index| self.start_queue(registers, index)),
             }
         }
         if start && std::mem::take(&mut registers.config_news) {
@@ -272,6 +276,27 @@ impl Transport {
         accepted
     }
 
+    /// Hands the queues that the driver enabled to `server`, all at once.
+    pub(super) fn lend(&self, registers: &mut Registers, server: &dyn Server) {
+        let enabled = |state: &QueueRegisters| state.enabled.then_some(state.at);
+        let rings: Vec<_> = registers.queues.iter().map(enabled).collect();
+        let aligned = rings.iter().flatten().all(RingAddress::is_aligned);
+        let started = match aligned {
+            true => server.start(self.negotiated.load(std::sync::atomic::Ordering::Relaxed), &rings),
+            false => Err("a part of a ring is misaligned".into()),
+        };
+        match started {
+            Ok(()) => {
+                let lent = self.queues.iter().zip(&rings).filter(|(_, ring)| ring.is_some());
+                lent.for_each(|(queue, _)| queue.lend());
+            }
+            Err(why) => {
+                devices::log_limited!(warn, "virtio-scsi: {why}; the device needs a reset");
+                self.needs_reset(registers);
+            }
+        }
+    }
+
     /// Starts a queue that the driver enabled.
     pub(super) fn start_queue(&self, registers: &mut Registers, index: u16) {
         let (Some(state), Some(queue)) =
@@ -281,6 +306,14 @@ impl Transport {
         };
         if !state.enabled || state.draining {
             return;
+        }
+        if self.device.server().is_some() {
+            // A driver shall enable its queues before (4.1.4.3.2).
+            devices::log_limited!(
+                warn,
+                "virtio-scsi: queue {index} was enabled after DRIVER_OK; the device needs a reset"
+            );
+            return self.needs_reset(registers);
         }
         debug_assert!(usize::from(state.at.size) <= MAX_CHAIN);
         let at = state.at;

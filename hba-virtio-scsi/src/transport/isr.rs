@@ -1,6 +1,8 @@
 //! Interrupts: messages where the driver enabled them, else the wire with the ISR status register (4.1.4.5).
 
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use devices::irq::MsiVector;
 
 use crate::spec::{NO_VECTOR, isr};
 
@@ -14,6 +16,8 @@ pub(crate) trait Signal: Send + Sync {
     fn reserve(&self, vector: u16) -> bool;
     /// Lowers the wire.
     fn deassert(&self);
+    /// What delivers the message of `vector` past this process; `None` while only [`notify`](Self::notify) does.
+    fn direct(&self, vector: u16) -> Option<Arc<dyn MsiVector>>;
 }
 
 /// The ISR status register and what raises it.
@@ -40,6 +44,11 @@ impl Isr {
     pub(super) fn map(&self, vector: u16, vectors: u16) -> u16 {
         let has = vector < vectors && self.signal.get().is_none_or(|signal| signal.reserve(vector));
         if has { vector } else { NO_VECTOR }
+    }
+
+    /// What delivers queue interrupts of `vector` past this process, at the moment.
+    pub(super) fn direct(&self, vector: u16) -> Option<Arc<dyn MsiVector>> {
+        self.signal.get()?.direct(vector)
     }
 
     /// A queue interrupt. The status bit is for drivers without MSI-X only (4.1.4.5.1).

@@ -16,6 +16,7 @@ mod legacy;
 #[cfg(test)]
 mod tests;
 
+use std::error::Error;
 use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -25,8 +26,10 @@ pub(crate) use bar::{BAR_SIZE, NOTIFY_MULTIPLIER, Window};
 pub(crate) use isr::Signal;
 
 use crate::queue::Queue;
+use crate::ring::RingAddress;
 use crate::spec::{NO_VECTOR, feature, status};
 use common::Registers;
+use devices::irq::MsiVector;
 use isr::Isr;
 
 /// What stands behind the transport.
@@ -50,10 +53,30 @@ pub(crate) trait Device: Send + Sync {
     fn unfinished(&self) -> String;
     /// Nothing is in flight any more: back to the defaults.
     fn reset(&self);
+    /// Feature bits of the transport on offer.
+    fn transport_features(&self) -> u64 {
+        TRANSPORT_FEATURES
+    }
+    /// Who serves the rings in place of workers of this process.
+    fn server(&self) -> Option<&dyn Server> {
+        None
+    }
 }
 
-/// Feature bits of the transport on offer (6).
-const TRANSPORT_FEATURES: u64 =
+/// Serves the rings of all queues in place of workers: the host's kernel.
+///
+/// Its queues are in flight as a whole while it does. [`Device::abort`] ends that: then [`Queue::returned`] and
+/// [`Transport::queue_drained`] say so for each of them.
+pub(crate) trait Server {
+    /// Starts with what the driver accepted, and the rings that it enabled, by queue number.
+    fn start(&self, features: u64, rings: &[Option<RingAddress>])
+    -> Result<(), Box<dyn Error + Send + Sync>>;
+    /// A queue may interrupt in another way from now on.
+    fn vector_changed(&self);
+}
+
+/// Feature bits of the transport that this crate can do (6).
+pub(crate) const TRANSPORT_FEATURES: u64 =
     feature::VERSION_1 | feature::RING_INDIRECT_DESC | feature::RING_EVENT_IDX | feature::RING_RESET;
 
 /// After how long a wait for commands says so; after twice as long again, and so on.
@@ -114,7 +137,7 @@ impl Transport {
     /// All feature bits on offer.
     pub(crate) fn offered(&self) -> u64 {
         let platform = if self.limits.access_platform { feature::ACCESS_PLATFORM } else { 0 };
-        self.device.features() | TRANSPORT_FEATURES | platform
+        self.device.features() | self.device.transport_features() | platform
     }
 
     /// Whether the driver accepted `feature`.
@@ -193,6 +216,11 @@ impl Transport {
         self.isr.queue(queue.vector());
     }
 
+    /// What delivers the interrupts of `queue` past this process, at the moment.
+    pub(crate) fn direct(&self, queue: &Queue) -> Option<Arc<dyn MsiVector>> {
+        self.isr.direct(queue.vector())
+    }
+
     /// Nothing of the queue is in flight any more, and it is stopped.
     pub(crate) fn queue_drained(&self, index: u16) {
         let mut registers = self.lock();
@@ -251,6 +279,18 @@ impl Transport {
                  the guest's memory; disks with `bounce = true` do not",
                 self.whom()
             );
+        }
+    }
+
+    /// Bus mastering is on again. Workers find that out by themselves; whoever else serves the queues goes on, where it ended
+    /// without a reset.
+    pub(crate) fn resume(&self) {
+        let Some(server) = self.device.server() else { return };
+        let registers = &mut *self.lock();
+        let running =
+            registers.status & (status::DRIVER_OK | status::DEVICE_NEEDS_RESET) == status::DRIVER_OK;
+        if running && !registers.resetting && !registers.aborting && !self.is_busy() {
+            self.lend(registers, server);
         }
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use devices::irq::MsiVector;
 use devices::mem::{Dma, GuestRam};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -53,6 +54,9 @@ impl Signal for Silent {
         true
     }
     fn deassert(&self) {}
+    fn direct(&self, _: u16) -> Option<Arc<dyn MsiVector>> {
+        None
+    }
 }
 
 struct Bench {

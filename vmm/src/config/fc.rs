@@ -120,6 +120,12 @@ pub(super) fn fc(hba: &Section<'_>, kind: HbaType, errors: &mut Errors) -> Optio
         hba.reject("fc", reason, errors);
         return None;
     }
+    if kind == HbaType::VhostScsi {
+        let reason =
+            "what the kernel's target has the guest sees as its own; expected type = \"virtio-scsi\"";
+        hba.reject("fc", reason, errors);
+        return None;
+    }
     let emulated = section.boolean("emulated").unwrap_or(false);
     let any_oui = emulated || section.boolean("any_oui").unwrap_or(false);
     let names = names(section, ["wwnn", "wwpn"], any_oui, errors);

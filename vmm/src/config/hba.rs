@@ -14,7 +14,7 @@ use super::section::Section;
 use super::types::{
     Allow, Cd, Controller, Device, Discard, Disk, Format, Hba, HbaType, HostDevice, HostPlace, Identity,
     IoThreads, Lun, LunType, Megasas, MegasasMode, MegasasModel, NoSpace, Polling, Protection, Throttle,
-    VirtioInterface, VirtioScsi, WritePolicy,
+    VhostScsi, VirtioInterface, VirtioScsi, WritePolicy,
 };
 use crate::kvm::MAX_VECTORS;
 
@@ -27,6 +27,12 @@ const MEGASAS_KEYS: [&str; 7] =
     ["model", "mode", "write_policy", "serial", "sas_address", "event_log", "qemu_answers"];
 /// Keys of a virtio-scsi adapter only.
 const VIRTIO_KEYS: [&str; 4] = ["queues", "queue_size", "interface", "io_threads"];
+/// Keys of an adapter that the host's kernel serves only.
+const VHOST_KEYS: [&str; 1] = ["wwpn"];
+/// Keys of adapters that threads of this process serve only.
+const THREAD_KEYS: [&str; 5] = ["interface", "io_threads", "io_cpus", "polling", "polling_us"];
+/// What names of the kernel's targets begin with (vhost_scsi_make_tport, drivers/vhost/scsi.c).
+const TARGET_NAMES: [&str; 3] = ["naa.", "fc.", "iqn."];
 /// Keys of a device of the host only.
 const HOST_KEYS: [&str; 2] = ["allow", "shared"];
 /// Targets of a virtio-scsi device: one byte of its LUN field (virtio 1.3, 5.6.6.1).
@@ -54,7 +60,8 @@ fn check_vectors(sections: &[Section<'_>], hbas: &[Hba], errors: &mut Errors) {
     let mut sum = 0;
     for (section, hba) in sections.iter().zip(hbas) {
         sum += match &hba.controller {
-            Controller::VirtioScsi(VirtioScsi { queues, .. }) => usize::from(*queues) + VIRTIO_VECTORS,
+            Controller::VirtioScsi(VirtioScsi { queues, .. })
+            | Controller::VhostScsi(VhostScsi { queues, .. }) => usize::from(*queues) + VIRTIO_VECTORS,
             Controller::Megasas(_) => MEGASAS_VECTORS,
         };
         if sum > MAX_VECTORS {
@@ -135,6 +142,7 @@ fn hba(section: &Section<'_>, id: String, directory: &Path, cpus: u8, errors: &m
     let controller = match kind? {
         HbaType::VirtioScsi => {
             section.meaningless(&MEGASAS_KEYS, "for type = \"virtio-scsi\"", errors);
+            section.meaningless(&VHOST_KEYS, "for type = \"virtio-scsi\"", errors);
             let queues = section.integer("queues").map_or(Some(cpus), |queues| u8::try_from(queues).ok())?;
             let default = VirtioScsi::with_queues(queues);
             let queue_size = section.integer("queue_size").and_then(|size| u16::try_from(size).ok());
@@ -147,13 +155,42 @@ fn hba(section: &Section<'_>, id: String, directory: &Path, cpus: u8, errors: &m
         }
         HbaType::Megasas => {
             section.meaningless(&VIRTIO_KEYS, "for type = \"megasas\"", errors);
+            section.meaningless(&VHOST_KEYS, "for type = \"megasas\"", errors);
             let luns = luns.as_deref().unwrap_or_default();
             Controller::Megasas(megasas(section, luns, directory, errors))
         }
+        HbaType::VhostScsi => Controller::VhostScsi(vhost(section, cpus, errors)?),
     };
-    let threads = threads(section, &controller, errors);
+    let threads = match &controller {
+        // It has little to do, and nothing to look for.
+        Controller::VhostScsi(_) => IoThreads { polling: Polling::Off, ..IoThreads::default() },
+        _ => threads(section, &controller, errors),
+    };
     let fc = fc::fc(section, kind?, errors);
     Some(Hba { id, controller, threads, fc, luns: luns? })
+}
+
+fn vhost(section: &Section<'_>, cpus: u8, errors: &mut Errors) -> Option<VhostScsi> {
+    for keys in [&MEGASAS_KEYS[..], &THREAD_KEYS] {
+        section.meaningless(keys, "for type = \"vhost-scsi\"", errors);
+    }
+    if let Some(lun) = section.sections("lun").first() {
+        let message = "[[hba.lun]] at an [[hba]] with type = \"vhost-scsi\", which has the units of the kernel's target; expected \
+                       them at another [[hba]]";
+        errors.add(&lun.origin, message);
+    }
+    section.require("wwpn", "the name of a target in /sys/kernel/config/target/vhost", errors);
+    let wwpn = section.text("wwpn")?;
+    if !TARGET_NAMES.iter().any(|start| wwpn.len() > start.len() && wwpn.starts_with(start))
+        || wwpn.contains(['/', ' '])
+    {
+        let hint = "expected the name of a target such as \"naa.5001405a1b2c3d4e\"";
+        section.refuse("wwpn", hint, errors);
+    }
+    let default = VirtioScsi::with_queues(cpus);
+    let queues = section.integer("queues").map_or(Some(cpus), |queues| u8::try_from(queues).ok())?;
+    let queue_size = section.integer("queue_size").and_then(|size| u16::try_from(size).ok());
+    Some(VhostScsi { wwpn: wwpn.into(), queues, queue_size: queue_size.unwrap_or(default.queue_size) })
 }
 
 fn threads(section: &Section<'_>, controller: &Controller, errors: &mut Errors) -> IoThreads {
@@ -262,7 +299,7 @@ pub fn volume_warning(hba: &str, lun: &Lun) -> Option<String> {
 fn luns(section: &Section<'_>, hba: HbaType, directory: &Path, errors: &mut Errors) -> Option<Vec<Lun>> {
     let sections = section.sections("lun");
     let targets = match hba {
-        HbaType::VirtioScsi => VIRTIO_TARGETS,
+        HbaType::VirtioScsi | HbaType::VhostScsi => VIRTIO_TARGETS,
         HbaType::Megasas => MEGASAS_TARGETS,
     };
     let volumes = hba == HbaType::Megasas && section.text("mode") != Some(MegasasMode::Jbod.name());

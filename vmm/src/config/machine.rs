@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::error::Errors;
 use super::host::{self, Host};
 use super::section::Section;
-use super::types::{Boot, BootDevice, Hba, Restart, RtcBase, Serial, SerialMode, Uuid, Vm};
+use super::types::{Boot, BootDevice, Controller, Hba, Restart, RtcBase, Serial, SerialMode, Uuid, Vm};
 use super::{size, smbios, spell, volumes};
 
 /// How long the end of the process waits for the host: less than service managers wait.
@@ -214,8 +214,8 @@ fn boot_device(text: &str, hbas: Option<&[Hba]>) -> Result<BootDevice, String> {
             false => format!("\"{text}\" names no [[hba]], expected {}", spell::any_of(&ids, '`')),
         });
     };
-    // What is behind a virtual port is not known yet.
-    let may_come = adapter.virtual_port().is_some();
+    // What is behind a virtual port, or a target of the kernel, is not known yet.
+    let may_come = adapter.virtual_port().is_some() || matches!(adapter.controller, Controller::VhostScsi(_));
     if !may_come && !adapter.luns.iter().any(|unit| unit.target == target && unit.lun == lun) {
         return Err(format!("\"{text}\" names no [[hba.lun]] of `{}`", device.hba));
     }

@@ -195,6 +195,7 @@ const SERIAL: &[Key] = &[key("mode", choice(SerialMode::NAMES, &[]), Built), key
 const HBA: &[Key] = &[
     key("id", Kind::Ascii(32), Built),
     key("type", choice(HbaType::NAMES, &[]), Built),
+    key("wwpn", Kind::Ascii(223), Built),
     key("queues", Kind::Integer(1, 255), Built),
     key("queue_size", Kind::OneOf(&[4, 8, 16, 32, 64, 128, 256, 512, 1024]), Built),
     key("interface", choice(VirtioInterface::NAMES, &[]), Built),

@@ -339,6 +339,19 @@ pub enum Controller {
     VirtioScsi(VirtioScsi),
     /// MegaRAID SAS
     Megasas(Megasas),
+    /// virtio-scsi, served by the host's kernel
+    VhostScsi(VhostScsi),
+}
+
+/// A virtio-scsi adapter of which a target of the host's kernel serves the queues.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VhostScsi {
+    /// The name of the target.
+    pub wwpn: String,
+    /// Number of request queues.
+    pub queues: u8,
+    /// Size of each queue on offer, in descriptors: a power of two.
+    pub queue_size: u16,
 }
 
 /// A virtio-scsi adapter.
@@ -397,6 +410,8 @@ named! {
         VirtioScsi = "virtio-scsi",
         /// [`Controller::Megasas`]
         Megasas = "megasas",
+        /// [`Controller::VhostScsi`]
+        VhostScsi = "vhost-scsi",
     }
 }
 

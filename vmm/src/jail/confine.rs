@@ -122,8 +122,8 @@ pub(super) struct Prepared {
     user: Option<Ids>,
     /// Paths to be given up (landlock_restrict_self(2)).
     paths: Option<Paths>,
-    /// Devices of the host are passed through, or may come.
-    host_devices: bool,
+    /// What the process has of the host that others have not.
+    extras: Extras,
     filters: [OnceLock<Vec<sock_filter>>; Kind::ALL.len()],
     reached: OnceLock<Box<[Reached]>>,
     /// How many of them have answered.
@@ -152,18 +152,18 @@ impl Prepared {
         refusal: Option<Refusal>,
         user: Option<Ids>,
         paths: Option<Paths>,
-        host_devices: bool,
+        extras: Extras,
     ) -> &'static Self {
-        PREPARED.get_or_init(|| Self::of(refusal, user, paths, host_devices))
+        PREPARED.get_or_init(|| Self::of(refusal, user, paths, extras))
     }
 
-    fn of(refusal: Option<Refusal>, user: Option<Ids>, paths: Option<Paths>, host_devices: bool) -> Self {
+    fn of(refusal: Option<Refusal>, user: Option<Ids>, paths: Option<Paths>, extras: Extras) -> Self {
         sys::look_at_kernel();
         Self {
             refusal,
             user,
             paths,
-            host_devices,
+            extras,
             filters: [const { OnceLock::new() }; Kind::ALL.len()],
             reached: OnceLock::new(),
             answers: AtomicU32::new(0),
@@ -181,7 +181,7 @@ impl Prepared {
     fn make(&self, kind: Kind) -> Option<&[sock_filter]> {
         let kind = calls::like(kind);
         let (place, refusal) = (self.filters.get(kind as usize)?, self.refusal?);
-        let extras = Extras { terminal: crate::console::has_raw_terminal(), host_devices: self.host_devices };
+        let extras = Extras { terminal: crate::console::has_raw_terminal(), ..self.extras };
         Some(place.get_or_init(|| calls::filter(kind, refusal, extras)))
     }
 
@@ -285,7 +285,7 @@ impl Prepared {
 
 /// Confines the calling thread as the main one, and no other: a trial on a thread that ends then.
 pub(super) fn attempt(refusal: Refusal, paths: Option<Paths>) -> Result<(), StepError> {
-    let prepared = Prepared::of(Some(refusal), None, paths, false);
+    let prepared = Prepared::of(Some(refusal), None, paths, Extras::default());
     prepared.make(Kind::Main);
     prepared.confine_main()
 }

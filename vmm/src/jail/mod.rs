@@ -28,9 +28,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Error, Result, anyhow, bail};
 use devices::threads::{self, Attention, Kind};
 
-use crate::config::{Config, Sandbox, Serial, reason};
+use crate::config::{Config, Controller, Sandbox, Serial, reason};
 use crate::passed;
-use calls::Refusal;
+use calls::{Extras, Refusal};
 use confine::{Prepared, Step, StepError};
 pub(crate) use keeper::{confine_keeper, confine_port};
 use paths::Paths;
@@ -60,7 +60,10 @@ pub fn enter(config: &Config) -> Result<()> {
         privileges::become_user(config, user)?;
     }
     namespaces::enter();
-    confine(config.security.sandbox, user.map(Ids::of), paths, config.security.host_devices)
+    let vhost = config.hbas.iter().any(|hba| matches!(hba.controller, Controller::VhostScsi(_)));
+    // The terminal is asked for when filters are made.
+    let extras = Extras { terminal: false, host_devices: config.security.host_devices, vhost };
+    confine(config.security.sandbox, user.map(Ids::of), paths, extras)
 }
 
 /// What would keep the machine of `config` from becoming the user that it shall run as, and from its sandbox, which is tried
@@ -150,7 +153,7 @@ pub fn prepare(config: &Config) {
     }
 }
 
-fn confine(sandbox: Sandbox, user: Option<Ids>, paths: Option<Paths>, host_devices: bool) -> Result<()> {
+fn confine(sandbox: Sandbox, user: Option<Ids>, paths: Option<Paths>, extras: Extras) -> Result<()> {
     let refusal = refusal(sandbox);
     if refusal.is_none() && user.is_none() {
         return Ok(());
@@ -164,7 +167,7 @@ fn confine(sandbox: Sandbox, user: Option<Ids>, paths: Option<Paths>, host_devic
     let stay = user.is_some();
     // What it interrupts goes on. On the thread's own stack, for one for signals would take a page of each thread.
     signals::catch(confine::signal(), on_signal, libc::SA_RESTART).context("the sandbox: its signal")?;
-    let prepared = Prepared::new(refusal, user, paths, host_devices);
+    let prepared = Prepared::new(refusal, user, paths, extras);
     // While those come up that were started last.
     prepared.make_all(&threads::living());
     let attention = threads::attend(confine::on_start);
@@ -178,7 +181,7 @@ fn confine(sandbox: Sandbox, user: Option<Ids>, paths: Option<Paths>, host_devic
         prepared.entered();
         Ok(())
     });
-    if refusal == Some(Refusal::End) && !host_devices {
+    if refusal == Some(Refusal::End) && !extras.host_devices {
         devices::sandbox::without_host_devices();
     }
     if let Some(paths) = prepared.paths() {

@@ -57,7 +57,7 @@ fn child() {
     match way {
         "before" => {
             let thread = threads::spawn(kind, "jailed", work).unwrap();
-            confine(Sandbox::On, None, None, false).unwrap();
+            confine(Sandbox::On, None, None, Extras::default()).unwrap();
             go.send(()).unwrap();
             let _ = thread.join();
         }
@@ -72,7 +72,7 @@ fn child() {
                 work();
             });
             there.recv().unwrap();
-            confine(Sandbox::On, None, None, false).unwrap();
+            confine(Sandbox::On, None, None, Extras::default()).unwrap();
             back.send(()).unwrap();
             go.send(()).unwrap();
             let _ = thread.unwrap().join();
@@ -86,18 +86,18 @@ fn child() {
                 call(libc::SYS_execve, [0; 6]);
                 println!("it lives");
             });
-            confine(Sandbox::On, None, None, false).unwrap();
+            confine(Sandbox::On, None, None, Extras::default()).unwrap();
             go.send(()).unwrap();
             let _ = thread.unwrap().join();
         }
         "later" => {
-            confine(Sandbox::On, None, None, false).unwrap();
+            confine(Sandbox::On, None, None, Extras::default()).unwrap();
             let thread = threads::spawn(kind, "jailed", work).unwrap();
             go.send(()).unwrap();
             let _ = thread.join();
         }
         "main" => {
-            confine(Sandbox::On, None, None, false).unwrap();
+            confine(Sandbox::On, None, None, Extras::default()).unwrap();
             go.send(()).unwrap();
             work();
         }
@@ -107,17 +107,17 @@ fn child() {
                 gone.recv().unwrap();
                 println!("socket {}", call(libc::SYS_socket, [1, 1, 0, 0, 0, 0]));
             });
-            confine(Sandbox::Log, None, None, false).unwrap();
+            confine(Sandbox::Log, None, None, Extras::default()).unwrap();
             go.send(()).unwrap();
             thread.unwrap().join().unwrap();
         }
         "forbidden" => {
             devices::testing::forbid_filters();
-            println!("{:#}", confine(Sandbox::On, None, None, false).unwrap_err());
+            println!("{:#}", confine(Sandbox::On, None, None, Extras::default()).unwrap_err());
         }
         "unknown" => {
             devices::testing::forbid_system_call(libc::SYS_seccomp);
-            confine(Sandbox::On, None, None, false).unwrap();
+            confine(Sandbox::On, None, None, Extras::default()).unwrap();
             go.send(()).unwrap();
             work();
         }
@@ -149,7 +149,7 @@ fn kept(sandbox: &str) {
         std::thread::sleep(Duration::from_millis(100));
         let begin = Instant::now();
         privileges::become_on_this_thread(&user).unwrap();
-        confine(sandbox, Some(Ids::of(&user)), None, false).unwrap();
+        confine(sandbox, Some(Ids::of(&user)), None, Extras::default()).unwrap();
         let took = begin.elapsed();
         assert!(took >= PATIENCE && took < Duration::from_millis(1500), "{took:?}");
         let ids = |number: i32| {

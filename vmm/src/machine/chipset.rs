@@ -195,6 +195,11 @@ impl Chipset {
         Ok((Bdf::new(0, slot, 0), seat))
     }
 
+    /// The guest's RAM, for what reaches it without the seat of a function.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        &self.buses.ram
+    }
+
     /// Plugs a function into the slot that [`Chipset::seat`] gave.
     pub fn plug(&self, bdf: Bdf, function: Arc<dyn PciFunction>) -> Result<(), ChipsetError> {
         Ok(self.host.add(bdf, function)?)

@@ -15,6 +15,7 @@ use devices::scsi::{
 use devices::storage::{CacheMode, Image, Limits, Qcow2Image, Qcow2Options, RawImage, RawOptions, Sharing};
 use devices::threads::{self, Kind};
 use hba_megasas::Megasas;
+use hba_virtio_scsi::vhost::{KernelOptions, VhostScsi};
 use hba_virtio_scsi::{Interface, Options, VirtioScsi};
 
 use super::adapter::{Adapter, Attached, Taken, explain};
@@ -32,12 +33,14 @@ use crate::config::{
     self, Cache, Config, Controller, Device, Format, HbaType, NoSpace, Throttle, VirtioInterface,
 };
 use crate::fc_port::{FcPorts, Process};
+use crate::vhost::Vhost;
 
 /// The HBAs with what is behind them and the threads that serve them.
 #[derive(Default)]
 pub struct Hbas {
     virtio: Vec<Arc<VirtioScsi>>,
     megasas: Vec<Arc<Megasas>>,
+    vhost: Vec<Arc<VhostScsi>>,
     addresses: Vec<Bdf>,
     /// What the control socket works on.
     adapters: Vec<Arc<Adapter>>,
@@ -123,6 +126,16 @@ impl Hbas {
                     hbas.megasas.push(device.clone());
                     chipset.plug(bdf, device)?;
                 }
+                Controller::VhostScsi(wanted) => {
+                    let name = || format!("hba {}", hba.id);
+                    let kernel = Vhost::open(wanted, chipset.ram().clone()).with_context(name)?;
+                    let config::VhostScsi { queues, queue_size, .. } = *wanted;
+                    let options = KernelOptions { request_queues: queues.into(), queue_size };
+                    let device =
+                        VhostScsi::new(seat, Arc::new(kernel), remote, options).with_context(name)?;
+                    hbas.vhost.push(device.clone());
+                    chipset.plug(bdf, device)?;
+                }
             }
             tracing::debug!("hba {} is at PCI {bdf}", hba.id);
             hbas.addresses.push(bdf);
@@ -180,7 +193,8 @@ impl Hbas {
     pub fn stop(&self, over: &Arc<Over>) {
         let virtio = self.virtio.iter().cloned().map(|hba| stop(over, move || hba.shut_down()));
         let megasas = self.megasas.iter().cloned().map(|hba| stop(over, move || hba.shut_down()));
-        virtio.chain(megasas).for_each(drop);
+        let vhost = self.vhost.iter().cloned().map(|hba| stop(over, move || hba.shut_down()));
+        virtio.chain(megasas).chain(vhost).for_each(drop);
     }
 
     /// Ends the commands of all units and makes all images whole, each by itself: none waits for another, nor for a

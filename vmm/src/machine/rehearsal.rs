@@ -31,6 +31,8 @@ use crate::jail;
 use crate::kvm::Hypervisor;
 use crate::listen;
 use crate::vcpu::CpuidTemplate;
+use crate::vhost::Vhost;
+use vm_memory::GuestAddress;
 
 /// Bits of a physical address where nobody can be asked.
 const PHYSICAL_BITS: u8 = 36;
@@ -98,6 +100,9 @@ fn adapters(config: &Config, all: &mut Problems) {
         if let Controller::Megasas(board) = &hba.controller {
             all.note(raid::check_events(board).with_context(|| format!("hba {}", hba.id)));
         }
+        if let Controller::VhostScsi(wanted) = &hba.controller {
+            all.note(vhost(wanted).with_context(|| format!("hba {}", hba.id)));
+        }
         if let Some(port) = hba.virtual_port() {
             let owner = config::fc_owner(&config.vm.name, &hba.id);
             all.note(virtual_port(&owner, port, &mut ports).with_context(|| format!("hba {}", hba.id)));
@@ -115,6 +120,12 @@ fn adapters(config: &Config, all: &mut Problems) {
             });
         }
     }
+}
+
+/// The target of the kernel is there and free, for a machine with a page of memory.
+fn vhost(wanted: &config::VhostScsi) -> Result<()> {
+    let ram = GuestRam::from_ranges(&[(GuestAddress(0), 4096)])?;
+    Ok(Vhost::open(wanted, Arc::new(ram)).map(drop)?)
 }
 
 /// There is a port of the host that it could be created on, and its names are fit for it, as far as it has them already: `taken` are those

@@ -5,7 +5,7 @@ use super::*;
 /// A service with a CD drive at target 5 of an adapter of this kind, with the disc `a.img`.
 fn with_drive(kind: HbaType) -> (Bench, Service) {
     let (bench, service) = match kind {
-        HbaType::VirtioScsi => {
+        HbaType::VirtioScsi | HbaType::VhostScsi => {
             let (bench, mut service) = bench();
             service.adapters.truncate(1);
             (bench, service)

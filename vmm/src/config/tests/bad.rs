@@ -702,3 +702,46 @@ fn option_roms_have_names_and_files() {
         ["vm.toml:5: `option_roms` in [boot]: cannot open gone: No such file or directory"]
     );
 }
+
+/// A target of the host's kernel has its own units, and nobody of ours serves it.
+#[test]
+fn keys_that_a_vhost_scsi_adapter_has_not() {
+    let said = |keys: &str| Fixture::new().lines(&format!("{SMALLEST}[[hba]]\n{keys}\n"), &[]);
+    assert_eq!(
+        said("type = \"vhost-scsi\"\ninterface = \"legacy\"\npolling = \"off\"\nmodel = \"1078\""),
+        [
+            "vm.toml:8: `wwpn` is missing in [[hba]], expected the name of a target in /sys/kernel/config/target/vhost",
+            "vm.toml:10: `interface` in [[hba]] has no meaning for type = \"vhost-scsi\"",
+            "vm.toml:11: `polling` in [[hba]] has no meaning for type = \"vhost-scsi\"",
+            "vm.toml:12: `model` in [[hba]] has no meaning for type = \"vhost-scsi\"",
+        ]
+    );
+    for name in ["5001405a1b2c3d4e", "naa.", "naa./etc", "naa.5 6"] {
+        assert_eq!(
+            said(&format!("type = \"vhost-scsi\"\nwwpn = \"{name}\"")),
+            [format!(
+                "vm.toml:10: `wwpn` in [[hba]] is \"{name}\", expected the name of a target such as \"naa.5001405a1b2c3d4e\""
+            )]
+        );
+    }
+    let target = "type = \"vhost-scsi\"\nwwpn = \"naa.5001405a1b2c3d4e\"";
+    assert_eq!(
+        said(&format!("{target}\n[[hba.lun]]\nimage = \"a.img\"")),
+        [
+            "vm.toml:11: [[hba.lun]] at an [[hba]] with type = \"vhost-scsi\", which has the units of the kernel's target; expected them at \
+          another [[hba]]"
+        ]
+    );
+    assert_eq!(
+        said(&format!("{target}\n[hba.fc]\nemulated = true")),
+        [
+            "vm.toml:11: `fc` in [[hba]]: what the kernel's target has the guest sees as its own; expected type = \"virtio-scsi\""
+        ]
+    );
+    for kind in ["virtio-scsi", "megasas"] {
+        assert_eq!(
+            said(&format!("type = \"{kind}\"\nwwpn = \"naa.5001405a1b2c3d4e\"")),
+            [format!("vm.toml:10: `wwpn` in [[hba]] has no meaning for type = \"{kind}\"")]
+        );
+    }
+}

@@ -290,6 +290,12 @@ impl List {
         self
     }
 
+    /// Has a target of the host's kernel serve an adapter, or end that.
+    pub(super) fn vhost(mut self) -> Self {
+        self.with_each(libc::SYS_ioctl, 1, crate::vhost::COMMANDS);
+        self
+    }
+
     /// Asks devices of the host what they are.
     pub(super) fn host_devices(mut self) -> Self {
         self.with_each(libc::SYS_ioctl, 1, HOST_DEVICES);

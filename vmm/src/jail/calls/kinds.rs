@@ -26,6 +26,10 @@ pub(super) fn list(kind: Kind, extras: Extras) -> List {
     if extras.terminal {
         list = list.terminal();
     }
+    // Virtual CPUs have queues begun, I/O threads and who takes adapters out of service have them end.
+    if extras.vhost && matches!(kind, Kind::Main | Kind::Vcpu | Kind::Io | Kind::Waits | Kind::End) {
+        list = list.vhost();
+    }
     // Helpers send commands; who serves a client opens what comes.
     match kind {
         Kind::Io | Kind::IoHelper | Kind::EventLog if extras.host_devices => list.commands(),

@@ -40,6 +40,8 @@ pub(super) struct Extras {
     pub(super) terminal: bool,
     /// Devices of the host are passed through, or may come.
     pub(super) host_devices: bool,
+    /// A target of the host's kernel serves an adapter.
+    pub(super) vhost: bool,
 }
 
 /// The filter for threads of a kind, of a process with these.

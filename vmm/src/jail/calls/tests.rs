@@ -140,8 +140,8 @@ fn error(number: i32) -> u32 {
     libc::SECCOMP_RET_ERRNO | number as u32
 }
 
-const ALL: Extras = Extras { terminal: true, host_devices: true };
-const EXTRAS: [Extras; 2] = [Extras { terminal: false, host_devices: false }, ALL];
+const ALL: Extras = Extras { terminal: true, host_devices: true, vhost: true };
+const EXTRAS: [Extras; 2] = [Extras { terminal: false, host_devices: false, vhost: false }, ALL];
 
 #[test]
 fn filters_say_of_each_call_what_the_lists_say() {
