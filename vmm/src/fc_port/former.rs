@@ -35,12 +35,17 @@ pub(super) fn settle(
 ) -> io::Result<Option<Settled>> {
     let ending = Arc::<AtomicBool>::default();
     let begin = |(hba, wanted): (usize, &Wanted)| -> Result<Option<JoinHandle<Result<(), String>>>, String> {
-        let Some(record) = record(wanted, store) else { return Ok(None) };
+        let records = records(wanted, store);
+        if records.is_empty() {
+            return Ok(None);
+        }
         let (wanted, roots, store) = (wanted.clone(), roots.clone(), store.clone());
         let (say, ending) = (say.clone(), ending.clone());
         let work = move || {
             let kernel = || Live::new(interruptible(ending.clone()));
-            leave(&wanted, &record, &roots, &store, kernel, |line| say(hba, line))
+            records
+                .iter()
+                .try_for_each(|record| leave(&wanted, record, &roots, &store, kernel, |line| say(hba, line)))
         };
         threads::spawn(Kind::Returns, "fc-former", work)
             .map(Some)
@@ -72,10 +77,13 @@ fn has_ended(machine: &mut UnixStream) -> bool {
     }
 }
 
-/// Whose the port of an HBA is, if it has names and is somebody's. What cannot be read is said when the port is made.
-fn record(wanted: &Wanted, store: &Store) -> Option<Record> {
-    let wwpn = wwpn(wanted, store)?;
-    store.record_of(wwpn).ok()?
+/// Whose the ports with the names of an HBA are, of those that are somebody's. What cannot be read is said when the port is made. That with
+/// the other names is looked at if it is of this machine: it may have ended with them.
+fn records(wanted: &Wanted, store: &Store) -> Vec<Record> {
+    let of = |wwpn| store.record_of(wwpn).ok().flatten();
+    let other = Some(wanted.secondary.wwpn).filter(|wwpn| *wwpn != 0).map(Wwn::new);
+    let other = other.and_then(of).filter(|record| record.owner == wanted.owner);
+    wwpn(wanted, store).and_then(of).into_iter().chain(other).collect()
 }
 
 fn wwpn(wanted: &Wanted, store: &Store) -> Option<Wwn> {
@@ -149,10 +157,10 @@ mod tests {
     /// What was said on the way, and what came of it.
     fn left(tree: &Tree, store: &Store, wanted: &Wanted) -> (Vec<String>, Result<(), String>) {
         let said = RefCell::new(Vec::new());
-        let Some(record) = record(wanted, store) else { return (Vec::new(), Ok(())) };
         let kernel = || Fake(tree, Duration::ZERO);
-        let result =
-            leave(wanted, &record, &tree.roots(), store, kernel, |line| said.borrow_mut().push(line));
+        let result = records(wanted, store).iter().try_for_each(|record| {
+            leave(wanted, record, &tree.roots(), store, kernel, |line| said.borrow_mut().push(line))
+        });
         (said.into_inner(), result)
     }
 
@@ -190,6 +198,24 @@ mod tests {
             said[0].starts_with(&format!("deletes the virtual port {} first", port.names.wwpn)),
             "{said:?}"
         );
+        assert!(store.records().unwrap().is_empty() && fc::San::read(&tree.roots()).vports.is_empty());
+    }
+
+    /// The machine may have ended with its other names, or in the middle of a change.
+    #[test]
+    fn ports_with_either_names_are_cleaned() {
+        let (tree, store) = tree();
+        let second = hba_virtio_scsi::fc::Names { wwnn: 0x2001_0212_3456_789a, wwpn: 0x2101_0212_3456_789a };
+        let wanted = || Wanted { secondary: second, ..wanted() };
+        let names = (Wwn::new(second.wwnn), Wwn::new(second.wwpn));
+        owned(&tree, &store, &Wanted { names: Some(names), ..wanted() }).unwrap();
+        ends(&tree);
+        // What is another's with that name is not this machine's business.
+        let stranger = Wanted { owner: "vm2.hba0".into(), ..wanted() };
+        assert_eq!(left(&tree, &store, &stranger), (vec![], Ok(())));
+        assert_eq!(store.records().unwrap().len(), 1);
+        let (said, result) = left(&tree, &store, &wanted());
+        assert_eq!((said.len(), result), (1, Ok(())));
         assert!(store.records().unwrap().is_empty() && fc::San::read(&tree.roots()).vports.is_empty());
     }
 

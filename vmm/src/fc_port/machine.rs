@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use devices::threads::{self, Kind};
+use hba_virtio_scsi::fc::Active;
 
 use super::message::{self, LENGTH, REFUSED};
 use super::{HostPort, News, Origin, Refused, Wanted, process};
@@ -63,7 +64,7 @@ struct Asked {
 }
 
 struct Link {
-    /// Written to with write(2), which every thread in the sandbox may. So little that it never waits: two messages of each HBA, and the
+    /// Written to with write(2), which every thread in the sandbox may. So little that it never waits: three messages of each HBA, and the
     /// end.
     socket: File,
     asked: Mutex<Vec<Asked>>,
@@ -78,8 +79,8 @@ struct Link {
 struct Known {
     /// It has ended.
     over: bool,
-    /// The ports that go with the machine, by HBA, until they are deleted; and why one is not.
-    made: BTreeMap<usize, (HostPort, Option<String>)>,
+    /// The ports that go with the machine, by HBA and WWPN, until they are deleted; and why one is not.
+    made: BTreeMap<(usize, u64), (HostPort, Option<String>)>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -247,7 +248,8 @@ impl Link {
                 }
                 News::Failed(why) => drop(begun.send((hba, Begun::No(why.clone())))),
                 News::Port(port) if port.origin == Origin::Made => {
-                    self.note(|known| drop(known.made.insert(hba, ((**port).clone(), None))));
+                    let made = ((hba, port.wwpn), ((**port).clone(), None));
+                    self.note(|known| known.made.extend([made]));
                 }
                 // Those who wait for news hear nothing before the start.
                 News::Waits(line) => {
@@ -255,10 +257,10 @@ impl Link {
                     let _ = begun.send((hba, Begun::Later));
                     continue;
                 }
-                News::Closed(why) => {
-                    self.note(|known| match (why, known.made.get_mut(&hba)) {
+                News::Closed(wwpn, why) => {
+                    self.note(|known| match (why, known.made.get_mut(&(hba, *wwpn))) {
                         (Some(why), Some((_, kept))) => *kept = Some(why.clone()),
-                        _ => drop(known.made.remove(&hba)),
+                        _ => drop(known.made.remove(&(hba, *wwpn))),
                     });
                     continue;
                 }
@@ -341,6 +343,14 @@ impl Look {
 }
 
 impl Look {
+    /// Has the port log in with these of its names; [`News::Activated`] says what became of that. On any thread; it waits for nothing.
+    ///
+    /// # Errors
+    /// The process has ended.
+    pub fn activate(&self, active: Active) -> io::Result<()> {
+        (&self.link.socket).write(&message::activate(self.hba, active)).map(drop)
+    }
+
     /// Says that a unit was not taken, as it was told of: it is told of again, later. On any thread; it waits for nothing.
     pub fn refuse(&self, refused: Refused) {
         self.link.refuse(self.hba, refused);
@@ -407,7 +417,7 @@ impl Link {
     fn left(&self) -> Left {
         let known = lock(&self.known.0);
         let (mut left, mut going) = (Left::default(), Vec::new());
-        for (hba, port) in &known.made {
+        for ((hba, _), port) in &known.made {
             let (hba, (HostPort { wwpn, vport, .. }, kept)) = (self.name(*hba), port);
             match kept {
                 Some(why) => left.errors.push(format!(

@@ -31,6 +31,8 @@ pub(super) enum Order {
     Look(usize, u64),
     /// That units were not taken.
     Refused(usize, Vec<Refused>),
+    /// To log in with these of its names.
+    Activate(usize, Active),
     /// The machine ends.
     End,
 }
@@ -111,6 +113,11 @@ fn read_refused(text: &str) -> Option<Refused> {
     parts.next().is_none().then_some(refused)
 }
 
+/// To log in with these of its names.
+pub(super) fn activate(hba: usize, active: Active) -> Vec<u8> {
+    Writer::default().text("activate").text(hba).text(word(&ACTIVES, &active)).0
+}
+
 /// The machine ends.
 pub(super) fn end() -> Vec<u8> {
     Writer::default().text("end").0
@@ -124,6 +131,7 @@ pub(super) fn read_order(message: &[u8]) -> Option<Order> {
         "go" => Order::Go,
         "look" => Order::Look(reader.number()?, reader.number()?),
         "refused" => Order::Refused(reader.number()?, reader.each(|reader| read_refused(reader.text()?))?),
+        "activate" => Order::Activate(reader.number()?, reader.one_of(&ACTIVES)?),
         "end" => Order::End,
         _ => return None,
     };
@@ -165,10 +173,11 @@ fn read_wanted(reader: &mut Reader<'_>) -> Option<Wanted> {
 /// What the process tells of an HBA, with the files that go with it.
 pub(super) fn news(hba: usize, news: News) -> (Vec<u8>, Vec<OwnedFd>) {
     let writer = |kind: &str| Writer::default().text(kind).text(hba);
-    let line = |kind: &str, mut text: String| {
+    let cut = |mut text: String| {
         text.truncate(text.floor_char_boundary(LINE));
-        writer(kind).text(text).0
+        text
     };
+    let line = |kind: &str, text: String| writer(kind).text(cut(text)).0;
     let unit = |kind: &str, target: u8, lun: Lun| writer(kind).text(target).text(u64::from_be_bytes(lun));
     let message = match news {
         News::View(view) => self::view(writer("view"), &view).0,
@@ -176,8 +185,14 @@ pub(super) fn news(hba: usize, news: News) -> (Vec<u8>, Vec<OwnedFd>) {
         News::Looked(number) => writer("looked").text(number).0,
         News::Port(port) => host_port(writer("port"), &port).0,
         News::Waits(text) => line("waits", text),
-        News::Closed(None) => writer("deleted").0,
-        News::Closed(Some(why)) => line("kept", why),
+        News::Closed(wwpn, why) => {
+            let (kind, why) = why.map_or(("deleted", String::new()), |why| ("kept", why));
+            writer(kind).text(wwpn).text(cut(why)).0
+        }
+        News::Activated(active, why) => {
+            let (kind, why) = why.map_or(("activated", String::new()), |why| ("not activated", why));
+            writer(kind).text(word(&ACTIVES, &active)).text(cut(why)).0
+        }
         News::Warning(text) => line("warning", text),
         News::Failed(text) => line("failed", text),
         News::Unit(target, lun, UnitNews::Doubted) => unit("doubted", target, lun).0,
@@ -214,8 +229,14 @@ pub(super) fn read_news(message: &[u8], files: Vec<OwnedFd>) -> Option<(usize, N
         "looked" => News::Looked(reader.number()?),
         "port" => News::Port(Box::new(read_host_port(&mut reader)?)),
         "waits" => News::Waits(reader.string()?),
-        "deleted" => News::Closed(None),
-        "kept" => News::Closed(Some(reader.string()?)),
+        "deleted" | "kept" => {
+            let (wwpn, why) = (reader.number()?, reader.string()?);
+            News::Closed(wwpn, (kind == "kept").then_some(why))
+        }
+        "activated" | "not activated" => {
+            let (active, why) = (reader.one_of(&ACTIVES)?, reader.string()?);
+            News::Activated(active, (kind == "not activated").then_some(why))
+        }
         "warning" => News::Warning(reader.string()?),
         "failed" => News::Failed(reader.string()?),
         "doubted" => unit(&|_| Some(UnitNews::Doubted))?,

@@ -86,7 +86,14 @@ fn a_view() -> View {
 }
 
 fn orders() -> Vec<Vec<u8>> {
-    vec![wanted(&example()).unwrap(), go(), look(3, u64::MAX), refused(3, &all_refused()), end()]
+    vec![
+        wanted(&example()).unwrap(),
+        go(),
+        look(3, u64::MAX),
+        refused(3, &all_refused()),
+        activate(2, Active::Secondary),
+        end(),
+    ]
 }
 
 fn all_refused() -> Vec<Refused> {
@@ -103,8 +110,10 @@ fn all_news() -> Vec<News> {
         News::View(a_view()),
         News::Port(Box::new(host_port())),
         News::Waits("a moment".into()),
-        News::Closed(None),
-        News::Closed(Some("it does not answer".into())),
+        News::Closed(7, None),
+        News::Closed(u64::MAX, Some("it does not answer".into())),
+        News::Activated(Active::Secondary, None),
+        News::Activated(Active::Primary, Some("it sees less".into())),
         News::Heard,
         News::Looked(u64::MAX),
         News::Warning("no \u{e4}".into()),

@@ -7,7 +7,7 @@
 //! ```
 //! [`FcPorts::start`] before the first thread and the sandbox; [`FcPorts::begin`] on the main thread, before the guest runs; then each
 //! [`Port`] is its HBA's; [`Process::close`] at the machine's regular end. In the process itself: what `former` lives have left, then the
-//! sandbox, then the ports (`owned`) and what is behind them (`inventory`).
+//! sandbox, then the ports (`owned`), what is behind them (`inventory`), and how one changes its names (`switch`).
 
 mod former;
 mod inventory;
@@ -16,6 +16,7 @@ mod message;
 mod news;
 mod owned;
 mod process;
+mod switch;
 #[cfg(test)]
 mod tests;
 mod work;
@@ -50,7 +51,7 @@ pub struct Wanted {
     pub names: Option<(Wwn, Wwn)>,
     /// Names of a company whose hardware has such are fine.
     pub any_oui: bool,
-    /// Other names, that it does not log in with.
+    /// Other names, which it logs in with when it is told to.
     pub secondary: Names,
     /// Seconds until a remote port that is lost is given up; the driver's own where there are none.
     pub dev_loss_tmo: Option<u32>,

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use devices::scsi::generic::Arrival;
-use hba_virtio_scsi::fc::View;
+use hba_virtio_scsi::fc::{Active, View};
 
 /// A logical unit number as the target port reports it (SAM-6, 4.7).
 pub type Lun = [u8; 8];
@@ -23,8 +23,11 @@ pub enum News {
     Port(Box<HostPort>),
     /// Why the start takes longer: a line without the name of the HBA.
     Waits(String),
-    /// At the end: the port that was made is deleted, or why it is not. [`Process::close`](super::Process::close) says it.
-    Closed(Option<String>),
+    /// The port with this WWPN, which was made, is deleted, or why it is not: of the one that another has followed, and of all at the end.
+    /// [`Process::close`](super::Process::close) says it then.
+    Closed(u64, Option<String>),
+    /// It has these names now, as it was asked to, or keeps those that it has, and why.
+    Activated(Active, Option<String>),
     /// Something that the operator should read: a line without the name of the HBA.
     Warning(String),
     /// The port does not come: why, and what to do. The start fails.

@@ -22,6 +22,7 @@ use super::former::{self, Settled};
 use super::inventory::{Done, Inventory, Job, Opened, Order};
 use super::message::{self, LENGTH};
 use super::owned::{self, Owned};
+use super::switch::Switch;
 use super::work::{self, Tell};
 use super::{News, Wanted};
 use crate::config::{Sandbox, reason};
@@ -39,8 +40,12 @@ pub(super) enum Event {
     Over,
     /// What has become of the port of an HBA.
     Owned(usize, Result<Owned, String>),
-    /// What is behind it.
-    Glimpse(usize, Option<Box<Glimpse>>),
+    /// What is behind that with the host of this number.
+    Glimpse(usize, u32, Option<Box<Glimpse>>),
+    /// What has become of the port with the other names of an HBA.
+    Other(usize, Result<Owned, String>),
+    /// One that another has followed is deleted, or why not.
+    Left(usize, u64, Result<(), String>),
     /// A job at a target is over.
     Done(usize, u8, Job, Done),
     /// A device was opened, or not.
@@ -50,22 +55,24 @@ pub(super) enum Event {
 }
 
 /// An HBA.
-struct Hba {
-    wanted: Wanted,
-    owned: Option<Owned>,
+pub(super) struct Hba {
+    pub(super) wanted: Wanted,
+    pub(super) owned: Option<Owned>,
+    /// It is changing its names.
+    pub(super) change: Option<Switch>,
     /// It is known what becomes of its port.
     settled: bool,
-    inventory: Option<Inventory>,
-    look: Option<Sender<()>>,
+    pub(super) inventory: Option<Inventory>,
+    pub(super) look: Option<Sender<()>>,
 }
 
-struct Process<'a> {
-    roots: Roots,
-    store: Store,
-    machine: &'a UnixStream,
-    tell: Tell,
-    hbas: Vec<Hba>,
-    ending: Arc<AtomicBool>,
+pub(super) struct Process<'a> {
+    pub(super) roots: Roots,
+    pub(super) store: Store,
+    pub(super) machine: &'a UnixStream,
+    pub(super) tell: Tell,
+    pub(super) hbas: Vec<Hba>,
+    pub(super) ending: Arc<AtomicBool>,
 }
 
 /// The whole life of the child.
@@ -135,7 +142,7 @@ fn hear_machine(mut machine: UnixStream, tell: &Tell) {
     }
 }
 
-fn say(machine: &UnixStream, hba: usize, news: News) -> io::Result<()> {
+pub(super) fn say(machine: &UnixStream, hba: usize, news: News) -> io::Result<()> {
     let (bytes, files) = message::news(hba, news);
     let sent = sys::send(machine, &bytes, &files);
     if !files.is_empty() {
@@ -153,7 +160,8 @@ impl<'a> Process<'a> {
         tell: Tell,
         list: Vec<Wanted>,
     ) -> Self {
-        let hba = |wanted| Hba { wanted, owned: None, settled: false, inventory: None, look: None };
+        let hba =
+            |wanted| Hba { wanted, owned: None, change: None, settled: false, inventory: None, look: None };
         Self {
             roots,
             store,
@@ -215,7 +223,9 @@ impl<'a> Process<'a> {
     /// Does what is to be done, until the machine ends.
     fn serve(&mut self, events: &Receiver<Event>) {
         loop {
-            let next = self.hbas.iter().filter_map(|hba| hba.inventory.as_ref()?.next()).min();
+            let of_units = self.hbas.iter().filter_map(|hba| hba.inventory.as_ref()?.next());
+            let of_names = self.hbas.iter().filter_map(|hba| hba.change.as_ref()?.next());
+            let next = of_units.chain(of_names).min();
             let now = Instant::now();
             let time = next.map_or(Duration::from_secs(60), |next| next.saturating_duration_since(now));
             let mut event = match events.recv_timeout(time) {
@@ -263,13 +273,21 @@ impl<'a> Process<'a> {
                 }
                 say(self.machine, hba, News::Heard)?;
             }
+            Event::Asked(message::Order::Activate(hba, to)) => self.activate(hba, to)?,
             Event::Asked(_) | Event::Over => {}
             Event::Owned(hba, owned) => self.own(hba, owned, now)?,
-            Event::Glimpse(hba, glimpse) => {
-                if let Some(inventory) = self.inventory(hba) {
-                    inventory.saw(glimpse.as_deref(), now);
+            Event::Glimpse(hba, host, glimpse) => {
+                let Some(of) = self.hbas.get_mut(hba) else { return Ok(()) };
+                if of.owned.as_ref().is_some_and(|owned| owned.host == host) {
+                    if let Some(inventory) = &mut of.inventory {
+                        inventory.saw(glimpse.as_deref(), now);
+                    }
+                } else {
+                    self.compare(hba, host, glimpse.as_deref(), now)?;
                 }
             }
+            Event::Other(hba, owned) => self.has_other(hba, owned, now)?,
+            Event::Left(hba, wwpn, left) => self.has_left(hba, wwpn, left)?,
             Event::Done(hba, target, job, done) => {
                 if let Some(inventory) = self.inventory(hba) {
                     inventory.done(target, &job, done, now);
@@ -290,6 +308,9 @@ impl<'a> Process<'a> {
                 let host = change.host();
                 for hba in 0..self.hbas.len() {
                     let own = self.hbas.get(hba).and_then(|hba| hba.owned.as_ref()).map(|owned| owned.host);
+                    if let Some(switch) = self.hbas.get(hba).and_then(|hba| hba.change.as_ref()) {
+                        switch.poke(host);
+                    }
                     if host.is_none() || host == own {
                         if let Some(inventory) = self.inventory(hba) {
                             inventory.heard(&change, now);
@@ -360,7 +381,7 @@ impl<'a> Process<'a> {
                 }
             }
         }
-        Ok(())
+        self.end_changes(now)
     }
 
     /// Deletes the ports that it made.
@@ -369,32 +390,42 @@ impl<'a> Process<'a> {
         let until = Instant::now() + LAST;
         let left = || until.saturating_duration_since(Instant::now());
         // One that is being made is given up, or is there.
-        while self.hbas.iter().any(|hba| !hba.settled) {
+        while self.hbas.iter().any(|hba| !hba.settled || hba.change.as_ref().is_some_and(Switch::is_open)) {
             match events.recv_timeout(left()) {
                 Ok(Event::Owned(hba, owned)) => {
                     if let Some(of) = self.hbas.get_mut(hba) {
                         (of.settled, of.owned) = (true, owned.ok());
                     }
                 }
+                Ok(Event::Other(hba, owned)) => {
+                    if let Some(of) = self.hbas.get_mut(hba) {
+                        of.change = owned.ok().map(Switch::left);
+                    }
+                }
+                Ok(Event::Left(hba, wwpn, left)) => drop(self.has_left(hba, wwpn, left)),
                 Ok(_) => {}
                 Err(_) => break,
             }
         }
         let (tell, deleted) = mpsc::channel();
-        for (hba, of) in self.hbas.iter().enumerate() {
-            let Some(owned) = of.owned.clone() else { continue };
+        let all = self.hbas.iter().enumerate().flat_map(|(hba, of)| {
+            let others = of.change.as_ref().and_then(Switch::port);
+            of.owned.iter().chain(others).map(move |owned| (hba, owned.clone()))
+        });
+        for (hba, owned) in all {
+            let wwpn = owned.names.wwpn.bits();
             let (roots, store, deleted) = (self.roots.clone(), self.store.clone(), tell.clone());
             let delete = move || {
-                let _ = deleted.send((hba, owned::disown(&owned, &roots, &store, Live::new(sleep))));
+                let _ = deleted.send((hba, wwpn, owned::disown(&owned, &roots, &store, Live::new(sleep))));
             };
             if let Err(error) = threads::spawn(Kind::Returns, "fc-disown", delete) {
-                let _ = tell.send((hba, Err(format!("there is no thread that deletes it: {error}"))));
+                let _ = tell.send((hba, wwpn, Err(format!("there is no thread that deletes it: {error}"))));
             }
         }
         drop(tell);
-        while let Ok((hba, result)) = deleted.recv_timeout(left()) {
+        while let Ok((hba, wwpn, result)) = deleted.recv_timeout(left()) {
             // The machine may be no more.
-            let _ = say(self.machine, hba, News::Closed(result.err()));
+            let _ = say(self.machine, hba, News::Closed(wwpn, result.err()));
         }
     }
 }
@@ -407,7 +438,7 @@ pub(super) fn interruptible(ending: Arc<AtomicBool>) -> impl FnMut(Duration) -> 
     }
 }
 
-fn sleep(time: Duration) -> Pause {
+pub(super) fn sleep(time: Duration) -> Pause {
     thread::sleep(time);
     Pause::Over
 }

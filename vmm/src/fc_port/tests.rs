@@ -158,7 +158,7 @@ fn long() -> impl FnMut() -> bool {
 #[test]
 fn a_process_that_was_killed_has_deleted_nothing() {
     let (process, theirs) = machine(&[Origin::Made, Origin::Adopted, Origin::Made, Origin::Persistent]);
-    let said = message::news(2, News::Closed(Some("it does not answer".into()))).0;
+    let said = message::news(2, News::Closed(0xa02, Some("it does not answer".into()))).0;
     sys::send(&theirs, &said, &[]).unwrap();
     drop(theirs);
     assert_eq!(
@@ -180,7 +180,7 @@ fn a_process_that_was_killed_has_deleted_nothing() {
 #[test]
 fn nothing_is_said_of_ports_that_are_deleted_or_stay() {
     let (process, theirs) = machine(&[Origin::Made, Origin::Adopted]);
-    sys::send(&theirs, &message::news(0, News::Closed(None)).0, &[]).unwrap();
+    sys::send(&theirs, &message::news(0, News::Closed(0xa00, None)).0, &[]).unwrap();
     drop(theirs);
     assert_eq!(process.closed(long()), Left::default());
 }
@@ -189,7 +189,7 @@ fn nothing_is_said_of_ports_that_are_deleted_or_stay() {
 #[test]
 fn the_wait_for_ports_ends_when_nobody_wants_it() {
     let (process, theirs) = machine(&[Origin::Made, Origin::Made]);
-    sys::send(&theirs, &message::news(1, News::Closed(None)).0, &[]).unwrap();
+    sys::send(&theirs, &message::news(1, News::Closed(0xa01, None)).0, &[]).unwrap();
     let (begin, mut asked) = (Instant::now(), 0);
     let left = process.closed(|| {
         asked += 1;

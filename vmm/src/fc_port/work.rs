@@ -180,7 +180,7 @@ pub(super) fn look(roots: &Roots, tell: &Tell, hba: usize, host: u32) -> io::Res
         loop {
             // What cannot be read now is as it was.
             if let Ok(glimpse) = Glimpse::read(&roots, host)
-                && tell.send(Event::Glimpse(hba, glimpse.map(Box::new))).is_err()
+                && tell.send(Event::Glimpse(hba, host, glimpse.map(Box::new))).is_err()
             {
                 return;
             }

@@ -29,7 +29,7 @@ mod promised;
 
 pub(super) use attached::Attached;
 use attached::Behind;
-pub(super) use fabric::{Fabric, port_state, state_named};
+pub(super) use fabric::{Fabric, names_named, names_word, port_state, state_named};
 pub use hot_plug::HotPlug;
 
 /// How long the host may take to end a unit's commands and to close its image before whoever asked hears that it does

@@ -8,7 +8,7 @@ use devices::scsi::TransferLimits;
 use hba_virtio_scsi::fc::{Emulated, Names, San};
 
 use super::adapter::{Adapter, Fabric};
-use super::virtual_port::VirtualPort;
+use super::virtual_port::{Calls, VirtualPort};
 use crate::config::{self, EmulatedPort, Fc};
 use crate::fc_port::{News, Port};
 
@@ -34,13 +34,13 @@ pub(super) fn plug(
         Some(Fc::Virtual(wanted)) => {
             let name = || format!("hba {}: no process has its virtual port", hba.id);
             let Port { news, look } = ports.next().with_context(name)?;
-            let refuses = look.clone();
-            let port = VirtualPort::new(
-                adapter,
-                wanted,
-                Box::new(move |number| look.at(number)),
-                Box::new(move |refused| refuses.refuse(refused)),
-            );
+            let (refuses, activates) = (look.clone(), look.clone());
+            let calls = Calls {
+                ask: Box::new(move |number| look.at(number)),
+                refuse: Box::new(move |refused| refuses.refuse(refused)),
+                activate: Box::new(move |active| activates.activate(active)),
+            };
+            let port = VirtualPort::new(adapter, wanted, calls);
             adapter.join(Fabric::Host(port.clone()));
             port.begin(&news)?;
             Ok(Some(Plugged::Host(port, news)))

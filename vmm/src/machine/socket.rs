@@ -16,7 +16,7 @@ use devices::storage::{fdset, settle_left};
 use devices::threads::{self, Kind};
 use serde_json::{Map, Value, json};
 
-use super::adapter::{Adapter, UnitState, state_named};
+use super::adapter::{Adapter, UnitState, names_named, state_named};
 use super::control::{Control, Event, PATIENCE};
 use super::requests::{Given, LINE_MAX, Line, Requests};
 use super::seats::{self, Seats};
@@ -34,7 +34,7 @@ const CLIENTS_MAX: usize = 16;
 const DISC: [&str; 8] = ["hba", "target", "lun", "image", "format", "backing", "cache", "bounce"];
 
 /// Each command with its arguments; `None`: those of `[[hba.lun]]`, too.
-const COMMANDS: [(&str, Option<&[&str]>); 21] = [
+const COMMANDS: [(&str, Option<&[&str]>); 22] = [
     ("query-status", Some(&[])),
     ("query-hbas", Some(&[])),
     ("attach", None),
@@ -44,6 +44,7 @@ const COMMANDS: [(&str, Option<&[&str]>); 21] = [
     ("insert", Some(&DISC)),
     ("resize", Some(&["hba", "target", "lun", "size"])),
     ("fc-port", Some(&["hba", "target", "state"])),
+    ("fc-names", Some(&["hba", "names"])),
     ("add-fd", Some(&["fdset-id", "opaque"])),
     ("remove-fd", Some(&["fdset-id", "fd"])),
     ("query-fdsets", Some(&[])),
@@ -244,6 +245,15 @@ impl Service {
                     format!("\"state\" is \"{word}\", expected \"online\", \"blocked\" or \"lost\"")
                 })?;
                 adapter.set_port(target, state)?;
+                done()
+            }
+            "fc-names" => {
+                let adapter = self.adapter(&mut arguments)?;
+                let word = arguments.text("names")?.context("no \"names\"")?;
+                let names = names_named(&word).with_context(|| {
+                    format!("\"names\" is \"{word}\", expected \"primary\" or \"secondary\"")
+                })?;
+                adapter.set_names(names)?;
                 done()
             }
             "add-fd" => {

@@ -15,14 +15,15 @@ mod opener;
 mod rescans;
 mod units;
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::io;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use devices::scsi::{HostLimits, Lun};
 use devices::threads::{self, Kind};
-use hba_virtio_scsi::fc::{Names, San, SanListener, View};
+use hba_virtio_scsi::fc::{Active, Names, San, SanListener, View};
 
 use super::adapter::{Adapter, port_state};
 use super::host_unit::allow;
@@ -40,8 +41,18 @@ const START: Duration = Duration::from_secs(5);
 /// How long after `fast_io_fail_tmo` the process has to say what became of a port that is blocked: it may open units meanwhile.
 const SILENCE: Duration = Duration::from_secs(60);
 
+/// Has the process change the names of the port.
+pub(super) type Activate = Box<dyn Fn(Active) -> io::Result<()> + Send + Sync>;
+
+/// How a port reaches the process that has it.
+pub(super) struct Calls {
+    pub(super) ask: Ask,
+    pub(super) refuse: Refuse,
+    pub(super) activate: Activate,
+}
+
 /// Asks the process for a look; the number comes back when what was found has been told.
-type Ask = Box<dyn Fn(u64) + Send + Sync>;
+pub(super) type Ask = Box<dyn Fn(u64) + Send + Sync>;
 
 /// A virtual port of the host.
 pub(super) struct VirtualPort {
@@ -52,8 +63,14 @@ pub(super) struct VirtualPort {
     rescans: Arc<Rescans>,
     units: Arc<Units>,
     ask: Ask,
-    /// What the host has of it, once that is known.
-    port: OnceLock<HostPort>,
+    /// Has the process change the names of the port.
+    activate: Activate,
+    /// What the host has of it, once that is known; and of the port with its other names, while it changes to that.
+    port: Mutex<(Option<HostPort>, Option<HostPort>)>,
+    /// Who waits for other names.
+    waits: Mutex<Option<mpsc::Sender<Option<String>>>>,
+    /// How long that takes at most.
+    names_time: Duration,
 }
 
 /// Who hears of changes.
@@ -71,23 +88,20 @@ impl Listener {
 
 impl VirtualPort {
     /// The port of an HBA that is `wanted`, of which nothing is known yet.
-    pub(super) fn new(
-        adapter: &Arc<Adapter>,
-        wanted: &config::VirtualPort,
-        ask: Ask,
-        refuse: Refuse,
-    ) -> Arc<Self> {
+    pub(super) fn new(adapter: &Arc<Adapter>, wanted: &config::VirtualPort, calls: Calls) -> Arc<Self> {
         let opener = Opener { read_only: wanted.allow == config::Allow::ReadOnly, bounce: wanted.bounce };
         let limit = Duration::from_secs(wanted.fast_io_fail_tmo.into()) + SILENCE;
-        Self::with(adapter, Arc::new(opener), ask, refuse, limit)
+        // To be made, to see all, and until its units are there.
+        let names_time = 2 * Duration::from_secs(wanted.timeout.into()) + SILENCE;
+        Self::with(adapter, Arc::new(opener), calls, limit, names_time)
     }
 
     fn with(
         adapter: &Arc<Adapter>,
         opens: Arc<dyn Opens>,
-        ask: Ask,
-        refuse: Refuse,
+        Calls { ask, refuse, activate }: Calls,
         limit: Duration,
+        names_time: Duration,
     ) -> Arc<Self> {
         let (rescans, listener) = (Rescans::new(), Arc::<Listener>::default());
         let of_units = listener.clone();
@@ -96,7 +110,19 @@ impl VirtualPort {
         });
         let units = Units::new(adapter.clone(), opens, rescans.clone(), again, refuse);
         let (adapter, view, blocked) = (adapter.clone(), RwLock::default(), Mutex::new(Blocked::new(limit)));
-        Arc::new(Self { adapter, view, blocked, listener, rescans, units, ask, port: OnceLock::new() })
+        Arc::new(Self {
+            adapter,
+            view,
+            blocked,
+            listener,
+            rescans,
+            units,
+            ask,
+            activate,
+            port: Mutex::default(),
+            waits: Mutex::default(),
+            names_time,
+        })
     }
 
     /// Takes what was found at first, before the guest runs.
@@ -130,6 +156,7 @@ impl VirtualPort {
         let serve = move || {
             self.serve(&news);
             self.rescans.ended();
+            drop(lock(&self.waits).take());
             if !self.adapter.is_over() {
                 // Commands that wait go on.
                 let view = self.blocked().ended();
@@ -170,7 +197,7 @@ impl VirtualPort {
     }
 
     fn blocked(&self) -> MutexGuard<'_, Blocked> {
-        self.blocked.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.blocked)
     }
 
     /// Takes what the process tells.
@@ -186,19 +213,76 @@ impl VirtualPort {
             News::Heard => {}
             News::Looked(number) => self.rescans.looked(number),
             News::Port(port) => {
-                tracing::info!("hba {hba}: its port is {port}");
-                let _ = self.port.set(*port);
+                let mut known = lock(&self.port);
+                let place = if known.0.is_none() {
+                    tracing::info!("hba {hba}: its port is {port}");
+                    &mut known.0
+                } else {
+                    tracing::info!("hba {hba}: with its other names it has {port}");
+                    &mut known.1
+                };
+                *place = Some(*port);
             }
+            News::Activated(active, why) => self.activated(active, why),
             // They were heard on the way here.
-            News::Waits(_) | News::Closed(_) => {}
+            News::Waits(_) | News::Closed(..) => {}
             News::Warning(line) => tracing::warn!("hba {hba}: {line}"),
             News::Failed(line) => tracing::error!("hba {hba}: {line}"),
         }
     }
 
     /// What the host has of it.
-    pub(super) fn port(&self) -> Option<&HostPort> {
-        self.port.get()
+    pub(super) fn port(&self) -> Option<HostPort> {
+        lock(&self.port).0.clone()
+    }
+
+    /// Has the port log in with these of its names, and waits until all units are there by those. On a thread that may wait.
+    pub(super) fn activate(&self, active: Active) -> Result<()> {
+        let (tell, told) = mpsc::channel();
+        let mut waits = lock(&self.waits);
+        ensure!(waits.is_none(), "its names are being changed already; try again in a moment");
+        let ended = || {
+            "the process that has its virtual port (vmm-fcport) has ended; see whether the kernel's log says why (dmesg), and start the \
+             machine anew"
+        };
+        (self.activate)(active).with_context(ended)?;
+        *waits = Some(tell);
+        drop(waits);
+        let result = match told.recv_timeout(self.names_time) {
+            Ok(None) => Ok(()),
+            Ok(Some(why)) => Err(anyhow!(why)),
+            Err(RecvTimeoutError::Timeout) => Err(anyhow!(
+                "nothing was heard of its other names within {} s; query-hbas shows which it has",
+                self.names_time.as_secs()
+            )),
+            Err(RecvTimeoutError::Disconnected) => Err(anyhow!(ended())),
+        };
+        lock(&self.waits).take();
+        result
+    }
+
+    /// It has these names now, or why it has not.
+    fn activated(&self, active: Active, why: Option<String>) {
+        let hba = &self.adapter.id;
+        let mut known = lock(&self.port);
+        let other = known.1.take();
+        match &why {
+            None => {
+                if let Some(port) = other {
+                    let (wwpn, vport) = (port.wwpn, &port.vport);
+                    tracing::info!(
+                        "hba {hba}: its port has its {} names now: {wwpn:016x} ({vport})",
+                        which(active)
+                    );
+                    known.0 = Some(port);
+                }
+            }
+            Some(why) => tracing::warn!("hba {hba}: its port keeps the names that it has: {why}"),
+        }
+        drop(known);
+        if let Some(waits) = lock(&self.waits).take() {
+            let _ = waits.send(why);
+        }
     }
 
     /// What all units that have come take with one command; `None` where none has.
@@ -238,6 +322,19 @@ impl VirtualPort {
         let listener = self.listener.clone();
         self.adapter.remote().spawn(move |_| async move { listener.tell(|listener| listener.changed()) });
     }
+}
+
+/// The names of a port in a word.
+fn which(active: Active) -> &'static str {
+    match active {
+        Active::None => "no",
+        Active::Primary => "primary",
+        Active::Secondary => "secondary",
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl San for VirtualPort {

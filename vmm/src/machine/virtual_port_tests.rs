@@ -201,6 +201,7 @@ struct Bench {
     hba: Arc<Hba>,
     asked: mpsc::Receiver<u64>,
     refused: mpsc::Receiver<Refused>,
+    activates: mpsc::Receiver<Active>,
 }
 
 impl Bench {
@@ -216,19 +217,21 @@ impl Bench {
         let adapter = Arc::new(Adapter::new("fc0", HbaType::VirtioScsi, thread.remote(), &space, &group));
         let (ask, asked): (Sender<u64>, _) = mpsc::channel();
         let (refuse, refused): (Sender<Refused>, _) = mpsc::channel();
-        let port = VirtualPort::with(
-            &adapter,
-            Arc::new(Fakes(log.clone())),
-            Box::new(move |number| ask.send(number).unwrap()),
-            Box::new(move |one| refuse.send(one).unwrap()),
-            limit,
-        );
+        let (activate, activates): (Sender<Active>, _) = mpsc::channel();
+        let calls = Calls {
+            ask: Box::new(move |number| ask.send(number).unwrap()),
+            refuse: Box::new(move |one| refuse.send(one).unwrap()),
+            activate: Box::new(move |active| {
+                activate.send(active).map_err(|_| io::ErrorKind::BrokenPipe.into())
+            }),
+        };
+        let port = VirtualPort::with(&adapter, Arc::new(Fakes(log.clone())), calls, limit, LONG);
         adapter.join(crate::machine::adapter::Fabric::Host(port.clone()));
         let (nexuses, weak) = (Mutex::default(), Mutex::new(Arc::downgrade(&port)));
         let hba = Arc::new(Hba { log: log.clone(), nexuses, port: weak });
         adapter.connect(hba.clone());
         port.set_listener(Some(hba.clone()));
-        Self { thread, adapter, port, log, hba, asked, refused }
+        Self { thread, adapter, port, log, hba, asked, refused, activates }
     }
 
     fn unit(&self, target: u8, lun: [u8; 8], news: UnitNews) {
@@ -624,11 +627,8 @@ fn a_unit_that_is_away_is_shown_so() {
     assert_eq!(bench.adapter.units()[0].image.as_deref(), Some(std::path::Path::new("/dev/sda")));
 }
 
-#[test]
-fn the_port_that_the_host_has_is_shown() {
-    let bench = Bench::new();
-    assert_eq!(bench.adapter.host_port(), None);
-    let port = crate::fc_port::HostPort {
+fn host_port() -> HostPort {
+    HostPort {
         vport: "vport-5:0-3".into(),
         host: 9,
         wwpn: 0x2100_0212_3456_789a,
@@ -637,7 +637,14 @@ fn the_port_that_the_host_has_is_shown() {
         driver: "lpfc".into(),
         device: "0000:10:00.0".into(),
         origin: crate::fc_port::Origin::Made,
-    };
+    }
+}
+
+#[test]
+fn the_port_that_the_host_has_is_shown() {
+    let bench = Bench::new();
+    assert_eq!(bench.adapter.host_port(), None);
+    let port = host_port();
     assert_eq!(
         port.to_string(),
         "WWPN 210002123456789a, WWNN 200002123456789a, vport-5:0-3 with host9 on host5 (lpfc, 0000:10:00.0); made, and goes with the \
@@ -645,4 +652,33 @@ fn the_port_that_the_host_has_is_shown() {
     );
     bench.port.take(News::Port(Box::new(port.clone())));
     assert_eq!(bench.adapter.host_port(), Some(port));
+}
+
+/// Who has asked for other names hears what became of that, in the words of the process.
+#[test]
+fn other_names_are_waited_for() {
+    let bench = Bench::new();
+    let second = HostPort { wwpn: 7, vport: "vport-5:0-4".into(), host: 12, ..host_port() };
+    bench.port.take(News::Port(Box::new(host_port())));
+    let asks = |names, answers: Vec<News>| {
+        let asked = || {
+            assert_eq!(bench.activates.recv_timeout(LONG).unwrap(), names);
+            answers.into_iter().for_each(|news| bench.port.take(news));
+        };
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| bench.adapter.set_names(names).map_err(|error| format!("{error:#}")));
+            asked();
+            waits.join().unwrap()
+        })
+    };
+    let port = || News::Port(Box::new(second.clone()));
+    let fails = vec![port(), News::Activated(Active::Secondary, Some("it sees less".into()))];
+    assert_eq!(asks(Active::Secondary, fails), Err("hba fc0: it sees less".into()));
+    assert_eq!(bench.adapter.host_port(), Some(host_port()));
+    let goes = vec![port(), News::Activated(Active::Secondary, None)];
+    assert_eq!(asks(Active::Secondary, goes), Ok(()));
+    assert_eq!(bench.adapter.host_port(), Some(second.clone()));
+    // It has them already.
+    assert_eq!(asks(Active::Secondary, vec![News::Activated(Active::Secondary, None)]), Ok(()));
+    assert_eq!(bench.adapter.host_port(), Some(second));
 }

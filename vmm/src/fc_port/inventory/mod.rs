@@ -12,12 +12,14 @@
 //!                                          |-- doubt    whether a unit is who it was
 //!                                          |-- look     what the machine waits for
 //!                                          |-- shown    what it is shown of ports
+//!                                          |-- moves    to another port of the host
 //! ```
 
 mod answers;
 mod doubt;
 mod lanes;
 mod look;
+mod moves;
 mod numbers;
 mod seen;
 mod shown;
@@ -133,6 +135,8 @@ pub(super) enum Opened {
 pub(super) struct Inventory {
     wanted: Wanted,
     names: Names,
+    /// Which of its names it has logged in with.
+    active: Active,
     numbers: Numbers,
     targets: BTreeMap<u8, Target>,
     units: BTreeMap<(u8, Lun), Unit>,
@@ -152,6 +156,7 @@ impl Inventory {
         Self {
             wanted,
             names,
+            active: Active::Primary,
             numbers: Numbers::new(stored),
             targets: BTreeMap::new(),
             units: BTreeMap::new(),

@@ -152,7 +152,7 @@ impl Inventory {
         LocalPort {
             primary: self.names,
             secondary: self.wanted.secondary,
-            active: if local == PortState::NotPresent { Active::None } else { Active::Primary },
+            active: if local == PortState::NotPresent { Active::None } else { self.active },
             state: local,
             port_id: glimpse.and_then(|seen| seen.host.port_id).unwrap_or(0),
             fabric: glimpse.and_then(|seen| seen.host.fabric).map_or(0, Wwn::bits),

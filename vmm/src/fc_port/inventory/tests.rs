@@ -1,6 +1,7 @@
 mod checks;
 mod doubts;
 mod looks;
+mod moves;
 mod refusals;
 mod returns;
 mod stuck;
@@ -22,6 +23,8 @@ const SECOND: (&str, &str) = ("0x5006016144602198", "0x50060160c4602198");
 /// A host with one virtual port, what its target ports have for it, and what the machine has heard.
 struct World {
     tree: Tree,
+    /// The number of the host by which all is seen.
+    host: u32,
     inventory: Inventory,
     now: Instant,
     /// By the kernel's number of the target.
@@ -74,6 +77,7 @@ impl World {
         let inventory = Inventory::new(wanted, names, Default::default(), now);
         Self {
             tree,
+            host: 8,
             inventory,
             now,
             arrays: BTreeMap::new(),
@@ -201,7 +205,7 @@ impl World {
     /// Looks once, and does everything that is to be done now.
     fn step(&mut self) {
         for _ in 0..20 {
-            self.inventory.saw(Glimpse::read(&self.tree.roots(), 8).unwrap().as_ref(), self.now);
+            self.inventory.saw(Glimpse::read(&self.tree.roots(), self.host).unwrap().as_ref(), self.now);
             let orders = self.inventory.work(self.now);
             if orders.is_empty() {
                 let next = self.inventory.next();

@@ -34,6 +34,19 @@ impl Fabric {
 const STATES: [(&str, RemoteState); 3] =
     [("online", RemoteState::Online), ("blocked", RemoteState::Blocked), ("lost", RemoteState::Lost)];
 
+/// Names of a port in the words of the control socket.
+const NAMES: [(&str, Active); 2] = [("primary", Active::Primary), ("secondary", Active::Secondary)];
+
+/// Which names of a port a word means.
+pub(in crate::machine) fn names_named(word: &str) -> Option<Active> {
+    NAMES.iter().find(|(known, _)| *known == word).map(|(_, active)| *active)
+}
+
+/// Which names a port has, in a word.
+pub(in crate::machine) fn names_word(active: Active) -> Option<&'static str> {
+    NAMES.iter().find(|(_, known)| *known == active).map(|(word, _)| *word)
+}
+
 /// A state in the words of the control socket.
 pub(in crate::machine) fn port_state(state: RemoteState) -> &'static str {
     STATES.iter().find(|(_, known)| *known == state).map_or("", |(word, _)| word)
@@ -64,7 +77,7 @@ impl Adapter {
     pub fn host_port(&self) -> Option<HostPort> {
         match self.fabric.get()? {
             Fabric::Emulated(_) => None,
-            Fabric::Host(port) => port.port().cloned(),
+            Fabric::Host(port) => port.port(),
         }
     }
 
@@ -83,6 +96,26 @@ impl Adapter {
     pub(super) fn add_port(&self, target: u8) {
         if let Some(Fabric::Emulated(fabric)) = self.fabric.get() {
             fabric.add(target);
+        }
+    }
+
+    /// Has the guest's port log in with these of its names, and waits until all units are there by those.
+    pub fn set_names(&self, active: Active) -> Result<()> {
+        let fabric = self.fabric.get().with_context(|| format!("hba {} is on no fabric", self.id))?;
+        let of_hba = || format!("hba {}", self.id);
+        match fabric {
+            Fabric::Host(port) => port.activate(active).with_context(of_hba),
+            Fabric::Emulated(fabric) => {
+                let local = fabric.view().local;
+                ensure!(
+                    local.secondary.wwpn != 0,
+                    "hba {} has no other names; set secondary_wwnn and secondary_wwpn",
+                    self.id
+                );
+                ensure!(local.active != Active::None, "hba {}: its port is lost", self.id);
+                fabric.set_local(|local| local.active = active);
+                Ok(())
+            }
         }
     }
 

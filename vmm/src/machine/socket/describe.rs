@@ -8,7 +8,7 @@ use hba_virtio_scsi::fc::{PortState, View};
 use serde_json::{Value, json};
 
 use crate::fc_port::HostPort;
-use crate::machine::adapter::{Adapter, port_state};
+use crate::machine::adapter::{Adapter, names_word, port_state};
 use crate::machine::units::shown;
 
 /// An HBA with what is behind it.
@@ -67,6 +67,9 @@ fn describe_fabric(view: &View, port: Option<HostPort>) -> Value {
     json!({
         "wwpn": name(local.primary.wwpn),
         "wwnn": name(local.primary.wwnn),
+        "secondary_wwpn": name(local.secondary.wwpn),
+        "secondary_wwnn": name(local.secondary.wwnn),
+        "names": names_word(local.active),
         "state": local_state(local.state),
         "port_id": local.port_id,
         "fabric": name(local.fabric),

@@ -20,7 +20,7 @@ use crate::machine::units::shown;
 const THREADS: usize = 64;
 
 /// Tells the process what could not be taken.
-pub(super) type Refuse = Box<dyn Fn(Refused) + Send + Sync>;
+pub(in crate::machine) type Refuse = Box<dyn Fn(Refused) + Send + Sync>;
 
 /// What a unit is told.
 type Tell = fn(&dyn Returns);

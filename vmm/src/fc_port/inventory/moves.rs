@@ -1,0 +1,60 @@
+//! To another port of the host, with other names, which sees the same: all units go on behind that.
+
+use super::*;
+
+impl Inventory {
+    /// Which of its names it has logged in with.
+    pub(in crate::fc_port) fn active(&self) -> Active {
+        self.active
+    }
+
+    /// The first of its names.
+    pub(in crate::fc_port) fn first_names(&self) -> Names {
+        self.names
+    }
+
+    /// What the machine has here and another port has not, as that sees it: lines without an end.
+    pub(in crate::fc_port) fn missing(&self, seen: &Glimpse) -> Vec<String> {
+        let mut missing = Vec::new();
+        let has_remote = |target: &Target| {
+            let same = |remote: &&Seen| remote.wwpn == Some(target.wwpn) && remote.is_target();
+            seen.remotes.iter().filter(same).any(|remote| target::rank(&remote.state) == 0)
+        };
+        for (number, target) in self.targets.iter().filter(|(_, target)| target.is_online()) {
+            if !has_remote(target) {
+                missing.push(format!("target {number} (port {}) is not there", target.wwpn));
+                continue;
+            }
+            let units = self.units.range((*number, [0; 8])..=(*number, [0xff; 8]));
+            for ((_, lun), unit) in units.filter(|(_, unit)| unit.stage == Stage::There) {
+                let at = |sighting: &&Sighting| self.place_of(seen, sighting) == Some((*number, *lun));
+                let name = |seat: Option<&Sighting>| seat.and_then(|seat| seat.wwid.clone());
+                let what = match seen.units.iter().filter(|unit| unit.is_running()).find(at) {
+                    None => "not there",
+                    Some(found) => {
+                        let names = name(unit.seat.as_ref()).zip(name(Some(found)));
+                        if names.is_none_or(|(here, there)| here == there) {
+                            continue;
+                        }
+                        "another one"
+                    }
+                };
+                missing.push(format!("LUN {} of target {number} is {what}", fc::Lun::from_bytes(*lun)));
+            }
+        }
+        missing
+    }
+
+    /// All is seen from another port from now on, with these of its names; what that has `seen`. Commands wait, as they do for ports that
+    /// are lost and back, until each unit is open there and has said who it is.
+    pub(in crate::fc_port) fn move_to(&mut self, active: Active, seen: &Glimpse, now: Instant) {
+        self.active = active;
+        self.targets.values_mut().filter(|target| target.is_online()).for_each(Target::lose);
+        self.saw(Some(seen), now);
+    }
+
+    /// Whether commands go on at all ports.
+    pub(in crate::fc_port) fn has_moved(&self) -> bool {
+        self.targets.values().all(|target| target.returns().is_none())
+    }
+}

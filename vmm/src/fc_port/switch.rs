@@ -1,0 +1,251 @@
+//! A port changes its names: from the first to the second, or back. The port with the others is made beside it and is not shown before it
+//! sees all that the guest has; then all units go over to it, and the first is deleted when what the host had of them has ended.
+//!
+//! ```text
+//!   activate ──> Making ──> Comparing ──> Moving ──> Lingering ──> Leaving ──> (none)
+//!                   both are logged in ───────────────────┘
+//! ```
+
+use std::io;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use devices::threads::{self, Kind};
+use fc::Wwn;
+use fc::glimpse::Glimpse;
+use fc::vport::Live;
+use hba_virtio_scsi::fc::Active;
+
+use super::owned::{self, Owned};
+use super::process::{Event, Hba, Process, interruptible, say, sleep};
+use super::{News, Wanted, work};
+use crate::config::reason;
+
+/// How long the port stays that another has followed: what it was sent before ends there.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// How far a change has come.
+pub(super) enum Switch {
+    /// The port with the other names is being made.
+    Making(Active),
+    /// It is there; whether it sees all is looked at until then.
+    Comparing { to: Active, port: Owned, look: Sender<()>, until: Instant },
+    /// All has gone over to it; commands wait for the units. The former one.
+    Moving { to: Active, port: Owned },
+    /// The former one, until then.
+    Lingering { port: Owned, until: Instant },
+    /// It is being deleted.
+    Leaving(Owned),
+}
+
+impl Switch {
+    /// When there is something to do without being told.
+    pub(super) fn next(&self) -> Option<Instant> {
+        match self {
+            Self::Comparing { until, .. } | Self::Lingering { until, .. } => Some(*until),
+            Self::Making(_) | Self::Moving { .. } | Self::Leaving(_) => None,
+        }
+    }
+
+    /// Whether it is still to be told what becomes of a port.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self, Self::Making(_) | Self::Leaving(_))
+    }
+
+    /// Of a port that is to be deleted at the end.
+    pub(super) fn left(port: Owned) -> Self {
+        Self::Lingering { port, until: Instant::now() }
+    }
+
+    /// Has it look at once at a host, if that is of the port with the other names.
+    pub(super) fn poke(&self, host: Option<u32>) {
+        if let Self::Comparing { port, look, .. } = self
+            && host.is_none_or(|host| host == port.host)
+        {
+            let _ = look.send(());
+        }
+    }
+
+    /// The port that is not the machine's.
+    pub(super) fn port(&self) -> Option<&Owned> {
+        match self {
+            Self::Making(_) => None,
+            Self::Comparing { port, .. } | Self::Moving { port, .. } | Self::Lingering { port, .. } => {
+                Some(port)
+            }
+            Self::Leaving(port) => Some(port),
+        }
+    }
+}
+
+/// What is wanted of the port with these names.
+fn wanted(of: &Hba, to: Active) -> Result<Wanted, String> {
+    let Some(inventory) = of.inventory.as_ref().filter(|_| of.owned.is_some()) else {
+        return Err("it has no port yet".into());
+    };
+    if of.change.is_some() {
+        return Err("it is changing its names already; try again in a moment".into());
+    }
+    let second = of.wanted.secondary;
+    if second.wwpn == 0 {
+        return Err("it has no other names; set secondary_wwnn and secondary_wwpn".into());
+    }
+    let names = match to {
+        Active::None => return Err("it cannot have none of its names".into()),
+        Active::Secondary => second,
+        Active::Primary => inventory.first_names(),
+    };
+    let names = Some((Wwn::new(names.wwnn), Wwn::new(names.wwpn)));
+    // The first ones it had already.
+    Ok(Wanted { names, any_oui: of.wanted.any_oui || to == Active::Primary, ..of.wanted.clone() })
+}
+
+impl Process<'_> {
+    /// The machine wants the port to have these names.
+    pub(super) fn activate(&mut self, hba: usize, to: Active) -> io::Result<()> {
+        let Some(of) = self.hbas.get_mut(hba) else { return Ok(()) };
+        if of.change.is_none() && of.inventory.as_ref().is_some_and(|inventory| inventory.active() == to) {
+            return say(self.machine, hba, News::Activated(to, None));
+        }
+        let wanted = match wanted(of, to) {
+            Ok(wanted) => wanted,
+            Err(why) => return say(self.machine, hba, News::Activated(to, Some(why))),
+        };
+        of.change = Some(Switch::Making(to));
+        let (roots, store) = (self.roots.clone(), self.store.clone());
+        let (tell, ending) = (self.tell.clone(), self.ending.clone());
+        let own = move || {
+            let kernel = || Live::new(interruptible(ending.clone()));
+            let _ = tell.send(Event::Other(hba, owned::own(&wanted, &roots, &store, kernel)));
+        };
+        if let Err(error) = threads::spawn(Kind::Returns, "fc-own", own) {
+            let why = format!("there is no thread for the port with the other names: {}", reason(&error));
+            let _ = self.tell.send(Event::Other(hba, Err(why)));
+        }
+        Ok(())
+    }
+
+    /// The port with the other names is there, or not.
+    pub(super) fn has_other(
+        &mut self,
+        hba: usize,
+        owned: Result<Owned, String>,
+        now: Instant,
+    ) -> io::Result<()> {
+        let Some(of) = self.hbas.get_mut(hba) else { return Ok(()) };
+        let Some(Switch::Making(to)) = of.change.take() else { return Ok(()) };
+        let port = match owned {
+            Ok(port) => port,
+            Err(why) => return say(self.machine, hba, News::Activated(to, Some(why))),
+        };
+        say(self.machine, hba, News::Port(Box::new(port.shown(&self.roots))))?;
+        match work::look(&self.roots, &self.tell, hba, port.host) {
+            Ok(look) => {
+                let until = now + Duration::from_secs(of.wanted.timeout.into());
+                of.change = Some(Switch::Comparing { to, port, look, until });
+                Ok(())
+            }
+            Err(error) => {
+                let why = format!("there is no thread that looks what is behind it: {}", reason(&error));
+                self.leave(hba, port);
+                say(self.machine, hba, News::Activated(to, Some(why)))
+            }
+        }
+    }
+
+    /// What the host has by the port with the other names: all goes over to it, once it sees all.
+    pub(super) fn compare(
+        &mut self,
+        hba: usize,
+        host: u32,
+        seen: Option<&Glimpse>,
+        now: Instant,
+    ) -> io::Result<()> {
+        let Some(of) = self.hbas.get_mut(hba) else { return Ok(()) };
+        let (Some(inventory), Some(own)) = (&mut of.inventory, &mut of.owned) else { return Ok(()) };
+        let (to, until) = match &of.change {
+            Some(Switch::Comparing { to, port, until, .. }) if port.host == host => (*to, *until),
+            _ => return Ok(()),
+        };
+        let none = Glimpse::default();
+        let missing = inventory.missing(seen.unwrap_or(&none));
+        let Some(Switch::Comparing { port, look, .. }) =
+            of.change.take_if(|_| missing.is_empty() || now >= until)
+        else {
+            return Ok(());
+        };
+        if let (true, Some(seen)) = (missing.is_empty(), seen) {
+            inventory.move_to(to, seen, now);
+            of.look = Some(look);
+            let port = std::mem::replace(own, port);
+            of.change = Some(Switch::Moving { to, port });
+            return Ok(());
+        }
+        let wwpn = port.names.wwpn;
+        let more = missing.len().saturating_sub(1);
+        let what = match missing.into_iter().next() {
+            Some(first) if more == 0 => first,
+            Some(first) => format!("{first}, and {more} more"),
+            None => "it has gone".into(),
+        };
+        self.leave(hba, port);
+        let why = format!(
+            "the port with its other names sees less: {what}; zone {wwpn}, and map the LUNs to it under the same numbers, as for the names              that it has"
+        );
+        say(self.machine, hba, News::Activated(to, Some(why)))
+    }
+
+    /// What has come to its end or its time.
+    pub(super) fn end_changes(&mut self, now: Instant) -> io::Result<()> {
+        for hba in 0..self.hbas.len() {
+            let Some(of) = self.hbas.get_mut(hba) else { continue };
+            let has_moved = of.inventory.as_ref().is_some_and(|inventory| inventory.has_moved());
+            match of.change.take() {
+                // One that nobody has looked at in time.
+                Some(Switch::Comparing { to, port, look, until }) if now >= until => {
+                    let host = port.host;
+                    of.change = Some(Switch::Comparing { to, port, look, until });
+                    self.compare(hba, host, None, now)?;
+                }
+                Some(Switch::Moving { to, port }) if has_moved => {
+                    of.change = Some(Switch::Lingering { port, until: now + LINGER });
+                    say(self.machine, hba, News::Activated(to, None))?;
+                }
+                Some(Switch::Lingering { port, until }) if now >= until => self.leave(hba, port),
+                other => of.change = other,
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes a port that is not the machine's any more.
+    fn leave(&mut self, hba: usize, port: Owned) {
+        let Some(of) = self.hbas.get_mut(hba) else { return };
+        let wwpn = port.names.wwpn.bits();
+        let (roots, store, tell, leaving) =
+            (self.roots.clone(), self.store.clone(), self.tell.clone(), port.clone());
+        of.change = Some(Switch::Leaving(port));
+        let delete = move || {
+            let left = owned::disown(&leaving, &roots, &store, Live::new(sleep));
+            let _ = tell.send(Event::Left(hba, wwpn, left));
+        };
+        if let Err(error) = threads::spawn(Kind::Returns, "fc-disown", delete) {
+            let why = format!("there is no thread that deletes it: {}", reason(&error));
+            let _ = self.tell.send(Event::Left(hba, wwpn, Err(why)));
+        }
+    }
+
+    /// A port is deleted, or not. One that is not is tried again at the end.
+    pub(super) fn has_left(&mut self, hba: usize, wwpn: u64, left: Result<(), String>) -> io::Result<()> {
+        let Some(of) = self.hbas.get_mut(hba) else { return Ok(()) };
+        of.change = None;
+        if let Err(why) = &left {
+            let text = format!(
+                "the virtual port {} with its former names is still there, and vmm fc clean deletes it when the machine has ended: {why}",
+                Wwn::new(wwpn)
+            );
+            say(self.machine, hba, News::Warning(text))?;
+        }
+        say(self.machine, hba, News::Closed(wwpn, left.err()))
+    }
+}
