@@ -202,7 +202,7 @@ fn a_unit_that_is_silent_between_has_said_nothing_in_a_row() {
     let mut world = with_units(&[0, 5]);
     world.stuck = |job| matches!(job, Job::Who(..));
     uevent(&mut world, 5, Reason::Inquiry);
-    let mut answer = |world: &mut World, who: Who| {
+    let answer = |world: &mut World, who: Who| {
         world.pass(2);
         let (target, job) = world.kept.remove(0);
         world.inventory.done(target, &job, Done::Who(who), world.now);
