@@ -14,6 +14,7 @@ mod fc_machine;
 mod fc_module;
 mod fc_module_fabric;
 mod fc_module_hung;
+mod fc_names;
 mod fc_paths;
 mod fc_rules;
 mod fc_scale;
@@ -187,6 +188,7 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "fc-module-reload-50-12", run: fc_module::reload_50_12 },
     Test { name: "fc-module-plain", run: fc_module::plain },
     Test { name: "fc-module-fabric", run: fc_module_fabric::fabric },
+    Test { name: "fc-names", run: fc_names::names },
     Test { name: "fc-killed", run: fc_machine::killed },
     Test { name: "fc-cluster", run: fc_paths::cluster },
     Test { name: "fc-paths", run: fc_paths::multipath },

@@ -283,7 +283,7 @@ impl<'a> Process<'a> {
                         inventory.saw(glimpse.as_deref(), now);
                     }
                 } else {
-                    self.compare(hba, host, glimpse.as_deref(), now)?;
+                    self.compare(hba, host, glimpse.as_deref(), now);
                 }
             }
             Event::Other(hba, owned) => self.has_other(hba, owned, now)?,

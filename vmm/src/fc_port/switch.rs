@@ -28,8 +28,8 @@ const LINGER: Duration = Duration::from_secs(5);
 pub(super) enum Switch {
     /// The port with the other names is being made.
     Making(Active),
-    /// It is there; whether it sees all is looked at until then.
-    Comparing { to: Active, port: Owned, look: Sender<()>, until: Instant },
+    /// It is there; whether it sees all is looked at until then. What it did not see last.
+    Comparing { to: Active, port: Owned, look: Sender<()>, until: Instant, missing: Vec<String> },
     /// All has gone over to it; commands wait for the units. The former one.
     Moving { to: Active, port: Owned },
     /// The former one, until then.
@@ -142,7 +142,7 @@ impl Process<'_> {
         match work::look(&self.roots, &self.tell, hba, port.host) {
             Ok(look) => {
                 let until = now + Duration::from_secs(of.wanted.timeout.into());
-                of.change = Some(Switch::Comparing { to, port, look, until });
+                of.change = Some(Switch::Comparing { to, port, look, until, missing: Vec::new() });
                 Ok(())
             }
             Err(error) => {
@@ -154,43 +154,39 @@ impl Process<'_> {
     }
 
     /// What the host has by the port with the other names: all goes over to it, once it sees all.
-    pub(super) fn compare(
-        &mut self,
-        hba: usize,
-        host: u32,
-        seen: Option<&Glimpse>,
-        now: Instant,
-    ) -> io::Result<()> {
-        let Some(of) = self.hbas.get_mut(hba) else { return Ok(()) };
-        let (Some(inventory), Some(own)) = (&mut of.inventory, &mut of.owned) else { return Ok(()) };
-        let (to, until) = match &of.change {
-            Some(Switch::Comparing { to, port, until, .. }) if port.host == host => (*to, *until),
-            _ => return Ok(()),
+    pub(super) fn compare(&mut self, hba: usize, host: u32, seen: Option<&Glimpse>, now: Instant) {
+        let Some(of) = self.hbas.get_mut(hba) else { return };
+        let (Some(inventory), Some(own)) = (&mut of.inventory, &mut of.owned) else { return };
+        let to = match &mut of.change {
+            Some(Switch::Comparing { to, port, missing, .. }) if port.host == host => {
+                *missing = inventory.missing(seen.unwrap_or(&Glimpse::default()));
+                Some(*to).filter(|_| missing.is_empty())
+            }
+            _ => None,
         };
-        let none = Glimpse::default();
-        let missing = inventory.missing(seen.unwrap_or(&none));
-        let Some(Switch::Comparing { port, look, .. }) =
-            of.change.take_if(|_| missing.is_empty() || now >= until)
-        else {
-            return Ok(());
-        };
-        if let (true, Some(seen)) = (missing.is_empty(), seen) {
+        if let (Some(to), Some(seen)) = (to, seen)
+            && let Some(Switch::Comparing { port, look, .. }) = of.change.take()
+        {
             inventory.move_to(to, seen, now);
             of.look = Some(look);
             let port = std::mem::replace(own, port);
             of.change = Some(Switch::Moving { to, port });
-            return Ok(());
         }
+    }
+
+    /// The port with the other names does not see all in time: it goes again.
+    fn give_up(&mut self, hba: usize, to: Active, port: Owned, missing: Vec<String>) -> io::Result<()> {
         let wwpn = port.names.wwpn;
+        self.leave(hba, port);
         let more = missing.len().saturating_sub(1);
         let what = match missing.into_iter().next() {
             Some(first) if more == 0 => first,
             Some(first) => format!("{first}, and {more} more"),
-            None => "it has gone".into(),
+            None => "nobody has looked at it".into(),
         };
-        self.leave(hba, port);
         let why = format!(
-            "the port with its other names sees less: {what}; zone {wwpn}, and map the LUNs to it under the same numbers, as for the names              that it has"
+            "the port with its other names sees less: {what}; zone {wwpn}, and map the LUNs to it under the same numbers, as for the names \
+             that it has"
         );
         say(self.machine, hba, News::Activated(to, Some(why)))
     }
@@ -201,11 +197,8 @@ impl Process<'_> {
             let Some(of) = self.hbas.get_mut(hba) else { continue };
             let has_moved = of.inventory.as_ref().is_some_and(|inventory| inventory.has_moved());
             match of.change.take() {
-                // One that nobody has looked at in time.
-                Some(Switch::Comparing { to, port, look, until }) if now >= until => {
-                    let host = port.host;
-                    of.change = Some(Switch::Comparing { to, port, look, until });
-                    self.compare(hba, host, None, now)?;
+                Some(Switch::Comparing { to, port, missing, until, .. }) if now >= until => {
+                    self.give_up(hba, to, port, missing)?;
                 }
                 Some(Switch::Moving { to, port }) if has_moved => {
                     of.change = Some(Switch::Lingering { port, until: now + LINGER });
