@@ -1,7 +1,8 @@
 //! The event queue: what the device tells the driver unasked (5.6.6.3).
 //!
-//! Events wait here while the driver has no buffer. Where many units of a target come, one event stands for all of them. When too many wait
-//! all the same, the rest is dropped, and an event of its own after those says so: a driver then looks at everything anew, and nothing that
+//! Events wait here while the driver has no buffer. Where there are not enough places, one event stands for all units of a target that come
+//! (LUN 0, which stands for the target: 5.6.6.3). FreeBSD, and Linux before 5.10, look at LUN 0 alone then: so a driver that does not know
+//! LUNs as the target has them is told besides that events were missed, and looks at everything. When too many wait all the same, the rest is dropped, and an event of its own after those says so: a driver then looks at everything anew, and nothing that
 //! is older contradicts what it finds.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,9 +22,6 @@ use crate::worker::Worker;
 
 /// Events that wait for buffers at most.
 const MAX_WAITING: usize = 64;
-/// Units of one target that come and of which each has an event, at most. Of more the driver hears by LUN 0 alone, which stands for the target
-/// (5.6.6.3). What is dropped instead would have Linux ask all its disks whether they are there.
-const ONE_BY_ONE: usize = 16;
 /// PARAMETERS CHANGED and its kin (SPC-5, annex F): the attentions that are events too. Those of removable media
 /// are not among them, as 5.6.6.3 demands.
 const PARAMETERS_CHANGED: u8 = 0x2a;
@@ -38,6 +36,8 @@ pub(crate) struct Events {
 struct State {
     waiting: VecDeque<Waiting>,
     missed: bool,
+    /// One event stands for all units of a target.
+    folded: bool,
 }
 
 /// An event that waits.
@@ -52,8 +52,8 @@ impl State {
     /// Adds an event; one of a unit that comes may become one of its target.
     fn add(&mut self, event: Event) {
         if let Some(target) = comes(&event) {
-            let others = || self.waiting.iter().filter(|waiting| comes(&waiting.event) == Some(target));
-            if others().any(|waiting| waiting.whole) || others().count() >= ONE_BY_ONE {
+            let mut others = self.waiting.iter().filter(|waiting| comes(&waiting.event) == Some(target));
+            if others.any(|waiting| waiting.whole) {
                 return self.look_at(target);
             }
         }
@@ -73,6 +73,7 @@ impl State {
 
     /// Of all units of a target that come the driver hears by one event, after what else is told of the target.
     fn look_at(&mut self, target: u8) {
+        self.folded = true;
         self.waiting.retain(|waiting| comes(&waiting.event) != Some(target));
         if self.waiting.len() >= MAX_WAITING {
             self.fold();
@@ -99,7 +100,7 @@ impl Events {
         let mut state = self.lock();
         let before = state.waiting.len();
         state.waiting.retain(|waiting| about_port(&waiting.event).is_some());
-        state.missed |= state.waiting.len() < before;
+        state.missed |= state.waiting.len() < before || std::mem::take(&mut state.folded);
     }
 
     /// Adds an event.
@@ -107,9 +108,13 @@ impl Events {
         self.lock().add(event);
     }
 
-    /// All units of a target have come: one event says so.
-    fn push_target(&self, target: u8) {
-        self.lock().look_at(target);
+    /// Adds events of units of a target that come; one, where they would need more places than there are.
+    fn push_all(&self, target: u8, events: &[Event]) {
+        let mut state = self.lock();
+        if events.len() > MAX_WAITING.saturating_sub(state.waiting.len()) && events.len() > 1 {
+            return state.look_at(target);
+        }
+        events.iter().for_each(|&event| state.add(event));
     }
 
     /// Adds an event, unless it is the last that waits for its target. Of a remote port the newest state is enough.
@@ -124,21 +129,22 @@ impl Events {
         }
     }
 
-    /// The next event to deliver.
-    pub(crate) fn pop(&self) -> Option<Event> {
+    /// The next event to deliver. `native`: the driver knows LUNs as the target has them.
+    pub(crate) fn pop(&self, native: bool) -> Option<Event> {
         let mut state = self.lock();
         let next = state.waiting.pop_front();
         next.map(|waiting| waiting.event).or_else(|| {
             let nothing = event::NO_EVENT | event::EVENTS_MISSED;
             let missed = Event { event: nothing.into(), lun: [0; 8], reason: 0.into() };
-            std::mem::take(&mut state.missed).then_some(missed)
+            let folded = std::mem::take(&mut state.folded) && !native;
+            (std::mem::take(&mut state.missed) || folded).then_some(missed)
         })
     }
 
-    /// Whether there is nothing to deliver.
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether there is nothing to deliver to such a driver.
+    pub(crate) fn is_empty(&self, native: bool) -> bool {
         let state = self.lock();
-        state.waiting.is_empty() && !state.missed
+        state.waiting.is_empty() && !state.missed && (native || !state.folded)
     }
 
     /// Forgets what the driver has not asked to hear of.
@@ -147,6 +153,7 @@ impl Events {
         state.waiting.retain(|waiting| has(feature_of(&waiting.event)));
         state.missed &=
             has(feature::SCSI_HOTPLUG) || has(feature::SCSI_CHANGE) || has(fc::feature::RPORT_EVENTS);
+        state.folded &= has(feature::SCSI_HOTPLUG);
     }
 
     /// Tells the driver of a target, if it wants to hear of it and is not about to.
@@ -231,7 +238,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, events: Arc<Events>) {
         if worker.queue().is_running() {
             events.keep(|feature| worker.transport().has(feature));
         }
-        while !events.is_empty() {
+        let native = worker.transport().has(fc::feature::NATIVE_LUN);
+        while !events.is_empty(native) {
             let size = size_of::<Event>() as u64;
             let area = |chain: &mut Chain, shape: Result<(), _>| {
                 let area = ResponseArea::of(&chain.writable, size);
@@ -241,7 +249,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, events: Arc<Events>) {
             let fits = area.len() == size;
             let token = ChainToken::new(worker.clone(), head, area, 0);
             // A buffer that holds no event goes back empty, and the event waits for the next one.
-            match if fits { events.pop() } else { None } {
+            match if fits { events.pop(native) } else { None } {
                 Some(event) => token.complete(event.as_bytes(), size as u32),
                 None => token.complete(&[], 0),
             }
@@ -322,18 +330,19 @@ impl EventPort {
         if self.looks_at_targets() {
             return self.events.tell(&transport, look_again(self.target));
         }
-        if luns.len() > ONE_BY_ONE {
-            if hears(&transport, feature::SCSI_HOTPLUG) {
-                self.events.push_target(self.target);
-                ring(&transport);
-            }
-            return;
+        if hears(&transport, feature::SCSI_HOTPLUG) {
+            let came = |lun: &Lun| Event {
+                event: event::TRANSPORT_RESET.into(),
+                lun: lun::encode(self.target, *lun),
+                reason: event::RESET_RESCAN.into(),
+            };
+            self.events.push_all(self.target, &luns.iter().map(came).collect::<Vec<_>>());
+            ring(&transport);
         }
-        luns.iter().for_each(|&lun| self.transport_reset(lun, event::RESET_RESCAN));
     }
 
     /// The target is new: with LUN 0 the event stands for all of it (virtio 1.3, 5.6.6.3). FreeBSD, and Linux before 5.10, look
-    /// at the unit alone that an event names, so the others have one each, unless they are many.
+    /// at the unit alone that an event names, so the others have one each, as long as there are places.
     pub(crate) fn target_came(&self) {
         let known = self.known();
         let others = known.iter().copied().filter(|lun| lun.0 != [0; 8]);

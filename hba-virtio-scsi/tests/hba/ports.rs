@@ -102,15 +102,18 @@ fn who_has_looked_hears_of_what_is_back() {
     }
 }
 
-/// Linux has eight buffers for events; what is dropped would have it ask all its disks.
+const MISSED: (u32, [u8; 8], u32) = (0x8000_0000, [0; 8], 0);
+
+/// FreeBSD, and Linux before 5.10, look at the unit alone that an event names: each has its own as long as there are places. Where there
+/// are not, one stands for all of the target, and they look at everything because events were missed.
 #[test]
 fn many_units_of_a_port_are_one_event() {
     let mut fabric = Fabric::new(HOTPLUG);
     let unit = |unit| Lun([0, unit, 0, 0, 0, 0, 0, 0]);
-    for number in 1..16 {
+    for number in 1..64 {
         fabric.target.attach_native(unit(number), disk().1).unwrap();
     }
-    for number in 1..16 {
+    for number in 1..64 {
         assert_eq!(next(&mut fabric), (1, [1, 5, 0, number, 0, 0, 0, 0], 1));
     }
     let lost_and_back = |fabric: &Fabric| {
@@ -119,24 +122,24 @@ fn many_units_of_a_port_are_one_event() {
         }
     };
     lost_and_back(&fabric);
-    for number in 0..16 {
+    for number in 0..64 {
         assert_eq!(next(&mut fabric), (1, [1, 5, 0, number, 0, 0, 0, 0], 1));
     }
     // One more, and they are many.
-    for number in 16..100 {
+    for number in 64..200 {
         fabric.target.attach_native(unit(number), disk().1).unwrap();
     }
-    assert_eq!(next(&mut fabric), LOOK_AGAIN);
+    assert_eq!([next(&mut fabric), next(&mut fabric)], [LOOK_AGAIN, MISSED]);
     lost_and_back(&fabric);
-    assert_eq!(next(&mut fabric), LOOK_AGAIN);
+    assert_eq!([next(&mut fabric), next(&mut fabric)], [LOOK_AGAIN, MISSED]);
     // What goes is told of before what has come is looked for.
     detach(&fabric, unit(7));
     lost_and_back(&fabric);
     detach(&fabric, unit(8));
-    fabric.target.attach_native(unit(101), disk().1).unwrap();
+    fabric.target.attach_native(unit(201), disk().1).unwrap();
     assert_eq!(next(&mut fabric), (1, [1, 5, 0, 7, 0, 0, 0, 0], 2));
     assert_eq!(next(&mut fabric), (1, [1, 5, 0, 8, 0, 0, 0, 0], 2));
-    assert_eq!(next(&mut fabric), LOOK_AGAIN);
+    assert_eq!([next(&mut fabric), next(&mut fabric)], [LOOK_AGAIN, MISSED]);
     silence(&mut fabric);
 }
 

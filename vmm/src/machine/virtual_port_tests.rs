@@ -122,6 +122,7 @@ struct Way(String, Arc<Log>);
 
 impl Returns for Way {
     fn doubted(&self) {
+        self.1.wait("doubt");
         self.1.add(format!("{} is doubted", self.0));
     }
 
@@ -360,6 +361,27 @@ fn a_unit_that_may_be_another_one_is_told_so_whenever_it_hears_of_it() {
     bench.unit(7, FIRST, UnitNews::Doubted);
     bench.unit(7, FIRST, UnitNews::Trusted);
     assert_eq!(bench.done(), [] as [&str; 0]);
+}
+
+/// Between the two the guest would write to what may be another disk.
+#[test]
+fn a_new_unit_is_doubted_before_the_guest_can_see_it() {
+    let bench = Bench::new();
+    bench.log.hold("/dev/sda");
+    bench.unit(1, FIRST, came("/dev/sda"));
+    bench.unit(1, FIRST, UnitNews::Doubted);
+    bench.log.hold("doubt");
+    bench.log.held.lock().unwrap().retain(|held| held == "doubt");
+    bench.log.changed.notify_all();
+    let until = Instant::now() + Duration::from_millis(300);
+    while Instant::now() < until {
+        let nexus = bench.hba.nexuses.lock().unwrap().get(&1).cloned();
+        assert!(nexus.is_none_or(|nexus| nexus.luns().is_empty()), "it is visible, and not doubted");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    bench.log.release();
+    assert_eq!(bench.done(), ["open /dev/sda", "/dev/sda is doubted"]);
+    assert_eq!(bench.units(), ["1:5 Attached"]);
 }
 
 #[test]

@@ -350,19 +350,28 @@ impl Units {
     fn open(&self, target: u8, lun: Lun, wanted: Wanted, arrival: Arrival) -> anyhow::Result<()> {
         let Made { unit, returns } = self.opens.open(wanted, arrival)?;
         let (limits, shown_as) = (unit.limits(), unit.name().to_owned());
-        self.adapter.attach_native(target, lun, unit, self.opens.read_only(), self.opens.bounces())?;
+        // Before the guest can see it: what is told of it meanwhile counts for its first command. To attach it sends nothing.
         let mut state = self.lock();
-        state.limits = Some(state.limits.map_or(limits, |all| all.and(limits)));
         let place = state.places.entry((target, lun)).or_default();
-        let (lost, doubted) = (place.lost, place.doubted);
-        place.returns = Some(returns.clone());
-        if doubted {
+        if place.doubted {
             returns.doubted();
         }
-        drop(state);
-        if lost {
+        if place.lost {
             returns.lost();
         }
+        place.returns = Some(returns);
+        drop(state);
+        let attached =
+            self.adapter.attach_native(target, lun, unit, self.opens.read_only(), self.opens.bounces());
+        let mut state = self.lock();
+        if let Err(error) = attached {
+            if let Some(place) = state.places.get_mut(&(target, lun)) {
+                place.returns = None;
+            }
+            return Err(error);
+        }
+        state.limits = Some(state.limits.map_or(limits, |all| all.and(limits)));
+        drop(state);
         self.lines.say(target, lun, Turn::Came, |name| tracing::info!("{name}: {shown_as}"));
         Ok(())
     }
