@@ -87,21 +87,30 @@ impl Users {
         users
     }
 
-    /// Why there may be more users than are known, if so. What other users of the host do is nothing that this one may see.
+    /// Why there may be more users than are known, if so: what is not seen may have a unit open.
     pub fn unseen(&self) -> Option<&str> {
         self.unseen.as_deref()
     }
 
-    /// What was looked at, if it is still there and of this user.
+    /// What was looked at, if it is still there.
     fn seen<T>(&mut self, result: Result<T, Unreadable>) -> Option<T> {
         let error = match result {
             Ok(value) => return Some(value),
             Err(error) => error,
         };
-        if !sysfs::is_gone(&error.error) && error.error.kind() != io::ErrorKind::PermissionDenied {
+        if error.error.kind() == io::ErrorKind::PermissionDenied {
+            self.may_not(&error.path);
+        } else if !sysfs::is_gone(&error.error) {
             self.unseen.get_or_insert(error.to_string());
         }
         None
+    }
+
+    /// It has given up its rights over other processes, as in a sandbox, a container, or a service of few capabilities; or never had them.
+    fn may_not(&mut self, path: &Path) {
+        self.unseen.get_or_insert_with(|| {
+            format!("{} may not be read; be root, with CAP_SYS_PTRACE", path.display())
+        });
     }
 
     /// The file systems of the mount namespace that a process is in.
@@ -181,9 +190,9 @@ impl Users {
             let Some(file) = self.seen(file.map_err(failed)) else { break };
             let path = match fs::read_link(file.path()) {
                 Ok(path) => path,
-                // It may list them, but has given up its rights over other processes, as in a sandbox or a container.
+                // It may list them, and no more.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    self.unseen.get_or_insert(format!("{} may not be read", file.path().display()));
+                    self.may_not(&file.path());
                     return;
                 }
                 Err(_) => continue,

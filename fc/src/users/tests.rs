@@ -124,6 +124,23 @@ fn what_cannot_be_looked_at_is_told() {
     assert!(Users::read(&tree.roots()).unseen().unwrap().contains("; mount sysfs and proc"));
 }
 
+/// Root without CAP_SYS_PTRACE, as in a service with few capabilities: what it may not look at may have a unit open.
+#[test]
+fn what_may_not_be_looked_at_is_told() {
+    let tree = Tree::lpfc();
+    for code in [libc::EACCES, libc::EPERM] {
+        let mut users = Users::default();
+        let error = std::io::Error::from_raw_os_error(code);
+        assert_eq!(users.seen::<()>(Err(Unreadable { path: tree.path("proc/1/fd"), error })), None);
+        let said = users.unseen().unwrap();
+        assert!(said.ends_with("proc/1/fd may not be read; be root, with CAP_SYS_PTRACE"), "{said}");
+    }
+    let mut users = Users::default();
+    let error = std::io::Error::from_raw_os_error(libc::ESRCH);
+    assert_eq!(users.seen::<()>(Err(Unreadable { path: tree.path("proc/1/fd"), error })), None);
+    assert_eq!(users.unseen(), None, "it has ended");
+}
+
 /// multipathd has the paths of all maps, and a map that nobody has is its own.
 #[test]
 fn who_notices_that_a_port_goes_does_not_keep_it() {

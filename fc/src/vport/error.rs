@@ -31,7 +31,10 @@ pub enum CreateError {
     #[error("what an ended process has left is still there: {0}")]
     Clean(DeleteError),
     /// Who this process is, is not to be seen.
-    #[error("{0} does not show this process, so that nobody could clean up after it; mount /proc")]
+    #[error(
+        "{0} does not show this process, or not sys/kernel/random/boot_id (ProcSubset=pid of a service), so that nobody could clean up after \
+         it; mount /proc whole"
+    )]
     NoProcess(PathBuf),
     /// The kernel, or the driver, did not take it.
     #[error("{host} does not create the virtual port: {why}")]

@@ -217,7 +217,8 @@ fn what_cannot_be_created_is_one_line() {
     // No process of this number in that tree.
     let said = does(&tree, &["create", "vm1"]).unwrap_err();
     assert!(
-        said.ends_with("does not show this process, so that nobody could clean up after it; mount /proc"),
+        said.ends_with("does not show this process, or not sys/kernel/random/boot_id (ProcSubset=pid of a service), so that nobody could clean up after \
+             it; mount /proc whole"),
         "{said}"
     );
     assert_eq!(

@@ -19,8 +19,9 @@ use crate::config::{Sandbox, reason};
 use crate::keeper::sys;
 use crate::machine::receive;
 
-/// How long the process may take longer than the port that has the most time.
-const SLACK: Duration = Duration::from_secs(45);
+/// How long the process may take longer than the port that has the most time: it waits for others, and says why there is no port once it
+/// has deleted what it had made of it, so that what is left is said, too.
+const SLACK: Duration = Duration::from_secs(45).saturating_add(fc::vport::DELETION);
 /// How long a regular end waits until its ports are deleted: the kernel logs out at the fabric first.
 pub const REMOVAL: Duration = Duration::from_secs(25);
 /// After how long the end says what it waits for.
@@ -81,6 +82,8 @@ struct Known {
     over: bool,
     /// The ports that go with the machine, by HBA and WWPN, until they are deleted; and why one is not.
     made: BTreeMap<(usize, u64), (HostPort, Option<String>)>,
+    /// By HBA, why a port is still there that was given up while it was made.
+    given_up: BTreeMap<usize, String>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -260,6 +263,7 @@ impl Link {
                 News::Closed(wwpn, why) => {
                     self.note(|known| match (why, known.made.get_mut(&(hba, *wwpn))) {
                         (Some(why), Some((_, kept))) => *kept = Some(why.clone()),
+                        (Some(why), None) => drop(known.given_up.insert(hba, why.clone())),
                         _ => drop(known.made.remove(&(hba, *wwpn))),
                     });
                     continue;
@@ -429,6 +433,12 @@ impl Link {
                 )),
                 None => going.push(port),
             }
+        }
+        for (hba, why) in &known.given_up {
+            let hba = self.name(*hba);
+            left.errors.push(format!(
+                "{hba}: a virtual port that was to be its own is still there, and vmm fc clean tries again to delete it: {why}"
+            ));
         }
         left.warning = (!going.is_empty()).then(|| {
             format!(

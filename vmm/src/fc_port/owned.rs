@@ -103,6 +103,13 @@ pub(super) fn disown<K: Kernel>(
     deleted.map_err(|error| error.to_string())
 }
 
+/// Whether something is left of a port that this process has not got: what was written down of it stays as long as it does.
+pub(super) fn is_left(wanted: &Wanted, store: &Store) -> bool {
+    let own = std::process::id();
+    let all = store.records().unwrap_or_default();
+    all.into_iter().flatten().any(|record| record.pid == own && record.owner == wanted.owner)
+}
+
 /// The names of a port.
 struct Named {
     names: Names,
@@ -132,8 +139,15 @@ fn names<K: Kernel>(
             let Names { wwnn, wwpn } = made;
             // The rules are those of the configuration, each time.
             let definition = Definition { wwnn, wwpn, boot: false, rules: Default::default() };
-            store.define(&wanted.owner, &definition).map_err(|error| error.to_string())?;
-            of(made, None, true)
+            match store.define(&wanted.owner, &definition) {
+                Ok(()) => of(made, None, true),
+                // Another first start of this name was quicker. Whoever removed its names lost the data behind them.
+                Err(StateError::Exists(..)) => {
+                    let stored = store.definition(&wanted.owner).map_err(|error| error.to_string())?;
+                    of(stored.names(), Some(stored), false)
+                }
+                Err(error) => Err(error.to_string()),
+            }
         }
         Err(error) => Err(error.to_string()),
     }
@@ -153,9 +167,13 @@ fn is_adopted(
         Some(record) if record.owner == wanted.owner && record.life(roots) == Life::Lives => {
             let machine = wanted.owner.strip_suffix(&format!(".{}", wanted.hba)).unwrap_or(&wanted.owner);
             Err(format!(
-                "machine {machine} runs already and has the virtual port {} ({}) of this HBA; its process vmm-fcport ({}) ends with it. \
-                 End that machine, or give this one another name",
-                names.wwpn, vport.name, record.pid
+                "machine {machine} runs already, or has ended and its driver logs out at the fabric, which may take {} s: its process \
+                 vmm-fcport ({}) has the virtual port {} ({}) of this HBA. End that machine, or give this one another name; if it has \
+                 ended, start this one once that process has",
+                fc::vport::DELETION.as_secs(),
+                record.pid,
+                names.wwpn,
+                vport.name
             ))
         }
         Some(record) if record.life(roots) == Life::Lives => Err(format!(
@@ -350,13 +368,36 @@ pub(super) mod tests {
         let said = owned(&tree, &store, &Wanted { owner: "vm2.hba0".into(), ..wanted() }).unwrap_err();
         assert!(said.contains("(vport-3:0-7) belongs to vm1.hba0 (process "), "{said}");
         let said = owned(&tree, &store, &wanted()).unwrap_err();
-        assert!(said.starts_with("machine vm1 runs already and has the virtual port "), "{said}");
+        assert!(
+            said.starts_with("machine vm1 runs already, or has ended and its driver logs out at the fabric"),
+            "{said}"
+        );
+        assert!(said.contains("which may take 155 s"), "{said}");
         // Another process has its number.
         let stat = "1 (x) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 6 20\n";
         tree.file(&format!("proc/{}/stat", std::process::id()), stat);
         let again = owned(&tree, &store, &wanted()).unwrap();
         assert_eq!((again.names, again.origin), (first.names, Origin::Made));
         assert_eq!(store.records().unwrap().len(), 1);
+    }
+
+    /// Two first starts at once: names that the other has stored are its own, and nobody is told to remove them.
+    #[test]
+    fn names_that_somebody_else_has_just_stored_are_taken() {
+        let (tree, store) = tree();
+        let (wwnn, wwpn) = wanted().names.unwrap();
+        let wanted = Wanted { names: None, ..wanted() };
+        let mut first = true;
+        let named = names(&wanted, &tree.roots(), &store, &mut || {
+            // Between the look and the write.
+            if std::mem::take(&mut first) {
+                let definition = Definition { wwnn, wwpn, boot: false, rules: Default::default() };
+                store.define(&wanted.owner, &definition).unwrap();
+            }
+            Fake(&tree, Duration::ZERO)
+        });
+        let Named { names, definition, new } = named.unwrap();
+        assert_eq!((names.wwpn, definition.is_some(), new), (wwpn, true, false));
     }
 
     #[test]

@@ -393,8 +393,15 @@ impl<'a> Process<'a> {
         while self.hbas.iter().any(|hba| !hba.settled || hba.change.as_ref().is_some_and(Switch::is_open)) {
             match events.recv_timeout(left()) {
                 Ok(Event::Owned(hba, owned)) => {
-                    if let Some(of) = self.hbas.get_mut(hba) {
-                        (of.settled, of.owned) = (true, owned.ok());
+                    let Some(of) = self.hbas.get_mut(hba) else { continue };
+                    of.settled = true;
+                    match owned {
+                        Ok(owned) => of.owned = Some(owned),
+                        // It was given up, and is there all the same.
+                        Err(why) if owned::is_left(&of.wanted, &self.store) => {
+                            let _ = say(self.machine, hba, News::Closed(Some(why)));
+                        }
+                        Err(_) => {}
                     }
                 }
                 Ok(Event::Other(hba, owned)) => {

@@ -177,6 +177,20 @@ fn a_process_that_was_killed_has_deleted_nothing() {
     );
 }
 
+/// It was given up while it was made, and the machine has never heard of it.
+#[test]
+fn a_port_that_was_not_made_whole_and_is_left_is_told() {
+    let (process, theirs) = machine(&[Origin::Adopted]);
+    let said = message::news(0, News::Closed(Some("host5 has not deleted it".into()))).0;
+    sys::send(&theirs, &said, &[]).unwrap();
+    drop(theirs);
+    let errors = vec![
+        "hba 0: a virtual port that was to be its own is still there, and vmm fc clean tries again to delete it: host5 has not deleted it"
+            .into(),
+    ];
+    assert_eq!(process.closed(long()), Left { errors, warning: None });
+}
+
 #[test]
 fn nothing_is_said_of_ports_that_are_deleted_or_stay() {
     let (process, theirs) = machine(&[Origin::Made, Origin::Adopted]);
