@@ -9,10 +9,11 @@ use fc::Address;
 
 use super::Job;
 
-/// Units that are asked at a time, and up to how many of them without a reason.
+/// Units that are asked at a time, besides those that do not answer; all of them; and up to how many without a reason.
 const UNITS: usize = 16;
+const MOST: usize = 4 * UNITS;
 const CHECKS: usize = UNITS / 2;
-/// After how long another unit is asked for what its target has, and how many at a time.
+/// After how long a unit is one that does not answer, and another is asked; and how many for what their target has.
 const LATE: Duration = Duration::from_secs(3);
 const ASKS: usize = 3;
 /// How often the kernel is told what it did not take, and the pause, which grows.
@@ -51,6 +52,8 @@ pub(super) struct Lanes {
     /// Where units are asked who they are, or will be.
     who: BTreeSet<Address>,
     failed: Vec<Failed>,
+    /// When one of those that are asked has not answered for so long that another has its turn, if one waits for that.
+    late: Option<Instant>,
     /// When the last was over.
     over: Option<Instant>,
 }
@@ -94,7 +97,11 @@ impl Lanes {
             failed.again = None;
             self.waiting.push_back(failed.job.clone());
         }
-        let place = self.waiting.iter().position(|job| self.is_free(&lane(job)))?;
+        let place = self.waiting.iter().position(|job| self.is_free(&lane(job), now));
+        let waits = place.is_none() && self.waiting.iter().any(|job| matches!(lane(job), Lane::Unit(_)));
+        let late = self.asked_units().map(|begun| *begun + LATE).filter(|late| waits && *late > now);
+        self.late = late.min();
+        let place = place?;
         let job = self.waiting.remove(place)?;
         self.start(job.clone(), now);
         Some(job)
@@ -105,26 +112,28 @@ impl Lanes {
         self.under_way.push((job, now));
     }
 
-    fn is_free(&self, wanted: &Lane) -> bool {
+    fn is_free(&self, wanted: &Lane, now: Instant) -> bool {
         let mut lanes = self.under_way.iter().map(|(job, _)| lane(job));
-        match wanted {
-            Lane::Unit(_) => self.asked_units() < UNITS && lanes.all(|lane| lane != *wanted),
-            Lane::Kernel | Lane::Ask => lanes.all(|lane| lane != *wanted),
-        }
+        let has_room = || {
+            let answering = self.asked_units().filter(|begun| now < **begun + LATE).count();
+            answering < UNITS && self.asked_units().count() < MOST
+        };
+        (!matches!(wanted, Lane::Unit(_)) || has_room()) && lanes.all(|lane| lane != *wanted)
     }
 
-    fn asked_units(&self) -> usize {
-        self.under_way.iter().filter(|(job, _)| matches!(lane(job), Lane::Unit(_))).count()
+    /// When those began that are under way at units.
+    fn asked_units(&self) -> impl Iterator<Item = &Instant> {
+        self.under_way.iter().filter(|(job, _)| matches!(lane(job), Lane::Unit(_))).map(|(_, begun)| begun)
     }
 
     /// Whether a unit may be asked that nobody doubts.
     pub(super) fn can_check(&self) -> bool {
-        self.asked_units() < CHECKS
+        self.asked_units().count() < CHECKS
     }
 
     /// Whether the kernel changes nothing now.
     pub(super) fn is_kernel_idle(&self) -> bool {
-        self.is_free(&Lane::Kernel)
+        self.under_way.iter().all(|(job, _)| lane(job) != Lane::Kernel)
     }
 
     /// When a unit may be asked for what its target has, as far as others are: not for ever for one that does not answer.
@@ -179,7 +188,7 @@ impl Lanes {
 
     /// When it has something to do again without being told.
     pub(super) fn next(&self) -> Option<Instant> {
-        self.failed.iter().filter_map(|failed| failed.again).min()
+        self.failed.iter().filter_map(|failed| failed.again).chain(self.late).min()
     }
 
     /// When the last job was over, if none is left but those of units that do not answer.

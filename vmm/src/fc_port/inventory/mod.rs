@@ -144,6 +144,8 @@ pub(super) struct Inventory {
     view: View,
     looks: Looks,
     tickets: u64,
+    /// What is being opened, and at which target; also what nobody wants any more.
+    under_way: BTreeMap<u64, u8>,
     /// What was said already.
     told: BTreeSet<String>,
     orders: Vec<Order>,
@@ -164,6 +166,7 @@ impl Inventory {
             view: View::default(),
             looks: Looks::new(now, timeout),
             tickets: 0,
+            under_way: BTreeMap::new(),
             told: BTreeSet::new(),
             orders: Vec::new(),
         }
@@ -188,11 +191,12 @@ impl Inventory {
             let (asks, runs) = asks(*number);
             target.next(asks, runs)
         });
-        let mut opening = self.opening();
+        let (mut opening, threads) = (self.opening(), self.threads());
         let units = self.units.iter().filter_map(|((number, _), unit)| {
             let target = self.targets.get(number).filter(|target| target.is_online())?;
             // When another is open there is news of it.
-            let has_room = *opening.entry(*number).or_default() < unit::MOST;
+            let has_room = *opening.entry(*number).or_default() < unit::MOST
+                && threads.get(number).is_none_or(|count| *count < unit::THREADS);
             let opens = unit.next().filter(|_| has_room);
             if !unit.is_doubted() {
                 return opens;
@@ -254,24 +258,34 @@ impl Inventory {
         opening
     }
 
+    /// How many threads open units of each target: what hangs at the host is let go of when its port is lost, and goes on.
+    fn threads(&self) -> BTreeMap<u8, usize> {
+        let mut threads = BTreeMap::new();
+        self.under_way.values().for_each(|target| *threads.entry(*target).or_default() += 1);
+        threads
+    }
+
     fn open_what_is_there(&mut self, now: Instant) {
-        let mut opening = self.opening();
+        let (mut opening, mut threads) = (self.opening(), self.threads());
         for ((target, _), unit) in &mut self.units {
             let online = self.targets.get(target).is_some_and(Target::is_online);
             let place = opening.entry(*target).or_default();
-            if !online || *place >= unit::MOST {
+            let running = threads.entry(*target).or_default();
+            if !online || *place >= unit::MOST || *running >= unit::THREADS {
                 continue;
             }
             if let Some((address, again, fresh)) = unit.begin(self.tickets, now) {
                 let (ticket, ring) = (self.tickets, self.wanted.passthrough == Passthrough::Block);
+                self.under_way.insert(ticket, *target);
                 self.orders.push(Order::Open(Opening { ticket, address, again, fresh, ring }));
-                (self.tickets, *place) = (self.tickets + 1, *place + 1);
+                (self.tickets, *place, *running) = (self.tickets + 1, *place + 1, *running + 1);
             }
         }
     }
 
     /// A device was opened, or not; what nobody wants any more is given back.
     pub(super) fn opened(&mut self, ticket: u64, opened: Opened, now: Instant) -> Option<Opened> {
+        self.under_way.remove(&ticket);
         let mut all = self.units.iter_mut();
         let Some(((target, lun), unit)) = all.find(|(_, unit)| unit.ticket() == Some(ticket)) else {
             return Some(opened);

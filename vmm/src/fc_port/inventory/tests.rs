@@ -38,6 +38,9 @@ struct World {
     heard: Vec<String>,
     stored: fc::targets::Numbers,
     jobs: Vec<(u8, Job)>,
+    /// Devices can be opened; else it hangs, and these are under way.
+    opens: bool,
+    left_open: Vec<Opening>,
     /// Jobs of this target never end.
     hangs: Option<u8>,
     /// Nor do these, which are kept.
@@ -87,6 +90,8 @@ impl World {
             heard: Vec::new(),
             stored: Default::default(),
             jobs: Vec::new(),
+            opens: true,
+            left_open: Vec::new(),
             hangs: None,
             stuck: |_| false,
             kept: Vec::new(),
@@ -216,6 +221,7 @@ impl World {
                 match order {
                     Order::Say(news) => self.hear(news),
                     Order::Keep(numbers) => self.stored = numbers,
+                    Order::Open(opening) if !self.opens => self.left_open.push(opening),
                     Order::Open(opening) => self.open(opening),
                     Order::Do(target, _) if self.hangs == Some(target) => {}
                     Order::Do(target, job) if (self.stuck)(&job) => self.kept.push((target, job)),

@@ -11,6 +11,8 @@ use super::{Job, SURE, TIMES};
 
 /// Devices of one target port that are being opened at a time.
 pub(super) const MOST: usize = 64;
+/// The same with those that nobody waits for any more.
+pub(super) const THREADS: usize = 4 * MOST;
 /// How soon a device is tried again that lacks a node yet, and how long it may lack it.
 const SOON: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(5);
