@@ -399,7 +399,7 @@ impl<'a> Process<'a> {
                         Ok(owned) => of.owned = Some(owned),
                         // It was given up, and is there all the same.
                         Err(why) if owned::is_left(&of.wanted, &self.store) => {
-                            let _ = say(self.machine, hba, News::Closed(Some(why)));
+                            let _ = say(self.machine, hba, News::Closed(0, Some(why)));
                         }
                         Err(_) => {}
                     }

@@ -181,7 +181,7 @@ fn a_process_that_was_killed_has_deleted_nothing() {
 #[test]
 fn a_port_that_was_not_made_whole_and_is_left_is_told() {
     let (process, theirs) = machine(&[Origin::Adopted]);
-    let said = message::news(0, News::Closed(Some("host5 has not deleted it".into()))).0;
+    let said = message::news(0, News::Closed(0, Some("host5 has not deleted it".into()))).0;
     sys::send(&theirs, &said, &[]).unwrap();
     drop(theirs);
     let errors = vec![
