@@ -150,7 +150,7 @@ impl Transport {
         self.negotiated.load(Ordering::Relaxed) != 0
     }
 
-    /// The features of which the modern interface shows the configuration: until a driver has accepted some, all (2.5.1).
+    /// The features of which the modern interface shows the configuration: until a driver has accepted some, all (2.5.2).
     fn shown(&self) -> u64 {
         match self.negotiated.load(Ordering::Relaxed) {
             0 => self.offered(),

@@ -49,7 +49,7 @@ pub enum Fc {
 pub struct EmulatedPort {
     /// Its names; `None` makes them from those of machine and HBA.
     pub names: Option<Names>,
-    /// Other names, that it does not log in with.
+    /// Other names, which it logs in with when it is told to.
     pub secondary: Option<Names>,
     /// How many remote ports there are: targets 0 and on.
     pub ports: u8,
@@ -64,7 +64,7 @@ pub struct VirtualPort {
     pub names: Option<Names>,
     /// Names of a company whose hardware has such are fine.
     pub any_oui: bool,
-    /// Other names, that it does not log in with.
+    /// Other names, which it logs in with when it is told to.
     pub secondary: Option<Names>,
     /// Seconds until the host gives up a remote port that is lost; `None` for what its driver has.
     pub dev_loss_tmo: Option<u32>,

@@ -82,8 +82,8 @@ struct Known {
     over: bool,
     /// The ports that go with the machine, by HBA and WWPN, until they are deleted; and why one is not.
     made: BTreeMap<(usize, u64), (HostPort, Option<String>)>,
-    /// By HBA, why a port is still there that was given up while it was made.
-    given_up: BTreeMap<usize, String>,
+    /// By HBA and WWPN, why a port is still there that was given up while it was made.
+    given_up: BTreeMap<(usize, u64), String>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -263,8 +263,11 @@ impl Link {
                 News::Closed(wwpn, why) => {
                     self.note(|known| match (why, known.made.get_mut(&(hba, *wwpn))) {
                         (Some(why), Some((_, kept))) => *kept = Some(why.clone()),
-                        (Some(why), None) => drop(known.given_up.insert(hba, why.clone())),
-                        _ => drop(known.made.remove(&(hba, *wwpn))),
+                        (Some(why), None) => drop(known.given_up.insert((hba, *wwpn), why.clone())),
+                        _ => {
+                            known.given_up.remove(&(hba, *wwpn));
+                            known.made.remove(&(hba, *wwpn));
+                        }
                     });
                     continue;
                 }
@@ -434,10 +437,10 @@ impl Link {
                 None => going.push(port),
             }
         }
-        for (hba, why) in &known.given_up {
+        for ((hba, wwpn), why) in &known.given_up {
             let hba = self.name(*hba);
             left.errors.push(format!(
-                "{hba}: a virtual port that was to be its own is still there, and vmm fc clean tries again to delete it: {why}"
+                "{hba}: the virtual port {wwpn:016x} that was to be its own is still there, and vmm fc clean tries again to delete it: {why}"
             ));
         }
         left.warning = (!going.is_empty()).then(|| {

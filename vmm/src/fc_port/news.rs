@@ -23,8 +23,8 @@ pub enum News {
     Port(Box<HostPort>),
     /// Why the start takes longer: a line without the name of the HBA.
     Waits(String),
-    /// The port with this WWPN, which was made, is deleted, or why it is not: of the one that another has followed, and of all at the end; 0 of
-    /// one that was given up while it was made.
+    /// The port with this WWPN, which was made, is deleted, or why it is not: of the one that another has followed, of one that was given up
+    /// while it was made, and of all at the end.
     /// [`Process::close`](super::Process::close) says it then.
     Closed(u64, Option<String>),
     /// It has these names now, as it was asked to, or keeps those that it has, and why.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fc::model::{Host, San, Vport, VportState};
 use fc::names::{Names, random};
-use fc::state::{Definition, Life, StateError, Store};
+use fc::state::{Definition, Life, Record, StateError, Store};
 use fc::vport::{CreateError, Kernel, Pause, Ports, Request};
 use fc::{Roots, Wwn};
 
@@ -103,11 +103,16 @@ pub(super) fn disown<K: Kernel>(
     deleted.map_err(|error| error.to_string())
 }
 
-/// Whether something is left of a port that this process has not got: what was written down of it stays as long as it does.
-pub(super) fn is_left(wanted: &Wanted, store: &Store) -> bool {
+/// The name of a port of which something is left, and which this process has not got, unlike `has`: what was written down of it stays as
+/// long as it does.
+pub(super) fn left(wanted: &Wanted, has: Option<&Owned>, store: &Store) -> Option<Wwn> {
     let own = std::process::id();
-    let all = store.records().unwrap_or_default();
-    all.into_iter().flatten().any(|record| record.pid == own && record.owner == wanted.owner)
+    let mut all = store.records().unwrap_or_default().into_iter().flatten();
+    let is_left = |record: &Record| {
+        let is_had = has.is_some_and(|owned| owned.names.wwpn == record.wwpn);
+        record.pid == own && record.owner == wanted.owner && !is_had
+    };
+    all.find(is_left).map(|record| record.wwpn)
 }
 
 /// The names of a port.

@@ -384,6 +384,14 @@ impl<'a> Process<'a> {
         self.end_changes(now)
     }
 
+    /// A port was given up while it was made: if it is there all the same, the machine hears it.
+    fn say_left(&self, hba: usize, why: String) {
+        let Some(of) = self.hbas.get(hba) else { return };
+        if let Some(wwpn) = owned::left(&of.wanted, of.owned.as_ref(), &self.store) {
+            let _ = say(self.machine, hba, News::Closed(wwpn.bits(), Some(why)));
+        }
+    }
+
     /// Deletes the ports that it made.
     fn end(mut self, events: &Receiver<Event>) {
         self.ending.store(true, Ordering::Relaxed);
@@ -397,16 +405,17 @@ impl<'a> Process<'a> {
                     of.settled = true;
                     match owned {
                         Ok(owned) => of.owned = Some(owned),
-                        // It was given up, and is there all the same.
-                        Err(why) if owned::is_left(&of.wanted, &self.store) => {
-                            let _ = say(self.machine, hba, News::Closed(0, Some(why)));
-                        }
-                        Err(_) => {}
+                        Err(why) => self.say_left(hba, why),
                     }
                 }
                 Ok(Event::Other(hba, owned)) => {
-                    if let Some(of) = self.hbas.get_mut(hba) {
-                        of.change = owned.ok().map(Switch::left);
+                    let Some(of) = self.hbas.get_mut(hba) else { continue };
+                    match owned {
+                        Ok(owned) => of.change = Some(Switch::left(owned)),
+                        Err(why) => {
+                            of.change = None;
+                            self.say_left(hba, why);
+                        }
                     }
                 }
                 Ok(Event::Left(hba, wwpn, left)) => drop(self.has_left(hba, wwpn, left)),

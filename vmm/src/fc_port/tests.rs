@@ -181,11 +181,11 @@ fn a_process_that_was_killed_has_deleted_nothing() {
 #[test]
 fn a_port_that_was_not_made_whole_and_is_left_is_told() {
     let (process, theirs) = machine(&[Origin::Adopted]);
-    let said = message::news(0, News::Closed(0, Some("host5 has not deleted it".into()))).0;
+    let said = message::news(0, News::Closed(0xb00, Some("host5 has not deleted it".into()))).0;
     sys::send(&theirs, &said, &[]).unwrap();
     drop(theirs);
     let errors = vec![
-        "hba 0: a virtual port that was to be its own is still there, and vmm fc clean tries again to delete it: host5 has not deleted it"
+        "hba 0: the virtual port 0000000000000b00 that was to be its own is still there, and vmm fc clean tries again to delete it: host5 has not deleted it"
             .into(),
     ];
     assert_eq!(process.closed(long()), Left { errors, warning: None });

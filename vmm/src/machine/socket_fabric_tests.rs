@@ -105,6 +105,38 @@ fn ports_are_lost_and_back_as_asked() {
     assert_eq!(error(&service, &port(1, "lost")), "hba scsi0 is on no fabric");
 }
 
+/// The guest is shown the other names, and its ports stay.
+#[test]
+fn names_change_as_asked() {
+    let to = |names: &str| format!(r#"{{"execute": "fc-names", "arguments": {{"names": "{names}"}}}}"#);
+    let (_bench, service) = with_fabric("ports = 1\n");
+    assert_eq!(
+        error(&service, &to("secondary")),
+        "hba fc0 has no other names; set secondary_wwnn and secondary_wwpn"
+    );
+    let second = "ports = 1\nsecondary_wwnn = \"2001020000000001\"\nsecondary_wwpn = \"2101020000000001\"\n";
+    let (_bench, service) = with_fabric(second);
+    assert_eq!(fabric(&service)["names"], json!("primary"));
+    assert_eq!(ask(&service, &to("secondary")), json!({"return": {}}));
+    let shown = fabric(&service);
+    assert_eq!(
+        (&shown["names"], &shown["secondary_wwpn"]),
+        (&json!("secondary"), &json!("2101020000000001"))
+    );
+    assert_eq!(states(&service), ["0 online"]);
+    // A port that is blocked for a moment keeps them.
+    for state in ["blocked", "online"] {
+        let own = format!(r#"{{"execute": "fc-port", "arguments": {{"state": "{state}"}}}}"#);
+        assert_eq!(ask(&service, &own), json!({"return": {}}));
+    }
+    assert_eq!(fabric(&service), shown);
+    let words = "\"names\" is \"both\", expected \"primary\" or \"secondary\"";
+    assert_eq!(error(&service, &to("both")), words);
+    let (_bench, mut service) = bench();
+    service.adapters.truncate(1);
+    assert_eq!(error(&service, &to("primary")), "hba scsi0 is on no fabric");
+}
+
 #[test]
 fn what_needs_no_process_has_none() {
     let (bench, _service) = bench();

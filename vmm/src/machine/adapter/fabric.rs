@@ -135,7 +135,11 @@ impl Adapter {
         }
         let local = |local: &mut LocalPort| match state {
             RemoteState::Online => {
-                (local.state, local.active, local.port_id) = (PortState::Online, Active::Primary, PORT_ID);
+                (local.state, local.port_id) = (PortState::Online, PORT_ID);
+                // It comes back with the names that it had, unless it was logged out.
+                if local.active == Active::None {
+                    local.active = Active::Primary;
+                }
             }
             RemoteState::Blocked => local.state = PortState::Blocked,
             RemoteState::Lost => {
