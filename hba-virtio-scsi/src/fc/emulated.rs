@@ -1,5 +1,6 @@
 //! A fabric over nothing, for emulated disks: names that are made up, and ports that are lost and back as somebody wishes.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Active, LocalPort, Names, PortState, RemotePort, RemoteState, San, SanListener, View};
@@ -47,7 +48,8 @@ impl Emulated {
             max_frame: FRAME,
         };
         let remotes = targets.into_iter().map(|target| (target, remote(seed, target))).collect();
-        let state = State { view: Arc::new(View { local, remotes }), listener: None };
+        let state =
+            State { view: Arc::new(View { local, remotes, vports: BTreeMap::new() }), listener: None };
         Arc::new(Self { seed: seed.to_owned(), state: Mutex::new(state) })
     }
 
@@ -116,6 +118,7 @@ fn remote(seed: &str, target: u8) -> RemotePort {
         port_id: REMOTE_ID + u32::from(target),
         state: RemoteState::Online,
         transport: 0,
+        vport: 0,
     }
 }
 

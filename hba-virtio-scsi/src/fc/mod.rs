@@ -109,6 +109,8 @@ pub struct RemotePort {
     pub state: RemoteState,
     /// SPC-5's protocol identifier (7.6.1) of the way there: 0 FCP, 15 none in particular.
     pub transport: u8,
+    /// Which port of the guest sees it: 0 is the adapter's own, others are those of [`View::vports`]. What two of them see are two targets.
+    pub vport: u16,
 }
 
 /// What the fabric looks like at some moment.
@@ -117,8 +119,26 @@ pub struct View {
     /// The port of the guest.
     pub local: LocalPort,
     /// Ports that it sees or has seen, by target number. The number of a port, known by its WWPN, stays the same for as long as the
-    /// machine lives.
+    /// machine lives; those of a port that the guest has created may be another one's when that is deleted.
     pub remotes: BTreeMap<u8, RemotePort>,
+    /// Ports that the guest has created, by their numbers: 1 and on.
+    pub vports: BTreeMap<u16, LocalPort>,
+}
+
+/// Why a port that the guest wants to create or to delete is not created or deleted (section 7). The log says more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum VportRefusal {
+    /// The configuration does not let the guest have these names.
+    NotAllowed = 1,
+    /// Somebody has the name of the port.
+    InUse = 2,
+    /// The guest has as many as it may, or the adapter has no room.
+    NoRoom = 3,
+    /// The host or the fabric failed it.
+    Failed = 4,
+    /// There is no such port.
+    Unknown = 5,
 }
 
 /// A fabric, as the port of the guest sees it. Nothing here waits for the host.
@@ -132,6 +152,27 @@ pub trait San: Send + Sync {
 
     /// Who is to be told of changes, instead of whoever was before.
     fn set_listener(&self, listener: Option<Arc<dyn SanListener>>);
+
+    /// How many ports of its own the guest may have at a time; 0 does not offer it any. Always the same.
+    fn max_vports(&self) -> u16 {
+        0
+    }
+
+    /// Creates a port with these names, which is not the adapter's. `done` hears of its number once it is in [`San::view`], or why there is
+    /// none; who drops it has failed. That may take as long as a fabric does; it has a bound.
+    fn create_vport(&self, names: Names, done: Box<dyn FnOnce(Result<u16, VportRefusal>) + Send>) {
+        let _ = names;
+        done(Err(VportRefusal::NotAllowed));
+    }
+
+    /// Deletes a port that the guest has created, with its targets and their units. `done` as above, when it is not in [`San::view`] any more.
+    fn delete_vport(&self, vport: u16, done: Box<dyn FnOnce(Result<(), VportRefusal>) + Send>) {
+        let _ = vport;
+        done(Err(VportRefusal::Unknown));
+    }
+
+    /// The driver has gone, and with it all ports that it has created or is creating. Returns at once.
+    fn delete_all_vports(&self) {}
 }
 
 /// Who shows a fabric to the guest.

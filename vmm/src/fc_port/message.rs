@@ -335,9 +335,9 @@ fn read_view(reader: &mut Reader<'_>) -> Option<View> {
         let target: u8 = reader.number()?;
         let names = Names { wwnn: reader.number()?, wwpn: reader.number()? };
         let (port_id, state) = (reader.number()?, reader.one_of(&REMOTES)?);
-        Some((target, RemotePort { names, port_id, state, transport: reader.number()? }))
+        Some((target, RemotePort { names, port_id, state, transport: reader.number()?, vport: 0 }))
     })?;
-    Some(View { local, remotes: remotes.into_iter().collect::<BTreeMap<_, _>>() })
+    Some(View { local, remotes: remotes.into_iter().collect::<BTreeMap<_, _>>(), ..View::default() })
 }
 
 #[cfg(test)]

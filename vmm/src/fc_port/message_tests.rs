@@ -68,8 +68,13 @@ pub(crate) fn host_port() -> HostPort {
 }
 
 fn a_view() -> View {
-    let remote =
-        |state, wwpn| RemotePort { names: Names { wwnn: 9, wwpn }, port_id: 0x01_0203, state, transport: 0 };
+    let remote = |state, wwpn| RemotePort {
+        names: Names { wwnn: 9, wwpn },
+        port_id: 0x01_0203,
+        state,
+        transport: 0,
+        vport: 0,
+    };
     View {
         local: LocalPort {
             primary: Names { wwnn: 1, wwpn: u64::MAX },
@@ -82,6 +87,7 @@ fn a_view() -> View {
             ..LocalPort::default()
         },
         remotes: [(0, remote(RemoteState::Online, 4)), (255, remote(RemoteState::Lost, 5))].into(),
+        ..View::default()
     }
 }
 
@@ -176,8 +182,10 @@ fn what_is_written_is_read() {
         port_id: 0xff_ffff,
         state: RemoteState::Blocked,
         transport: 255,
+        vport: 0,
     };
-    let most = View { local: a_view().local, remotes: (0..=255).map(|target| (target, remote)).collect() };
+    let remotes = (0..=255).map(|target| (target, remote)).collect();
+    let most = View { local: a_view().local, remotes, ..View::default() };
     assert!(news(usize::MAX, News::View(most)).0.len() < LENGTH);
 }
 

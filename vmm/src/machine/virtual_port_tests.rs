@@ -313,7 +313,7 @@ fn back(path: &str) -> UnitNews {
 fn view(states: &[(u8, RemoteState)]) -> News {
     let port = |(target, state): &(u8, RemoteState)| {
         let names = Names { wwnn: 1, wwpn: 0x2100_0200_0000_0000 + u64::from(*target) };
-        (*target, RemotePort { names, port_id: 0x01_0200, state: *state, transport: 0 })
+        (*target, RemotePort { names, port_id: 0x01_0200, state: *state, transport: 0, vport: 0 })
     };
     News::View(View { remotes: states.iter().map(port).collect(), ..View::default() })
 }

@@ -10,9 +10,10 @@ impl Inventory {
         let remote = |(number, target): (&u8, &Target)| {
             let names = Names { wwnn: target.wwnn, wwpn: target.wwpn.bits() };
             let state = if target.returns().is_some() { RemoteState::Blocked } else { target.state };
-            (*number, RemotePort { names, port_id: target.port_id, state, transport: 0 })
+            (*number, RemotePort { names, port_id: target.port_id, state, transport: 0, vport: 0 })
         };
-        let view = View { local: self.local, remotes: self.targets.iter().map(remote).collect() };
+        let view =
+            View { local: self.local, remotes: self.targets.iter().map(remote).collect(), ..View::default() };
         (view != self.view).then(|| self.view.clone_from(&view)).map(|()| view)
     }
 

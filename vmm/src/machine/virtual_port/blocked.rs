@@ -69,7 +69,13 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn view(states: &[RemoteState]) -> View {
-        let port = |state| RemotePort { names: Names { wwnn: 1, wwpn: 2 }, port_id: 3, state, transport: 0 };
+        let port = |state| RemotePort {
+            names: Names { wwnn: 1, wwpn: 2 },
+            port_id: 3,
+            state,
+            transport: 0,
+            vport: 0,
+        };
         View { remotes: (0..).zip(states.iter().copied().map(port)).collect(), ..View::default() }
     }
 
