@@ -13,6 +13,7 @@ use crate::directory::Directory;
 use crate::fc::gate::Gate;
 use crate::fc::port::Port;
 use crate::fc::rescan;
+use crate::fc::vports;
 use crate::fc::wire::{self as fc, RescanRequest, RescanResponse};
 use crate::lun::{self, Address};
 use crate::queue::{Queue, TaskId, TaskMark};
@@ -23,7 +24,7 @@ use crate::token::{ChainToken, ResponseArea};
 use crate::transport::Transport;
 use crate::worker::Parsed;
 
-/// Longest control request in bytes: a task management function.
+/// Longest control request in bytes: a task management function, or a port that is wanted.
 const MAX_REQUEST: usize = 24;
 /// Longest control response in bytes: RESCAN.
 const MAX_RESPONSE: u64 = size_of::<RescanResponse>() as u64;
@@ -47,6 +48,19 @@ pub(crate) enum Control {
     Notification(u8),
     /// The target with the smallest number from this one on; all ones: after a look at the fabric.
     Rescan(u32),
+    /// A port of the guest's own.
+    Vport(vports::Request),
+}
+
+impl Control {
+    /// Bytes that the response needs, whose response byte is at `at`: a driver looks at more than that.
+    fn needs(&self, at: usize) -> u64 {
+        match self {
+            Self::Rescan(_) => MAX_RESPONSE,
+            Self::Vport(request) => request.response_len() as u64,
+            Self::Manage(..) | Self::Answer(_) | Self::Notification(_) => at as u64 + 1,
+        }
+    }
 }
 
 /// What the driver and the device agreed on, as far as control requests are concerned.
@@ -56,11 +70,17 @@ pub(crate) struct Format {
     rescan: bool,
     /// VIRTIO_SCSI_F_NATIVE_LUN
     native: bool,
+    /// VIRTIO_SCSI_F_VPORT
+    vport: bool,
 }
 
 impl Format {
     pub(crate) fn new(transport: &Transport) -> Self {
-        Self { rescan: transport.has(fc::feature::RESCAN), native: transport.has(fc::feature::NATIVE_LUN) }
+        Self {
+            rescan: transport.has(fc::feature::RESCAN),
+            native: transport.has(fc::feature::NATIVE_LUN),
+            vport: transport.has(fc::feature::VPORT),
+        }
     }
 }
 
@@ -77,11 +97,7 @@ pub(crate) fn parse(
         Err(error) => Err(error.to_string()),
     };
     let (response_at, body) = match body {
-        // The whole of it: a driver looks at more than the response byte.
-        Ok((at, body @ Control::Rescan(_))) if response.len() >= MAX_RESPONSE => (at, Some(body)),
-        Ok((at, body)) if response.len() > at as u64 && !matches!(body, Control::Rescan(_)) => {
-            (at, Some(body))
-        }
+        Ok((at, body)) if response.len() >= body.needs(at) => (at, Some(body)),
         Ok((at, _)) => {
             devices::log_limited!(warn, "virtio-scsi: a control request without room for its response");
             (at, None)
@@ -119,7 +135,12 @@ fn request(dma: &Dma, format: Format, chain: &Chain) -> Result<(usize, Control),
             let (asked, _) = RescanRequest::read_from_prefix(rest).map_err(|_| "a short rescan request")?;
             Ok((fc::RESCAN_RESPONSE_AT, Control::Rescan(asked.next_id.get())))
         }
-        other => Err(format!("type {other}")),
+        other => match vports::Request::parse(other, rest).filter(|_| format.vport) {
+            Some(request) => {
+                request.map(|body| (body.response_at(), Control::Vport(body))).map_err(Into::into)
+            }
+            None => Err(format!("type {other}")),
+        },
     }
 }
 
@@ -156,7 +177,7 @@ pub(crate) async fn run(
         None => directory.get(target),
     };
     let response = match (body, port) {
-        (None, _) | (Some(Control::Rescan(_)), None) => return token.fail(),
+        (None, _) | (Some(Control::Rescan(_) | Control::Vport(_)), None) => return token.fail(),
         (Some(Control::Answer(response)), _) => response,
         (Some(Control::Notification(target)), _) if nexus(target).is_some() => Response::Ok,
         (Some(Control::Notification(_)), _) => Response::BadTarget,
@@ -169,17 +190,29 @@ pub(crate) async fn run(
             None => Response::BadTarget,
         },
         (Some(Control::Rescan(next_id)), Some(port)) => {
-            let answer = rescan::next(token.worker().io(), port, next_id).await;
-            if !token.worker().queue().is_running() {
-                return token.abandon();
-            }
-            return token.complete(answer.as_bytes(), MAX_RESPONSE as u32);
+            let worker = token.worker();
+            let vports = worker.transport().has(fc::feature::VPORT);
+            let answer = rescan::next(worker.io(), port, next_id, vports, worker.queue()).await;
+            return complete(token, answer.as_bytes());
+        }
+        (Some(Control::Vport(request)), Some(port)) => {
+            let answer = request.run(port, token.worker().queue()).await;
+            return complete(token, &answer);
         }
     };
     if !token.worker().queue().is_running() {
         return token.abandon();
     }
     token.answer(response);
+}
+
+/// Answers, unless the queue was stopped meanwhile.
+fn complete(token: ChainToken, answer: &[u8]) {
+    if token.worker().queue().is_running() {
+        token.complete(answer, answer.len() as u32);
+    } else {
+        token.abandon();
+    }
 }
 
 /// The way to a target: the gate before it, where there is a fabric, and the nexus.

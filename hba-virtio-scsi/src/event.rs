@@ -5,7 +5,7 @@
 //! LUNs as the target has them is told besides that events were missed, and looks at everything. When too many wait all the same, the rest is dropped, and an event of its own after those says so: a driver then looks at everything anew, and nothing that
 //! is older contradicts what it finds.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -30,6 +30,8 @@ const PARAMETERS_CHANGED: u8 = 0x2a;
 #[derive(Debug, Default)]
 pub(crate) struct Events {
     state: Mutex<State>,
+    /// Targets of ports that a driver has created: others do not hear of them.
+    of_vports: Mutex<BTreeSet<u8>>,
 }
 
 #[derive(Debug, Default)]
@@ -150,7 +152,9 @@ impl Events {
     /// Forgets what the driver has not asked to hear of.
     fn keep(&self, has: impl Fn(u64) -> bool) {
         let mut state = self.lock();
-        state.waiting.retain(|waiting| has(feature_of(&waiting.event)));
+        let others = if has(fc::feature::VPORT) { BTreeSet::new() } else { self.of_vports().clone() };
+        let is_heard = |event: &Event| has(feature_of(event)) && !others.contains(&target_of(event));
+        state.waiting.retain(|waiting| is_heard(&waiting.event));
         state.missed &=
             has(feature::SCSI_HOTPLUG) || has(feature::SCSI_CHANGE) || has(fc::feature::RPORT_EVENTS);
         state.folded &= has(feature::SCSI_HOTPLUG);
@@ -158,7 +162,7 @@ impl Events {
 
     /// Tells the driver of a target, if it wants to hear of it and is not about to.
     pub(crate) fn tell(&self, transport: &Transport, event: Event) {
-        if hears(transport, feature_of(&event)) {
+        if self.hears(transport, feature_of(&event), target_of(&event)) {
             self.push_once(event);
             ring(transport);
         }
@@ -170,6 +174,27 @@ impl Events {
         state.missed || state.waiting.iter().any(|waiting| target_of(&waiting.event) == target)
     }
 
+    /// Whether `target` is one of a port that the driver has created.
+    pub(crate) fn of_vport(&self, target: u8, is: bool) {
+        let mut all = self.of_vports();
+        if is {
+            all.insert(target);
+        } else {
+            all.remove(&target);
+        }
+    }
+
+    /// Whether a driver wants to hear of what belongs to this feature, at `target`. One that is yet to come, or that sleeps, hears of it
+    /// when it is there; but then it has no ports of its own.
+    fn hears(&self, transport: &Transport, feature: u64, target: u8) -> bool {
+        (transport.has(feature) || !transport.has_driver())
+            && (transport.has(fc::feature::VPORT) || !self.of_vports().contains(&target))
+    }
+
+    fn of_vports(&self) -> MutexGuard<'_, BTreeSet<u8>> {
+        self.of_vports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Forgets everything.
     pub(crate) fn clear(&self) {
         *self.lock() = State::default();
@@ -178,11 +203,6 @@ impl Events {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Whether a driver wants to hear of what belongs to this feature. One that is yet to come, or that sleeps, hears of it when it is there.
-fn hears(transport: &Transport, feature: u64) -> bool {
-    transport.has(feature) || !transport.has_driver()
 }
 
 /// The feature that an event belongs to.
@@ -330,7 +350,7 @@ impl EventPort {
         if self.looks_at_targets() {
             return self.events.tell(&transport, look_again(self.target));
         }
-        if hears(&transport, feature::SCSI_HOTPLUG) {
+        if self.events.hears(&transport, feature::SCSI_HOTPLUG, self.target) {
             let came = |lun: &Lun| Event {
                 event: event::TRANSPORT_RESET.into(),
                 lun: lun::encode(self.target, *lun),
@@ -362,9 +382,8 @@ impl EventPort {
     }
 
     fn raise(&self, feature: u64, event: u32, lun: Lun, reason: u32) {
-        let Some(transport) = self.transport.upgrade().filter(|transport| hears(transport, feature)) else {
-            return;
-        };
+        let hears = |transport: &Arc<Transport>| self.events.hears(transport, feature, self.target);
+        let Some(transport) = self.transport.upgrade().filter(hears) else { return };
         let lun = lun::encode(self.target, lun);
         self.events.push(Event { event: event.into(), lun, reason: reason.into() });
         ring(&transport);

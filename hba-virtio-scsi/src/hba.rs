@@ -212,6 +212,10 @@ impl VirtioScsi {
         if let Some(fc) = &self.shared.fc {
             fc.gate.close();
             fc.looks.close();
+            fc.vports.close();
+            if fc.reset() {
+                fc.vports.delete_left(fc.san());
+            }
         }
     }
 
@@ -344,7 +348,8 @@ impl SanListener for Listener {
 impl Device for Shared {
     fn features(&self) -> u64 {
         let protection = if self.protection { feature::SCSI_T10_PI } else { 0 };
-        let fabric = if self.fc.is_some() { wire::feature::ALL } else { 0 };
+        let vports = |fc: &Arc<Port>| if fc.san().max_vports() > 0 { wire::feature::VPORT } else { 0 };
+        let fabric = self.fc.as_ref().map_or(0, |fc| wire::feature::ALL | vports(fc));
         feature::SCSI_INOUT | feature::SCSI_HOTPLUG | feature::SCSI_CHANGE | protection | fabric
     }
 
@@ -365,7 +370,7 @@ impl Device for Shared {
 
     fn read_config(&self, offset: u64, data: &mut [u8], features: u64) {
         let fc = self.fc.as_ref().filter(|_| features & wire::feature::FC_HOST != 0);
-        self.config.read(offset, data, fc.map(|fc| fc.config()));
+        self.config.read(offset, data, fc.map(|fc| fc.config(features & wire::feature::VPORT != 0)));
     }
 
     fn config_generation(&self) -> u8 {
@@ -384,6 +389,7 @@ impl Device for Shared {
                 if let Some(fc) = &fc {
                     fc.gate.end(|_| true, TransportFault::Reset);
                     fc.looks.end();
+                    fc.vports.end();
                 }
                 targets.values().for_each(|nexus| nexus.reset());
                 // Commands that were on their way to a target have arrived by the next time.
@@ -399,6 +405,10 @@ impl Device for Shared {
     fn queue_stopped(&self, index: u16) {
         if let Some(fc) = &self.fc {
             fc.gate.queue_stopped(index);
+            if index == queue::CONTROL {
+                fc.looks.end();
+                fc.vports.end();
+            }
         }
     }
 
@@ -412,6 +422,12 @@ impl Device for Shared {
 
     fn reset(&self) {
         self.config.reset();
+        if let Some(fc) = self.fc.clone()
+            && fc.reset()
+        {
+            // The transport's lock is held here.
+            self.remote.spawn(move |_| async move { fc.vports.delete_left(fc.san()) });
+        }
         // Where nothing was under way, no nexus was reset.
         self.directory.all().values().for_each(|nexus| nexus.forget_use());
         // What was not told yet is told to the driver that comes: it may be the one before, which slept and kept its disks.

@@ -1,16 +1,18 @@
 //! A fabric over nothing, for emulated disks: names that are made up, and ports that are lost and back as somebody wishes.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::{Active, LocalPort, Names, PortState, RemotePort, RemoteState, San, SanListener, View};
+use super::{
+    Active, LocalPort, Names, PortState, RemotePort, RemoteState, San, SanListener, View, VportRefusal,
+};
 
 /// What names of nodes and of ports begin with (FC-FS-5, 14.3: NAA 2, and 12 bits of one's own), before the address.
 const NODE: u64 = 0x2000;
 const PORT: u64 = 0x2100;
 /// What the name of a fabric begins with (NAA 1).
 const FABRIC: u64 = 0x1000;
-/// N_Port_IDs: domain 1 is the switch of the guest's port, domain 2 that of the others.
+/// N_Port_IDs: domain 1 is the switch of the guest's ports, domain 2 that of the others.
 const LOCAL_ID: u32 = 0x01_0001;
 const REMOTE_ID: u32 = 0x02_0001;
 /// Mbit/s.
@@ -24,6 +26,13 @@ const FRAME: u32 = 2048;
 pub struct Emulated {
     seed: String,
     state: Mutex<State>,
+    vports: OnceLock<Vports>,
+}
+
+/// Ports that the guest may create.
+struct Vports {
+    max: u16,
+    allows: Box<dyn Fn(Names) -> bool + Send + Sync>,
 }
 
 struct State {
@@ -50,7 +59,7 @@ impl Emulated {
         let remotes = targets.into_iter().map(|target| (target, remote(seed, target))).collect();
         let state =
             State { view: Arc::new(View { local, remotes, vports: BTreeMap::new() }), listener: None };
-        Arc::new(Self { seed: seed.to_owned(), state: Mutex::new(state) })
+        Arc::new(Self { seed: seed.to_owned(), state: Mutex::new(state), vports: OnceLock::new() })
     }
 
     /// Adds the port of `target`, if there is none yet.
@@ -71,6 +80,44 @@ impl Emulated {
     /// Changes the port of the guest.
     pub fn set_local(&self, change: impl FnOnce(&mut LocalPort)) {
         self.change(|view| change(&mut view.local));
+    }
+
+    /// Lets the guest create up to `max` ports at a time, with names that `allows` says yes to: ports that are online, and see nobody.
+    /// Once, before there is an HBA.
+    pub fn allow_vports(&self, max: u16, allows: impl Fn(Names) -> bool + Send + Sync + 'static) {
+        let _ = self.vports.set(Vports { max, allows: Box::new(allows) });
+    }
+
+    /// Changes a port that the guest has created; false where there is none.
+    pub fn set_vport(&self, number: u16, change: impl FnOnce(&mut LocalPort)) -> bool {
+        self.change(|view| view.vports.get_mut(&number).map(change).is_some())
+    }
+
+    /// Creates a port, if nothing is against it.
+    fn create(&self, names: Names) -> Result<u16, VportRefusal> {
+        let Some(allowed) = self.vports.get().filter(|vports| (vports.allows)(names)) else {
+            return Err(VportRefusal::NotAllowed);
+        };
+        self.change(|view| {
+            let locals = view.vports.values().chain([&view.local]);
+            let locals = locals.flat_map(|port| [port.primary.wwpn, port.secondary.wwpn]);
+            let remotes = view.remotes.values().map(|port| port.names.wwpn);
+            if locals.chain(remotes).any(|wwpn| wwpn == names.wwpn) {
+                return Err(VportRefusal::InUse);
+            }
+            let number = (1..=allowed.max).find(|number| !view.vports.contains_key(number));
+            let number = number.ok_or(VportRefusal::NoRoom)?;
+            let port = LocalPort {
+                primary: names,
+                secondary: Names::default(),
+                active: Active::Primary,
+                state: PortState::Online,
+                port_id: LOCAL_ID + u32::from(number),
+                ..view.local
+            };
+            view.vports.insert(number, port);
+            Ok(number)
+        })
     }
 
     /// Says that the array has other units at `target`.
@@ -110,6 +157,32 @@ impl San for Emulated {
     fn set_listener(&self, listener: Option<Arc<dyn SanListener>>) {
         self.lock().listener = listener;
     }
+
+    fn max_vports(&self) -> u16 {
+        self.vports.get().map_or(0, |vports| vports.max)
+    }
+
+    fn create_vport(&self, names: Names, done: Box<dyn FnOnce(Result<u16, VportRefusal>) + Send>) {
+        let said = self.create(names);
+        if let Err(why) = said {
+            devices::log_limited!(
+                warn,
+                "virtio-scsi: the guest wants a port with the names {:016x}:{:016x}, which it does not get: {why}",
+                names.wwpn,
+                names.wwnn
+            );
+        }
+        done(said);
+    }
+
+    fn delete_vport(&self, vport: u16, done: Box<dyn FnOnce(Result<(), VportRefusal>) + Send>) {
+        let gone = self.change(|view| view.vports.remove(&vport).is_some());
+        done(if gone { Ok(()) } else { Err(VportRefusal::Unknown) });
+    }
+
+    fn delete_all_vports(&self) {
+        self.change(|view| view.vports.clear());
+    }
 }
 
 fn remote(seed: &str, target: u8) -> RemotePort {
@@ -140,7 +213,46 @@ fn address(seed: &str, what: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
+
+    #[test]
+    fn ports_have_the_numbers_that_are_free_and_names_of_their_own() {
+        let san = Emulated::new("vports", [3]);
+        let create = |wwpn| {
+            let (tell, told) = mpsc::channel();
+            let names = Names { wwnn: 1, wwpn };
+            san.create_vport(names, Box::new(move |said| tell.send(said).unwrap()));
+            told.recv().unwrap()
+        };
+        assert_eq!((san.max_vports(), create(20)), (0, Err(VportRefusal::NotAllowed)));
+        san.allow_vports(2, |names| names.wwpn != 66);
+        assert_eq!(san.max_vports(), 2);
+        assert_eq!(create(66), Err(VportRefusal::NotAllowed));
+        let own = Names { wwnn: 1, wwpn: 30 };
+        san.set_local(|port| port.secondary = own);
+        let view = san.view();
+        for taken in [view.local.primary.wwpn, own.wwpn, view.remotes[&3].names.wwpn] {
+            assert_eq!(create(taken), Err(VportRefusal::InUse));
+        }
+        assert_eq!([create(20), create(20), create(21)], [Ok(1), Err(VportRefusal::InUse), Ok(2)]);
+        assert_eq!(create(22), Err(VportRefusal::NoRoom));
+        let view = san.view();
+        let port = view.vports[&2];
+        assert_eq!((port.primary.wwpn, port.secondary, port.port_id), (21, Names::default(), 0x01_0003));
+        assert_eq!((port.state, port.active, port.speed), (PortState::Online, Active::Primary, SPEED));
+        let delete = |number| {
+            let (tell, told) = mpsc::channel();
+            san.delete_vport(number, Box::new(move |said| tell.send(said).unwrap()));
+            told.recv().unwrap()
+        };
+        assert_eq!([delete(1), delete(1)], [Ok(()), Err(VportRefusal::Unknown)]);
+        assert_eq!(create(22), Ok(1));
+        assert!(san.set_vport(1, |port| port.state = PortState::LinkDown) && !san.set_vport(3, |_| ()));
+        san.delete_all_vports();
+        assert!(san.view().vports.is_empty());
+    }
 
     #[test]
     fn names_are_the_same_whenever_the_seed_is() {

@@ -7,12 +7,14 @@
 //! - `port`: what the guest was shown last, and what follows from a change.
 //! - `gate`: commands to a port that is lost wait, or fail.
 //! - `rescan`: the control request by which the guest looks at the fabric.
+//! - `vports`: the control requests by which the guest has more ports.
 //! - [`Emulated`]: a fabric over nothing.
 
 mod emulated;
 pub(crate) mod gate;
 pub(crate) mod port;
 pub(crate) mod rescan;
+pub(crate) mod vports;
 pub(crate) mod wire;
 
 use std::collections::BTreeMap;
@@ -139,6 +141,18 @@ pub enum VportRefusal {
     Failed = 4,
     /// There is no such port.
     Unknown = 5,
+}
+
+impl std::fmt::Display for VportRefusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::NotAllowed => "the configuration does not let it have them",
+            Self::InUse => "somebody has the name of the port",
+            Self::NoRoom => "it has as many as it may",
+            Self::Failed => "the host or the fabric failed it",
+            Self::Unknown => "there is no such port",
+        })
+    }
 }
 
 /// A fabric, as the port of the guest sees it. Nothing here waits for the host.

@@ -11,14 +11,16 @@ use devices::iothread::Io;
 use super::San;
 use super::port::Port;
 use super::wire::{NO_ID, RescanResponse};
+use crate::queue::Queue;
 
 /// For how long a driver waits for the host to look at the fabric. What is found later it hears of by events.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Answers with the target that has the smallest number from `next_id` on; all ones ask for a look at the fabric first.
-pub(crate) async fn next(io: &Io, port: &Port, next_id: u32) -> RescanResponse {
+/// Answers with the target that has the smallest number from `next_id` on; all ones ask for a look at the fabric first. `vports`: of all
+/// ports of the guest. `queue` is the one that it came by.
+pub(crate) async fn next(io: &Io, port: &Port, next_id: u32, vports: bool, queue: &Queue) -> RescanResponse {
     let from = if next_id == NO_ID {
-        look(io, port).await;
+        look(io, port, queue).await;
         0
     } else {
         next_id
@@ -26,11 +28,13 @@ pub(crate) async fn next(io: &Io, port: &Port, next_id: u32) -> RescanResponse {
     let Ok(from) = u8::try_from(from) else { return RescanResponse::none() };
     // Before the driver hears of a target, it can be reached.
     port.changed();
-    port.target(from).map_or_else(RescanResponse::none, |(id, remote)| RescanResponse::of(id, &remote))
+    port.target(from, vports)
+        .map_or_else(RescanResponse::none, |(id, remote)| RescanResponse::of(id, &remote))
 }
 
-async fn look(io: &Io, port: &Port) {
-    if io.at_most(PATIENCE, port.looks.one(port.san())).await.is_none() {
+async fn look(io: &Io, port: &Port, queue: &Queue) {
+    let is_running = || queue.is_running();
+    if io.at_most(PATIENCE, port.looks.one(port.san(), &is_running)).await.is_none() {
         devices::log_limited!(
             info,
             "virtio-scsi: the host still looks at the fabric after {} s; the driver hears of the rest by events",
@@ -70,8 +74,9 @@ impl Drop for Place<'_> {
 }
 
 impl Looks {
-    /// Waits for a look that begins now or later, or for [`Self::end`].
-    async fn one(&self, san: &dyn San) {
+    /// Waits for a look that begins now or later, or for [`Self::end`]: whoever stops a queue calls that afterwards, and `is_running` says
+    /// whether it runs.
+    async fn one(&self, san: &dyn San, is_running: &dyn Fn() -> bool) {
         let (wanted, reset, place) = {
             let mut state = lock(&self.0);
             let number = state.next;
@@ -81,7 +86,7 @@ impl Looks {
         poll_fn(|cx| {
             loop {
                 let mut state = lock(&self.0);
-                if state.closed || state.resets != reset || state.ended >= wanted {
+                if state.closed || state.resets != reset || state.ended >= wanted || !is_running() {
                     return Poll::Ready(());
                 }
                 if state.begun > state.ended {
@@ -97,7 +102,7 @@ impl Looks {
         .await;
     }
 
-    /// Nobody waits any more: the device is reset.
+    /// Nobody waits any more: the device is reset, or the control queue.
     pub(crate) fn end(&self) {
         send_away(lock(&self.0), |state| state.resets += 1);
     }
@@ -144,7 +149,7 @@ mod tests {
         let san = Emulated::new("stopped", [1]);
         lock(&looks.0).begun += 1;
         for _ in 0..3 {
-            let mut all: Vec<_> = (0..100).map(|_| Box::pin(looks.one(&*san))).collect();
+            let mut all: Vec<_> = (0..100).map(|_| Box::pin(looks.one(&*san, &|| true))).collect();
             for waits in &mut all {
                 // Each has a waker of its own.
                 let waker = Waker::from(Arc::new(Nobody));
@@ -169,13 +174,13 @@ mod tests {
         let looks = Looks::default();
         let cx = &mut Context::from_waker(Waker::noop());
         let san = Emulated::new("end", [1]);
-        assert!(pin!(looks.one(&*san)).poll(cx).is_ready());
+        assert!(pin!(looks.one(&*san, &|| true)).poll(cx).is_ready());
         // One that the host does not end.
         lock(&looks.0).begun += 1;
-        let mut waits = pin!(looks.one(&*san));
+        let mut waits = pin!(looks.one(&*san, &|| true));
         assert!(waits.as_mut().poll(cx).is_pending());
         looks.close();
-        assert!(waits.poll(cx).is_ready() && pin!(looks.one(&*san)).poll(cx).is_ready());
+        assert!(waits.poll(cx).is_ready() && pin!(looks.one(&*san, &|| true)).poll(cx).is_ready());
         let state = lock(&looks.0);
         assert_eq!((state.begun, state.ended, state.waiting.len()), (2, 1, 0));
     }

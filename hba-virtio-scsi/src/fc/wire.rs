@@ -3,7 +3,7 @@
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, big_endian};
 
-use super::{LocalPort, RemotePort, RemoteState};
+use super::{LocalPort, RemotePort, RemoteState, VportRefusal};
 
 /// Feature bits (section 1).
 pub(crate) mod feature {
@@ -11,7 +11,8 @@ pub(crate) mod feature {
     pub(crate) const NATIVE_LUN: u64 = 1 << 5;
     pub(crate) const FC_HOST: u64 = 1 << 6;
     pub(crate) const RPORT_EVENTS: u64 = 1 << 7;
-    /// All that a device with a fabric offers.
+    pub(crate) const VPORT: u64 = 1 << 8;
+    /// All that a device with a fabric offers; VPORT besides, where the fabric has room for ports of the guest's.
     pub(crate) const ALL: u64 = RESCAN | NATIVE_LUN | FC_HOST | RPORT_EVENTS;
 }
 
@@ -19,6 +20,7 @@ pub(crate) mod feature {
 pub(crate) fn is_consistent(features: u64) -> bool {
     let has = |feature| features & feature != 0;
     (!has(feature::FC_HOST) || has(feature::RESCAN))
+        && (!has(feature::VPORT) || has(feature::FC_HOST))
         && (!has(feature::RPORT_EVENTS) || has(feature::RESCAN) && has(crate::spec::feature::SCSI_HOTPLUG))
 }
 
@@ -35,7 +37,7 @@ pub(crate) struct FcConfig {
     pub(crate) secondary_wwpn: big_endian::U64,
     pub(crate) active: u8,
     pub(crate) port_state: u8,
-    pub(crate) reserved: U16,
+    pub(crate) max_vports: U16,
     pub(crate) port_id: U32,
     pub(crate) fabric_name: big_endian::U64,
     pub(crate) speed_mbps: U32,
@@ -47,7 +49,7 @@ pub(crate) struct FcConfig {
 const REVISION: u32 = 1;
 
 impl FcConfig {
-    pub(crate) fn of(port: &LocalPort) -> Self {
+    pub(crate) fn of(port: &LocalPort, max_vports: u16) -> Self {
         Self {
             revision: REVISION.into(),
             primary_wwnn: port.primary.wwnn.into(),
@@ -56,7 +58,7 @@ impl FcConfig {
             secondary_wwpn: port.secondary.wwpn.into(),
             active: port.active as u8,
             port_state: port.state as u8,
-            reserved: 0.into(),
+            max_vports: max_vports.into(),
             port_id: port.port_id.into(),
             fabric_name: port.fabric.into(),
             speed_mbps: port.speed.into(),
@@ -89,7 +91,7 @@ pub(crate) struct RescanResponse {
     pub(crate) port_id: U32,
     pub(crate) state: u8,
     pub(crate) response: u8,
-    pub(crate) reserved: [u8; 2],
+    pub(crate) vport: U16,
 }
 
 /// Offset of the response byte in [`RescanResponse`].
@@ -110,7 +112,124 @@ impl RescanResponse {
             port_id: port.port_id.into(),
             state: state(port.state),
             response: crate::spec::Response::Ok as u8,
-            reserved: [0; 2],
+            vport: port.vport.into(),
+        }
+    }
+}
+
+/// `type` of the control requests about ports that the guest creates (section 7).
+pub(crate) const CONTROL_CREATE_VPORT: u32 = 4;
+pub(crate) const CONTROL_DELETE_VPORT: u32 = 5;
+pub(crate) const CONTROL_SHOW_VPORT: u32 = 6;
+
+/// Create, after its `type`.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct CreateVport {
+    pub(crate) flags: U32,
+    pub(crate) wwnn: big_endian::U64,
+    pub(crate) wwpn: big_endian::U64,
+}
+
+/// Delete and show, after their `type`.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct NamedVport {
+    pub(crate) vport: U32,
+}
+
+/// The response to create.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct VportCreated {
+    pub(crate) vport: U32,
+    pub(crate) response: u8,
+    pub(crate) reason: u8,
+    pub(crate) reserved: [u8; 2],
+}
+
+/// The response to delete.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct VportDeleted {
+    pub(crate) response: u8,
+    pub(crate) reason: u8,
+    pub(crate) reserved: [u8; 2],
+}
+
+/// The response to show: fields as in [`FcConfig`].
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub(crate) struct VportShown {
+    pub(crate) port_id: U32,
+    pub(crate) port_state: u8,
+    pub(crate) active: u8,
+    pub(crate) response: u8,
+    pub(crate) reason: u8,
+    pub(crate) fabric_name: big_endian::U64,
+    pub(crate) speed_mbps: U32,
+    pub(crate) supported_classes: U32,
+    pub(crate) max_frame_size: U32,
+}
+
+/// Offsets of the response bytes in [`VportCreated`], [`VportDeleted`] and [`VportShown`].
+pub(crate) const CREATED_RESPONSE_AT: usize = 4;
+pub(crate) const DELETED_RESPONSE_AT: usize = 0;
+pub(crate) const SHOWN_RESPONSE_AT: usize = 6;
+
+/// `response` and `reason` of what did not come off; no reason: the request is not understood.
+fn failure(why: Option<VportRefusal>) -> (u8, u8) {
+    (crate::spec::Response::Failure as u8, why.map_or(0, |why| why as u8))
+}
+
+impl VportCreated {
+    pub(crate) fn of(done: Result<u16, Option<VportRefusal>>) -> Self {
+        match done {
+            Ok(vport) => Self {
+                vport: u32::from(vport).into(),
+                response: crate::spec::Response::Ok as u8,
+                ..Self::default()
+            },
+            Err(why) => {
+                let (response, reason) = failure(why);
+                Self { response, reason, ..Self::default() }
+            }
+        }
+    }
+}
+
+impl VportDeleted {
+    pub(crate) fn of(done: Result<(), VportRefusal>) -> Self {
+        match done {
+            Ok(()) => Self { response: crate::spec::Response::Ok as u8, ..Self::default() },
+            Err(why) => {
+                let (response, reason) = failure(Some(why));
+                Self { response, reason, ..Self::default() }
+            }
+        }
+    }
+}
+
+impl VportShown {
+    pub(crate) fn of(port: Option<&LocalPort>) -> Self {
+        match port {
+            Some(port) => Self {
+                port_id: port.port_id.into(),
+                port_state: port.state as u8,
+                active: port.active as u8,
+                response: crate::spec::Response::Ok as u8,
+                reason: 0,
+                fabric_name: port.fabric.into(),
+                speed_mbps: port.speed.into(),
+                supported_classes: port.classes.into(),
+                max_frame_size: port.max_frame.into(),
+            },
+            None => {
+                let (response, reason) = failure(Some(VportRefusal::Unknown));
+                Self { response, reason, ..Self::default() }
+            }
         }
     }
 }

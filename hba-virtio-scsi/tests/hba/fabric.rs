@@ -8,7 +8,7 @@ use hba_virtio_scsi::fc::{Active, Emulated, PortState, RemoteState};
 use hba_virtio_scsi::{Interface, Options};
 
 use crate::disks::{Bench, disk};
-use crate::guest::{CHANGE, FC_HOST, Guest, HOTPLUG, NATIVE, RESCAN, RPORT_EVENTS, VERSION_1};
+use crate::guest::{CHANGE, FC_HOST, Guest, HOTPLUG, NATIVE, RESCAN, RPORT_EVENTS, VERSION_1, VPORT};
 
 pub const ALL: u64 = HOTPLUG | RESCAN | NATIVE | FC_HOST | RPORT_EVENTS;
 
@@ -103,7 +103,7 @@ fn features_need_others() {
         (FC_HOST, false),
         (RPORT_EVENTS | HOTPLUG, false),
         (RPORT_EVENTS | RESCAN, false),
-        (ALL | 1 << 8, false),
+        (ALL | VPORT, false),
     ] {
         assert_eq!(guest.negotiate(VERSION_1 | features), good, "{features:#x}");
     }

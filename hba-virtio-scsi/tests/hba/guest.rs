@@ -29,6 +29,7 @@ pub const RESCAN: u64 = 1 << 4;
 pub const NATIVE: u64 = 1 << 5;
 pub const FC_HOST: u64 = 1 << 6;
 pub const RPORT_EVENTS: u64 = 1 << 7;
+pub const VPORT: u64 = 1 << 8;
 pub const INDIRECT: u64 = 1 << 28;
 pub const EVENT_IDX: u64 = 1 << 29;
 pub const VERSION_1: u64 = 1 << 32;

@@ -26,3 +26,4 @@ mod protection;
 mod registers;
 mod rescan;
 mod speed;
+mod vports;

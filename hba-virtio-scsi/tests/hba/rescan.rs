@@ -10,7 +10,7 @@ use hba_virtio_scsi::fc::{Emulated, RemoteState, San, SanListener, View};
 
 use crate::disks::Bench;
 use crate::fabric::{ALL, Fabric, lun};
-use crate::guest::{Guest, HOTPLUG, Part, VERSION_1, into, out};
+use crate::guest::{Guest, HOTPLUG, Part, RING_RESET, VERSION_1, into, out};
 
 /// Sends a control request; returns what is in the response buffer, and how much of it the device says that it wrote.
 pub fn control(guest: &mut Guest, request: &[u8], len: usize) -> (Vec<u8>, u32) {
@@ -203,6 +203,26 @@ fn begin_after(guest: &mut Guest, san: &Slow) {
     san.waiting.lock().unwrap().clear();
     guest.start(VERSION_1 | ALL, 16);
     begin_rescan(guest, san);
+}
+
+#[test]
+fn a_reset_of_the_control_queue_ends_a_rescan() {
+    let (mut guest, san) = slow();
+    guest.start(VERSION_1 | RING_RESET | ALL, 16);
+    let (_, response) = begin_rescan(&mut guest, &san);
+    // Another one, that waits for the next look.
+    send_rescan(&mut guest);
+    let begin = Instant::now();
+    guest.select(0);
+    guest.write(guest.at.common + 58, &1_u16.to_le_bytes());
+    guest.wait_for("the queue's reset", || guest.queue_word(0, 58) == 0);
+    assert!(begin.elapsed() < Duration::from_secs(2));
+    assert_eq!(guest.peek(response, 32), [0xee; 32], "memory is the driver's again");
+    // It goes on, with others.
+    guest.queues.remove(0);
+    guest.setup_queue(0, 16, 1);
+    guest.queues.rotate_right(1);
+    assert_eq!(rescan(&mut guest, 0)[0], 1);
 }
 
 #[test]

@@ -92,6 +92,7 @@ impl Rig {
         };
         let targets = BTreeMap::from([(0, target(false)), (1, target(true))]);
         let san = Emulated::new("fuzz", 0..3);
+        san.allow_vports(2, |names| names.wwnn & 1 == 0);
         let remotes = vec![thread.remote()];
         let hba = VirtioScsi::with_san(seat.seat.clone(), targets, remotes, options, san.clone());
         let hba = hba.expect("an HBA");
@@ -121,7 +122,8 @@ impl Rig {
         }
     }
 
-    /// What the fabric does: the port of target 1 is lost, or back; a name of the guest's port is another one, and units come.
+    /// What the fabric does: the port of target 1 is lost, or back; the address of the guest's port is another one, or that of a port which
+    /// the guest has created; and units come.
     pub fn disturb(&self, how: u8) {
         let state = [RemoteState::Online, RemoteState::Blocked, RemoteState::Lost, RemoteState::Online];
         if let Some(state) = state.get(usize::from(how & 3)) {
@@ -130,6 +132,9 @@ impl Rig {
         match how >> 2 & 3 {
             1 => self.san.set_local(|port| port.port_id = port.port_id.wrapping_add(1)),
             2 => self.san.units_changed(1),
+            3 => {
+                self.san.set_vport(1, |port| port.port_id = port.port_id.wrapping_add(1));
+            }
             _ => {}
         }
     }

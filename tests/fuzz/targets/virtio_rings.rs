@@ -13,7 +13,7 @@ fuzz::target!(|input: &[u8]| {
         // processor changes memory meanwhile, or the driver knows of a fabric: of all of it, or of RESCAN alone.
         let features = u64::from(bytes.u8());
         let races = features >> 6 == 3;
-        let fabric = [0, 0x10, 0xf2, 0];
+        let fabric = [0, 0x10, 0x1f2, 0];
         let fabric = fabric.get((features >> 6) as usize).copied().unwrap_or(0);
         let features = VERSION_1 | features & 0xf | fabric | (features >> 4 & 3) << 28;
         rig.start(features);
