@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use devices::log::Limiter;
 use devices::scsi::{HostLimits, Lun};
 use devices::threads::{self, Kind};
 use hba_virtio_scsi::fc::{Active, Names, San, SanListener, View};
@@ -71,6 +72,8 @@ pub(super) struct VirtualPort {
     waits: Mutex<Option<mpsc::Sender<Option<String>>>>,
     /// How long that takes at most.
     names_time: Duration,
+    /// Lines of the process: an array can cause any number of them.
+    warnings: Limiter,
 }
 
 /// Who hears of changes.
@@ -122,6 +125,7 @@ impl VirtualPort {
             port: Mutex::default(),
             waits: Mutex::default(),
             names_time,
+            warnings: Limiter::new(),
         })
     }
 
@@ -226,7 +230,11 @@ impl VirtualPort {
             News::Activated(active, why) => self.activated(active, why),
             // They were heard on the way here.
             News::Waits(_) | News::Closed(..) => {}
-            News::Warning(line) => tracing::warn!("hba {hba}: {line}"),
+            News::Warning(line) => match self.warnings.admit() {
+                Some(0) => tracing::warn!("hba {hba}: {line}"),
+                Some(suppressed) => tracing::warn!("hba {hba}: {line} ({suppressed} more suppressed)"),
+                None => {}
+            },
             News::Failed(line) => tracing::error!("hba {hba}: {line}"),
         }
     }

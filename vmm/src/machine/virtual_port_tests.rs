@@ -704,3 +704,28 @@ fn other_names_are_waited_for() {
     assert_eq!(asks(Active::Secondary, vec![News::Activated(Active::Secondary, None)]), Ok(()));
     assert_eq!(bench.adapter.host_port(), Some(second));
 }
+
+/// An array can have the process say any number of them.
+#[test]
+fn the_log_takes_some_warnings_of_a_port_at_a_time() {
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let (bench, written) = (Bench::new(), Written::default());
+    let writer = written.clone();
+    let log = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    tracing::subscriber::with_default(log, || {
+        (0..1000).for_each(|number| bench.port.take(News::Warning(format!("line {number}"))));
+    });
+    let written = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+    let lines = written.lines().filter(|line| line.contains("hba fc0: line")).count();
+    assert!((1..20).contains(&lines), "{lines}");
+}

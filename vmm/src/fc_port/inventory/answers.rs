@@ -29,9 +29,9 @@ impl Inventory {
                 }
             }
             (Job::Tune(remote, _), Done::Over(Some(why))) => {
-                let text =
-                    format!("{remote} does not take the times of [hba.fc]: {why}; it keeps its driver's own");
-                self.warn(text);
+                self.warn_as(format!("tune {number} {why}"), || {
+                    format!("{remote} does not take the times of [hba.fc]: {why}; it keeps its driver's own")
+                });
             }
             (Job::Rescan(sighting, false), Done::Over(None)) => {
                 target.lanes.done(job);
@@ -40,10 +40,11 @@ impl Inventory {
                 }
             }
             // One line for all that are alike.
-            (Job::Scan(address, true), Done::Over(Some(why))) => self.warn_as(
-                format!("scan {number} {why}"),
-                format!("the guest does not get LUN {} of target {number}: {why}", address.lun),
-            ),
+            (Job::Scan(address, true), Done::Over(Some(why))) => {
+                self.warn_as(format!("scan {number} {why}"), || {
+                    format!("the guest does not get LUN {} of target {number}: {why}", address.lun)
+                });
+            }
             _ => target.lanes.done(job),
         }
     }
@@ -109,7 +110,7 @@ impl Inventory {
                 return;
             }
         };
-        let known: BTreeSet<Lun> = all.iter().copied().collect();
+        let known: BTreeSet<Lun> = all.into_iter().collect();
         self.miss(number, &|lun| !known.contains(&lun), now);
         for (_, unit) in self.units.range_mut((number, [0; 8])..=(number, [0xff; 8])) {
             if unit.seat.as_ref().is_some_and(|seat| known.contains(&seat.address.lun.bytes())) {
@@ -122,14 +123,15 @@ impl Inventory {
         if self.targets.get_mut(&number).is_some_and(Target::takes_doubt) {
             self.doubt_all(number, now);
         }
-        for lun in all {
-            let seated = self.units.get(&(number, lun)).is_some_and(|unit| unit.seat.is_some());
-            if !seated
-                && self.wants(lun)
-                && let Some(target) = self.targets.get_mut(&number)
-            {
-                target.find(asked, lun, now);
+        let mut lacking = Vec::new();
+        for lun in &known {
+            let seated = self.units.get(&(number, *lun)).is_some_and(|unit| unit.seat.is_some());
+            if !seated && self.wants(number, *lun) {
+                lacking.push(*lun);
             }
+        }
+        if let Some(target) = self.targets.get_mut(&number) {
+            target.find(asked, &known, &lacking, now);
         }
     }
 

@@ -2,12 +2,14 @@
 //! the other. What is asked goes beside that, and each unit for itself: one that does not answer holds up no other, nor what is to be
 //! found.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use fc::Address;
 
+use super::super::Lun;
 use super::Job;
+use super::queue::Queue;
 
 /// Units that are asked at a time, besides those that do not answer; all of them; and up to how many without a reason.
 const UNITS: usize = 16;
@@ -37,6 +39,14 @@ fn lane(job: &Job) -> Lane {
     }
 }
 
+/// The unit that is asked by a job.
+fn unit_of(job: &Job) -> Option<Address> {
+    match lane(job) {
+        Lane::Unit(address) => Some(address),
+        Lane::Kernel | Lane::Ask => None,
+    }
+}
+
 /// What the kernel did not do.
 struct Failed {
     job: Job,
@@ -47,7 +57,7 @@ struct Failed {
 
 #[derive(Default)]
 pub(super) struct Lanes {
-    waiting: VecDeque<Job>,
+    waiting: Queue,
     under_way: Vec<(Job, Instant)>,
     /// Where units are asked who they are, or will be.
     who: BTreeSet<Address>,
@@ -63,20 +73,33 @@ impl Lanes {
     pub(super) fn add(&mut self, job: Job) {
         let is_new = match &job {
             Job::Who(address, _) => self.who.insert(*address),
-            job => !self.waiting.contains(job),
+            _ => true,
         };
         if is_new {
             self.waiting.push_back(job);
         }
     }
 
+    /// Whether the kernel may be told of one more unit to look for.
+    pub(super) fn has_room(&self) -> bool {
+        self.waiting.has_room()
+    }
+
+    /// How many units the kernel is to look for.
+    pub(super) fn scans(&self) -> usize {
+        self.waiting.scans()
+    }
+
+    /// The kernel looks for no unit but these.
+    pub(super) fn keep_scans(&mut self, luns: &BTreeSet<Lun>) {
+        self.waiting.keep_scans(luns);
+    }
+
     /// A unit is asked who it is before others are.
     pub(super) fn hurry(&mut self, job: Job) {
-        let place = self.waiting.iter().position(|other| *other == job);
-        match (place.and_then(|place| self.waiting.remove(place)), &job) {
-            (Some(waiting), _) => self.waiting.push_front(waiting),
-            (None, Job::Who(address, _)) if self.who.insert(*address) => self.waiting.push_front(job),
-            (None, _) => {}
+        let is_new = matches!(&job, Job::Who(address, _) if self.who.insert(*address));
+        if is_new || self.waiting.has(&job) {
+            self.waiting.push_front(job);
         }
     }
 
@@ -97,12 +120,14 @@ impl Lanes {
             failed.again = None;
             self.waiting.push_back(failed.job.clone());
         }
-        let place = self.waiting.iter().position(|job| self.is_free(&lane(job), now));
-        let waits = place.is_none() && self.waiting.iter().any(|job| matches!(lane(job), Lane::Unit(_)));
+        let (kernel, room) = (self.is_kernel_idle(), self.can_ask(now));
+        let busy: BTreeSet<Address> = self.under_way.iter().filter_map(|(job, _)| unit_of(job)).collect();
+        let is_free = |job: &Job| unit_of(job).map_or(kernel, |unit| room && !busy.contains(&unit));
+        let job = if kernel || room { self.waiting.take(is_free) } else { None };
+        let waits = job.is_none() && self.waiting.iter().any(|job| unit_of(job).is_some());
         let late = self.asked_units().map(|begun| *begun + LATE).filter(|late| waits && *late > now);
         self.late = late.min();
-        let place = place?;
-        let job = self.waiting.remove(place)?;
+        let job = job?;
         self.start(job.clone(), now);
         Some(job)
     }
@@ -112,18 +137,15 @@ impl Lanes {
         self.under_way.push((job, now));
     }
 
-    fn is_free(&self, wanted: &Lane, now: Instant) -> bool {
-        let mut lanes = self.under_way.iter().map(|(job, _)| lane(job));
-        let has_room = || {
-            let answering = self.asked_units().filter(|begun| now < **begun + LATE).count();
-            answering < UNITS && self.asked_units().count() < MOST
-        };
-        (!matches!(wanted, Lane::Unit(_)) || has_room()) && lanes.all(|lane| lane != *wanted)
+    /// Whether a unit may be asked that is not being asked.
+    fn can_ask(&self, now: Instant) -> bool {
+        let answering = self.asked_units().filter(|begun| now < **begun + LATE).count();
+        answering < UNITS && self.asked_units().count() < MOST
     }
 
     /// When those began that are under way at units.
     fn asked_units(&self) -> impl Iterator<Item = &Instant> {
-        self.under_way.iter().filter(|(job, _)| matches!(lane(job), Lane::Unit(_))).map(|(_, begun)| begun)
+        self.under_way.iter().filter(|(job, _)| unit_of(job).is_some()).map(|(_, begun)| begun)
     }
 
     /// Whether a unit may be asked that nobody doubts.

@@ -7,7 +7,8 @@
 //!                                          |-- answers  what target ports say
 //!                                          |-- numbers  the numbers of target ports
 //!                                          |-- target   one target port: its state, and
-//!                                          |-- lanes    its jobs
+//!                                          |-- lanes    its jobs, and
+//!                                          |-- queue    those that wait
 //!                                          |-- unit     one logical unit: there, away, not to be opened
 //!                                          |-- doubt    whether a unit is who it was
 //!                                          |-- look     what the machine waits for
@@ -21,6 +22,7 @@ mod lanes;
 mod look;
 mod moves;
 mod numbers;
+mod queue;
 mod seen;
 mod shown;
 mod target;
@@ -60,6 +62,9 @@ const RECOVERY: Duration = Duration::from_secs(30);
 const RETURN: Duration = Duration::from_secs(8);
 /// How often the kernel looks for a unit that it was told of and did not take.
 const TRY: Duration = Duration::from_secs(30);
+
+/// Lines that are known to have been said, at most: what an array says of ever new units is said again then.
+const TOLD: usize = 1024;
 
 /// What is to be done.
 #[derive(Debug)]
@@ -209,14 +214,19 @@ impl Inventory {
 
     /// A line for the operator, once.
     fn warn(&mut self, text: String) {
-        self.warn_as(text.clone(), text);
+        self.warn_as(text.clone(), || text);
     }
 
     /// The same, of many that say the same but for a number.
-    fn warn_as(&mut self, told: String, text: String) {
-        if self.told.insert(told) {
-            self.orders.push(Order::Say(News::Warning(text)));
+    fn warn_as(&mut self, told: String, text: impl FnOnce() -> String) {
+        if self.told.contains(&told) {
+            return;
         }
+        if self.told.len() >= TOLD {
+            self.told.clear();
+        }
+        self.told.insert(told);
+        self.orders.push(Order::Say(News::Warning(text())));
     }
 
     /// Where a target has units that commands reach.

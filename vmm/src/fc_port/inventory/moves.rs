@@ -13,23 +13,30 @@ impl Inventory {
         self.names
     }
 
-    /// What the machine has here and another port has not, as that sees it: lines without an end.
+    /// What the machine has here and another port has not, as that sees it: lines without an end. What is lost here at the moment counts: it
+    /// may come back to these names alone. Not so target ports that the kernel has given up, as long as there are others.
     pub(in crate::fc_port) fn missing(&self, seen: &Glimpse) -> Vec<String> {
         let mut missing = Vec::new();
         let has_remote = |target: &Target| {
             let same = |remote: &&Seen| remote.wwpn == Some(target.wwpn) && remote.is_target();
             seen.remotes.iter().filter(same).any(|remote| target::rank(&remote.state) == 0)
         };
-        for (number, target) in self.targets.iter().filter(|(_, target)| target.is_online()) {
+        let running = seen.units.iter().filter(|unit| unit.is_running());
+        let there: BTreeMap<(u8, Lun), &Sighting> =
+            running.filter_map(|unit| Some((self.place_of(seen, unit)?, unit))).collect();
+        let all_given_up = self.targets.values().all(Target::is_given_up);
+        let counts = |target: &Target| all_given_up || !target.is_given_up();
+        for (number, target) in self.targets.iter().filter(|(_, target)| counts(target)) {
             if !has_remote(target) {
-                missing.push(format!("target {number} (port {}) is not there", target.wwpn));
+                let here = if target.is_online() { "" } else { ", and is lost here at the moment" };
+                missing.push(format!("target {number} (port {}) is not there{here}", target.wwpn));
                 continue;
             }
             let units = self.units.range((*number, [0; 8])..=(*number, [0xff; 8]));
-            for ((_, lun), unit) in units.filter(|(_, unit)| unit.stage == Stage::There) {
-                let at = |sighting: &&Sighting| self.place_of(seen, sighting) == Some((*number, *lun));
+            for ((_, lun), unit) in units.filter(|(_, unit)| unit.is_told()) {
                 let name = |seat: Option<&Sighting>| seat.and_then(|seat| seat.wwid.clone());
-                let what = match seen.units.iter().filter(|unit| unit.is_running()).find(at) {
+                let what = match there.get(&(*number, *lun)).copied() {
+                    None if unit.seat.is_none() => "not there, and is lost here at the moment",
                     None => "not there",
                     Some(found) => {
                         let names = name(unit.seat.as_ref()).zip(name(Some(found)));

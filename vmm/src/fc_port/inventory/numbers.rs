@@ -11,8 +11,6 @@ pub(super) struct Numbers {
     all: Stored,
     /// Those that this machine has seen: nobody else has their numbers while it lives.
     seen: BTreeSet<u8>,
-    /// Ports that there is no number for.
-    pub(super) without: BTreeSet<Wwn>,
 }
 
 impl Numbers {
@@ -29,10 +27,7 @@ impl Numbers {
         let taken: BTreeSet<u8> = self.all.values().copied().collect();
         let free = (0..=u8::MAX).find(|number| !taken.contains(number));
         // Of a port of another time.
-        let Some(number) = free.or_else(|| (0..=u8::MAX).find(|number| !self.seen.contains(number))) else {
-            self.without.insert(wwpn);
-            return None;
-        };
+        let number = free.or_else(|| (0..=u8::MAX).find(|number| !self.seen.contains(number)))?;
         self.all.retain(|_, other| *other != number);
         self.all.insert(wwpn, number);
         self.seen.insert(number);
@@ -79,7 +74,6 @@ mod tests {
         assert_eq!(numbers.of(port(255)), Some((3, true)), "nobody has seen that one");
         assert_eq!(numbers.of(port(256)), None);
         assert_eq!(numbers.of(port(0)), Some((0, false)));
-        assert_eq!(numbers.without.len(), 1);
         assert_eq!(numbers.of(port(1000)), None);
     }
 }

@@ -93,7 +93,7 @@ impl Inventory {
         let (mut there, mut renamed) = (BTreeSet::new(), Vec::new());
         for sighting in &seen.units {
             let Some((target, lun)) = self.place_of(seen, sighting) else { continue };
-            if !self.wants(lun) {
+            if !self.wants(target, lun) {
                 continue;
             }
             there.insert((target, lun));
@@ -118,8 +118,8 @@ impl Inventory {
         });
     }
 
-    /// Whether the guest shall see a unit of this number.
-    pub(super) fn wants(&mut self, lun: Lun) -> bool {
+    /// Whether the guest shall see a unit of this number at a target.
+    pub(super) fn wants(&mut self, target: u8, lun: Lun) -> bool {
         let [first, _, _, _, _, _, seventh, eighth] = lun;
         // Well known units (SAM-6, 4.7.7.5.1) are the target's own.
         const WELL_KNOWN: u8 = 0xc1;
@@ -131,9 +131,13 @@ impl Inventory {
         }
         let has_room = (seventh, eighth) == (0, 0);
         if !has_room {
-            self.warn(format!(
-                "LUN {own} has four levels, of which a guest can be told three; it is left out"
-            ));
+            // An array may name any number of them.
+            self.warn_as(format!("levels {target}"), || {
+                format!(
+                    "LUN {own} of target {target} has four levels, of which a guest can be told three; it is left out, as all such of that \
+                     target are"
+                )
+            });
         }
         has_room
     }

@@ -1,6 +1,6 @@
 //! One target port.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use fc::model::RemotePort as Seen;
@@ -40,8 +40,12 @@ pub(super) struct Target {
     known_since: Option<Instant>,
     /// How often the kernel has looked for a unit and there was none.
     pub(super) scans: u32,
-    /// When the kernel was told last of units that it did not take.
-    tried: BTreeMap<Lun, Instant>,
+    /// When the kernel was told last of units that it did not take: of those that the target still names, and lately.
+    pub(super) tried: BTreeMap<Lun, Instant>,
+    /// The last of these: the next one has its turn then.
+    last_tried: Option<Lun>,
+    /// There are more for which the kernel is to look than could be told.
+    has_more: bool,
     /// It has said that its units are others; they are asked who they are when it has said which.
     doubts: bool,
 }
@@ -75,6 +79,8 @@ impl Target {
             known_since: None,
             scans: 0,
             tried: BTreeMap::new(),
+            last_tried: None,
+            has_more: false,
             doubts: false,
         }
     }
@@ -105,6 +111,7 @@ impl Target {
                     (self.ask, self.scans) = (now + FIRST_ASK, 0);
                     (self.tuned, self.asked) = (false, None);
                     self.tried.clear();
+                    self.has_more = false;
                 }
                 self.tune(remote, wanted);
             }
@@ -130,6 +137,11 @@ impl Target {
 
     pub(super) fn is_online(&self) -> bool {
         self.state == RemoteState::Online
+    }
+
+    /// Whether the kernel waits for it no more: it is not there, or was lost for longer than its `dev_loss_tmo`.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.state == RemoteState::Lost && self.blocked.is_none()
     }
 
     /// Whether it has come, or come back, so lately that it may not know all its units yet.
@@ -184,11 +196,25 @@ impl Target {
         self.ask = self.ask.min(when);
     }
 
-    /// The kernel looks for a unit that the target has, if it has not just done that.
-    pub(super) fn find(&mut self, asked: Address, lun: Lun, now: Instant) {
-        if self.tried.get(&lun).is_none_or(|then| now >= *then + TRY) {
-            self.tried.insert(lun, now);
-            self.lanes.add(Job::Scan(Address { lun: fc::Lun::from_bytes(lun), ..asked }, true));
+    /// The kernel looks for units that the target has and it has not, in the order of their numbers, if it has not just done that: for some
+    /// at a time, each in its turn. It looks for nothing that is not among `all` that the target has.
+    pub(super) fn find(&mut self, asked: Address, all: &BTreeSet<Lun>, lacking: &[Lun], now: Instant) {
+        self.tried.retain(|lun, then| all.contains(lun) && now < *then + TRY);
+        self.lanes.keep_scans(all);
+        self.has_more = false;
+        let place = lacking.partition_point(|lun| self.last_tried.is_some_and(|last| *lun <= last));
+        let (before, after) = lacking.split_at_checked(place).unwrap_or((lacking, &[]));
+        for lun in after.iter().chain(before) {
+            if self.tried.contains_key(lun) {
+                continue;
+            }
+            if !self.lanes.has_room() {
+                self.has_more = true;
+                return;
+            }
+            self.tried.insert(*lun, now);
+            self.last_tried = Some(*lun);
+            self.lanes.add(Job::Scan(Address { lun: fc::Lun::from_bytes(*lun), ..asked }, true));
         }
     }
 
@@ -230,6 +256,7 @@ impl Target {
                 (self.asked, self.ask) = (self.asked.max(Some(begun)), now + SCAN);
                 self.scans = self.scans.saturating_add(1);
             }
+            Job::Scan(_, true) if self.has_more && self.lanes.scans() == 0 => self.ask_at(now),
             _ => {}
         }
         Some(begun)
@@ -253,11 +280,12 @@ impl Target {
     /// Whether it was asked since then, and all that came of it was `seen`.
     pub(super) fn has_settled(&self, since: Instant, seen: Option<Instant>, now: Instant) -> bool {
         let asked = self.asked.is_some_and(|asked| asked >= since);
-        asked && self.lanes.idle(now).is_some_and(|over| seen >= over)
+        asked && !self.has_more && self.lanes.idle(now).is_some_and(|over| seen >= over)
     }
 
     /// Whether it was asked since it is online, and the kernel has what was found.
     pub(super) fn has_looked(&self, seen: Option<Instant>) -> bool {
-        self.asked >= self.online && self.lanes.has_looked().is_some_and(|over| seen >= over)
+        let looked = self.lanes.has_looked().is_some_and(|over| seen >= over);
+        self.asked >= self.online && !self.has_more && looked
     }
 }

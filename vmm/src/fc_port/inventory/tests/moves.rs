@@ -96,3 +96,47 @@ fn what_the_other_names_do_not_see_is_known_before() {
     world.pass(40);
     assert_eq!(world.inventory.missing(&seen(&world)), Vec::<String>::new());
 }
+
+/// What comes back here may not come there: the second WWPN may not be zoned to it.
+#[test]
+fn what_is_lost_at_the_moment_counts() {
+    let mut world = with_units(&[0, 5]);
+    world.target("rport-8:0-1", SECOND, 1, &[7]);
+    world.pass(40);
+    other(&world, "rport-12:0-0", &[(0, NAMES[0]), (5, NAMES[1])]);
+    let missing = |world: &World| world.inventory.missing(&seen(world));
+    assert_eq!(missing(&world), ["target 1 (port 5006016144602198) is not there"]);
+    let second = "target 1 (port 5006016144602198) is not there, and is lost here at the moment";
+    world.remote_state("rport-8:0-1", "Blocked");
+    world.step();
+    assert_eq!(missing(&world), [second]);
+    // Its commands fail, and the kernel waits for it still.
+    world.pass(10);
+    assert_eq!(missing(&world), [second]);
+    // The other names see it, and not its unit.
+    world.tree.remote(OTHER, "rport-12:0-1", SECOND, "FCP Target", 4);
+    assert_eq!(missing(&world), ["LUN 7 of target 1 is not there"]);
+    world.remote_state("rport-12:0-1", "Not Present");
+    // Nobody waits any more for one that the kernel has given up, unless nothing else is left.
+    world.remote_state("rport-8:0-1", "Not Present");
+    world.step();
+    assert_eq!(missing(&world), Vec::<String>::new());
+    world.remote_state("rport-8:0-0", "Not Present");
+    world.step();
+    assert_eq!(missing(&world), [second]);
+    assert_eq!(world.inventory.missing(&Glimpse::default()).len(), 2);
+}
+
+#[test]
+fn a_unit_that_has_just_vanished_counts() {
+    let mut world = with_units(&[0, 5]);
+    other(&world, "rport-12:0-0", &[(0, NAMES[0])]);
+    world.remove("8:0:0:5");
+    world.stuck = |job| matches!(job, Job::Scan(..));
+    world.step();
+    world.heard(&["0 5 lost"]);
+    let lost = "LUN 5 of target 0 is not there, and is lost here at the moment";
+    assert_eq!(world.inventory.missing(&seen(&world)), [lost]);
+    unit(&world, "rport-12:0-0", 5, NAMES[1]);
+    assert_eq!(world.inventory.missing(&seen(&world)), Vec::<String>::new());
+}

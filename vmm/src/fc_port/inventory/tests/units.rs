@@ -92,7 +92,8 @@ fn the_machine_sees_what_it_shall() {
     world.tree.file("sys/class/scsi_device/8:0:0:5/device/type", "1\n");
     world.pass(4);
     world.heard(&[
-        "LUN 0x4010000000000001 has four levels, of which a guest can be told three; it is left out",
+        "LUN 0x4010000000000001 of target 0 has four levels, of which a guest can be told three; it is left out, as all such of that target \
+         are",
         "view 0 Online",
         "0 5 came at 8:0:0:5",
         "0 0x4010400a00000000 came at 8:0:0:1074413584",
@@ -216,4 +217,66 @@ fn the_operator_hears_of_ports_without_luns_and_of_luns_that_the_host_does_not_t
     }
     world.step();
     world.heard(&["the guest does not get LUN 300 of target 0: above the limit"]);
+}
+
+/// An array, or who has taken it over, that names ever new ones.
+#[test]
+fn units_of_four_levels_have_one_line_for_each_target() {
+    let mut world = with_units(&[0]);
+    world.target("rport-8:0-1", SECOND, 1, &[1]);
+    world.pass(31);
+    world.heard.clear();
+    for round in 0..3 {
+        for target in 0..2 {
+            let levels = (0..10_000).map(|number| lun(0x0001_0000_0000_0000 * (1 + round) + number));
+            let all = [lun(target.into())].into_iter().chain(levels).collect();
+            world.arrays.insert(target, Luns::All(all));
+        }
+        world.pass(2);
+    }
+    assert!(world.heard.iter().all(|line| line.contains("has four levels")), "{:?}", world.heard);
+    assert_eq!((world.heard.len(), world.inventory.told.len()), (2, 2));
+}
+
+/// The main loop goes on, and no memory grows, while the kernel looks for what it is told of.
+#[test]
+fn an_array_that_names_ever_new_units_stalls_nobody() {
+    let mut world = with_units(&[0]);
+    world.stuck = |job| matches!(job, Job::Scan(..));
+    let mut shortest = Duration::MAX;
+    for round in 0..4 {
+        let others = (1..=65535).map(|number| lun(round << 16 | number));
+        world.arrays.insert(0, Luns::All([lun(0)].into_iter().chain(others).collect()));
+        let begin = Instant::now();
+        world.pass(2);
+        assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+        let target = &world.inventory.targets[&0];
+        assert!((1..=1024).contains(&target.lanes.scans()), "{}", target.lanes.scans());
+        assert!(target.tried.len() <= 1025, "{}", target.tried.len());
+        let begin = Instant::now();
+        world.inventory.work(world.now);
+        shortest = shortest.min(begin.elapsed());
+    }
+    assert!(shortest < Duration::from_millis(20), "{shortest:?}");
+    assert_eq!(world.kept.len(), 1);
+    // What it does not name any more is not looked for.
+    world.arrays.insert(0, luns(&[0]));
+    world.pass(2);
+    assert_eq!(world.inventory.targets[&0].lanes.scans(), 0);
+    assert!(world.inventory.targets[&0].tried.is_empty());
+}
+
+#[test]
+fn of_many_units_that_the_kernel_does_not_take_each_has_its_turn() {
+    let mut world = with_units(&[0]);
+    world.fails = |job| matches!(job, Job::Scan(_, true)).then_some("above the limit");
+    world.arrays.insert(0, luns(&(0..3000).collect::<Vec<_>>()));
+    world.pass(90);
+    let scan = |job: &Job| match job {
+        Job::Scan(address, true) => Some(address.lun),
+        _ => None,
+    };
+    let tried: BTreeSet<_> = world.jobs.iter().filter_map(|(_, job)| scan(job)).collect();
+    assert_eq!(tried.len(), 2999);
+    world.heard(&["the guest does not get LUN 1 of target 0: above the limit"]);
 }
