@@ -166,10 +166,8 @@ impl PciFunction for Function {
 
     fn config_write(&self, offset: u16, data: &[u8]) {
         let change = self.device.write(offset, data);
-        match change.bus_master {
-            Some(false) => self.transport.quiesce(LAST_DMA),
-            Some(true) => self.transport.resume(),
-            None => {}
+        if change.bus_master == Some(false) {
+            self.transport.quiesce(LAST_DMA);
         }
         let Some(capability) = self.window else { return };
         if self.window_data(offset, data.len()).is_none() {

@@ -12,7 +12,8 @@
 use std::error::Error as StdError;
 use std::fmt::Display;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use devices::iothread::Remote;
 use devices::irq::MsiVector;
@@ -33,8 +34,27 @@ use crate::transport::{Device, Limits, Server, TRANSPORT_FEATURES, Transport};
 /// (VHOST_SCSI_PREALLOC_SGLS, drivers/vhost/scsi.c), of which each segment may use one more than its length says.
 const TRANSFER: (u64, u32) = (4 << 20, 1022);
 
+/// For how long the kernel is asked again where another one has the target, who may have it for a moment only, and how often.
+const PATIENCE: Duration = Duration::from_millis(1000);
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// Why the kernel does not do what it shall: a line for people.
 pub type Refusal = Box<dyn StdError + Send + Sync>;
+
+/// Why the kernel does not serve.
+#[derive(Debug)]
+pub struct Refused {
+    /// A line for people.
+    pub why: Refusal,
+    /// It may do so in a moment.
+    pub again: bool,
+}
+
+impl<E: Into<Refusal>> From<E> for Refused {
+    fn from(why: E) -> Self {
+        Self { why: why.into(), again: false }
+    }
+}
 
 /// A queue as the kernel gets it.
 #[derive(Clone, Copy)]
@@ -44,8 +64,6 @@ pub struct KernelQueue<'a> {
     /// Guest physical addresses of the descriptor table, the driver's area and the device's area (virtio 1.3, 2.7).
     /// The driver chose them: whether they are in RAM is not looked at yet.
     pub at: [u64; 3],
-    /// Where in the available ring it begins.
-    pub base: u16,
     /// Signalled by the driver when there are buffers.
     pub kick: &'a EventFd,
     /// To be signalled when there are used ones.
@@ -54,14 +72,16 @@ pub struct KernelQueue<'a> {
 
 /// The part of the host's kernel that serves the queues of one HBA. It reaches all of the guest's RAM while it does.
 pub trait Kernel: Send + Sync {
+    /// What messages call it: the HBA and its target.
+    fn name(&self) -> String;
     /// Feature bits of virtio that it can do (virtio 1.3, 6).
     fn features(&self) -> u64;
-    /// Begins to serve these queues, by number, none of which it has. Where it fails it serves none.
-    fn start(&self, features: u64, queues: &[Option<KernelQueue<'_>>]) -> Result<(), Refusal>;
+    /// Begins to serve these queues, by number, none of which it has. Where it fails it serves none. May take as long as the host does.
+    fn start(&self, features: u64, queues: &[Option<KernelQueue<'_>>]) -> Result<(), Refused>;
     /// Has `call` signalled from now on for a queue that it serves.
     fn call(&self, queue: u16, call: &EventFd) -> Result<(), Refusal>;
-    /// Ends serving, waits until no command is in flight, and says where each queue would go on. May take as long as the host does.
-    fn stop(&self) -> Vec<u16>;
+    /// Ends serving, and waits until no command is in flight. May take as long as the host does.
+    fn stop(&self);
     /// The driver has gone: what it was not told yet is nobody's.
     fn forget(&self);
 }
@@ -92,15 +112,19 @@ struct Shared {
     stand_ins: Box<[Arc<EventFd>]>,
     remote: Remote,
     state: Mutex<State>,
+    /// Signalled when the kernel has answered whether it serves.
+    answered: Condvar,
 }
 
 #[derive(Default)]
 struct State {
+    /// Another one for each start and each end: what a start has begun ends with it.
+    turn: u64,
+    /// The I/O thread waits for the kernel's answer.
+    starting: bool,
     serving: bool,
     /// What delivers the interrupts of each queue; `None` for the stand-in.
     direct: Vec<Option<Arc<dyn MsiVector>>>,
-    /// Where each queue goes on when it is started without a reset.
-    bases: Vec<u16>,
 }
 
 impl VhostScsi {
@@ -131,6 +155,7 @@ impl VhostScsi {
             stand_ins,
             remote,
             state: Mutex::default(),
+            answered: Condvar::new(),
         });
         let new_queue = |_| Queue::new(seat.dma.clone()).map(Arc::new);
         let queues = (0..count).map(new_queue).collect::<Result<_, _>>()?;
@@ -179,10 +204,54 @@ impl Shared {
 
     /// Ends what the kernel does, if anything.
     fn stop(&self) {
-        if std::mem::take(&mut self.lock().serving) {
-            let bases = self.kernel.stop();
-            self.lock().bases = bases;
+        let mut state = self.lock();
+        state.turn += 1;
+        // On the I/O thread it never is.
+        while state.starting {
+            state = self.answered.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        let serving = std::mem::take(&mut state.serving);
+        drop(state);
+        if serving {
+            self.kernel.stop();
+        }
+    }
+
+    /// Has the kernel serve these rings, unless another start or an end has come since `turn`.
+    fn begin(&self, features: u64, rings: &[Option<RingAddress>], turn: u64) -> Result<(), Refused> {
+        let Some(transport) = self.transport() else { return Ok(()) };
+        let mut state = self.lock();
+        if state.turn != turn || transport.is_closed() {
+            return Ok(());
+        }
+        state.starting = true;
+        // The kernel may take its time: nobody waits for this lock meanwhile.
+        drop(state);
+        let direct: Vec<_> = transport.queues().iter().map(|queue| transport.direct(queue)).collect();
+        let queues = rings.iter().enumerate().map(|(index, ring)| {
+            let RingAddress { size, desc, driver, device } = (*ring)?;
+            Some(KernelQueue {
+                size,
+                at: [desc, driver, device],
+                kick: transport.queues().get(index)?.doorbell(),
+                call: self.call(index, direct.get(index)?.as_ref())?,
+            })
+        });
+        let started = self.kernel.start(features, &queues.collect::<Vec<_>>());
+        let mut state = self.lock();
+        (state.starting, state.serving) = (false, started.is_ok());
+        state.direct = direct;
+        drop(state);
+        self.answered.notify_all();
+        started?;
+        // Interrupts may have been led elsewhere meanwhile, and buffers made available before.
+        self.vector_changed();
+        transport.queues().iter().zip(rings).for_each(|(queue, ring)| {
+            if ring.is_some() {
+                queue.ring_doorbell();
+            }
+        });
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -200,36 +269,34 @@ impl Shared {
     }
 
     fn warn(&self, what: &str, why: &dyn Display) {
-        devices::log_limited!(warn, "vhost-scsi: {what}: {why}");
+        devices::log_limited!(warn, "{}: {what}: {why}", self.kernel.name());
     }
 }
 
 impl Server for Shared {
     fn start(&self, features: u64, rings: &[Option<RingAddress>]) -> Result<(), Refusal> {
-        let transport = self.transport().ok_or("the machine ends")?;
+        let this = self.this.upgrade().ok_or("the machine ends")?;
         self.dma.ram()?;
         let mut state = self.lock();
-        if transport.is_closed() {
-            return Err("the machine ends".into());
-        }
-        let direct: Vec<_> = transport.queues().iter().map(|queue| transport.direct(queue)).collect();
-        let queues = rings.iter().enumerate().map(|(index, ring)| {
-            let RingAddress { size, desc, driver, device } = (*ring)?;
-            Some(KernelQueue {
-                size,
-                at: [desc, driver, device],
-                base: state.bases.get(index).copied().unwrap_or(0),
-                kick: transport.queues().get(index)?.doorbell(),
-                call: self.call(index, direct.get(index)?.as_ref())?,
-            })
-        });
-        self.kernel.start(features, &queues.collect::<Vec<_>>())?;
-        (state.serving, state.direct) = (true, direct);
+        state.turn += 1;
+        let (turn, rings) = (state.turn, rings.to_vec());
         drop(state);
-        // Buffers may have been made available before.
-        transport.queues().iter().zip(rings).for_each(|(queue, ring)| {
-            if ring.is_some() {
-                queue.ring_doorbell();
+        // Not here, on a vCPU: kernels such as Linux 6.1 have one lock for all targets, and hold it while one of them hangs.
+        self.remote.spawn(move |io| async move {
+            let until = Instant::now() + PATIENCE;
+            while let Err(Refused { why, again }) = this.begin(features, &rings, turn) {
+                if again && Instant::now() < until {
+                    io.sleep(PAUSE).await;
+                    continue;
+                }
+                if this.transport().is_some_and(|transport| transport.server_failed()) {
+                    devices::log_limited!(
+                        error,
+                        "{}: {why}; the guest has none of its units until its driver resets the adapter: reboot the guest then",
+                        this.kernel.name()
+                    );
+                }
+                break;
             }
         });
         Ok(())
@@ -281,7 +348,7 @@ impl Device for Shared {
 
     /// The kernel has its own sizes of CDBs and sense data, which are the defaults.
     fn write_config(&self, offset: u64, data: &[u8]) {
-        devices::log_limited!(debug, "vhost-scsi: write of {} bytes at {offset:#x} ignored", data.len());
+        devices::log_limited!(debug, "vhost-scsi: a write of {} bytes at {offset:#x} ignored", data.len());
     }
 
     fn abort(&self, transport: Arc<Transport>) {
@@ -299,11 +366,10 @@ impl Device for Shared {
     fn queue_stopped(&self, _: u16) {}
 
     fn unfinished(&self) -> String {
-        "the kernel's target (/sys/kernel/config/target/vhost)".into()
+        self.kernel.name()
     }
 
     fn reset(&self) {
-        self.lock().bases.clear();
         self.kernel.forget();
     }
 

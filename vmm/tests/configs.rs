@@ -124,7 +124,7 @@ fn the_examples_mean_what_their_comments_say() {
     assert_eq!(storage.hbas[1].controller, Controller::VirtioScsi(VirtioScsi::with_queues(8)));
     let addresses: Vec<_> = storage.hbas[1].luns.iter().map(|lun| (lun.target, lun.lun)).collect();
     assert_eq!(addresses, [(4, 0), (4, 1), (0, 0)]);
-    let vhost = VhostScsi { wwpn: "naa.5001405a1b2c3d4e".into(), queues: 2, queue_size: 256 };
+    let vhost = VhostScsi { wwpn: "naa.5001405a1b2c3d4e".into(), queues: 2, queue_size: 128 };
     assert_eq!(example("vhost.toml").hbas[0].controller, Controller::VhostScsi(vhost));
 }
 

@@ -136,12 +136,16 @@ impl Transport {
 
     /// Writes. Fields take their own width (4.1.3.1), 64-bit fields also in halves; the rest is ignored.
     pub(super) fn write_common(&self, offset: u64, data: &[u8]) {
-        let registers = &mut *self.lock();
+        let mut guard = self.lock();
+        let registers = &mut *guard;
         if registers.resetting {
             return;
         }
         match *data {
-            [value] if offset == 20 => self.write_status(registers, value),
+            [value] if offset == 20 => {
+                self.write_status(registers, value);
+                self.wait_a_moment(guard);
+            }
             [a, b] => self.write_word(registers, offset, u16::from_le_bytes([a, b])),
             [a, b, c, d] => self.write_dword(registers, offset, u32::from_le_bytes([a, b, c, d])),
             [a, b, c, d, e, f, g, h] if matches!(offset, 32 | 40 | 48) => {
@@ -276,10 +280,13 @@ impl Transport {
         accepted
     }
 
-    /// Hands the queues that the driver enabled to `server`, all at once.
+    /// Hands the queues that the driver enabled to `server`, all at once. Of none it hears nothing.
     pub(super) fn lend(&self, registers: &mut Registers, server: &dyn Server) {
         let enabled = |state: &QueueRegisters| state.enabled.then_some(state.at);
         let rings: Vec<_> = registers.queues.iter().map(enabled).collect();
+        if rings.iter().all(Option::is_none) {
+            return;
+        }
         let aligned = rings.iter().flatten().all(RingAddress::is_aligned);
         let started = match aligned {
             true => server.start(self.negotiated.load(std::sync::atomic::Ordering::Relaxed), &rings),

@@ -68,7 +68,11 @@ pub(crate) trait Device: Send + Sync {
 /// Its queues are in flight as a whole while it does. [`Device::abort`] ends that: then [`Queue::returned`] and
 /// [`Transport::queue_drained`] say so for each of them.
 pub(crate) trait Server {
-    /// Starts with what the driver accepted, and the rings that it enabled, by queue number.
+    /// Starts with what the driver accepted, and the rings that it enabled, by queue number: returns at once. Where it turns out later that it
+    /// cannot, [`Transport::server_failed`] says so.
+    ///
+    /// # Errors
+    /// It cannot: a line for people.
     fn start(&self, features: u64, rings: &[Option<RingAddress>])
     -> Result<(), Box<dyn Error + Send + Sync>>;
     /// A queue may interrupt in another way from now on.
@@ -78,6 +82,9 @@ pub(crate) trait Server {
 /// Feature bits of the transport that this crate can do (6).
 pub(crate) const TRANSPORT_FEATURES: u64 =
     feature::VERSION_1 | feature::RING_INDIRECT_DESC | feature::RING_EVENT_IDX | feature::RING_RESET;
+
+/// How long a reset waits for whoever serves the rings in place of workers: firmware goes on without a look at the status.
+const SHORT_RESET: Duration = Duration::from_millis(100);
 
 /// After how long a wait for commands says so; after twice as long again, and so on.
 const SLOW_RESET: Duration = Duration::from_secs(5);
@@ -244,8 +251,23 @@ impl Transport {
         }
         if registers.resetting {
             self.finish_reset(&mut registers);
+        } else if self.device.server().is_some() {
+            // What the rings hold now may be another kernel's memory, also when bus mastering is on again: nobody serves them once more.
+            self.needs_reset(&mut registers);
         }
         self.quiet.notify_all();
+    }
+
+    /// Who serves the rings in place of workers could not begin; returns whether the driver has been told that it has to reset the device.
+    /// Where a reset is under way already that ends the matter.
+    pub(crate) fn server_failed(&self) -> bool {
+        let mut registers = self.lock();
+        if registers.resetting || registers.aborting {
+            return false;
+        }
+        self.queues.iter().for_each(|queue| queue.returned());
+        self.needs_reset(&mut registers);
+        true
     }
 
     /// Whether commands of any queue are in flight.
@@ -262,6 +284,13 @@ impl Transport {
         self.wait(registers, "the reset", |registers| registers.resetting, None);
     }
 
+    /// Waits a moment for the end of a reset where others than workers serve the rings: they always have something in flight.
+    fn wait_a_moment(&self, registers: MutexGuard<'_, Registers>) {
+        if registers.resetting && self.device.server().is_some() {
+            self.wait(registers, "the reset", |registers| registers.resetting, Some(SHORT_RESET));
+        }
+    }
+
     /// Bus mastering is off: ends what is in flight and waits until none of it can reach guest memory, or the device is taken
     /// down. Linux says nothing else to the device before it hands its memory over to another kernel. Waits for `limit` at most:
     /// guests make no other access to any configuration space while one lasts.
@@ -276,21 +305,10 @@ impl Transport {
             devices::log_limited!(
                 error,
                 "virtio-scsi: bus mastering is off, but the host has not answered{}: what it has begun may still move data to or from \
-                 the guest's memory; disks with `bounce = true` do not",
-                self.whom()
+                 the guest's memory{}",
+                self.whom(),
+                if self.device.server().is_some() { "" } else { "; disks with `bounce = true` do not" }
             );
-        }
-    }
-
-    /// Bus mastering is on again. Workers find that out by themselves; whoever else serves the queues goes on, where it ended
-    /// without a reset.
-    pub(crate) fn resume(&self) {
-        let Some(server) = self.device.server() else { return };
-        let registers = &mut *self.lock();
-        let running =
-            registers.status & (status::DRIVER_OK | status::DEVICE_NEEDS_RESET) == status::DRIVER_OK;
-        if running && !registers.resetting && !registers.aborting && !self.is_busy() {
-            self.lend(registers, server);
         }
     }
 

@@ -128,7 +128,7 @@ impl Hbas {
                 }
                 Controller::VhostScsi(wanted) => {
                     let name = || format!("hba {}", hba.id);
-                    let kernel = Vhost::open(wanted, chipset.ram().clone()).with_context(name)?;
+                    let kernel = Vhost::open(&hba.id, wanted, chipset.ram().clone()).with_context(name)?;
                     let config::VhostScsi { queues, queue_size, .. } = *wanted;
                     let options = KernelOptions { request_queues: queues.into(), queue_size };
                     let device =

@@ -101,7 +101,7 @@ fn adapters(config: &Config, all: &mut Problems) {
             all.note(raid::check_events(board).with_context(|| format!("hba {}", hba.id)));
         }
         if let Controller::VhostScsi(wanted) = &hba.controller {
-            all.note(vhost(wanted).with_context(|| format!("hba {}", hba.id)));
+            all.note(vhost(&hba.id, wanted).with_context(|| format!("hba {}", hba.id)));
         }
         if let Some(port) = hba.virtual_port() {
             let owner = config::fc_owner(&config.vm.name, &hba.id);
@@ -123,9 +123,9 @@ fn adapters(config: &Config, all: &mut Problems) {
 }
 
 /// The target of the kernel is there and free, for a machine with a page of memory.
-fn vhost(wanted: &config::VhostScsi) -> Result<()> {
+fn vhost(id: &str, wanted: &config::VhostScsi) -> Result<()> {
     let ram = GuestRam::from_ranges(&[(GuestAddress(0), 4096)])?;
-    Ok(Vhost::open(wanted, Arc::new(ram)).map(drop)?)
+    Ok(Vhost::open(id, wanted, Arc::new(ram)).map(drop)?)
 }
 
 /// There is a port of the host that it could be created on, and its names are fit for it, as far as it has them already: `taken` are those

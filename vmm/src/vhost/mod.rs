@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use devices::mem::GuestRam;
-use hba_virtio_scsi::vhost::{Kernel, KernelQueue, Refusal};
+use hba_virtio_scsi::vhost::{Kernel, KernelQueue, Refusal, Refused};
 use thiserror::Error;
 use vhost::vhost_kern::VhostKernBackend;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -57,7 +57,8 @@ pub(crate) enum VhostError {
     #[error("{DEVICE}: the host's kernel lacks virtio version 1 here; a newer one is needed")]
     Legacy,
     #[error(
-        "queues = {0}: the module vhost_scsi has room for fewer; lower `queues`, or load it with max_io_vqs={0}"
+        "queues = {0}: the module vhost_scsi has room for fewer; lower `queues`, or load it with max_io_vqs={0}, which older kernels do not \
+         know"
     )]
     Queues(u8),
     #[error("wwpn = \"{wwpn}\": {why}")]
@@ -70,6 +71,8 @@ pub(crate) enum VhostError {
 pub(crate) struct Vhost {
     device: File,
     ram: Arc<GuestRam>,
+    /// The HBA.
+    id: String,
     wwpn: String,
     queues: usize,
     features: u64,
@@ -81,10 +84,11 @@ impl Vhost {
     ///
     /// # Errors
     /// As [`VhostError`] says them.
-    pub(crate) fn open(config: &VhostScsi, ram: Arc<GuestRam>) -> Result<Self, VhostError> {
+    pub(crate) fn open(id: &str, config: &VhostScsi, ram: Arc<GuestRam>) -> Result<Self, VhostError> {
         let device = File::options().read(true).write(true).open(DEVICE).map_err(cannot_open)?;
         let queues = usize::from(config.queues) + OTHER_QUEUES;
-        let mut this = Self { device, ram, wwpn: config.wwpn.clone(), queues, features: 0 };
+        let (id, wwpn) = (id.to_owned(), config.wwpn.clone());
+        let mut this = Self { device, ram, id, wwpn, queues, features: 0 };
         let call = |what| move |error: vhost::Error| VhostError::Call { what, source: source(error) };
         let version = sys::abi_version(&this.device)
             .map_err(|source| VhostError::Call { what: "asking for its version", source })?;
@@ -110,6 +114,17 @@ impl Vhost {
         joined.map_err(|error| this.unjoined(&error, || diagnosis(Path::new(TARGETS), &this.wwpn)))?;
         sys::clear_endpoint(&this.device, &this.wwpn)
             .map_err(|source| VhostError::Call { what: "leaving the target", source })?;
+        let (had, others) = groups(&Path::new(TARGETS).join(&this.wwpn));
+        tracing::info!("{}: portal groups {}", this.name(), had.join(", "));
+        if !others.is_empty() {
+            tracing::warn!(
+                "{}: the guest gets no units of {}, which has no initiator; write a name such as {} to its file nexus, and start the machine \
+                 anew",
+                this.name(),
+                others.join(", "),
+                this.wwpn
+            );
+        }
         Ok(this)
     }
 
@@ -122,10 +137,10 @@ impl Vhost {
         VhostError::Target { wwpn: self.wwpn.clone(), why }
     }
 
-    fn set_up(&self, features: u64, queues: &[Option<KernelQueue<'_>>]) -> Result<(), Refusal> {
+    fn set_up(&self, features: u64, queues: &[Option<KernelQueue<'_>>]) -> Result<(), Refused> {
         self.set_features(features)?;
         for (index, queue) in queues.iter().enumerate() {
-            let Some(KernelQueue { size, at: [desc, driver, device], base, kick, call }) = *queue else {
+            let Some(KernelQueue { size, at: [desc, driver, device], kick, call }) = *queue else {
                 continue;
             };
             let ring = VringConfigData {
@@ -138,15 +153,22 @@ impl Vhost {
                 log_addr: None,
             };
             self.set_vring_num(index, size)?;
-            self.set_vring_base(index, base)?;
+            self.set_vring_base(index, 0)?;
             self.set_vring_addr(index, &ring).map_err(|error| format!("queue {index}: {error}"))?;
             self.set_vring_call(index, call)?;
             self.set_vring_kick(index, kick)?;
         }
-        let joined = sys::set_endpoint(&self.device, &self.wwpn);
-        let later = || format!("another machine has it now, or it has gone from {TARGETS}");
-        joined.map_err(|error| self.unjoined(&error, later))?;
-        Ok(())
+        sys::set_endpoint(&self.device, &self.wwpn).map_err(|error| {
+            // In the sandbox nothing of it can be read.
+            let later = || {
+                format!(
+                    "the host's kernel does not give it its target: another machine has it now, or it has gone from {TARGETS}, or its portal \
+                     group has no initiator (nexus) any more; see to that"
+                )
+            };
+            let again = matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOENT | libc::ENODEV));
+            Refused { why: self.unjoined(&error, later).into(), again }
+        })
     }
 
     /// Takes all rings away from the kernel.
@@ -159,7 +181,7 @@ impl Vhost {
     }
 
     fn warn(&self, what: &str, error: &io::Error) {
-        devices::log_limited!(warn, "vhost-scsi {}: {what}: {}", self.wwpn, reason(error));
+        devices::log_limited!(warn, "{}: {what}: {}", self.name(), reason(error));
     }
 }
 
@@ -191,11 +213,15 @@ impl VhostKernBackend for Vhost {
 }
 
 impl Kernel for Vhost {
+    fn name(&self) -> String {
+        format!("hba {} (vhost-scsi {})", self.id, self.wwpn)
+    }
+
     fn features(&self) -> u64 {
         self.features
     }
 
-    fn start(&self, features: u64, queues: &[Option<KernelQueue<'_>>]) -> Result<(), Refusal> {
+    fn start(&self, features: u64, queues: &[Option<KernelQueue<'_>>]) -> Result<(), Refused> {
         self.set_up(features, queues).inspect_err(|_| self.take_rings())
     }
 
@@ -203,14 +229,11 @@ impl Kernel for Vhost {
         Ok(self.set_vring_call(queue.into(), call)?)
     }
 
-    fn stop(&self) -> Vec<u16> {
+    fn stop(&self) {
         if let Err(error) = sys::clear_endpoint(&self.device, &self.wwpn) {
             self.warn("leaving the target", &error);
         }
-        let base = |index| self.get_vring_base(index).map_or(0, |base| base as u16);
-        let bases = (0..self.queues).map(base).collect();
         self.take_rings();
-        bases
     }
 
     fn forget(&self) {
@@ -251,29 +274,38 @@ fn source(error: vhost::Error) -> io::Error {
 /// answer for all cases.
 fn diagnosis(targets: &Path, wwpn: &str) -> String {
     let target = targets.join(wwpn);
-    let there = fs::read_dir(&target);
-    let Ok(entries) = there else {
+    if !target.is_dir() {
         let there = target.display();
+        // targetcli knows no other names here.
+        let tool = wwpn.starts_with("naa.").then(|| format!(", or with targetcli (/vhost create {wwpn})"));
         return format!(
-            "the host's kernel has no such target: {there} does not exist; make it there, or with targetcli (/vhost create {wwpn})"
+            "the host's kernel has no such target: {there} does not exist; make it there{}",
+            tool.unwrap_or_default()
         );
-    };
-    let groups: Vec<_> = entries
-        .filter_map(Result::ok)
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with("tpgt_"))
-        .map(|entry| entry.path())
-        .collect();
-    let Some(first) = groups.first() else {
-        return format!("{} has no portal group; make {0}/tpgt_1", target.display());
-    };
-    // Without one it cannot be read (ENODEV).
-    let has_nexus =
-        |group: &&Path| fs::read(group.join("nexus")).is_ok_and(|name| !name.trim_ascii().is_empty());
-    if !groups.iter().map(|group| group.as_path()).any(|group| has_nexus(&group)) {
-        let nexus = first.join("nexus");
-        return format!("{} has no initiator; write a name such as {wwpn} to it", nexus.display());
     }
-    format!("another machine has this target ({}); each needs one of its own", target.display())
+    let (ready, others) = groups(&target);
+    match (ready.first(), others.first()) {
+        (None, None) => format!("{} has no portal group; make {0}/tpgt_1", target.display()),
+        (None, Some(first)) => {
+            format!("{}/{first}/nexus has no initiator; write a name such as {wwpn} to it", target.display())
+        }
+        (Some(_), _) => {
+            format!("another machine has this target ({}); each needs one of its own", target.display())
+        }
+    }
+}
+
+/// The portal groups of a target that have an initiator, and those that have none.
+fn groups(target: &Path) -> (Vec<String>, Vec<String>) {
+    let entries = fs::read_dir(target).into_iter().flatten().filter_map(Result::ok);
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut all: Vec<String> = names.filter(|name| name.starts_with("tpgt_")).collect();
+    all.sort();
+    // Without one it cannot be read (ENODEV).
+    let has_nexus = |group: &String| {
+        fs::read(target.join(group).join("nexus")).is_ok_and(|name| !name.trim_ascii().is_empty())
+    };
+    all.into_iter().partition(has_nexus)
 }
 
 #[cfg(test)]

@@ -12,14 +12,13 @@ use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 /// The version of the interface that is spoken here.
 pub(super) const ABI_VERSION: i32 = VHOST_SCSI_ABI_VERSION as i32;
 
-/// What a machine that runs does with the device: VHOST_SET_FEATURES, VHOST_SET_VRING_NUM, _ADDR, _BASE, VHOST_GET_VRING_BASE,
-/// VHOST_SET_VRING_KICK and _CALL, VHOST_SCSI_SET_ENDPOINT and _CLEAR_ENDPOINT, VHOST_SCSI_SET_EVENTS_MISSED.
+/// What a machine that runs does with the device: VHOST_SET_FEATURES, VHOST_SET_VRING_NUM, _ADDR, _BASE, _KICK and _CALL,
+/// VHOST_SCSI_SET_ENDPOINT and _CLEAR_ENDPOINT, VHOST_SCSI_SET_EVENTS_MISSED.
 pub(crate) const COMMANDS: &[u32] = &[
     0x4008_af00,
     0x4008_af10,
     0x4028_af11,
     0x4008_af12,
-    0xc008_af12,
     0x4008_af20,
     0x4008_af21,
     0x40e8_af40,
@@ -40,8 +39,12 @@ pub(super) fn abi_version(device: &File) -> io::Result<i32> {
     done(result).map(|()| version)
 }
 
+/// What the kernel leaves out of a target's name (vhost_scsi_make_tport, drivers/vhost/scsi.c).
+const FC: &str = "fc.";
+
 /// The kernel looks for portal groups by name alone, and takes all of them that are free.
 fn target(wwpn: &str) -> vhost_scsi_target {
+    let wwpn = wwpn.strip_prefix(FC).unwrap_or(wwpn);
     let mut target = vhost_scsi_target { abi_version: ABI_VERSION, ..Default::default() };
     // The last byte stays zero, for it is a C string.
     let room = target.vhost_wwpn.len() - 1;
@@ -95,7 +98,6 @@ mod tests {
             binding::VHOST_SET_VRING_NUM(),
             binding::VHOST_SET_VRING_ADDR(),
             binding::VHOST_SET_VRING_BASE(),
-            binding::VHOST_GET_VRING_BASE(),
             binding::VHOST_SET_VRING_KICK(),
             binding::VHOST_SET_VRING_CALL(),
             binding::VHOST_SCSI_SET_ENDPOINT(),
@@ -110,6 +112,11 @@ mod tests {
     fn a_target_is_a_c_string() {
         let bytes = |wwpn: &str| target(wwpn).vhost_wwpn.map(|byte| byte as u8);
         assert!(bytes("naa.5001405000000001").starts_with(b"naa.5001405000000001\0"));
+        assert!(bytes("iqn.2003-01.org.linux-iscsi:x").starts_with(b"iqn.2003-01.org.linux-iscsi:x\0"));
+        assert!(
+            bytes("fc.2100000000000001").starts_with(b"2100000000000001\0"),
+            "the kernel keeps it without"
+        );
         let long = bytes(&"x".repeat(300));
         assert_eq!((long[222], long[223]), (b'x', 0));
     }

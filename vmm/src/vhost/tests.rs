@@ -24,6 +24,11 @@ fn a_target_that_cannot_be_had_is_named_with_the_reason() {
     assert_eq!(said(), alone);
     fs::write(group.join("nexus"), "naa.5001405000000001\n").unwrap();
     assert_eq!(said(), format!("another machine has this target ({at}); each needs one of its own"));
+    fs::create_dir(group.with_file_name("tpgt_0")).unwrap();
+    let names = |all: [&str; 1]| all.map(str::to_owned).to_vec();
+    assert_eq!(groups(&targets.path().join(WWPN)), (names(["tpgt_1"]), names(["tpgt_0"])));
+    let other = diagnosis(targets.path(), "iqn.2003-01.org.linux-iscsi:x");
+    assert!(other.ends_with("does not exist; make it there"), "targetcli does not make it: {other}");
 }
 
 #[test]
@@ -46,7 +51,7 @@ fn rings_are_in_ram_as_a_whole() {
     let ranges = [(GuestAddress(0), 0x1_0000), (GuestAddress(0x2_0000), 0x1_0000)];
     let ram = Arc::new(GuestRam::from_ranges(&ranges).unwrap());
     let device = tempfile::tempfile().unwrap();
-    let vhost = Vhost { device, ram, wwpn: WWPN.into(), queues: 3, features: 0 };
+    let vhost = Vhost { device, ram, id: "lio0".into(), wwpn: WWPN.into(), queues: 3, features: 0 };
     let valid = |size, desc, driver, device| {
         vhost.is_valid(&VringConfigData {
             queue_max_size: size,
