@@ -34,27 +34,25 @@ pub(super) fn settle(
     say: impl Fn(usize, String) + Clone + Send + 'static,
 ) -> io::Result<Option<Settled>> {
     let ending = Arc::<AtomicBool>::default();
-    let begin = |(hba, wanted): (usize, &Wanted)| -> Result<Option<JoinHandle<Result<(), String>>>, String> {
-        let records = records(wanted, store);
-        if records.is_empty() {
-            return Ok(None);
-        }
-        let (wanted, roots, store) = (wanted.clone(), roots.clone(), store.clone());
-        let (say, ending) = (say.clone(), ending.clone());
-        let work = move || {
-            let kernel = || Live::new(interruptible(ending.clone()));
-            records
-                .iter()
-                .try_for_each(|record| leave(&wanted, record, &roots, &store, kernel, |line| say(hba, line)))
+    // One for each port: each has all its time.
+    let begin =
+        |hba: usize, wanted: &Wanted, record: Record| -> Result<JoinHandle<Result<(), String>>, String> {
+            let (wanted, roots, store) = (wanted.clone(), roots.clone(), store.clone());
+            let (say, ending) = (say.clone(), ending.clone());
+            let work = move || {
+                let kernel = || Live::new(interruptible(ending.clone()));
+                leave(&wanted, &record, &roots, &store, kernel, |line| say(hba, line))
+            };
+            threads::spawn(Kind::Returns, "fc-former", work)
+                .map_err(|error| format!("there is no thread for what is left of its port: {error}"))
         };
-        threads::spawn(Kind::Returns, "fc-former", work)
-            .map(Some)
-            .map_err(|error| format!("there is no thread for what is left of its port: {error}"))
+    let begin_all = |(hba, wanted): (usize, &Wanted)| -> Vec<_> {
+        records(wanted, store).into_iter().map(|record| begin(hba, wanted, record)).collect()
     };
-    let begun: Vec<_> = list.iter().enumerate().map(begin).collect();
+    let begun: Vec<_> = list.iter().enumerate().map(begin_all).collect();
     let mut ended = false;
     machine.set_read_timeout(Some(STEP))?;
-    while begun.iter().any(|one| matches!(one, Ok(Some(thread)) if !thread.is_finished())) && !ended {
+    while begun.iter().flatten().any(|one| one.as_ref().is_ok_and(|thread| !thread.is_finished())) && !ended {
         ended = has_ended(machine);
     }
     machine.set_read_timeout(None)?;
@@ -63,7 +61,12 @@ pub(super) fn settle(
     let end = |thread: JoinHandle<Result<(), String>>| {
         thread.join().unwrap_or_else(|_| Err("what is left of its port could not be looked at".into()))
     };
-    let settled = begun.into_iter().map(|one| one.and_then(|thread| thread.map_or(Ok(()), end))).collect();
+    // All of them are waited for, whatever becomes of one.
+    let end_all = |all: Vec<Result<_, String>>| {
+        let ends: Vec<_> = all.into_iter().map(|one| one.and_then(end)).collect();
+        ends.into_iter().collect()
+    };
+    let settled = begun.into_iter().map(end_all).collect();
     Ok((!ended).then_some(settled))
 }
 
@@ -233,6 +236,24 @@ mod tests {
         // Another machine's is not waited for.
         let other = Wanted { owner: "vm2.hba0".into(), ..wanted() };
         assert_eq!(left(&tree, &store, &other), (vec![], Ok(())));
+    }
+
+    /// The start has time for one after the other of nothing.
+    #[test]
+    fn ports_with_either_names_are_waited_for_at_a_time() {
+        let (tree, store) = tree();
+        let second = hba_virtio_scsi::fc::Names { wwnn: 0x2001_0212_3456_789a, wwpn: 0x2101_0212_3456_789a };
+        let wanted = Wanted { secondary: second, timeout: 2, ..wanted() };
+        owned(&tree, &store, &wanted).unwrap();
+        let path = store.record_path(wanted.names.unwrap().1);
+        let record = std::fs::read_to_string(path).unwrap();
+        let other = record.replace("210002123456789a", "210102123456789a");
+        std::fs::write(store.record_path(Wwn::new(second.wwpn)), other).unwrap();
+        let (_ours, mut theirs) = crate::keeper::sys::pair().unwrap();
+        let begin = std::time::Instant::now();
+        settle(&[wanted], &mut theirs, &tree.roots(), &store, |_, _| {}).unwrap();
+        let took = begin.elapsed();
+        assert!((Duration::from_secs(2)..Duration::from_millis(3800)).contains(&took), "{took:?}");
     }
 
     #[test]

@@ -174,7 +174,7 @@ fn wait(wanted: &[Wanted], told: &Receiver<(usize, Begun)>) -> Result<()> {
         match told.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok((_, Begun::Later)) => {
                 if !std::mem::replace(&mut later, true) {
-                    until += fc::vport::DELETION;
+                    until += Duration::from_secs(longest.into()) + fc::vport::DELETION;
                 }
             }
             Ok((hba, begun)) => {
@@ -250,9 +250,12 @@ impl Link {
                     self.looked(hba, *number);
                 }
                 News::Failed(why) => drop(begun.send((hba, Begun::No(why.clone())))),
-                News::Port(port) if port.origin == Origin::Made => {
-                    let made = ((hba, port.wwpn), ((**port).clone(), None));
-                    self.note(|known| known.made.extend([made]));
+                News::Port(port) | News::Other(_, port) if port.origin == Origin::Made => {
+                    let of = (hba, port.wwpn);
+                    self.note(|known| {
+                        known.given_up.remove(&of);
+                        known.made.insert(of, ((**port).clone(), None));
+                    });
                 }
                 // Those who wait for news hear nothing before the start.
                 News::Waits(line) => {
@@ -350,12 +353,13 @@ impl Look {
 }
 
 impl Look {
-    /// Has the port log in with these of its names; [`News::Activated`] says what became of that. On any thread; it waits for nothing.
+    /// Has the port log in with these of its names; [`News::Activated`] with this number says what became of that. On any thread; it waits
+    /// for nothing.
     ///
     /// # Errors
     /// The process has ended.
-    pub fn activate(&self, active: Active) -> io::Result<()> {
-        (&self.link.socket).write(&message::activate(self.hba, active)).map(drop)
+    pub fn activate(&self, number: u64, active: Active) -> io::Result<()> {
+        (&self.link.socket).write(&message::activate(self.hba, number, active)).map(drop)
     }
 
     /// Says that a unit was not taken, as it was told of: it is told of again, later. On any thread; it waits for nothing.

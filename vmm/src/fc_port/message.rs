@@ -1,5 +1,5 @@
 //! What the two processes tell each other: texts with zeros between them (`crate::keeper::text`). The list goes to the process, once,
-//! before the guest runs; after it nothing but that it shall look, what could not be taken, and that it shall end.
+//! before the guest runs; after it nothing but that it shall look, what could not be taken, which of its names a port shall have, and that it shall end.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -31,8 +31,8 @@ pub(super) enum Order {
     Look(usize, u64),
     /// That units were not taken.
     Refused(usize, Vec<Refused>),
-    /// To log in with these of its names.
-    Activate(usize, Active),
+    /// To log in with these of its names: a request with a number.
+    Activate(usize, u64, Active),
     /// The machine ends.
     End,
 }
@@ -113,9 +113,9 @@ fn read_refused(text: &str) -> Option<Refused> {
     parts.next().is_none().then_some(refused)
 }
 
-/// To log in with these of its names.
-pub(super) fn activate(hba: usize, active: Active) -> Vec<u8> {
-    Writer::default().text("activate").text(hba).text(word(&ACTIVES, &active)).0
+/// To log in with these of its names: a request with a number.
+pub(super) fn activate(hba: usize, number: u64, active: Active) -> Vec<u8> {
+    Writer::default().text("activate").text(hba).text(number).text(word(&ACTIVES, &active)).0
 }
 
 /// The machine ends.
@@ -131,7 +131,7 @@ pub(super) fn read_order(message: &[u8]) -> Option<Order> {
         "go" => Order::Go,
         "look" => Order::Look(reader.number()?, reader.number()?),
         "refused" => Order::Refused(reader.number()?, reader.each(|reader| read_refused(reader.text()?))?),
-        "activate" => Order::Activate(reader.number()?, reader.one_of(&ACTIVES)?),
+        "activate" => Order::Activate(reader.number()?, reader.number()?, reader.one_of(&ACTIVES)?),
         "end" => Order::End,
         _ => return None,
     };
@@ -189,9 +189,10 @@ pub(super) fn news(hba: usize, news: News) -> (Vec<u8>, Vec<OwnedFd>) {
             let (kind, why) = why.map_or(("deleted", String::new()), |why| ("kept", why));
             writer(kind).text(wwpn).text(cut(why)).0
         }
-        News::Activated(active, why) => {
+        News::Other(number, port) => host_port(writer("other").text(number), &port).0,
+        News::Activated(number, active, why) => {
             let (kind, why) = why.map_or(("activated", String::new()), |why| ("not activated", why));
-            writer(kind).text(word(&ACTIVES, &active)).text(cut(why)).0
+            writer(kind).text(number).text(word(&ACTIVES, &active)).text(cut(why)).0
         }
         News::Warning(text) => line("warning", text),
         News::Failed(text) => line("failed", text),
@@ -227,6 +228,7 @@ pub(super) fn read_news(message: &[u8], files: Vec<OwnedFd>) -> Option<(usize, N
         "view" => News::View(read_view(&mut reader)?),
         "heard" => News::Heard,
         "looked" => News::Looked(reader.number()?),
+        "other" => News::Other(reader.number()?, Box::new(read_host_port(&mut reader)?)),
         "port" => News::Port(Box::new(read_host_port(&mut reader)?)),
         "waits" => News::Waits(reader.string()?),
         "deleted" | "kept" => {
@@ -234,8 +236,8 @@ pub(super) fn read_news(message: &[u8], files: Vec<OwnedFd>) -> Option<(usize, N
             News::Closed(wwpn, (kind == "kept").then_some(why))
         }
         "activated" | "not activated" => {
-            let (active, why) = (reader.one_of(&ACTIVES)?, reader.string()?);
-            News::Activated(active, (kind == "not activated").then_some(why))
+            let (number, active, why) = (reader.number()?, reader.one_of(&ACTIVES)?, reader.string()?);
+            News::Activated(number, active, (kind == "not activated").then_some(why))
         }
         "warning" => News::Warning(reader.string()?),
         "failed" => News::Failed(reader.string()?),

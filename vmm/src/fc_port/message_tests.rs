@@ -97,7 +97,7 @@ fn orders() -> Vec<Vec<u8>> {
         go(),
         look(3, u64::MAX),
         refused(3, &all_refused()),
-        activate(2, Active::Secondary),
+        activate(2, u64::MAX, Active::Secondary),
         end(),
     ]
 }
@@ -118,8 +118,9 @@ fn all_news() -> Vec<News> {
         News::Waits("a moment".into()),
         News::Closed(7, None),
         News::Closed(u64::MAX, Some("it does not answer".into())),
-        News::Activated(Active::Secondary, None),
-        News::Activated(Active::Primary, Some("it sees less".into())),
+        News::Other(u64::MAX, Box::new(host_port())),
+        News::Activated(7, Active::Secondary, None),
+        News::Activated(u64::MAX, Active::Primary, Some("it sees less".into())),
         News::Heard,
         News::Looked(u64::MAX),
         News::Warning("no \u{e4}".into()),

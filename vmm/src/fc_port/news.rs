@@ -27,8 +27,10 @@ pub enum News {
     /// while it was made, and of all at the end.
     /// [`Process::close`](super::Process::close) says it then.
     Closed(u64, Option<String>),
-    /// It has these names now, as it was asked to, or keeps those that it has, and why.
-    Activated(Active, Option<String>),
+    /// The virtual port with other names, which is there beside it for the request of this number to log in with those.
+    Other(u64, Box<HostPort>),
+    /// What became of the request of this number: it has these names now, or keeps those that it has, and why.
+    Activated(u64, Active, Option<String>),
     /// Something that the operator should read: a line without the name of the HBA.
     Warning(String),
     /// The port does not come: why, and what to do. The start fails.

@@ -170,7 +170,8 @@ fn is_adopted(
     // What was before the host started anew says nothing of a port that is there.
     match record.filter(|record| record.life(roots) != Life::OtherStart) {
         Some(record) if record.owner == wanted.owner && record.life(roots) == Life::Lives => {
-            let machine = wanted.owner.strip_suffix(&format!(".{}", wanted.hba)).unwrap_or(&wanted.owner);
+            let id = wanted.hba.strip_prefix("hba ").unwrap_or(&wanted.hba);
+            let machine = wanted.owner.strip_suffix(&format!(".{id}")).unwrap_or(&wanted.owner);
             Err(format!(
                 "machine {machine} runs already, or has ended and its driver logs out at the fabric, which may take {} s: its process \
                  vmm-fcport ({}) has the virtual port {} ({}) of this HBA. End that machine, or give this one another name; if it has \
@@ -297,7 +298,7 @@ pub(super) mod tests {
     }
 
     pub(in crate::fc_port) fn wanted() -> Wanted {
-        Wanted { rules: Default::default(), any_oui: false, ..example() }
+        Wanted { hba: "hba hba0".into(), rules: Default::default(), any_oui: false, ..example() }
     }
 
     pub(in crate::fc_port) fn owned(tree: &Tree, store: &Store, wanted: &Wanted) -> Result<Owned, String> {

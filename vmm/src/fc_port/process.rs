@@ -22,7 +22,7 @@ use super::former::{self, Settled};
 use super::inventory::{Done, Inventory, Job, Opened, Order};
 use super::message::{self, LENGTH};
 use super::owned::{self, Owned};
-use super::switch::Switch;
+use super::switch::{Request, Switch};
 use super::work::{self, Tell};
 use super::{News, Wanted};
 use crate::config::{Sandbox, reason};
@@ -273,7 +273,9 @@ impl<'a> Process<'a> {
                 }
                 say(self.machine, hba, News::Heard)?;
             }
-            Event::Asked(message::Order::Activate(hba, to)) => self.activate(hba, to)?,
+            Event::Asked(message::Order::Activate(hba, number, to)) => {
+                self.activate(hba, Request { number, to })?
+            }
             Event::Asked(_) | Event::Over => {}
             Event::Owned(hba, owned) => self.own(hba, owned, now)?,
             Event::Glimpse(hba, host, glimpse) => {

@@ -16,6 +16,7 @@ use fc::glimpse::Glimpse;
 use fc::vport::Live;
 use hba_virtio_scsi::fc::Active;
 
+use super::inventory::Inventory;
 use super::owned::{self, Owned};
 use super::process::{Event, Hba, Process, interruptible, say, sleep};
 use super::{News, Wanted, work};
@@ -24,14 +25,30 @@ use crate::config::reason;
 /// How long the port stays that another has followed: what it was sent before ends there.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// What the machine has asked for.
+#[derive(Clone, Copy)]
+pub(super) struct Request {
+    /// The machine's number of it.
+    pub(super) number: u64,
+    /// The names.
+    pub(super) to: Active,
+}
+
+impl Request {
+    /// What became of it.
+    fn done(self, why: Option<String>) -> News {
+        News::Activated(self.number, self.to, why)
+    }
+}
+
 /// How far a change has come.
 pub(super) enum Switch {
     /// The port with the other names is being made.
-    Making(Active),
+    Making(Request),
     /// It is there; whether it sees all is looked at until then. What it did not see last.
-    Comparing { to: Active, port: Owned, look: Sender<()>, until: Instant, missing: Vec<String> },
+    Comparing { of: Request, port: Owned, look: Sender<()>, until: Instant, missing: Vec<String> },
     /// All has gone over to it; commands wait for the units. The former one.
-    Moving { to: Active, port: Owned },
+    Moving { of: Request, port: Owned },
     /// The former one, until then.
     Lingering { port: Owned, until: Instant },
     /// It is being deleted.
@@ -102,16 +119,17 @@ fn wanted(of: &Hba, to: Active) -> Result<Wanted, String> {
 
 impl Process<'_> {
     /// The machine wants the port to have these names.
-    pub(super) fn activate(&mut self, hba: usize, to: Active) -> io::Result<()> {
+    pub(super) fn activate(&mut self, hba: usize, request: Request) -> io::Result<()> {
         let Some(of) = self.hbas.get_mut(hba) else { return Ok(()) };
-        if of.change.is_none() && of.inventory.as_ref().is_some_and(|inventory| inventory.active() == to) {
-            return say(self.machine, hba, News::Activated(to, None));
+        let has = |inventory: &Inventory| inventory.active() == request.to;
+        if of.change.is_none() && of.inventory.as_ref().is_some_and(has) {
+            return say(self.machine, hba, request.done(None));
         }
-        let wanted = match wanted(of, to) {
+        let wanted = match wanted(of, request.to) {
             Ok(wanted) => wanted,
-            Err(why) => return say(self.machine, hba, News::Activated(to, Some(why))),
+            Err(why) => return say(self.machine, hba, request.done(Some(why))),
         };
-        of.change = Some(Switch::Making(to));
+        of.change = Some(Switch::Making(request));
         let (roots, store) = (self.roots.clone(), self.store.clone());
         let (tell, ending) = (self.tell.clone(), self.ending.clone());
         let own = move || {
@@ -132,50 +150,50 @@ impl Process<'_> {
         owned: Result<Owned, String>,
         now: Instant,
     ) -> io::Result<()> {
-        let Some(of) = self.hbas.get_mut(hba) else { return Ok(()) };
-        let Some(Switch::Making(to)) = of.change.take() else { return Ok(()) };
+        let Some(of_hba) = self.hbas.get_mut(hba) else { return Ok(()) };
+        let Some(Switch::Making(of)) = of_hba.change.take() else { return Ok(()) };
         let port = match owned {
             Ok(port) => port,
-            Err(why) => return say(self.machine, hba, News::Activated(to, Some(why))),
+            Err(why) => return say(self.machine, hba, of.done(Some(why))),
         };
-        say(self.machine, hba, News::Port(Box::new(port.shown(&self.roots))))?;
+        say(self.machine, hba, News::Other(of.number, Box::new(port.shown(&self.roots))))?;
         match work::look(&self.roots, &self.tell, hba, port.host) {
             Ok(look) => {
-                let until = now + Duration::from_secs(of.wanted.timeout.into());
-                of.change = Some(Switch::Comparing { to, port, look, until, missing: Vec::new() });
+                let until = now + Duration::from_secs(of_hba.wanted.timeout.into());
+                of_hba.change = Some(Switch::Comparing { of, port, look, until, missing: Vec::new() });
                 Ok(())
             }
             Err(error) => {
                 let why = format!("there is no thread that looks what is behind it: {}", reason(&error));
                 self.leave(hba, port);
-                say(self.machine, hba, News::Activated(to, Some(why)))
+                say(self.machine, hba, of.done(Some(why)))
             }
         }
     }
 
     /// What the host has by the port with the other names: all goes over to it, once it sees all.
     pub(super) fn compare(&mut self, hba: usize, host: u32, seen: Option<&Glimpse>, now: Instant) {
-        let Some(of) = self.hbas.get_mut(hba) else { return };
-        let (Some(inventory), Some(own)) = (&mut of.inventory, &mut of.owned) else { return };
-        let to = match &mut of.change {
-            Some(Switch::Comparing { to, port, missing, .. }) if port.host == host => {
+        let Some(of_hba) = self.hbas.get_mut(hba) else { return };
+        let (Some(inventory), Some(own)) = (&mut of_hba.inventory, &mut of_hba.owned) else { return };
+        let is_fine = match &mut of_hba.change {
+            Some(Switch::Comparing { port, missing, .. }) if port.host == host => {
                 *missing = inventory.missing(seen.unwrap_or(&Glimpse::default()));
-                Some(*to).filter(|_| missing.is_empty())
+                missing.is_empty()
             }
-            _ => None,
+            _ => false,
         };
-        if let (Some(to), Some(seen)) = (to, seen)
-            && let Some(Switch::Comparing { port, look, .. }) = of.change.take()
+        if let Some(seen) = seen.filter(|_| is_fine)
+            && let Some(Switch::Comparing { of, port, look, .. }) = of_hba.change.take()
         {
-            inventory.move_to(to, seen, now);
-            of.look = Some(look);
+            inventory.move_to(of.to, seen, now);
+            of_hba.look = Some(look);
             let port = std::mem::replace(own, port);
-            of.change = Some(Switch::Moving { to, port });
+            of_hba.change = Some(Switch::Moving { of, port });
         }
     }
 
     /// The port with the other names does not see all in time: it goes again.
-    fn give_up(&mut self, hba: usize, to: Active, port: Owned, missing: Vec<String>) -> io::Result<()> {
+    fn give_up(&mut self, hba: usize, of: Request, port: Owned, missing: Vec<String>) -> io::Result<()> {
         let wwpn = port.names.wwpn;
         self.leave(hba, port);
         let more = missing.len().saturating_sub(1);
@@ -188,24 +206,24 @@ impl Process<'_> {
             "the port with its other names sees less: {what}; zone {wwpn}, and map the LUNs to it under the same numbers, as for the names \
              that it has"
         );
-        say(self.machine, hba, News::Activated(to, Some(why)))
+        say(self.machine, hba, of.done(Some(why)))
     }
 
     /// What has come to its end or its time.
     pub(super) fn end_changes(&mut self, now: Instant) -> io::Result<()> {
         for hba in 0..self.hbas.len() {
-            let Some(of) = self.hbas.get_mut(hba) else { continue };
-            let has_moved = of.inventory.as_ref().is_some_and(|inventory| inventory.has_moved());
-            match of.change.take() {
-                Some(Switch::Comparing { to, port, missing, until, .. }) if now >= until => {
-                    self.give_up(hba, to, port, missing)?;
+            let Some(of_hba) = self.hbas.get_mut(hba) else { continue };
+            let has_moved = of_hba.inventory.as_ref().is_some_and(Inventory::has_moved);
+            match of_hba.change.take() {
+                Some(Switch::Comparing { of, port, missing, until, .. }) if now >= until => {
+                    self.give_up(hba, of, port, missing)?;
                 }
-                Some(Switch::Moving { to, port }) if has_moved => {
-                    of.change = Some(Switch::Lingering { port, until: now + LINGER });
-                    say(self.machine, hba, News::Activated(to, None))?;
+                Some(Switch::Moving { of, port }) if has_moved => {
+                    of_hba.change = Some(Switch::Lingering { port, until: now + LINGER });
+                    say(self.machine, hba, of.done(None))?;
                 }
                 Some(Switch::Lingering { port, until }) if now >= until => self.leave(hba, port),
-                other => of.change = other,
+                other => of_hba.change = other,
             }
         }
         Ok(())

@@ -38,7 +38,7 @@ pub(super) fn plug(
             let calls = Calls {
                 ask: Box::new(move |number| look.at(number)),
                 refuse: Box::new(move |refused| refuses.refuse(refused)),
-                activate: Box::new(move |active| activates.activate(active)),
+                activate: Box::new(move |number, active| activates.activate(number, active)),
             };
             let port = VirtualPort::new(adapter, wanted, calls);
             adapter.join(Fabric::Host(port.clone()));

@@ -42,8 +42,8 @@ const START: Duration = Duration::from_secs(5);
 /// How long after `fast_io_fail_tmo` the process has to say what became of a port that is blocked: it may open units meanwhile.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// Has the process change the names of the port.
-pub(super) type Activate = Box<dyn Fn(Active) -> io::Result<()> + Send + Sync>;
+/// Has the process change the names of the port; the number comes back with what became of that.
+pub(super) type Activate = Box<dyn Fn(u64, Active) -> io::Result<()> + Send + Sync>;
 
 /// How a port reaches the process that has it.
 pub(super) struct Calls {
@@ -66,14 +66,28 @@ pub(super) struct VirtualPort {
     ask: Ask,
     /// Has the process change the names of the port.
     activate: Activate,
-    /// What the host has of it, once that is known; and of the port with its other names, while it changes to that.
-    port: Mutex<(Option<HostPort>, Option<HostPort>)>,
-    /// Who waits for other names.
-    waits: Mutex<Option<mpsc::Sender<Option<String>>>>,
+    port: Mutex<Known>,
+    waits: Mutex<Waits>,
     /// How long that takes at most.
     names_time: Duration,
     /// Lines of the process: an array can cause any number of them.
     warnings: Limiter,
+}
+
+/// What the host has of it.
+#[derive(Default)]
+struct Known {
+    port: Option<HostPort>,
+    /// The port with its other names, and the number of the request for which that is there.
+    other: Option<(u64, HostPort)>,
+}
+
+/// Who waits for other names.
+#[derive(Default)]
+struct Waits {
+    /// The number of the last request.
+    last: u64,
+    who: Option<(u64, mpsc::Sender<Option<String>>)>,
 }
 
 /// Who hears of changes.
@@ -94,8 +108,8 @@ impl VirtualPort {
     pub(super) fn new(adapter: &Arc<Adapter>, wanted: &config::VirtualPort, calls: Calls) -> Arc<Self> {
         let opener = Opener { read_only: wanted.allow == config::Allow::ReadOnly, bounce: wanted.bounce };
         let limit = Duration::from_secs(wanted.fast_io_fail_tmo.into()) + SILENCE;
-        // To be made, to see all, and until its units are there.
-        let names_time = 2 * Duration::from_secs(wanted.timeout.into()) + SILENCE;
+        // What is left of it is deleted, it is made and deleted again, or sees all and has its units.
+        let names_time = 2 * Duration::from_secs(wanted.timeout.into()) + SILENCE + 2 * fc::vport::DELETION;
         Self::with(adapter, Arc::new(opener), calls, limit, names_time)
     }
 
@@ -160,7 +174,7 @@ impl VirtualPort {
         let serve = move || {
             self.serve(&news);
             self.rescans.ended();
-            drop(lock(&self.waits).take());
+            drop(lock(&self.waits).who.take());
             if !self.adapter.is_over() {
                 // Commands that wait go on.
                 let view = self.blocked().ended();
@@ -217,17 +231,14 @@ impl VirtualPort {
             News::Heard => {}
             News::Looked(number) => self.rescans.looked(number),
             News::Port(port) => {
-                let mut known = lock(&self.port);
-                let place = if known.0.is_none() {
-                    tracing::info!("hba {hba}: its port is {port}");
-                    &mut known.0
-                } else {
-                    tracing::info!("hba {hba}: with its other names it has {port}");
-                    &mut known.1
-                };
-                *place = Some(*port);
+                tracing::info!("hba {hba}: its port is {port}");
+                lock(&self.port).port = Some(*port);
             }
-            News::Activated(active, why) => self.activated(active, why),
+            News::Other(number, port) => {
+                tracing::info!("hba {hba}: with its other names it has {port}");
+                lock(&self.port).other = Some((number, *port));
+            }
+            News::Activated(number, active, why) => self.activated(number, active, why),
             // They were heard on the way here.
             News::Waits(_) | News::Closed(..) => {}
             News::Warning(line) => match self.warnings.admit() {
@@ -241,20 +252,21 @@ impl VirtualPort {
 
     /// What the host has of it.
     pub(super) fn port(&self) -> Option<HostPort> {
-        lock(&self.port).0.clone()
+        lock(&self.port).port.clone()
     }
 
     /// Has the port log in with these of its names, and waits until all units are there by those. On a thread that may wait.
     pub(super) fn activate(&self, active: Active) -> Result<()> {
         let (tell, told) = mpsc::channel();
         let mut waits = lock(&self.waits);
-        ensure!(waits.is_none(), "its names are being changed already; try again in a moment");
+        ensure!(waits.who.is_none(), "its names are being changed already; try again in a moment");
+        let number = waits.last.wrapping_add(1);
         let ended = || {
             "the process that has its virtual port (vmm-fcport) has ended; see whether the kernel's log says why (dmesg), and start the \
              machine anew"
         };
-        (self.activate)(active).with_context(ended)?;
-        *waits = Some(tell);
+        (self.activate)(number, active).with_context(ended)?;
+        *waits = Waits { last: number, who: Some((number, tell)) };
         drop(waits);
         let result = match told.recv_timeout(self.names_time) {
             Ok(None) => Ok(()),
@@ -265,31 +277,32 @@ impl VirtualPort {
             )),
             Err(RecvTimeoutError::Disconnected) => Err(anyhow!(ended())),
         };
-        lock(&self.waits).take();
+        // By now another client may wait for another request.
+        lock(&self.waits).who.take_if(|(of, _)| *of == number);
         result
     }
 
-    /// It has these names now, or why it has not.
-    fn activated(&self, active: Active, why: Option<String>) {
+    /// What became of a request: it has these names now, or why it has not.
+    fn activated(&self, number: u64, active: Active, why: Option<String>) {
         let hba = &self.adapter.id;
         let mut known = lock(&self.port);
-        let other = known.1.take();
+        let other = known.other.take_if(|(of, _)| *of == number);
         match &why {
             None => {
-                if let Some(port) = other {
+                if let Some((_, port)) = other {
                     let (wwpn, vport) = (port.wwpn, &port.vport);
                     tracing::info!(
                         "hba {hba}: its port has its {} names now: {wwpn:016x} ({vport})",
                         which(active)
                     );
-                    known.0 = Some(port);
+                    known.port = Some(port);
                 }
             }
             Some(why) => tracing::warn!("hba {hba}: its port keeps the names that it has: {why}"),
         }
         drop(known);
-        if let Some(waits) = lock(&self.waits).take() {
-            let _ = waits.send(why);
+        if let Some((_, tell)) = lock(&self.waits).who.take_if(|(of, _)| *of == number) {
+            let _ = tell.send(why);
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Condvar, Weak};
 use std::time::Instant;
@@ -202,7 +203,7 @@ struct Bench {
     hba: Arc<Hba>,
     asked: mpsc::Receiver<u64>,
     refused: mpsc::Receiver<Refused>,
-    activates: mpsc::Receiver<Active>,
+    activates: mpsc::Receiver<(u64, Active)>,
 }
 
 impl Bench {
@@ -212,21 +213,26 @@ impl Bench {
 
     /// With a port that may be blocked for so long.
     fn with_limit(limit: Duration) -> Self {
+        Self::with_times(limit, LONG)
+    }
+
+    /// The same, whose names may take so long to change.
+    fn with_times(limit: Duration, names_time: Duration) -> Self {
         let thread = IoThread::start("test").unwrap();
         let space = Space::new(Control::new(0).unwrap());
         let (group, log) = (TargetGroup::default(), Arc::<Log>::default());
         let adapter = Arc::new(Adapter::new("fc0", HbaType::VirtioScsi, thread.remote(), &space, &group));
         let (ask, asked): (Sender<u64>, _) = mpsc::channel();
         let (refuse, refused): (Sender<Refused>, _) = mpsc::channel();
-        let (activate, activates): (Sender<Active>, _) = mpsc::channel();
+        let (activate, activates): (Sender<(u64, Active)>, _) = mpsc::channel();
         let calls = Calls {
             ask: Box::new(move |number| ask.send(number).unwrap()),
             refuse: Box::new(move |one| refuse.send(one).unwrap()),
-            activate: Box::new(move |active| {
-                activate.send(active).map_err(|_| io::ErrorKind::BrokenPipe.into())
+            activate: Box::new(move |number, active| {
+                activate.send((number, active)).map_err(|_| io::ErrorKind::BrokenPipe.into())
             }),
         };
-        let port = VirtualPort::with(&adapter, Arc::new(Fakes(log.clone())), calls, limit, LONG);
+        let port = VirtualPort::with(&adapter, Arc::new(Fakes(log.clone())), calls, limit, names_time);
         adapter.join(crate::machine::adapter::Fabric::Host(port.clone()));
         let (nexuses, weak) = (Mutex::default(), Mutex::new(Arc::downgrade(&port)));
         let hba = Arc::new(Hba { log: log.clone(), nexuses, port: weak });
@@ -676,33 +682,90 @@ fn the_port_that_the_host_has_is_shown() {
     assert_eq!(bench.adapter.host_port(), Some(port));
 }
 
+/// The port with the other names.
+fn second_port() -> HostPort {
+    HostPort { wwpn: 7, vport: "vport-5:0-4".into(), host: 12, ..host_port() }
+}
+
 /// Who has asked for other names hears what became of that, in the words of the process.
 #[test]
 fn other_names_are_waited_for() {
     let bench = Bench::new();
-    let second = HostPort { wwpn: 7, vport: "vport-5:0-4".into(), host: 12, ..host_port() };
     bench.port.take(News::Port(Box::new(host_port())));
-    let asks = |names, answers: Vec<News>| {
-        let asked = || {
-            assert_eq!(bench.activates.recv_timeout(LONG).unwrap(), names);
-            answers.into_iter().for_each(|news| bench.port.take(news));
-        };
+    let asks = |names, answers: &dyn Fn(u64) -> Vec<News>| {
         std::thread::scope(|scope| {
             let waits = scope.spawn(|| bench.adapter.set_names(names).map_err(|error| format!("{error:#}")));
-            asked();
+            let (number, asked) = bench.activates.recv_timeout(LONG).unwrap();
+            assert_eq!(asked, names);
+            answers(number).into_iter().for_each(|news| bench.port.take(news));
             waits.join().unwrap()
         })
     };
-    let port = || News::Port(Box::new(second.clone()));
-    let fails = vec![port(), News::Activated(Active::Secondary, Some("it sees less".into()))];
-    assert_eq!(asks(Active::Secondary, fails), Err("hba fc0: it sees less".into()));
+    let other = |number| News::Other(number, Box::new(second_port()));
+    let less = || Some("it sees less".into());
+    let fails = |number| vec![other(number), News::Activated(number, Active::Secondary, less())];
+    assert_eq!(asks(Active::Secondary, &fails), Err("hba fc0: it sees less".into()));
     assert_eq!(bench.adapter.host_port(), Some(host_port()));
-    let goes = vec![port(), News::Activated(Active::Secondary, None)];
-    assert_eq!(asks(Active::Secondary, goes), Ok(()));
-    assert_eq!(bench.adapter.host_port(), Some(second.clone()));
+    let has = |number| vec![News::Activated(number, Active::Secondary, None)];
+    let goes = |number| vec![other(number), News::Activated(number, Active::Secondary, None)];
+    assert_eq!(asks(Active::Secondary, &goes), Ok(()));
+    assert_eq!(bench.adapter.host_port(), Some(second_port()));
     // It has them already.
-    assert_eq!(asks(Active::Secondary, vec![News::Activated(Active::Secondary, None)]), Ok(()));
-    assert_eq!(bench.adapter.host_port(), Some(second));
+    assert_eq!(asks(Active::Secondary, &has), Ok(()));
+    assert_eq!(bench.adapter.host_port(), Some(second_port()));
+}
+
+/// What became of a request that nobody waits for any more is nobody else's answer, and the port is known all the same.
+#[test]
+fn a_late_answer_is_not_taken_for_another_one() {
+    let bench = Bench::with_times(LONG, Duration::from_secs(2));
+    bench.port.take(News::Port(Box::new(host_port())));
+    let asks = |names| bench.adapter.set_names(names).map_err(|error| format!("{error:#}"));
+    let late = asks(Active::Secondary).unwrap_err();
+    assert!(late.contains("nothing was heard of its other names within 2 s"), "{late}");
+    let (first, _) = bench.activates.recv_timeout(LONG).unwrap();
+    bench.port.take(News::Other(first, Box::new(second_port())));
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| asks(Active::Primary));
+        let (number, _) = bench.activates.recv_timeout(LONG).unwrap();
+        assert_ne!(number, first);
+        // One that was refused meanwhile, and then what is late.
+        bench.port.take(News::Activated(77, Active::Primary, Some("it is changing its names".into())));
+        bench.port.take(News::Activated(first, Active::Secondary, None));
+        assert_eq!(bench.adapter.host_port(), Some(second_port()));
+        bench.port.take(News::Activated(number, Active::Primary, Some("not now".into())));
+        assert_eq!(waits.join().unwrap(), Err("hba fc0: not now".into()));
+    });
+}
+
+#[test]
+fn clients_that_ask_in_turn_hear_each_of_its_own() {
+    let bench = Bench::new();
+    let (hears, ended) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        let client = || {
+            for _ in 0..2000 {
+                match bench.port.activate(Active::Secondary) {
+                    Ok(()) => hears.fetch_add(1, Ordering::Relaxed),
+                    Err(error) if error.to_string().contains("being changed already") => continue,
+                    Err(error) => {
+                        println!("{error:#}");
+                        ended.fetch_add(1, Ordering::Relaxed)
+                    }
+                };
+            }
+        };
+        let clients = [scope.spawn(client), scope.spawn(client)];
+        let mut answered = 0;
+        while clients.iter().any(|client| !client.is_finished()) {
+            if let Ok((number, names)) = bench.activates.recv_timeout(Duration::from_millis(1)) {
+                bench.port.take(News::Activated(number, names, None));
+                answered += 1;
+            }
+        }
+        assert_eq!(hears.load(Ordering::Relaxed), answered);
+    });
+    assert_eq!(ended.load(Ordering::Relaxed), 0);
 }
 
 /// An array can have the process say any number of them.
