@@ -5,6 +5,7 @@
 //!    |-- choose   on which port, by the rules that users of libvirt know
 //!    |-- names    which names are fit for a new port; made once, stored, and never anew
 //!    |-- state    what is stored: definitions, and whose a virtual port is (record)
+//!    |-- allowed  which names somebody else may choose
 //!    |-- process  whether a process is still there
 //!    |-- targets  what is stored of a machine: the numbers of its targets
 //!   model        hosts, virtual ports, remote ports and logical units, as the kernel shows them
@@ -18,6 +19,7 @@
 //! normal, for devices go while one looks.
 
 pub mod address;
+pub mod allowed;
 pub mod choose;
 pub mod glimpse;
 pub mod model;

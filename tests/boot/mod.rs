@@ -19,6 +19,7 @@ mod fc_paths;
 mod fc_rules;
 mod fc_scale;
 mod fc_tool;
+mod fc_vport;
 mod firmware;
 mod flush;
 mod generic;
@@ -189,6 +190,7 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "fc-module-plain", run: fc_module::plain },
     Test { name: "fc-module-fabric", run: fc_module_fabric::fabric },
     Test { name: "fc-names", run: fc_names::names },
+    Test { name: "fc-vport", run: fc_vport::vport },
     Test { name: "fc-killed", run: fc_machine::killed },
     Test { name: "fc-cluster", run: fc_paths::cluster },
     Test { name: "fc-paths", run: fc_paths::multipath },

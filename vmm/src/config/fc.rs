@@ -1,5 +1,6 @@
 //! `[hba.fc]`: the Fibre Channel port of an HBA, a virtual one of the host or one on an emulated fabric.
 
+use fc::allowed::{Allowed, Ranges};
 use fc::choose::Rules;
 use fc::names::{Known, Names};
 use fc::{Wwn, state};
@@ -13,6 +14,8 @@ use super::types::{Allow, Controller, Hba, HbaType, Passthrough, VirtioInterface
 const FAST_IO_FAIL: u32 = 5;
 /// The shortest time after which a driver gives up a port of its own accord: that of lpfc (`lpfc_devloss_tmo`).
 const DEV_LOSS: u32 = 30;
+/// How many ports of its own a guest may have that may have some, unless something else is said.
+const VPORTS: u16 = 4;
 /// Seconds that the start waits for the fabric, unless something else is said.
 const TIMEOUT: u32 = 30;
 
@@ -51,6 +54,8 @@ pub struct EmulatedPort {
     pub names: Option<Names>,
     /// Other names, which it logs in with when it is told to.
     pub secondary: Option<Names>,
+    /// Ports that the guest may create.
+    pub vports: Option<Allowed>,
     /// How many remote ports there are: targets 0 and on.
     pub ports: u8,
 }
@@ -66,6 +71,8 @@ pub struct VirtualPort {
     pub any_oui: bool,
     /// Other names, which it logs in with when it is told to.
     pub secondary: Option<Names>,
+    /// Ports that the guest may create.
+    pub vports: Option<Allowed>,
     /// Seconds until the host gives up a remote port that is lost; `None` for what its driver has.
     pub dev_loss_tmo: Option<u32>,
     /// Seconds until commands to a remote port that is lost fail.
@@ -102,6 +109,16 @@ impl Fc {
     }
 }
 
+impl Fc {
+    /// Ports that the guest may create.
+    fn vports(&self) -> Option<&Allowed> {
+        match self {
+            Self::Emulated(port) => port.vports.as_ref(),
+            Self::Virtual(port) => port.vports.as_ref(),
+        }
+    }
+}
+
 impl Hba {
     /// The virtual port of the host that it has.
     pub fn virtual_port(&self) -> Option<&VirtualPort> {
@@ -134,9 +151,11 @@ pub(super) fn fc(hba: &Section<'_>, kind: HbaType, errors: &mut Errors) -> Optio
         let reason = "is the first name of the port as well; expected another one, or none";
         section.reject("secondary_wwpn", reason, errors);
     }
+    let vports = vports(section, any_oui, errors);
     if emulated {
         section.meaningless(&HOST_KEYS, "with emulated = true", errors);
-        return Some(Fc::Emulated(EmulatedPort { names, secondary, ports: ports(hba, section, errors) }));
+        let ports = ports(hba, section, errors);
+        return Some(Fc::Emulated(EmulatedPort { names, secondary, vports, ports }));
     }
     section.meaningless(&EMULATED_KEYS, "without emulated = true", errors);
     if let Some(lun) = hba.sections("lun").first() {
@@ -150,6 +169,7 @@ pub(super) fn fc(hba: &Section<'_>, kind: HbaType, errors: &mut Errors) -> Optio
         names,
         any_oui,
         secondary,
+        vports,
         dev_loss_tmo,
         fast_io_fail_tmo,
         luns: luns(section, errors),
@@ -189,6 +209,35 @@ fn names(
         section.reject(key, &reason, errors);
     }
     Some(names)
+}
+
+/// What the guest may create, by names that are fit for a port.
+fn vports(section: &Section<'_>, any_oui: bool, errors: &mut Errors) -> Option<Allowed> {
+    let Some(text) = section.text("vport_names") else {
+        if section.written("vports").is_some() {
+            let reason =
+                "the guest may create no port as long as it may have no name; expected `vport_names` as well";
+            section.reject("vports", reason, errors);
+        }
+        return None;
+    };
+    let Ok(names) = text.parse::<Ranges>() else {
+        let hint = "expected names and ranges of names such as \"2100020000000001, 2100020000000100-21000200000001ff\"";
+        section.refuse("vport_names", hint, errors);
+        return None;
+    };
+    // Both ends are of one company where the range is no mistake.
+    for name in names.iter().flat_map(|(from, to)| [from, to]) {
+        // As that of a port, beside a node that is fit.
+        let both = Names { wwnn: Wwn::new(name.bits() ^ 1), wwpn: name };
+        if let Err(unfit) = both.check(&Known::default(), any_oui) {
+            let reason = unfit.to_string().replace("--any-oui", "any_oui = true");
+            section.reject("vport_names", &reason.replacen("WWNN ", "", 1).replacen("WWPN ", "", 1), errors);
+            break;
+        }
+    }
+    let most = section.integer("vports").and_then(|most| u16::try_from(most).ok()).unwrap_or(VPORTS);
+    Some(Allowed { most, names })
 }
 
 fn rules(section: &Section<'_>, errors: &mut Errors) -> Rules {
@@ -310,6 +359,19 @@ pub(super) fn check(
                      the same port and data; expected `name` in [vm], or `wwnn` and `wwpn` here"
                 );
                 errors.add(&section.origin, message);
+            }
+        }
+        let all = ports.iter().flat_map(|(section, _, fc)| {
+            let both = [fc.names(), fc.secondary()].into_iter().flatten();
+            both.map(move |names| (names.wwpn, section))
+        });
+        for (wwpn, of) in all {
+            if fc.vports().is_some_and(|allowed| allowed.names.has(wwpn)) {
+                let reason = format!(
+                    "has {wwpn} in it, which the [hba.fc] {} has for its own port; expected a list without it",
+                    place(&of.origin)
+                );
+                section.reject("vport_names", &reason, errors);
             }
         }
         for (key, name) in [("wwpn", fc.names()), ("secondary_wwpn", fc.secondary())] {

@@ -225,6 +225,8 @@ const FC: &[Key] = &[
     key("wwpn", Kind::PortName, Built),
     key("secondary_wwnn", Kind::PortName, Built),
     key("secondary_wwpn", Kind::PortName, Built),
+    key("vports", Kind::Integer(1, 64), Built),
+    key("vport_names", Kind::Text(1), Built),
     key("any_oui", Kind::Bool, Built),
     // The most that scsi_transport_fc of Linux has ("infinity"), and SCSI_DEVICE_BLOCK_MAX_TIMEOUT.
     key("dev_loss_tmo", Kind::Integer(1, 0x7fff_ffff), Built),

@@ -80,13 +80,14 @@ fn has_ended(machine: &mut UnixStream) -> bool {
     }
 }
 
-/// Whose the ports with the names of an HBA are, of those that are somebody's. What cannot be read is said when the port is made. That with
-/// the other names is looked at if it is of this machine: it may have ended with them.
+/// Whose the ports with the names of an HBA are, of those that are somebody's. What cannot be read is said when the port is made. Those with
+/// other names are looked at if they are of this machine: it may have ended with its second names, and with ports that its guest had created.
 fn records(wanted: &Wanted, store: &Store) -> Vec<Record> {
-    let of = |wwpn| store.record_of(wwpn).ok().flatten();
-    let other = Some(wanted.secondary.wwpn).filter(|wwpn| *wwpn != 0).map(Wwn::new);
-    let other = other.and_then(of).filter(|record| record.owner == wanted.owner);
-    wwpn(wanted, store).and_then(of).into_iter().chain(other).collect()
+    let own = wwpn(wanted, store).and_then(|wwpn| store.record_of(wwpn).ok().flatten());
+    let first = own.as_ref().map(|record| record.wwpn);
+    let all = store.records().unwrap_or_default().into_iter().flatten();
+    let others = all.filter(|record| record.owner == wanted.owner && Some(record.wwpn) != first);
+    own.into_iter().chain(others).collect()
 }
 
 fn wwpn(wanted: &Wanted, store: &Store) -> Option<Wwn> {

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use devices::threads::{self, Kind};
-use hba_virtio_scsi::fc::Active;
+use hba_virtio_scsi::fc::{Active, Names};
 
 use super::message::{self, LENGTH, REFUSED};
-use super::{HostPort, News, Origin, Refused, Wanted, process};
+use super::{HostPort, News, Origin, Refused, Wanted, place, process};
 use crate::config::{Sandbox, reason};
 use crate::keeper::sys;
 use crate::machine::receive;
@@ -233,11 +233,12 @@ impl Link {
                     "a logical unit of a Fibre Channel port cannot be taken: this process may have no more files open (LimitNOFILE= of \
                      its service, or ulimit -n); it is tried again"
                 );
-                if let Some((hba, refused)) = bytes.get(..len).and_then(message::without_files) {
-                    self.refuse(hba, refused);
+                if let Some((slot, refused)) = bytes.get(..len).and_then(message::without_files) {
+                    self.refuse(place(self.names.len(), slot).0, refused);
                 }
                 continue;
             };
+            let (hba, vport) = place(self.names.len(), hba);
             match &news {
                 News::Heard => {
                     self.heard(hba);
@@ -249,7 +250,7 @@ impl Link {
                     }
                     self.looked(hba, *number);
                 }
-                News::Failed(why) => drop(begun.send((hba, Begun::No(why.clone())))),
+                News::Failed(why) if vport == 0 => drop(begun.send((hba, Begun::No(why.clone())))),
                 News::Port(port) | News::Other(_, port) if port.origin == Origin::Made => {
                     let of = (hba, port.wwpn);
                     self.note(|known| {
@@ -272,10 +273,13 @@ impl Link {
                             known.made.remove(&(hba, *wwpn));
                         }
                     });
-                    continue;
+                    if vport == 0 {
+                        continue;
+                    }
                 }
                 _ => {}
             }
+            let news = if vport == 0 { news } else { News::Of(vport, Box::new(news)) };
             if let Some(sender) = senders.get(hba)
                 && let Err(mpsc::SendError(news)) = sender.send(news)
             {
@@ -360,6 +364,23 @@ impl Look {
     /// The process has ended.
     pub fn activate(&self, number: u64, active: Active) -> io::Result<()> {
         (&self.link.socket).write(&message::activate(self.hba, number, active)).map(drop)
+    }
+
+    /// Has a port created that the guest wants, by a number from 1 on that no other one has; [`News::Of`] says what becomes of it. On any
+    /// thread; it waits for nothing.
+    ///
+    /// # Errors
+    /// The process has ended.
+    pub fn create(&self, vport: u16, names: Names) -> io::Result<()> {
+        (&self.link.socket).write(&message::create(self.hba, vport, names)).map(drop)
+    }
+
+    /// Has that deleted: [`News::Closed`] of it says when that is done.
+    ///
+    /// # Errors
+    /// The process has ended.
+    pub fn delete(&self, vport: u16) -> io::Result<()> {
+        (&self.link.socket).write(&message::delete(self.hba, vport)).map(drop)
     }
 
     /// Says that a unit was not taken, as it was told of: it is told of again, later. On any thread; it waits for nothing.

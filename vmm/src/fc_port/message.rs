@@ -6,8 +6,9 @@ use std::os::fd::OwnedFd;
 
 use devices::scsi::generic::Allow;
 use fc::Wwn;
+use fc::allowed::Allowed;
 use fc::choose::Rules;
-use hba_virtio_scsi::fc::{Active, LocalPort, Names, PortState, RemotePort, RemoteState, View};
+use hba_virtio_scsi::fc::{Active, LocalPort, Names, PortState, RemotePort, RemoteState, View, VportRefusal};
 
 use super::{HostPort, Lun, News, Origin, Passthrough, Refused, UnitNews, Wanted};
 use crate::keeper::text::{self, BOOLS, Reader, Writer, word};
@@ -33,6 +34,10 @@ pub(super) enum Order {
     Refused(usize, Vec<Refused>),
     /// To log in with these of its names: a request with a number.
     Activate(usize, u64, Active),
+    /// To create a port of the guest's, with this number and these names.
+    Create(usize, u16, Names),
+    /// To delete it.
+    Delete(usize, u16),
     /// The machine ends.
     End,
 }
@@ -41,6 +46,13 @@ const PASSTHROUGHS: [(Passthrough, &str); 2] =
     [(Passthrough::Block, "block"), (Passthrough::Generic, "generic")];
 const ACTIVES: [(Active, &str); 3] =
     [(Active::None, "none"), (Active::Primary, "primary"), (Active::Secondary, "secondary")];
+const REFUSALS: [(VportRefusal, &str); 5] = [
+    (VportRefusal::NotAllowed, "not allowed"),
+    (VportRefusal::InUse, "in use"),
+    (VportRefusal::NoRoom, "no room"),
+    (VportRefusal::Failed, "failed"),
+    (VportRefusal::Unknown, "unknown"),
+];
 const STATES: [(PortState, &str); 7] = [
     (PortState::Unknown, "unknown"),
     (PortState::NotPresent, "not present"),
@@ -57,6 +69,8 @@ const REMOTES: [(RemoteState, &str); 3] =
 pub(super) fn wanted(wanted: &Wanted) -> Option<Vec<u8>> {
     let Rules { parent, parent_wwnn, parent_wwpn, parent_fabric } = &wanted.rules;
     let bits = |wwn: &Option<Wwn>| wwn.map(Wwn::bits);
+    let names = wanted.vports.iter().flat_map(|allowed| allowed.names.iter());
+    let allowed: Vec<_> = names.map(|(from, to)| (from.bits(), to.bits())).collect();
     let writer = Writer::default()
         .text("wanted")
         .text(&wanted.hba)
@@ -71,6 +85,8 @@ pub(super) fn wanted(wanted: &Wanted) -> Option<Vec<u8>> {
         .text(word(&BOOLS, &wanted.any_oui))
         .text(wanted.secondary.wwnn)
         .text(wanted.secondary.wwpn)
+        .maybe(wanted.vports.as_ref().map(|allowed| allowed.most.into()))
+        .each(&allowed, |(from, to)| format!("{from}-{to}"))
         .maybe(wanted.dev_loss_tmo.map(u64::from))
         .text(wanted.fast_io_fail_tmo)
         .each(&wanted.luns, |(from, to)| format!("{from}-{to}"))
@@ -118,6 +134,16 @@ pub(super) fn activate(hba: usize, number: u64, active: Active) -> Vec<u8> {
     Writer::default().text("activate").text(hba).text(number).text(word(&ACTIVES, &active)).0
 }
 
+/// To create a port of the guest's.
+pub(super) fn create(hba: usize, vport: u16, names: Names) -> Vec<u8> {
+    Writer::default().text("create").text(hba).text(vport).text(names.wwnn).text(names.wwpn).0
+}
+
+/// To delete it.
+pub(super) fn delete(hba: usize, vport: u16) -> Vec<u8> {
+    Writer::default().text("delete").text(hba).text(vport).0
+}
+
 /// The machine ends.
 pub(super) fn end() -> Vec<u8> {
     Writer::default().text("end").0
@@ -132,6 +158,11 @@ pub(super) fn read_order(message: &[u8]) -> Option<Order> {
         "look" => Order::Look(reader.number()?, reader.number()?),
         "refused" => Order::Refused(reader.number()?, reader.each(|reader| read_refused(reader.text()?))?),
         "activate" => Order::Activate(reader.number()?, reader.number()?, reader.one_of(&ACTIVES)?),
+        "create" => {
+            let (hba, vport) = (reader.number()?, reader.number()?);
+            Order::Create(hba, vport, Names { wwnn: reader.number()?, wwpn: reader.number()? })
+        }
+        "delete" => Order::Delete(reader.number()?, reader.number()?),
         "end" => Order::End,
         _ => return None,
     };
@@ -156,18 +187,25 @@ fn read_wanted(reader: &mut Reader<'_>) -> Option<Wanted> {
         names: wwnn.zip(wwpn),
         any_oui: reader.one_of(&BOOLS)?,
         secondary: Names { wwnn: reader.number()?, wwpn: reader.number()? },
+        vports: {
+            let (most, names) = (reader.maybe::<u16>()?, reader.each(read_range)?);
+            let names = names.into_iter().map(|(from, to)| (Wwn::new(from), Wwn::new(to))).collect();
+            most.map(|most| Allowed { most, names })
+        },
         dev_loss_tmo: reader.maybe()?,
         fast_io_fail_tmo: reader.number()?,
-        luns: reader.each(|reader| {
-            let (from, to) = reader.text()?.split_once('-')?;
-            Some((from.parse().ok()?, to.parse().ok()?))
-        })?,
+        luns: reader.each(read_range)?,
         passthrough: reader.one_of(&PASSTHROUGHS)?,
         allow: Allow::named(reader.text()?)?,
         bounce: reader.one_of(&BOOLS)?,
         shared: reader.one_of(&BOOLS)?,
         timeout: reader.number()?,
     })
+}
+
+fn read_range(reader: &mut Reader<'_>) -> Option<(u64, u64)> {
+    let (from, to) = reader.text()?.split_once('-')?;
+    Some((from.parse().ok()?, to.parse().ok()?))
 }
 
 /// What the process tells of an HBA, with the files that go with it.
@@ -194,6 +232,11 @@ pub(super) fn news(hba: usize, news: News) -> (Vec<u8>, Vec<OwnedFd>) {
             let (kind, why) = why.map_or(("activated", String::new()), |why| ("not activated", why));
             writer(kind).text(number).text(word(&ACTIVES, &active)).text(cut(why)).0
         }
+        News::NotCreated(refusal, why) => {
+            writer("not created").text(word(&REFUSALS, &refusal)).text(cut(why)).0
+        }
+        // Whose news they are the number of the port says.
+        News::Of(_, news) => return self::news(hba, *news),
         News::Warning(text) => line("warning", text),
         News::Failed(text) => line("failed", text),
         News::Unit(target, lun, UnitNews::Doubted) => unit("doubted", target, lun).0,
@@ -239,6 +282,7 @@ pub(super) fn read_news(message: &[u8], files: Vec<OwnedFd>) -> Option<(usize, N
             let (number, active, why) = (reader.number()?, reader.one_of(&ACTIVES)?, reader.string()?);
             News::Activated(number, active, (kind == "not activated").then_some(why))
         }
+        "not created" => News::NotCreated(reader.one_of(&REFUSALS)?, reader.string()?),
         "warning" => News::Warning(reader.string()?),
         "failed" => News::Failed(reader.string()?),
         "doubted" => unit(&|_| Some(UnitNews::Doubted))?,

@@ -11,6 +11,7 @@ pub(in crate::fc_port) fn example() -> Wanted {
         names: Some((Wwn::new(0x2000_0212_3456_789a), Wwn::new(0x2100_0212_3456_789a))),
         any_oui: true,
         secondary: Names { wwnn: 1, wwpn: 2 },
+        vports: Some(Allowed { most: 3, names: "2100020000000001-2100020000000009".parse().unwrap() }),
         dev_loss_tmo: Some(60),
         fast_io_fail_tmo: 5,
         luns: vec![(0, 5), (27, u64::MAX)],
@@ -98,6 +99,8 @@ fn orders() -> Vec<Vec<u8>> {
         look(3, u64::MAX),
         refused(3, &all_refused()),
         activate(2, u64::MAX, Active::Secondary),
+        create(1, 64, Names { wwnn: 1, wwpn: u64::MAX }),
+        delete(0, 1),
         end(),
     ]
 }
@@ -125,6 +128,7 @@ fn all_news() -> Vec<News> {
         News::Looked(u64::MAX),
         News::Warning("no \u{e4}".into()),
         News::Failed("because".into()),
+        News::NotCreated(VportRefusal::InUse, "somebody has it".into()),
         unit(UnitNews::Doubted),
         unit(UnitNews::Trusted),
         unit(UnitNews::Lost),

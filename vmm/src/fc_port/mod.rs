@@ -7,12 +7,13 @@
 //! ```
 //! [`FcPorts::start`] before the first thread and the sandbox; [`FcPorts::begin`] on the main thread, before the guest runs; then each
 //! [`Port`] is its HBA's; [`Process::close`] at the machine's regular end. In the process itself: what `former` lives have left, then the
-//! sandbox, then the ports (`owned`), what is behind them (`inventory`), and how one changes its names (`switch`).
+//! sandbox, then the ports (`owned`), what is behind them (`inventory`), how one changes its names (`switch`), and ports that guests create (`nested`).
 
 mod former;
 mod inventory;
 mod machine;
 mod message;
+mod nested;
 mod news;
 mod owned;
 mod process;
@@ -25,8 +26,12 @@ pub use machine::{FcPorts, Look, Port, Process, REMOVAL};
 pub use news::{HostPort, Lun, News, Origin, Refused, UnitNews};
 
 use fc::Wwn;
+use fc::allowed::Allowed;
 use fc::choose::Rules;
 use hba_virtio_scsi::fc::Names;
+
+#[cfg(test)]
+pub(crate) use message::tests::host_port as tests_host_port;
 
 /// How logical units behind a port are shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,6 +58,8 @@ pub struct Wanted {
     pub any_oui: bool,
     /// Other names, which it logs in with when it is told to.
     pub secondary: Names,
+    /// Ports that the guest may create besides.
+    pub vports: Option<Allowed>,
     /// Seconds until a remote port that is lost is given up; the driver's own where there are none.
     pub dev_loss_tmo: Option<u32>,
     /// Seconds until commands to a remote port that is lost fail.
@@ -70,4 +77,26 @@ pub struct Wanted {
     pub shared: bool,
     /// How long the start waits for the fabric, in seconds.
     pub timeout: u32,
+}
+
+/// Ports that the guest of one HBA may create at most ([`crate::config`] has no more).
+const VPORTS: usize = 64;
+
+/// Ports by numbers of one kind: first those of `hbas` HBAs, then those that the guest has created at the first one, at the second, and so on.
+/// `None` of what no port can be.
+fn slot(hbas: usize, hba: usize, vport: u16) -> Option<usize> {
+    match usize::from(vport) {
+        _ if hba >= hbas => None,
+        0 => Some(hba),
+        vport @ 1..=VPORTS => Some(hbas + hba * VPORTS + vport - 1),
+        _ => None,
+    }
+}
+
+/// The HBA, and the port there: 0 is its own.
+fn place(hbas: usize, slot: usize) -> (usize, u16) {
+    match slot.checked_sub(hbas) {
+        Some(at) => (at / VPORTS, (at % VPORTS + 1) as u16),
+        None => (slot, 0),
+    }
 }

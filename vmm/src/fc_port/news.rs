@@ -3,7 +3,7 @@
 use std::fmt;
 
 use devices::scsi::generic::Arrival;
-use hba_virtio_scsi::fc::{Active, View};
+use hba_virtio_scsi::fc::{Active, View, VportRefusal};
 
 /// A logical unit number as the target port reports it (SAM-6, 4.7).
 pub type Lun = [u8; 8];
@@ -31,6 +31,10 @@ pub enum News {
     Other(u64, Box<HostPort>),
     /// What became of the request of this number: it has these names now, or keeps those that it has, and why.
     Activated(u64, Active, Option<String>),
+    /// The guest does not get a port that it wanted to create: a line without the name of the HBA.
+    NotCreated(VportRefusal, String),
+    /// Of the port that the guest has created with this number.
+    Of(u16, Box<News>),
     /// Something that the operator should read: a line without the name of the HBA.
     Warning(String),
     /// The port does not come: why, and what to do. The start fails.

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use fc::model::{Host, San, Vport, VportState};
-use fc::names::{Names, random};
+use fc::names::{Names, Unfit, random};
 use fc::state::{Definition, Life, Record, StateError, Store};
 use fc::vport::{CreateError, Kernel, Pause, Ports, Request};
 use fc::{Roots, Wwn};
+
+use hba_virtio_scsi::fc::VportRefusal;
 
 use super::{HostPort, Origin, Wanted};
 
@@ -67,6 +69,50 @@ pub(super) fn own<K: Kernel>(
     Ok(Owned { vport: vport.name, host, names, origin: Origin::Made, named: new })
 }
 
+/// Why a port that a guest wants is not made: for the guest, and for the operator in one line.
+pub(super) type NotMade = (VportRefusal, String);
+
+/// Makes the port that a guest wants, and waits until the fabric has it. What is there stays whose it is.
+///
+/// # Errors
+/// Why there is none; then nothing is left of it, or the line says what is.
+pub(super) fn make<K: Kernel>(
+    wanted: &Wanted,
+    roots: &Roots,
+    store: &Store,
+    kernel: K,
+) -> Result<Owned, NotMade> {
+    let Some((wwnn, wwpn)) = wanted.names else {
+        return Err((VportRefusal::Failed, "it has no names".into()));
+    };
+    let names = Names { wwnn, wwpn };
+    let request = Request {
+        wanted: wanted.rules.wanted(),
+        names,
+        // Those of definitions are promised to others, whoever knows both of them.
+        definition: Some(""),
+        // The operator has listed it.
+        any_oui: true,
+        deadline: Duration::from_secs(wanted.timeout.into()),
+        owner: Some(&wanted.owner),
+    };
+    let made = Ports::new(roots, store, kernel).create_in_time(&request);
+    let vport = made.map_err(|error| (refusal(&error), error.to_string()))?;
+    let host = vport.host.ok_or_else(|| (VportRefusal::Failed, format!("{} has no host", vport.name)))?;
+    Ok(Owned { vport: vport.name, host, names, origin: Origin::Made, named: false })
+}
+
+fn refusal(error: &CreateError) -> VportRefusal {
+    match error {
+        CreateError::Names(Unfit::Taken(..) | Unfit::LoggedIn(..)) => VportRefusal::InUse,
+        CreateError::Owned { .. } | CreateError::Unclear { .. } => VportRefusal::InUse,
+        CreateError::Names(_) => VportRefusal::NotAllowed,
+        CreateError::Port(_) => VportRefusal::NoRoom,
+        CreateError::Left { error, .. } => refusal(error),
+        _ => VportRefusal::Failed,
+    }
+}
+
 impl Owned {
     /// What the operator wants to know of it.
     pub(super) fn shown(&self, roots: &Roots) -> HostPort {
@@ -103,15 +149,18 @@ pub(super) fn disown<K: Kernel>(
     deleted.map_err(|error| error.to_string())
 }
 
-/// The name of a port of which something is left, and which this process has not got, unlike `has`: what was written down of it stays as
+/// The name of a port of which something is left, and which this process has not got, unlike `had`: what was written down of it stays as
 /// long as it does.
-pub(super) fn left(wanted: &Wanted, has: Option<&Owned>, store: &Store) -> Option<Wwn> {
+pub(super) fn left<'a>(
+    wanted: &Wanted,
+    had: impl IntoIterator<Item = &'a Owned>,
+    store: &Store,
+) -> Option<Wwn> {
     let own = std::process::id();
+    let had: Vec<Wwn> = had.into_iter().map(|owned| owned.names.wwpn).collect();
     let mut all = store.records().unwrap_or_default().into_iter().flatten();
-    let is_left = |record: &Record| {
-        let is_had = has.is_some_and(|owned| owned.names.wwpn == record.wwpn);
-        record.pid == own && record.owner == wanted.owner && !is_had
-    };
+    let is_left =
+        |record: &Record| record.pid == own && record.owner == wanted.owner && !had.contains(&record.wwpn);
     all.find(is_left).map(|record| record.wwpn)
 }
 

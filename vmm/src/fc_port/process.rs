@@ -19,12 +19,13 @@ use fc::watch::{Change, Source, Watch};
 use hba_virtio_scsi::fc::Names;
 
 use super::former::{self, Settled};
-use super::inventory::{Done, Inventory, Job, Opened, Order};
+use super::inventory::{Done, Inventory, Job, Opened, Order, Space};
 use super::message::{self, LENGTH};
-use super::owned::{self, Owned};
+use super::nested::Vport;
+use super::owned::{self, NotMade, Owned};
 use super::switch::{Request, Switch};
 use super::work::{self, Tell};
-use super::{News, Wanted};
+use super::{News, VPORTS, Wanted};
 use crate::config::{Sandbox, reason};
 use crate::jail;
 use crate::keeper::sys::{self, Ends};
@@ -46,6 +47,10 @@ pub(super) enum Event {
     Other(usize, Result<Owned, String>),
     /// One that another has followed is deleted, or why not.
     Left(usize, u64, Result<(), String>),
+    /// What has become of a port that a guest creates.
+    Created(usize, Result<Owned, NotMade>),
+    /// One of these is deleted, or why not.
+    Deleted(usize, u64, Result<(), String>),
     /// A job at a target is over.
     Done(usize, u8, Job, Done),
     /// A device was opened, or not.
@@ -54,14 +59,23 @@ pub(super) enum Event {
     Change(Change),
 }
 
-/// An HBA.
+/// A port: an HBA's own, or one that its guest may create.
 pub(super) struct Hba {
     pub(super) wanted: Wanted,
     pub(super) owned: Option<Owned>,
     /// It is changing its names.
     pub(super) change: Option<Switch>,
     /// It is known what becomes of its port.
-    settled: bool,
+    pub(super) settled: bool,
+    /// How it is, of one that a guest may create.
+    pub(super) vport: Vport,
+    /// The numbers of its targets, and of those behind the ports that its guest has created.
+    pub(super) space: Space,
+    /// The look that it was asked for last, and the last that was.
+    pub(super) asked: u64,
+    pub(super) looked: u64,
+    /// The last look at all ports that the machine was told of.
+    pub(super) said: u64,
     pub(super) inventory: Option<Inventory>,
     pub(super) look: Option<Sender<()>>,
 }
@@ -71,7 +85,12 @@ pub(super) struct Process<'a> {
     pub(super) store: Store,
     pub(super) machine: &'a UnixStream,
     pub(super) tell: Tell,
+    /// Those of HBAs, then those that guests may create (`super::slot`).
     pub(super) hbas: Vec<Hba>,
+    /// How many HBAs there are.
+    pub(super) count: usize,
+    /// How many ports guests have created.
+    pub(super) lives: u64,
     pub(super) ending: Arc<AtomicBool>,
 }
 
@@ -160,14 +179,31 @@ impl<'a> Process<'a> {
         tell: Tell,
         list: Vec<Wanted>,
     ) -> Self {
-        let hba =
-            |wanted| Hba { wanted, owned: None, change: None, settled: false, inventory: None, look: None };
+        let hba = |(wanted, settled): (&Wanted, bool)| Hba {
+            wanted: wanted.clone(),
+            owned: None,
+            change: None,
+            settled,
+            vport: Vport::Free,
+            space: Space::default(),
+            asked: 0,
+            looked: 0,
+            said: 0,
+            inventory: None,
+            look: None,
+        };
+        let some = list.iter().any(|wanted| wanted.vports.is_some());
+        let vports =
+            list.iter().flat_map(|wanted| std::iter::repeat_n(wanted, if some { VPORTS } else { 0 }));
+        let all = list.iter().map(|wanted| (wanted, false)).chain(vports.map(|wanted| (wanted, true)));
         Self {
             roots,
             store,
             machine,
             tell,
-            hbas: list.into_iter().map(hba).collect(),
+            hbas: all.map(hba).collect(),
+            count: list.len(),
+            lives: 0,
             ending: Arc::default(),
         }
     }
@@ -175,7 +211,7 @@ impl<'a> Process<'a> {
     /// Listens to the kernel.
     fn watch(&self, sockets: io::Result<(fc::watch::Sockets, Option<io::Error>)>) {
         let warn = |why: String| {
-            for hba in 0..self.hbas.len() {
+            for hba in 0..self.count {
                 let _ = say(self.machine, hba, News::Warning(why.clone()));
             }
         };
@@ -253,29 +289,31 @@ impl<'a> Process<'a> {
         self.hbas.get_mut(hba)?.inventory.as_mut()
     }
 
-    fn poke(&self, hba: usize) {
+    pub(super) fn poke(&self, hba: usize) {
         if let Some(look) = self.hbas.get(hba).and_then(|hba| hba.look.as_ref()) {
             let _ = look.send(());
         }
     }
 
-    fn take(&mut self, event: Event, now: Instant) -> io::Result<()> {
+    pub(super) fn take(&mut self, event: Event, now: Instant) -> io::Result<()> {
         match event {
             Event::Asked(message::Order::Look(hba, number)) => {
-                if let Some(inventory) = self.inventory(hba) {
-                    inventory.look(number, now);
-                }
-                self.poke(hba);
+                self.look(hba, number, now);
             }
             Event::Asked(message::Order::Refused(hba, all)) => {
-                if let Some(inventory) = self.inventory(hba) {
-                    inventory.refused(&all, now);
+                // No two of its ports have a target of one number.
+                for slot in std::iter::once(hba).chain(self.vports(hba)) {
+                    if let Some(inventory) = self.inventory(slot) {
+                        inventory.refused(&all, now);
+                    }
                 }
                 say(self.machine, hba, News::Heard)?;
             }
             Event::Asked(message::Order::Activate(hba, number, to)) => {
                 self.activate(hba, Request { number, to })?
             }
+            Event::Asked(message::Order::Create(hba, vport, names)) => self.create(hba, vport, names)?,
+            Event::Asked(message::Order::Delete(hba, vport)) => self.delete(hba, vport)?,
             Event::Asked(_) | Event::Over => {}
             Event::Owned(hba, owned) => self.own(hba, owned, now)?,
             Event::Glimpse(hba, host, glimpse) => {
@@ -288,6 +326,8 @@ impl<'a> Process<'a> {
                     self.compare(hba, host, glimpse.as_deref(), now);
                 }
             }
+            Event::Created(slot, made) => self.created(slot, made, now)?,
+            Event::Deleted(slot, wwpn, deleted) => self.deleted(slot, wwpn, deleted)?,
             Event::Other(hba, owned) => self.has_other(hba, owned, now)?,
             Event::Left(hba, wwpn, left) => self.has_left(hba, wwpn, left)?,
             Event::Done(hba, target, job, done) => {
@@ -326,7 +366,7 @@ impl<'a> Process<'a> {
     }
 
     /// An HBA has its port, or not.
-    fn own(&mut self, hba: usize, owned: Result<Owned, String>, now: Instant) -> io::Result<()> {
+    pub(super) fn own(&mut self, hba: usize, owned: Result<Owned, String>, now: Instant) -> io::Result<()> {
         let Some(of) = self.hbas.get_mut(hba) else { return Ok(()) };
         of.settled = true;
         let owned = match owned {
@@ -347,7 +387,7 @@ impl<'a> Process<'a> {
             say(self.machine, hba, News::Warning(text))?;
         }
         let names = Names { wwnn: owned.names.wwnn.bits(), wwpn: owned.names.wwpn.bits() };
-        of.inventory = Some(Inventory::new(of.wanted.clone(), names, stored, now));
+        of.inventory = Some(Inventory::new(of.wanted.clone(), names, (stored, of.space.clone()), now));
         match work::look(&self.roots, &self.tell, hba, owned.host) {
             Ok(look) => of.look = Some(look),
             Err(error) => {
@@ -361,11 +401,14 @@ impl<'a> Process<'a> {
     }
 
     /// Does what the inventories want done.
-    fn work(&mut self, now: Instant) -> io::Result<()> {
+    pub(super) fn work(&mut self, now: Instant) -> io::Result<()> {
         for hba in 0..self.hbas.len() {
             let orders = self.inventory(hba).map(|inventory| inventory.work(now)).unwrap_or_default();
             for order in orders {
                 match order {
+                    Order::Say(News::Looked(number)) => {
+                        self.looked(hba, number)?;
+                    }
                     Order::Say(news) => say(self.machine, hba, news)?,
                     Order::Do(target, job) => work::give(&self.roots, &self.tell, hba, target, job),
                     Order::Open(opening) => {
@@ -373,6 +416,8 @@ impl<'a> Process<'a> {
                             work::open(&self.roots, &of.wanted, &self.tell, hba, opening);
                         }
                     }
+                    // Those of ports that come and go are not stored.
+                    Order::Keep(_) if hba >= self.count => {}
                     Order::Keep(numbers) => {
                         let Some(of) = self.hbas.get(hba) else { continue };
                         if let Err(error) = self.store.keep_targets(&of.wanted.owner, &numbers) {
@@ -389,7 +434,8 @@ impl<'a> Process<'a> {
     /// A port was given up while it was made: if it is there all the same, the machine hears it.
     fn say_left(&self, hba: usize, why: String) {
         let Some(of) = self.hbas.get(hba) else { return };
-        if let Some(wwpn) = owned::left(&of.wanted, of.owned.as_ref(), &self.store) {
+        let had = self.hbas.iter().filter_map(|of| of.owned.as_ref());
+        if let Some(wwpn) = owned::left(&of.wanted, had, &self.store) {
             let _ = say(self.machine, hba, News::Closed(wwpn.bits(), Some(why)));
         }
     }
@@ -421,6 +467,10 @@ impl<'a> Process<'a> {
                     }
                 }
                 Ok(Event::Left(hba, wwpn, left)) => drop(self.has_left(hba, wwpn, left)),
+                Ok(Event::Created(slot, made)) => {
+                    let Some(of) = self.hbas.get_mut(slot) else { continue };
+                    (of.settled, of.owned) = (true, made.ok());
+                }
                 Ok(_) => {}
                 Err(_) => break,
             }

@@ -8,7 +8,7 @@ use devices::scsi::TransferLimits;
 use hba_virtio_scsi::fc::{Emulated, Names, San};
 
 use super::adapter::{Adapter, Fabric};
-use super::virtual_port::{Calls, VirtualPort};
+use super::virtual_port::{Calls, VirtualPort, Vports, names_of, not_allowed};
 use crate::config::{self, EmulatedPort, Fc};
 use crate::fc_port::{News, Port};
 
@@ -35,10 +35,12 @@ pub(super) fn plug(
             let name = || format!("hba {}: no process has its virtual port", hba.id);
             let Port { news, look } = ports.next().with_context(name)?;
             let (refuses, activates) = (look.clone(), look.clone());
+            let vports = Vports::new(&adapter.id, wanted.vports.clone(), Box::new(look.clone()));
             let calls = Calls {
                 ask: Box::new(move |number| look.at(number)),
                 refuse: Box::new(move |refused| refuses.refuse(refused)),
                 activate: Box::new(move |number, active| activates.activate(number, active)),
+                vports,
             };
             let port = VirtualPort::new(adapter, wanted, calls);
             adapter.join(Fabric::Host(port.clone()));
@@ -56,6 +58,14 @@ fn emulated(name: &str, port: &EmulatedPort, adapter: &Arc<Adapter>) -> Result<P
         local.primary = port.names.map_or(local.primary, names);
         local.secondary = port.secondary.map(names).unwrap_or_default();
     });
+    if let Some(allowed) = port.vports.clone() {
+        let node = fc::Wwn::new(fabric.view().local.primary.wwnn);
+        let hba = adapter.id.clone();
+        fabric.allow_vports(allowed.most, move |asked| {
+            let refused = allowed.check(names_of(asked), node).err();
+            refused.inspect(|why| not_allowed(&hba, asked, why)).is_none()
+        });
+    }
     adapter.join(Fabric::Emulated(fabric.clone()));
     for target in 0..port.ports {
         adapter.target(target)?;

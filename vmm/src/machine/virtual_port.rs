@@ -14,7 +14,9 @@ mod lines;
 mod opener;
 mod rescans;
 mod units;
+mod vports;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -24,7 +26,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use devices::log::Limiter;
 use devices::scsi::{HostLimits, Lun};
 use devices::threads::{self, Kind};
-use hba_virtio_scsi::fc::{Active, Names, San, SanListener, View};
+use hba_virtio_scsi::fc::{Active, Names, San, SanListener, View, VportRefusal};
 
 use super::adapter::{Adapter, port_state};
 use super::host_unit::allow;
@@ -35,6 +37,7 @@ use blocked::Blocked;
 use opener::{Opener, Opens};
 use rescans::Rescans;
 use units::{Refuse, Units};
+pub(super) use vports::{Vports, names_of, not_allowed};
 
 /// How long units may take to answer who they are before the guest starts without them: they come when they do.
 const START: Duration = Duration::from_secs(5);
@@ -50,6 +53,8 @@ pub(super) struct Calls {
     pub(super) ask: Ask,
     pub(super) refuse: Refuse,
     pub(super) activate: Activate,
+    /// Ports that the guest creates.
+    pub(super) vports: Vports,
 }
 
 /// Asks the process for a look; the number comes back when what was found has been told.
@@ -59,6 +64,9 @@ pub(super) type Ask = Box<dyn Fn(u64) + Send + Sync>;
 pub(super) struct VirtualPort {
     adapter: Arc<Adapter>,
     view: RwLock<Arc<View>>,
+    /// What the HBA's own port sees, as the process has told it.
+    own: Mutex<View>,
+    vports: Vports,
     blocked: Mutex<Blocked>,
     listener: Arc<Listener>,
     rescans: Arc<Rescans>,
@@ -116,7 +124,7 @@ impl VirtualPort {
     fn with(
         adapter: &Arc<Adapter>,
         opens: Arc<dyn Opens>,
-        Calls { ask, refuse, activate }: Calls,
+        Calls { ask, refuse, activate, vports }: Calls,
         limit: Duration,
         names_time: Duration,
     ) -> Arc<Self> {
@@ -130,6 +138,8 @@ impl VirtualPort {
         Arc::new(Self {
             adapter,
             view,
+            own: Mutex::default(),
+            vports,
             blocked,
             listener,
             rescans,
@@ -175,6 +185,7 @@ impl VirtualPort {
             self.serve(&news);
             self.rescans.ended();
             drop(lock(&self.waits).who.take());
+            self.vports.ended();
             if !self.adapter.is_over() {
                 // Commands that wait go on.
                 let view = self.blocked().ended();
@@ -223,9 +234,12 @@ impl VirtualPort {
         let hba = &self.adapter.id;
         match news {
             News::View(view) => {
-                let view = self.blocked().take(view, Instant::now());
-                self.show(view);
+                *lock(&self.own) = view;
+                self.merge();
             }
+            News::Of(vport, news) => self.take_of(vport, *news),
+            // Only of those that the guest has created.
+            News::NotCreated(..) => {}
             News::Unit(target, lun, news) => self.units.take(target, Lun(lun), news),
             // That is for who told it.
             News::Heard => {}
@@ -248,6 +262,47 @@ impl VirtualPort {
             },
             News::Failed(line) => tracing::error!("hba {hba}: {line}"),
         }
+    }
+
+    /// Takes what the process tells of a port that the guest has created.
+    fn take_of(&self, vport: u16, news: News) {
+        let hba = &self.adapter.id;
+        match news {
+            News::View(view) => {
+                let told = self.vports.saw(vport, view);
+                self.merge();
+                if let Some(told) = told {
+                    told();
+                }
+            }
+            News::Unit(target, lun, news) => self.units.take(target, Lun(lun), news),
+            News::Port(port) => self.vports.came(vport, *port),
+            News::NotCreated(refusal, why) => self.vports.not_created(vport, refusal, &why),
+            News::Closed(_, why) => {
+                self.vports.closed(vport, why);
+                self.merge();
+            }
+            News::Warning(line) => tracing::warn!("hba {hba}, the guest's port {vport}: {line}"),
+            News::Failed(line) => tracing::error!("hba {hba}, the guest's port {vport}: {line}"),
+            News::Heard
+            | News::Looked(_)
+            | News::Waits(_)
+            | News::Other(..)
+            | News::Activated(..)
+            | News::Of(..) => {}
+        }
+    }
+
+    /// Shows what all ports see.
+    fn merge(&self) {
+        let view = self.vports.with(lock(&self.own).clone());
+        let view = self.blocked().take(view, Instant::now());
+        self.show(view);
+    }
+
+    /// What the host has of the ports that the guest has created, by their numbers.
+    pub(super) fn vports(&self) -> BTreeMap<u16, HostPort> {
+        self.vports.ports()
     }
 
     /// What the host has of it.
@@ -372,6 +427,23 @@ impl San for VirtualPort {
     fn set_listener(&self, listener: Option<Arc<dyn SanListener>>) {
         *self.listener.0.lock().unwrap_or_else(PoisonError::into_inner) = listener;
     }
+
+    fn max_vports(&self) -> u16 {
+        self.vports.most()
+    }
+
+    fn create_vport(&self, names: Names, done: Box<dyn FnOnce(Result<u16, VportRefusal>) + Send>) {
+        let own = lock(&self.own).local;
+        self.vports.create(names, &own, done);
+    }
+
+    fn delete_vport(&self, vport: u16, done: Box<dyn FnOnce(Result<(), VportRefusal>) + Send>) {
+        self.vports.delete(vport, done);
+    }
+
+    fn delete_all_vports(&self) {
+        self.vports.delete_all();
+    }
 }
 
 /// The virtual ports that the HBAs of a machine want, in the order of the file.
@@ -386,6 +458,7 @@ pub(super) fn wanted(config: &Config) -> Vec<fc_port::Wanted> {
             names: port.names.map(|names| (names.wwnn, names.wwpn)),
             any_oui: port.any_oui,
             secondary: port.secondary.map(names).unwrap_or_default(),
+            vports: port.vports.clone(),
             dev_loss_tmo: port.dev_loss_tmo,
             fast_io_fail_tmo: port.fast_io_fail_tmo,
             luns: port.luns.clone(),

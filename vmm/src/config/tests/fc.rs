@@ -31,6 +31,7 @@ fn a_virtual_port_needs_no_key() {
         names: None,
         any_oui: false,
         secondary: None,
+        vports: None,
         dev_loss_tmo: None,
         fast_io_fail_tmo: 5,
         luns: Vec::new(),
@@ -78,6 +79,7 @@ fn every_key_of_a_virtual_port() {
         names: names(0x2000_0200_0000_0001, 0x2100_0200_0000_0001),
         any_oui: false,
         secondary: names(0x2000_0200_0000_0001, 0x2101_0200_0000_0001),
+        vports: None,
         dev_loss_tmo: Some(60),
         fast_io_fail_tmo: 0,
         luns: vec![(0, 63), (513, 513), (0x0001_0002_0000_0000, 0x0001_0002_0000_0000)],
@@ -108,7 +110,7 @@ fn every_key_of_a_virtual_port() {
 #[test]
 fn an_emulated_fabric_has_a_port_for_each_target() {
     let of = |more: &str| port(&format!("emulated = true\n{more}"));
-    let emulated = |ports| Fc::Emulated(EmulatedPort { names: None, secondary: None, ports });
+    let emulated = |ports| Fc::Emulated(EmulatedPort { names: None, secondary: None, vports: None, ports });
     assert_eq!(of(""), emulated(1));
     assert_eq!(of("ports = 4"), emulated(4));
     assert_eq!(of("[[hba.lun]]\nimage = \"a.img\"\n[[hba.lun]]\nimage = \"b.img\""), emulated(2));
@@ -318,4 +320,56 @@ fn names_are_stored_under_a_name_that_is_written() {
 fn a_boot_device_may_be_behind_a_virtual_port() {
     let text = HBA.replace("kernel = \"vmlinuz\"", "firmware = \"vmlinuz\"\norder = [\"fc0:1:27\"]");
     good(&text, &[]);
+}
+
+#[test]
+fn a_guest_may_create_ports_under_names_that_are_listed() {
+    let Fc::Virtual(port) = port("vport_names = \"2100020000000001, 2100020000000100-21000200000001ff\"")
+    else {
+        panic!()
+    };
+    let allowed = port.vports.unwrap();
+    assert_eq!(allowed.most, 4);
+    let has = |name| allowed.names.has(Wwn::new(name));
+    assert!(has(0x2100_0200_0000_0001) && has(0x2100_0200_0000_01ff) && !has(0x2100_0200_0000_0002));
+    let Fc::Emulated(port) = self::port("emulated = true\nvports = 64\nvport_names = \"2100020000000001\"")
+    else {
+        panic!()
+    };
+    assert_eq!(port.vports.unwrap().most, 64);
+}
+
+#[test]
+fn what_a_guest_may_create_is_written_whole() {
+    refused(
+        "vports = 4",
+        &[
+            "vm.toml:9: `vports` in [hba.fc]: the guest may create no port as long as it may have no name; expected `vport_names` as well",
+        ],
+    );
+    refused(
+        "vports = 0\nvport_names = \"2100020000000001\"",
+        &["vm.toml:9: `vports` in [hba.fc] is 0, expected an integer from 1 to 64"],
+    );
+    refused(
+        "vport_names = \"web\"",
+        &[
+            "vm.toml:9: `vport_names` in [hba.fc] is \"web\", expected names and ranges of names such as \"2100020000000001, \
+           2100020000000100-21000200000001ff\"",
+        ],
+    );
+    refused(
+        "vport_names = \"6000020000000001\"",
+        &[
+            "vm.toml:9: `vport_names` in [hba.fc]: 6000020000000001 begins with 6, which is the first half of a name of 16 bytes, as \
+           logical units have; names of ports begin with 1, 2, 3, 5, or c to f",
+        ],
+    );
+    refused(
+        "wwnn = \"2000020000000001\"\nwwpn = \"2100020000000001\"\nvport_names = \"2100020000000000-2100020000000009\"",
+        &[
+            "vm.toml:11: `vport_names` in [hba.fc]: has 2100020000000001 in it, which the [hba.fc] of line 8 has for its own port; \
+           expected a list without it",
+        ],
+    );
 }

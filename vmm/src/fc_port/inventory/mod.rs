@@ -42,6 +42,7 @@ use hba_virtio_scsi::fc::{Active, LocalPort, Names, PortState, RemotePort, Remot
 
 use self::look::Looks;
 use self::numbers::Numbers;
+pub(super) use self::numbers::Space;
 use self::target::Target;
 use self::unit::{Stage, Unit};
 use super::{Lun, News, Passthrough, Refused, UnitNews, Wanted};
@@ -158,23 +159,47 @@ pub(super) struct Inventory {
 
 impl Inventory {
     /// Of a port with these names, whose targets had these numbers before.
-    pub(super) fn new(wanted: Wanted, names: Names, stored: fc::targets::Numbers, now: Instant) -> Self {
+    pub(super) fn new(
+        wanted: Wanted,
+        names: Names,
+        (stored, space): (fc::targets::Numbers, Space),
+        now: Instant,
+    ) -> Self {
+        Self::with(wanted, names, Numbers::new(stored, space), 0, now)
+    }
+
+    /// Of a port that the guest has created. What comes of a former one with its number is known by tickets: they begin with `tickets`.
+    pub(super) fn of_vport(wanted: Wanted, names: Names, space: Space, tickets: u64, now: Instant) -> Self {
+        Self::with(wanted, names, Numbers::of_vport(space), tickets, now)
+    }
+
+    fn with(wanted: Wanted, names: Names, numbers: Numbers, tickets: u64, now: Instant) -> Self {
         let timeout = Duration::from_secs(wanted.timeout.into());
         Self {
             wanted,
             names,
             active: Active::Primary,
-            numbers: Numbers::new(stored),
+            numbers,
             targets: BTreeMap::new(),
             units: BTreeMap::new(),
             local: LocalPort::default(),
             view: View::default(),
             looks: Looks::new(now, timeout),
-            tickets: 0,
+            tickets,
             under_way: BTreeMap::new(),
             told: BTreeSet::new(),
             orders: Vec::new(),
         }
+    }
+
+    /// What the machine is told when the port goes: units first, then that it has no targets.
+    pub(super) fn part(mut self) -> Vec<News> {
+        let told = self.units.iter().filter(|(_, unit)| unit.is_told());
+        let gone = told.map(|((target, lun), _)| News::Unit(*target, *lun, UnitNews::Gone));
+        let mut news: Vec<_> = gone.collect();
+        self.targets.clear();
+        news.push(News::View(View { local: self.local, ..View::default() }));
+        news
     }
 
     /// What is to be done now.

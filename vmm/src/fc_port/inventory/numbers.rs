@@ -1,21 +1,53 @@
 //! Which number a guest knows a target port by: always the same, for disks of the guest are mounted by it.
 
 use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fc::Wwn;
 use fc::targets::Numbers as Stored;
 
-/// Numbers of the targets of one HBA.
-#[derive(Default)]
+/// The numbers that the targets of one HBA have, those behind ports that its guest has created among them: a number is one target's.
+#[derive(Clone, Debug, Default)]
+pub(in crate::fc_port) struct Space(Arc<Mutex<Taken>>);
+
+#[derive(Debug, Default)]
+struct Taken {
+    /// Behind the HBA's own port.
+    own: BTreeSet<u8>,
+    /// Behind those of the guest.
+    vports: BTreeSet<u8>,
+}
+
+impl Space {
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Numbers of the targets behind one port.
 pub(super) struct Numbers {
     all: Stored,
+    space: Space,
+    /// The guest has created the port: its numbers are others' when it goes.
+    is_vport: bool,
     /// Those that this machine has seen: nobody else has their numbers while it lives.
     seen: BTreeSet<u8>,
 }
 
 impl Numbers {
-    pub(super) fn new(stored: Stored) -> Self {
-        Self { all: stored, ..Self::default() }
+    /// Of the HBA's own port.
+    pub(super) fn new(stored: Stored, space: Space) -> Self {
+        space.lock().own = stored.values().copied().collect();
+        Self::with(stored, space, false)
+    }
+
+    /// Of one that the guest has created.
+    pub(super) fn of_vport(space: Space) -> Self {
+        Self::with(Stored::new(), space, true)
+    }
+
+    fn with(all: Stored, space: Space, is_vport: bool) -> Self {
+        Self { all, space, is_vport, seen: BTreeSet::new() }
     }
 
     /// The number of a port that is there, and whether it is a new one; `None` if there is none left.
@@ -24,14 +56,27 @@ impl Numbers {
             self.seen.insert(*number);
             return Some((*number, false));
         }
-        let taken: BTreeSet<u8> = self.all.values().copied().collect();
-        let free = (0..=u8::MAX).find(|number| !taken.contains(number));
-        // Of a port of another time.
-        let number = free.or_else(|| (0..=u8::MAX).find(|number| !self.seen.contains(number)))?;
+        let number = self.take()?;
         self.all.retain(|_, other| *other != number);
         self.all.insert(wwpn, number);
         self.seen.insert(number);
         Some((number, true))
+    }
+
+    fn take(&self) -> Option<u8> {
+        let mut taken = self.space.lock();
+        let is_free = |number: &u8| !taken.own.contains(number) && !taken.vports.contains(number);
+        if self.is_vport {
+            // From the other end: those of the HBA's own port stay as they would be without it.
+            let number = (0..=u8::MAX).rev().find(is_free)?;
+            taken.vports.insert(number);
+            return Some(number);
+        }
+        // Of a port of another time.
+        let of_another = |number: &u8| !self.seen.contains(number) && !taken.vports.contains(number);
+        let number = (0..=u8::MAX).find(is_free).or_else(|| (0..=u8::MAX).find(of_another))?;
+        taken.own.insert(number);
+        Some(number)
     }
 
     /// That of a port that has one.
@@ -45,20 +90,50 @@ impl Numbers {
     }
 }
 
+impl Drop for Numbers {
+    fn drop(&mut self) {
+        if self.is_vport {
+            let mut taken = self.space.lock();
+            taken.vports.retain(|number| !self.all.values().any(|own| own == number));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn ports_of_the_guest_have_numbers_that_nobody_else_has() {
+        let port = |number: u64| Wwn::new(0x5000_0000_0000_0000 | number);
+        let space = Space::default();
+        let mut own = Numbers::new([(port(7), 255)].into(), space.clone());
+        let mut first = Numbers::of_vport(space.clone());
+        assert_eq!(first.of(port(7)), Some((254, true)), "of the same port another way");
+        assert_eq!(first.of(port(7)), Some((254, false)));
+        assert_eq!(own.of(port(8)), Some((0, true)));
+        let mut second = Numbers::of_vport(space.clone());
+        assert_eq!(second.of(port(7)), Some((253, true)));
+        for number in 1..253 {
+            assert!(own.of(port(100 + number)).is_some_and(|(number, _)| number < 253));
+        }
+        // That of another time is taken, those of the guest are not.
+        assert_eq!(own.of(port(1000)), Some((255, true)));
+        assert_eq!((own.of(port(1001)), second.of(port(9))), (None, None));
+        drop(first);
+        assert_eq!(second.of(port(9)), Some((254, true)));
+    }
+
+    #[test]
     fn a_port_keeps_its_number() {
         let port = |number: u64| Wwn::new(0x5000_0000_0000_0000 | number);
-        let mut numbers = Numbers::new([(port(7), 1)].into());
+        let mut numbers = Numbers::new([(port(7), 1)].into(), Space::default());
         assert_eq!(numbers.get(port(7)), None, "it is not there yet");
         assert_eq!(numbers.of(port(8)), Some((0, true)));
         assert_eq!(numbers.of(port(9)), Some((2, true)), "that of another time is kept for it");
         assert_eq!(numbers.of(port(7)), Some((1, false)));
         assert_eq!(numbers.get(port(7)), Some(1));
-        let mut again = Numbers::new(numbers.all().clone());
+        let mut again = Numbers::new(numbers.all().clone(), Space::default());
         for (wwpn, number) in [(9, 2), (8, 0), (7, 1)] {
             assert_eq!(again.of(port(wwpn)), Some((number, false)));
         }
@@ -67,7 +142,7 @@ mod tests {
     #[test]
     fn there_are_256() {
         let port = |number: u64| Wwn::new(0x5000_0000_0000_0000 | number);
-        let mut numbers = Numbers::new([(port(1000), 3)].into());
+        let mut numbers = Numbers::new([(port(1000), 3)].into(), Space::default());
         for number in 0..255 {
             assert!(numbers.of(port(number)).is_some_and(|(number, new)| new && number != 3));
         }

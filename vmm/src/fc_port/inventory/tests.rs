@@ -102,7 +102,7 @@ impl World {
     /// A machine that starts anew.
     fn restart(&mut self, wanted: Wanted) {
         let names = Names { wwnn: 1, wwpn: 2 };
-        self.inventory = Inventory::new(wanted, names, self.stored.clone(), self.now);
+        self.inventory = Inventory::new(wanted, names, (self.stored.clone(), Space::default()), self.now);
     }
 
     /// A target port, with units that the kernel has found.

@@ -1,5 +1,6 @@
 //! The fabric that the port of an HBA is on.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -78,6 +79,14 @@ impl Adapter {
         match self.fabric.get()? {
             Fabric::Emulated(_) => None,
             Fabric::Host(port) => port.port(),
+        }
+    }
+
+    /// What the host has of the ports that the guest has created, by their numbers.
+    pub fn vports(&self) -> BTreeMap<u16, HostPort> {
+        match self.fabric.get() {
+            Some(Fabric::Host(port)) => port.vports(),
+            _ => BTreeMap::new(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! What there is, as answers show it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use devices::scsi::Lun;
@@ -42,7 +43,7 @@ pub(super) fn describe(adapter: &Arc<Adapter>) -> Value {
         "unnoticed": adapter.unnoticed(),
     });
     if let (Some(view), Some(object)) = (adapter.fabric_view(), described.as_object_mut()) {
-        object.insert("fc".into(), describe_fabric(&view, adapter.host_port()));
+        object.insert("fc".into(), describe_fabric(&view, adapter.host_port(), adapter.vports()));
     }
     described
 }
@@ -52,7 +53,7 @@ fn unit_number(lun: Lun) -> Value {
     lun.number().map_or_else(|| shown(lun).into(), Value::from)
 }
 
-fn describe_fabric(view: &View, port: Option<HostPort>) -> Value {
+fn describe_fabric(view: &View, port: Option<HostPort>, mut vports: BTreeMap<u16, HostPort>) -> Value {
     let name = |name: u64| (name != 0).then(|| format!("{name:016x}"));
     let ports = view.remotes.iter().map(|(target, port)| {
         json!({
@@ -61,8 +62,20 @@ fn describe_fabric(view: &View, port: Option<HostPort>) -> Value {
             "wwnn": name(port.names.wwnn),
             "port_id": port.port_id,
             "state": port_state(port.state),
+            "created": (port.vport != 0).then_some(port.vport),
         })
     });
+    let created = view.vports.iter().map(|(number, port)| {
+        json!({
+            "number": number,
+            "wwpn": name(port.primary.wwpn),
+            "wwnn": name(port.primary.wwnn),
+            "state": local_state(port.state),
+            "port_id": port.port_id,
+            "vport": vports.remove(number).map(describe_port),
+        })
+    });
+    let created: Vec<_> = created.collect();
     let local = &view.local;
     json!({
         "wwpn": name(local.primary.wwpn),
@@ -75,6 +88,7 @@ fn describe_fabric(view: &View, port: Option<HostPort>) -> Value {
         "fabric": name(local.fabric),
         "vport": port.map(describe_port),
         "ports": ports.collect::<Vec<_>>(),
+        "created": created,
     })
 }
 
@@ -116,6 +130,7 @@ pub(super) fn describe_set((number, listed): (u64, Vec<fdset::Listed>)) -> Value
 mod tests {
     use super::*;
     use crate::fc_port::Origin;
+    use hba_virtio_scsi::fc::{LocalPort, Names};
 
     #[test]
     fn a_virtual_port_is_shown_as_the_host_has_it() {
@@ -129,11 +144,31 @@ mod tests {
             device: String::new(),
             origin: Origin::Persistent,
         };
-        let shown = describe_fabric(&View::default(), Some(port));
+        let shown = describe_fabric(&View::default(), Some(port), BTreeMap::new());
         let wanted = json!({
             "name": "vport-5:0-3", "host": 9, "parent": "host5", "driver": "lpfc", "device": null, "origin": "persistent",
         });
         assert_eq!(shown["vport"], wanted);
-        assert_eq!(describe_fabric(&View::default(), None)["vport"], Value::Null);
+        assert_eq!(describe_fabric(&View::default(), None, BTreeMap::new())["vport"], Value::Null);
+    }
+
+    #[test]
+    fn ports_that_the_guest_has_created_are_shown() {
+        let local = LocalPort {
+            primary: Names { wwnn: 0x2000_0212_3456_789a, wwpn: 0x2100_0200_0000_0001 },
+            state: PortState::Online,
+            port_id: 0x01_0203,
+            ..LocalPort::default()
+        };
+        let view = View { vports: [(3, local)].into(), ..View::default() };
+        let port = crate::fc_port::tests_host_port();
+        let shown = describe_fabric(&view, None, [(3, port)].into());
+        let wanted = json!([{
+            "number": 3, "wwpn": "2100020000000001", "wwnn": "200002123456789a", "state": "online", "port_id": 0x01_0203,
+            "vport": {
+                "name": "vport-5:0-3", "host": 9, "parent": "host5", "driver": "lpfc", "device": "0000:10:00.0", "origin": "made",
+            },
+        }]);
+        assert_eq!(shown["created"], wanted);
     }
 }
