@@ -78,21 +78,29 @@ int vsfc_control_send(struct vsfc *host, struct vsfc_control *control)
 }
 
 /*
- * Sends a request and waits for its answer, for so many seconds at most; returns how long the
- * answer is, or an error.
+ * Sends a request and waits for its answer, for so many seconds at most, the wait for a place in
+ * the ring included; returns how long the answer is, or an error. Who has a limit waits no longer
+ * when the device is about to go, or to sleep; who has none has not begun to wait for the answer.
  */
 static int control_run(struct vsfc *host, struct vsfc_control *control, unsigned int seconds)
 {
+	unsigned long begin = jiffies;
+	bool is_bounded = seconds != NO_LIMIT;
 	int err;
 
-	while ((err = vsfc_control_send(host, control)) == -ENOSPC)
+	while ((err = vsfc_control_send(host, control)) == -ENOSPC) {
+		if (READ_ONCE(host->is_stopping))
+			return -ENODEV;
+		if (is_bounded && time_after(jiffies, begin + seconds * HZ))
+			return -ETIMEDOUT;
 		msleep(20);
+	}
 	if (err)
 		return err;
-	while (!wait_for_completion_timeout(&control->done, HZ)) {
-		if (vsfc_is_broken(host))
+	while (!wait_for_completion_timeout(&control->done, HZ / 5)) {
+		if (vsfc_is_broken(host) || (is_bounded && READ_ONCE(host->is_stopping)))
 			return -ENODEV;
-		if (seconds != NO_LIMIT && !--seconds)
+		if (is_bounded && time_after(jiffies, begin + seconds * HZ))
 			return -ETIMEDOUT;
 	}
 	return control->len;

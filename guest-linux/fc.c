@@ -15,6 +15,8 @@
 /* FCP in a list of FC-4 types: type 08h is bit 0 of byte 2. */
 #define FC4_FCP_BYTE	2
 #define FC4_FCP_BIT	1
+/* How often the configuration space is read until it is all of one moment. */
+#define CONFIG_TRIES	10
 
 static struct scsi_transport_template *fc_template;
 /* What the transport does when somebody asks for a scan. */
@@ -87,12 +89,17 @@ static __be64 read_name(struct virtio_device *vdev, unsigned int at)
 #define READ_NAME(vdev, config, field)						\
 	((config)->field = read_name(vdev, offsetof(struct vsfc_config, field)))
 
-/* The configuration space: all of one moment, it is read again where its generation has changed. */
+/*
+ * The configuration space: all of one moment, it is read again where its generation has changed. A
+ * device that changes it all the time is asked again when it says next that it has done so.
+ */
 static void read_config(struct virtio_device *vdev, struct vsfc_config *config)
 {
+	unsigned int tries = CONFIG_TRIES;
 	u32 generation;
 
 	do {
+		cond_resched();
 		generation = vdev->config->generation ? vdev->config->generation(vdev) : 0;
 		READ_FIELD(vdev, config, revision);
 		READ_NAME(vdev, config, primary_wwnn);
@@ -106,7 +113,8 @@ static void read_config(struct virtio_device *vdev, struct vsfc_config *config)
 		READ_FIELD(vdev, config, speed_mbps);
 		READ_FIELD(vdev, config, supported_classes);
 		READ_FIELD(vdev, config, max_frame_size);
-	} while (vdev->config->generation && generation != vdev->config->generation(vdev));
+	} while (vdev->config->generation && generation != vdev->config->generation(vdev) &&
+		 --tries);
 }
 
 /* Whether a device has a configuration space that this driver knows. */
@@ -181,7 +189,7 @@ static void lose_port(struct vsfc_target *target)
 {
 	struct fc_rport *rport = target->rport;
 
-	target->rport = NULL;
+	WRITE_ONCE(target->rport, NULL);
 	fc_remote_port_delete(rport);
 }
 
@@ -205,6 +213,38 @@ static void choose_scsi_id(struct vsfc *host, struct vsfc_target *target, u64 ww
 	spin_unlock_irqrestore(shost->host_lock, flags);
 }
 
+/* Whether the transport has a port in a list of its own. Called with host_lock held. */
+static bool is_listed(const struct list_head *ports, u64 wwpn)
+{
+	struct fc_rport *rport;
+
+	list_for_each_entry(rport, ports, peers) {
+		if (rport->port_name == wwpn)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Whether there is a number for a port: there are as many as the midlayer was told of. The transport
+ * keeps those of ports that it knows for ever, so a device that has ever new names for its ports
+ * comes to an end.
+ */
+static bool has_scsi_id(struct vsfc *host, const struct vsfc_target *target, u64 wwpn)
+{
+	struct Scsi_Host *shost = host->shost;
+	unsigned long flags;
+	bool is_known;
+
+	if (host->next_scsi_id < VSFC_MAX_ID || !target->owner || target->owner == wwpn)
+		return true;
+	spin_lock_irqsave(shost->host_lock, flags);
+	is_known = is_listed(&fc_host_rports(shost), wwpn) ||
+		   is_listed(&fc_host_rport_bindings(shost), wwpn);
+	spin_unlock_irqrestore(shost->host_lock, flags);
+	return is_known;
+}
+
 static void find_port(struct vsfc *host, u8 number, const struct vsfc_rescan_resp *found)
 {
 	struct vsfc_target *target = &host->targets[number];
@@ -215,19 +255,23 @@ static void find_port(struct vsfc *host, u8 number, const struct vsfc_rescan_res
 		/* Nobody looks for units before the port has our number. */
 		.roles = FC_PORT_ROLE_UNKNOWN,
 	};
-	struct fc_rport *rport = fc_remote_port_add(host->shost, 0, &ids);
+	struct fc_rport *rport = NULL;
 	struct vsfc_rport *ours;
 
+	if (has_scsi_id(host, target, ids.port_name))
+		rport = fc_remote_port_add(host->shost, 0, &ids);
 	if (!rport) {
-		shost_printk(KERN_ERR, host->shost, "no room for remote port %016llx\n",
-			     ids.port_name);
+		if (printk_ratelimit())
+			shost_printk(KERN_ERR, host->shost,
+				     "no room for remote port %016llx: load the driver anew to forget ports that went\n",
+				     ids.port_name);
 		return;
 	}
 	ours = rport->dd_data;
 	WRITE_ONCE(ours->number, number + 1);
 	rport->maxframe_size = fc_host_maxframe_size(host->shost);
 	rport->supported_classes = fc_host_supported_classes(host->shost);
-	target->rport = rport;
+	WRITE_ONCE(target->rport, rport);
 	target->wwnn = ids.node_name;
 	target->wwpn = ids.port_name;
 	target->port_id = ids.port_id;
@@ -278,19 +322,24 @@ void vsfc_fc_sync(struct vsfc *host, u8 number)
 	mutex_unlock(&host->ports_lock);
 }
 
-/* Asks the device how all ports are; @look: after the host has looked at the fabric. */
+/*
+ * Asks the device how all ports are; @look: after the host has looked at the fabric. A look takes
+ * seconds, and ports that are lost meanwhile are to be blocked at once: nobody waits for it, and
+ * what it says may be old when it comes.
+ */
 void vsfc_fc_sync_all(struct vsfc *host, bool look)
 {
-	u32 next = look ? VSFC_NO_ID : 0;
 	struct vsfc_rescan_resp found;
 	unsigned int number = 0;
 	int err = 0;
 
+	if (look && !READ_ONCE(host->is_stopping))
+		vsfc_rescan(host, VSFC_NO_ID, &found);
 	mutex_lock(&host->ports_lock);
 	while (number < VSFC_TARGETS && !READ_ONCE(host->is_stopping)) {
 		unsigned int end = VSFC_TARGETS;
 
-		err = vsfc_rescan(host, next, &found);
+		err = vsfc_rescan(host, number, &found);
 		if (err && err != -ENOENT)
 			break;
 		if (!err)
@@ -300,12 +349,13 @@ void vsfc_fc_sync_all(struct vsfc *host, bool look)
 			show_port(host, number, NULL);
 		if (!err)
 			show_port(host, number++, &found);
-		next = number;
 	}
 	mutex_unlock(&host->ports_lock);
-	if (err && err != -ENOENT && !vsfc_is_broken(host))
+	if (err && err != -ENOENT && !READ_ONCE(host->is_stopping) && !vsfc_is_broken(host) &&
+	    printk_ratelimit())
 		shost_printk(KERN_ERR, host->shost,
-			     "the device does not name its ports: error %d\n", err);
+			     "the device does not name its ports: error %d; scan the host to ask again\n",
+			     err);
 }
 
 void vsfc_fc_look_for_ports(struct work_struct *work)
@@ -320,7 +370,7 @@ void vsfc_fc_stop(struct vsfc *host)
 
 	mutex_lock(&host->ports_lock);
 	for (number = 0; number < VSFC_TARGETS; number++)
-		host->targets[number].rport = NULL;
+		WRITE_ONCE(host->targets[number].rport, NULL);
 	mutex_unlock(&host->ports_lock);
 	fc_remove_host(host->shost);
 }
@@ -343,13 +393,22 @@ static int issue_lip(struct Scsi_Host *shost)
 	return 0;
 }
 
-/* The port's patience is over: what the device still has for it is to end. */
+/*
+ * The port's patience is over: what the device still has for it is to end, unless its number is
+ * that of another one now, whose commands those are. Takes no lock: who has ports_lock may wait for
+ * the caller.
+ */
 static void terminate_rport_io(struct fc_rport *rport)
 {
-	int target = vsfc_port_target(rport);
+	struct vsfc *host = vsfc_of(rport_to_shost(rport));
+	int number = vsfc_port_target(rport);
+	struct fc_rport *present;
 
-	if (target >= 0)
-		vsfc_reset_nexus_later(vsfc_of(rport_to_shost(rport)), target);
+	if (number < 0)
+		return;
+	present = READ_ONCE(host->targets[number].rport);
+	if (!present || present == rport)
+		vsfc_reset_nexus_later(host, number);
 }
 
 /* The port is given up, with its units. Should it be there after all, nobody may say so again. */
