@@ -4,7 +4,9 @@
  *
  * Two queues of work: events and ports are dealt with one after the other, and nothing there
  * waits for a command, for it may take an event to end that. Looks for units do; each target
- * has its own.
+ * has its own. They are frozen when the machine goes to sleep, before the midlayer quiesces its units:
+ * a look at one that is quiet would not end before the machine wakes. So the transport, whose looks are
+ * not frozen, has none.
  */
 #include <linux/scatterlist.h>
 #include <linux/slab.h>
@@ -266,6 +268,24 @@ void vsfc_events_start(struct vsfc *host)
 		give_buffer(&host->events[i]);
 }
 
+/*
+ * Nothing is left to do. What has not begun is dropped, rather than waited for: a queue that is
+ * frozen does not begin it.
+ */
+void vsfc_events_stop(struct vsfc *host)
+{
+	unsigned int i;
+
+	for (i = 0; i < VSFC_EVENTS; i++)
+		cancel_work_sync(&host->events[i].work);
+	cancel_work_sync(&host->config_work);
+	cancel_work_sync(&host->ports_work);
+	cancel_work_sync(&host->refresh_work);
+	cancel_work_sync(&host->scan_all_work);
+	for (i = 0; i < VSFC_TARGETS; i++)
+		cancel_work_sync(&host->targets[i].work);
+}
+
 static void drop_event(struct vsfc *host, void *data, unsigned int len)
 {
 }
@@ -283,7 +303,8 @@ int vsfc_events_init(struct vsfc *host)
 	host->events = kcalloc(VSFC_EVENTS, sizeof(*host->events), GFP_KERNEL);
 	host->targets = kvcalloc(VSFC_TARGETS, sizeof(*host->targets), GFP_KERNEL);
 	host->event_wq = alloc_ordered_workqueue("vsfc_event_%u", 0, host->shost->host_no);
-	host->scan_wq = alloc_workqueue("vsfc_scan_%u", WQ_UNBOUND, 0, host->shost->host_no);
+	host->scan_wq = alloc_workqueue("vsfc_scan_%u", WQ_UNBOUND | WQ_FREEZABLE, 0,
+					host->shost->host_no);
 	if (!host->events || !host->targets || !host->event_wq || !host->scan_wq)
 		return -ENOMEM;
 	for (i = 0; i < VSFC_EVENTS; i++) {

@@ -5,6 +5,7 @@
  * The transport has the timers: a port that is lost is given to it, with its units, and taken back
  * when the device says that it is there again.
  */
+#include <linux/delay.h>
 #include <linux/utsname.h>
 #include <scsi/scsi_transport.h>
 
@@ -17,6 +18,8 @@
 #define FC4_FCP_BIT	1
 /* How often the configuration space is read until it is all of one moment. */
 #define CONFIG_TRIES	10
+/* Until a machine that is to sleep is told that it cannot: as long as Linux waits for its processes. */
+#define PAUSE_PATIENCE	(20 * HZ)
 
 static struct scsi_transport_template *fc_template;
 /* What the transport does when somebody asks for a scan. */
@@ -305,6 +308,12 @@ static void show_port(struct vsfc *host, u8 number, const struct vsfc_rescan_res
 		find_port(host, number, found);
 }
 
+/* Whether ports may come and be lost. */
+static bool is_in_use(struct vsfc *host)
+{
+	return !READ_ONCE(host->is_stopping) && !READ_ONCE(host->is_paused);
+}
+
 /* Asks the device how one port is. */
 void vsfc_fc_sync(struct vsfc *host, u8 number)
 {
@@ -312,7 +321,7 @@ void vsfc_fc_sync(struct vsfc *host, u8 number)
 	int err;
 
 	mutex_lock(&host->ports_lock);
-	if (!READ_ONCE(host->is_stopping)) {
+	if (is_in_use(host)) {
 		err = vsfc_rescan(host, number, &found);
 		if (!err && le32_to_cpu(found.id) == number)
 			show_port(host, number, &found);
@@ -336,7 +345,7 @@ void vsfc_fc_sync_all(struct vsfc *host, bool look)
 	if (look && !READ_ONCE(host->is_stopping))
 		vsfc_rescan(host, VSFC_NO_ID, &found);
 	mutex_lock(&host->ports_lock);
-	while (number < VSFC_TARGETS && !READ_ONCE(host->is_stopping)) {
+	while (number < VSFC_TARGETS && is_in_use(host)) {
 		unsigned int end = VSFC_TARGETS;
 
 		err = vsfc_rescan(host, number, &found);
@@ -361,6 +370,24 @@ void vsfc_fc_sync_all(struct vsfc *host, bool look)
 void vsfc_fc_look_for_ports(struct work_struct *work)
 {
 	vsfc_fc_sync_all(container_of(work, struct vsfc, ports_work), false);
+}
+
+/*
+ * The machine is about to sleep. Who tells the transport of a port may wait there for units that
+ * go, and so for their commands: false where that takes too long.
+ */
+bool vsfc_fc_pause(struct vsfc *host)
+{
+	unsigned long end = jiffies + PAUSE_PATIENCE;
+
+	while (!mutex_trylock(&host->ports_lock)) {
+		if (time_after(jiffies, end))
+			return false;
+		msleep(20);
+	}
+	WRITE_ONCE(host->is_paused, true);
+	mutex_unlock(&host->ports_lock);
+	return true;
 }
 
 /* No port is told to the transport from now on, which is about to part with all of them. */
@@ -452,6 +479,8 @@ static struct fc_function_template functions = {
 	.show_rport_dev_loss_tmo = 1,
 	.set_rport_dev_loss_tmo = set_dev_loss_tmo,
 
+	/* It would look for units also where the machine is about to sleep: see event.c. */
+	.disable_target_scan = 1,
 	.dev_loss_tmo_callbk = dev_loss_over,
 	.terminate_rport_io = terminate_rport_io,
 	.issue_fc_host_lip = issue_lip,

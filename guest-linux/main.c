@@ -273,7 +273,7 @@ static void remove(struct virtio_device *vdev)
 	struct vsfc *host = vdev->priv;
 
 	set_stopping(host, true);
-	cancel_delayed_work_sync(&host->reset_work);
+	vsfc_recovery_stop(host);
 	/* Of a device that is gone nothing comes back; one that broke a rule may still write. */
 	if (vsfc_is_broken(host))
 		take_back(host, DID_NO_CONNECT);
@@ -281,8 +281,9 @@ static void remove(struct virtio_device *vdev)
 	if (host->is_fc)
 		vsfc_fc_stop(host);
 	scsi_remove_host(host->shost);
-	flush_workqueue(host->event_wq);
-	flush_workqueue(host->scan_wq);
+	vsfc_events_stop(host);
+	/* Ports whose patience was over meanwhile. */
+	vsfc_recovery_stop(host);
 	stop_queues(host, DID_NO_CONNECT);
 	/* Somebody may have asked for a reset, and waits for it. */
 	down_write(&host->functions);
@@ -329,14 +330,44 @@ static int validate(struct virtio_device *vdev)
 }
 
 #ifdef CONFIG_PM_SLEEP
+/*
+ * The machine goes to sleep: nobody looks for units any more, for scan_wq is frozen. When all are
+ * prepared the midlayer quiesces the units, one by one, and a command that a look sends then waits
+ * until the machine wakes; and no device may come. So ports that come, or are lost, wait from now on.
+ */
+static int prepare(struct device *dev)
+{
+	struct vsfc *host = dev_to_virtio(dev)->priv;
+
+	return vsfc_fc_pause(host) ? 0 : -EBUSY;
+}
+
+/* All devices are awake, or it came to nothing. */
+static void complete_sleep(struct device *dev)
+{
+	struct vsfc *host = dev_to_virtio(dev)->priv;
+
+	WRITE_ONCE(host->is_paused, false);
+	if (READ_ONCE(host->is_stopping))
+		return;
+	/* Nobody was there to hear of what has changed. */
+	queue_work(host->event_wq, &host->config_work);
+	queue_work(host->event_wq, &host->refresh_work);
+}
+
+static const struct dev_pm_ops pm_ops = {
+	.prepare = prepare,
+	.complete = complete_sleep,
+};
+
+/* What is in scan_wq stays there, until it is thawed. */
 static int freeze(struct virtio_device *vdev)
 {
 	struct vsfc *host = vdev->priv;
 
 	set_stopping(host, true);
-	cancel_delayed_work_sync(&host->reset_work);
+	vsfc_recovery_stop(host);
 	flush_workqueue(host->event_wq);
-	flush_workqueue(host->scan_wq);
 	stop_queues(host, DID_REQUEUE);
 	return 0;
 }
@@ -354,9 +385,6 @@ static int restore(struct virtio_device *vdev)
 	virtio_device_ready(vdev);
 	set_stopping(host, false);
 	vsfc_events_start(host);
-	/* Nobody was there to hear of what has changed. */
-	queue_work(host->event_wq, &host->config_work);
-	queue_work(host->event_wq, &host->refresh_work);
 	return 0;
 }
 #endif
@@ -379,6 +407,9 @@ static unsigned int features[] = {
 static struct virtio_driver driver = {
 	.driver.name = KBUILD_MODNAME,
 	.driver.owner = THIS_MODULE,
+#ifdef CONFIG_PM_SLEEP
+	.driver.pm = &pm_ops,
+#endif
 	.id_table = ids,
 	.feature_table = features,
 	.feature_table_size = ARRAY_SIZE(features),

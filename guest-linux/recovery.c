@@ -171,6 +171,19 @@ static void reset_work(struct work_struct *work)
 	}
 }
 
+/*
+ * The device is about to be reset, after which nothing is owed. Where somebody still asks for resets,
+ * this is called again when nobody does.
+ */
+void vsfc_recovery_stop(struct vsfc *host)
+{
+	unsigned int number;
+
+	cancel_delayed_work_sync(&host->reset_work);
+	for (number = 0; number < VSFC_TARGETS; number++)
+		clear_bit(VSFC_RESET_OWED, &host->targets[number].reset);
+}
+
 struct search {
 	struct vsfc *host;
 	struct scsi_device *sdev;

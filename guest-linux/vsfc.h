@@ -159,6 +159,8 @@ struct vsfc {
 	bool is_native;
 	/* Nothing new is begun: the host goes, or sleeps. */
 	bool is_stopping;
+	/* Ports stay as they are: the machine is about to sleep, or to wake. Set with ports_lock. */
+	bool is_paused;
 	/* The queues could not be had again: nothing comes any more. */
 	bool is_lost;
 	/* What becomes of commands that the device had when it is reset: a host byte. */
@@ -178,7 +180,7 @@ struct vsfc {
 	struct vsfc_event *events;
 	/* Events and ports: never waits for a command. */
 	struct workqueue_struct *event_wq;
-	/* Looks for units, which wait for commands. */
+	/* Looks for units, which wait for commands. Frozen while the machine sleeps. */
 	struct workqueue_struct *scan_wq;
 	struct work_struct config_work;
 	/* Asks how all ports are. */
@@ -237,6 +239,7 @@ int vsfc_tmf_run(struct vsfc *host, u32 subtype, const u8 lun[8], u64 tag);
 
 /* recovery.c */
 void vsfc_recovery_init(struct vsfc *host);
+void vsfc_recovery_stop(struct vsfc *host);
 void vsfc_recovery_ended(struct vsfc *host, struct vsfc_control *control);
 void vsfc_reset_nexus_later(struct vsfc *host, u8 target);
 int vsfc_eh_abort(struct scsi_cmnd *sc);
@@ -249,6 +252,7 @@ bool vsfc_eh_should_retry(struct scsi_cmnd *sc);
 /* event.c */
 int vsfc_events_init(struct vsfc *host);
 void vsfc_events_start(struct vsfc *host);
+void vsfc_events_stop(struct vsfc *host);
 void vsfc_event_done(struct virtqueue *vq);
 void vsfc_end_events(struct vsfc *host);
 void vsfc_todo(struct vsfc *host, u8 target, unsigned int what);
@@ -264,6 +268,7 @@ void vsfc_fc_config_changed(struct work_struct *work);
 void vsfc_fc_sync(struct vsfc *host, u8 target);
 void vsfc_fc_sync_all(struct vsfc *host, bool look);
 void vsfc_fc_look_for_ports(struct work_struct *work);
+bool vsfc_fc_pause(struct vsfc *host);
 void vsfc_fc_stop(struct vsfc *host);
 
 #endif

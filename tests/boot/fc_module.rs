@@ -87,7 +87,13 @@ pub(crate) fn plain(bed: &Bed, vmm: Vmm) -> Result<()> {
     hotplug::run(bed, guest, &Place { channel: 0, rescans: false }, 3)
 }
 
-fn emulated(bed: &Bed, vmm: Vmm, debian: Debian, steps: fn(&Bed, &mut Vm<'_>) -> Result<()>) -> Result<()> {
+/// A guest with the module at emulated ports, and what a test does with it.
+pub(crate) fn emulated(
+    bed: &Bed,
+    vmm: Vmm,
+    debian: Debian,
+    steps: fn(&Bed, &mut Vm<'_>) -> Result<()>,
+) -> Result<()> {
     if vmm == Vmm::Qemu {
         return Ok(());
     }
@@ -125,7 +131,7 @@ fn steps(bed: &Bed, vm: &mut Vm<'_>) -> Result<()> {
 }
 
 /// What the machine says of its port.
-fn fabric(bed: &Bed, vm: &Vm<'_>) -> Result<Value> {
+pub(crate) fn fabric(bed: &Bed, vm: &Vm<'_>) -> Result<Value> {
     let said: Value = serde_json::from_str(&ask(bed, vm, "query-hbas", "")?)?;
     Ok(said.pointer("/return/0/fc").context("the adapter has no port")?.clone())
 }
@@ -157,7 +163,7 @@ fn local_port(vm: &mut Vm<'_>, fabric: &Value) -> Result<()> {
 }
 
 /// The array's ports are there; returns their names, by target.
-fn remote_ports(vm: &mut Vm<'_>, fabric: &Value) -> Result<Vec<String>> {
+pub(crate) fn remote_ports(vm: &mut Vm<'_>, fabric: &Value) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for (target, port) in
         fabric.get("ports").and_then(Value::as_array).context("no ports")?.iter().enumerate()
@@ -175,7 +181,7 @@ fn remote_ports(vm: &mut Vm<'_>, fabric: &Value) -> Result<Vec<String>> {
 }
 
 /// All units are there under the array's numbers, and known by the port.
-fn numbers(vm: &mut Vm<'_>) -> Result<()> {
+pub(crate) fn numbers(vm: &mut Vm<'_>) -> Result<()> {
     vm.run_code(&format!("within 150 '[ $(units | wc -l) = {} ]'", EMULATED.len()), 60)?;
     let found = units(vm)?;
     let unit = |name: &str| Unit { name: name.into(), blocks: Some(32_768) };
@@ -232,7 +238,7 @@ fn comes_and_goes(bed: &Bed, vm: &mut Vm<'_>) -> Result<()> {
     Ok(())
 }
 
-fn set_port(bed: &Bed, vm: &Vm<'_>, target: usize, state: &str) -> Result<()> {
+pub(crate) fn set_port(bed: &Bed, vm: &Vm<'_>, target: usize, state: &str) -> Result<()> {
     ask(bed, vm, "fc-port", &format!("\"hba\": \"scsi0\", \"target\": {target}, \"state\": \"{state}\""))
         .map(drop)
 }

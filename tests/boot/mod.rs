@@ -14,6 +14,7 @@ mod fc_machine;
 mod fc_module;
 mod fc_module_fabric;
 mod fc_module_hung;
+mod fc_module_sleep;
 mod fc_names;
 mod fc_paths;
 mod fc_rules;
@@ -187,6 +188,7 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "fc-module-12", run: fc_module::emulated_12 },
     Test { name: "fc-module-reload-50-13", run: fc_module::reload_50_13 },
     Test { name: "fc-module-reload-50-12", run: fc_module::reload_50_12 },
+    Test { name: "fc-module-sleep", run: fc_module_sleep::sleeps },
     Test { name: "fc-module-plain", run: fc_module::plain },
     Test { name: "fc-module-fabric", run: fc_module_fabric::fabric },
     Test { name: "fc-names", run: fc_names::names },
