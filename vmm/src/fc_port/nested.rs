@@ -2,7 +2,7 @@
 //! have, and how many there may be, was said before the guest ran.
 //!
 //! ```text
-//!   create ──> Making ──> There ──> Leaving ──> (free)
+//!   create ──> Making ──> There ──> Leaving ──> (free), or Kept
 //!                 └── delete, a reset ──┘
 //! ```
 
@@ -31,8 +31,10 @@ pub(super) enum Vport {
     Making { leaves: bool },
     /// The fabric has it.
     There,
-    /// It is being deleted, or could not be: it is tried again at the end.
+    /// It is being deleted.
     Leaving,
+    /// It could not be: it is tried again at the end.
+    Kept,
 }
 
 impl Process<'_> {
@@ -153,7 +155,7 @@ impl Process<'_> {
                 Ok(())
             }
             Vport::There => self.leave_vport(slot),
-            Vport::Free | Vport::Leaving => Ok(()),
+            Vport::Free | Vport::Leaving | Vport::Kept => Ok(()),
         }
     }
 
@@ -181,8 +183,10 @@ impl Process<'_> {
 
     /// The port is deleted, or not. One that is not has its slot, and is tried again at the end.
     pub(super) fn deleted(&mut self, slot: usize, wwpn: u64, deleted: Result<(), String>) -> io::Result<()> {
-        if let Some(of) = self.hbas.get_mut(slot).filter(|_| deleted.is_ok()) {
-            (of.owned, of.vport) = (None, Vport::Free);
+        match self.hbas.get_mut(slot) {
+            Some(of) if deleted.is_ok() => (of.owned, of.vport) = (None, Vport::Free),
+            Some(of) => of.vport = Vport::Kept,
+            None => {}
         }
         say(self.machine, slot, News::Closed(wwpn, deleted.err()))
     }

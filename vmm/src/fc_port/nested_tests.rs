@@ -21,7 +21,14 @@ const FIRST: u64 = 0x2100_0200_0000_0001;
 
 fn owned(host: u32, wwnn: u64, wwpn: u64) -> Owned {
     let names = fc::names::Names { wwnn: fc::Wwn::new(wwnn), wwpn: fc::Wwn::new(wwpn) };
-    Owned { vport: format!("vport-3:0-{host}"), host, names, origin: Origin::Made, named: false }
+    Owned {
+        vport: format!("vport-3:0-{host}"),
+        host,
+        names,
+        origin: Origin::Made,
+        named: false,
+        rules: Default::default(),
+    }
 }
 
 fn names(wwpn: u64) -> Names {

@@ -1,7 +1,9 @@
 //! The virtual port of one HBA: found or made at the start, and deleted at the end if it was made.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use fc::choose::Rules;
 use fc::model::{Host, San, Vport, VportState};
 use fc::names::{Names, Unfit, random};
 use fc::state::{Definition, Life, Record, StateError, Store};
@@ -27,6 +29,8 @@ pub(super) struct Owned {
     pub(super) origin: Origin,
     /// Its names were made just now.
     pub(super) named: bool,
+    /// By which rules its place was chosen, those stored with its names or the configuration's: a port with other names has the same.
+    pub(super) rules: Rules,
 }
 
 /// Finds or makes the port that an HBA wants, and waits until the fabric has it. `kernel` makes it.
@@ -52,7 +56,13 @@ pub(super) fn own<K: Kernel>(
     {
         let origin =
             if is_defined(names, store).unwrap_or(false) { Origin::Persistent } else { Origin::Adopted };
-        return adopt(vport, names, origin, roots, deadline, kernel());
+        return adopt(
+            vport,
+            Owned { vport: String::new(), host: 0, names, origin, named: false, rules },
+            roots,
+            deadline,
+            kernel(),
+        );
     }
     let request = Request {
         wanted: rules.wanted(),
@@ -66,7 +76,7 @@ pub(super) fn own<K: Kernel>(
     let vport =
         Ports::new(roots, store, kernel()).create_in_time(&request).map_err(|error| error.to_string())?;
     let host = vport.host.ok_or_else(|| format!("{} has no host", vport.name))?;
-    Ok(Owned { vport: vport.name, host, names, origin: Origin::Made, named: new })
+    Ok(Owned { vport: vport.name, host, names, origin: Origin::Made, named: new, rules })
 }
 
 /// Why a port that a guest wants is not made: for the guest, and for the operator in one line.
@@ -99,7 +109,8 @@ pub(super) fn make<K: Kernel>(
     let made = Ports::new(roots, store, kernel).create_in_time(&request);
     let vport = made.map_err(|error| (refusal(&error), error.to_string()))?;
     let host = vport.host.ok_or_else(|| (VportRefusal::Failed, format!("{} has no host", vport.name)))?;
-    Ok(Owned { vport: vport.name, host, names, origin: Origin::Made, named: false })
+    let rules = wanted.rules.clone();
+    Ok(Owned { vport: vport.name, host, names, origin: Origin::Made, named: false, rules })
 }
 
 fn refusal(error: &CreateError) -> VportRefusal {
@@ -144,24 +155,66 @@ pub(super) fn disown<K: Kernel>(
     if owned.origin != Origin::Made {
         return Ok(());
     }
+    delete(owned.names.wwpn, roots, store, kernel)
+}
+
+/// Deletes a port that this process has made.
+///
+/// # Errors
+/// The same.
+pub(super) fn delete<K: Kernel>(wwpn: Wwn, roots: &Roots, store: &Store, kernel: K) -> Result<(), String> {
     // Somebody may have deleted it before, and another one may have its name by now.
-    let deleted = Ports::new(roots, store, kernel).delete_own(owned.names.wwpn, std::process::id());
+    let deleted = Ports::new(roots, store, kernel).delete_own(wwpn, std::process::id());
     deleted.map_err(|error| error.to_string())
 }
 
-/// The name of a port of which something is left, and which this process has not got, unlike `had`: what was written down of it stays as
-/// long as it does.
-pub(super) fn left<'a>(
-    wanted: &Wanted,
-    had: impl IntoIterator<Item = &'a Owned>,
-    store: &Store,
-) -> Option<Wwn> {
+/// The names of ports that this process has made for an HBA, and which may still be there: what is written down of one stays as long as it
+/// does.
+pub(super) fn made(wanted: &Wanted, store: &Store) -> BTreeSet<Wwn> {
     let own = std::process::id();
-    let had: Vec<Wwn> = had.into_iter().map(|owned| owned.names.wwpn).collect();
-    let mut all = store.records().unwrap_or_default().into_iter().flatten();
-    let is_left =
-        |record: &Record| record.pid == own && record.owner == wanted.owner && !had.contains(&record.wwpn);
-    all.find(is_left).map(|record| record.wwpn)
+    let all = store.records().unwrap_or_default().into_iter().flatten();
+    all.filter(|record| record.pid == own && record.owner == wanted.owner).map(|record| record.wwpn).collect()
+}
+
+/// Sees to what is left of a port that this process has made with these names and does not use any more, for it could not delete it. It is
+/// deleted now; or used again, where the kernel does not delete it and it is as it was.
+///
+/// # Errors
+/// Why neither can be.
+pub(super) fn regain<K: Kernel>(
+    wanted: &Wanted,
+    roots: &Roots,
+    store: &Store,
+    kernel: K,
+) -> Result<Option<Owned>, String> {
+    let Some((wwnn, wwpn)) = wanted.names else { return Ok(None) };
+    let record = store.record_of(wwpn).map_err(|error| error.to_string())?;
+    let is_own = |record: &Record| record.owner == wanted.owner && is_this_process(record, roots);
+    let Some(record) = record.filter(is_own) else { return Ok(None) };
+    let Err(why) = delete(wwpn, roots, store, kernel) else { return Ok(None) };
+    let san = San::try_read(roots).map_err(|error| error.to_string())?;
+    let is_it = |vport: &&Vport| record.vport.as_ref() == Some(&vport.name) && record.id == Some(vport.id);
+    let active = san.vport(wwpn).filter(is_it).filter(|vport| vport.state == VportState::Active);
+    if let Some((vport, host)) = active.and_then(|vport| Some((vport.name.clone(), vport.host?))) {
+        let names = Names { wwnn, wwpn };
+        return Ok(Some(Owned {
+            vport,
+            host,
+            names,
+            origin: Origin::Made,
+            named: false,
+            rules: wanted.rules.clone(),
+        }));
+    }
+    Err(format!(
+        "its virtual port {wwpn} of before is still there and logs in no more, and it cannot be deleted: {why}; try again when vmm fc list \
+         does not show it any more (vmm fc delete --force {wwpn})"
+    ))
+}
+
+/// Whether a port is one that this very process has made.
+fn is_this_process(record: &Record, roots: &Roots) -> bool {
+    record.pid == std::process::id() && record.life(roots) == Life::Lives
 }
 
 /// The names of a port.
@@ -218,6 +271,10 @@ fn is_adopted(
     let record = store.record_of(names.wwpn).map_err(|error| error.to_string())?;
     // What was before the host started anew says nothing of a port that is there.
     match record.filter(|record| record.life(roots) != Life::OtherStart) {
+        Some(record) if record.owner == wanted.owner && is_this_process(&record, roots) => Err(format!(
+            "this machine has the virtual port {} ({}) already, and two cannot have one name; give one of them another wwpn",
+            names.wwpn, vport.name
+        )),
         Some(record) if record.owner == wanted.owner && record.life(roots) == Life::Lives => {
             let id = wanted.hba.strip_prefix("hba ").unwrap_or(&wanted.hba);
             let machine = wanted.owner.strip_suffix(&format!(".{id}")).unwrap_or(&wanted.owner);
@@ -260,18 +317,18 @@ fn is_defined(names: Names, store: &Store) -> Result<bool, StateError> {
     Ok(store.definitions()?.into_iter().any(|(_, definition)| definition.is_ok_and(of_this)))
 }
 
+/// Waits until a port that is there is active; `owned` says what else is known of it.
 fn adopt(
     mut vport: Vport,
-    names: Names,
-    origin: Origin,
+    owned: Owned,
     roots: &Roots,
     deadline: Duration,
     mut kernel: impl Kernel,
 ) -> Result<Owned, String> {
-    let begin = kernel.now();
+    let (begin, names) = (kernel.now(), owned.names);
     loop {
         if let (VportState::Active, Some(host)) = (&vport.state, vport.host) {
-            return Ok(Owned { vport: vport.name, host, names, origin, named: false });
+            return Ok(Owned { vport: vport.name, host, ..owned });
         }
         let waited = kernel.now().saturating_sub(begin);
         if waited >= deadline {
@@ -294,224 +351,5 @@ fn adopt(
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use std::path::Path;
-
-    use fc::testing::Tree;
-    use fc::vport::WriteError;
-
-    use super::super::message::tests::example;
-    use super::*;
-
-    /// A kernel that makes one port, and counts time.
-    pub(in crate::fc_port) struct Fake<'a>(pub(in crate::fc_port) &'a Tree, pub(in crate::fc_port) Duration);
-
-    pub(in crate::fc_port) const HOST: &str = "devices/pci0000:00/0000:00:04.0/0000:10:00.0/host3";
-
-    impl Kernel for Fake<'_> {
-        fn write(&mut self, path: &Path, text: &str) -> Result<(), WriteError> {
-            let (wwpn, wwnn) = text.split_once(':').unwrap();
-            if path.ends_with("vport_create") {
-                let host = HOST.replace("host3", path.iter().rev().nth(1).unwrap().to_str().unwrap());
-                let host = host.replace("00.0/host4", "00.1/host4");
-                let names = (&*format!("0x{wwpn}"), &*format!("0x{wwnn}"));
-                self.0.vport(&host, "vport-3:0-7", names, "Active", Some(9));
-            } else {
-                let own =
-                    std::fs::canonicalize(self.0.path("sys/class/fc_vports/vport-3:0-7/device")).unwrap();
-                std::fs::remove_dir_all(own).unwrap();
-                for link in ["fc_vports/vport-3:0-7", "fc_host/host9", "scsi_host/host9"] {
-                    std::fs::remove_file(self.0.path(&format!("sys/class/{link}"))).unwrap();
-                }
-            }
-            Ok(())
-        }
-        fn pause(&mut self, time: Duration) -> Pause {
-            self.1 += time;
-            Pause::Over
-        }
-        fn now(&mut self) -> Duration {
-            self.1
-        }
-    }
-
-    pub(in crate::fc_port) fn tree() -> (Tree, Store) {
-        let tree = Tree::qla2xxx();
-        let own = std::process::id();
-        tree.files(&[
-            (&format!("proc/{own}/stat"), "1 (x) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 5 20\n"),
-            ("proc/sys/kernel/random/boot_id", "first\n"),
-        ]);
-        let store = Store::below(&tree.path(""));
-        (tree, store)
-    }
-
-    pub(in crate::fc_port) fn wanted() -> Wanted {
-        Wanted { hba: "hba hba0".into(), rules: Default::default(), any_oui: false, ..example() }
-    }
-
-    pub(in crate::fc_port) fn owned(tree: &Tree, store: &Store, wanted: &Wanted) -> Result<Owned, String> {
-        own(wanted, &tree.roots(), store, || Fake(tree, Duration::ZERO))
-    }
-
-    #[test]
-    fn a_port_is_made_with_names_that_stay_and_goes_with_the_machine() {
-        let (tree, store) = tree();
-        let first = owned(&tree, &store, &Wanted { names: None, ..wanted() }).unwrap();
-        assert_eq!((first.host, first.origin, first.named), (9, Origin::Made, true));
-        let record = store.records().unwrap().pop().unwrap().unwrap();
-        assert_eq!(
-            (&*record.owner, record.wwpn, record.pid),
-            ("vm1.hba0", first.names.wwpn, std::process::id())
-        );
-        assert_eq!(store.definition("vm1.hba0").unwrap().names(), first.names);
-        let gone = || disown(&first, &tree.roots(), &store, Fake(&tree, Duration::ZERO));
-        assert_eq!(gone(), Ok(()));
-        assert_eq!(gone(), Ok(()), "it may be gone already");
-        assert!(store.records().unwrap().is_empty() && San::read(&tree.roots()).vports.is_empty());
-        let (tree, _) = self::tree();
-        let second = owned(&tree, &store, &Wanted { names: None, ..wanted() }).unwrap();
-        assert_eq!((second.names, second.named), (first.names, false), "never anew");
-    }
-
-    /// Somebody has deleted it, and made one of its name that he or another machine has.
-    #[test]
-    fn what_has_the_name_of_a_port_since_stays() {
-        for record in [false, true] {
-            let (tree, store) = tree();
-            let port = owned(&tree, &store, &wanted()).unwrap();
-            let (path, own) = (store.record_path(port.names.wwpn), format!("pid = {}\n", std::process::id()));
-            let written = std::fs::read_to_string(&path).unwrap();
-            assert!(written.contains(&own), "{written}");
-            let kernel = Fake(&tree, Duration::ZERO);
-            Ports::new(&tree.roots(), &store, kernel).delete(&port.names.wwpn.to_string(), true).unwrap();
-            let names = ("0x210002123456789a", "0x200002123456789a");
-            tree.vport(HOST, "vport-3:0-8", names, "Active", Some(8));
-            if record {
-                std::fs::write(&path, written.replace(&own, "pid = 1\n")).unwrap();
-            }
-            assert_eq!(disown(&port, &tree.roots(), &store, Fake(&tree, Duration::ZERO)), Ok(()));
-            assert_eq!(San::read(&tree.roots()).vports.len(), 1, "record: {record}");
-            assert_eq!(store.records().unwrap().len(), usize::from(record));
-        }
-    }
-
-    #[test]
-    fn a_port_that_is_nobodys_is_used_and_stays() {
-        let (tree, store) = tree();
-        let names = ("0x210002123456789a", "0x200002123456789a");
-        tree.vport(HOST, "vport-3:0-1", names, "Active", Some(8));
-        let port = owned(&tree, &store, &wanted()).unwrap();
-        assert_eq!((port.host, port.origin, &*port.vport), (8, Origin::Adopted, "vport-3:0-1"));
-        assert_eq!(disown(&port, &tree.roots(), &store, Fake(&tree, Duration::ZERO)), Ok(()));
-        assert_eq!(San::read(&tree.roots()).vports.len(), 1);
-        let other = Wanted { names: Some((Wwn::new(0x2000_0212_3456_789b), port.names.wwpn)), ..wanted() };
-        let said = owned(&tree, &store, &other).unwrap_err();
-        assert!(
-            said.contains("with the WWNN 200002123456789a, and wwnn is 200002123456789b; set wwnn"),
-            "{said}"
-        );
-        tree.file("sys/class/fc_vports/vport-3:0-1/vport_state", "Linkdown\n");
-        let said = owned(&tree, &store, &wanted()).unwrap_err();
-        assert!(said.contains("is \"Linkdown\" after 30 s; see vmm fc show 210002123456789a"), "{said}");
-    }
-
-    #[test]
-    fn a_port_of_another_machine_is_not_touched_and_one_of_an_ended_machine_is_made_anew() {
-        let (tree, store) = tree();
-        let first = owned(&tree, &store, &wanted()).unwrap();
-        let said = owned(&tree, &store, &Wanted { owner: "vm2.hba0".into(), ..wanted() }).unwrap_err();
-        assert!(said.contains("(vport-3:0-7) belongs to vm1.hba0 (process "), "{said}");
-        let said = owned(&tree, &store, &wanted()).unwrap_err();
-        assert!(
-            said.starts_with("machine vm1 runs already, or has ended and its driver logs out at the fabric"),
-            "{said}"
-        );
-        assert!(said.contains("which may take 155 s"), "{said}");
-        // Another process has its number.
-        let stat = "1 (x) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 6 20\n";
-        tree.file(&format!("proc/{}/stat", std::process::id()), stat);
-        let again = owned(&tree, &store, &wanted()).unwrap();
-        assert_eq!((again.names, again.origin), (first.names, Origin::Made));
-        assert_eq!(store.records().unwrap().len(), 1);
-    }
-
-    /// Two first starts at once: names that the other has stored are its own, and nobody is told to remove them.
-    #[test]
-    fn names_that_somebody_else_has_just_stored_are_taken() {
-        let (tree, store) = tree();
-        let (wwnn, wwpn) = wanted().names.unwrap();
-        let wanted = Wanted { names: None, ..wanted() };
-        let mut first = true;
-        let named = names(&wanted, &tree.roots(), &store, &mut || {
-            // Between the look and the write.
-            if std::mem::take(&mut first) {
-                let definition = Definition { wwnn, wwpn, boot: false, rules: Default::default() };
-                store.define(&wanted.owner, &definition).unwrap();
-            }
-            Fake(&tree, Duration::ZERO)
-        });
-        let Named { names, definition, new } = named.unwrap();
-        assert_eq!((names.wwpn, definition.is_some(), new), (wwpn, true, false));
-    }
-
-    #[test]
-    fn a_port_that_stays_is_told_from_one_that_goes_with_the_machine() {
-        let (tree, store) = tree();
-        let made = owned(&tree, &store, &wanted()).unwrap().shown(&tree.roots());
-        assert_eq!(
-            (made.origin, &*made.parent, &*made.driver, &*made.device, made.wwpn),
-            (Origin::Made, "host3", "qla2xxx", "0000:10:00.0", 0x2100_0212_3456_789a)
-        );
-        let (tree, store) = self::tree();
-        let names = ("0x210002123456789a", "0x200002123456789a");
-        tree.vport(HOST, "vport-3:0-1", names, "Active", Some(8));
-        let (wwnn, wwpn) = wanted().names.unwrap();
-        let definition = Definition { wwnn, wwpn, boot: true, rules: Default::default() };
-        store.define("web", &definition).unwrap();
-        let port = owned(&tree, &store, &wanted()).unwrap();
-        assert_eq!((port.origin, &*port.vport), (Origin::Persistent, "vport-3:0-1"));
-    }
-
-    /// As in a container, or where proc hides the processes of others.
-    #[test]
-    fn whether_another_machine_runs_may_be_unknown() {
-        let (tree, store) = tree();
-        owned(&tree, &store, &wanted()).unwrap();
-        std::fs::remove_dir_all(tree.path(&format!("proc/{}", std::process::id()))).unwrap();
-        let said = owned(&tree, &store, &wanted()).unwrap_err();
-        assert!(!said.contains("which runs"), "{said}");
-        assert!(
-            said.ends_with(
-                "whether that runs cannot be seen from here; look where it would, and if it has ended, vmm fc delete --force \
-                 210002123456789a; or give this HBA another wwpn"
-            ),
-            "{said}"
-        );
-    }
-
-    #[test]
-    fn a_port_that_cannot_be_deleted_says_why() {
-        struct Refuses<'a>(Fake<'a>);
-        impl Kernel for Refuses<'_> {
-            fn write(&mut self, _: &Path, _: &str) -> Result<(), WriteError> {
-                Err(WriteError::Write(std::io::Error::from_raw_os_error(5)))
-            }
-            fn pause(&mut self, time: Duration) -> Pause {
-                self.0.pause(time)
-            }
-            fn now(&mut self) -> Duration {
-                self.0.now()
-            }
-        }
-        let (tree, store) = tree();
-        let port = owned(&tree, &store, &wanted()).unwrap();
-        let kernel = Refuses(Fake(&tree, Duration::ZERO));
-        let said = disown(&port, &tree.roots(), &store, kernel).unwrap_err();
-        assert!(
-            said.contains("does not delete the virtual port 210002123456789a: Input/output error"),
-            "{said}"
-        );
-        assert_eq!(store.records().unwrap().len(), 1, "somebody else can try it");
-    }
-}
+#[path = "owned_tests.rs"]
+pub(super) mod tests;

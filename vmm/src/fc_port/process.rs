@@ -1,5 +1,6 @@
 //! The process itself. It hears of everything in one place, and does there what takes no time; all else is [`super::work`].
 
+use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
@@ -11,11 +12,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use devices::threads::{self, Kind};
-use fc::Roots;
 use fc::glimpse::Glimpse;
 use fc::state::Store;
 use fc::vport::{Live, Pause};
 use fc::watch::{Change, Source, Watch};
+use fc::{Roots, Wwn};
 use hba_virtio_scsi::fc::Names;
 
 use super::former::{self, Settled};
@@ -30,9 +31,6 @@ use crate::config::{Sandbox, reason};
 use crate::jail;
 use crate::keeper::sys::{self, Ends};
 
-/// How long ports that are being made or deleted have at the end: all the time that a deletion may take, while the driver logs out.
-const LAST: Duration = fc::vport::DELETION;
-
 /// Something that the process hears of.
 pub(super) enum Event {
     /// The machine wants something.
@@ -46,7 +44,7 @@ pub(super) enum Event {
     /// What has become of the port with the other names of an HBA.
     Other(usize, Result<Owned, String>),
     /// One that another has followed is deleted, or why not.
-    Left(usize, u64, Result<(), String>),
+    Left(usize, Wwn, Result<(), String>),
     /// What has become of a port that a guest creates.
     Created(usize, Result<Owned, NotMade>),
     /// One of these is deleted, or why not.
@@ -65,6 +63,8 @@ pub(super) struct Hba {
     pub(super) owned: Option<Owned>,
     /// It is changing its names.
     pub(super) change: Option<Switch>,
+    /// The names of ports that it has made and does not use any more, and that could not be deleted.
+    pub(super) kept: BTreeSet<Wwn>,
     /// It is known what becomes of its port.
     pub(super) settled: bool,
     /// How it is, of one that a guest may create.
@@ -183,6 +183,7 @@ impl<'a> Process<'a> {
             wanted: wanted.clone(),
             owned: None,
             change: None,
+            kept: BTreeSet::new(),
             settled,
             vport: Vport::Free,
             space: Space::default(),
@@ -430,72 +431,6 @@ impl<'a> Process<'a> {
         }
         self.end_changes(now)
     }
-
-    /// A port was given up while it was made: if it is there all the same, the machine hears it.
-    fn say_left(&self, hba: usize, why: String) {
-        let Some(of) = self.hbas.get(hba) else { return };
-        let had = self.hbas.iter().filter_map(|of| of.owned.as_ref());
-        if let Some(wwpn) = owned::left(&of.wanted, had, &self.store) {
-            let _ = say(self.machine, hba, News::Closed(wwpn.bits(), Some(why)));
-        }
-    }
-
-    /// Deletes the ports that it made.
-    fn end(mut self, events: &Receiver<Event>) {
-        self.ending.store(true, Ordering::Relaxed);
-        let until = Instant::now() + LAST;
-        let left = || until.saturating_duration_since(Instant::now());
-        // One that is being made is given up, or is there.
-        while self.hbas.iter().any(|hba| !hba.settled || hba.change.as_ref().is_some_and(Switch::is_open)) {
-            match events.recv_timeout(left()) {
-                Ok(Event::Owned(hba, owned)) => {
-                    let Some(of) = self.hbas.get_mut(hba) else { continue };
-                    of.settled = true;
-                    match owned {
-                        Ok(owned) => of.owned = Some(owned),
-                        Err(why) => self.say_left(hba, why),
-                    }
-                }
-                Ok(Event::Other(hba, owned)) => {
-                    let Some(of) = self.hbas.get_mut(hba) else { continue };
-                    match owned {
-                        Ok(owned) => of.change = Some(Switch::left(owned)),
-                        Err(why) => {
-                            of.change = None;
-                            self.say_left(hba, why);
-                        }
-                    }
-                }
-                Ok(Event::Left(hba, wwpn, left)) => drop(self.has_left(hba, wwpn, left)),
-                Ok(Event::Created(slot, made)) => {
-                    let Some(of) = self.hbas.get_mut(slot) else { continue };
-                    (of.settled, of.owned) = (true, made.ok());
-                }
-                Ok(_) => {}
-                Err(_) => break,
-            }
-        }
-        let (tell, deleted) = mpsc::channel();
-        let all = self.hbas.iter().enumerate().flat_map(|(hba, of)| {
-            let others = of.change.as_ref().and_then(Switch::port);
-            of.owned.iter().chain(others).map(move |owned| (hba, owned.clone()))
-        });
-        for (hba, owned) in all {
-            let wwpn = owned.names.wwpn.bits();
-            let (roots, store, deleted) = (self.roots.clone(), self.store.clone(), tell.clone());
-            let delete = move || {
-                let _ = deleted.send((hba, wwpn, owned::disown(&owned, &roots, &store, Live::new(sleep))));
-            };
-            if let Err(error) = threads::spawn(Kind::Returns, "fc-disown", delete) {
-                let _ = tell.send((hba, wwpn, Err(format!("there is no thread that deletes it: {error}"))));
-            }
-        }
-        drop(tell);
-        while let Ok((hba, wwpn, result)) = deleted.recv_timeout(left()) {
-            // The machine may be no more.
-            let _ = say(self.machine, hba, News::Closed(wwpn, result.err()));
-        }
-    }
 }
 
 /// Waits, until the machine ends.
@@ -521,3 +456,8 @@ fn hear_kernel<S: Source>(mut watch: Watch<S>, tell: &Tell) {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "process_tests.rs"]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests;

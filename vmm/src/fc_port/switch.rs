@@ -7,13 +7,15 @@
 //! ```
 
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use devices::threads::{self, Kind};
-use fc::Wwn;
 use fc::glimpse::Glimpse;
+use fc::state::Store;
 use fc::vport::Live;
+use fc::{Roots, Wwn};
 use hba_virtio_scsi::fc::Active;
 
 use super::inventory::Inventory;
@@ -64,14 +66,9 @@ impl Switch {
         }
     }
 
-    /// Whether it is still to be told what becomes of a port.
-    pub(super) fn is_open(&self) -> bool {
-        matches!(self, Self::Making(_) | Self::Leaving(_))
-    }
-
-    /// Of a port that is to be deleted at the end.
-    pub(super) fn left(port: Owned) -> Self {
-        Self::Lingering { port, until: Instant::now() }
+    /// Whether it is not known yet what becomes of a port that is being made.
+    pub(super) fn is_making(&self) -> bool {
+        matches!(self, Self::Making(_))
     }
 
     /// Has it look at once at a host, if that is of the port with the other names.
@@ -96,8 +93,8 @@ impl Switch {
 }
 
 /// What is wanted of the port with these names.
-fn wanted(of: &Hba, to: Active) -> Result<Wanted, String> {
-    let Some(inventory) = of.inventory.as_ref().filter(|_| of.owned.is_some()) else {
+pub(super) fn wanted(of: &Hba, to: Active) -> Result<Wanted, String> {
+    let Some((inventory, owned)) = of.inventory.as_ref().zip(of.owned.as_ref()) else {
         return Err("it has no port yet".into());
     };
     if of.change.is_some() {
@@ -114,7 +111,8 @@ fn wanted(of: &Hba, to: Active) -> Result<Wanted, String> {
     };
     let names = Some((Wwn::new(names.wwnn), Wwn::new(names.wwpn)));
     // The first ones it had already.
-    Ok(Wanted { names, any_oui: of.wanted.any_oui || to == Active::Primary, ..of.wanted.clone() })
+    let any_oui = of.wanted.any_oui || to == Active::Primary;
+    Ok(Wanted { names, any_oui, rules: owned.rules.clone(), ..of.wanted.clone() })
 }
 
 impl Process<'_> {
@@ -134,7 +132,12 @@ impl Process<'_> {
         let (tell, ending) = (self.tell.clone(), self.ending.clone());
         let own = move || {
             let kernel = || Live::new(interruptible(ending.clone()));
-            let _ = tell.send(Event::Other(hba, owned::own(&wanted, &roots, &store, kernel)));
+            let made = owned::regain(&wanted, &roots, &store, Live::new(sleep)).and_then(|port| match port {
+                Some(port) => Ok(port),
+                None if ending.load(Ordering::Relaxed) => Err("the machine ends".into()),
+                None => owned::own(&wanted, &roots, &store, kernel),
+            });
+            let _ = tell.send(Event::Other(hba, made));
         };
         if let Err(error) = threads::spawn(Kind::Returns, "fc-own", own) {
             let why = format!("there is no thread for the port with the other names: {}", reason(&error));
@@ -154,8 +157,12 @@ impl Process<'_> {
         let Some(Switch::Making(of)) = of_hba.change.take() else { return Ok(()) };
         let port = match owned {
             Ok(port) => port,
-            Err(why) => return say(self.machine, hba, of.done(Some(why))),
+            Err(why) => {
+                self.say_left(hba, &why);
+                return say(self.machine, hba, of.done(Some(why)));
+            }
         };
+        of_hba.kept.remove(&port.names.wwpn);
         say(self.machine, hba, News::Other(of.number, Box::new(port.shown(&self.roots))))?;
         match work::look(&self.roots, &self.tell, hba, port.host) {
             Ok(look) => {
@@ -230,33 +237,44 @@ impl Process<'_> {
     }
 
     /// Deletes a port that is not the machine's any more.
-    fn leave(&mut self, hba: usize, port: Owned) {
+    pub(super) fn leave(&mut self, hba: usize, port: Owned) {
         let Some(of) = self.hbas.get_mut(hba) else { return };
-        let wwpn = port.names.wwpn.bits();
-        let (roots, store, tell, leaving) =
-            (self.roots.clone(), self.store.clone(), self.tell.clone(), port.clone());
-        of.change = Some(Switch::Leaving(port));
-        let delete = move || {
-            let left = owned::disown(&leaving, &roots, &store, Live::new(sleep));
-            let _ = tell.send(Event::Left(hba, wwpn, left));
-        };
-        if let Err(error) = threads::spawn(Kind::Returns, "fc-disown", delete) {
+        of.change = Some(Switch::Leaving(port.clone()));
+        self.delete_port(hba, port.names.wwpn, move |roots, store| {
+            owned::disown(&port, roots, store, Live::new(sleep))
+        });
+    }
+
+    /// Deletes a port on a thread of its own; [`Event::Left`] says what became of it.
+    pub(super) fn delete_port(
+        &self,
+        hba: usize,
+        wwpn: Wwn,
+        delete: impl FnOnce(&Roots, &Store) -> Result<(), String> + Send + 'static,
+    ) {
+        let (roots, store, tell) = (self.roots.clone(), self.store.clone(), self.tell.clone());
+        let work = move || drop(tell.send(Event::Left(hba, wwpn, delete(&roots, &store))));
+        if let Err(error) = threads::spawn(Kind::Returns, "fc-disown", work) {
             let why = format!("there is no thread that deletes it: {}", reason(&error));
             let _ = self.tell.send(Event::Left(hba, wwpn, Err(why)));
         }
     }
 
-    /// A port is deleted, or not. One that is not is tried again at the end.
-    pub(super) fn has_left(&mut self, hba: usize, wwpn: u64, left: Result<(), String>) -> io::Result<()> {
+    /// A port is deleted, or not. One that is not is tried again when the machine goes back to its names, and at the end.
+    pub(super) fn has_left(&mut self, hba: usize, wwpn: Wwn, left: Result<(), String>) -> io::Result<()> {
         let Some(of) = self.hbas.get_mut(hba) else { return Ok(()) };
-        of.change = None;
-        if let Err(why) = &left {
-            let text = format!(
-                "the virtual port {} with its former names is still there, and vmm fc clean deletes it when the machine has ended: {why}",
-                Wwn::new(wwpn)
-            );
-            say(self.machine, hba, News::Warning(text))?;
+        of.change.take_if(|change| matches!(change, Switch::Leaving(port) if port.names.wwpn == wwpn));
+        match &left {
+            Ok(()) => drop(of.kept.remove(&wwpn)),
+            Err(why) => {
+                of.kept.insert(wwpn);
+                let text = format!(
+                    "the virtual port {wwpn}, which it does not use any more, is still there; it is deleted when the machine goes back to \
+                     that name, or ends: {why}"
+                );
+                say(self.machine, hba, News::Warning(text))?;
+            }
         }
-        say(self.machine, hba, News::Closed(wwpn, left.err()))
+        say(self.machine, hba, News::Closed(wwpn.bits(), left.err()))
     }
 }

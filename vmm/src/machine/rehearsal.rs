@@ -12,7 +12,7 @@ use boot::RamLayout;
 use devices::mem::GuestRam;
 use devices::storage::{Qcow2Image, Rehearsal};
 use fc::choose::Rules;
-use fc::names::Known;
+use fc::names::{Known, Names};
 use fc::state::{Definition, Life, StateError, Store};
 use fc::{Roots, San};
 
@@ -140,18 +140,12 @@ fn virtual_port(owner: &str, port: &VirtualPort, taken: &mut Known) -> Result<()
         Err(_) => None,
     };
     let names = port.names.or(stored.as_ref().map(Definition::names));
-    if let Some(names) = names {
-        names.check(taken, true)?;
-        taken.promise(names.wwpn, format!("{owner} has it"));
-        let life = store.record_of(names.wwpn)?.map(|record| record.life(&roots));
-        let there = san.vport(names.wwpn).filter(|vport| vport.wwnn == Some(names.wwnn));
-        match (there, life) {
-            // Nobody's: it is used.
-            (Some(_), None | Some(Life::OtherStart)) => return Ok(()),
-            // What a process has left that was killed is deleted first.
-            (_, Some(Life::Ended)) => {}
-            _ => names.check(&Known::of(&san), port.any_oui || port.names.is_none())?,
-        }
+    let mut is_used = |names: Names, any_oui| is_used(names, any_oui, owner, &san, (&roots, &store), taken);
+    let is_there = names.map(|names| is_used(names, port.any_oui || port.names.is_none())).transpose()?;
+    // Those that it has later: to hear it then would be late.
+    port.secondary.map(|names| is_used(names, port.any_oui).context("its second names")).transpose()?;
+    if is_there == Some(true) {
+        return Ok(());
     }
     let rules = match stored {
         Some(stored) if port.names.is_none() && port.rules == Rules::default() => stored.rules,
@@ -166,6 +160,31 @@ fn virtual_port(owner: &str, port: &VirtualPort, taken: &mut Known) -> Result<()
             file.display()
         )
     })
+}
+
+/// Whether a port with these names is there and nobody's, so that it is used.
+///
+/// # Errors
+/// Somebody has them: another one on the host, or one of those that `taken` are of, to which they are added.
+fn is_used(
+    names: Names,
+    any_oui: bool,
+    owner: &str,
+    san: &San,
+    (roots, store): (&Roots, &Store),
+    taken: &mut Known,
+) -> Result<bool> {
+    names.check(taken, true)?;
+    taken.promise(names.wwpn, format!("{owner} has it"));
+    let life = store.record_of(names.wwpn)?.map(|record| record.life(roots));
+    let there = san.vport(names.wwpn).filter(|vport| vport.wwnn == Some(names.wwnn));
+    match (there, life) {
+        (Some(_), None | Some(Life::OtherStart)) => return Ok(true),
+        // What a process has left that was killed is deleted first.
+        (_, Some(Life::Ended)) => {}
+        _ => names.check(&Known::of(san), any_oui)?,
+    }
+    Ok(false)
 }
 
 fn drive(
@@ -241,5 +260,33 @@ fn boot(config: &Config, layout: &RamLayout, physical_bits: u8, all: &mut Proble
             }
             false
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fc::Wwn;
+    use fc::testing::Tree;
+
+    use super::*;
+
+    #[test]
+    fn names_that_somebody_has_are_said() {
+        let tree = Tree::lpfc();
+        let (roots, store) = (tree.roots(), Store::below(&tree.path("")));
+        let (san, mut taken) = (San::read(&roots), Known::default());
+        let mut used = |wwnn, wwpn| {
+            let names = Names { wwnn: Wwn::new(wwnn), wwpn: Wwn::new(wwpn) };
+            is_used(names, true, "vm1.fc0", &san, (&roots, &store), &mut taken)
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(used(0x2000_0212_3456_789a, 0x2100_0212_3456_789a), Ok(false));
+        // A port that is there and nobody's.
+        assert_eq!(used(0x2000_0000_0000_0a01, 0x2100_0000_0000_0a01), Ok(true));
+        let said = used(0x2001_0212_3456_789a, 0x2100_0212_3456_789a).unwrap_err();
+        assert!(said.contains("vm1.fc0 has it"), "{said}");
+        // The adapter's own.
+        let said = used(0x2000_0000_c9aa_bb05, 0x1000_0000_c9aa_bb05).unwrap_err();
+        assert!(said.contains("10000000c9aabb05") && said.contains("host5"), "{said}");
     }
 }
