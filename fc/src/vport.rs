@@ -19,7 +19,7 @@ use crate::sysfs::Roots;
 use crate::users::Users;
 use crate::wwn::Wwn;
 
-pub use error::{CreateError, DeleteError};
+pub use error::{CreateError, DeleteError, Objection};
 pub use kernel::{Kernel, Live, Pause, WriteError};
 pub use remove::{Cleaned, CleanedUp, Cleanup};
 
@@ -49,6 +49,8 @@ pub struct Request<'a> {
     pub deadline: Duration,
     /// Whose it is. It stays when this process has ended, else.
     pub owner: Option<&'a str>,
+    /// What an ended process has left under the name is in the way, unless that was of the same owner; it is deleted first, else.
+    pub spares: bool,
 }
 
 /// Creates and deletes virtual ports.
@@ -70,7 +72,13 @@ impl<'a, K: Kernel> Ports<'a, K> {
     /// [`CreateError`] says why not; then nothing is left of it, or the error says what is.
     pub fn create(&mut self, request: &Request<'_>) -> Result<Vport, CreateError> {
         // What a process of this name has left that was ended.
-        self.clean_name(request.names.wwpn).map_err(CreateError::Clean)?;
+        let may_clean = |record: &Record| {
+            let is_old = || record.life(self.roots) == Life::OtherStart;
+            !request.spares || request.owner == Some(&*record.owner) || is_old()
+        };
+        if self.store.record_of(request.names.wwpn)?.is_none_or(|record| may_clean(&record)) {
+            self.clean_name(request.names.wwpn).map_err(CreateError::Clean)?;
+        }
         let record = self.begin(request)?;
         let mut target = Target::from(&record);
         let mut result = self.wait(&mut target, request.deadline);
@@ -235,10 +243,14 @@ impl<'a, K: Kernel> Ports<'a, K> {
         for record in self.store.records()?.into_iter().flatten() {
             let Record { pid, owner, .. } = &record;
             let mut whose = format!("process {pid} ({owner}) has it");
-            if record.life(self.roots) == Life::Unknown {
-                let path = self.store.record_path(record.wwpn);
-                whose +=
-                    &format!(", and cannot be seen from here; if it has ended, remove {}", path.display());
+            match record.life(self.roots) {
+                Life::Unknown => {
+                    let path = self.store.record_path(record.wwpn);
+                    let path = path.display();
+                    whose += &format!(", and cannot be seen from here; if it has ended, remove {path}");
+                }
+                Life::Ended => whose += ", which has ended; vmm fc clean deletes it",
+                Life::Lives | Life::OtherStart => {}
             }
             known.promise(record.wwpn, whose);
         }

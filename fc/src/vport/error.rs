@@ -12,6 +12,19 @@ use crate::state::StateError;
 use crate::sysfs::{Roots, Unreadable};
 use crate::wwn::Wwn;
 
+/// What a driver has against a virtual port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Objection {
+    /// The link, or the fabric, is not there yet: it may take it later.
+    Link,
+    /// It has no room for another one.
+    Room,
+    /// It has a port of that name.
+    Name,
+    /// Anything else.
+    Other,
+}
+
 /// Why a virtual port was not created.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
@@ -43,8 +56,8 @@ pub enum CreateError {
         host: String,
         /// The reason, and what to do.
         why: String,
-        /// It may take it later: the link, or the fabric, is not there yet.
-        passes: bool,
+        /// What that comes to.
+        because: Objection,
     },
     /// A process has it.
     #[error(
@@ -123,7 +136,7 @@ impl CreateError {
         match self {
             Self::Port(NoPort::Incapable { for_good, .. }) => !for_good,
             Self::Port(NoPort::Full { .. }) => false,
-            Self::Refused { passes, .. } => *passes,
+            Self::Refused { because, .. } => *because == Objection::Link,
             // The fabric may still tell of what this host had before it was started anew.
             Self::Names(Unfit::LoggedIn(..)) => true,
             Self::Port(_) | Self::NotActive { .. } | Self::Gone { .. } | Self::Owned { .. } => true,
@@ -252,18 +265,26 @@ pub(super) fn refused(host: &Host, error: &WriteError) -> CreateError {
             Some(libc::ENOENT) if host.driver == "lpfc" => {
                 format!("lpfc has NPIV off (option lpfc_enable_npiv), or does not take the names; {log}")
             }
-            Some(libc::ESRCH | libc::EINTR | libc::ENOMEM) => {
+            Some(libc::ESRCH | libc::EINTR | libc::ENOMEM | libc::EAGAIN) => {
                 format!("it has no room for another one; {log}")
             }
             Some(libc::EPERM) => format!("the driver failed; {log}"),
             _ => format!("{error}; {log}"),
         },
     };
-    let passes = match error {
-        WriteError::Write(error) => matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EIO)),
-        WriteError::Open(_) | WriteError::Short => false,
+    let because = match error {
+        WriteError::Write(error) => match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP | libc::EIO) => Objection::Link,
+            // qla2xxx says ENOSYS for its last one.
+            Some(libc::ENOSPC | libc::ENOSYS | libc::ESRCH | libc::EINTR | libc::ENOMEM | libc::EAGAIN) => {
+                Objection::Room
+            }
+            Some(libc::ENOTUNIQ) => Objection::Name,
+            _ => Objection::Other,
+        },
+        WriteError::Open(_) | WriteError::Short => Objection::Other,
     };
-    CreateError::Refused { host: host.name(), why, passes }
+    CreateError::Refused { host: host.name(), why, because }
 }
 
 /// Why the kernel did not delete it.

@@ -134,6 +134,7 @@ fn request() -> Request<'static> {
         any_oui: false,
         deadline: Duration::from_secs(10),
         owner: None,
+        spares: false,
     }
 }
 

@@ -232,7 +232,8 @@ impl Tool {
         };
         let wanted = rules.wanted();
         let deadline = Duration::from_secs(timeout);
-        let request = Request { wanted, names, definition: name, any_oui, deadline, owner: None };
+        let request =
+            Request { wanted, names, definition: name, any_oui, deadline, owner: None, spares: false };
         let vport = self.ports(interruptible()?).create(&request)?;
         let host = vport.host.map(|host| format!("host{host}")).unwrap_or_default();
         self.say(
@@ -277,6 +278,7 @@ impl Tool {
                 any_oui: true,
                 deadline: time,
                 owner: None,
+                spares: false,
             })
         };
         let results = thread::scope(|scope| {

@@ -99,11 +99,7 @@ impl Process<'_> {
             Err(why) if vport == 0 => ends.tried.extend(self.say_left(hba, &why)),
             Err(why) => {
                 of.vport = Vport::Free;
-                let wwpn = of.wanted.names.map(|(_, wwpn)| wwpn);
-                if let Some(wwpn) = wwpn.filter(|wwpn| owned::made(&of.wanted, &self.store).contains(wwpn)) {
-                    self.keep(hba, wwpn, &why);
-                    ends.tried.insert(wwpn);
-                }
+                ends.tried.extend(self.keep_made(slot, &why));
             }
         }
         self.delete_rest(hba, ends);

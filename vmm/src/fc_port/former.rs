@@ -223,6 +223,22 @@ mod tests {
         assert!(store.records().unwrap().is_empty() && fc::San::read(&tree.roots()).vports.is_empty());
     }
 
+    /// The guest had created them.
+    #[test]
+    fn ports_of_the_guest_are_cleaned_by_their_owner() {
+        let (tree, store) = tree();
+        let nested = (Wwn::new(0x2000_0212_3456_7800), Wwn::new(0x2101_0212_3456_7801));
+        owned(&tree, &store, &Wanted { names: Some(nested), ..wanted() }).unwrap();
+        ends(&tree);
+        let names = |wanted: &Wanted| -> Vec<Wwn> {
+            records(wanted, &store).iter().map(|record| record.wwpn).collect()
+        };
+        assert_eq!(names(&Wanted { owner: "vm1.hba1".into(), ..wanted() }), []);
+        assert_eq!(names(&wanted()), [nested.1]);
+        assert_eq!(left(&tree, &store, &wanted()).1, Ok(()));
+        assert!(store.records().unwrap().is_empty() && fc::San::read(&tree.roots()).vports.is_empty());
+    }
+
     #[test]
     fn a_process_that_is_about_to_end_has_its_time() {
         let (tree, store) = tree();

@@ -8,8 +8,9 @@
 //! [`FcPorts::start`] before the first thread and the sandbox; [`FcPorts::begin`] on the main thread, before the guest runs; then each
 //! [`Port`] is its HBA's; [`Process::close`] at the machine's regular end. In the process itself: what `former` lives have left, then the
 //! sandbox, then the ports (`owned`), what is behind them (`inventory`), how one changes its names (`switch`), ports that guests create
-//! (`nested`), and the `ending`.
+//! (`nested`, `created`), and the `ending`.
 
+mod created;
 mod ending;
 mod former;
 mod inventory;

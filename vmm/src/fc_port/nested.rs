@@ -15,8 +15,9 @@ use fc::choose::Rules;
 use fc::vport::Live;
 use hba_virtio_scsi::fc::{Names, VportRefusal};
 
+use super::created::{self, Known, NotMade};
 use super::inventory::Inventory;
-use super::owned::{self, NotMade, Owned};
+use super::owned::{self, Owned};
 use super::process::{Event, Process, interruptible, say, sleep};
 use super::{News, VPORTS, Wanted, place, slot, work};
 use crate::config::reason;
@@ -50,7 +51,7 @@ impl Process<'_> {
         else {
             return Ok(());
         };
-        let wanted = match self.wanted(hba, slot, names) {
+        let (wanted, known) = match self.wanted(hba, slot, names) {
             Ok(wanted) => wanted,
             Err((refusal, why)) => return say(self.machine, slot, News::NotCreated(refusal, why)),
         };
@@ -60,7 +61,8 @@ impl Process<'_> {
         let (roots, store) = (self.roots.clone(), self.store.clone());
         let (tell, ending) = (self.tell.clone(), self.ending.clone());
         let own = move || {
-            let made = owned::make(&wanted, &roots, &store, Live::new(interruptible(ending)));
+            let kernel = || Live::new(interruptible(ending.clone()));
+            let made = created::make(&wanted, known, &roots, &store, kernel);
             let _ = tell.send(Event::Created(slot, made));
         };
         if let Err(error) = threads::spawn(Kind::Returns, "fc-own", own) {
@@ -71,7 +73,7 @@ impl Process<'_> {
     }
 
     /// What is wanted of a port with these names.
-    fn wanted(&self, hba: usize, slot: usize, names: Names) -> Result<Wanted, NotMade> {
+    fn wanted(&self, hba: usize, slot: usize, names: Names) -> Result<(Wanted, Known), NotMade> {
         let failed = |why: &str| (VportRefusal::Failed, why.to_owned());
         let of = self.hbas.get(hba).ok_or_else(|| failed("there is no such HBA"))?;
         let (Some(owned), Some(inventory)) = (&of.owned, &of.inventory) else {
@@ -95,13 +97,14 @@ impl Process<'_> {
         // Where the HBA's own is, whatever the rules would choose now.
         let parent = Some(owned.shown(&self.roots).parent).filter(|parent| !parent.is_empty());
         let rules = parent.map(|parent| Rules { parent: Some(parent), ..Rules::default() });
-        Ok(Wanted {
+        let wanted = Wanted {
             rules: rules.unwrap_or_else(|| of.wanted.rules.clone()),
             names: Some((asked.wwnn, asked.wwpn)),
             secondary: Names::default(),
             vports: None,
             ..of.wanted.clone()
-        })
+        };
+        Ok((wanted, Known { node, is_left: of.kept.contains(&asked.wwpn) }))
     }
 
     /// The port is there, or not.
@@ -119,10 +122,13 @@ impl Process<'_> {
             Ok(owned) => owned,
             Err((refusal, why)) => {
                 of.vport = Vport::Free;
+                self.keep_made(slot, &why);
                 return say(self.machine, slot, News::NotCreated(refusal, why));
             }
         };
+        self.forget(hba, owned.names.wwpn);
         say(self.machine, slot, News::Port(Box::new(owned.shown(&self.roots))))?;
+        let Some(of) = self.hbas.get_mut(slot) else { return Ok(()) };
         let (host, leaves) = (owned.host, of.vport == Vport::Making { leaves: true });
         let names = Names { wwnn: owned.names.wwnn.bits(), wwpn: owned.names.wwpn.bits() };
         (of.owned, of.vport) = (Some(owned), Vport::There);
@@ -143,6 +149,28 @@ impl Process<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A port of a guest was given up while it was made. If it is there all the same it is its HBA's, and tried again.
+    pub(super) fn keep_made(&mut self, slot: usize, why: &str) -> Option<Wwn> {
+        let wanted = &self.hbas.get(slot)?.wanted;
+        let (_, wwpn) = wanted.names?;
+        let hba = place(self.count, slot).0;
+        if owned::made(wanted, &self.store).contains(&wwpn) {
+            self.keep(hba, wwpn, why);
+            return Some(wwpn);
+        }
+        self.forget(hba, wwpn);
+        None
+    }
+
+    /// Nothing is left any more of a port that an HBA has kept.
+    fn forget(&mut self, hba: usize, wwpn: Wwn) {
+        if let Some(of) = self.hbas.get_mut(hba)
+            && of.kept.remove(&wwpn)
+        {
+            let _ = say(self.machine, hba, News::Closed(wwpn.bits(), None));
+        }
     }
 
     /// The machine wants a port of its guest's no more.

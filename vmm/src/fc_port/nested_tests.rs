@@ -36,7 +36,7 @@ fn names(wwpn: u64) -> Names {
 }
 
 struct Bench {
-    _tree: Tree,
+    tree: Tree,
     machine: UnixStream,
     events: Receiver<Event>,
 }
@@ -51,7 +51,7 @@ impl Bench {
         let vports = Some(Allowed { most: 2, names: "2100020000000001-2100020000000003".parse().unwrap() });
         let list = vec![Wanted { vports, names: None, ..wanted() }];
         let mut process = Process::new(tree.roots(), store, &theirs, tell, list);
-        let bench = Self { _tree: tree, machine, events };
+        let bench = Self { tree, machine, events };
         process.own(0, Ok(owned(7, NODE, 0xa00)), Instant::now()).unwrap();
         process.work(Instant::now()).unwrap();
         bench.heard();
@@ -184,5 +184,42 @@ fn one_that_stays_keeps_its_slot() {
         process.create(0, 1, names(FIRST + 1)).unwrap();
         assert!(matches!(bench.heard()[..], [(1, News::NotCreated(VportRefusal::Failed, _))]));
         assert!(process.hbas[at].owned.is_some());
+    });
+}
+
+/// It was given up half-made, and the driver does not take it back.
+#[test]
+fn what_is_left_of_one_is_not_forgotten() {
+    Bench::run(|bench, process| {
+        let at = slot(1, 0, 1).unwrap();
+        let (wwnn, wwpn) = (fc::Wwn::new(NODE), fc::Wwn::new(FIRST));
+        let half = Wanted { names: Some((wwnn, wwpn)), ..wanted() };
+        super::super::owned::tests::owned(&bench.tree, &process.store, &half).unwrap();
+        process.hbas[at].vport = Vport::Making { leaves: false };
+        process.hbas[at].wanted.names = Some((wwnn, wwpn));
+        let failed = |process: &mut Process<'_>| {
+            let made = Err((VportRefusal::Failed, "and it is still there".into()));
+            process.take(Event::Created(at, made), Instant::now()).unwrap();
+        };
+        failed(process);
+        let told = bench.heard();
+        let [(0, News::Closed(FIRST, Some(why))), (1, News::NotCreated(VportRefusal::Failed, _))] = &told[..]
+        else {
+            panic!("{told:?}")
+        };
+        assert_eq!(why, "and it is still there");
+        assert!(process.hbas[0].kept.contains(&wwpn) && process.hbas[at].vport == Vport::Free);
+        // It is told once, and is known when the name is wanted again.
+        process.hbas[at].vport = Vport::Making { leaves: false };
+        failed(process);
+        assert!(matches!(bench.heard()[..], [(1, News::NotCreated(..))]));
+        let (_, known) = process.wanted(0, at, names(FIRST)).unwrap();
+        assert_eq!((known.is_left, known.node), (true, wwnn));
+        assert!(!process.wanted(0, at, names(FIRST + 1)).unwrap().1.is_left);
+        // By now it has gone.
+        process.hbas[at].vport = Vport::Making { leaves: false };
+        process.take(Event::Created(at, Ok(owned(8, NODE, FIRST))), Instant::now()).unwrap();
+        assert!(matches!(bench.heard()[..], [(0, News::Closed(FIRST, None)), (1, News::Port(_))]));
+        assert!(process.hbas[0].kept.is_empty());
     });
 }

@@ -5,12 +5,10 @@ use std::time::Duration;
 
 use fc::choose::Rules;
 use fc::model::{Host, San, Vport, VportState};
-use fc::names::{Names, Unfit, random};
+use fc::names::{Names, random};
 use fc::state::{Definition, Life, Record, StateError, Store};
 use fc::vport::{CreateError, Kernel, Pause, Ports, Request};
 use fc::{Roots, Wwn};
-
-use hba_virtio_scsi::fc::VportRefusal;
 
 use super::{HostPort, Origin, Wanted};
 
@@ -72,56 +70,12 @@ pub(super) fn own<K: Kernel>(
         any_oui: wanted.any_oui || wanted.names.is_none(),
         deadline,
         owner: Some(&wanted.owner),
+        spares: false,
     };
     let vport =
         Ports::new(roots, store, kernel()).create_in_time(&request).map_err(|error| error.to_string())?;
     let host = vport.host.ok_or_else(|| format!("{} has no host", vport.name))?;
     Ok(Owned { vport: vport.name, host, names, origin: Origin::Made, named: new, rules })
-}
-
-/// Why a port that a guest wants is not made: for the guest, and for the operator in one line.
-pub(super) type NotMade = (VportRefusal, String);
-
-/// Makes the port that a guest wants, and waits until the fabric has it. What is there stays whose it is.
-///
-/// # Errors
-/// Why there is none; then nothing is left of it, or the line says what is.
-pub(super) fn make<K: Kernel>(
-    wanted: &Wanted,
-    roots: &Roots,
-    store: &Store,
-    kernel: K,
-) -> Result<Owned, NotMade> {
-    let Some((wwnn, wwpn)) = wanted.names else {
-        return Err((VportRefusal::Failed, "it has no names".into()));
-    };
-    let names = Names { wwnn, wwpn };
-    let request = Request {
-        wanted: wanted.rules.wanted(),
-        names,
-        // Those of definitions are promised to others, whoever knows both of them.
-        definition: Some(""),
-        // The operator has listed it.
-        any_oui: true,
-        deadline: Duration::from_secs(wanted.timeout.into()),
-        owner: Some(&wanted.owner),
-    };
-    let made = Ports::new(roots, store, kernel).create_in_time(&request);
-    let vport = made.map_err(|error| (refusal(&error), error.to_string()))?;
-    let host = vport.host.ok_or_else(|| (VportRefusal::Failed, format!("{} has no host", vport.name)))?;
-    let rules = wanted.rules.clone();
-    Ok(Owned { vport: vport.name, host, names, origin: Origin::Made, named: false, rules })
-}
-
-fn refusal(error: &CreateError) -> VportRefusal {
-    match error {
-        CreateError::Names(Unfit::Taken(..) | Unfit::LoggedIn(..)) => VportRefusal::InUse,
-        CreateError::Owned { .. } | CreateError::Unclear { .. } => VportRefusal::InUse,
-        CreateError::Names(_) => VportRefusal::NotAllowed,
-        CreateError::Port(_) => VportRefusal::NoRoom,
-        CreateError::Left { error, .. } => refusal(error),
-        _ => VportRefusal::Failed,
-    }
 }
 
 impl Owned {

@@ -19,11 +19,12 @@ use fc::watch::{Change, Source, Watch};
 use fc::{Roots, Wwn};
 use hba_virtio_scsi::fc::Names;
 
+use super::created::NotMade;
 use super::former::{self, Settled};
 use super::inventory::{Done, Inventory, Job, Opened, Order, Space};
 use super::message::{self, LENGTH};
 use super::nested::Vport;
-use super::owned::{self, NotMade, Owned};
+use super::owned::{self, Owned};
 use super::switch::{Request, Switch};
 use super::work::{self, Tell};
 use super::{News, VPORTS, Wanted};

@@ -9,7 +9,7 @@ use fc::vport::{Kernel, WriteError};
 use hba_virtio_scsi::fc::Active;
 
 use super::super::owned::tests::{tree, wanted as plain};
-use super::super::switch;
+use super::super::{Origin, switch};
 use super::*;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -265,4 +265,82 @@ fn a_port_with_other_names_is_made_by_the_same_rules() {
     for to in [Active::Secondary, Active::Primary] {
         assert_eq!(switch::wanted(of, to).unwrap().rules.parent.as_deref(), Some("host7"), "{to:?}");
     }
+}
+
+/// Ports that a guest has created go as those of HBAs do, whatever becomes of them at the moment.
+#[test]
+fn ports_of_guests_go_at_the_end() {
+    let (bench, events) = Bench::new();
+    let most = "2100021234560001-21000212345600ff".parse().unwrap();
+    let list =
+        [Wanted { vports: Some(fc::allowed::Allowed { most: 4, names: most }), ..wanted("fc0", names(1)) }];
+    let mut process = bench.process(&list);
+    let at = |vport| super::super::slot(1, 0, vport).unwrap();
+    let name = |number| Some((names(number).wwnn, names(number).wwpn));
+    // One that is there, two that are being made, and one that could not be deleted.
+    process.hbas[at(1)].owned = Some(bench.made(&list[0], names(2), "vport-7:0-2", 12));
+    process.hbas[at(1)].vport = Vport::There;
+    for (vport, number) in [(2, 3), (3, 4)] {
+        let of = &mut process.hbas[at(vport)];
+        (of.settled, of.vport) = (false, Vport::Making { leaves: false });
+        of.wanted.names = name(number);
+    }
+    thread::scope(|scope| {
+        let end = scope.spawn(move || process.end(&events));
+        bench.deletes("vport-7:0-2", 12, names(2));
+        assert_eq!(bench.told(), (at(1), closed(names(2), None)));
+        let late = bench.made(&list[0], names(3), "vport-7:0-3", 13);
+        fs::write(bench.file(), "").unwrap();
+        bench.tell.send(Event::Created(at(2), Ok(late))).unwrap();
+        bench.deletes("vport-7:0-3", 13, names(3));
+        assert_eq!(bench.told(), (at(2), closed(names(3), None)));
+        assert!(!end.is_finished());
+        // The driver has had its time with this one.
+        bench.made(&list[0], names(4), "vport-7:0-4", 14);
+        fs::write(bench.file(), "").unwrap();
+        let failed = (hba_virtio_scsi::fc::VportRefusal::Failed, "it stays".into());
+        bench.tell.send(Event::Created(at(3), Err(failed))).unwrap();
+        assert_eq!(bench.told(), (0, closed(names(4), Some("it stays"))));
+    });
+    assert_eq!(fs::read_to_string(bench.file()).unwrap(), "");
+    assert_eq!(owned::made(&list[0], &bench.store), [names(4).wwpn].into());
+    // Nothing but that holds up a later end, which tries once more.
+    let (tell, events) = mpsc::channel();
+    let mut process = Process { tell, ..bench.process(&list) };
+    process.hbas[at(1)].vport = Vport::Kept;
+    process.hbas[at(1)].owned = Some(Owned {
+        vport: "vport-7:0-4".into(),
+        host: 14,
+        names: names(4),
+        origin: Origin::Made,
+        named: false,
+        rules: Default::default(),
+    });
+    thread::scope(|scope| {
+        scope.spawn(move || process.end(&events));
+        bench.deletes("vport-7:0-4", 14, names(4));
+        assert_eq!(bench.told(), (at(1), closed(names(4), None)));
+    });
+    assert!(bench.store.records().unwrap().is_empty());
+}
+
+/// A change of the HBA's own names has nothing to do with what its guest has, and is making.
+#[test]
+fn what_is_left_of_a_change_is_no_port_of_the_guest() {
+    let (bench, _events) = Bench::new();
+    let list = [Wanted {
+        vports: Some(fc::allowed::Allowed { most: 4, names: "2100021234560001".parse().unwrap() }),
+        ..wanted("fc0", names(1))
+    }];
+    let mut process = bench.process(&list);
+    let at = |vport| super::super::slot(1, 0, vport).unwrap();
+    process.hbas[at(1)].owned = Some(bench.made(&list[0], names(2), "vport-7:0-2", 12));
+    process.hbas[at(1)].vport = Vport::There;
+    bench.made(&list[0], names(3), "vport-7:0-3", 13);
+    process.hbas[at(2)].wanted.names = Some((names(3).wwnn, names(3).wwpn));
+    process.hbas[at(2)].vport = Vport::Making { leaves: false };
+    process.hbas[0].change = Some(Switch::Making(Request { number: 7, to: Active::Secondary }));
+    process.take(Event::Other(0, Err("no".into())), Instant::now()).unwrap();
+    assert_eq!(bench.told(), (0, "Activated(7, Secondary, Some(\"no\"))".into()));
+    assert!(process.hbas[0].kept.is_empty());
 }

@@ -347,3 +347,34 @@ fn names_of_others_are_not_taken_away() {
     assert_eq!(said, format!("WWPN 210002123456789a is taken: process {pid} (machine db) has it"));
     assert!(kernel.written.is_empty());
 }
+
+/// A guest asks for a name: what anybody else has left of it is not deleted for that.
+#[test]
+fn whoever_spares_others_deletes_nothing_of_theirs() {
+    let tree = tree();
+    let mut kernel = owned(&tree);
+    kill(&tree);
+    process(&tree, 1);
+    tree.file(
+        &format!("proc/{}/stat", std::process::id()),
+        "1 (x) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 77 20\n",
+    );
+    let of = |owner| Request { owner: Some(owner), spares: true, ..request() };
+    let said = with(&tree, &mut kernel, |ports| ports.create(&of("machine db"))).unwrap_err().to_string();
+    assert!(said.contains(&format!("WWPN {} is taken: ", NAMES.wwpn)), "{said}");
+    assert!(
+        kernel.written.is_empty() && vports(&tree.roots()).iter().any(|vport| vport.wwpn == Some(NAMES.wwpn))
+    );
+    // Nothing is there but what was written down of it.
+    super::remove(&tree, "vport-5:0-1");
+    let said = with(&tree, &mut kernel, |ports| ports.create(&of("machine db"))).unwrap_err().to_string();
+    assert!(said.ends_with(" (machine web) has it, which has ended; vmm fc clean deletes it"), "{said}");
+    assert!(records(&tree)[0].owner == "machine web" && kernel.written.is_empty());
+    with(&tree, &mut kernel, |ports| ports.create(&of("machine web"))).unwrap();
+    assert_eq!(records(&tree).len(), 1);
+    // All ports of before went with that start of the host.
+    super::remove(&tree, "vport-5:0-1");
+    tree.file("proc/sys/kernel/random/boot_id", "other\n");
+    with(&tree, &mut kernel, |ports| ports.create(&of("machine db"))).unwrap();
+    assert_eq!(records(&tree)[0].owner, "machine db");
+}
