@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use devices::scsi::TransferLimits;
@@ -35,7 +36,8 @@ pub(super) fn plug(
             let name = || format!("hba {}: no process has its virtual port", hba.id);
             let Port { news, look } = ports.next().with_context(name)?;
             let (refuses, activates) = (look.clone(), look.clone());
-            let vports = Vports::new(&adapter.id, wanted.vports.clone(), Box::new(look.clone()));
+            let timeout = Duration::from_secs(wanted.timeout.into());
+            let vports = Vports::new(&adapter.id, wanted.vports.clone(), Box::new(look.clone()), timeout);
             let calls = Calls {
                 ask: Box::new(move |number| look.at(number)),
                 refuse: Box::new(move |refused| refuses.refuse(refused)),

@@ -188,8 +188,8 @@ impl VirtualPort {
             self.vports.ended();
             if !self.adapter.is_over() {
                 // Commands that wait go on.
-                let view = self.blocked().ended();
-                self.show(view);
+                self.blocked().end();
+                self.merge();
                 tracing::error!(
                     "hba {}: the process that has its virtual port (vmm-fcport) has ended: the units that are there stay, and nothing that \
                      changes on the fabric reaches the guest any more; see whether the kernel's log says why (dmesg), and start the \
@@ -204,13 +204,17 @@ impl VirtualPort {
     /// Takes what comes, as long as anything may.
     fn serve(&self, news: &Receiver<News>) {
         loop {
-            let until = self.blocked().until(Instant::now());
+            let now = Instant::now();
+            self.vports.expire(now);
+            let blocked = self.blocked().until(now);
+            let until = blocked.into_iter().chain(self.vports.until()).min();
             let next = match until {
                 Some(until) => news.recv_timeout(until),
                 None => news.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match next {
                 Ok(news) => self.take(news),
+                Err(RecvTimeoutError::Timeout) if blocked.is_none_or(|blocked| until < Some(blocked)) => {}
                 Err(RecvTimeoutError::Timeout) => {
                     tracing::error!(
                         "hba {}: a port has been blocked for long, and the process that has its virtual port (vmm-fcport) does not tell what \
@@ -277,13 +281,20 @@ impl VirtualPort {
             }
             News::Unit(target, lun, news) => self.units.take(target, Lun(lun), news),
             News::Port(port) => self.vports.came(vport, *port),
-            News::NotCreated(refusal, why) => self.vports.not_created(vport, refusal, &why),
-            News::Closed(_, why) => {
-                self.vports.closed(vport, why);
+            News::NotCreated(refusal, why) => {
+                let told = self.vports.not_created(vport, refusal, &why);
                 self.merge();
+                told.into_iter().for_each(|told| told());
             }
-            News::Warning(line) => tracing::warn!("hba {hba}, the guest's port {vport}: {line}"),
-            News::Failed(line) => tracing::error!("hba {hba}, the guest's port {vport}: {line}"),
+            News::Closed(_, why) => {
+                let told = self.vports.closed(vport, why);
+                self.merge();
+                told.into_iter().for_each(|told| told());
+            }
+            // A guest that creates ports again and again has no more lines than an array.
+            News::Warning(line) | News::Failed(line) => {
+                devices::log_limited!(warn, "hba {hba}, the guest's port {vport}: {line}");
+            }
             News::Heard
             | News::Looked(_)
             | News::Waits(_)
@@ -391,7 +402,14 @@ impl VirtualPort {
                     warn,
                     "hba {hba}: the port {wwpn:016x} (target {target}) is {state}"
                 ),
-                None => tracing::info!("hba {hba}: the port {wwpn:016x} is target {target}, and {state}"),
+                None if port.vport == 0 => {
+                    tracing::info!("hba {hba}: the port {wwpn:016x} is target {target}, and {state}");
+                }
+                None => devices::log_limited!(
+                    info,
+                    "hba {hba}, the guest's port {}: the port {wwpn:016x} is target {target}, and {state}",
+                    port.vport
+                ),
             }
         }
         // It may raise an interrupt, and this thread may not do that in the sandbox.

@@ -233,7 +233,7 @@ impl Bench {
             activate: Box::new(move |number, active| {
                 activate.send((number, active)).map_err(|_| io::ErrorKind::BrokenPipe.into())
             }),
-            vports: Vports::new("fc0", allowed(), Box::new(Orders(order))),
+            vports: Vports::new("fc0", of_guests::allowed(), Box::new(of_guests::Orders(order)), LONG),
         };
         let port = VirtualPort::with(&adapter, Arc::new(Fakes(log.clone())), calls, limit, names_time);
         adapter.join(crate::machine::adapter::Fabric::Host(port.clone()));
@@ -588,15 +588,16 @@ fn ports_are_lost_and_back_and_never_go() {
 
 /// Commands that wait for a port go on, and the kernel decides.
 #[test]
-fn when_nobody_tells_any_more_all_ports_are_online() {
+fn when_nobody_tells_any_more_no_port_is_waited_for() {
     let bench = Bench::new();
     let (tell, news) = mpsc::channel();
     bench.port.clone().go_on(news).unwrap();
     tell.send(view(&[(0, RemoteState::Blocked), (7, RemoteState::Lost)])).unwrap();
     bench.becomes(0, RemoteState::Blocked);
     drop(tell);
-    bench.becomes(7, RemoteState::Online);
-    assert_eq!(bench.port.view().remotes[&0].state, RemoteState::Online);
+    bench.becomes(0, RemoteState::Online);
+    // Its units may be others when it is back, and nobody asks them.
+    assert_eq!(bench.port.view().remotes[&7].state, RemoteState::Lost);
 }
 
 /// The process is stopped, or hangs.
@@ -771,9 +772,8 @@ fn clients_that_ask_in_turn_hear_each_of_its_own() {
     assert_eq!(ended.load(Ordering::Relaxed), 0);
 }
 
-/// An array can have the process say any number of them.
-#[test]
-fn the_log_takes_some_warnings_of_a_port_at_a_time() {
+/// What is logged meanwhile.
+fn recorded(what: impl FnOnce()) -> String {
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
     impl io::Write for Written {
@@ -785,174 +785,24 @@ fn the_log_takes_some_warnings_of_a_port_at_a_time() {
             Ok(())
         }
     }
-    let (bench, written) = (Bench::new(), Written::default());
+    let written = Written::default();
     let writer = written.clone();
     let log = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
-    tracing::subscriber::with_default(log, || {
+    tracing::subscriber::with_default(log, what);
+    let written = written.0.lock().unwrap().clone();
+    String::from_utf8(written).unwrap()
+}
+
+/// An array can have the process say any number of them.
+#[test]
+fn the_log_takes_some_warnings_of_a_port_at_a_time() {
+    let bench = Bench::new();
+    let written = recorded(|| {
         (0..1000).for_each(|number| bench.port.take(News::Warning(format!("line {number}"))));
     });
-    let written = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
     let lines = written.lines().filter(|line| line.contains("hba fc0: line")).count();
     assert!((1..20).contains(&lines), "{lines}");
 }
 
-/// Who has ports created: writes down what it is told.
-struct Orders(Sender<String>);
-
-impl vports::Creates for Orders {
-    fn create(&self, vport: u16, names: Names) -> io::Result<()> {
-        self.0.send(format!("create {vport} {:x}", names.wwpn)).map_err(|_| io::ErrorKind::BrokenPipe.into())
-    }
-
-    fn delete(&self, vport: u16) -> io::Result<()> {
-        self.0.send(format!("delete {vport}")).map_err(|_| io::ErrorKind::BrokenPipe.into())
-    }
-}
-
-fn allowed() -> Option<fc::allowed::Allowed> {
-    Some(fc::allowed::Allowed { most: 2, names: "2100020000000001-2100020000000003".parse().unwrap() })
-}
-
-const WWPN: u64 = 0x2100_0200_0000_0001;
-
-impl Bench {
-    /// What becomes of a port that the guest wants.
-    fn create(&self, wwpn: u64) -> mpsc::Receiver<Result<u16, VportRefusal>> {
-        let (tell, told) = mpsc::channel();
-        let names = Names { wwnn: 0x2000_0200_0000_0009, wwpn };
-        self.port.create_vport(names, Box::new(move |result| tell.send(result).unwrap()));
-        told
-    }
-
-    fn delete(&self, vport: u16) -> mpsc::Receiver<Result<(), VportRefusal>> {
-        let (tell, told) = mpsc::channel();
-        self.port.delete_vport(vport, Box::new(move |result| tell.send(result).unwrap()));
-        told
-    }
-
-    fn of(&self, vport: u16, news: News) {
-        self.port.take(News::Of(vport, Box::new(news)));
-    }
-
-    /// A machine whose own port is known.
-    fn with_port() -> Self {
-        let bench = Self::new();
-        let local = LocalPort {
-            primary: Names { wwnn: 0x2000_0200_0000_0009, wwpn: WWPN + 2 },
-            ..Default::default()
-        };
-        bench.port.take(News::View(View { local, ..View::default() }));
-        bench.done();
-        bench
-    }
-
-    fn orders(&self) -> Vec<String> {
-        self.orders.try_iter().collect()
-    }
-}
-
-/// A view with one target.
-fn seen(target: u8) -> View {
-    let port = RemotePort {
-        names: Names { wwnn: 1, wwpn: 2 },
-        port_id: 3,
-        state: RemoteState::Online,
-        transport: 0,
-        vport: 0,
-    };
-    let local = LocalPort { primary: Names { wwnn: 9, wwpn: WWPN }, ..Default::default() };
-    View { local, remotes: [(target, port)].into(), ..View::default() }
-}
-
-#[test]
-fn a_port_of_the_guest_is_there_when_it_is_seen_and_gone_when_it_is_deleted() {
-    let bench = Bench::with_port();
-    let told = bench.create(WWPN);
-    assert_eq!(bench.orders(), ["create 1 2100020000000001"]);
-    bench.of(1, News::Port(Box::new(crate::fc_port::tests_host_port())));
-    assert!(told.try_recv().is_err(), "nothing is known of it");
-    bench.of(1, News::View(seen(255)));
-    assert_eq!(told.try_recv(), Ok(Ok(1)));
-    let view = bench.port.view();
-    assert_eq!((view.vports[&1].primary.wwpn, view.remotes[&255].vport), (WWPN, 1));
-    bench.done();
-    bench.of(1, News::Unit(255, [0, 5, 0, 0, 0, 0, 0, 0], came("/dev/sdz")));
-    bench.done();
-    assert_eq!(bench.units().len(), 1);
-    // The HBA's own port sees something else, and its guest's what it saw.
-    bench.port.take(News::View(View { local: bench.port.view().local, ..View::default() }));
-    assert!(bench.port.view().remotes.contains_key(&255));
-    let told = bench.delete(1);
-    assert_eq!(bench.orders(), ["delete 1"]);
-    bench.of(1, News::Unit(255, [0, 5, 0, 0, 0, 0, 0, 0], UnitNews::Gone));
-    bench.of(1, News::View(View::default()));
-    assert!(told.try_recv().is_err());
-    bench.of(1, News::Closed(WWPN, None));
-    assert_eq!(told.try_recv(), Ok(Ok(())));
-    assert!(bench.port.view().vports.is_empty() && bench.port.view().remotes.is_empty());
-    bench.done();
-    assert!(bench.units().is_empty());
-    assert_eq!(bench.delete(1).recv(), Ok(Err(VportRefusal::Unknown)));
-}
-
-#[test]
-fn what_the_guest_may_not_have_is_not_asked_for() {
-    let bench = Bench::with_port();
-    assert_eq!(bench.port.max_vports(), 2);
-    assert_eq!(bench.create(7).recv(), Ok(Err(VportRefusal::NotAllowed)));
-    assert_eq!(bench.create(WWPN + 2).recv(), Ok(Err(VportRefusal::InUse)), "the HBA's own");
-    let first = bench.create(WWPN);
-    assert_eq!(bench.create(WWPN).recv(), Ok(Err(VportRefusal::InUse)));
-    bench.of(1, News::NotCreated(VportRefusal::NoRoom, "the adapter has none".into()));
-    assert_eq!(first.recv(), Ok(Err(VportRefusal::NoRoom)));
-    assert_eq!(bench.orders(), ["create 1 2100020000000001"]);
-    // The number is free again, and there are no more than two.
-    drop((bench.create(WWPN), bench.create(WWPN + 1)));
-    assert_eq!(bench.orders(), ["create 1 2100020000000001", "create 2 2100020000000002"]);
-}
-
-/// A guest that is reset wants the same ports again before they have gone.
-#[test]
-fn a_name_is_waited_for_until_it_is_free() {
-    let bench = Bench::with_port();
-    let first = bench.create(WWPN);
-    bench.of(1, News::View(seen(255)));
-    assert_eq!(first.recv(), Ok(Ok(1)));
-    let second = bench.create(WWPN + 1);
-    bench.port.delete_all_vports();
-    assert_eq!(second.recv(), Ok(Err(VportRefusal::Failed)));
-    bench.orders();
-    let again = bench.create(WWPN);
-    assert!(again.try_recv().is_err() && bench.orders().is_empty());
-    assert_eq!(bench.create(WWPN).recv(), Ok(Err(VportRefusal::InUse)), "one waits already");
-    bench.of(1, News::Closed(WWPN, None));
-    assert_eq!(bench.orders(), ["create 1 2100020000000001"]);
-    // The other has come late, and goes.
-    bench.of(2, News::Port(Box::new(crate::fc_port::tests_host_port())));
-    bench.of(2, News::Closed(WWPN + 1, None));
-    bench.of(1, News::View(seen(255)));
-    assert_eq!(again.recv(), Ok(Ok(1)));
-    // Who waits for a port that stays hears so.
-    let gone = bench.delete(1);
-    let next = bench.create(WWPN);
-    bench.of(1, News::Closed(WWPN, Some("busy".into())));
-    assert_eq!((gone.recv(), next.recv()), (Ok(Err(VportRefusal::Failed)), Ok(Err(VportRefusal::InUse))));
-}
-
-#[test]
-fn nobody_waits_for_a_process_that_has_ended() {
-    let bench = Bench::with_port();
-    let first = bench.create(WWPN);
-    bench.of(1, News::View(seen(255)));
-    assert_eq!(first.recv(), Ok(Ok(1)));
-    let (deleted, next, other) = (bench.delete(1), bench.create(WWPN), bench.create(WWPN + 1));
-    bench.port.vports.ended();
-    assert_eq!(deleted.recv(), Ok(Err(VportRefusal::Failed)));
-    assert_eq!((next.recv(), other.recv()), (Ok(Err(VportRefusal::Failed)), Ok(Err(VportRefusal::Failed))));
-    let Bench { orders, port, .. } = bench;
-    drop(orders);
-    let (tell, told) = mpsc::channel();
-    let names = Names { wwnn: 0x2000_0200_0000_0009, wwpn: WWPN };
-    port.create_vport(names, Box::new(move |result| tell.send(result).unwrap()));
-    assert_eq!(told.recv(), Ok(Err(VportRefusal::Failed)));
-}
+#[path = "virtual_port/vports_tests.rs"]
+mod of_guests;

@@ -14,17 +14,21 @@ pub(super) struct Blocked {
     told: View,
     /// Since when each that is blocked is, and whether it is shown as if it were not.
     since: BTreeMap<u8, (Instant, bool)>,
+    /// Nobody tells anything any more.
+    is_over: bool,
 }
 
 impl Blocked {
     pub(super) fn new(limit: Duration) -> Self {
-        Self { limit, told: View::default(), since: BTreeMap::new() }
+        Self { limit, told: View::default(), since: BTreeMap::new(), is_over: false }
     }
 
     /// Takes what is told; gives what is to be shown.
     pub(super) fn take(&mut self, told: View, now: Instant) -> View {
-        let is_blocked =
-            |target: &u8| told.remotes.get(target).is_some_and(|port| port.state == RemoteState::Blocked);
+        let is_over = self.is_over;
+        let is_blocked = |target: &u8| {
+            !is_over && told.remotes.get(target).is_some_and(|port| port.state == RemoteState::Blocked)
+        };
         self.since.retain(|target, _| is_blocked(target));
         for target in told.remotes.keys().filter(|target| is_blocked(target)) {
             self.since.entry(*target).or_insert((now, false));
@@ -42,14 +46,17 @@ impl Blocked {
                 port.state = RemoteState::Online;
             }
         }
+        let blocked = view.remotes.values_mut().filter(|port| port.state == RemoteState::Blocked);
+        if self.is_over {
+            blocked.for_each(|port| port.state = RemoteState::Online);
+        }
         view
     }
 
-    /// What is to be shown when nobody tells anything any more: all ports.
-    pub(super) fn ended(&mut self) -> View {
+    /// Nobody tells anything any more: from now on no port is shown as blocked. One that is lost stays so.
+    pub(super) fn end(&mut self) {
+        self.is_over = true;
         self.since.clear();
-        self.told.remotes.values_mut().for_each(|port| port.state = RemoteState::Online);
-        self.told.clone()
     }
 
     /// When something else is to be shown, if nothing is told before; `None` if nothing will be.
@@ -101,10 +108,17 @@ mod tests {
     }
 
     #[test]
-    fn without_anybody_who_tells_all_ports_are_the_kernels() {
+    fn without_anybody_who_tells_no_port_is_waited_for() {
         let (mut ports, begin) = (Blocked::new(SECOND), Instant::now());
         ports.take(view(&[Waits, Lost, Online]), begin);
-        assert_eq!(states(&ports.ended()), [Online, Online, Online]);
+        ports.end();
+        assert_eq!(
+            states(&ports.shown(begin)),
+            [Online, Lost, Online],
+            "what is lost may be another one by now"
+        );
+        assert_eq!(ports.until(begin), None);
+        assert_eq!(states(&ports.take(view(&[Waits, Waits, Lost]), begin)), [Online, Online, Lost]);
         assert_eq!(ports.until(begin), None);
     }
 }

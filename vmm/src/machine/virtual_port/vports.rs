@@ -4,15 +4,18 @@
 //!   create ──> Creating ──> There ──> Deleting ──> (none)
 //!                  └─── a reset ────────┘  └── a create of the same name waits for it
 //! ```
-//! What the process tells of a port decides: it is there with its first view, and has gone when it is deleted on the host.
+//! What the process tells of a port decides: it is there with its first view, and has gone when it is deleted on the host. Whoever waits for
+//! either is told in time, whatever the process does: what comes after that goes again.
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use fc::Wwn;
 use fc::allowed::{Allowed, NotAllowed};
-use hba_virtio_scsi::fc::{LocalPort, Names, PortState, View, VportRefusal};
+use hba_virtio_scsi::fc::{LocalPort, Names, PortState, RemoteState, View, VportRefusal};
 
 use crate::fc_port::{HostPort, Look};
 
@@ -37,23 +40,43 @@ pub(super) type Created = Box<dyn FnOnce(Result<u16, VportRefusal>) + Send>;
 /// Hears once that a port is deleted, or why not.
 pub(super) type Deleted = Box<dyn FnOnce(Result<(), VportRefusal>) + Send>;
 
+/// How much longer than host and fabric the process may take.
+const SLACK: Duration = Duration::from_secs(30);
+/// How often it is looked at who has waited for too long.
+const LOOK: Duration = Duration::from_secs(30);
+/// How long a deletion takes at most.
+const DELETES: Duration = fc::vport::DELETION.saturating_add(SLACK);
+
 /// The ports of one guest.
 pub(in crate::machine) struct Vports {
     hba: String,
     allowed: Option<Allowed>,
     creates: Box<dyn Creates>,
+    /// How long it takes at most to create one. What fails is deleted before it is said.
+    creating: Duration,
     state: Mutex<BTreeMap<u16, Vport>>,
+    /// The process has ended; changes with the lock.
+    is_over: AtomicBool,
 }
 
 struct Vport {
     names: Names,
     stage: Stage,
+    /// Until when whoever waits for it waits.
+    until: Instant,
     /// What it sees; nothing until it has been looked at.
     view: Option<View>,
     /// What the host has of it.
     port: Option<HostPort>,
     /// Who wants one of this name as soon as this one has gone.
-    next: Option<(Names, Created)>,
+    next: Option<Next>,
+}
+
+/// Who wants a port whose name is not free yet.
+struct Next {
+    names: Names,
+    done: Created,
+    until: Instant,
 }
 
 enum Stage {
@@ -63,11 +86,25 @@ enum Stage {
 }
 
 /// Who hears what, outside of the lock.
-type Calls = Vec<Box<dyn FnOnce() + Send>>;
+pub(super) type Calls = Vec<Box<dyn FnOnce() + Send>>;
 
 impl Vports {
-    pub(in crate::machine) fn new(hba: &str, allowed: Option<Allowed>, creates: Box<dyn Creates>) -> Self {
-        Self { hba: hba.into(), allowed, creates, state: Mutex::default() }
+    /// `timeout`: how long the fabric has to take one.
+    pub(in crate::machine) fn new(
+        hba: &str,
+        allowed: Option<Allowed>,
+        creates: Box<dyn Creates>,
+        timeout: Duration,
+    ) -> Self {
+        let creating = timeout.saturating_add(DELETES);
+        Self {
+            hba: hba.into(),
+            allowed,
+            creates,
+            creating,
+            state: Mutex::default(),
+            is_over: AtomicBool::new(false),
+        }
     }
 
     /// How many there may be.
@@ -95,12 +132,15 @@ impl Vports {
         }
         let Some(Ok(())) = checked else { return Err((VportRefusal::NotAllowed, done)) };
         let mut state = self.lock();
+        if self.is_over.load(Ordering::Relaxed) {
+            return Err((VportRefusal::Failed, done));
+        }
         if [own.primary.wwpn, own.secondary.wwpn].contains(&names.wwpn) {
             return Err((VportRefusal::InUse, done));
         }
         if let Some(same) = state.values_mut().find(|vport| vport.names.wwpn == names.wwpn) {
             if matches!(same.stage, Stage::Deleting(_)) && same.next.is_none() {
-                same.next = Some((names, done));
+                same.next = Some(Next { names, done, until: Instant::now() + DELETES });
                 return Ok(());
             }
             return Err((VportRefusal::InUse, done));
@@ -119,11 +159,14 @@ impl Vports {
         if self.creates.create(number, names).is_err() {
             return Err((VportRefusal::Failed, done));
         }
-        state.insert(
-            number,
-            Vport { names, stage: Stage::Creating(done), view: None, port: None, next: None },
-        );
+        state.insert(number, self.creating(names, done));
         Ok(())
+    }
+
+    /// One that is being created.
+    fn creating(&self, names: Names, done: Created) -> Vport {
+        let until = Instant::now() + self.creating;
+        Vport { names, stage: Stage::Creating(done), until, view: None, port: None, next: None }
     }
 
     /// The guest wants a port no more.
@@ -134,7 +177,7 @@ impl Vports {
             None => VportRefusal::Unknown,
             Some(vport) => match self.creates.delete(number) {
                 Ok(()) => {
-                    vport.stage = Stage::Deleting(Some(done));
+                    (vport.stage, vport.until) = (Stage::Deleting(Some(done)), Instant::now() + DELETES);
                     return;
                 }
                 Err(_) => VportRefusal::Failed,
@@ -149,7 +192,7 @@ impl Vports {
         let mut waits: Calls = Vec::new();
         let mut state = self.lock();
         for (number, vport) in state.iter_mut() {
-            if let Some((_, done)) = vport.next.take() {
+            if let Some(Next { done, .. }) = vport.next.take() {
                 waits.push(Box::new(move || done(Err(VportRefusal::Failed))));
             }
             if matches!(vport.stage, Stage::Deleting(_)) {
@@ -159,6 +202,53 @@ impl Vports {
             let _ = self.creates.delete(*number);
             if let Stage::Creating(done) = std::mem::replace(&mut vport.stage, Stage::Deleting(None)) {
                 waits.push(Box::new(move || done(Err(VportRefusal::Failed))));
+            }
+        }
+        drop(state);
+        waits.into_iter().for_each(|call| call());
+    }
+
+    /// When to [look](Self::expire) again who waits; `None` where nobody ever does.
+    pub(super) fn until(&self) -> Option<Duration> {
+        (self.most() > 0).then_some(LOOK)
+    }
+
+    /// Whoever has waited for too long is told so. What comes later goes.
+    pub(super) fn expire(&self, now: Instant) {
+        let mut waits: Calls = Vec::new();
+        let late = |what: &str, names: Names| {
+            devices::log_limited!(
+                error,
+                "hba {}: the process that has its virtual port (vmm-fcport) does not tell what became of the guest's port {:016x}, which was \
+                 to be {what}: the guest hears that it failed",
+                self.hba,
+                names.wwpn
+            );
+        };
+        let mut state = self.lock();
+        for (number, vport) in state.iter_mut() {
+            if let Some(Next { done, .. }) = vport.next.take_if(|next| next.until <= now) {
+                waits.push(Box::new(move || done(Err(VportRefusal::Failed))));
+            }
+            if vport.until > now {
+                continue;
+            }
+            match &mut vport.stage {
+                Stage::Creating(_) => {
+                    late("created", vport.names);
+                    let _ = self.creates.delete(*number);
+                    if let Stage::Creating(done) = std::mem::replace(&mut vport.stage, Stage::Deleting(None))
+                    {
+                        waits.push(Box::new(move || done(Err(VportRefusal::Failed))));
+                    }
+                }
+                Stage::Deleting(done) => {
+                    if let Some(done) = done.take() {
+                        late("deleted", vport.names);
+                        waits.push(Box::new(move || done(Err(VportRefusal::Failed))));
+                    }
+                }
+                Stage::There => {}
             }
         }
         drop(state);
@@ -180,16 +270,17 @@ impl Vports {
 
     /// What the host has of a port that comes.
     pub(super) fn came(&self, number: u16, port: HostPort) {
-        tracing::info!("hba {}: the guest has created a port: {port}", self.hba);
+        devices::log_limited!(info, "hba {}: the guest has created a port: {port}", self.hba);
         if let Some(vport) = self.lock().get_mut(&number) {
             vport.port = Some(port);
         }
     }
 
-    /// A port does not come.
-    pub(super) fn not_created(&self, number: u16, refusal: VportRefusal, why: &str) {
+    /// A port does not come; returns who is to hear of it once that is shown.
+    #[must_use]
+    pub(super) fn not_created(&self, number: u16, refusal: VportRefusal, why: &str) -> Calls {
         let mut state = self.lock();
-        let Some(vport) = state.get_mut(&number) else { return };
+        let Some(vport) = state.get_mut(&number) else { return Calls::new() };
         let (hba, wwpn) = (&self.hba, vport.names.wwpn);
         if !matches!(vport.stage, Stage::Deleting(_)) {
             devices::log_limited!(
@@ -197,92 +288,87 @@ impl Vports {
                 "hba {hba}: the guest asked for a port {wwpn:016x}, and does not get it: {why}"
             );
         }
-        match vport.port {
+        let mut waits = Calls::new();
+        if vport.port.is_some() {
             // It was there for a moment, and is being deleted.
-            Some(_) => {
-                let Stage::Creating(done) = std::mem::replace(&mut vport.stage, Stage::Deleting(None)) else {
-                    return;
-                };
-                drop(state);
-                done(Err(refusal));
+            match std::mem::replace(&mut vport.stage, Stage::Deleting(None)) {
+                Stage::Creating(done) => waits.push(Box::new(move || done(Err(refusal)))),
+                stage => vport.stage = stage,
             }
-            None => {
-                let Some(gone) = state.remove(&number) else { return };
-                drop(state);
-                match gone.stage {
-                    Stage::Creating(done) => done(Err(refusal)),
-                    Stage::Deleting(Some(done)) => done(Ok(())),
-                    Stage::There | Stage::Deleting(None) => {}
-                }
-                self.go_on(gone.next);
+        } else if let Some(gone) = state.remove(&number) {
+            match gone.stage {
+                Stage::Creating(done) => waits.push(Box::new(move || done(Err(refusal)))),
+                Stage::Deleting(Some(done)) => waits.push(Box::new(move || done(Ok(())))),
+                Stage::There | Stage::Deleting(None) => {}
             }
+            self.go_on(&mut state, gone.next, &mut waits);
         }
+        waits
     }
 
-    /// A port is deleted, or why it is not: then its place is taken until the machine ends.
-    pub(super) fn closed(&self, number: u16, why: Option<String>) {
+    /// A port is deleted, or why it is not: then its place is taken until the machine ends. Returns who is to hear of it once that is shown.
+    #[must_use]
+    pub(super) fn closed(&self, number: u16, why: Option<String>) -> Calls {
         let mut state = self.lock();
-        let Some(vport) = state.get_mut(&number) else { return };
+        let Some(vport) = state.get_mut(&number) else { return Calls::new() };
         let (hba, wwpn) = (&self.hba, vport.names.wwpn);
         let stage = std::mem::replace(&mut vport.stage, Stage::Deleting(None));
+        let mut waits = Calls::new();
         let result = match why {
             None => {
-                tracing::info!("hba {hba}: the guest's port {wwpn:016x} is deleted");
+                devices::log_limited!(info, "hba {hba}: the guest's port {wwpn:016x} is deleted");
+                let next = state.remove(&number).and_then(|gone| gone.next);
+                self.go_on(&mut state, next, &mut waits);
                 Ok(())
             }
             Some(why) => {
-                tracing::warn!(
+                devices::log_limited!(
+                    warn,
                     "hba {hba}: the guest's port {wwpn:016x} is not deleted, which is tried again at the end of the machine: {why}"
                 );
+                if let Some(Next { done, .. }) = vport.next.take() {
+                    waits.push(Box::new(move || done(Err(VportRefusal::InUse))));
+                }
                 Err(VportRefusal::Failed)
             }
         };
-        let next = match result {
-            Ok(()) => state.remove(&number).and_then(|gone| gone.next),
-            Err(_) => vport.next.take(),
-        };
-        drop(state);
         match stage {
-            Stage::Deleting(Some(done)) => done(result),
-            Stage::Creating(done) => done(Err(VportRefusal::Failed)),
+            Stage::Deleting(Some(done)) => waits.push(Box::new(move || done(result))),
+            Stage::Creating(done) => waits.push(Box::new(move || done(Err(VportRefusal::Failed)))),
             Stage::There | Stage::Deleting(None) => {}
         }
-        match (next, result) {
-            (Some((_, done)), Err(_)) => done(Err(VportRefusal::InUse)),
-            (next, _) => self.go_on(next),
-        }
+        waits
     }
 
     /// The one that has waited for the name.
-    fn go_on(&self, next: Option<(Names, Created)>) {
-        let Some((names, done)) = next else { return };
-        let mut state = self.lock();
+    fn go_on(&self, state: &mut BTreeMap<u16, Vport>, next: Option<Next>, waits: &mut Calls) {
+        let Some(Next { names, done, .. }) = next else { return };
         let free = (1..=self.most()).find(|number| !state.contains_key(number));
         match free.filter(|number| self.creates.create(*number, names).is_ok()) {
-            Some(number) => {
-                let vport = Vport { names, stage: Stage::Creating(done), view: None, port: None, next: None };
-                state.insert(number, vport);
-            }
-            None => {
-                drop(state);
-                done(Err(VportRefusal::Failed));
-            }
+            Some(number) => drop(state.insert(number, self.creating(names, done))),
+            None => waits.push(Box::new(move || done(Err(VportRefusal::Failed)))),
         }
     }
 
-    /// The process has ended: nobody creates or deletes anything any more.
+    /// The process has ended: nobody creates or deletes anything any more. What is there stays, as the HBA's own does.
     pub(super) fn ended(&self) {
-        let all = std::mem::take(&mut *self.lock());
-        for vport in all.into_values() {
-            match vport.stage {
-                Stage::Creating(done) => done(Err(VportRefusal::Failed)),
-                Stage::Deleting(Some(done)) => done(Err(VportRefusal::Failed)),
-                Stage::There | Stage::Deleting(None) => {}
+        let mut waits: Calls = Vec::new();
+        let mut state = self.lock();
+        self.is_over.store(true, Ordering::Relaxed);
+        for vport in state.values_mut() {
+            let stage = std::mem::replace(&mut vport.stage, Stage::Deleting(None));
+            match stage {
+                Stage::Creating(done) => waits.push(Box::new(move || done(Err(VportRefusal::Failed)))),
+                Stage::Deleting(Some(done)) => waits.push(Box::new(move || done(Err(VportRefusal::Failed)))),
+                Stage::There => vport.stage = Stage::There,
+                Stage::Deleting(None) => {}
             }
-            if let Some((_, done)) = vport.next {
-                done(Err(VportRefusal::Failed));
+            if let Some(Next { done, .. }) = vport.next.take() {
+                waits.push(Box::new(move || done(Err(VportRefusal::Failed))));
             }
         }
+        drop(state);
+        waits.into_iter().for_each(|call| call());
     }
 
     /// What the guest is shown: what its HBA's own port sees, and what the others do. No two targets have one number.
@@ -296,6 +382,9 @@ impl Vports {
             own.remotes.extend(view.remotes.iter().map(|(target, port)| {
                 let mut port = *port;
                 port.vport = *number;
+                if !is_there {
+                    port.state = RemoteState::Lost;
+                }
                 (*target, port)
             }));
         }
