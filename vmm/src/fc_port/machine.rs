@@ -65,8 +65,8 @@ struct Asked {
 }
 
 struct Link {
-    /// Written to with write(2), which every thread in the sandbox may. So little that it never waits: three messages of each HBA, and the
-    /// end.
+    /// Written to with write(2), which every thread in the sandbox may. So little that it does not wait: three messages of each HBA, three of
+    /// each port that its guest may have (`vports`), and the end.
     socket: File,
     asked: Mutex<Vec<Asked>>,
     /// What is known of the process and its ports.

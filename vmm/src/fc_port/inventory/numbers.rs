@@ -14,6 +14,8 @@ pub(in crate::fc_port) struct Space(Arc<Mutex<Taken>>);
 struct Taken {
     /// Behind the HBA's own port.
     own: BTreeSet<u8>,
+    /// Of these, those that this machine has seen: nobody else has their numbers while it lives.
+    seen: BTreeSet<u8>,
     /// Behind those of the guest.
     vports: BTreeSet<u8>,
 }
@@ -37,7 +39,8 @@ pub(super) struct Numbers {
 impl Numbers {
     /// Of the HBA's own port.
     pub(super) fn new(stored: Stored, space: Space) -> Self {
-        space.lock().own = stored.values().copied().collect();
+        let own = stored.values().copied().collect();
+        *space.lock() = Taken { own, ..Taken::default() };
         Self::with(stored, space, false)
     }
 
@@ -52,28 +55,36 @@ impl Numbers {
 
     /// The number of a port that is there, and whether it is a new one; `None` if there is none left.
     pub(super) fn of(&mut self, wwpn: Wwn) -> Option<(u8, bool)> {
-        if let Some(number) = self.all.get(&wwpn) {
-            self.seen.insert(*number);
-            return Some((*number, false));
+        let mut taken = self.space.lock();
+        let stored = self.all.get(&wwpn).copied();
+        // One of another time may be a guest's by now.
+        let (number, is_new) = match stored.filter(|number| self.is_vport || !taken.vports.contains(number)) {
+            Some(number) => (number, false),
+            None => (self.take(&mut taken)?, true),
+        };
+        if is_new {
+            self.all.retain(|_, other| *other != number);
+            self.all.insert(wwpn, number);
         }
-        let number = self.take()?;
-        self.all.retain(|_, other| *other != number);
-        self.all.insert(wwpn, number);
+        if !self.is_vport {
+            taken.seen.insert(number);
+        }
+        drop(taken);
         self.seen.insert(number);
-        Some((number, true))
+        Some((number, is_new))
     }
 
-    fn take(&self) -> Option<u8> {
-        let mut taken = self.space.lock();
+    fn take(&self, taken: &mut Taken) -> Option<u8> {
         let is_free = |number: &u8| !taken.own.contains(number) && !taken.vports.contains(number);
+        // Of a port of another time.
+        let of_another = |number: &u8| !taken.seen.contains(number) && !taken.vports.contains(number);
         if self.is_vport {
             // From the other end: those of the HBA's own port stay as they would be without it.
-            let number = (0..=u8::MAX).rev().find(is_free)?;
+            let mut all = (0..=u8::MAX).rev();
+            let number = all.clone().find(is_free).or_else(|| all.find(of_another))?;
             taken.vports.insert(number);
             return Some(number);
         }
-        // Of a port of another time.
-        let of_another = |number: &u8| !self.seen.contains(number) && !taken.vports.contains(number);
         let number = (0..=u8::MAX).find(is_free).or_else(|| (0..=u8::MAX).find(of_another))?;
         taken.own.insert(number);
         Some(number)
@@ -122,6 +133,24 @@ mod tests {
         assert_eq!((own.of(port(1001)), second.of(port(9))), (None, None));
         drop(first);
         assert_eq!(second.of(port(9)), Some((254, true)));
+    }
+
+    /// Whatever was seen at any time is stored, until there are no others.
+    #[test]
+    fn a_list_that_is_full_leaves_ports_of_the_guest_some() {
+        let port = |number: u64| Wwn::new(0x5000_0000_0000_0000 | number);
+        let (space, all) = (Space::default(), (0..=255).map(|number| (port(number.into()), number)));
+        let mut own = Numbers::new(all.collect(), space.clone());
+        assert_eq!(own.of(port(255)), Some((255, false)));
+        let mut nested = Numbers::of_vport(space.clone());
+        assert_eq!(nested.of(port(7)), Some((254, true)), "nobody has seen it");
+        assert_eq!(nested.of(port(7)), Some((254, false)));
+        // The one that had it is back, and no two have one number.
+        assert_eq!(own.of(port(254)), Some((0, true)));
+        assert_eq!((own.of(port(254)), own.get(port(254))), (Some((0, false)), Some(0)));
+        drop(nested);
+        assert_eq!(own.of(port(1)), Some((1, false)));
+        assert_eq!(own.of(port(1000)), Some((2, true)));
     }
 
     #[test]
