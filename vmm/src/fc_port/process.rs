@@ -325,7 +325,7 @@ impl<'a> Process<'a> {
                         inventory.saw(glimpse.as_deref(), now);
                     }
                 } else {
-                    self.compare(hba, host, glimpse.as_deref(), now);
+                    self.compare(hba, host, glimpse.as_deref(), now)?;
                 }
             }
             Event::Created(slot, made) => self.created(slot, made, now)?,

@@ -8,6 +8,8 @@ use fc::testing::{NPORT, Port, Tree};
 use fc::vport::{Kernel, WriteError};
 use hba_virtio_scsi::fc::Active;
 
+use super::super::inventory::Opening;
+use super::super::message::tests::{arrival, device};
 use super::super::owned::tests::{tree, wanted as plain};
 use super::super::{Origin, switch};
 use super::*;
@@ -343,4 +345,54 @@ fn what_is_left_of_a_change_is_no_port_of_the_guest() {
     process.take(Event::Other(0, Err("no".into())), Instant::now()).unwrap();
     assert_eq!(bench.told(), (0, "Activated(7, Secondary, Some(\"no\"))".into()));
     assert!(process.hbas[0].kept.is_empty());
+}
+
+/// Something that the other port has seen does not go on there.
+#[test]
+fn all_goes_back_if_it_does_not_go_on() {
+    let (bench, _events) = Bench::new();
+    let list = [wanted("fc0", names(1))];
+    let mut process = bench.process(&list);
+    let (roots, begin) = (bench.tree.roots(), Instant::now());
+    let seen = |host| Glimpse::read(&roots, host).unwrap().map(Box::new);
+    let former = bench.made(&list[0], names(1), "vport-7:0-1", 11);
+    let other = bench.made(&list[0], second(), "vport-7:0-2", 12);
+    let names = ("0x5006016044602198", "0x50060160c4602198");
+    for (vport, host) in [("vport-7:0-1", 11), ("vport-7:0-2", 12)] {
+        let host_at = format!("{BASE}/{vport}/host{host}");
+        let remote = bench.tree.remote(&host_at, &format!("rport-{host}:0-0"), names, "FCP Target", 0);
+        bench.tree.unit(&remote, &format!("{host}:0:0:5"), 0, &[("block", "sdx")]);
+    }
+    let of = &mut process.hbas[0];
+    let inventory = of.inventory.as_mut().unwrap();
+    inventory.saw(seen(11).as_deref(), begin);
+    for order in inventory.work(begin) {
+        let Order::Open(Opening { ticket, address, .. }) = order else { continue };
+        let (device, arrival) = (device(&address, "naa.6"), arrival(&address));
+        let opened = Opened::New(Box::new(device), Box::new(arrival));
+        assert!(inventory.opened(ticket, opened, begin).is_none());
+    }
+    of.owned = Some(former.clone());
+    let request = Request { number: 3, to: Active::Secondary };
+    let (look, _poked) = mpsc::channel();
+    let until = begin + LONG;
+    of.change =
+        Some(Switch::Comparing { of: request, port: other.clone(), look, until, missing: Vec::new() });
+    let told = |process: &mut Process<'_>, host, after| {
+        process.take(Event::Glimpse(0, host, seen(host)), begin + Duration::from_secs(after)).unwrap();
+    };
+    told(&mut process, 12, 0);
+    assert_eq!(process.hbas[0].owned.as_ref(), Some(&other));
+    assert!(matches!(&process.hbas[0].change, Some(Switch::Moving { port, .. }) if *port == former));
+    // It has its time.
+    told(&mut process, 11, 29);
+    assert!(matches!(process.hbas[0].change, Some(Switch::Moving { .. })));
+    told(&mut process, 11, 30);
+    let of = &process.hbas[0];
+    assert_eq!((of.owned.as_ref(), of.change.as_ref().and_then(Switch::port)), (Some(&former), Some(&other)));
+    assert_eq!(of.inventory.as_ref().unwrap().active(), Active::Primary);
+    assert!(matches!(of.change, Some(Switch::Lingering { .. })));
+    let (_, said) = bench.told();
+    let why = "Activated(3, Secondary, Some(\"not all goes on by its other names: LUN 5 of target 0 did not within 30 s; all is back by";
+    assert!(said.starts_with(why), "{said}");
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   activate ──> Making ──> Comparing ──> Moving ──> Lingering ──> Leaving ──> (none)
-//!                   both are logged in ───────────────────┘
+//!                   │  both are logged in    └── units do not go on: back ───┘
 //! ```
 
 use std::io;
@@ -27,6 +27,9 @@ use crate::config::reason;
 /// How long the port stays that another has followed: what it was sent before ends there.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// How long units have to go on behind it, else all goes back. The machine waits for longer.
+const MOVE: Duration = Duration::from_secs(30);
+
 /// What the machine has asked for.
 #[derive(Clone, Copy)]
 pub(super) struct Request {
@@ -49,8 +52,8 @@ pub(super) enum Switch {
     Making(Request),
     /// It is there; whether it sees all is looked at until then. What it did not see last.
     Comparing { of: Request, port: Owned, look: Sender<()>, until: Instant, missing: Vec<String> },
-    /// All has gone over to it; commands wait for the units. The former one.
-    Moving { of: Request, port: Owned },
+    /// All has gone over to it; commands wait for the units, until then. The former one, and what looks at that, for all may go back.
+    Moving { of: Request, from: Active, port: Owned, look: Option<Sender<()>>, until: Instant },
     /// The former one, until then.
     Lingering { port: Owned, until: Instant },
     /// It is being deleted.
@@ -90,6 +93,13 @@ impl Switch {
             Self::Leaving(port) => Some(port),
         }
     }
+}
+
+/// The first of some, and how many more there are.
+fn first_of(all: Vec<String>) -> Option<String> {
+    let more = all.len().saturating_sub(1);
+    let first = all.into_iter().next()?;
+    Some(if more == 0 { first } else { format!("{first}, and {more} more") })
 }
 
 /// What is wanted of the port with these names.
@@ -178,24 +188,55 @@ impl Process<'_> {
         }
     }
 
-    /// What the host has by the port with the other names: all goes over to it, once it sees all.
-    pub(super) fn compare(&mut self, hba: usize, host: u32, seen: Option<&Glimpse>, now: Instant) {
-        let Some(of_hba) = self.hbas.get_mut(hba) else { return };
-        let (Some(inventory), Some(own)) = (&mut of_hba.inventory, &mut of_hba.owned) else { return };
-        let is_fine = match &mut of_hba.change {
+    /// What the host has by the port that is not the machine's: all goes over to it, once it sees all; or back to it, where units do not go
+    /// on behind the other.
+    pub(super) fn compare(
+        &mut self,
+        hba: usize,
+        host: u32,
+        seen: Option<&Glimpse>,
+        now: Instant,
+    ) -> io::Result<()> {
+        let Some(of_hba) = self.hbas.get_mut(hba) else { return Ok(()) };
+        let (Some(inventory), Some(own)) = (&mut of_hba.inventory, &mut of_hba.owned) else { return Ok(()) };
+        let is_due = match &mut of_hba.change {
             Some(Switch::Comparing { port, missing, .. }) if port.host == host => {
                 *missing = inventory.missing(seen.unwrap_or(&Glimpse::default()));
                 missing.is_empty()
             }
+            Some(Switch::Moving { port, until, .. }) => {
+                port.host == host && now >= *until && !inventory.has_moved()
+            }
             _ => false,
         };
-        if let Some(seen) = seen.filter(|_| is_fine)
-            && let Some(Switch::Comparing { of, port, look, .. }) = of_hba.change.take()
-        {
-            inventory.move_to(of.to, seen, now);
-            of_hba.look = Some(look);
-            let port = std::mem::replace(own, port);
-            of_hba.change = Some(Switch::Moving { of, port });
+        let Some(seen) = seen.filter(|_| is_due) else { return Ok(()) };
+        match of_hba.change.take() {
+            Some(Switch::Comparing { of, port, look, .. }) => {
+                let from = inventory.active();
+                inventory.move_to(of.to, seen, now);
+                let look = of_hba.look.replace(look);
+                let port = std::mem::replace(own, port);
+                of_hba.change = Some(Switch::Moving { of, from, port, look, until: now + MOVE });
+                Ok(())
+            }
+            Some(Switch::Moving { of, from, port, look, .. }) => {
+                let left = first_of(inventory.left_behind()).unwrap_or_else(|| "a target port".into());
+                inventory.move_to(from, seen, now);
+                of_hba.look = look;
+                let port = std::mem::replace(own, port);
+                let wwpn = port.names.wwpn;
+                of_hba.change = Some(Switch::Lingering { port, until: now + LINGER });
+                let why = format!(
+                    "not all goes on by its other names: {left} did not within {} s; all is back by the names that it had. See whether \
+                     somebody on the host has it by the port {wwpn}, or what the array says to that",
+                    MOVE.as_secs()
+                );
+                say(self.machine, hba, of.done(Some(why)))
+            }
+            other => {
+                of_hba.change = other;
+                Ok(())
+            }
         }
     }
 
@@ -203,12 +244,7 @@ impl Process<'_> {
     fn give_up(&mut self, hba: usize, of: Request, port: Owned, missing: Vec<String>) -> io::Result<()> {
         let wwpn = port.names.wwpn;
         self.leave(hba, port);
-        let more = missing.len().saturating_sub(1);
-        let what = match missing.into_iter().next() {
-            Some(first) if more == 0 => first,
-            Some(first) => format!("{first}, and {more} more"),
-            None => "nobody has looked at it".into(),
-        };
+        let what = first_of(missing).unwrap_or_else(|| "nobody has looked at it".into());
         let why = format!(
             "the port with its other names sees less: {what}; zone {wwpn}, and map the LUNs to it under the same numbers, as for the names \
              that it has"
@@ -225,7 +261,7 @@ impl Process<'_> {
                 Some(Switch::Comparing { of, port, missing, until, .. }) if now >= until => {
                     self.give_up(hba, of, port, missing)?;
                 }
-                Some(Switch::Moving { of, port }) if has_moved => {
+                Some(Switch::Moving { of, port, .. }) if has_moved => {
                     of_hba.change = Some(Switch::Lingering { port, until: now + LINGER });
                     say(self.machine, hba, of.done(None))?;
                 }

@@ -19,7 +19,7 @@ mod vports;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -31,7 +31,7 @@ use hba_virtio_scsi::fc::{Active, Names, San, SanListener, View, VportRefusal};
 use super::adapter::{Adapter, port_state};
 use super::host_unit::allow;
 use crate::config::{self, Config};
-use crate::fc_port::{self, HostPort, News, Passthrough};
+use crate::fc_port::{self, HostPort, News, Passthrough, UnitNews};
 use again::Again;
 use blocked::Blocked;
 use opener::{Opener, Opens};
@@ -41,6 +41,9 @@ pub(super) use vports::{Vports, names_of, not_allowed};
 
 /// How long units may take to answer who they are before the guest starts without them: they come when they do.
 const START: Duration = Duration::from_secs(5);
+
+/// How long a unit that is lost has its device at most until the HBA has heard how its port is: an I/O thread waits for nobody.
+const HEARS: Duration = Duration::from_secs(5);
 
 /// How long after `fast_io_fail_tmo` the process has to say what became of a port that is blocked: it may open units meanwhile.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -69,6 +72,7 @@ pub(super) struct VirtualPort {
     vports: Vports,
     blocked: Mutex<Blocked>,
     listener: Arc<Listener>,
+    untold: Arc<Untold>,
     rescans: Arc<Rescans>,
     units: Arc<Units>,
     ask: Ask,
@@ -111,6 +115,34 @@ impl Listener {
     }
 }
 
+/// How many changes of the view the HBA has not heard of.
+#[derive(Default)]
+struct Untold(Mutex<usize>, Condvar);
+
+/// One of them, until it is dropped.
+struct Change(Arc<Untold>);
+
+impl Untold {
+    fn begin(self: &Arc<Self>) -> Change {
+        *lock(&self.0) += 1;
+        Change(self.clone())
+    }
+
+    /// Waits until it has heard of all.
+    fn wait(&self) {
+        let waits = self.1.wait_timeout_while(lock(&self.0), HEARS, |count| *count > 0);
+        drop(waits.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Drop for Change {
+    fn drop(&mut self) {
+        let mut count = lock(&self.0.0);
+        *count = count.saturating_sub(1);
+        self.0.1.notify_all();
+    }
+}
+
 impl VirtualPort {
     /// The port of an HBA that is `wanted`, of which nothing is known yet.
     pub(super) fn new(adapter: &Arc<Adapter>, wanted: &config::VirtualPort, calls: Calls) -> Arc<Self> {
@@ -142,6 +174,7 @@ impl VirtualPort {
             vports,
             blocked,
             listener,
+            untold: Arc::default(),
             rescans,
             units,
             ask,
@@ -244,7 +277,7 @@ impl VirtualPort {
             News::Of(vport, news) => self.take_of(vport, *news),
             // Only of those that the guest has created.
             News::NotCreated(..) => {}
-            News::Unit(target, lun, news) => self.units.take(target, Lun(lun), news),
+            News::Unit(target, lun, news) => self.unit(target, lun, news),
             // That is for who told it.
             News::Heard => {}
             News::Looked(number) => self.rescans.looked(number),
@@ -279,7 +312,7 @@ impl VirtualPort {
                     told();
                 }
             }
-            News::Unit(target, lun, news) => self.units.take(target, Lun(lun), news),
+            News::Unit(target, lun, news) => self.unit(target, lun, news),
             News::Port(port) => self.vports.came(vport, *port),
             News::NotCreated(refusal, why) => {
                 let told = self.vports.not_created(vport, refusal, &why);
@@ -302,6 +335,14 @@ impl VirtualPort {
             | News::Activated(..)
             | News::Of(..) => {}
         }
+    }
+
+    /// Takes news of a unit. One that is lost has its device until its commands wait: without it they would end.
+    fn unit(&self, target: u8, lun: fc_port::Lun, news: UnitNews) {
+        if matches!(news, UnitNews::Lost) {
+            self.untold.wait();
+        }
+        self.units.take(target, Lun(lun), news);
     }
 
     /// Shows what all ports see.
@@ -413,8 +454,11 @@ impl VirtualPort {
             }
         }
         // It may raise an interrupt, and this thread may not do that in the sandbox.
-        let listener = self.listener.clone();
-        self.adapter.remote().spawn(move |_| async move { listener.tell(|listener| listener.changed()) });
+        let (listener, change) = (self.listener.clone(), self.untold.begin());
+        self.adapter.remote().spawn(move |_| async move {
+            listener.tell(|listener| listener.changed());
+            drop(change);
+        });
     }
 }
 

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::sync::Weak;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Condvar, Weak};
 use std::time::Instant;
 
 use anyhow::anyhow;
@@ -22,7 +22,7 @@ use hba_virtio_scsi::fc::{LocalPort, RemotePort, RemoteState};
 use super::opener::{Made, Returns};
 use super::*;
 use crate::config::HbaType;
-use crate::fc_port::{Refused, UnitNews};
+use crate::fc_port::Refused;
 use crate::machine::adapter::{HotPlug, UnitState};
 use crate::machine::control::Control;
 use crate::machine::host_unit::HostUnit;
@@ -584,6 +584,36 @@ fn ports_are_lost_and_back_and_never_go() {
     assert_eq!(bench.done(), ["view: 0 lost, 7 online"]);
     assert_eq!(bench.adapter.fabric_view(), Some(bench.port.view()));
     assert_eq!(bench.adapter.targets().len(), 2);
+}
+
+/// A command that finds no device, at a port that is there, would fail.
+#[test]
+fn a_unit_has_its_device_until_its_commands_wait() {
+    let bench = Bench::new();
+    bench.port.take(view(&[(0, RemoteState::Online)]));
+    bench.unit(0, FIRST, came("/dev/sda"));
+    bench.done();
+    // The thread that tells the HBA has something else to do.
+    let (release, held) = mpsc::channel::<()>();
+    bench.thread.remote().spawn(move |_| async move {
+        let _ = held.recv();
+    });
+    bench.port.take(view(&[(0, RemoteState::Blocked)]));
+    let port = bench.port.clone();
+    let lost = std::thread::spawn(move || port.take(News::Unit(0, FIRST, UnitNews::Lost)));
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!lost.is_finished() && bench.log.take().is_empty());
+    drop(release);
+    lost.join().unwrap();
+    assert_eq!(bench.done(), ["view: 0 blocked", "lost /dev/sda"]);
+    // It does not wait for ever, nor for a thread that has ended.
+    let Bench { port, thread, log, .. } = bench;
+    port.take(view(&[(0, RemoteState::Online)]));
+    drop(thread);
+    let begin = Instant::now();
+    port.take(view(&[(0, RemoteState::Lost)]));
+    port.take(News::Unit(0, FIRST, UnitNews::Lost));
+    assert!(begin.elapsed() < HEARS + LONG && log.take().contains(&"lost /dev/sda".to_owned()));
 }
 
 /// Commands that wait for a port go on, and the kernel decides.

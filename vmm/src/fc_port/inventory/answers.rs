@@ -153,6 +153,8 @@ impl Inventory {
                 target.ask_at(now + SURE);
                 continue;
             }
+            // At once: what goes takes its time, and another one may have its place by then.
+            orders.extend(unit.lose().then_some(Order::Say(News::Unit(number, *lun, UnitNews::Lost))));
             orders.push(Order::Say(News::Unit(number, *lun, UnitNews::Gone)));
             match unit.seat.clone() {
                 Some(seat) => {

@@ -148,6 +148,8 @@ pub(super) struct Inventory {
     units: BTreeMap<(u8, Lun), Unit>,
     local: LocalPort,
     view: View,
+    /// Units that the machine had when all went over to another port.
+    moved: BTreeSet<(u8, Lun)>,
     looks: Looks,
     tickets: u64,
     /// What is being opened, and at which target; also what nobody wants any more.
@@ -184,6 +186,7 @@ impl Inventory {
             units: BTreeMap::new(),
             local: LocalPort::default(),
             view: View::default(),
+            moved: BTreeSet::new(),
             looks: Looks::new(now, timeout),
             tickets,
             under_way: BTreeMap::new(),

@@ -56,12 +56,29 @@ impl Inventory {
     /// are lost and back, until each unit is open there and has said who it is.
     pub(in crate::fc_port) fn move_to(&mut self, active: Active, seen: &Glimpse, now: Instant) {
         self.active = active;
+        let there = self.units.iter().filter(|(_, unit)| unit.stage == Stage::There);
+        let there: Vec<_> = there.map(|(place, _)| *place).collect();
+        // On the way back it is what was there before.
+        let moved = std::mem::take(&mut self.moved).into_iter().filter(|place| self.is_away(place));
+        self.moved = moved.chain(there).collect();
         self.targets.values_mut().filter(|target| target.is_online()).for_each(Target::lose);
         self.saw(Some(seen), now);
     }
 
-    /// Whether commands go on at all ports.
+    /// Whether the machine has a unit still which the host has not.
+    fn is_away(&self, place: &(u8, Lun)) -> bool {
+        self.units.get(place).is_some_and(|unit| unit.stage == Stage::Away)
+    }
+
+    /// What has not come back since all went over to another port. What has gone for good has not to.
+    pub(in crate::fc_port) fn left_behind(&self) -> Vec<String> {
+        let away = self.moved.iter().filter(|place| self.is_away(place));
+        away.map(|(number, lun)| format!("LUN {} of target {number}", fc::Lun::from_bytes(*lun))).collect()
+    }
+
+    /// Whether commands go on at all ports, and to all units.
     pub(in crate::fc_port) fn has_moved(&self) -> bool {
         self.targets.values().all(|target| target.returns().is_none())
+            && !self.moved.iter().any(|place| self.is_away(place))
     }
 }

@@ -140,3 +140,35 @@ fn a_unit_that_has_just_vanished_counts() {
     unit(&world, "rport-12:0-0", 5, NAMES[1]);
     assert_eq!(world.inventory.missing(&seen(&world)), Vec::<String>::new());
 }
+
+/// The array shows it there, and somebody else of that host has it open; or it takes its time.
+#[test]
+fn units_that_do_not_come_back_are_left_behind() {
+    let mut world = with_units(&[0, 5]);
+    other(&world, "rport-12:0-0", &[(0, NAMES[0]), (5, NAMES[1])]);
+    let seen = seen(&world);
+    world.arrays.insert(3, luns(&[0, 5]));
+    world.busy.insert("12:0:3:5".into(), "in use".into());
+    world.inventory.move_to(Active::Secondary, &seen, world.now);
+    world.host = 12;
+    world.pass(10);
+    // The port is there by now, and the unit is not.
+    assert!(world.inventory.targets.values().all(|target| target.returns().is_none()));
+    assert!(!world.inventory.has_moved());
+    assert_eq!(world.inventory.left_behind(), ["LUN 5 of target 0"]);
+    // It goes back, and has all.
+    let first = Glimpse::read(&world.tree.roots(), 8).unwrap().unwrap();
+    world.inventory.move_to(Active::Primary, &first, world.now);
+    assert!(!world.inventory.has_moved());
+    world.host = 8;
+    world.pass(2);
+    assert_eq!((world.inventory.left_behind(), world.inventory.has_moved()), (vec![], true));
+    // One that comes late has moved.
+    world.inventory.move_to(Active::Secondary, &seen, world.now);
+    world.host = 12;
+    world.pass(12);
+    assert!(!world.inventory.has_moved());
+    world.busy.clear();
+    world.pass(20);
+    assert!(world.inventory.has_moved());
+}

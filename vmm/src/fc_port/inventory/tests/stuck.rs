@@ -76,7 +76,8 @@ fn the_kernel_is_told_again_what_it_did_not_do() {
     world.fails = |job| matches!(job, Job::Delete(_)).then_some("Resource temporarily unavailable");
     world.arrays.insert(0, luns(&[0]));
     world.pass(4);
-    world.heard(&["0 5 gone"]);
+    // At once, for the kernel has its device still.
+    world.heard(&["0 5 lost", "0 5 gone"]);
     world.fails = |_| None;
     world.pass(6);
     assert!(!world.tree.path("sys/class/scsi_device/8:0:0:5").exists());
@@ -91,7 +92,7 @@ fn the_kernel_is_told_again_what_it_did_not_do() {
          write 1 to {} by hand",
         at.join("delete").display()
     );
-    world.heard(&["0 5 gone", &said]);
+    world.heard(&["0 5 lost", "0 5 gone", &said]);
     assert_eq!(world.jobs.iter().filter(|(_, job)| matches!(job, Job::Delete(_))).count(), 4);
 }
 

@@ -41,14 +41,14 @@ fn what_is_masked_otherwise_comes_and_goes() {
     assert!(world.jobs.iter().any(|(_, job)| *job == Job::Scan("8:0:0:27".parse().unwrap(), true)));
     world.arrays.insert(0, luns(&[0, 27]));
     world.pass(4);
-    world.heard(&["0 5 gone"]);
+    world.heard(&["0 5 lost", "0 5 gone"]);
     assert!(!world.tree.path("sys/class/scsi_device/8:0:0:5").exists());
     world.pass(4);
     world.heard(&[]);
     // All of them: the unit that is asked says that it is none.
     world.arrays.insert(0, Luns::NoUnit);
     world.pass(6);
-    world.heard(&["0 0 gone", "0 27 gone"]);
+    world.heard(&["0 0 lost", "0 0 gone", "0 27 lost", "0 27 gone"]);
     // The kernel looks by itself, and the first that comes is found by that.
     world.arrays.insert(0, luns(&[9]));
     world.pass(4);
