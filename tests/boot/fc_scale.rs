@@ -176,11 +176,11 @@ fn measure(bed: &Bed, fio: &Fio, job: &Job, node: &str) -> Result<f64> {
 }
 
 /// What a guest gets, and what it costs.
-struct Inside {
+pub(crate) struct Inside {
     /// Operations in a second.
-    rate: f64,
+    pub(crate) rate: f64,
     /// Microseconds of processor time of the VMM for each, without the guest's own.
-    cpu: f64,
+    pub(crate) cpu: f64,
     /// Exits of the guest for each.
     exits: f64,
 }
@@ -195,7 +195,12 @@ impl fmt::Display for Inside {
 fn inside(bed: &Bed, vm: &mut Vm<'_>, job: &Job) -> Result<Inside> {
     let unit = units(vm)?.into_keys().next().context("no unit in the guest")?;
     let disk = vm.run(&format!("disk {unit}"))?;
-    let text = fio::job_file(&[*job], disk.trim(), "libaio", SECONDS, None);
+    inside_at(bed, vm, job, disk.trim())
+}
+
+/// The same at a disk.
+pub(crate) fn inside_at(bed: &Bed, vm: &mut Vm<'_>, job: &Job, disk: &str) -> Result<Inside> {
+    let text = fio::job_file(&[*job], disk, "libaio", SECONDS, None);
     vm.run(&fio::here_document("/tmp/jobs".as_ref(), &text))?;
     let count = |pid| anyhow::Ok((processor_time(bed, pid)?, exits(bed)));
     let (cpu, left) = count(vm.pid())?;

@@ -42,6 +42,7 @@ mod scsi;
 mod scsi_host;
 mod swap;
 mod vhost;
+mod vhost_rates;
 mod virtio;
 mod virtio_soak;
 
@@ -200,6 +201,7 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "fc-many", run: fc_scale::many },
     Test { name: "fc-rates", run: fc_scale::rates },
     Test { name: "fc-rules", run: fc_rules::rules },
+    Test { name: "vhost-scsi-rates", run: vhost_rates::rates },
     Test { name: "neighbours-greedy-queue", run: neighbours::greedy_queue },
     Test { name: "scsi-bad-sectors", run: scsi_host::bad_sectors },
 ];

@@ -29,6 +29,13 @@ const LIO: &str = "set -e
         echo 1 > $core/fileio_0/v$1/enable
     }
     link() { ln -s $core/fileio_0/v$1 $port/lun/lun_$1/unit; }
+    # The same file once more, past the host's page cache.
+    direct() {
+        mkdir -p $core/fileio_0/v$1 $port/lun/lun_$1
+        echo fd_dev_name=$2,fd_dev_size=$3,fd_async_io=1 > $core/fileio_0/v$1/control
+        echo 0000000$1 > $core/fileio_0/v$1/wwn/vpd_unit_serial
+        echo 1 > $core/fileio_0/v$1/enable
+    }
     unlink() { rm $port/lun/lun_$1/unit; }
     ";
 
@@ -39,17 +46,17 @@ const REMOVE: &str = "{
     } 2>/dev/null; true";
 
 /// The target, which goes when this is dropped.
-struct Lio<'a>(&'a Bed);
+pub(crate) struct Lio<'a>(&'a Bed);
 
 impl<'a> Lio<'a> {
-    fn new(bed: &'a Bed) -> Result<Self> {
+    pub(crate) fn new(bed: &'a Bed) -> Result<Self> {
         bed.host().shell(REMOVE, 120)?;
         let lio = Self(bed);
         lio.shell("target")?;
         Ok(lio)
     }
 
-    fn shell(&self, script: &str) -> Result<String> {
+    pub(crate) fn shell(&self, script: &str) -> Result<String> {
         self.0.host().shell(&format!("{LIO}{script}"), 120)
     }
 }
@@ -60,7 +67,7 @@ impl Drop for Lio<'_> {
     }
 }
 
-fn machine<'a>(bed: &'a Bed, vmm: Vmm) -> Guest<'a> {
+pub(crate) fn machine<'a>(bed: &'a Bed, vmm: Vmm) -> Guest<'a> {
     let guest = bed.guest().vmm(vmm).kernel(Debian::Trixie).cpus(2);
     guest.adapter("lio0", "vhost-scsi", toml::Table::from_iter([("wwpn".into(), WWPN.into())]))
 }
