@@ -15,6 +15,7 @@
 #define VSFC_F_NATIVE_LUN	5
 #define VSFC_F_FC_HOST		6
 #define VSFC_F_RPORT_EVENTS	7
+#define VSFC_F_VPORT		8
 
 /* The revision of the configuration space that this driver knows. */
 #define VSFC_REVISION		1
@@ -30,7 +31,7 @@ struct vsfc_config {
 	__be64 secondary_wwpn;
 	u8 active;
 	u8 port_state;
-	__le16 reserved;
+	__le16 max_vports;
 	__le32 port_id;
 	__be64 fabric_name;
 	__le32 speed_mbps;
@@ -61,8 +62,59 @@ struct vsfc_rescan_resp {
 	__le32 port_id;
 	u8 state;
 	u8 response;
+	__le16 vport;
+} __packed;
+
+/* The control requests about ports of this machine's own (section 7). */
+#define VSFC_T_VPORT_CREATE	4
+#define VSFC_T_VPORT_DELETE	5
+#define VSFC_T_VPORT_SHOW	6
+
+struct vsfc_create_req {
+	__le32 type;
+	__le32 flags;
+	__be64 wwnn;
+	__be64 wwpn;
+} __packed;
+
+struct vsfc_create_resp {
+	__le32 vport;
+	u8 response;
+	u8 reason;
 	u8 reserved[2];
 } __packed;
+
+/* Delete and show. */
+struct vsfc_vport_req {
+	__le32 type;
+	__le32 vport;
+} __packed;
+
+struct vsfc_delete_resp {
+	u8 response;
+	u8 reason;
+	u8 reserved[2];
+} __packed;
+
+/* Fields as in vsfc_config. */
+struct vsfc_show_resp {
+	__le32 port_id;
+	u8 port_state;
+	u8 active;
+	u8 response;
+	u8 reason;
+	__be64 fabric_name;
+	__le32 speed_mbps;
+	__le32 supported_classes;
+	__le32 max_frame_size;
+} __packed;
+
+/* Why not. */
+#define VSFC_VPORT_NOT_ALLOWED	1
+#define VSFC_VPORT_IN_USE	2
+#define VSFC_VPORT_NO_ROOM	3
+#define VSFC_VPORT_FAILED	4
+#define VSFC_VPORT_UNKNOWN	5
 
 /* The event of remote ports (section 5), and its reasons. */
 #define VSFC_T_RPORT		4

@@ -210,8 +210,10 @@ static void mark_sent(struct vsfc_queue *queue, void *data)
 	struct scsi_cmnd *sc = data;
 	struct vsfc *host = vsfc_of(sc->device->host);
 	struct vsfc_cmd *cmd = scsi_cmd_priv(sc);
-	u64 tag = (u64)++queue->serial << 32 | blk_mq_unique_tag(scsi_cmd_to_rq(sc));
+	u64 tag = blk_mq_unique_tag(scsi_cmd_to_rq(sc));
 
+	queue->serial++;
+	tag |= (u64)queue->serial << 32;
 	cmd->req.tag = cpu_to_virtio64(host->vdev, tag);
 	cmd->is_sent = true;
 }

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The control queue: task management, and RESCAN.
+ * The control queue: task management, RESCAN, and ports of this machine.
  *
  * The device answers a function when the commands that it ends are back, however long its host
  * takes for them. Who waits for one does so without a limit but the end of the device: to give up
  * earlier would hand memory to others that the device may still write. The device bounds looks at the
- * fabric itself; who waits for one that does not leaves the memory to the ring.
+ * fabric itself; who waits for one that does not leaves the memory to the ring. A port is created
+ * and deleted when the fabric says so, or when the device is about to be reset, which does away
+ * with it.
  */
 #include <linux/delay.h>
 #include <linux/scatterlist.h>
@@ -16,6 +18,8 @@
 /* Seconds that RESCAN is waited for: the device takes five at most. */
 #define RESCAN_PATIENCE	30
 #define NO_LIMIT	UINT_MAX
+/* The same, but not for longer than the device is there to be used. */
+#define WHILE_USED	(UINT_MAX - 1)
 
 static struct vsfc_control *control_new(gfp_t gfp)
 {
@@ -85,7 +89,7 @@ int vsfc_control_send(struct vsfc *host, struct vsfc_control *control)
 static int control_run(struct vsfc *host, struct vsfc_control *control, unsigned int seconds)
 {
 	unsigned long begin = jiffies;
-	bool is_bounded = seconds != NO_LIMIT;
+	bool is_bounded = seconds < WHILE_USED;
 	int err;
 
 	while ((err = vsfc_control_send(host, control)) == -ENOSPC) {
@@ -98,7 +102,7 @@ static int control_run(struct vsfc *host, struct vsfc_control *control, unsigned
 	if (err)
 		return err;
 	while (!wait_for_completion_timeout(&control->done, HZ / 5)) {
-		if (vsfc_is_broken(host) || (is_bounded && READ_ONCE(host->is_stopping)))
+		if (vsfc_is_broken(host) || (seconds != NO_LIMIT && READ_ONCE(host->is_stopping)))
 			return -ENODEV;
 		if (is_bounded && time_after(jiffies, begin + seconds * HZ))
 			return -ETIMEDOUT;
@@ -136,6 +140,99 @@ int vsfc_rescan(struct vsfc *host, u32 next_id, struct vsfc_rescan_resp *resp)
 	    (next_id != VSFC_NO_ID && le32_to_cpu(resp->id) < next_id))
 		return -EIO;
 	return 0;
+}
+
+/* What a request about a port came to: @len bytes of its answer, or an error. */
+static int vport_result(int len, size_t wanted, u8 response, u8 reason)
+{
+	if (len < 0)
+		return len;
+	if (len >= wanted && response == VIRTIO_SCSI_S_OK)
+		return 0;
+	if (len < wanted || response != VIRTIO_SCSI_S_FAILURE)
+		return -EIO;
+	switch (reason) {
+	case VSFC_VPORT_NOT_ALLOWED:
+		return -EPERM;
+	case VSFC_VPORT_IN_USE:
+		return -EEXIST;
+	case VSFC_VPORT_NO_ROOM:
+		return -ENOSPC;
+	case VSFC_VPORT_UNKNOWN:
+		return -ENOENT;
+	default:
+		return -EIO;
+	}
+}
+
+/* Has the device create a port; returns its number, or an error. */
+int vsfc_create_vport(struct vsfc *host, u64 wwnn, u64 wwpn)
+{
+	struct vsfc_control *control = control_new(GFP_KERNEL);
+	struct vsfc_create_resp *resp;
+	u32 number;
+	int err;
+
+	if (!control)
+		return -ENOMEM;
+	resp = &control->resp.create;
+	control->req.create.type = cpu_to_le32(VSFC_T_VPORT_CREATE);
+	control->req.create.wwnn = cpu_to_be64(wwnn);
+	control->req.create.wwpn = cpu_to_be64(wwpn);
+	control->req_size = sizeof(control->req.create);
+	control->resp_size = sizeof(*resp);
+	err = control_run(host, control, WHILE_USED);
+	err = vport_result(err, sizeof(*resp), resp->response, resp->reason);
+	number = le32_to_cpu(resp->vport);
+	vsfc_control_put(control);
+	if (err)
+		return err;
+	return number && number <= U16_MAX ? number : -EIO;
+}
+
+static struct vsfc_control *vport_control(u32 type, u16 number, unsigned int resp_size)
+{
+	struct vsfc_control *control = control_new(GFP_KERNEL);
+
+	if (!control)
+		return NULL;
+	control->req.vport.type = cpu_to_le32(type);
+	control->req.vport.vport = cpu_to_le32(number);
+	control->req_size = sizeof(control->req.vport);
+	control->resp_size = resp_size;
+	return control;
+}
+
+/* Has the device delete a port. */
+int vsfc_delete_vport(struct vsfc *host, u16 number)
+{
+	struct vsfc_delete_resp *resp;
+	struct vsfc_control *control;
+	int err;
+
+	control = vport_control(VSFC_T_VPORT_DELETE, number, sizeof(*resp));
+	if (!control)
+		return -ENOMEM;
+	resp = &control->resp.deleted;
+	err = control_run(host, control, WHILE_USED);
+	err = vport_result(err, sizeof(*resp), resp->response, resp->reason);
+	vsfc_control_put(control);
+	return err;
+}
+
+/* Asks how a port is. */
+int vsfc_show_vport(struct vsfc *host, u16 number, struct vsfc_show_resp *shown)
+{
+	struct vsfc_control *control = vport_control(VSFC_T_VPORT_SHOW, number, sizeof(*shown));
+	int err;
+
+	if (!control)
+		return -ENOMEM;
+	err = control_run(host, control, WHILE_USED);
+	*shown = control->resp.show;
+	err = vport_result(err, sizeof(*shown), shown->response, shown->reason);
+	vsfc_control_put(control);
+	return err;
 }
 
 struct vsfc_control *vsfc_tmf_new(struct vsfc *host, u32 subtype, const u8 lun[8], u64 tag,

@@ -50,11 +50,11 @@ static bool is_at(struct scsi_device *sdev, unsigned int scsi_id)
 	return sdev->channel == 0 && sdev->id == scsi_id;
 }
 
-static void look_at_units(struct vsfc *host, unsigned int scsi_id, bool verify)
+static void look_at_units(struct Scsi_Host *shost, unsigned int scsi_id, bool verify)
 {
 	struct scsi_device *sdev;
 
-	shost_for_each_device(sdev, host->shost) {
+	shost_for_each_device(sdev, shost) {
 		if (!is_at(sdev, scsi_id))
 			continue;
 		if (test_and_clear_bit(VSFC_UNIT_GONE, marks(sdev)))
@@ -66,24 +66,31 @@ static void look_at_units(struct vsfc *host, unsigned int scsi_id, bool verify)
 	}
 }
 
-/*
- * The midlayer's place of a target: its number there, and what it hangs on. False where there
- * is none now.
- */
-static bool place_of(struct vsfc *host, u8 number, unsigned int *scsi_id, struct device **parent)
+/* The midlayer's place of a target. */
+struct place {
+	struct Scsi_Host *shost;
+	unsigned int scsi_id;
+	/* What it hangs on, and the host as well: it is held. */
+	struct device *parent;
+};
+
+/* Finds the place of a target. False where there is none now. */
+static bool place_of(struct vsfc *host, u8 number, struct place *place)
 {
 	struct vsfc_target *target = &host->targets[number];
 	bool is_there = true;
 
 	if (!host->is_fc) {
-		*scsi_id = number;
-		*parent = get_device(&host->shost->shost_gendev);
+		place->shost = host->shost;
+		place->scsi_id = number;
+		place->parent = get_device(&host->shost->shost_gendev);
 		return true;
 	}
 	mutex_lock(&host->ports_lock);
-	*scsi_id = target->scsi_id;
+	place->shost = target->port->shost;
+	place->scsi_id = target->scsi_id;
 	if (target->rport)
-		*parent = get_device(&target->rport->dev);
+		place->parent = get_device(&target->rport->dev);
 	else
 		is_there = false;
 	mutex_unlock(&host->ports_lock);
@@ -95,8 +102,7 @@ static void target_work(struct work_struct *work)
 {
 	struct vsfc_target *target = container_of(work, struct vsfc_target, work);
 	struct vsfc *host = target->host;
-	unsigned int scsi_id;
-	struct device *parent;
+	struct place place;
 	unsigned long todo;
 
 	/*
@@ -104,13 +110,13 @@ static void target_work(struct work_struct *work)
 	 * done: who finds the port has it done.
 	 */
 	if (READ_ONCE(host->is_stopping) ||
-	    !place_of(host, target - host->targets, &scsi_id, &parent))
+	    !place_of(host, target - host->targets, &place))
 		return;
 	todo = xchg(&target->todo, 0);
-	look_at_units(host, scsi_id, test_bit(VSFC_TODO_VERIFY, &todo));
+	look_at_units(place.shost, place.scsi_id, test_bit(VSFC_TODO_VERIFY, &todo));
 	if (test_bit(VSFC_TODO_SCAN, &todo) && !READ_ONCE(host->is_stopping))
-		scsi_scan_target(parent, 0, scsi_id, SCAN_WILD_CARD, SCSI_SCAN_RESCAN);
-	put_device(parent);
+		scsi_scan_target(place.parent, 0, place.scsi_id, SCAN_WILD_CARD, SCSI_SCAN_RESCAN);
+	put_device(place.parent);
 }
 
 /* Something is to be done at a target. */
@@ -126,15 +132,18 @@ void vsfc_todo(struct vsfc *host, u8 number, unsigned int what)
 /* Marks a unit that went, or that is another now. */
 static void mark_unit(struct vsfc *host, u8 number, u64 lun, unsigned int mark)
 {
+	struct Scsi_Host *shost = host->shost;
 	unsigned int scsi_id = number;
 	struct scsi_device *sdev;
 
+	mutex_lock(&host->ports_lock);
 	if (host->is_fc) {
-		mutex_lock(&host->ports_lock);
 		scsi_id = host->targets[number].scsi_id;
-		mutex_unlock(&host->ports_lock);
+		shost = host->targets[number].port->shost;
 	}
-	sdev = scsi_device_lookup(host->shost, 0, scsi_id, lun);
+	/* A host of one of our ports may go when the lock is free. */
+	sdev = scsi_device_lookup(shost, 0, scsi_id, lun);
+	mutex_unlock(&host->ports_lock);
 	if (!sdev)
 		return;
 	set_bit(mark, marks(sdev));
@@ -313,6 +322,7 @@ int vsfc_events_init(struct vsfc *host)
 	}
 	for (i = 0; i < VSFC_TARGETS; i++) {
 		host->targets[i].host = host;
+		host->targets[i].port = &host->port;
 		host->targets[i].scsi_id = i;
 		INIT_WORK(&host->targets[i].work, target_work);
 	}

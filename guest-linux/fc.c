@@ -22,6 +22,8 @@
 #define PAUSE_PATIENCE	(20 * HZ)
 
 static struct scsi_transport_template *fc_template;
+/* That of ports which this machine has created. */
+static struct scsi_transport_template *vport_template;
 /* What the transport does when somebody asks for a scan. */
 static int (*transport_user_scan)(struct Scsi_Host *shost, uint channel, uint id, u64 lun);
 
@@ -111,6 +113,7 @@ static void read_config(struct virtio_device *vdev, struct vsfc_config *config)
 		READ_NAME(vdev, config, secondary_wwpn);
 		READ_FIELD(vdev, config, active);
 		READ_FIELD(vdev, config, port_state);
+		READ_FIELD(vdev, config, max_vports);
 		READ_FIELD(vdev, config, port_id);
 		READ_NAME(vdev, config, fabric_name);
 		READ_FIELD(vdev, config, speed_mbps);
@@ -129,13 +132,33 @@ bool vsfc_fc_offered(struct virtio_device *vdev)
 	return le32_to_cpu(revision) >= VSFC_REVISION;
 }
 
-/* Shows what the device says of its port now. */
+/* Shows what the device says of a port now. */
+void vsfc_fc_set_state(struct Scsi_Host *shost, const struct vsfc_show_resp *shown)
+{
+	bool was_online = fc_host_port_state(shost) == FC_PORTSTATE_ONLINE;
+	bool is_online;
+
+	fc_host_port_id(shost) = le32_to_cpu(shown->port_id) & 0xffffff;
+	fc_host_fabric_name(shost) = be64_to_cpu(shown->fabric_name);
+	fc_host_speed(shost) = speed_of(le32_to_cpu(shown->speed_mbps));
+	fc_host_supported_speeds(shost) |= fc_host_speed(shost);
+	fc_host_supported_classes(shost) = le32_to_cpu(shown->supported_classes);
+	fc_host_maxframe_size(shost) = le32_to_cpu(shown->max_frame_size);
+	fc_host_port_state(shost) = port_state_of(shown->port_state);
+
+	is_online = fc_host_port_state(shost) == FC_PORTSTATE_ONLINE;
+	if (is_online != was_online)
+		fc_host_post_event(shost, fc_get_event_number(),
+				   is_online ? FCH_EVT_LINKUP : FCH_EVT_LINKDOWN, 0);
+}
+
+/* Shows what the device says of its own port now. */
 static void read_local(struct vsfc *host)
 {
 	struct Scsi_Host *shost = host->shost;
-	bool was_online = fc_host_port_state(shost) == FC_PORTSTATE_ONLINE;
+	struct vsfc_show_resp shown;
 	struct vsfc_config config;
-	bool is_online, secondary;
+	bool secondary;
 
 	read_config(host->vdev, &config);
 	secondary = config.active == VSFC_ACTIVE_SECONDARY;
@@ -144,23 +167,23 @@ static void read_local(struct vsfc *host)
 	fc_host_port_name(shost) =
 		be64_to_cpu(secondary ? config.secondary_wwpn : config.primary_wwpn);
 	fc_host_permanent_port_name(shost) = be64_to_cpu(config.primary_wwpn);
-	fc_host_port_id(shost) = le32_to_cpu(config.port_id) & 0xffffff;
-	fc_host_fabric_name(shost) = be64_to_cpu(config.fabric_name);
-	fc_host_speed(shost) = speed_of(le32_to_cpu(config.speed_mbps));
-	fc_host_supported_speeds(shost) |= fc_host_speed(shost);
-	fc_host_supported_classes(shost) = le32_to_cpu(config.supported_classes);
-	fc_host_maxframe_size(shost) = le32_to_cpu(config.max_frame_size);
-	fc_host_port_state(shost) = port_state_of(config.port_state);
-
-	is_online = fc_host_port_state(shost) == FC_PORTSTATE_ONLINE;
-	if (is_online != was_online)
-		fc_host_post_event(shost, fc_get_event_number(),
-				   is_online ? FCH_EVT_LINKUP : FCH_EVT_LINKDOWN, 0);
+	if (virtio_has_feature(host->vdev, VSFC_F_VPORT))
+		fc_host_max_npiv_vports(shost) = le16_to_cpu(config.max_vports);
+	shown = (struct vsfc_show_resp) {
+		.port_id = config.port_id,
+		.port_state = config.port_state,
+		.fabric_name = config.fabric_name,
+		.speed_mbps = config.speed_mbps,
+		.supported_classes = config.supported_classes,
+		.max_frame_size = config.max_frame_size,
+	};
+	vsfc_fc_set_state(shost, &shown);
 }
 
 /* What stays as it is. */
-static void set_fixed(struct Scsi_Host *shost)
+void vsfc_fc_set_fixed(struct Scsi_Host *shost)
 {
+	vsfc_port_of(shost)->next_scsi_id = FIRST_FREE_ID;
 	fc_host_port_type(shost) = FC_PORTTYPE_NPIV;
 	fc_host_supported_speeds(shost) = 0;
 	fc_host_supported_fc4s(shost)[FC4_FCP_BYTE] = FC4_FCP_BIT;
@@ -173,8 +196,7 @@ static void set_fixed(struct Scsi_Host *shost)
 /* The host is there: shows its port, and finds the others. */
 void vsfc_fc_start(struct vsfc *host)
 {
-	host->next_scsi_id = FIRST_FREE_ID;
-	set_fixed(host->shost);
+	vsfc_fc_set_fixed(host->shost);
 	read_local(host);
 	vsfc_fc_sync_all(host, false);
 }
@@ -183,8 +205,10 @@ void vsfc_fc_config_changed(struct work_struct *work)
 {
 	struct vsfc *host = container_of(work, struct vsfc, config_work);
 
-	if (host->is_fc && !READ_ONCE(host->is_stopping))
+	if (host->is_fc && !READ_ONCE(host->is_stopping)) {
 		read_local(host);
+		vsfc_vports_show(host);
+	}
 }
 
 /* Gives a port that is lost to the transport. The caller has ports_lock, as of all that follows. */
@@ -201,16 +225,16 @@ static void lose_port(struct vsfc_target *target)
  * they have without this driver, unless another port has it: numbers of ports that are lost
  * stay theirs.
  */
-static void choose_scsi_id(struct vsfc *host, struct vsfc_target *target, u64 wwpn)
+static void choose_scsi_id(struct vsfc_target *target, u64 wwpn)
 {
-	struct Scsi_Host *shost = host->shost;
-	unsigned int number = target - host->targets;
+	struct Scsi_Host *shost = target->port->shost;
+	unsigned int number = target - target->host->targets;
 	unsigned long flags;
 
 	if (!target->owner || target->owner == wwpn)
 		target->owner = wwpn;
 	else
-		number = host->next_scsi_id++;
+		number = target->port->next_scsi_id++;
 	spin_lock_irqsave(shost->host_lock, flags);
 	fc_host_next_target_id(shost) = number;
 	spin_unlock_irqrestore(shost->host_lock, flags);
@@ -233,13 +257,13 @@ static bool is_listed(const struct list_head *ports, u64 wwpn)
  * keeps those of ports that it knows for ever, so a device that has ever new names for its ports
  * comes to an end.
  */
-static bool has_scsi_id(struct vsfc *host, const struct vsfc_target *target, u64 wwpn)
+static bool has_scsi_id(struct vsfc_port *port, const struct vsfc_target *target, u64 wwpn)
 {
-	struct Scsi_Host *shost = host->shost;
+	struct Scsi_Host *shost = port->shost;
 	unsigned long flags;
 	bool is_known;
 
-	if (host->next_scsi_id < VSFC_MAX_ID || !target->owner || target->owner == wwpn)
+	if (port->next_scsi_id < VSFC_MAX_ID || !target->owner || target->owner == wwpn)
 		return true;
 	spin_lock_irqsave(shost->host_lock, flags);
 	is_known = is_listed(&fc_host_rports(shost), wwpn) ||
@@ -248,9 +272,9 @@ static bool has_scsi_id(struct vsfc *host, const struct vsfc_target *target, u64
 	return is_known;
 }
 
-static void find_port(struct vsfc *host, u8 number, const struct vsfc_rescan_resp *found)
+static void find_port(struct vsfc_port *port, u8 number, const struct vsfc_rescan_resp *found)
 {
-	struct vsfc_target *target = &host->targets[number];
+	struct vsfc_target *target = &port->host->targets[number];
 	struct fc_rport_identifiers ids = {
 		.node_name = be64_to_cpu(found->node_wwn),
 		.port_name = be64_to_cpu(found->port_wwn),
@@ -261,25 +285,26 @@ static void find_port(struct vsfc *host, u8 number, const struct vsfc_rescan_res
 	struct fc_rport *rport = NULL;
 	struct vsfc_rport *ours;
 
-	if (has_scsi_id(host, target, ids.port_name))
-		rport = fc_remote_port_add(host->shost, 0, &ids);
+	if (has_scsi_id(port, target, ids.port_name))
+		rport = fc_remote_port_add(port->shost, 0, &ids);
 	if (!rport) {
 		if (printk_ratelimit())
-			shost_printk(KERN_ERR, host->shost,
+			shost_printk(KERN_ERR, port->shost,
 				     "no room for remote port %016llx: load the driver anew to forget ports that went\n",
 				     ids.port_name);
 		return;
 	}
 	ours = rport->dd_data;
 	WRITE_ONCE(ours->number, number + 1);
-	rport->maxframe_size = fc_host_maxframe_size(host->shost);
-	rport->supported_classes = fc_host_supported_classes(host->shost);
+	rport->maxframe_size = fc_host_maxframe_size(port->shost);
+	rport->supported_classes = fc_host_supported_classes(port->shost);
+	target->port = port;
 	WRITE_ONCE(target->rport, rport);
 	target->wwnn = ids.node_name;
 	target->wwpn = ids.port_name;
 	target->port_id = ids.port_id;
 	if (rport->scsi_target_id == -1)
-		choose_scsi_id(host, target, ids.port_name);
+		choose_scsi_id(target, ids.port_name);
 	fc_remote_port_rolechg(rport, FC_PORT_ROLE_FCP_TARGET);
 	target->scsi_id = rport->scsi_target_id;
 	clear_bit(VSFC_RESET_OWED, &target->reset);
@@ -289,23 +314,34 @@ static void find_port(struct vsfc *host, u8 number, const struct vsfc_rescan_res
 	 */
 	set_bit(VSFC_TODO_UNITS, &target->todo);
 	set_bit(VSFC_TODO_VERIFY, &target->todo);
-	vsfc_todo(host, number, VSFC_TODO_SCAN);
-	fc_host_post_event(host->shost, fc_get_event_number(), FCH_EVT_RSCN, ids.port_id);
+	vsfc_todo(port->host, number, VSFC_TODO_SCAN);
+	fc_host_post_event(port->shost, fc_get_event_number(), FCH_EVT_RSCN, ids.port_id);
+}
+
+/* Which of our ports sees a remote port; NULL for one that is not there yet. */
+static struct vsfc_port *who_sees(struct vsfc *host, const struct vsfc_rescan_resp *found)
+{
+	if (!virtio_has_feature(host->vdev, VSFC_F_VPORT))
+		return &host->port;
+	return vsfc_vport_by_number(host, le16_to_cpu(found->vport));
 }
 
 /* A port is like this now. */
 static void show_port(struct vsfc *host, u8 number, const struct vsfc_rescan_resp *found)
 {
 	struct vsfc_target *target = &host->targets[number];
-	bool is_online = found && found->state == FC_PORTSTATE_ONLINE;
-	bool is_same = is_online && target->wwpn == be64_to_cpu(found->port_wwn) &&
+	struct vsfc_port *port = found ? who_sees(host, found) : NULL;
+	/* When a port of ours comes that is not known yet, all are asked for again. */
+	bool is_online = port && found->state == FC_PORTSTATE_ONLINE;
+	bool is_same = is_online && target->port == port &&
+		       target->wwpn == be64_to_cpu(found->port_wwn) &&
 		       target->wwnn == be64_to_cpu(found->node_wwn) &&
 		       target->port_id == (le32_to_cpu(found->port_id) & 0xffffff);
 
 	if (target->rport && !is_same)
 		lose_port(target);
-	if (is_online && !target->rport)
-		find_port(host, number, found);
+	if (is_online && !target->rport && !port->is_going)
+		find_port(port, number, found);
 }
 
 /* Whether ports may come and be lost. */
@@ -390,16 +426,37 @@ bool vsfc_fc_pause(struct vsfc *host)
 	return true;
 }
 
-/* No port is told to the transport from now on, which is about to part with all of them. */
-void vsfc_fc_stop(struct vsfc *host)
+/* All that a port of ours sees is lost. */
+void vsfc_fc_lose_ports(struct vsfc_port *port)
 {
+	struct vsfc_target *target = port->host->targets;
+	unsigned int number;
+
+	for (number = 0; number < VSFC_TARGETS; number++, target++) {
+		if (target->port == port && target->rport)
+			lose_port(target);
+	}
+}
+
+/* No remote port is told to the transport from now on, which is about to part with all of them. */
+void vsfc_fc_stop(struct vsfc_port *port)
+{
+	struct vsfc *host = port->host;
 	unsigned int number;
 
 	mutex_lock(&host->ports_lock);
-	for (number = 0; number < VSFC_TARGETS; number++)
-		WRITE_ONCE(host->targets[number].rport, NULL);
+	for (number = 0; number < VSFC_TARGETS; number++) {
+		struct vsfc_target *target = &host->targets[number];
+
+		if (target->port != port)
+			continue;
+		WRITE_ONCE(target->rport, NULL);
+		/* The midlayer forgets its numbers with the host. */
+		target->port = &host->port;
+		target->owner = 0;
+	}
 	mutex_unlock(&host->ports_lock);
-	fc_remove_host(host->shost);
+	fc_remove_host(port->shost);
 }
 
 /* `echo - - - > scan`: what the array shows now, also where nobody has told of it. */
@@ -452,43 +509,52 @@ static void set_dev_loss_tmo(struct fc_rport *rport, u32 seconds)
 	rport->dev_loss_tmo = seconds ? seconds : 1;
 }
 
+/* What is shown of hosts and remote ports, and done with them, whoever created the port. */
+#define FUNCTIONS						\
+	.dd_fcrport_size = sizeof(struct vsfc_rport),		\
+	.show_host_node_name = 1,				\
+	.show_host_port_name = 1,				\
+	.show_host_permanent_port_name = 1,			\
+	.show_host_supported_classes = 1,			\
+	.show_host_supported_fc4s = 1,				\
+	.show_host_supported_speeds = 1,			\
+	.show_host_maxframe_size = 1,				\
+	.show_host_symbolic_name = 1,				\
+	.show_host_port_id = 1,					\
+	.show_host_port_type = 1,				\
+	.show_host_port_state = 1,				\
+	.show_host_active_fc4s = 1,				\
+	.show_host_speed = 1,					\
+	.show_host_fabric_name = 1,				\
+	.show_starget_node_name = 1,				\
+	.show_starget_port_name = 1,				\
+	.show_starget_port_id = 1,				\
+	.show_rport_maxframe_size = 1,				\
+	.show_rport_supported_classes = 1,			\
+	.show_rport_dev_loss_tmo = 1,				\
+	.set_rport_dev_loss_tmo = set_dev_loss_tmo,		\
+	.dev_loss_tmo_callbk = dev_loss_over,			\
+	.terminate_rport_io = terminate_rport_io,		\
+	.issue_fc_host_lip = issue_lip,				\
+	/* It would look for units also where the machine is about to sleep: see event.c. */	\
+	.disable_target_scan = 1
+
 static struct fc_function_template functions = {
-	.dd_fcrport_size = sizeof(struct vsfc_rport),
-
-	.show_host_node_name = 1,
-	.show_host_port_name = 1,
-	.show_host_permanent_port_name = 1,
-	.show_host_supported_classes = 1,
-	.show_host_supported_fc4s = 1,
-	.show_host_supported_speeds = 1,
-	.show_host_maxframe_size = 1,
-	.show_host_symbolic_name = 1,
-	.show_host_port_id = 1,
-	.show_host_port_type = 1,
-	.show_host_port_state = 1,
-	.show_host_active_fc4s = 1,
-	.show_host_speed = 1,
-	.show_host_fabric_name = 1,
-
-	.show_starget_node_name = 1,
-	.show_starget_port_name = 1,
-	.show_starget_port_id = 1,
-
-	.show_rport_maxframe_size = 1,
-	.show_rport_supported_classes = 1,
-	.show_rport_dev_loss_tmo = 1,
-	.set_rport_dev_loss_tmo = set_dev_loss_tmo,
-
-	/* It would look for units also where the machine is about to sleep: see event.c. */
-	.disable_target_scan = 1,
-	.dev_loss_tmo_callbk = dev_loss_over,
-	.terminate_rport_io = terminate_rport_io,
-	.issue_fc_host_lip = issue_lip,
+	FUNCTIONS,
+	.dd_fcvport_size = sizeof(struct vsfc_port *),
+	.vport_create = vsfc_vport_create,
+	.vport_delete = vsfc_vport_delete,
+	.vport_disable = vsfc_vport_disable,
 };
 
-struct scsi_transport_template *vsfc_fc_template(void)
+/* A port that this machine has created creates none. */
+static struct fc_function_template vport_functions = {
+	FUNCTIONS,
+};
+
+struct scsi_transport_template *vsfc_fc_template(bool is_vport)
 {
-	return fc_template;
+	return is_vport ? vport_template : fc_template;
 }
 
 int vsfc_fc_init(void)
@@ -496,12 +562,19 @@ int vsfc_fc_init(void)
 	fc_template = fc_attach_transport(&functions);
 	if (!fc_template)
 		return -ENOMEM;
+	vport_template = fc_attach_transport(&vport_functions);
+	if (!vport_template) {
+		fc_release_transport(fc_template);
+		return -ENOMEM;
+	}
 	transport_user_scan = fc_template->user_scan;
 	fc_template->user_scan = user_scan;
+	vport_template->user_scan = user_scan;
 	return 0;
 }
 
 void vsfc_fc_exit(void)
 {
+	fc_release_transport(vport_template);
 	fc_release_transport(fc_template);
 }

@@ -29,7 +29,8 @@ static int unit_alloc(struct scsi_device *sdev)
 	struct fc_rport *rport = starget_to_rport(scsi_target(sdev));
 	u8 field[8];
 
-	if (READ_ONCE(vsfc_of(sdev->host)->is_stopping))
+	if (READ_ONCE(vsfc_of(sdev->host)->is_stopping) ||
+	    READ_ONCE(vsfc_port_of(sdev->host)->is_going))
 		return -ENXIO;
 	if (vsfc_of(sdev->host)->is_fc && (!rport || fc_remote_port_chkready(rport)))
 		return -ENXIO;
@@ -71,6 +72,15 @@ static struct scsi_host_template template = {
 	.skip_settle_delay = 1,
 	.dma_boundary = UINT_MAX,
 };
+
+struct Scsi_Host *vsfc_alloc_shost(struct scsi_transport_template *transport, size_t size)
+{
+	struct Scsi_Host *shost = scsi_host_alloc(&template, size);
+
+	if (shost && transport)
+		shost->transportt = transport;
+	return shost;
+}
 
 /* A field of the configuration space, read by its width. */
 #define CONFIG(vdev, field) ({								\
@@ -196,23 +206,26 @@ static void free_host(struct vsfc *host)
 static struct vsfc *new_host(struct virtio_device *vdev)
 {
 	u32 nr_queues = clamp_t(u32, CONFIG32(vdev, num_queues), 1, nr_cpu_ids);
+	bool is_fc = virtio_has_feature(vdev, VSFC_F_FC_HOST);
 	struct Scsi_Host *shost;
 	struct vsfc *host;
 	unsigned int i;
 
-	shost = scsi_host_alloc(&template, struct_size(host, queues, nr_queues));
+	shost = vsfc_alloc_shost(is_fc ? vsfc_fc_template(false) : NULL,
+				 struct_size(host, queues, nr_queues));
 	if (!shost)
 		return NULL;
-	host = vsfc_of(shost);
+	host = shost_priv(shost);
+	host->port.host = host;
+	host->port.shost = shost;
 	host->vdev = vdev;
 	host->shost = shost;
 	host->nr_queues = nr_queues;
-	host->is_fc = virtio_has_feature(vdev, VSFC_F_FC_HOST);
+	host->is_fc = is_fc;
 	host->is_native = virtio_has_feature(vdev, VSFC_F_NATIVE_LUN);
-	if (host->is_fc)
-		shost->transportt = vsfc_fc_template();
 	mutex_init(&host->ports_lock);
 	vsfc_recovery_init(host);
+	vsfc_vports_init(host);
 	spin_lock_init(&host->control.lock);
 	spin_lock_init(&host->event.lock);
 	for (i = 0; i < nr_queues; i++)
@@ -260,11 +273,11 @@ free:
  * Takes the units away while the ports are there: a disk writes back what its cache has then, for
  * which a port that the transport parts with has no room.
  */
-static void remove_units(struct vsfc *host)
+void vsfc_remove_units(struct Scsi_Host *shost)
 {
 	struct scsi_device *sdev;
 
-	shost_for_each_device(sdev, host->shost)
+	shost_for_each_device(sdev, shost)
 		scsi_remove_device(sdev);
 }
 
@@ -274,12 +287,14 @@ static void remove(struct virtio_device *vdev)
 
 	set_stopping(host, true);
 	vsfc_recovery_stop(host);
+	cancel_delayed_work_sync(&host->vports_work);
 	/* Of a device that is gone nothing comes back; one that broke a rule may still write. */
 	if (vsfc_is_broken(host))
 		take_back(host, DID_NO_CONNECT);
-	remove_units(host);
+	vsfc_vports_end(host);
+	vsfc_remove_units(host->shost);
 	if (host->is_fc)
-		vsfc_fc_stop(host);
+		vsfc_fc_stop(&host->port);
 	scsi_remove_host(host->shost);
 	vsfc_events_stop(host);
 	/* Ports whose patience was over meanwhile. */
@@ -310,6 +325,7 @@ static int validate(struct virtio_device *vdev)
 {
 	static const unsigned int all[] = {
 		VSFC_F_RESCAN, VSFC_F_NATIVE_LUN, VSFC_F_FC_HOST, VSFC_F_RPORT_EVENTS,
+		VSFC_F_VPORT,
 	};
 	unsigned int i;
 
@@ -353,6 +369,8 @@ static void complete_sleep(struct device *dev)
 	/* Nobody was there to hear of what has changed. */
 	queue_work(host->event_wq, &host->config_work);
 	queue_work(host->event_wq, &host->refresh_work);
+	/* What this machine had created the reset has deleted. */
+	queue_delayed_work(host->scan_wq, &host->vports_work, 0);
 }
 
 static const struct dev_pm_ops pm_ops = {
@@ -367,6 +385,7 @@ static int freeze(struct virtio_device *vdev)
 
 	set_stopping(host, true);
 	vsfc_recovery_stop(host);
+	cancel_delayed_work_sync(&host->vports_work);
 	flush_workqueue(host->event_wq);
 	stop_queues(host, DID_REQUEUE);
 	return 0;
@@ -375,8 +394,10 @@ static int freeze(struct virtio_device *vdev)
 static int restore(struct virtio_device *vdev)
 {
 	struct vsfc *host = vdev->priv;
-	int err = start_queues(host);
+	int err;
 
+	vsfc_vports_lost(host);
+	err = start_queues(host);
 	if (err) {
 		/* Nothing is left to wait for. */
 		WRITE_ONCE(host->is_lost, true);
@@ -402,6 +423,7 @@ static unsigned int features[] = {
 	VSFC_F_NATIVE_LUN,
 	VSFC_F_FC_HOST,
 	VSFC_F_RPORT_EVENTS,
+	VSFC_F_VPORT,
 };
 
 static struct virtio_driver driver = {

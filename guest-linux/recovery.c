@@ -204,11 +204,12 @@ static bool search_one(struct scsi_cmnd *sc, void *data)
 }
 
 /* Whether the device still has commands to a target, or to a unit of it. */
-static bool has_commands(struct vsfc *host, struct scsi_target *starget, struct scsi_device *sdev)
+static bool has_commands(struct Scsi_Host *shost, struct scsi_target *starget,
+			 struct scsi_device *sdev)
 {
-	struct search search = { .host = host, .starget = starget, .sdev = sdev };
+	struct search search = { .host = vsfc_of(shost), .starget = starget, .sdev = sdev };
 
-	scsi_host_busy_iter(host->shost, search_one, &search);
+	scsi_host_busy_iter(shost, search_one, &search);
 	return search.found;
 }
 
@@ -242,7 +243,7 @@ static int eh_function(struct scsi_cmnd *sc, u32 subtype)
 	result = vsfc_tmf_run(host, subtype, lun, tag);
 	if (is_abort)
 		result = vsfc_is_sent(host, sc, &tag) ? FAILED : SUCCESS;
-	else if (has_commands(host, scsi_target(sc->device), sdev))
+	else if (has_commands(sc->device->host, scsi_target(sc->device), sdev))
 		result = FAILED;
 	return result == SUCCESS && blocked ? blocked : result;
 }
@@ -271,7 +272,7 @@ int vsfc_eh_wait(struct scsi_cmnd *sc)
 	struct vsfc *host = vsfc_of(sc->device->host);
 
 	down_read(&host->functions);
-	while (has_commands(host, scsi_target(sc->device), NULL))
+	while (has_commands(sc->device->host, scsi_target(sc->device), NULL))
 		msleep(20);
 	up_read(&host->functions);
 	return FAILED;

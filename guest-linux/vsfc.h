@@ -9,6 +9,7 @@
  * recovery.c commands that are not answered in time, and what the midlayer wants reset
  * event.c    what the device tells, and the look for units that follows
  * fc.c       the port of this machine and the remote ports, for scsi_transport_fc
+ * vport.c    more ports of this machine, which it has created
  */
 #ifndef VSFC_H
 #define VSFC_H
@@ -75,6 +76,7 @@ struct vsfc_buffers {
 };
 
 struct vsfc;
+struct vsfc_port;
 
 /* Takes what the device gives back: @len bytes of it are written. */
 typedef void vsfc_take(struct vsfc *host, void *data, unsigned int len);
@@ -92,10 +94,15 @@ struct vsfc_control {
 	union {
 		struct virtio_scsi_ctrl_tmf_req tmf;
 		struct vsfc_rescan_req rescan;
+		struct vsfc_create_req create;
+		struct vsfc_vport_req vport;
 	} req ____cacheline_aligned;
 	union {
 		struct virtio_scsi_ctrl_tmf_resp tmf;
 		struct vsfc_rescan_resp rescan;
+		struct vsfc_create_resp create;
+		struct vsfc_delete_resp deleted;
+		struct vsfc_show_resp show;
 	} resp ____cacheline_aligned;
 };
 
@@ -139,6 +146,8 @@ struct vsfc_target {
 	unsigned long reset;
 	struct work_struct work;
 	/* The rest is about the remote port, and protected by vsfc.ports_lock. */
+	/* Whose it is, or was when it was online last. */
+	struct vsfc_port *port;
 	/* The port while it is online; the transport's alone when it is not. */
 	struct fc_rport *rport;
 	u64 wwnn;
@@ -150,7 +159,28 @@ struct vsfc_target {
 	u64 owner;
 };
 
+/* A port of this machine: what a Scsi_Host has for the driver. */
+struct vsfc_port {
+	/* The device. */
+	struct vsfc *host;
+	struct Scsi_Host *shost;
+	/* The midlayer's number for the next remote port whose own one is taken. */
+	unsigned int next_scsi_id;
+	/* The rest is of ports that this machine has created. */
+	struct fc_vport *fc_vport;
+	/* In vsfc.vports. Protected by vsfc.ports_lock, as is what follows. */
+	struct list_head entry;
+	/* The device's number for it; 0 while it has none. */
+	u16 number;
+	/* How often the device did not take it back. */
+	unsigned int failures;
+	/* It is about to go. */
+	bool is_going;
+};
+
 struct vsfc {
+	/* The adapter's own one. First: see vsfc_of. */
+	struct vsfc_port port;
 	struct virtio_device *vdev;
 	struct Scsi_Host *shost;
 	/* The adapter has a port on a fabric. */
@@ -191,15 +221,27 @@ struct vsfc {
 	/* Held while what is known of ports changes, which asks the device. */
 	struct mutex ports_lock;
 	struct vsfc_target *targets;
-	/* The midlayer's number for the next port whose own one is taken. */
-	unsigned int next_scsi_id;
+	/* Ports that this machine has created. */
+	struct list_head vports;
+	/* Creates them anew. */
+	struct delayed_work vports_work;
+	unsigned int vports_round;
 	struct vsfc_queue queues[];
 };
 
-static inline struct vsfc *vsfc_of(struct Scsi_Host *shost)
+static inline struct vsfc_port *vsfc_port_of(struct Scsi_Host *shost)
 {
 	return shost_priv(shost);
 }
+
+static inline struct vsfc *vsfc_of(struct Scsi_Host *shost)
+{
+	return vsfc_port_of(shost)->host;
+}
+
+/* main.c */
+struct Scsi_Host *vsfc_alloc_shost(struct scsi_transport_template *transport, size_t size);
+void vsfc_remove_units(struct Scsi_Host *shost);
 
 /* ring.c */
 void vsfc_ring_set(struct vsfc_queue *queue, struct virtqueue *vq);
@@ -231,6 +273,9 @@ u64 vsfc_lun_of(const u8 field[8]);
 void vsfc_control_done(struct virtqueue *vq);
 void vsfc_end_control(struct vsfc *host);
 int vsfc_rescan(struct vsfc *host, u32 next_id, struct vsfc_rescan_resp *resp);
+int vsfc_create_vport(struct vsfc *host, u64 wwnn, u64 wwpn);
+int vsfc_delete_vport(struct vsfc *host, u16 number);
+int vsfc_show_vport(struct vsfc *host, u16 number, struct vsfc_show_resp *resp);
 int vsfc_control_send(struct vsfc *host, struct vsfc_control *control);
 void vsfc_control_put(struct vsfc_control *control);
 struct vsfc_control *vsfc_tmf_new(struct vsfc *host, u32 subtype, const u8 lun[8], u64 tag,
@@ -261,14 +306,27 @@ void vsfc_look_at_all(struct vsfc *host);
 /* fc.c */
 int vsfc_fc_init(void);
 void vsfc_fc_exit(void);
-struct scsi_transport_template *vsfc_fc_template(void);
+struct scsi_transport_template *vsfc_fc_template(bool is_vport);
 bool vsfc_fc_offered(struct virtio_device *vdev);
 void vsfc_fc_start(struct vsfc *host);
+void vsfc_fc_set_fixed(struct Scsi_Host *shost);
+void vsfc_fc_set_state(struct Scsi_Host *shost, const struct vsfc_show_resp *shown);
 void vsfc_fc_config_changed(struct work_struct *work);
 void vsfc_fc_sync(struct vsfc *host, u8 target);
 void vsfc_fc_sync_all(struct vsfc *host, bool look);
 void vsfc_fc_look_for_ports(struct work_struct *work);
 bool vsfc_fc_pause(struct vsfc *host);
-void vsfc_fc_stop(struct vsfc *host);
+void vsfc_fc_lose_ports(struct vsfc_port *port);
+void vsfc_fc_stop(struct vsfc_port *port);
+
+/* vport.c */
+int vsfc_vport_create(struct fc_vport *fc_vport, bool disable);
+int vsfc_vport_delete(struct fc_vport *fc_vport);
+int vsfc_vport_disable(struct fc_vport *fc_vport, bool disable);
+struct vsfc_port *vsfc_vport_by_number(struct vsfc *host, u16 number);
+void vsfc_vports_init(struct vsfc *host);
+void vsfc_vports_show(struct vsfc *host);
+void vsfc_vports_end(struct vsfc *host);
+void vsfc_vports_lost(struct vsfc *host);
 
 #endif

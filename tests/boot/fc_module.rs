@@ -33,7 +33,7 @@ pub(crate) const FUNCTIONS: &str = r#"
 "#;
 
 /// What the guest's kernel says of a module that is not its own, of ports that it gives up, and of disks that come, fail, or go while they are read.
-const EXPECTED: [&str; 11] = [
+const EXPECTED: [&str; 12] = [
     "virtio_scsi_fc: loading out-of-tree module taints kernel",
     "blocked FC remote port time out",
     "I/O error, dev sd",
@@ -45,6 +45,8 @@ const EXPECTED: [&str; 11] = [
     "LUN assignments on this target have changed",
     "timing out command, waited",
     "device offline error, dev sd",
+    // Of a port that is refused.
+    "FC Virtual Port LLDD Create failed",
 ];
 
 pub(crate) fn with_module<'a>(bed: &Bed, guest: Guest<'a>, debian: Debian) -> Result<Guest<'a>> {

@@ -15,6 +15,7 @@ mod fc_module;
 mod fc_module_fabric;
 mod fc_module_hung;
 mod fc_module_sleep;
+mod fc_module_vport;
 mod fc_names;
 mod fc_paths;
 mod fc_rules;
@@ -86,6 +87,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "fc-machine", run: fc_machine::machine },
     Test { name: "fc-module-13", run: fc_module::emulated_13 },
     Test { name: "fc-module-hung", run: fc_module_hung::hung },
+    Test { name: "fc-module-vport", run: fc_module_vport::vport },
     Test { name: "virtio-hotplug-13", run: virtio::hotplug_kernel13 },
     Test { name: "virtio-protection", run: virtio::protection },
     Test { name: "megasas-kexec", run: handover::kexec },
