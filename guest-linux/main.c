@@ -144,6 +144,22 @@ static void take_back(struct vsfc *host, int host_byte)
 	vsfc_end_events(host);
 }
 
+/* Nothing goes to the device any more, and nothing is waited for. */
+static void part_with_device(struct vsfc *host)
+{
+	virtio_break_device(host->vdev);
+	take_back(host, DID_NO_CONNECT);
+}
+
+static void device_broken(struct work_struct *work)
+{
+	struct vsfc *host = container_of(work, struct vsfc, broken_work);
+
+	dev_err(&host->vdev->dev,
+		"the device broke the rules of its queues, and is used no more: unbind the driver and bind it again\n");
+	part_with_device(host);
+}
+
 /* Takes everything back from the device, and parts with the queues. */
 static void stop_queues(struct vsfc *host, int host_byte)
 {
@@ -159,14 +175,20 @@ static void stop_queues(struct vsfc *host, int host_byte)
 	host->vdev->config->del_vqs(host->vdev);
 }
 
-/* Nothing new is begun from now on, or again. Interrupts look at this under the same lock. */
+/* Nothing new is begun from now on, or again. Interrupts look at this under a lock of a queue. */
 static void set_stopping(struct vsfc *host, bool is_stopping)
 {
-	unsigned long flags;
-
-	spin_lock_irqsave(&host->event.lock, flags);
 	WRITE_ONCE(host->is_stopping, is_stopping);
-	spin_unlock_irqrestore(&host->event.lock, flags);
+	/* Who has looked before, with a lock, has begun. */
+	synchronize_rcu();
+}
+
+/* What the timers of commands, and rings, have begun is over, and nothing more of that is begun. */
+static void stop_recovery(struct vsfc *host)
+{
+	set_stopping(host, true);
+	cancel_work_sync(&host->broken_work);
+	vsfc_recovery_stop(host);
 }
 
 static void set_limits(struct vsfc *host)
@@ -226,6 +248,7 @@ static struct vsfc *new_host(struct virtio_device *vdev)
 	mutex_init(&host->ports_lock);
 	vsfc_recovery_init(host);
 	vsfc_vports_init(host);
+	INIT_WORK(&host->broken_work, device_broken);
 	spin_lock_init(&host->control.lock);
 	spin_lock_init(&host->event.lock);
 	for (i = 0; i < nr_queues; i++)
@@ -285,20 +308,17 @@ static void remove(struct virtio_device *vdev)
 {
 	struct vsfc *host = vdev->priv;
 
-	set_stopping(host, true);
-	vsfc_recovery_stop(host);
+	stop_recovery(host);
 	cancel_delayed_work_sync(&host->vports_work);
 	/* Of a device that is gone nothing comes back; one that broke a rule may still write. */
 	if (vsfc_is_broken(host))
-		take_back(host, DID_NO_CONNECT);
+		part_with_device(host);
 	vsfc_vports_end(host);
 	vsfc_remove_units(host->shost);
 	if (host->is_fc)
 		vsfc_fc_stop(&host->port);
 	scsi_remove_host(host->shost);
 	vsfc_events_stop(host);
-	/* Ports whose patience was over meanwhile. */
-	vsfc_recovery_stop(host);
 	stop_queues(host, DID_NO_CONNECT);
 	/* Somebody may have asked for a reset, and waits for it. */
 	down_write(&host->functions);
@@ -383,8 +403,7 @@ static int freeze(struct virtio_device *vdev)
 {
 	struct vsfc *host = vdev->priv;
 
-	set_stopping(host, true);
-	vsfc_recovery_stop(host);
+	stop_recovery(host);
 	cancel_delayed_work_sync(&host->vports_work);
 	flush_workqueue(host->event_wq);
 	stop_queues(host, DID_REQUEUE);

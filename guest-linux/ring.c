@@ -18,15 +18,32 @@ void vsfc_ring_set(struct vsfc_queue *queue, struct virtqueue *vq)
 }
 
 /* A ring that is not there, whose device is gone, or was found to break the rules. */
-bool vsfc_ring_is_broken(struct vsfc_queue *queue)
+static bool is_broken(struct vsfc_queue *queue)
 {
 	unsigned long flags;
-	bool is_broken;
+	bool broken;
 
 	spin_lock_irqsave(&queue->lock, flags);
-	is_broken = !queue->vq || virtqueue_is_broken(queue->vq);
+	broken = !queue->vq || virtqueue_is_broken(queue->vq);
 	spin_unlock_irqrestore(&queue->lock, flags);
-	return is_broken;
+	return broken;
+}
+
+/*
+ * A device that is gone, or that broke the rules of one of its rings, which is all that virtio marks
+ * then: it may not be believed by the others.
+ */
+bool vsfc_is_broken(struct vsfc *host)
+{
+	unsigned int i;
+
+	if (is_broken(&host->control) || is_broken(&host->event))
+		return true;
+	for (i = 0; i < host->nr_queues; i++) {
+		if (is_broken(&host->queues[i]))
+			return true;
+	}
+	return false;
 }
 
 /*
@@ -92,6 +109,8 @@ void vsfc_ring_reap(struct vsfc *host, struct vsfc_queue *queue, vsfc_take *take
 			while ((data = virtqueue_get_buf(queue->vq, &len)))
 				take(host, data, len);
 		} while (!virtqueue_is_broken(queue->vq) && !virtqueue_enable_cb(queue->vq));
+		if (virtqueue_is_broken(queue->vq) && !READ_ONCE(host->is_stopping))
+			schedule_work(&host->broken_work);
 	}
 	spin_unlock_irqrestore(&queue->lock, flags);
 }

@@ -204,6 +204,8 @@ struct vsfc {
 	unsigned int nr_recoveries;
 	unsigned int max_recoveries;
 	struct delayed_work reset_work;
+	/* Parts with a device that broke the rules of a ring. */
+	struct work_struct broken_work;
 	unsigned int nr_queues;
 	struct vsfc_queue control;
 	struct vsfc_queue event;
@@ -245,18 +247,12 @@ void vsfc_remove_units(struct Scsi_Host *shost);
 
 /* ring.c */
 void vsfc_ring_set(struct vsfc_queue *queue, struct virtqueue *vq);
-bool vsfc_ring_is_broken(struct vsfc_queue *queue);
+bool vsfc_is_broken(struct vsfc *host);
 int vsfc_ring_add(struct vsfc_queue *queue, struct vsfc_buffers *buffers, bool is_last,
 		  void (*sent)(struct vsfc_queue *queue, void *data));
 void vsfc_ring_kick(struct vsfc_queue *queue);
 void vsfc_ring_reap(struct vsfc *host, struct vsfc_queue *queue, vsfc_take *take);
 void vsfc_ring_end(struct vsfc *host, struct vsfc_queue *queue, vsfc_take *take);
-
-/* A device that is gone, or that was found to break the rules of its rings. */
-static inline bool vsfc_is_broken(struct vsfc *host)
-{
-	return vsfc_ring_is_broken(&host->control);
-}
 
 /* command.c */
 int vsfc_queuecommand(struct Scsi_Host *shost, struct scsi_cmnd *sc);
