@@ -129,13 +129,21 @@ static void take_timed_out(struct vsfc *host, struct scsi_cmnd *sc)
 	vsfc_eh_should_retry(sc);
 }
 
+/* The device has given a command back. Called with the lock of its queue held. */
+static void came_back(struct vsfc *host, struct vsfc_cmd *cmd)
+{
+	cmd->is_sent = false;
+	if (unlikely(!list_empty(&cmd->owed)))
+		vsfc_recovery_forget(host, cmd);
+}
+
 static void complete_command(struct vsfc *host, void *data, unsigned int len)
 {
 	struct scsi_cmnd *sc = data;
 	struct vsfc_cmd *cmd = scsi_cmd_priv(sc);
 	struct fc_rport *rport = starget_to_rport(scsi_target(sc->device));
 
-	cmd->is_sent = false;
+	came_back(host, cmd);
 	/* A device that says nothing has not done it. */
 	if (len < offsetof(struct virtio_scsi_cmd_resp, sense)) {
 		fail(sc, DID_ERROR);
@@ -148,16 +156,14 @@ static void complete_command(struct vsfc *host, void *data, unsigned int len)
 	 */
 	if (rport && fc_remote_port_chkready(rport) && get_host_byte(sc) == DID_ABORT)
 		set_host_byte(sc, DID_TRANSPORT_DISRUPTED);
-	else if (cmd->step)
+	else if (cmd->is_late)
 		take_timed_out(host, sc);
 	scsi_done(sc);
 }
 
 static void end_command(struct vsfc *host, void *data, unsigned int len)
 {
-	struct vsfc_cmd *cmd = scsi_cmd_priv(data);
-
-	cmd->is_sent = false;
+	came_back(host, scsi_cmd_priv(data));
 	fail(data, host->end_byte);
 }
 
@@ -274,7 +280,9 @@ int vsfc_queuecommand(struct Scsi_Host *shost, struct scsi_cmnd *sc)
 	/* What a device leaves as it is says that all went wrong. */
 	memset(&cmd->resp, 0, offsetof(struct virtio_scsi_cmd_resp, sense));
 	cmd->resp.response = VIRTIO_SCSI_S_FAILURE;
+	cmd->is_late = false;
 	cmd->step = 0;
+	INIT_LIST_HEAD(&cmd->owed);
 	WRITE_ONCE(cmd->queue, queue - host->queues);
 	if (unlikely(!vsfc_address(sc->device, cmd->req.lun) ||
 		     sc->cmd_len > sizeof(cmd->req.cdb)))

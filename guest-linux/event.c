@@ -14,7 +14,10 @@
 
 #include "vsfc.h"
 
-/* INQUIRY: bytes that are asked for, and seconds and attempts for it. */
+/*
+ * INQUIRY: bytes that are asked for, how often, and after which time it is ended, behind a port; what
+ * does not come back then is waited for.
+ */
 #define INQUIRY_LEN	36
 #define INQUIRY_TIME	(20 * HZ)
 #define INQUIRY_TRIES	3
@@ -54,6 +57,7 @@ static void look_at_units(struct Scsi_Host *shost, unsigned int scsi_id, bool ve
 {
 	struct scsi_device *sdev;
 
+	/* What the device has told waits for no unit that nobody has told of. */
 	shost_for_each_device(sdev, shost) {
 		if (!is_at(sdev, scsi_id))
 			continue;
@@ -61,7 +65,11 @@ static void look_at_units(struct Scsi_Host *shost, unsigned int scsi_id, bool ve
 			scsi_remove_device(sdev);
 		else if (test_and_clear_bit(VSFC_UNIT_CHANGED, marks(sdev)))
 			vsfc_rescan_unit(sdev);
-		else if (verify)
+	}
+	if (!verify)
+		return;
+	shost_for_each_device(sdev, shost) {
+		if (is_at(sdev, scsi_id))
 			verify_unit(sdev);
 	}
 }

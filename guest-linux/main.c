@@ -125,7 +125,7 @@ static int start_queues(struct vsfc *host)
 	for (i = 0; i < host->nr_queues; i++)
 		vsfc_ring_set(&host->queues[i], vqs[VSFC_VQ_REQUEST + i]);
 	/* Without indirect descriptors a request takes two. */
-	host->max_recoveries = max(virtqueue_get_vring_size(vqs[VSFC_VQ_CONTROL]) / 4, 2U);
+	host->max_recoveries = max(virtqueue_get_vring_size(vqs[VSFC_VQ_CONTROL]) / 4, 4U);
 	set_config32(vdev, offsetof(struct virtio_scsi_config, cdb_size), CDB_SIZE);
 	set_config32(vdev, offsetof(struct virtio_scsi_config, sense_size), SENSE_SIZE);
 out:
@@ -357,7 +357,7 @@ static int validate(struct virtio_device *vdev)
 	    virtio_has_feature(vdev, VSFC_F_RESCAN) && virtio_has_feature(vdev, VSFC_F_FC_HOST)) {
 		if (vsfc_fc_offered(vdev))
 			return 0;
-		dev_err(&vdev->dev, "the device offers a port, but its configuration has none\n");
+		dev_err(&vdev->dev, "the device offers a port, but its configuration has none: update the driver, or load it with plain=1\n");
 		return -EINVAL;
 	}
 	for (i = 0; i < ARRAY_SIZE(all); i++)

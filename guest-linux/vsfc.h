@@ -50,10 +50,14 @@
 struct vsfc_cmd {
 	/* The device has it. Protected by the lock of its queue. */
 	bool is_sent;
-	/* How often its time was over. */
+	/* Its time was over. */
+	bool is_late;
+	/* The function that is to end it next: see recovery.c. Protected by vsfc.recovery_lock. */
 	u8 step;
 	/* The queue that it was sent by. */
 	u16 queue;
+	/* In vsfc.owed. Changes with the locks of the queue and of that. */
+	struct list_head owed;
 	struct virtio_scsi_cmd_req req;
 	struct virtio_scsi_cmd_resp resp ____cacheline_aligned;
 };
@@ -197,13 +201,16 @@ struct vsfc {
 	int end_byte;
 	/* Read by who waits for a function, so that the host does not go meanwhile. */
 	struct rw_semaphore functions;
-	/* Protects what follows. Taken with the control queue's lock held. */
+	/* Protects what follows. Taken with the lock of a queue held. */
 	spinlock_t recovery_lock;
 	/* Functions that are under way, and nobody waits for. */
 	struct list_head recoveries;
 	unsigned int nr_recoveries;
 	unsigned int max_recoveries;
-	struct delayed_work reset_work;
+	/* Commands for whose function there was no room. */
+	struct list_head owed;
+	/* Sends what is owed. */
+	struct delayed_work owed_work;
 	/* Parts with a device that broke the rules of a ring. */
 	struct work_struct broken_work;
 	unsigned int nr_queues;
@@ -282,6 +289,7 @@ int vsfc_tmf_run(struct vsfc *host, u32 subtype, const u8 lun[8], u64 tag);
 void vsfc_recovery_init(struct vsfc *host);
 void vsfc_recovery_stop(struct vsfc *host);
 void vsfc_recovery_ended(struct vsfc *host, struct vsfc_control *control);
+void vsfc_recovery_forget(struct vsfc *host, struct vsfc_cmd *cmd);
 void vsfc_reset_nexus_later(struct vsfc *host, u8 target);
 int vsfc_eh_abort(struct scsi_cmnd *sc);
 int vsfc_eh_unit_reset(struct scsi_cmnd *sc);
