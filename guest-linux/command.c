@@ -253,7 +253,7 @@ static struct vsfc_queue *queue_of(struct vsfc *host, struct scsi_cmnd *sc)
 }
 
 /* A command that ends here may be the last one of a batch, whose others the device is to hear of. */
-static int end_here(struct vsfc *host, struct scsi_cmnd *sc, int result)
+static vsfc_queue_status end_here(struct vsfc *host, struct scsi_cmnd *sc, int result)
 {
 	if (sc->flags & SCMD_LAST)
 		vsfc_ring_kick(queue_of(host, sc));
@@ -262,7 +262,7 @@ static int end_here(struct vsfc *host, struct scsi_cmnd *sc, int result)
 	return 0;
 }
 
-int vsfc_queuecommand(struct Scsi_Host *shost, struct scsi_cmnd *sc)
+vsfc_queue_status vsfc_queuecommand(struct Scsi_Host *shost, struct scsi_cmnd *sc)
 {
 	struct vsfc *host = vsfc_of(shost);
 	struct vsfc_cmd *cmd = scsi_cmd_priv(sc);

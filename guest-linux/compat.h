@@ -28,6 +28,9 @@
 #define VSFC_WAIT_ON		SCSI_EH_RESET_TIMER
 #endif
 
+/* What queuecommand returns: a number, or from Linux 7.0 on an enumeration. */
+typedef typeof(((struct scsi_host_template *)NULL)->queuecommand(NULL, NULL)) vsfc_queue_status;
+
 /* Longtime kernels have taken the newer form of this over, so its type says which it is. */
 static inline void vsfc_rescan_unit(struct scsi_device *sdev)
 {
@@ -42,7 +45,7 @@ static inline void vsfc_rescan_unit(struct scsi_device *sdev)
 static inline int vsfc_execute_read(struct scsi_device *sdev, const u8 *cdb, void *buf,
 				    unsigned int len, int timeout, int retries)
 {
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 4, 0)
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
 	return scsi_execute_cmd(sdev, cdb, REQ_OP_DRV_IN, buf, len, timeout, retries, NULL);
 #else
 	return scsi_execute_req(sdev, cdb, DMA_FROM_DEVICE, buf, len, NULL, timeout, retries, NULL);

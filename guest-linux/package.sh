@@ -43,7 +43,7 @@ if [ "\$1" = configure ]; then
         kernel=\${kernel##*/}
         [ -e "\$headers" ] || continue
         dkms install -m virtio-scsi-fc -v $version -k "\$kernel" ||
-            echo "virtio-scsi-fc: not built for Linux \$kernel" >&2
+            echo "virtio-scsi-fc: not built for Linux \$kernel (6.1 or newer is needed); 'dkms install virtio-scsi-fc/$version -k \$kernel' tries again" >&2
     done
     if command -v update-initramfs >/dev/null; then update-initramfs -u -k all || true; fi
 fi
@@ -55,5 +55,10 @@ case "\$1" in
     remove | upgrade | deconfigure) dkms remove -m virtio-scsi-fc -v $version --all || true ;;
 esac
 END
-chmod 755 "$root/DEBIAN/postinst" "$root/DEBIAN/prerm"
+cat > "$root/DEBIAN/postrm" <<END
+#!/bin/sh
+set -e
+if [ "\$1" = remove ] && command -v update-initramfs >/dev/null; then update-initramfs -u -k all || true; fi
+END
+chmod 755 "$root/DEBIAN/postinst" "$root/DEBIAN/prerm" "$root/DEBIAN/postrm"
 dpkg-deb --build --root-owner-group "$root" "$out/virtio-scsi-fc-dkms_${version}_all.deb"

@@ -262,7 +262,7 @@ void vsfc_ring_reap(struct vsfc *host, struct vsfc_queue *queue, vsfc_take *take
 void vsfc_ring_end(struct vsfc *host, struct vsfc_queue *queue, vsfc_take *take);
 
 /* command.c */
-int vsfc_queuecommand(struct Scsi_Host *shost, struct scsi_cmnd *sc);
+vsfc_queue_status vsfc_queuecommand(struct Scsi_Host *shost, struct scsi_cmnd *sc);
 void vsfc_commit_rqs(struct Scsi_Host *shost, u16 hwq);
 void vsfc_request_done(struct virtqueue *vq);
 void vsfc_reap(struct vsfc *host);
