@@ -63,21 +63,20 @@ static void fail(struct scsi_cmnd *sc, int host_byte)
 	scsi_done(sc);
 }
 
-/* The sense data of a response that is so long; false where a status needs some and has none. */
+/* The sense data of a response; false where a status needs some and has none. */
 static bool take_sense(struct vsfc *host, struct scsi_cmnd *sc,
-		       const struct virtio_scsi_cmd_resp *resp, unsigned int len)
+		       const struct virtio_scsi_cmd_resp *resp)
 {
 	size_t count = min_t(size_t, virtio32_to_cpu(host->vdev, resp->sense_len),
-			     len - offsetof(struct virtio_scsi_cmd_resp, sense));
+			     sizeof(resp->sense));
 
-	count = min_t(size_t, count, sizeof(resp->sense));
 	memcpy(sc->sense_buffer, resp->sense, min_t(size_t, count, SCSI_SENSE_BUFFERSIZE));
 	return count || resp->status != SAM_STAT_CHECK_CONDITION;
 }
 
 /* What the response to a command means to the midlayer. */
 static void take_response(struct vsfc *host, struct scsi_cmnd *sc,
-			  const struct virtio_scsi_cmd_resp *resp, unsigned int len)
+			  const struct virtio_scsi_cmd_resp *resp)
 {
 	struct virtio_device *vdev = host->vdev;
 
@@ -113,7 +112,7 @@ static void take_response(struct vsfc *host, struct scsi_cmnd *sc,
 	 * The midlayer would stop all disks of the adapter to ask for sense data that are not
 	 * there: the command is sent again instead.
 	 */
-	if (resp->response == VIRTIO_SCSI_S_OK && !take_sense(host, sc, resp, len))
+	if (resp->response == VIRTIO_SCSI_S_OK && !take_sense(host, sc, resp))
 		set_host_byte(sc, DID_ERROR);
 }
 
@@ -144,12 +143,8 @@ static void complete_command(struct vsfc *host, void *data, unsigned int len)
 	struct fc_rport *rport = starget_to_rport(scsi_target(sc->device));
 
 	came_back(host, cmd);
-	/* A device that says nothing has not done it. */
-	if (len < offsetof(struct virtio_scsi_cmd_resp, sense)) {
-		fail(sc, DID_ERROR);
-		return;
-	}
-	take_response(host, sc, &cmd->resp, len);
+	/* The response is a failure where the device wrote none. vhost-scsi gives 0 as length in any case. */
+	take_response(host, sc, &cmd->resp);
 	/*
 	 * What the device ended for a port that is lost is not over: it is sent again, and then
 	 * waits or fails as the port's timers have it.

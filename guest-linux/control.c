@@ -192,7 +192,7 @@ int vsfc_create_vport(struct vsfc *host, u64 wwnn, u64 wwpn)
 
 static struct vsfc_control *vport_control(u32 type, u16 number, unsigned int resp_size)
 {
-	struct vsfc_control *control = control_new(GFP_KERNEL);
+	struct vsfc_control *control = control_new(GFP_NOIO);
 
 	if (!control)
 		return NULL;
@@ -266,7 +266,8 @@ int vsfc_tmf_run(struct vsfc *host, u32 subtype, const u8 lun[8], u64 tag)
 		return FAILED;
 	down_read(&host->functions);
 	len = control_run(host, control, NO_LIMIT);
-	if (len >= (int)sizeof(control->resp.tmf) &&
+	/* vhost-scsi gives 0 as length in any case; the response is a failure where it wrote none. */
+	if (len >= 0 &&
 	    (control->resp.tmf.response == VIRTIO_SCSI_S_OK ||
 	     control->resp.tmf.response == VIRTIO_SCSI_S_FUNCTION_SUCCEEDED))
 		result = SUCCESS;

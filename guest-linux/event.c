@@ -35,10 +35,13 @@ static void verify_unit(struct scsi_device *sdev)
 {
 	const u8 cdb[6] = { INQUIRY, 0, 0, 0, INQUIRY_LEN, 0 };
 	u8 *data = kzalloc(INQUIRY_LEN, GFP_KERNEL);
+	struct scsi_sense_hdr sense;
 	int result;
 
 	if (!data)
 		return;
+	/* The device has a command wait for a unit that comes, and answers INQUIRY without it. */
+	scsi_test_unit_ready(sdev, INQUIRY_TIME, INQUIRY_TRIES, &sense);
 	result = vsfc_execute_read(sdev, cdb, data, INQUIRY_LEN, INQUIRY_TIME, INQUIRY_TRIES);
 	/* Qualifier 011b: the target has no unit there. */
 	if ((result == 0 && data[0] >> 5 == 3) ||
@@ -245,6 +248,8 @@ static void give_buffer(struct vsfc_event *event)
 	struct scatterlist sg, *sgs[1] = { &sg };
 	struct vsfc_buffers buffers = { .sgs = sgs, .in = 1, .data = event };
 
+	/* Where the device writes nothing there is no event. vhost-scsi gives 0 as length in any case. */
+	memset(&event->wire, 0, sizeof(event->wire));
 	sg_init_one(&sg, &event->wire, sizeof(event->wire));
 	if (!READ_ONCE(host->is_stopping))
 		vsfc_ring_add(&host->event, &buffers, true, NULL);
@@ -264,8 +269,6 @@ static void take_event(struct vsfc *host, void *data, unsigned int len)
 {
 	struct vsfc_event *event = data;
 
-	if (len < sizeof(event->wire))
-		memset(&event->wire, 0, sizeof(event->wire));
 	if (!host->is_stopping)
 		queue_work(host->event_wq, &event->work);
 }

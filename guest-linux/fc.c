@@ -6,6 +6,7 @@
  * when the device says that it is there again.
  */
 #include <linux/delay.h>
+#include <linux/sched/mm.h>
 #include <linux/utsname.h>
 #include <scsi/scsi_transport.h>
 
@@ -272,6 +273,18 @@ static bool has_scsi_id(struct vsfc_port *port, const struct vsfc_target *target
 	return is_known;
 }
 
+/* A remote port that has another of the device's numbers now is lost before it is found by that. */
+static void lose_elsewhere(struct vsfc_port *port, u64 wwpn)
+{
+	struct vsfc_target *target = port->host->targets;
+	unsigned int number;
+
+	for (number = 0; number < VSFC_TARGETS; number++, target++) {
+		if (target->port == port && target->rport && target->wwpn == wwpn)
+			lose_port(target);
+	}
+}
+
 static void find_port(struct vsfc_port *port, u8 number, const struct vsfc_rescan_resp *found)
 {
 	struct vsfc_target *target = &port->host->targets[number];
@@ -285,6 +298,7 @@ static void find_port(struct vsfc_port *port, u8 number, const struct vsfc_resca
 	struct fc_rport *rport = NULL;
 	struct vsfc_rport *ours;
 
+	lose_elsewhere(port, ids.port_name);
 	if (has_scsi_id(port, target, ids.port_name))
 		rport = fc_remote_port_add(port->shost, 0, &ids);
 	if (!rport) {
@@ -333,15 +347,19 @@ static void show_port(struct vsfc *host, u8 number, const struct vsfc_rescan_res
 	struct vsfc_port *port = found ? who_sees(host, found) : NULL;
 	/* When a port of ours comes that is not known yet, all are asked for again. */
 	bool is_online = port && found->state == FC_PORTSTATE_ONLINE;
+	unsigned int flags;
 	bool is_same = is_online && target->port == port &&
 		       target->wwpn == be64_to_cpu(found->port_wwn) &&
 		       target->wwnn == be64_to_cpu(found->node_wwn) &&
 		       target->port_id == (le32_to_cpu(found->port_id) & 0xffffff);
 
+	/* Who needs memory may wait for a disk behind a port that is to be found here. */
+	flags = memalloc_noio_save();
 	if (target->rport && !is_same)
 		lose_port(target);
 	if (is_online && !target->rport && !port->is_going)
 		find_port(port, number, found);
+	memalloc_noio_restore(flags);
 }
 
 /* Whether ports may come and be lost. */
@@ -438,12 +456,39 @@ void vsfc_fc_lose_ports(struct vsfc_port *port)
 	}
 }
 
-/* No remote port is told to the transport from now on, which is about to part with all of them. */
+/*
+ * Takes the units away that are there, while their ports are: a disk writes back what its cache has
+ * then, for which a port that the transport parts with has no room. The transport is asked for it, as
+ * a module that goes has no hold of its units. Those of a port that is lost go with that.
+ */
+void vsfc_fc_remove_units(struct vsfc_port *port)
+{
+	struct vsfc_target *target = port->host->targets;
+	unsigned int number;
+
+	for (number = 0; number < VSFC_TARGETS; number++, target++) {
+		struct device *dev = NULL;
+
+		mutex_lock(&port->host->ports_lock);
+		if (target->port == port && target->rport)
+			dev = get_device(&target->rport->dev);
+		mutex_unlock(&port->host->ports_lock);
+		if (dev)
+			scsi_remove_target(dev);
+		put_device(dev);
+	}
+}
+
+/*
+ * No remote port is told to the transport from now on, which is about to part with all of them. Their
+ * units have gone before.
+ */
 void vsfc_fc_stop(struct vsfc_port *port)
 {
 	struct vsfc *host = port->host;
 	unsigned int number;
 
+	vsfc_fc_remove_units(port);
 	mutex_lock(&host->ports_lock);
 	for (number = 0; number < VSFC_TARGETS; number++) {
 		struct vsfc_target *target = &host->targets[number];

@@ -9,6 +9,7 @@
 #include <linux/slab.h>
 #include <linux/virtio_ids.h>
 #include <linux/virtio_ring.h>
+#include <scsi/scsi_devinfo.h>
 
 #include "vsfc.h"
 
@@ -34,6 +35,11 @@ static int unit_alloc(struct scsi_device *sdev)
 		return -ENXIO;
 	if (vsfc_of(sdev->host)->is_fc && (!rport || fc_remote_port_chkready(rport)))
 		return -ENXIO;
+	/*
+	 * What the device says there of its limits counts, also where a unit behind it is of a version of
+	 * the standard for which the midlayer would not ask.
+	 */
+	sdev->sdev_bflags = BLIST_TRY_VPD_PAGES;
 	/* Marks of units begin as none: see event.c. */
 	sdev->hostdata = NULL;
 	return vsfc_address(sdev, field) ? 0 : -ENXIO;
@@ -292,18 +298,6 @@ free:
 	return err;
 }
 
-/*
- * Takes the units away while the ports are there: a disk writes back what its cache has then, for
- * which a port that the transport parts with has no room.
- */
-void vsfc_remove_units(struct Scsi_Host *shost)
-{
-	struct scsi_device *sdev;
-
-	shost_for_each_device(sdev, shost)
-		scsi_remove_device(sdev);
-}
-
 static void remove(struct virtio_device *vdev)
 {
 	struct vsfc *host = vdev->priv;
@@ -314,7 +308,6 @@ static void remove(struct virtio_device *vdev)
 	if (vsfc_is_broken(host))
 		part_with_device(host);
 	vsfc_vports_end(host);
-	vsfc_remove_units(host->shost);
 	if (host->is_fc)
 		vsfc_fc_stop(&host->port);
 	scsi_remove_host(host->shost);

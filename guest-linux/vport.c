@@ -190,7 +190,7 @@ int vsfc_vport_delete(struct fc_vport *fc_vport)
 	mutex_lock(&host->ports_lock);
 	WRITE_ONCE(port->is_going, true);
 	mutex_unlock(&host->ports_lock);
-	vsfc_remove_units(shost);
+	vsfc_fc_remove_units(port);
 	mutex_lock(&host->ports_lock);
 	number = port->number;
 	list_del(&port->entry);

@@ -250,7 +250,6 @@ static inline struct vsfc *vsfc_of(struct Scsi_Host *shost)
 
 /* main.c */
 struct Scsi_Host *vsfc_alloc_shost(struct scsi_transport_template *transport, size_t size);
-void vsfc_remove_units(struct Scsi_Host *shost);
 
 /* ring.c */
 void vsfc_ring_set(struct vsfc_queue *queue, struct virtqueue *vq);
@@ -321,6 +320,7 @@ void vsfc_fc_sync_all(struct vsfc *host, bool look);
 void vsfc_fc_look_for_ports(struct work_struct *work);
 bool vsfc_fc_pause(struct vsfc *host);
 void vsfc_fc_lose_ports(struct vsfc_port *port);
+void vsfc_fc_remove_units(struct vsfc_port *port);
 void vsfc_fc_stop(struct vsfc_port *port);
 
 /* vport.c */

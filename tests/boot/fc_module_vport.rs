@@ -82,6 +82,13 @@ fn steps(vm: &mut Vm<'_>) -> Result<()> {
     create(vm, first, "")?;
     create(vm, second, "")?;
     vm.run(&format!("[ $(disk {disk}) = $name ] && read_one {disk}"))?;
+    // A module that goes is no part of its disks any more, which write back what their caches have all the same.
+    let said = vm.run(
+        "dd if=/dev/zero of=$name bs=64k count=16 oflag=direct 2>/dev/null; echo '<6>the module goes' > /dev/kmsg
+         rmmod virtio_scsi_fc && dmesg | sed '1,/the module goes/d'; rmmod virtio_scsi; load",
+    )?;
+    ensure!(said.contains("Synchronizing SCSI cache") && !said.contains("failed"), "{said}");
+    vm.run(&format!("within 150 'there {disk}' && read_one {disk}"))?;
     Ok(())
 }
 

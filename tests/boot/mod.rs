@@ -203,6 +203,7 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "fc-many", run: fc_scale::many },
     Test { name: "fc-rates", run: fc_scale::rates },
     Test { name: "fc-rules", run: fc_rules::rules },
+    Test { name: "vhost-scsi-module", run: vhost::module },
     Test { name: "vhost-scsi-rates", run: vhost_rates::rates },
     Test { name: "neighbours-greedy-queue", run: neighbours::greedy_queue },
     Test { name: "scsi-bad-sectors", run: scsi_host::bad_sectors },

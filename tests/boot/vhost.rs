@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use testbed::bed::Bed;
 use testbed::grub::{self, Terminal};
 use testbed::guest::{Guest, Vmm};
+use testbed::guest_module;
 use testbed::kernel::Debian;
 use testbed::report::note;
 use testbed::vm::Vm;
@@ -13,6 +14,7 @@ use super::{debian, messages};
 const WWPN: &str = "naa.5001405000000001";
 /// What the tests make of the kernel's target, in words for the shell: `target`, and `unit N FILE`, which can be linked to a LUN.
 const LIO: &str = "set -e
+    modprobe configfs
     grep -q ' /sys/kernel/config ' /proc/mounts || mount -t configfs configfs /sys/kernel/config
     core=/sys/kernel/config/target/core; port=/sys/kernel/config/target/vhost/naa.5001405000000001/tpgt_1
     target() {
@@ -145,6 +147,36 @@ pub(crate) fn quick(bed: &Bed, vmm: Vmm) -> Result<()> {
     vm.send("poweroff -f\n")?;
     vm.expect_exit(0, 60)?;
     messages::check(&messages)
+}
+
+/// The guest's own module at such an adapter: what the kernel's target answers has no length in the ring.
+pub(crate) fn module(bed: &Bed, vmm: Vmm) -> Result<()> {
+    let lio = Lio::new(bed)?;
+    let dir = bed.new_dir()?;
+    lio.shell(&format!(
+        "cd {dir}; head -c 16M /dev/urandom > a; truncate -s 16M b; unit 0 {dir}/a; unit 5 {dir}/b; link 0"
+    ))?;
+    let sum = bed.host().shell(&format!("md5sum < {dir}/a"), 60)?;
+    let prepared = bed.prepared();
+    let archive = guest_module::instead(Debian::Trixie, prepared.kernel(Debian::Trixie)?, prepared.tools())?;
+    let mut vm = machine(bed, vmm).archive(archive).quick_shell().spawn()?;
+    vm.quick_shell()?;
+    wait_until(&mut vm, "[ -b /dev/sda ]")?;
+    vm.run("[ $(cat /sys/class/scsi_host/host0/proc_name) = virtio_scsi_fc ]")?;
+    let read = "dd if=/dev/sda bs=1M iflag=direct 2>/dev/null | md5sum";
+    ensure!(vm.run(read)?.trim() == sum.trim(), "other data");
+    vm.run("dd if=/dev/zero of=/dev/sda bs=64k count=16 oflag=direct conv=fsync 2>/dev/null")?;
+    let zeros = format!("head -c 1M {dir}/a | tr -d '\\0' | wc -c");
+    ensure!(bed.host().shell(&zeros, 60)?.trim() == "0", "it is not written");
+    lio.shell("link 5")?;
+    wait_until(&mut vm, "[ -b /dev/sdb ]")?;
+    lio.shell("unlink 5")?;
+    wait_until(&mut vm, "[ ! -e /dev/sdb ]")?;
+    let messages = vm.run(messages::SHOW)?;
+    vm.send("poweroff -f\n")?;
+    vm.expect_exit(0, 60)?;
+    let known = |line: &&str| !line.contains("virtio_scsi_fc: loading out-of-tree module taints kernel");
+    messages::check(&messages.lines().filter(known).map(|line| format!("{line}\n")).collect::<String>())
 }
 
 /// Debian starts from the kernel's target by SeaBIOS, and again after a reboot.
