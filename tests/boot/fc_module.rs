@@ -33,7 +33,7 @@ pub(crate) const FUNCTIONS: &str = r#"
 "#;
 
 /// What the guest's kernel says of a module that is not its own, of ports that it gives up, and of disks that come, fail, or go while they are read.
-const EXPECTED: [&str; 12] = [
+const EXPECTED: [&str; 17] = [
     "virtio_scsi_fc: loading out-of-tree module taints kernel",
     "blocked FC remote port time out",
     "I/O error, dev sd",
@@ -45,6 +45,13 @@ const EXPECTED: [&str; 12] = [
     "LUN assignments on this target have changed",
     "timing out command, waited",
     "device offline error, dev sd",
+    // Of dm-multipath, over a port that is off and back.
+    "multipath: 253:0: Failing path",
+    "multipath: 253:0: Reinstating path",
+    // Of a guest that does not sleep while a port is blocked.
+    "scsi_bus_suspend [scsi_mod] returns -22",
+    "PM: failed to suspend async: error -22",
+    "PM: Some devices failed to suspend",
     // Of a port that is refused.
     "FC Virtual Port LLDD Create failed",
 ];

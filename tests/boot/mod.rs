@@ -7,6 +7,7 @@ mod disk;
 mod ends;
 mod fabric;
 mod fabric_host;
+mod fc_alua;
 mod fc_command;
 mod fc_errors;
 mod fc_guest;
@@ -14,6 +15,7 @@ mod fc_machine;
 mod fc_module;
 mod fc_module_fabric;
 mod fc_module_hung;
+mod fc_module_paths;
 mod fc_module_sleep;
 mod fc_module_vport;
 mod fc_names;
@@ -21,6 +23,7 @@ mod fc_paths;
 mod fc_rules;
 mod fc_scale;
 mod fc_tool;
+mod fc_tour;
 mod fc_vport;
 mod firmware;
 mod flush;
@@ -194,6 +197,9 @@ pub(crate) const SOAK: &[Test] = &[
     Test { name: "fc-module-sleep", run: fc_module_sleep::sleeps },
     Test { name: "fc-module-plain", run: fc_module::plain },
     Test { name: "fc-module-fabric", run: fc_module_fabric::fabric },
+    Test { name: "fc-tour", run: fc_tour::tour },
+    Test { name: "fc-alua", run: fc_alua::alua },
+    Test { name: "fc-module-paths", run: fc_module_paths::paths },
     Test { name: "fc-names", run: fc_names::names },
     Test { name: "fc-vport", run: fc_vport::vport },
     Test { name: "fc-killed", run: fc_machine::killed },

@@ -23,6 +23,12 @@ pub fn odd() -> Result<PathBuf> {
     archive("odd", &format!("odd 1 {source}"), |dir, archive| compile("odd", source, dir, archive))
 }
 
+/// `sense`, see `tests/guest/sense.c`: a command, and all of its sense data.
+pub fn sense() -> Result<PathBuf> {
+    let source = include_str!("../guest/sense.c");
+    archive("sense", &format!("sense 1 {source}"), |dir, archive| compile("sense", source, dir, archive))
+}
+
 /// `kexec`, see `tests/guest/kexec.c`, and a kernel for it: `/vmlinuz`.
 pub fn kexec(kernel: &Path) -> Result<PathBuf> {
     let source = include_str!("../guest/kexec.c");

@@ -1,4 +1,5 @@
-//! The kernel module `guest-linux`, built as its users build it: by the headers and the compiler of the release whose kernel loads it.
+//! Kernel modules: `guest-linux`, built as its users build it, by the headers and the compiler of the release whose kernel loads it; and one of
+//! the test bed's own.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -37,6 +38,22 @@ pub fn build(debian: Debian, kernel: &Kernel) -> Result<PathBuf> {
         run(&mut within(&root, dir, &script)).context("building the guest's module")
     })?;
     Ok(dir.join(MODULE))
+}
+
+/// Builds a module of one file, of the test bed's own, and returns it.
+pub fn own(debian: Debian, kernel: &Kernel, name: &str, source: &str) -> Result<PathBuf> {
+    let root = headers(debian, kernel)?;
+    let recipe = format!("own module 1 {} {source}", root.display());
+    let dir = cache::build(&format!("{name}{}", debian.number()), &recipe, |dir| {
+        std::fs::write(dir.join(format!("{name}.c")), source)?;
+        std::fs::write(dir.join("Makefile"), format!("obj-m := {name}.o\n"))?;
+        let headers = format!("/usr/src/linux-headers-{}", kernel.release());
+        let script = format!(
+            "make -s -C {headers} M=/mnt KCFLAGS=-Werror modules && strip --strip-debug /mnt/{name}.ko"
+        );
+        run(&mut within(&root, dir, &script)).with_context(|| format!("building the module {name}"))
+    })?;
+    Ok(dir.join(name).with_extension("ko"))
 }
 
 /// The module with what it needs, for the quick initramfs, where no driver of virtio-scsi is loaded then. `/modules.fc` names what the module

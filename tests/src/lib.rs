@@ -1,7 +1,7 @@
 //! The test bed: boots stock guests with the vmm binary, on machines with and without virtualization.
 //!
 //! ```text
-//! packages, tools, kernel, firmware, fio ── what is fetched  cpio, images, grub, guest_module ── what is built from it
+//! packages, tools, kernel, firmware, fio ── what is fetched  cpio, images, grub, guest_module, san_tools ── what is built from it
 //!            └──────── cache: each built once ────────┘
 //! level1 ── a machine with KVM, where there is none     agent, wire, host ── running commands in it
 //! bed ── all of the above, ready       guest, config, qemu ── describe and start a guest
@@ -43,6 +43,7 @@ pub mod proofs;
 pub mod qemu;
 pub mod report;
 pub mod runner;
+pub mod san_tools;
 pub mod tools;
 pub mod vm;
 pub mod wire;

@@ -13,6 +13,7 @@ use crate::san::San;
 use crate::scsi::Kind;
 use crate::scsi::alua::{Access, STATES};
 use crate::scsi::luns::Method;
+use crate::scsi::referrals::{REFERRED, Referrals};
 use crate::scsi::sense::Sense;
 use crate::words::{
     FRAMES, LOGINS, OF_MANAGEMENT, ON, UP, fault, hex, number, of_command, one_of, or_any, size,
@@ -34,6 +35,10 @@ save NAME FILE                         a disk's bytes into a file
 alua GROUP STATE [UNIT]                optimized, non-optimized, standby, unavailable, offline or transitioning; of one unit alone,
                                        which common makes as all others
 pref GROUP on|off                      the preferred group
+referrals NAME BLOCKS GROUP... quiet|completed|aborted
+                                       a disk's blocks are dealt to groups, so many to each in turn; what a read or write hears that comes
+                                       to another group: nothing, sense data with COMPLETED (reads alone), or ABORTED COMMAND
+referrals NAME off
 group PORT GROUP                       the target port group that a target port is in
 port PORT down|up                      a target port
 port PORT silent|heard                 a target port that hears and says nothing, of which nobody is told
@@ -320,7 +325,9 @@ impl San {
                     change => array.attentions.set(one_of(change, &CHANGES)?, loudness),
                 }
             }
-            ["resize" | "read" | "save", name, rest @ ..] => return self.of_disk(words, name, rest),
+            ["resize" | "read" | "save" | "referrals", name, rest @ ..] => {
+                return self.of_disk(words, name, rest);
+            }
             _ => return Err(format!("{}: see help", words.join(" "))),
         }
         Ok(String::new())
@@ -328,6 +335,14 @@ impl San {
 
     fn of_disk(&mut self, words: &[&str], name: &str, rest: &[&str]) -> Result<String, String> {
         let at = self.array.unit(name)?;
+        let referrals = match (words.first(), rest) {
+            (Some(&"referrals"), [blocks, groups @ .., referred]) => Some(Referrals {
+                blocks: number::<u32>(blocks)?.max(1),
+                groups: groups.iter().map(|group| self.array.group(group)).collect::<Result<_, _>>()?,
+                referred: one_of(referred, &REFERRED)?,
+            }),
+            _ => None,
+        };
         let Some(Kind::Disk(disk)) = self.array.units.get_mut(at).map(|unit| &mut unit.kind) else {
             return Err(format!("{name} is no disk"));
         };
@@ -336,6 +351,10 @@ impl San {
                 let (size, block) = (size(bytes)?, u64::from(disk.block()));
                 disk.memory.resize(size - size % block);
                 self.array.attend_all(at, Sense::CAPACITY_DATA_HAS_CHANGED, None);
+                Ok(String::new())
+            }
+            (Some(&"referrals"), ["off"] | [_, _, _, ..]) => {
+                disk.referrals = referrals;
                 Ok(String::new())
             }
             (Some(&"read"), [offset, length]) => {

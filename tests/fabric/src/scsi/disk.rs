@@ -1,6 +1,7 @@
 //! Disks (SBC-3).
 
 use super::memory::Memory;
+use super::referrals::{REPORT_REFERRALS, Referrals, Referred};
 use super::sense::{Failure, Sense};
 use super::{Done, Outcome, cut};
 use crate::bytes::{Fields, put};
@@ -17,6 +18,7 @@ pub(crate) const MOST_COMPARED: u8 = 8;
 pub(crate) struct Disk {
     pub(crate) memory: Memory,
     block: u32,
+    pub(crate) referrals: Option<Referrals>,
 }
 
 /// Blocks that a CDB names: the first, and how many.
@@ -33,7 +35,7 @@ fn blocks(cdb: &[u8; 16]) -> Option<(u64, u32)> {
 impl Disk {
     /// `size` is in bytes, a whole number of blocks.
     pub(crate) fn new(size: u64, block: u32) -> Self {
-        Self { memory: Memory::new(size), block }
+        Self { memory: Memory::new(size), block, referrals: None }
     }
 
     pub(crate) fn block(&self) -> u32 {
@@ -53,7 +55,8 @@ impl Disk {
         Ok((first * u64::from(self.block), u64::from(count) * u64::from(self.block)))
     }
 
-    pub(super) fn execute(&mut self, cdb: &[u8; 16]) -> Done {
+    /// What came to a target port group.
+    pub(super) fn execute(&mut self, cdb: &[u8; 16], group: u16) -> Done {
         let [code, second, ..] = *cdb;
         // Protection information is not supported: six-byte commands have no such field.
         let protected = code >= 0x20 && second >> 5 != 0;
@@ -63,8 +66,20 @@ impl Disk {
             0x08 | 0x28 | 0x88 | 0xa8 | 0x0a | 0x2a | 0x8a | 0xaa | 0x2e | 0x8e | 0xae if !protected => {
                 let (at, length) = self.place(cdb, MOST_MOVED / self.block)?;
                 let length = u32::try_from(length).unwrap_or_default();
+                let referrals = self.referrals.as_ref();
+                let refers = referrals.filter(|_| length > 0).and_then(|referrals| {
+                    Some((referrals.referred, referrals.refers(group, at / u64::from(self.block))?))
+                });
                 Ok(match (length, code & 0x0f) {
                     (0, _) => Outcome::Good,
+                    (_, _) if matches!(refers, Some((Referred::Aborted, _))) => {
+                        return Err(refers.map_or(Sense::NONE, |(_, sense)| sense).into());
+                    }
+                    (_, 0x08) if refers.is_some() => {
+                        let mut data = vec![0; usize::try_from(length).unwrap_or_default()];
+                        self.memory.read(at, &mut data);
+                        Outcome::Data(data, refers.map(|(_, sense)| sense))
+                    }
                     (_, 0x08) => Outcome::Read(at, length),
                     _ => Outcome::Write(at, length),
                 })
@@ -111,6 +126,10 @@ impl Disk {
                 data.extend([0, 0, 0xc0, 0]);
                 data.resize(32, 0);
                 cut(data, cdb.be32(10).unwrap_or_default())
+            }
+            0x9e if second & 0x1f == REPORT_REFERRALS => {
+                let referrals = self.referrals.as_ref().ok_or(Sense::INVALID_COMMAND_OPERATION_CODE)?;
+                cut(referrals.report(cdb, self.last())?, cdb.be32(10).unwrap_or_default())
             }
             0x1a | 0x5a => self.mode_sense(cdb),
             _ if protected => Err(Sense::INVALID_FIELD_IN_CDB.into()),

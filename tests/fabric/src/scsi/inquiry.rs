@@ -9,9 +9,11 @@ use crate::scsi::sense::Sense;
 const PAGES: u8 = 0x00;
 const UNIT_SERIAL_NUMBER: u8 = 0x80;
 const DEVICE_IDENTIFICATION: u8 = 0x83;
+const EXTENDED_INQUIRY_DATA: u8 = 0x86;
 const BLOCK_LIMITS: u8 = 0xb0;
 const BLOCK_DEVICE_CHARACTERISTICS: u8 = 0xb1;
 const LOGICAL_BLOCK_PROVISIONING: u8 = 0xb2;
+const REFERRALS: u8 = 0xb3;
 
 /// What a LUN answers at which there is no unit: peripheral qualifier 011b, device type 1Fh. Or, by some arrays at number 0 (LUNZ),
 /// that a disk could be there and is not: 001b and 00h (SPC-4 6.4.2, table of peripheral qualifiers).
@@ -60,12 +62,21 @@ impl Unit {
         Some(match page {
             PAGES => {
                 let mut pages = vec![PAGES, UNIT_SERIAL_NUMBER, DEVICE_IDENTIFICATION];
+                let refers = disk.is_some_and(|disk| disk.referrals.is_some());
+                pages.extend(refers.then_some(EXTENDED_INQUIRY_DATA));
                 let of_disks = [BLOCK_LIMITS, BLOCK_DEVICE_CHARACTERISTICS, LOGICAL_BLOCK_PROVISIONING];
                 pages.extend(of_disks.into_iter().filter(|_| disk.is_some()));
+                pages.extend(refers.then_some(REFERRALS));
                 pages
             }
             UNIT_SERIAL_NUMBER => self.name.as_bytes().to_vec(),
             DEVICE_IDENTIFICATION => self.identification(context),
+            // R_SUP, and nothing else.
+            EXTENDED_INQUIRY_DATA => {
+                disk?.referrals.as_ref()?;
+                [&[0, 0, 0, 0, 0x10][..], &[0; 55]].concat()
+            }
+            REFERRALS => disk?.referrals.as_ref()?.page(),
             BLOCK_LIMITS => limits(disk?.block()),
             // No rotation.
             BLOCK_DEVICE_CHARACTERISTICS => [&[0, 1][..], &[0; 58]].concat(),

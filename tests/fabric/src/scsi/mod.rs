@@ -3,7 +3,7 @@
 //! ```text
 //! mod ── a unit, and who may do what       alua ── target port groups
 //!  ├── inquiry   ├── reserve ── persistent reservations
-//!  ├── disk ── memory                      ├── tape
+//!  ├── disk ── memory, referrals           ├── tape
 //! sense, luns ── what is said of errors, and how units are numbered
 //! ```
 
@@ -13,6 +13,7 @@ mod inquiry;
 pub(crate) use inquiry::missing;
 pub(crate) mod luns;
 pub(crate) mod memory;
+pub(crate) mod referrals;
 pub(crate) mod reserve;
 pub(crate) mod sense;
 pub(crate) mod tape;
@@ -112,8 +113,8 @@ enum Access {
 fn access(cdb: &[u8; 16]) -> Access {
     let [code, second, _, _, fifth, ..] = *cdb;
     match (code, second & 0x1f) {
-        // TEST UNIT READY, REQUEST SENSE, READ BLOCK LIMITS, INQUIRY, LOG SENSE, READ CAPACITY.
-        (0x00 | 0x03 | 0x05 | 0x12 | 0x25 | 0x4d | 0x5e | 0x5f | 0xa0 | 0xa3, _) | (0x9e, 0x10) => {
+        // TEST UNIT READY, REQUEST SENSE, READ BLOCK LIMITS, INQUIRY, LOG SENSE, READ CAPACITY, REPORT REFERRALS.
+        (0x00 | 0x03 | 0x05 | 0x12 | 0x25 | 0x4d | 0x5e | 0x5f | 0xa0 | 0xa3, _) | (0x9e, 0x10 | 0x13) => {
             Access::Always
         }
         // PREVENT ALLOW: only to prevent is a conflict. START STOP UNIT: only to stop.
@@ -172,7 +173,7 @@ impl Unit {
                 Ok(Outcome::Wants(cdb.be32(6).unwrap_or_default()))
             }
             _ => match &mut self.kind {
-                Kind::Disk(disk) => disk.execute(cdb),
+                Kind::Disk(disk) => disk.execute(cdb, context.groups.group_of(context.nexus.port)),
                 Kind::Tape(tape) => tape.execute(cdb),
             },
         }

@@ -1,5 +1,8 @@
 //! Sense data, in fixed format (SPC-4 4.5.3), or in descriptor format (SPC-4 4.5.2) where a test wants that.
 
+use super::alua::State;
+use super::referrals::Segment;
+
 /// What a command's failure, or a unit attention, says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sense {
@@ -10,10 +13,11 @@ pub(crate) struct Sense {
     flags: u8,
     information: Option<u64>,
     is_descriptor: bool,
+    segment: Option<Segment>,
 }
 
 const fn sense(key: u8, asc: u8, ascq: u8) -> Sense {
-    Sense { key, asc, ascq, flags: 0, information: None, is_descriptor: false }
+    Sense { key, asc, ascq, flags: 0, information: None, is_descriptor: false, segment: None }
 }
 
 /// With the names of SPC-4, annex of additional sense codes.
@@ -48,6 +52,8 @@ impl Sense {
     pub(crate) const INQUIRY_DATA_HAS_CHANGED: Self = sense(6, 0x3f, 0x03);
     pub(crate) const REPORTED_LUNS_DATA_HAS_CHANGED: Self = sense(6, 0x3f, 0x0e);
     pub(crate) const BLANK_CHECK: Self = sense(8, 0x00, 0x05);
+    pub(crate) const ABORTED_INSPECT_REFERRALS: Self = sense(0xb, 0x3f, 0x15);
+    pub(crate) const COMPLETED_INSPECT_REFERRALS: Self = sense(0xf, 0x3f, 0x15);
     pub(crate) const VOLUME_OVERFLOW: Self = sense(0xd, 0x00, 0x02);
     pub(crate) const MISCOMPARE: Self = sense(0xe, 0x1d, 0x00);
 
@@ -79,13 +85,27 @@ impl Sense {
         self
     }
 
+    /// With the user data segment referral sense data descriptor (SBC-4 4.18), which only the descriptor format has.
+    pub(crate) fn referring(mut self, segment: Segment) -> Self {
+        self.segment = Some(segment);
+        self.in_descriptors()
+    }
+
     pub(crate) fn bytes(&self) -> Vec<u8> {
         if self.is_descriptor {
             // The information descriptor, if there is information.
             let information = self.information.map(|block| block.to_be_bytes());
-            let length = if information.is_some() { 12 } else { 0 };
+            let mut list: Vec<u8> =
+                information.iter().flat_map(|block| [&[0, 10, 0x80, 0], &block[..]].concat()).collect();
+            if let Some(segment) = self.segment {
+                // All segments that it is about are there: NOT_ALL_R is zero.
+                let referral = segment.bytes(State::Optimized);
+                list.extend([0x0b, u8::try_from(referral.len() + 2).unwrap_or_default(), 0, 0]);
+                list.extend(referral);
+            }
+            let length = u8::try_from(list.len()).unwrap_or_default();
             let mut bytes = vec![0x72, self.key, self.asc, self.ascq, 0, 0, 0, length];
-            bytes.extend(information.iter().flat_map(|block| [&[0, 10, 0x80, 0], &block[..]].concat()));
+            bytes.extend(list);
             return bytes;
         }
         // An address that does not fit is not valid.

@@ -7,6 +7,7 @@ mod hostile;
 mod logins;
 mod maps;
 mod ports;
+mod referrals;
 mod units;
 
 use crate::bytes::{Fields, three};
