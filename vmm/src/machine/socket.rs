@@ -316,7 +316,9 @@ impl Service {
     fn adapter(&self, arguments: &mut Arguments) -> Result<&Arc<Adapter>> {
         match (arguments.text("hba")?, self.adapters.as_slice()) {
             (None, [only]) => Ok(only),
-            (_, []) => bail!("this machine has no HBA"),
+            (_, []) => bail!(
+                "this machine has no HBA whose units are its own; those of vhost-scsi are the kernel's target"
+            ),
             (None, all) => bail!("which \"hba\"? There are {}", ids(all)),
             (Some(id), all) => all.iter().find(|a| a.id == id).ok_or_else(|| {
                 match spell::closest(&id, all.iter().map(|a| a.id.as_str())) {
