@@ -11,6 +11,7 @@
 mod again;
 mod blocked;
 mod lines;
+mod names;
 mod opener;
 mod rescans;
 mod units;
@@ -18,11 +19,11 @@ mod vports;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail};
 use devices::log::Limiter;
 use devices::scsi::{HostLimits, Lun};
 use devices::threads::{self, Kind};
@@ -33,7 +34,8 @@ use super::host_unit::allow;
 use crate::config::{self, Config};
 use crate::fc_port::{self, HostPort, News, Passthrough, UnitNews};
 use again::Again;
-use blocked::Blocked;
+use blocked::{Blocked, Shown};
+use names::Waits;
 use opener::{Opener, Opens};
 use rescans::Rescans;
 use units::{Refuse, Units};
@@ -92,14 +94,6 @@ struct Known {
     port: Option<HostPort>,
     /// The port with its other names, and the number of the request for which that is there.
     other: Option<(u64, HostPort)>,
-}
-
-/// Who waits for other names.
-#[derive(Default)]
-struct Waits {
-    /// The number of the last request.
-    last: u64,
-    who: Option<(u64, mpsc::Sender<Option<String>>)>,
 }
 
 /// Who hears of changes.
@@ -251,11 +245,11 @@ impl VirtualPort {
                 Err(RecvTimeoutError::Timeout) => {
                     tracing::error!(
                         "hba {}: a port has been blocked for long, and the process that has its virtual port (vmm-fcport) does not tell what \
-                         became of it: its commands go to the host's kernel now",
+                         became of it: its units may be others when it is back, and its commands end as on a path that is lost",
                         self.adapter.id
                     );
-                    let view = self.blocked().shown(Instant::now());
-                    self.show(view);
+                    let shown = self.blocked().shown(Instant::now());
+                    self.show_all(shown);
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -337,6 +331,13 @@ impl VirtualPort {
         }
     }
 
+    /// Nothing reaches a unit of a port that nobody tells of before somebody does.
+    fn show_all(&self, shown: Shown) {
+        shown.doubted.iter().for_each(|target| self.units.doubt(*target, false));
+        shown.trusted.iter().for_each(|target| self.units.doubt(*target, true));
+        self.show(shown.view);
+    }
+
     /// Takes news of a unit. One that is lost has its device until its commands wait: without it they would end.
     fn unit(&self, target: u8, lun: fc_port::Lun, news: UnitNews) {
         if matches!(news, UnitNews::Lost) {
@@ -348,8 +349,8 @@ impl VirtualPort {
     /// Shows what all ports see.
     fn merge(&self) {
         let view = self.vports.with(lock(&self.own).clone());
-        let view = self.blocked().take(view, Instant::now());
-        self.show(view);
+        let shown = self.blocked().take(view, Instant::now());
+        self.show_all(shown);
     }
 
     /// What the host has of the ports that the guest has created, by their numbers.
@@ -360,57 +361,6 @@ impl VirtualPort {
     /// What the host has of it.
     pub(super) fn port(&self) -> Option<HostPort> {
         lock(&self.port).port.clone()
-    }
-
-    /// Has the port log in with these of its names, and waits until all units are there by those. On a thread that may wait.
-    pub(super) fn activate(&self, active: Active) -> Result<()> {
-        let (tell, told) = mpsc::channel();
-        let mut waits = lock(&self.waits);
-        ensure!(waits.who.is_none(), "its names are being changed already; try again in a moment");
-        let number = waits.last.wrapping_add(1);
-        let ended = || {
-            "the process that has its virtual port (vmm-fcport) has ended; see whether the kernel's log says why (dmesg), and start the \
-             machine anew"
-        };
-        (self.activate)(number, active).with_context(ended)?;
-        *waits = Waits { last: number, who: Some((number, tell)) };
-        drop(waits);
-        let result = match told.recv_timeout(self.names_time) {
-            Ok(None) => Ok(()),
-            Ok(Some(why)) => Err(anyhow!(why)),
-            Err(RecvTimeoutError::Timeout) => Err(anyhow!(
-                "nothing was heard of its other names within {} s; query-hbas shows which it has",
-                self.names_time.as_secs()
-            )),
-            Err(RecvTimeoutError::Disconnected) => Err(anyhow!(ended())),
-        };
-        // By now another client may wait for another request.
-        lock(&self.waits).who.take_if(|(of, _)| *of == number);
-        result
-    }
-
-    /// What became of a request: it has these names now, or why it has not.
-    fn activated(&self, number: u64, active: Active, why: Option<String>) {
-        let hba = &self.adapter.id;
-        let mut known = lock(&self.port);
-        let other = known.other.take_if(|(of, _)| *of == number);
-        match &why {
-            None => {
-                if let Some((_, port)) = other {
-                    let (wwpn, vport) = (port.wwpn, &port.vport);
-                    tracing::info!(
-                        "hba {hba}: its port has its {} names now: {wwpn:016x} ({vport})",
-                        which(active)
-                    );
-                    known.port = Some(port);
-                }
-            }
-            Some(why) => tracing::warn!("hba {hba}: its port keeps the names that it has: {why}"),
-        }
-        drop(known);
-        if let Some((_, tell)) = lock(&self.waits).who.take_if(|(of, _)| *of == number) {
-            let _ = tell.send(why);
-        }
     }
 
     /// What all units that have come take with one command; `None` where none has.
@@ -459,15 +409,6 @@ impl VirtualPort {
             listener.tell(|listener| listener.changed());
             drop(change);
         });
-    }
-}
-
-/// The names of a port in a word.
-fn which(active: Active) -> &'static str {
-    match active {
-        Active::None => "no",
-        Active::Primary => "primary",
-        Active::Secondary => "secondary",
     }
 }
 

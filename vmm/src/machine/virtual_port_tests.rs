@@ -634,13 +634,31 @@ fn when_nobody_tells_any_more_no_port_is_waited_for() {
 #[test]
 fn a_port_is_not_blocked_for_ever() {
     let bench = Bench::with_limit(Duration::from_millis(100));
+    bench.port.take(view(&[(0, RemoteState::Online), (7, RemoteState::Online)]));
+    bench.unit(0, FIRST, came("/dev/sda"));
+    bench.unit(7, FIRST, came("/dev/sdb"));
+    bench.done();
     let (tell, news) = mpsc::channel();
     bench.port.clone().go_on(news).unwrap();
     tell.send(view(&[(0, RemoteState::Blocked), (7, RemoteState::Lost)])).unwrap();
+    bench.becomes(7, RemoteState::Lost);
     bench.becomes(0, RemoteState::Online);
     assert_eq!(bench.port.view().remotes[&7].state, RemoteState::Lost);
     tell.send(view(&[(0, RemoteState::Lost)])).unwrap();
     bench.becomes(0, RemoteState::Lost);
+    // Its units may be others, until the process has asked them.
+    tell.send(view(&[(0, RemoteState::Online)])).unwrap();
+    bench.becomes(0, RemoteState::Online);
+    let of_units = || {
+        let lines = bench.done().into_iter();
+        lines.filter(|line| !line.starts_with("view: ")).collect::<Vec<_>>()
+    };
+    assert_eq!(of_units(), ["/dev/sda is doubted", "/dev/sda is trusted"]);
+    tell.send(view(&[(0, RemoteState::Blocked)])).unwrap();
+    bench.becomes(0, RemoteState::Blocked);
+    drop(tell);
+    bench.becomes(0, RemoteState::Online);
+    assert_eq!(of_units(), ["/dev/sda is doubted"]);
 }
 
 #[test]

@@ -187,6 +187,17 @@ impl Units {
         self.work(target);
     }
 
+    /// Nobody tells of a target any more: its units get nothing, or, for `trusted`, those again that the process does not doubt.
+    pub(super) fn doubt(&self, target: u8, trusted: bool) {
+        let mut state = self.lock();
+        let of = state.of(target).filter(|(_, place)| !trusted || !place.doubted);
+        let all: Vec<_> = of.filter_map(|(_, place)| place.returns.clone()).collect();
+        drop(state);
+        for returns in all {
+            if trusted { returns.trusted() } else { returns.doubted() }
+        }
+    }
+
     /// Forgets a place where nothing is and nothing will be.
     fn settle(&self, state: &mut State, target: u8, lun: Lun) {
         let place = state.places.get(&(target, lun));
